@@ -86,7 +86,7 @@ def build(session: nox.Session) -> None:
     session.install(*group("build"))
     shutil.rmtree(DIST, ignore_errors=True)
     for name in PACKAGES:
-        session.run("python", "-m", "build", f"packages/{name}", "--outdir", str(DIST))
+        session.run("python", "-m", "build", "-n", f"packages/{name}", "-o", str(DIST))
     built = sorted(map(str, DIST.iterdir()))
     session.run("twine", "check", "--strict", *built)
     session.run("check-wheel-contents", *(path for path in built if path.endswith(".whl")))

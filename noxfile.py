@@ -15,10 +15,7 @@ nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-PACKAGES = {
-    path.parent.name: nox.project.load_toml(path)
-    for path in sorted(Path("packages").glob("*/pyproject.toml"))
-}
+PACKAGES = {path.parent.name: nox.project.load_toml(path) for path in sorted(Path("packages").glob("*/pyproject.toml"))}
 CURRENT = ".".join(platform.python_version_tuple()[:2])
 DECLARED = nox.project.python_versions(PACKAGES["durable-core"])
 # The interpreter that runs nox always runs the tests; others run them where they are installed.
@@ -63,12 +60,8 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def lowest(session: nox.Session) -> None:
     """Run the test suite against the lowest dependencies that the packages declare."""
-    declared = [
-        requirement
-        for package in PACKAGES.values()
-        for requirement in package["project"]["dependencies"]
-    ]
-    lower_bounds = [requirement.replace(">=", "==") for requirement in declared]
+    declared = {line for package in PACKAGES.values() for line in package["project"]["dependencies"]}
+    lower_bounds = [line.replace(">=", "==") for line in sorted(declared) if not line.startswith(tuple(PACKAGES))]
     session.install(*editable(), *group("tests"), *lower_bounds)
     session.run("pytest", *session.posargs)
 

@@ -1,0 +1,82 @@
+"""Durable execution for Python, on the store you already run."""
+
+from ._open import open_store
+from .approval import Decision
+from .batcher import Batcher
+from .clock import Clock, SystemClock
+from .context import StepContext, current_step
+from .errors import (
+    AlreadyDecided,
+    CopyConflict,
+    CorruptLog,
+    DeadlinePassed,
+    DurableError,
+    LockLost,
+    NestedStep,
+    Refused,
+    ResultNotRecorded,
+    RunBusy,
+    RunCancelled,
+    RunSuspended,
+    StepDrift,
+    StepFailed,
+    StepInterrupted,
+    StepReused,
+    StoreError,
+    UnrecordableValue,
+)
+from .events import StepEvent
+from .flow import Flow, flow
+from .memory import MemoryStore
+from .record import StepError, StepRecord
+from .retry import Recovered, StepOptions, exponential
+from .runner import Runner, RunnerOptions
+from .store import Lease, OpenableStore, Store, SupportsLock, SupportsRuns, SupportsScan, SupportsTransaction
+from .urls import StoreURL
+
+__all__ = [
+    "AlreadyDecided",
+    "Batcher",
+    "Clock",
+    "CopyConflict",
+    "CorruptLog",
+    "DeadlinePassed",
+    "Decision",
+    "DurableError",
+    "Flow",
+    "Lease",
+    "LockLost",
+    "MemoryStore",
+    "NestedStep",
+    "OpenableStore",
+    "Recovered",
+    "Refused",
+    "ResultNotRecorded",
+    "RunBusy",
+    "RunCancelled",
+    "RunSuspended",
+    "Runner",
+    "RunnerOptions",
+    "StepContext",
+    "StepDrift",
+    "StepError",
+    "StepEvent",
+    "StepFailed",
+    "StepInterrupted",
+    "StepOptions",
+    "StepRecord",
+    "StepReused",
+    "Store",
+    "StoreError",
+    "StoreURL",
+    "SupportsLock",
+    "SupportsRuns",
+    "SupportsScan",
+    "SupportsTransaction",
+    "SystemClock",
+    "UnrecordableValue",
+    "current_step",
+    "exponential",
+    "flow",
+    "open_store",
+]

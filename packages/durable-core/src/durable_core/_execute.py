@@ -1,0 +1,162 @@
+"""Running one step: its attempts, its intent where it may happen only once, and its outcome."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from ._calls import Call
+from ._invoke import invoke
+from ._log import OUTCOMES
+from ._run import Run
+from ._values import Codec
+from .context import StepContext
+from .errors import NestedStep, StepDrift, StepFailed, StepInterrupted, UnrecordableValue
+from .record import StepError, StepRecord
+from .retry import Recovered
+
+
+async def execute(run: Run, call: Call, latest: StepRecord | None) -> Any:
+    """Run the step until it has an outcome, record that, and return its value or raise its failure."""
+    revision = 0
+    if latest is not None:
+        run.check_kind(latest, "step")
+        if latest.status == "started" and (record := await _recover(run, call, latest)):
+            return outcome_of(run, record, call.fingerprint, call.codec)
+        revision = latest.revision + 1
+    attempt = 1
+    while True:
+        if run.on_event is not None:  # asked here too: a step without listeners pays for no event
+            await run.emit("step:start", call.step_id, call.name, attempt)
+        if run.must_look():  # asked here: most steps need no look
+            await run.begin()
+        if call.policy.at_most_once:
+            holder = await _intend(run, call, revision, attempt)
+            if holder is not None:
+                return outcome_of(run, holder, call.fingerprint, call.codec)
+            revision += 1
+        clock = run.clock
+        started_at, began = clock.now(), clock.monotonic()
+        with StepContext(run.id, call.step_id, attempt, run, run.log.generation(call.step_id)):
+            value, error, cancelled = await invoke(call.fn, call.args, call.policy.timeout)
+        result: bytes | None = None
+        if error is None and call.codec is not None:
+            try:
+                result, value = call.codec.record(value)
+            except UnrecordableValue as refusal:
+                error = refusal
+        if isinstance(error, NestedStep):
+            raise error
+        if error is None or not call.policy.retries(error, attempt):
+            break
+        if cancelled is not None:
+            raise cancelled
+        delay = call.policy.delay(attempt)
+        if run.on_event is not None:
+            await run.emit("step:retry", call.step_id, call.name, attempt, error=error, delay=delay)
+        await clock.sleep(delay)
+        attempt += 1
+    record = StepRecord(
+        run_id=run.id,
+        step_id=call.step_id,
+        revision=revision,
+        status="success" if error is None else "failure",
+        name=call.name,
+        result=result,
+        error=None if error is None else StepError.from_exception(error),
+        attempt=attempt,
+        started_at=started_at,
+        ended_at=started_at + timedelta(0, clock.monotonic() - began),
+        fingerprint=call.fingerprint,
+    )
+    if error is not None or call.codec is None:
+        value = None
+    recorded = await run.log.outcome(record, value, cancelled)
+    if run.on_event is not None:
+        await run.emit_record("step:success" if recorded.status == "success" else "step:failure", recorded, error)
+    if recorded.id != record.id:
+        return outcome_of(run, recorded, call.fingerprint, call.codec)
+    if error is not None:
+        raise StepFailed(recorded) from error
+    return value
+
+
+def outcome_of(run: Run, record: StepRecord, fingerprint: str | None, codec: Codec[Any] | None) -> Any:
+    """Return the value of a recorded outcome, or raise its failure. Raises `StepDrift` where it doesn't fit the code."""
+    if record.kind != "step":
+        run.check_kind(record, "step")
+    if fingerprint != record.fingerprint:
+        run.drifted(record)
+    if record.status == "failure":
+        raise StepFailed(record)
+    return None if codec is None else value_of(record, codec)
+
+
+def value_of(record: StepRecord, codec: Codec[Any]) -> Any:
+    """Decode a recorded value. Raises `StepDrift` if today's type can't."""
+    try:
+        return codec.decode(record.result or b"null")
+    except msgspec.DecodeError as error:
+        raise StepDrift(
+            f"the recorded value of step {record.step_id!r} of run {record.run_id!r} is no {codec.type!r} any more ({error});"
+            " nothing was run. Let the type read the old value too, or give the step another id"
+        ) from error
+
+
+async def _intend(run: Run, call: Call, revision: int, attempt: int) -> StepRecord | None:
+    """Record that an attempt begins; return None if it may, and an outcome if another was there first."""
+    while True:
+        now = run.clock.now()
+        intent = StepRecord(
+            run_id=run.id,
+            step_id=call.step_id,
+            revision=revision,
+            status="started",
+            name=call.name,
+            attempt=attempt,
+            started_at=now,
+            ended_at=now,
+            fingerprint=call.fingerprint,
+        )
+        holder = await run.log.claim(intent)
+        if holder.id == intent.id:
+            return None
+        if holder.status in OUTCOMES:
+            return holder
+        run.check_kind(holder, "step")
+        raise StepInterrupted(holder)
+
+
+async def _recover(run: Run, call: Call, started: StepRecord) -> StepRecord | None:
+    """Ask what came of an attempt that left no outcome; return one to record it, None to let the step start again."""
+    if call.policy.recover is None or not run.lock.held:
+        raise StepInterrupted(started, unlocked=call.policy.recover is not None)
+    await run.begin()
+    began = run.clock.now()
+    with StepContext(run.id, call.step_id, started.attempt, run, run.log.generation(call.step_id)):
+        found, error, cancelled = await invoke(call.policy.recover, (), None)
+    if error is not None:
+        raise error
+    if cancelled is not None:
+        raise cancelled
+    if found is None:
+        return None
+    if not isinstance(found, Recovered):
+        raise TypeError(f"recover of step {call.step_id!r} must return Recovered(value), or None to start again, not {found!r}")
+    result, value = (None, None) if call.codec is None else call.codec.record(found.value)
+    record = StepRecord(
+        run_id=run.id,
+        step_id=call.step_id,
+        revision=started.revision + 1,
+        status="success",
+        name=call.name,
+        result=result,
+        note={"recovered": True},
+        attempt=started.attempt,
+        started_at=started.started_at,
+        ended_at=max(began, started.started_at),
+        fingerprint=call.fingerprint,
+    )
+    return await run.log.outcome(record, value)

@@ -1,0 +1,137 @@
+"""A run's log as its runner holds it: read once, then looked up, and appended to until the store takes it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from ._await import limited, undisturbed
+from .clock import Clock
+from .errors import CorruptLog, ResultNotRecorded
+from .record import StepRecord
+from .retry import exponential
+from .store import Store
+
+OUTCOMES: Final = frozenset({"success", "failure"})
+_CANCELLED_WITHIN: Final = 5.0
+_pause: Final = exponential(0.05, limit=2)
+_logger: Final = logging.getLogger("durable_core")
+
+
+class RunLog:
+    """The newest entry of each step, and what happened but could not be appended yet.
+
+    Entries stay in the sequence that the store gave, which may decode them only when asked.
+    """
+
+    def __init__(self, store: Store, clock: Clock, store_timeout: float) -> None:
+        self._store: Final = store
+        self._clock: Final = clock
+        self._timeout: Final = store_timeout
+        self.kept: Final[dict[str, tuple[StepRecord, Any]]] = {}
+        """What happened and the store has not taken yet."""
+        self.load(())
+
+    def load(self, entries: Sequence[StepRecord]) -> None:
+        """Begin with `entries`: what the store holds now."""
+        self._entries = entries
+        self._newest: dict[str, int] = {}
+        self._added: dict[str, StepRecord] = {}
+        self._reopened: dict[str, int] = {}
+        revisions: dict[str, int] = {}  # only of steps with more than one entry
+        for index, record in enumerate(entries):
+            step_id, revision = record.step_id, record.revision
+            if revision or step_id in self._newest:
+                if revision < revisions.get(step_id, 0):
+                    continue
+                revisions[step_id] = revision
+                if record.status == "reopened":
+                    self._reopened[step_id] = revision
+            self._newest[step_id] = index
+
+    def forget(self) -> None:
+        """Begin anew, after the run was cleared."""
+        self.kept.clear()
+        self.load(())
+
+    def latest(self, step_id: str) -> StepRecord | None:
+        """Return the step's entry with the highest revision."""
+        if self._added and (record := self._added.get(step_id)):
+            return record
+        index = self._newest.get(step_id)
+        return None if index is None else self._entries[index]
+
+    def generation(self, step_id: str) -> int:
+        """Return the revision at which the step was last reopened, or 0."""
+        return self._reopened.get(step_id, 0) if self._reopened else 0
+
+    def add(self, record: StepRecord) -> StepRecord:
+        """Take in an entry that the store holds."""
+        known = self.latest(record.step_id)
+        if known is None or known.revision <= record.revision:
+            self._added[record.step_id] = record
+            if record.status == "reopened":
+                self._reopened[record.step_id] = record.revision
+        return record
+
+    async def claim(self, record: StepRecord) -> StepRecord:
+        """Append `record` and return the slot's holder. If the store stays away, its own error is raised."""
+        return await self._append(record, self._timeout, decide=False)
+
+    async def outcome(self, record: StepRecord, value: Any, cancelled: asyncio.CancelledError | None = None) -> StepRecord:
+        """Record an outcome and return the one that counts: this one, or another that was there first.
+
+        When the caller is cancelled meanwhile, or was `cancelled` before, the outcome is recorded first, and then the
+        cancellation raised. If the store stays away the outcome is kept, and `ResultNotRecorded` raised.
+        """
+        try:
+            if cancelled is None:
+                try:
+                    return await self._append(record, self._timeout, decide=True)
+                except asyncio.CancelledError as cancellation:
+                    cancelled = cancellation
+            await undisturbed(self._append(record, _CANCELLED_WITHIN, decide=True))
+        except Exception as error:
+            self.kept[record.step_id] = record, value
+            failure = ResultNotRecorded(record, value)
+            if cancelled is None:
+                raise failure from error
+            _logger.error("%s", failure, exc_info=error)
+        raise cancelled
+
+    async def settle(self) -> None:
+        """Append what was kept. Raises `ResultNotRecorded` if the store is still away."""
+        for record, value in [*self.kept.values()]:
+            await self.outcome(record, value)
+
+    async def _append(self, record: StepRecord, within: float, *, decide: bool) -> StepRecord:
+        """Append until the store answers, which is harmless: the same record has the same id, whether it was written or not.
+
+        To `decide` goes past entries that decide nothing, to the next revision, because the outcome's effect has happened.
+        """
+        deadline = self._clock.monotonic() + within
+        remaining, attempt = within, 1
+        while True:
+            try:
+                holder = await limited(self._store.append(record), remaining)
+            except CorruptLog:
+                raise
+            except Exception as error:
+                pause = _pause(attempt)
+                remaining = deadline - self._clock.monotonic() - pause
+                if remaining <= 0:
+                    raise
+                _logger.warning("append of step %r of run %r failed, trying again: %r", record.step_id, record.run_id, error)
+                attempt += 1
+                await self._clock.sleep(pause)
+                continue
+            if holder.id == record.id or holder.status in OUTCOMES or not decide:
+                if self.kept and decide:
+                    self.kept.pop(record.step_id, None)
+                self._added[record.step_id] = holder
+                return holder
+            record = msgspec.structs.replace(record, revision=holder.revision + 1)

@@ -1,0 +1,49 @@
+"""Paths into values, `$.items[3].price`, and values short enough for a message."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable
+from itertools import islice
+from typing import Final
+
+_STEPS: Final = 20
+_LENGTH: Final = 60
+
+_short: Final = reprlib.Repr()
+_short.maxother = _short.maxstring = _short.maxlong = _LENGTH
+
+
+def attribute(name: str) -> str:
+    return f".{name}"
+
+
+def item(key: object) -> str:
+    """The step into a dict; a key that is no plain name stands in brackets."""
+    return f".{key}" if type(key) is str and key.isidentifier() and len(key) <= _LENGTH else f"[{short(key)}]"
+
+
+def show(steps: Iterable[str], count: int) -> str:
+    """Join steps into a path; one that is very long is cut off."""
+    return "$" + "".join(islice(steps, _STEPS)) + ("…" if count > _STEPS else "")
+
+
+def short(value: object) -> str:
+    """A short repr that never raises, whatever a class's own `__repr__` does."""
+    try:
+        return _short.repr(value)
+    except Exception:  # a long int raises ValueError here
+        return f"<{type(value).__name__}>"
+
+
+def describe(value: object) -> str:
+    """The value and its type, as `nan (float)`."""
+    return f"{short(value)} ({type(value).__qualname__})" if value is not None else "None"
+
+
+def message(error: BaseException) -> str:
+    """The text of an exception, or of the one that it raises instead."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception as unprintable:
+        return f"its message raised {type(unprintable).__name__}"

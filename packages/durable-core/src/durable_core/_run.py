@@ -1,0 +1,198 @@
+"""What everything that goes on in one run shares: its log, its lock, its clock, and who is at work."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from typing import Final, Literal, TypeGuard
+
+from ._calls import Identity
+from ._lock import RunLock
+from ._log import OUTCOMES, RunLog
+from .clock import Clock
+from .errors import RunCancelled, RunSuspended, StepDrift
+from .events import EventType, OnEvent, StepEvent, deliver
+from .record import Kind, StepRecord
+from .store import Store
+
+CANCEL: Final = "$cancel"
+FLOW: Final = "$flow"
+_LOOKING: Final = 0.01  # the share of a run's time that looking for its cancellation may take
+
+
+class Run:
+    """One run, as one runner works on it."""
+
+    def __init__(
+        self,
+        store: Store,
+        run_id: str,
+        *,
+        clock: Clock,
+        lock_wait: float,
+        store_timeout: float,
+        wait_limit: float | None,
+        on_event: OnEvent | None,
+        on_drift: Literal["warn", "raise"],
+    ) -> None:
+        self.store: Final = store
+        self.store_timeout: Final = store_timeout
+        self.id: Final = run_id
+        self.clock: Final = clock
+        self.log: Final = RunLog(store, clock, store_timeout)
+        self.lock: Final = RunLock(store, run_id, clock, lock_wait)
+        self.wait_limit: Final = wait_limit
+        self.on_event: Final = on_event
+        self.running: Final[dict[str, asyncio.Future[None] | None]] = {}
+        """The steps whose functions are running, and what is waiting for them to end."""
+        self.waiting: Final[dict[str, StepRecord]] = {}
+        self.suspended: RunSuspended | None = None
+        self.calls: Final[dict[str, Identity]] = {}
+        """What each id was used for on this runner."""
+        self._on_drift: Final = on_drift
+        self._loading: Final = asyncio.Lock()
+        self.loaded = False
+        self._look_again = 0.0
+
+    async def enter(self) -> None:
+        """Take the lock, then read the log."""
+        await self.lock.__aenter__()
+        try:
+            self.suspended = None
+            await self.load(again=True)
+        except BaseException:
+            await self.lock.__aexit__(None, None, None)
+            raise
+
+    async def leave(self) -> None:
+        """Let no further step start, wait for those that run, and give the lock back."""
+        self.lock.close()
+        try:
+            while not await self.idle():
+                pass
+        finally:
+            await self.lock.__aexit__(None, None, None)
+
+    def forget(self) -> None:
+        """Begin anew, after the run was cleared."""
+        self.log.forget()
+        self.calls.clear()
+        self.suspended = None
+
+    async def load(self, *, again: bool = False) -> None:
+        """Read the log, once."""
+        async with self._loading:
+            if again or not self.loaded:
+                began = self.clock.monotonic()
+                self.log.load(await self.store.list(self.id))
+                self._looked(began)
+                self.loaded = True
+
+    async def ready(self) -> None:
+        """Read the log and append what the store had not taken; raise what keeps this runner from going on."""
+        if not self.loaded:
+            await self.load()
+        if self.log.kept:
+            await self.log.settle()
+        if self.suspended is not None:
+            raise self.suspended
+
+    async def begin(self) -> None:
+        """Raise what keeps anything new from beginning: a lock that was lost, or the run's cancellation."""
+        if self.must_look():
+            await self.look(CANCEL)
+            self.must_look()
+
+    def must_look(self) -> bool:
+        """Raise what is known to keep anything new from beginning; tell whether it is time to look for a cancellation."""
+        self.lock.check()
+        if (record := self.log.latest(CANCEL)) is not None:
+            raise RunCancelled(record)
+        return self.clock.monotonic() >= self._look_again
+
+    async def look(self, step_id: str) -> StepRecord | None:
+        """Ask the store for the step's newest entry, which another process may have appended."""
+        began = self.clock.monotonic()
+        record = await self.store.get(self.id, step_id)
+        if step_id == CANCEL:
+            self._looked(began)
+        if record is not None:
+            self.log.add(record)
+        return record
+
+    def _looked(self, began: float) -> None:
+        now = self.clock.monotonic()
+        self._look_again = now + (now - began) / _LOOKING
+
+    def stopped(self, step_id: str) -> None:
+        """Take the step off those that run, and wake who waits for that."""
+        if (waited := self.running.pop(step_id)) is not None:
+            waited.set_result(None)
+
+    async def idle(self) -> bool:
+        """Return False after one of the running steps ended, True if there was none."""
+        await asyncio.sleep(0)  # a sibling of the same gather may be about to begin
+        if not self.running:
+            return True
+        await self.ended(next(iter(self.running)))
+        return False
+
+    async def ended(self, step_id: str) -> None:
+        """Wait until the step's function is not running any more."""
+        future = self.running[step_id]
+        if future is None:
+            future = self.running[step_id] = asyncio.get_running_loop().create_future()
+        await asyncio.wait((future,))
+
+    def check_kind(self, record: StepRecord, kind: Kind) -> None:
+        """Raise `StepDrift` if an earlier run recorded something of another kind under the id."""
+        if record.kind != kind:
+            raise StepDrift(
+                f"{record.step_id!r} of run {self.id!r} was recorded by an earlier run as {record.kind!r}, and is now asked for"
+                f" as {kind!r}; give it another id"
+            )
+
+    def drifted(self, record: StepRecord) -> None:
+        """Tell that the arguments are not those that were recorded."""
+        drift = StepDrift(
+            f"step {record.step_id!r} of run {self.id!r} was recorded with other arguments than it is now called with; the"
+            " recorded outcome is used. Give it another id to run it anew"
+        )
+        if self._on_drift == "raise":
+            raise drift
+        warnings.warn(drift, stacklevel=5)
+
+    async def emit(
+        self,
+        type_: EventType,
+        step_id: str,
+        name: str,
+        attempt: int,
+        *,
+        record: StepRecord | None = None,
+        error: Exception | None = None,
+        delay: float | None = None,
+    ) -> None:
+        """Tell the listener, if there is one."""
+        if self.on_event is not None:
+            event = StepEvent(
+                type=type_,
+                run_id=self.id,
+                step_id=step_id,
+                name=name,
+                attempt=attempt,
+                record=record,
+                error=error,
+                delay=delay,
+            )
+            await deliver(self.on_event, event)
+
+    async def emit_record(self, type_: EventType, record: StepRecord, error: Exception | None = None) -> None:
+        """Tell the listener of a recorded entry."""
+        if self.on_event is not None:
+            await self.emit(type_, record.step_id, record.name, record.attempt, record=record, error=error)
+
+
+def decided(record: StepRecord | None) -> TypeGuard[StepRecord]:
+    """Tell whether an entry is an outcome."""
+    return record is not None and record.status in OUTCOMES

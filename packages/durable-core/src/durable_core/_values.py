@@ -1,0 +1,122 @@
+"""Which codec records a value: by a type that is given, or by what a function says it returns."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable
+from functools import lru_cache, partial
+from types import CodeType, FunctionType, MethodType
+from typing import Any, Final, TypeVar
+
+from ._annotations import NOTHING, annotation_of, called_by, depends_on_closure, innermost, name_of, return_type
+from ._codec import Codec
+from ._path import message
+from ._recordable import refusal, type_name
+from .errors import UnrecordableValue
+
+__all__ = ["UNTYPED", "Codec", "codec_for", "codec_of", "record_any"]
+
+_KNOWN_FUNCTIONS: Final = 4096
+
+UNTYPED: Final[Codec[Any]] = Codec(Any)
+"""The codec for values of which no type is known."""
+
+
+def codec_for(type_: Any) -> Codec[Any]:
+    """Return the codec of a type, made once; `Any` and `object` mean untyped.
+
+    Raises `TypeError` for what is no type, or a type whose values JSON can't bring back.
+    """
+    try:
+        hash(type_)
+    except TypeError:
+        return _make_codec(type_)
+    return _codec_for(type_)
+
+
+def _make_codec(type_: Any) -> Codec[Any]:
+    if type_ is Any or type_ is object:
+        return UNTYPED
+    if type_ is None:
+        return codec_for(type(None))
+    if isinstance(type_, TypeVar):
+        return codec_for(type_.__bound__ or Any)
+    if type_ is typing.NoReturn or type_ is typing.Never:
+        return UNTYPED
+    if isinstance(type_, str):
+        raise TypeError(f"{type_!r} is text, not a type: pass the type itself, such as `returns=list[int]`")
+    try:
+        codec: Codec[Any] = Codec(type_)
+        reason = refusal(type_)
+    except Exception as error:
+        raise _no_codec(type_, message(error)) from error
+    if reason is not None:
+        raise _no_codec(type_, reason)
+    return codec
+
+
+def _no_codec(type_: Any, reason: str) -> TypeError:
+    return TypeError(
+        f"values of {type_name(type_)} can't be recorded ({reason}): return a dataclass, a msgspec.Struct (with `tag=True` to be"
+        " told apart in a union), a pydantic model or builtin types, or pass `returns=` (`returns=None` records no value)"
+    )
+
+
+_codec_for = lru_cache(maxsize=1024)(_make_codec)
+
+# By the identity of code objects: two functions alike in two modules have equal code but resolve names differently.
+_functions: dict[int, tuple[CodeType, Any, Codec[Any]]] = {}
+
+
+def codec_of(fn: Callable[..., Any]) -> Codec[Any]:
+    """Return the codec of what `fn` returns, by its annotation; `UNTYPED` if it has none.
+
+    Raises `TypeError` if the annotation can't be resolved or recorded, and for a generator function.
+    """
+    called: Any = fn
+    while (kind := type(called)) is not FunctionType:
+        if kind is MethodType:
+            called = called.__func__
+        elif kind is partial:
+            called = called.func
+        else:
+            called = called_by(called)
+            break
+    if (known := _known(called)) is not None:
+        return known
+    function = innermost(called)
+    if function is not called and (known := _known(function)) is not None:
+        return known
+    return _learn(fn, function)
+
+
+def _known(function: Any) -> Codec[Any] | None:
+    known = _functions.get(id(getattr(function, "__code__", None)))
+    return known[2] if known is not None and known[1] == annotation_of(function) else None
+
+
+def _learn(fn: Callable[..., Any], function: Any) -> Codec[Any]:
+    type_ = return_type(fn)
+    try:
+        codec = UNTYPED if type_ is NOTHING else codec_for(type_)
+    except TypeError as error:
+        raise TypeError(f"{name_of(fn)}: {error}") from error
+    # Never under the code of a wrapper: all that it wraps shares that code.
+    if type(function) is FunctionType and not depends_on_closure(function, annotation := annotation_of(function)):
+        if len(_functions) >= _KNOWN_FUNCTIONS:
+            _functions.clear()
+        _functions[id(function.__code__)] = function.__code__, annotation, codec
+    return codec
+
+
+def record_any(value: object) -> bytes:
+    """Return a value that comes from outside as JSON: plain JSON as it is, anything else by its own type.
+
+    Raises `UnrecordableValue`, a `TypeError`, for one that would not come back the same.
+    """
+    try:
+        return UNTYPED.record(value)[0]
+    except UnrecordableValue:
+        if type(value) in (dict, list, tuple):
+            raise
+    return codec_for(type(value)).record(value)[0]

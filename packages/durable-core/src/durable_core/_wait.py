@@ -1,0 +1,154 @@
+"""Waiting for time, for people, for events: one chain of entries, whoever appends the next one."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from itertools import count
+from typing import Any, Final
+
+import msgspec
+
+from ._run import CANCEL, Run, decided
+from .errors import DeadlinePassed, RunCancelled, RunSuspended, StepDrift
+from .record import Kind, StepError, StepRecord
+from .retry import exponential
+
+_pause: Final = exponential(0.05, limit=2)
+_sleep_pause: Final = exponential(2, limit=30)  # a sleep asks nobody but the clock, which may jump
+_logger: Final = logging.getLogger("durable_core")
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """What is waited for, as it is recorded first."""
+
+    step_id: str
+    name: str
+    kind: Kind
+    until: datetime | None
+    note: Any = None
+    fingerprint: str | None = None
+
+
+async def wait(run: Run, asked: Wait) -> StepRecord:
+    """Wait until there is an outcome, and return its record.
+
+    Raises `RunSuspended` after `wait_limit` seconds, once no step of this runner is running any more; `RunCancelled` when
+    the run is; `StepDrift` if something else was asked for under this id before.
+    """
+    await run.ready()
+    record = run.log.latest(asked.step_id)
+    if record is not None and record.status != "reopened":
+        _check(run, record, asked)
+        if decided(record):
+            await run.emit_record("step:replay", record)
+            return record
+    await run.begin()
+    if record is None or record.status == "reopened":
+        record = await _ask(run, asked, 0 if record is None else record.revision + 1)
+        _check(run, record, asked)
+    else:
+        record = await run.look(asked.step_id) or record
+    await run.emit_record("step:wait", record)
+    run.waiting[asked.step_id] = record
+    try:
+        return await _decision(run, record)
+    finally:
+        del run.waiting[asked.step_id]
+
+
+async def _ask(run: Run, asked: Wait, revision: int) -> StepRecord:
+    now = run.clock.now()
+    record = StepRecord(
+        run_id=run.id,
+        step_id=asked.step_id,
+        revision=revision,
+        status="waiting",
+        kind=asked.kind,
+        name=asked.name,
+        note=asked.note,
+        until=asked.until,
+        started_at=now,
+        ended_at=now,
+        fingerprint=asked.fingerprint,
+    )
+    run.running[asked.step_id] = None  # a sibling that suspends lets this be recorded first
+    try:
+        return await run.log.claim(record)
+    finally:
+        run.stopped(asked.step_id)
+
+
+def _check(run: Run, record: StepRecord, asked: Wait) -> None:
+    run.check_kind(record, asked.kind)
+    if asked.kind == "approval" and record.fingerprint != asked.fingerprint:
+        raise StepDrift(
+            f"approval {record.step_id!r} of run {run.id!r} was asked for with something else to show; a decision holds for"
+            " what was shown. Ask under another id"
+        )
+
+
+async def _decision(run: Run, record: StepRecord) -> StepRecord:
+    clock, began = run.clock, run.clock.monotonic()
+    away_since: float | None = None
+    for attempt in count(1):
+        if decided(record):
+            await run.emit_record("step:success" if record.status == "success" else "step:failure", record)
+            return record
+        remaining = float("inf") if record.until is None else (record.until - clock.now()).total_seconds()
+        if remaining <= 0:
+            record = await run.log.claim(expired(record, clock.now()))
+            continue
+        left = float("inf") if run.wait_limit is None else began + run.wait_limit - clock.monotonic()
+        if left > 0:
+            pause = _sleep_pause if record.kind == "sleep" else _pause
+            await clock.sleep(min(pause(attempt), remaining, left))
+        elif await run.idle():
+            raise _suspension(run)
+        try:
+            if (cancelled := await run.look(CANCEL)) is not None:
+                raise RunCancelled(cancelled)
+            record = await run.look(record.step_id) or record
+            away_since = None
+        except RunCancelled:
+            raise
+        except Exception as error:
+            away_since = away_since or clock.monotonic()
+            if clock.monotonic() - away_since >= run.store_timeout:
+                raise
+            _logger.warning("could not look for %r of run %r, trying again: %r", record.step_id, run.id, error)
+    raise AssertionError("counting ended")
+
+
+def _suspension(run: Run) -> RunSuspended:
+    """Name all that is waited for; a sibling may have been suspended a moment before."""
+    earlier = run.suspended
+    names = dict.fromkeys((*(earlier.waiting_for if earlier else ()), *run.waiting))
+    times = [record.until for record in run.waiting.values() if record.until is not None]
+    if earlier is not None and earlier.until is not None:
+        times.append(earlier.until)
+    run.suspended = RunSuspended(run.id, waiting_for=tuple(names), until=min(times, default=None))
+    return run.suspended
+
+
+def expired(record: StepRecord, now: datetime) -> StepRecord:
+    """Return the entry that ends a wait whose time has come: a sleep is over, anything else failed."""
+    error: StepError | None = None
+    if record.kind != "sleep":
+        assert record.until is not None
+        passed = DeadlinePassed(f"nobody decided {record.step_id!r} before {record.until.isoformat(timespec='seconds')}")
+        error = StepError.from_exception(passed)
+    return StepRecord(
+        run_id=record.run_id,
+        step_id=record.step_id,
+        revision=record.revision + 1,
+        status="failure" if error else "success",
+        kind=record.kind,
+        name=record.name,
+        error=error,
+        note=record.note,
+        until=record.until,
+        started_at=record.started_at,
+        ended_at=max(now, record.started_at),
+        fingerprint=record.fingerprint,
+    )

@@ -1,0 +1,127 @@
+"""Many concurrent appends, few writes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+from .errors import StoreError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+_Waiting = tuple[Item, int, asyncio.Future[Result]]  # plain, since one is made for every item
+
+
+class Batcher(Generic[Item, Result]):
+    """Combines concurrent calls of `submit` into calls of `flush`, one at a time, each with the items that gathered meanwhile.
+
+    While nothing is in flight, `submit` awaits its own flush: no task, no delay. While a flush is in flight, the next batch
+    gathers, up to `max_items` items and `max_bytes` bytes by `size` (one item may be larger than that). `flush` takes the items
+    in the order in which they were submitted and returns as many results. When it raises one of `refused` for a batch, each item
+    of that batch is flushed alone, so that one bad item harms no other; any other exception goes to every caller of the batch.
+
+    A cancelled `submit` takes no other item along: its own item may have been written or not.
+    """
+
+    def __init__(
+        self,
+        flush: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        *,
+        size: Callable[[Item], int],
+        max_items: int = 500,
+        max_bytes: int = 4 * 1024 * 1024,
+        refused: type[Exception] | tuple[type[Exception], ...] = (),
+    ) -> None:
+        self._flush: Final = flush
+        self._size: Final = size
+        self._max_items: Final = max_items
+        self._max_bytes: Final = max_bytes
+        self._refused: Final = refused
+        self._waiting: Final[deque[_Waiting[Item, Result]]] = deque()
+        self._busy = False
+        self._drain: asyncio.Task[None] | None = None  # the loop itself holds tasks weakly
+
+    async def submit(self, item: Item) -> Result:
+        """Flush `item`, alone or among others, and return its result."""
+        if self._busy:
+            future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+            self._waiting.append((item, self._size(item), future))
+            return await future
+        self._busy = True
+        try:
+            return (await self._flush((item,)))[0]
+        finally:
+            if self._waiting:
+                self._hand_over()
+            else:
+                self._busy = False
+
+    def _hand_over(self) -> None:
+        drained = self._drained()
+        try:
+            self._drain = asyncio.create_task(drained, name="durable-batcher")
+        except RuntimeError:  # the loop was closed over unfinished tasks, and with it everyone who waits
+            drained.close()
+            self._waiting.clear()
+            self._busy = False
+
+    async def _drained(self) -> None:
+        batch: list[_Waiting[Item, Result]] = []
+        try:
+            while batch := self._next_batch():
+                await self._settle(batch)
+                # Callers that were just answered often submit again at once: let them join the next batch.
+                await asyncio.sleep(0)
+        finally:
+            self._busy = False
+            self._drain = None
+            # Any left are there because this task was cancelled, as when the loop shuts down: nobody waits for ever.
+            _fail([*batch, *self._waiting], StoreError("given up: the task that writes batches was cancelled"))
+            self._waiting.clear()
+
+    def _next_batch(self) -> list[_Waiting[Item, Result]]:
+        batch: list[_Waiting[Item, Result]] = []
+        bytes_ = 0
+        while self._waiting and len(batch) < self._max_items:
+            _, size, future = first = self._waiting[0]
+            if not future.done():
+                bytes_ += size
+                if batch and bytes_ > self._max_bytes:
+                    break
+                batch.append(first)
+            self._waiting.popleft()
+        return batch
+
+    async def _settle(self, batch: list[_Waiting[Item, Result]]) -> None:
+        try:
+            results = await self._flush([item for item, _, _ in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"flush returned {len(results)} results for {len(batch)} items")
+        except self._refused as refusal:
+            if len(batch) == 1:
+                _fail(batch, refusal)
+            else:
+                for alone in batch:
+                    if not alone[2].done():
+                        await self._settle([alone])
+        except Exception as error:
+            _fail(batch, error)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            _fail(batch, StoreError("given up: the write was cancelled from within"))
+        else:
+            for (_, _, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+
+
+def _fail(batch: Sequence[_Waiting[Item, Result]], error: Exception) -> None:
+    for _, _, future in batch:
+        if not future.done() and not future.get_loop().is_closed():
+            future.set_exception(error)

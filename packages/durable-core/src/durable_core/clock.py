@@ -1,0 +1,39 @@
+"""Time, as a runner sees it; tests put their own in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import abstractmethod
+from datetime import UTC, datetime
+from functools import partial
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """The time of day, a time that never jumps, and a pause."""
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """Return the time of day as an aware UTC datetime; it may jump when the machine's clock is set."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def monotonic(self) -> float:
+        """Return seconds that only ever grow, from an arbitrary start."""
+        raise NotImplementedError
+
+    @abstractmethod
+    async def sleep(self, seconds: float) -> None:
+        """Pause the calling task for `seconds`."""
+        raise NotImplementedError
+
+
+class SystemClock(Clock):
+    """The machine's own clock."""
+
+    now = staticmethod(partial(datetime.now, UTC))
+    monotonic = staticmethod(time.monotonic)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)

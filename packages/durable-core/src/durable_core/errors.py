@@ -1,0 +1,207 @@
+"""Every exception of the library, in one tree under `DurableError`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from .record import StepError, StepRecord
+
+
+class DurableError(Exception):
+    """The root of everything that the library raises on its own account."""
+
+
+class StoreError(DurableError):
+    """A store could not be opened, or could not do what it was asked."""
+
+
+class CorruptLog(StoreError):
+    """A stored entry is damaged. Nothing was skipped and nothing was changed; the message says where it stands."""
+
+
+class RunBusy(DurableError):
+    """Another runner holds the run's lock.
+
+    `holder` says who, as far as the store knows; `since` is when the lock was taken, or None.
+    """
+
+    def __init__(self, run_id: str, *, holder: str, since: datetime | None) -> None:
+        when = f" since {since.isoformat(timespec='seconds')}" if since else ""
+        super().__init__(f"run {run_id!r} is held by {holder}{when}; wait for it to end, or pass `lock_wait=` seconds to Runner")
+        self.run_id = run_id
+        self.holder = holder
+        self.since = since
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _run_busy, (self.run_id, self.holder, self.since)
+
+
+def _run_busy(run_id: str, holder: str, since: datetime | None) -> RunBusy:
+    return RunBusy(run_id, holder=holder, since=since)
+
+
+class LockLost(DurableError):
+    """The run's lock was lost while it was held, so another runner may be at work: no further step is started."""
+
+
+class StepFailed(DurableError):
+    """A step failed for good and its failure is recorded.
+
+    Raised on the run in which it failed, from the original exception, and equal to that on every replay.
+    `error` is the recorded `StepError`: branch on it with `failed.error.matches(TimeoutError)`.
+    """
+
+    def __init__(self, record: StepRecord) -> None:
+        if record.error is None:
+            raise ValueError(f"{record!r} holds no error; StepFailed is made from a record with status 'failure'")
+        attempts = f" after {record.attempt} attempts" if record.attempt > 1 else ""
+        super().__init__(f"step {record.step_id!r} of run {record.run_id!r} failed{attempts}: {record.error}")
+        self.record = record
+        self.error: StepError = record.error
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return StepFailed, (self.record,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StepFailed) and self.record == other.record
+
+    def __hash__(self) -> int:
+        return hash(self.record.id)
+
+    @property
+    def run_id(self) -> str:
+        return self.record.run_id
+
+    @property
+    def step_id(self) -> str:
+        return self.record.step_id
+
+
+class StepInterrupted(DurableError):
+    """A step that may happen only once was started and left no outcome: it may have happened or not, and is not run again.
+
+    Find out, and then `resolve` it or `retry` it (`durable_core.control`); or give the step `recover=`.
+    """
+
+    def __init__(self, record: StepRecord, *, unlocked: bool = False) -> None:
+        hint = (
+            "recover= is asked only by a runner that holds the lock: use `async with Runner(...)`"
+            if unlocked
+            else ("find out what came of it, then use durable_core.control.resolve or retry, or give the step recover=")
+        )
+        super().__init__(
+            f"step {record.step_id!r} of run {record.run_id!r} was started at {record.started_at.isoformat(timespec='seconds')}"
+            f" (attempt {record.attempt}) and has no outcome; {hint}"
+        )
+        self.record = record
+        self.run_id = record.run_id
+        self.step_id = record.step_id
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return StepInterrupted, (self.record,)
+
+
+class RunCancelled(DurableError):
+    """The run was cancelled from outside: nothing new begins in it. `record` tells when and why."""
+
+    def __init__(self, record: StepRecord) -> None:
+        reason = (record.note or {}).get("reason")
+        super().__init__(
+            f"run {record.run_id!r} was cancelled at {record.ended_at.isoformat(timespec='seconds')}"
+            + (f": {reason}" if reason else "")
+        )
+        self.record = record
+        self.run_id = record.run_id
+        self.reason: str | None = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return RunCancelled, (self.record,)
+
+
+class RunSuspended(BaseException):
+    """The run waits for longer than `wait_limit`: end the process, and run it again later.
+
+    `waiting_for` are the ids of what it waits for; `until` is the earliest time at which it can go on by itself, or None if
+    only somebody else can make it. Like a cancellation it is no `Exception`, so that a flow's `except Exception` lets it pass.
+    """
+
+    def __init__(self, run_id: str, *, waiting_for: tuple[str, ...], until: datetime | None) -> None:
+        when = f", until {until.isoformat(timespec='seconds')} at the latest" if until else ""
+        super().__init__(f"run {run_id!r} waits for {', '.join(map(repr, waiting_for))}{when}; run it again later")
+        self.run_id = run_id
+        self.waiting_for = waiting_for
+        self.until = until
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _run_suspended, (self.run_id, self.waiting_for, self.until)
+
+
+def _run_suspended(run_id: str, waiting_for: tuple[str, ...], until: datetime | None) -> RunSuspended:
+    return RunSuspended(run_id, waiting_for=waiting_for, until=until)
+
+
+class Refused(DurableError):
+    """Something that was asked of a run from outside doesn't fit what is there; nothing was appended."""
+
+
+class AlreadyDecided(Refused):
+    """Another decision was there first; `record` tells whose and when."""
+
+    def __init__(self, record: StepRecord, what: str) -> None:
+        super().__init__(
+            f"{record.step_id!r} of run {record.run_id!r} was decided at {record.ended_at.isoformat(timespec='seconds')}: {what}"
+        )
+        self.record = record
+        self._what = what
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return AlreadyDecided, (self.record, self._what)
+
+
+class DeadlinePassed(Refused, TimeoutError):
+    """The deadline of a wait passed before anybody decided."""
+
+
+class CopyConflict(Refused):
+    """The place that a run is copied to already holds something else."""
+
+
+class UnrecordableValue(DurableError, TypeError):
+    """A value would not come back from the log as it is; the message names the path to the first bad field."""
+
+
+class ResultNotRecorded(DurableError):
+    """A step's function ran, but its outcome could not be appended within `store_timeout`.
+
+    `record` is the outcome and `result` its value (None for a failure). The runner keeps the record: the next step of the same
+    runner appends it first, or raises this again. In a new process the step runs again, unless the store had taken it unseen.
+    """
+
+    def __init__(self, record: StepRecord, result: object) -> None:
+        super().__init__(
+            f"step {record.step_id!r} of run {record.run_id!r} ran ({record.status}), but the store did not take its outcome;"
+            " it is in `.result` and `.record`, and the next step of this runner appends it first"
+        )
+        self.record = record
+        self.result = result
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return ResultNotRecorded, (self.record, self.result)
+
+
+class StepReused(DurableError):
+    """One step id was used for two different calls on one runner; the second one was not run."""
+
+
+class NestedStep(DurableError):
+    """A step was started inside the function of another step of the same runner. Neither is recorded."""
+
+
+class StepDrift(DurableError, UserWarning):
+    """The code asks for something else than what an earlier run recorded under the same step id.
+
+    A warning where the recorded outcome can still be used, an error where it can't.
+    """

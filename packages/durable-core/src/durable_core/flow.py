@@ -1,0 +1,144 @@
+"""A flow: a function with a name, whose input and outcome are recorded with its steps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from functools import update_wrapper
+from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
+
+import msgspec
+
+from ._calls import fingerprint_of
+from ._execute import value_of
+from ._run import FLOW, Run, decided
+from ._values import codec_of, record_any
+from .errors import DurableError, StepDrift, StepFailed, UnrecordableValue
+from .record import StepError, StepRecord
+from .runner import Runner, RunnerOptions
+from .store import Store
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Flow(Generic[P, T]):
+    """A flow function; call it with a runner of your own, or let `run` make one and record how the run ends."""
+
+    def __init__(self, fn: Callable[Concatenate[Runner, P], Awaitable[T]], name: str | None, options: RunnerOptions) -> None:
+        if not inspect.iscoroutinefunction(fn):
+            raise TypeError(f"a flow is an async function (runner, **input), not {fn!r}")
+        _, *others = inspect.signature(fn).parameters.values()
+        for parameter in others:
+            if parameter.name in ("store", "run_id") or parameter.kind is parameter.VAR_POSITIONAL:
+                raise TypeError(f"flow {fn.__name__!r} can't take '{parameter}': input is passed by name beside store and run_id")
+        self.name: Final = name or fn.__name__
+        self._fn: Final[Callable[..., Awaitable[T]]] = fn
+        self._options: Final = options
+        self._codec: Final = codec_of(fn)
+        self._signature: Final = inspect.signature(fn)
+        update_wrapper(self, fn)
+
+    def __repr__(self) -> str:
+        return f"<flow {self.name!r}>"
+
+    def __call__(self, runner: Runner, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        return self._fn(runner, *args, **kwargs)
+
+    async def run(self, store: Store, run_id: str, *args: P.args, **input: P.kwargs) -> T:
+        """Run the flow as `run_id`, resume it, or return its recorded outcome.
+
+        The run's lock is held meanwhile. Raises `StepFailed`, now and on every later run, if the flow raised; `StepDrift` if the
+        run was started with another input or another flow; `RunBusy` if another runner works on it. What keeps a run from going
+        on, such as a lost lock, a cancellation or a suspension, is raised and not recorded: run it again.
+        """
+        if args:
+            raise TypeError(f"flow {self.name!r} takes its input by name")
+        self._signature.bind(None, **input)
+        shown = msgspec.json.decode(record_any(input))
+        fingerprint = fingerprint_of((), input)
+        async with Runner(store, run_id, **self._options) as runner:
+            record = await self._begin(runner._run, shown, fingerprint)
+            if not decided(record):
+                record = await self._outcome(runner, record, input)
+            if record.status == "failure":
+                raise StepFailed(record)
+            return value_of(record, self._codec)  # type: ignore[no-any-return]  # the codec is that of T
+
+    async def _begin(self, run: Run, shown: Any, fingerprint: str | None) -> StepRecord:
+        record = run.log.latest(FLOW)
+        if record is None:
+            await run.begin()
+            now = run.clock.now()
+            record = await run.log.claim(
+                StepRecord(
+                    run_id=run.id,
+                    step_id=FLOW,
+                    status="started",
+                    kind="flow",
+                    name=self.name,
+                    note={"input": shown},
+                    started_at=now,
+                    ended_at=now,
+                    fingerprint=fingerprint,
+                )
+            )
+        if record.name != self.name:
+            raise StepDrift(f"run {run.id!r} was started by flow {record.name!r}, not {self.name!r}; choose another run id")
+        if record.fingerprint != fingerprint:
+            raise StepDrift(
+                f"run {run.id!r} of flow {self.name!r} was started with other input, {(record.note or {}).get('input')!r}; choose"
+                " another run id for new input"
+            )
+        return record
+
+    async def _outcome(self, runner: Runner, record: StepRecord, input: dict[str, Any]) -> StepRecord:
+        run, clock = runner._run, runner._run.clock
+        started_at, began = clock.now(), clock.monotonic()
+        error: Exception | None = None
+        result: bytes | None = None
+        value: Any = None
+        try:
+            result, value = self._codec.record(await self._fn(runner, **input))
+        except (StepFailed, UnrecordableValue) as failure:
+            error = failure
+        except DurableError:
+            raise  # it keeps the run from going on, and says nothing of how it ends
+        except Exception as failure:
+            error = failure
+        outcome = StepRecord(
+            run_id=run.id,
+            step_id=FLOW,
+            revision=record.revision + 1,
+            status="success" if error is None else "failure",
+            kind="flow",
+            name=self.name,
+            result=result,
+            error=None if error is None else StepError.from_exception(error),
+            note=record.note,
+            started_at=started_at,
+            ended_at=started_at + timedelta(seconds=clock.monotonic() - began),
+            fingerprint=record.fingerprint,
+        )
+        recorded = await run.log.outcome(outcome, value)
+        if recorded.id == outcome.id and error is not None:
+            raise StepFailed(recorded) from error
+        return recorded
+
+
+@overload
+def flow(fn: Callable[Concatenate[Runner, P], Awaitable[T]], /) -> Flow[P, T]: ...
+@overload
+def flow(
+    *, name: str | None = None, **options: Unpack[RunnerOptions]
+) -> Callable[[Callable[Concatenate[Runner, P], Awaitable[T]]], Flow[P, T]]: ...
+def flow(fn: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
+    """Make a flow of an async function `(runner, **input)`; `name` is the function's unless given, options are the runner's.
+
+    `await onboard.run(store, run_id="user-42", email=...)` records the name and the input, runs the function under the run's
+    lock, and records its outcome, so that a store can tell which runs have ended.
+    """
+    if fn is not None:
+        return Flow(fn, name, {})
+    return lambda function: Flow(function, name, options)  # type: ignore[arg-type]  # checked when a runner is made

@@ -1,0 +1,287 @@
+"""One entry of a run's log, and its one wire form."""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TypeVar, get_args, overload
+
+import msgspec
+
+from ._values import codec_for
+from .errors import StoreError
+
+T = TypeVar("T")
+
+Status = Literal["success", "failure", "started", "waiting", "reopened"]
+Kind = Literal["step", "sleep", "approval", "event", "flow"]
+
+FORMAT: Final = 1
+_STATUSES: Final = frozenset(get_args(Status))
+_KINDS: Final = frozenset(get_args(Kind))
+_ERROR_BYTES: Final = 16_000
+_ExceptionType = type[BaseException]  # by another name, since an error's own `type` hides the builtin
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What is recorded of an exception: text only, so that reading a log never imports or runs anything."""
+
+    type: str
+    """The class, with its module unless it is a builtin: `TimeoutError`, `stripe.error.CardError`."""
+    message: str = ""
+    traceback: str = ""
+    bases: tuple[str, ...] = ()
+    """The names of the classes it derives from, nearest first."""
+
+    @classmethod
+    def from_exception(cls, error: BaseException) -> StepError:
+        """Describe `error` in at most 16 kB of UTF-8; of a long traceback the end is kept."""
+        names = [_class_name(base) for base in type(error).__mro__[:-1]]
+        try:
+            message = str(error)
+        except Exception as unprintable:
+            message = f"<{_class_name(type(error))} whose message raised {_class_name(type(unprintable))}>"
+        name = _clip(names[0], 500)
+        bases = tuple(_clip(base, 200) for base in names[1:16])
+        text = _clip(message, 4_000)
+        used = sum(len(part.encode()) for part in (name, text, *bases))
+        try:
+            lines = "".join(traceback.format_exception(error))
+        except Exception as unprintable:
+            lines = f"<the traceback can't be shown: {_class_name(type(unprintable))}>"
+        return cls(name, text, _clip(lines, _ERROR_BYTES - used, end=True), bases)
+
+    def matches(self, *types: _ExceptionType) -> bool:
+        """Tell whether the exception was an instance of one of `types`, by the recorded names."""
+        recorded = {self.type, *self.bases}
+        return any(_class_name(type_) in recorded for type_ in types)
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One entry of one step's history: who, which revision, what came out, when.
+
+    Raises `ValueError` for an id that is empty, longer than 512 bytes of UTF-8, or holds control characters or lone surrogates,
+    for an unknown status or kind, and for a datetime without a zone.
+    """
+
+    run_id: str
+    step_id: str
+    revision: int = 0
+    """0 for the step's first entry, then 1, 2, …; a store gives each `(run_id, step_id, revision)` away once."""
+    status: Status = "success"
+    kind: Kind = "step"
+    name: str = ""
+    """What people read; the step id unless given. NUL and lone surrogates are escaped."""
+    result: bytes | None = None
+    """The value as JSON on one line, or None where no value was recorded; `value()` decodes it."""
+    error: StepError | None = None
+    note: Any = None
+    """JSON that says who acted and why."""
+    until: datetime | None = None
+    """A wake-up time or a deadline."""
+    attempt: int = 1
+    """The attempt that produced this entry, from 1."""
+    started_at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
+    ended_at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
+    id: str = msgspec.field(default_factory=lambda: os.urandom(12).hex())
+    """Random and unique to this append, so that a writer can tell whether it won the slot."""
+    fingerprint: str | None = None
+    """A short hash of the arguments that the step was called with."""
+
+    def __post_init__(self) -> None:
+        if not (_is_legal(self.run_id) and _is_legal(self.step_id)):
+            check_id("run_id", self.run_id)
+            check_id("step_id", self.step_id)
+        if self.revision < 0 or self.attempt < 1:
+            raise ValueError(f"revision counts from 0 and attempt from 1, not {self.revision} and {self.attempt}")
+        if self.status not in _STATUSES:
+            raise ValueError(f"status {self.status!r} is not one of {', '.join(get_args(Status))}")
+        if self.kind not in _KINDS:
+            raise ValueError(f"kind {self.kind!r} is not one of {', '.join(get_args(Kind))}")
+        if not self.name:
+            msgspec.structs.force_setattr(self, "name", self.step_id)
+        elif not (self.name.isascii() and self.name.isprintable()):
+            msgspec.structs.force_setattr(self, "name", _safe(self.name))
+        if (result := self.result) is not None:
+            if type(result) is not bytes:
+                raise TypeError(f"result must be JSON as bytes, not {result!r}")
+            try:
+                _skip(result)
+                if not result.isascii():
+                    result.decode()
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise ValueError(f"result must be JSON, not {result[:80]!r}: {error}") from error
+            # On one line, and without the space around it that the wire form drops.
+            if result[0] < 33 or result[-1] < 33 or b"\n" in result or b"\r" in result:
+                msgspec.structs.force_setattr(self, "result", msgspec.json.format(result, indent=-1))
+        if self.started_at.tzinfo is not UTC or self.ended_at.tzinfo is not UTC or self.until is not None:
+            for field in ("started_at", "ended_at", "until"):
+                if (moment := getattr(self, field)) is not None:
+                    msgspec.structs.force_setattr(self, field, _utc(field, moment))
+
+    @overload
+    def value(self) -> Any: ...
+    @overload
+    def value(self, type_: type[T]) -> T: ...
+    @overload
+    def value(self, type_: Any) -> Any: ...
+    def value(self, type_: Any = Any) -> Any:
+        """Decode the recorded value as `type_`, or as plain JSON; None where no value was recorded.
+
+        Raises `TypeError` for a type that can't be decoded, `msgspec.ValidationError` for a value that isn't one.
+        """
+        return None if self.result is None else codec_for(type_).decode(self.result)
+
+    def to_json(self) -> bytes:
+        """Encode as the one wire form: JSON on a single line, with a format version."""
+        return _encode(
+            _Wire(
+                FORMAT,
+                self.run_id,
+                self.step_id,
+                self.revision,
+                self.status,
+                self.kind,
+                self.name,
+                msgspec.UNSET if self.result is None else msgspec.Raw(self.result),
+                self.error,
+                self.note,
+                self.until,
+                self.attempt,
+                self.started_at,
+                self.ended_at,
+                self.id,
+                self.fingerprint,
+            )
+        )
+
+    @classmethod
+    def from_json(cls, line: bytes | bytearray | memoryview | str) -> StepRecord:
+        """Decode what `to_json` wrote; keys that this version does not know are ignored.
+
+        Raises `StoreError` where `line` is no record, or one of a newer format.
+        """
+        try:
+            wire = _decode(line)
+            if wire.v > FORMAT:
+                raise ValueError(f"format {wire.v}")
+            return cls(
+                run_id=wire.run_id,
+                step_id=wire.step_id,
+                revision=wire.revision,
+                status=wire.status,
+                kind=wire.kind,
+                name=wire.name,
+                result=None if wire.result is msgspec.UNSET else bytes(wire.result),
+                error=wire.error,
+                note=wire.note,
+                until=wire.until,
+                attempt=wire.attempt,
+                started_at=wire.started_at,
+                ended_at=wire.ended_at,
+                id=wire.id,
+                fingerprint=wire.fingerprint,
+            )
+        except (msgspec.DecodeError, ValueError) as error:
+            raise _unreadable(line, error) from error
+
+
+class _Wire(msgspec.Struct, gc=False, omit_defaults=True):
+    """A record as it is written: `result` stands in it as JSON, not as text that holds JSON."""
+
+    v: int
+    run_id: str
+    step_id: str
+    revision: int
+    status: Status
+    kind: Kind
+    name: str
+    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    error: StepError | None = None
+    note: Any = None
+    until: datetime | None = None
+    attempt: int = 1
+    started_at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
+    ended_at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
+    id: str = ""
+    fingerprint: str | None = None
+
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(_Wire).decode
+_skip: Final = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+def check_id(what: str, value: object) -> None:
+    """Refuse an id that is not 1 to 512 bytes of UTF-8 without control characters."""
+    if isinstance(value, str) and _is_legal(value):
+        return
+    rule = "expected 1 to 512 bytes of UTF-8 without control characters"
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {value!r}; {rule}")
+    size = len(value.encode(errors="surrogatepass"))
+    if not 0 < size <= 512:
+        fault = f"has {size} bytes"
+    else:
+        fault = "holds a control character" if _CONTROL.search(value) else "holds a lone surrogate"
+    raise ValueError(f"{what} {value if len(value) <= 80 else value[:60] + '…'!r} {fault}; {rule}")
+
+
+def _is_legal(value: str) -> bool:
+    try:
+        if value.isascii():
+            return 0 < len(value) <= 512 and value.isprintable()
+        return len(value.encode()) <= 512 and not _CONTROL.search(value)
+    except (UnicodeEncodeError, AttributeError):  # a lone surrogate, or no text at all
+        return False
+
+
+def check_own_id(what: str, value: object) -> None:
+    """Refuse an id that `check_id` refuses, or one that is the library's."""
+    check_id(what, value)
+    if str(value).startswith("$"):
+        raise ValueError(f"{what} {value!r} starts with '$'; such ids are the library's own, choose another")
+
+
+def _utc(field: str, moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError(f"{field} {moment!r} has no zone; give an aware datetime, such as datetime.now(UTC)")
+    return moment.astimezone(UTC)
+
+
+def _unreadable(line: bytes | bytearray | memoryview | str, error: Exception) -> StoreError:
+    class Version(msgspec.Struct):
+        v: int = 0
+
+    try:
+        version = msgspec.json.decode(line, type=Version).v
+    except msgspec.DecodeError:
+        version = 0
+    if version > FORMAT:
+        return StoreError(f"a record of format {version}; this durable-core reads up to {FORMAT}: upgrade durable-core")
+    text = line if isinstance(line, str) else bytes(line[:200]).decode(errors="replace")
+    return StoreError(f"not a step record ({error}): {text[:200]!r}")
+
+
+def _class_name(type_: type) -> str:
+    name = type_.__qualname__ if type_.__module__ == "builtins" else f"{type_.__module__}.{type_.__qualname__}"
+    return _safe(name)
+
+
+def _safe(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
+
+
+def _clip(text: str, limit: int, *, end: bool = False) -> str:
+    data = _safe(text).encode()
+    if len(data) <= limit:
+        return data.decode()
+    kept = data[-limit + 3 :] if end else data[: limit - 3]
+    clipped = kept.decode(errors="ignore")
+    return f"…{clipped}" if end else f"{clipped}…"

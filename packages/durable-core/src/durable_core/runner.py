@@ -1,0 +1,340 @@
+"""The runner: steps that run once, and return what was recorded ever after."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
+
+import msgspec
+
+from ._calls import Call, identify, same
+from ._execute import execute, outcome_of, value_of
+from ._invoke import may_be_awaited
+from ._run import Run, decided
+from ._values import UNTYPED, Codec, codec_for, codec_of
+from ._wait import Wait, wait
+from .approval import Decision, Request
+from .clock import Clock, SystemClock
+from .context import running
+from .errors import DurableError, RunSuspended, StepFailed, StepReused
+from .events import OnEvent
+from .record import StepRecord, check_own_id
+from .retry import Delay, Policy, RetryOn, StepOptions, duration
+from .store import Store
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_ANNOTATED: Final = msgspec.UNSET
+
+
+class RunnerOptions(TypedDict, total=False):
+    """The options of a `Runner`, which tells what they mean."""
+
+    max_attempts: int
+    retry_delay: Delay
+    retry_on: RetryOn
+    on_event: OnEvent | None
+    on_drift: Literal["warn", "raise"]
+    wait_limit: float | timedelta | None
+    lock_wait: float | timedelta
+    store_timeout: float | timedelta
+    clock: Clock | None
+
+
+class Runner:
+    """Runs the steps of one run, each once, on the log that `store` keeps.
+
+    `async with Runner(store, run_id) as runner:` holds the run's lock, so that no second runner works on the run; entering
+    raises `RunBusy` where another holds it, after waiting up to `lock_wait` seconds. Without `async with`, and on a store
+    without locks, two runners may both run a step's function; one outcome is recorded, and both get it.
+
+    `max_attempts`, `retry_delay` and `retry_on` hold for every step that doesn't set its own: attempts in all, seconds between
+    them (a number, a timedelta, or a function of the attempt such as `exponential(0.5)`), and what is worth another attempt
+    (exception types or a predicate). `on_event` is called, or awaited, with each `StepEvent`. `on_drift` says whether a step
+    called with other arguments than recorded is a warning or an error. A wait that lasts longer than `wait_limit` seconds in
+    this process raises `RunSuspended`; None waits for ever, 0 not at all. `store_timeout` is how many seconds an outcome is
+    offered to a store that fails. `clock` replaces the machine's clock in tests.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        run_id: str,
+        *,
+        max_attempts: int = 1,
+        retry_delay: Delay = 0.0,
+        retry_on: RetryOn = Exception,
+        on_event: OnEvent | None = None,
+        on_drift: Literal["warn", "raise"] = "warn",
+        wait_limit: float | timedelta | None = None,
+        lock_wait: float | timedelta = 0.0,
+        store_timeout: float | timedelta = 30.0,
+        clock: Clock | None = None,
+    ) -> None:
+        check_own_id("run_id", run_id)
+        for method in ("append", "get", "list", "clear"):
+            if not callable(getattr(store, method, None)):
+                raise TypeError(f"store must have the methods of durable_core.Store; {store!r} has no {method!r}")
+        if on_event is not None and not callable(on_event):
+            raise TypeError(f"on_event must be a function of one StepEvent, not {on_event!r}")
+        if on_drift not in ("warn", "raise"):
+            raise ValueError(f"on_drift must be 'warn' or 'raise', not {on_drift!r}")
+        self.run_id: Final = run_id
+        self.store: Final = store
+        self._policy: Final = Policy().override({"max_attempts": max_attempts, "retry_delay": retry_delay, "retry_on": retry_on})
+        self._run: Final = Run(
+            store,
+            run_id,
+            clock=clock or SystemClock(),
+            lock_wait=duration("lock_wait", lock_wait),
+            store_timeout=duration("store_timeout", store_timeout, zero=False),
+            wait_limit=None if wait_limit is None else duration("wait_limit", wait_limit),
+            on_event=on_event,
+            on_drift=on_drift,
+        )
+
+    def __repr__(self) -> str:
+        return f"Runner({self.store!r}, run_id={self.run_id!r})"
+
+    async def __aenter__(self) -> Self:
+        await self._run.enter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        await self._run.leave()
+        # A task group wraps it, and gather may have swallowed it: a suspension is told as what it is.
+        if (suspended := self._run.suspended) is not None and suspended is not error and _is_only(suspended, error):
+            raise suspended from None
+
+    @overload
+    def step(
+        self,
+        step_id: str,
+        fn: Callable[..., Any],
+        *args: Any,
+        name: str | None = None,
+        returns: None,
+        **options: Unpack[StepOptions],
+    ) -> Coroutine[Any, Any, None]: ...
+    @overload
+    def step(
+        self,
+        step_id: str,
+        fn: Callable[..., Any],
+        *args: Any,
+        name: str | None = None,
+        returns: type[T],
+        **options: Unpack[StepOptions],
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def step(
+        self,
+        step_id: str,
+        fn: Callable[[Unpack[Ts]], Awaitable[T]],
+        *args: *Ts,
+        name: str | None = None,
+        **options: Unpack[StepOptions],
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def step(
+        self,
+        step_id: str,
+        fn: Callable[[Unpack[Ts]], T],
+        *args: *Ts,
+        name: str | None = None,
+        **options: Unpack[StepOptions],
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def step(
+        self,
+        step_id: str,
+        fn: Callable[..., Any],
+        *args: Any,
+        name: str | None = None,
+        returns: Any,
+        **options: Unpack[StepOptions],
+    ) -> Coroutine[Any, Any, Any]: ...
+    def step(  # type: ignore[misc]  # mypy doesn't match `*args: *Ts` with `*args: Any`
+        self,
+        step_id: str,
+        fn: Callable[..., Any],
+        *args: Any,
+        name: str | None = None,
+        returns: Any = _ANNOTATED,
+        **options: Any,
+    ) -> Coroutine[Any, Any, Any]:
+        """Run `fn(*args)` once and record its outcome under `step_id`; return the recorded value, now and on every later run.
+
+        `fn` may be async or not; a synchronous one runs in a worker thread, and an awaitable that it returns is awaited. The
+        value's type is `returns`, or else the return annotation; `returns=None` records no value. `name` is what people read.
+        The other options are those of `StepOptions`, in place of the runner's.
+
+        What is returned has been recorded, durably as the store means it, and is the recorded value, decoded. Raises `StepFailed`
+        once the attempts have run out, now and on every replay; `ResultNotRecorded` if the store took no outcome;
+        `StepReused` if the id was used for another call on this runner; `StepDrift` if the record doesn't fit the code;
+        `LockLost` before anything runs if the run may be another's by now.
+        """
+        if (outer := running.get()) is not None:
+            outer.refuse(self._run, step_id)
+        if not callable(fn):
+            raise TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
+        policy = self._policy.override(options) if options else self._policy
+        if policy.timeout is not None and not may_be_awaited(fn):
+            raise TypeError(
+                f"timeout={policy.timeout:g} for step {step_id!r}, but {fn!r} is a plain function: its thread can't be stopped."
+                " Make it async, or give the time limit to what it calls"
+            )
+        codec = codec_of(fn) if returns is _ANNOTATED else None if returns is None else codec_for(returns)
+        identity, fingerprint = identify(fn, args)
+        reused = self._is_reused(step_id, identity)
+        return self._step(step_id, fn, args, fingerprint, reused, name, codec, policy)
+
+    async def _step(
+        self,
+        step_id: str,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        fingerprint: str | None,
+        reused: bool,
+        name: str | None,
+        codec: Codec[Any] | None,
+        policy: Policy,
+    ) -> Any:
+        run = self._run
+        if reused:
+            raise self._reused(step_id)
+        if not run.loaded or run.log.kept or run.suspended is not None:  # all that `ready` looks at
+            await run.ready()
+        while not decided(record := run.log.latest(step_id)):
+            if step_id in run.running:
+                await run.ended(step_id)  # the same call elsewhere; if that is cancelled, this one takes over
+                continue
+            run.running[step_id] = None
+            try:
+                return await execute(run, Call(step_id, name or step_id, fn, args, fingerprint, codec, policy), record)
+            finally:
+                run.stopped(step_id)
+        if run.on_event is not None:
+            await run.emit_record("step:replay", record)
+        return outcome_of(run, record, fingerprint, codec)
+
+    async def sleep(self, step_id: str, duration: float | timedelta | datetime, *, name: str | None = None) -> None:
+        """Wait for `duration`, in seconds or as a timedelta, from when this was first reached; or until an aware datetime.
+
+        The wake-up time is recorded and holds for every later run. Raises `RunSuspended` after `wait_limit` seconds.
+        """
+        until = self._moment("duration", duration)
+        await self._wait(Wait(step_id, name or step_id, "sleep", until), ("sleep", duration))
+
+    async def approval(
+        self,
+        step_id: str,
+        show: object = None,
+        *,
+        timeout: float | timedelta | datetime | None = None,
+        quorum: int = 1,
+        approvers: Iterable[str] | None = None,
+        name: str | None = None,
+    ) -> Decision:
+        """Show something to people and wait for their decision, given with `durable_core.control.approve` or `reject`.
+
+        One rejection decides, and so do `quorum` different people who approve; `approvers` are the names of those who may, anyone
+        if None. Names are recorded, not authenticated. A decision holds for what was shown: asked again with another `show`, this
+        raises `StepDrift`. When `timeout` passes first, that is a failure: `StepFailed`, whose error matches `TimeoutError`.
+        Raises `RunSuspended` after `wait_limit` seconds.
+        """
+        request = Request.make(show, quorum, approvers)
+        until = None if timeout is None else self._moment("timeout", timeout)
+        asked = Wait(step_id, name or step_id, "approval", until, request.note(), request.fingerprint)
+        record = await self._wait(asked, ("approval", request.fingerprint))
+        decision: Decision = value_of(record, codec_for(Decision))
+        return decision
+
+    @overload
+    async def event(
+        self, step_id: str, *, returns: type[T], timeout: float | timedelta | datetime | None = None, name: str | None = None
+    ) -> T: ...
+    @overload
+    async def event(
+        self, step_id: str, *, returns: Any = Any, timeout: float | timedelta | datetime | None = None, name: str | None = None
+    ) -> Any: ...
+    async def event(
+        self, step_id: str, *, returns: Any = Any, timeout: float | timedelta | datetime | None = None, name: str | None = None
+    ) -> Any:
+        """Wait for a value sent with `durable_core.control.send`, which may have come before; return it as `returns`.
+
+        When `timeout` passes first, that is a failure: `StepFailed`, whose error matches `TimeoutError`. Raises `RunSuspended`
+        after `wait_limit` seconds, and `StepDrift` if the value that was sent is no `returns`.
+        """
+        codec = UNTYPED if returns is None else codec_for(returns)
+        until = None if timeout is None else self._moment("timeout", timeout)
+        record = await self._wait(Wait(step_id, name or step_id, "event", until), ("event",))
+        return None if returns is None else value_of(record, codec)
+
+    async def history(self) -> Sequence[StepRecord]:
+        """Read all entries of the run from the store, in the order in which they were appended."""
+        return await self.store.list(self.run_id)
+
+    async def reset(self) -> None:
+        """Clear the run, so that every step runs again.
+
+        Takes the run's lock, unless this runner holds it. Raises `RunBusy` where another does, and `DurableError` while a step
+        of this runner is running.
+        """
+        run = self._run
+        if run.running or run.waiting:
+            busy = ", ".join(map(repr, [*run.running, *run.waiting]))
+            raise DurableError(f"run {self.run_id!r} can't be reset while it is at {busy}")
+        async with AsyncExitStack() as stack:
+            if not run.lock.held:
+                await stack.enter_async_context(run.lock.again())
+            await self.store.clear(self.run_id)
+            run.forget()
+
+    async def _wait(self, asked: Wait, identity: object) -> StepRecord:
+        if (outer := running.get()) is not None:
+            outer.refuse(self._run, asked.step_id)
+        if self._is_reused(asked.step_id, identity):
+            raise self._reused(asked.step_id)
+        record = await wait(self._run, asked)
+        if record.status == "failure":
+            raise StepFailed(record)
+        return record
+
+    def _is_reused(self, step_id: str, identity: object) -> bool:
+        calls = self._run.calls
+        known = calls.get(step_id) if type(step_id) is str else None
+        if known is None:
+            check_own_id("step_id", step_id)
+            calls[step_id] = identity
+            return False
+        return known is not identity and not same(known, identity)
+
+    def _reused(self, step_id: str) -> StepReused:
+        return StepReused(
+            f"step {step_id!r} of run {self.run_id!r} was called before with another function, other arguments or other"
+            " values in its closure; nothing was run. In a loop, number the steps: f'charge-{order.id}'"
+        )
+
+    def _moment(self, what: str, when: float | timedelta | datetime) -> datetime:
+        if not isinstance(when, datetime):
+            try:
+                return self._run.clock.now() + timedelta(seconds=duration(what, when))
+            except OverflowError as error:
+                raise ValueError(f"{what} {when!r} ends after the year 9999; give a shorter one") from error
+        if when.tzinfo is None:
+            raise ValueError(f"{what} {when!r} has no zone; give an aware datetime, a timedelta or seconds")
+        return when.astimezone(UTC)
+
+
+def _is_only(suspended: RunSuspended, error: BaseException | None) -> bool:
+    """Tell whether nothing but the suspension ended the block."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_only(suspended, one) for one in error.exceptions)
+    return error is None or isinstance(error, RunSuspended)

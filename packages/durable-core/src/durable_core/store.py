@@ -1,0 +1,144 @@
+"""What a store is: four methods and one guarantee, and the abilities that it may add."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeGuard
+
+from .record import StepRecord
+
+
+class Store(Protocol):
+    """A place that keeps the logs of runs. These docstrings are the specification; `durable_core.testing.StoreTests` checks it.
+
+    A store is used from one event loop. A method either does what it says or raises; it does not wait for ever.
+    """
+
+    @abstractmethod
+    async def append(self, record: StepRecord) -> StepRecord:
+        """Claim the slot `(run_id, step_id, revision)` for `record`.
+
+        If the slot is empty, `record` is durable before this returns, and is returned. If it is taken, nothing is written and
+        the record that holds it is returned. Among any number of concurrent appends to one slot, from any number of processes
+        and machines, exactly one wins and all get the same record back. What has been returned, to the winner or to a loser, is
+        durable and is seen by every later `get` and `list`, from anywhere.
+
+        When it raises or is cancelled, the record may be there or not: append the same record again and compare `id`.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        """Return the step's entry with the highest revision, or None if it has none."""
+        raise NotImplementedError
+
+    @abstractmethod
+    async def list(self, run_id: str) -> Sequence[StepRecord]:
+        """Return all entries of the run in the order in which they were appended; empty if there are none."""
+        raise NotImplementedError
+
+    @abstractmethod
+    async def clear(self, run_id: str) -> None:
+        """Remove all entries of the run, the newest first, so that a crash in the middle leaves a prefix and never a hole.
+
+        Clearing a run that isn't there does nothing. Other runs are not touched.
+        """
+        raise NotImplementedError
+
+
+class SupportsRuns(Protocol):
+    """A store that can name the runs it holds."""
+
+    @abstractmethod
+    def runs(self, prefix: str = "") -> AsyncIterator[str]:
+        """Yield the id of each run with at least one entry whose id starts with `prefix`, each once, in no particular order."""
+        raise NotImplementedError
+
+
+class SupportsScan(Protocol):
+    """A store that can read a long log piece by piece."""
+
+    @abstractmethod
+    def scan(self, run_id: str) -> AsyncIterator[StepRecord]:
+        """Yield what `list` returns, in the same order, in memory bounded however long the log is."""
+        raise NotImplementedError
+
+
+class Lease(Protocol):
+    """What holding a run's lock gives."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise `LockLost` once the lock may no longer be held; costs no input or output."""
+        raise NotImplementedError
+
+
+class SupportsLock(Protocol):
+    """A store that can let one runner at a time work on a run."""
+
+    @abstractmethod
+    def lock(self, run_id: str) -> AbstractAsyncContextManager[Lease]:
+        """Hold the run exclusively, among all processes and machines, until the context ends or its process dies.
+
+        Entering raises `RunBusy` at once where another holds it. The lock keeps nobody from appending: it saves work, while the
+        slots keep the log right.
+        """
+        raise NotImplementedError
+
+
+class SupportsTransaction(Protocol):
+    """A store in which a step's own writes and its record can commit together."""
+
+    @abstractmethod
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """Open a transaction; what it yields is the store's own affair and is told by its documentation."""
+        raise NotImplementedError
+
+
+class OpenableStore(Store, Protocol):
+    """A store that `open_store` can make: what an entry point in the group `durable_core.stores` names."""
+
+    @classmethod
+    @abstractmethod
+    def from_url(cls, url: str) -> Self:
+        """Make a store from its URL without connecting; options are query parameters, and an unknown one is a `StoreError`."""
+        raise NotImplementedError
+
+    @abstractmethod
+    async def __aenter__(self) -> Self:
+        raise NotImplementedError
+
+    @abstractmethod
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        """Close what this store opened, and nothing that it was given."""
+        raise NotImplementedError
+
+
+class RunsStore(Store, SupportsRuns, Protocol):
+    """A store that names its runs."""
+
+
+class ScanStore(Store, SupportsScan, Protocol):
+    """A store that reads a log piece by piece."""
+
+
+class LockStore(Store, SupportsLock, Protocol):
+    """A store with locks."""
+
+
+# A wrapper may pass abilities on through `__getattr__`, which `isinstance` with a protocol does not see.
+def supports_runs(store: Store) -> TypeGuard[RunsStore]:
+    return callable(getattr(store, "runs", None))
+
+
+def supports_scan(store: Store) -> TypeGuard[ScanStore]:
+    return callable(getattr(store, "scan", None))
+
+
+def supports_lock(store: Store) -> TypeGuard[LockStore]:
+    return callable(getattr(store, "lock", None))

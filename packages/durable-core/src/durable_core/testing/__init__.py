@@ -1,0 +1,28 @@
+"""What authors of stores, and of programs that use them, test with; `StoreTests` needs pytest and pytest-asyncio.
+
+No plugin is registered and nothing here is imported by `durable_core` itself; without pytest, the rest works.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._clock import FakeClock
+from ._crashing import CrashingStore, InjectedFault
+from ._samples import HOSTILE_IDS, OpenStore
+
+if TYPE_CHECKING:
+    from ._contract import StoreTests
+
+__all__ = ["HOSTILE_IDS", "CrashingStore", "FakeClock", "InjectedFault", "OpenStore", "StoreTests"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "StoreTests":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import pytest
+
+    pytest.register_assert_rewrite(f"{__name__}._contract")
+    from ._contract import StoreTests
+
+    return StoreTests

@@ -1,0 +1,51 @@
+"""The contract of `durable_core.Store`, as tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from durable_core.testing._samples import OpenStore
+
+from .clearing import ClearTests
+from .entries import EntryTests
+from .ids import IdTests
+from .locks import LockTests
+from .races import RaceTests
+from .reading import RunsTests, ScanTests
+from .slots import SlotTests
+
+
+# The last base's tests run first: what is simple before what builds on it.
+class StoreTests(LockTests, ScanTests, RunsTests, ClearTests, IdTests, RaceTests, SlotTests, EntryTests):
+    """The contract of a store: subclass it in a test module and provide the fixture `open_store`.
+
+    `open_store` returns a function without arguments whose every call gives an async context manager that opens one more store
+    on the same place, which is empty when a test begins:
+
+        class TestFileStore(StoreTests):
+            @pytest.fixture
+            def open_store(self, tmp_path):
+                return functools.partial(durable_core.open_store, f"file:{tmp_path}")
+
+    Some tests open the place from other processes, so the function must be one that pickle can send: one of a module, or a
+    `functools.partial` of one. What a store offers beyond the four methods (`runs`, `scan`, `lock`) is checked where offered.
+
+    Three attributes may be overridden: `lock_expiry`, the seconds after which the lock of a killed process is free again (open
+    the store with a short lease), and `long_run` and `many_runs`, the entries and the runs that make the backend answer in pages.
+
+    A test that can't hold for a store is overridden in plain sight, by a method of the same name whose docstring gives the
+    reason; there is no other way to leave one out:
+
+            async def test_processes_race_for_slots(self):
+                '''Not for this store: its data live in one process.'''
+    """
+
+    pytestmark = pytest.mark.asyncio
+
+    @pytest.fixture
+    def open_store(self) -> OpenStore:
+        """Override this with what `StoreTests` says."""
+        raise NotImplementedError(f"{type(self).__name__} needs a fixture `open_store`; the docstring of StoreTests shows one")
+
+
+__all__ = ["StoreTests"]

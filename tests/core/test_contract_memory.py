@@ -1,0 +1,22 @@
+"""`MemoryStore` keeps the contract of a store."""
+
+import pytest
+
+from durable_core.memory import MemoryStore
+from durable_core.testing import OpenStore, StoreTests
+
+
+class TestMemoryStore(StoreTests):
+    @pytest.fixture
+    def open_store(self) -> OpenStore:
+        place = MemoryStore()
+        return lambda: place
+
+    async def test_processes_race_for_slots(self) -> None:
+        """Not for this store: a dictionary is not shared between processes."""
+
+    async def test_processes_keep_each_other_out(self) -> None:
+        """Not for this store: a dictionary is not shared between processes."""
+
+    async def test_a_killed_process_frees_its_lock(self) -> None:
+        """Not for this store: its lock ends with the only process that knows it."""

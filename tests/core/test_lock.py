@@ -1,0 +1,212 @@
+"""A runner in `async with` holds its run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from durable_core import DurableError, Lease, LockLost, MemoryStore, RunBusy, Runner, StepRecord
+
+from .conftest import Effects, FlakyStore
+
+
+async def test_a_second_runner_gets_run_busy(store: FlakyStore) -> None:
+    """It is told who holds the run and since when; afterwards the run is free."""
+    async with Runner(store, "run"):
+        with pytest.raises(RunBusy, match=r"'run' is held by .* since 20") as busy:
+            async with Runner(store, "run"):
+                raise AssertionError
+        assert busy.value.since is not None
+        async with Runner(store, "other"):
+            pass
+    async with Runner(store, "run"):
+        pass
+
+
+async def test_lock_wait_waits(store: FlakyStore) -> None:
+    """The second runner enters once the first is gone, and reads what that one recorded."""
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def first() -> None:
+        async with Runner(store, "run") as runner:
+            entered.set()
+            await leave.wait()
+            await runner.step("a", lambda: 1)
+
+    async def second() -> int:
+        async with Runner(store, "run", lock_wait=30) as runner:
+            return await runner.step("a", lambda: 2)
+
+    holder = asyncio.create_task(first())
+    await entered.wait()
+    waiter = asyncio.create_task(second())
+    await asyncio.sleep(0)
+    leave.set()
+    assert await waiter == 1
+    await holder
+
+
+async def test_lock_wait_ends(store: FlakyStore) -> None:
+    """After `lock_wait` seconds RunBusy is raised."""
+    async with Runner(store, "run"):
+        with pytest.raises(RunBusy):
+            async with Runner(store, "run", lock_wait=0.02):
+                raise AssertionError
+
+
+async def test_the_log_is_read_after_the_lock_is_held(store: FlakyStore, effects: Effects) -> None:
+    """Entries of the last holder are seen even by a runner that was made before them."""
+    late = Runner(store, "run")
+    async with Runner(store, "run") as runner:
+        await runner.step("a", effects.happen)
+    async with late:
+        await late.step("a", effects.happen)
+    assert effects["effect"] == 1
+
+
+async def test_the_lock_is_given_back_after_an_error(store: FlakyStore) -> None:
+    """Neither an error in the block nor one while reading the log keeps the run held."""
+    with pytest.raises(ZeroDivisionError):
+        async with Runner(store, "run"):
+            raise ZeroDivisionError
+    real = store.list
+    store.list = lambda run_id: (_ for _ in ()).throw(OSError("read"))  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="read"):
+        async with Runner(store, "run"):
+            raise AssertionError
+    store.list = real  # type: ignore[method-assign]
+    async with Runner(store, "run"):
+        pass
+
+
+async def test_a_runner_that_was_left_starts_no_step(store: FlakyStore, effects: Effects) -> None:
+    """Its lock is another's by now."""
+    async with Runner(store, "run") as runner:
+        await runner.step("a", effects.happen)
+    with pytest.raises(LockLost, match="was left"):
+        await runner.step("b", effects.happen, "b")
+    assert await runner.step("a", effects.happen) == "effect"
+    assert effects == {"effect": 1}
+
+
+async def test_a_runner_is_entered_once_at_a_time(store: FlakyStore) -> None:
+    """It may be used again after it was left."""
+    runner = Runner(store, "run")
+    async with runner:
+        with pytest.raises(DurableError, match="in use already"):
+            async with runner:
+                raise AssertionError
+    async with runner:
+        assert await runner.step("a", lambda: 1) == 1
+
+
+async def test_leaving_waits_for_running_steps(store: FlakyStore, effects: Effects) -> None:
+    """A sibling of what ended the block is inside a step: the lock is held until that is recorded."""
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> str:
+        started.set()
+        await go.wait()
+        return effects.happen()
+
+    sibling: asyncio.Task[str] | None = None
+
+    async def flow() -> None:
+        nonlocal sibling
+        async with Runner(store, "run") as runner:
+            sibling = asyncio.create_task(runner.step("slow", slow))
+            await started.wait()
+            raise ZeroDivisionError
+
+    ending = asyncio.create_task(flow())
+    await started.wait()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    with pytest.raises(RunBusy):
+        async with Runner(store, "run"):
+            raise AssertionError
+    go.set()
+    with pytest.raises(ZeroDivisionError):
+        await ending
+    assert sibling
+    assert await sibling == "effect"
+
+
+class Forgetful(MemoryStore):
+    """Its locks are lost when told so."""
+
+    lost = False
+
+    @asynccontextmanager
+    async def lock(self, run_id: str) -> AsyncIterator[Lease]:
+        store = self
+
+        class Lost(Lease):
+            def check(self) -> None:
+                if store.lost:
+                    raise LockLost(f"the lock of run {run_id!r} expired")
+
+        yield Lost()
+
+
+async def test_no_step_starts_after_the_lock_was_lost(effects: Effects) -> None:
+    """Replays go on; what runs is recorded; nothing new starts, and no further attempt either."""
+    store = Forgetful()
+    attempts = 0
+
+    def lose() -> None:
+        nonlocal attempts
+        attempts += 1
+        store.lost = True
+        raise OSError
+
+    async with Runner(store, "run", max_attempts=3) as runner:
+        await runner.step("a", effects.happen)
+        with pytest.raises(LockLost, match="expired"):
+            await runner.step("b", lose)
+        with pytest.raises(LockLost, match="expired"):
+            await runner.step("c", effects.happen, "c")
+        assert await runner.step("a", effects.happen) == "effect"
+    assert (attempts, dict(effects)) == (1, {"effect": 1})
+
+
+async def test_an_outcome_is_recorded_though_the_lock_was_lost(effects: Effects) -> None:
+    """The effect has happened; the slot decides whose outcome counts."""
+    store = Forgetful()
+
+    def work() -> str:
+        store.lost = True
+        return effects.happen()
+
+    async with Runner(store, "run") as runner:
+        assert await runner.step("a", work) == "effect"
+    assert len(await store.list("run")) == 1
+
+
+async def test_a_store_without_locks_is_fine() -> None:
+    """The lock is an ability, not a duty."""
+
+    class Plain:
+        def __init__(self) -> None:
+            self._store = MemoryStore()
+
+        async def append(self, record: StepRecord) -> StepRecord:
+            return await self._store.append(record)
+
+        async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+            return await self._store.get(run_id, step_id)
+
+        async def list(self, run_id: str) -> tuple[StepRecord, ...]:
+            return tuple(await self._store.list(run_id))
+
+        async def clear(self, run_id: str) -> None:
+            await self._store.clear(run_id)
+
+    store = Plain()
+    async with Runner(store, "run") as one, Runner(store, "run") as two:
+        assert await one.step("a", lambda: 1) == 1
+        assert await two.step("a", lambda: 1) == 1
+        await one.reset()

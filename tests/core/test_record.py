@@ -1,0 +1,340 @@
+"""One entry of a log: its ids, its checks, its one wire form, and what it keeps of an exception."""
+
+import json
+import pickle
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from durable_core import errors
+from durable_core.errors import CorruptLog, LockLost, ResultNotRecorded, RunBusy, StepFailed, StoreError
+from durable_core.record import FORMAT, StepError, StepRecord
+from durable_core.testing import HOSTILE_IDS
+
+MOMENT = datetime(2026, 3, 29, 1, 59, 59, 999_999, tzinfo=UTC)
+
+
+def record(**fields: Any) -> StepRecord:
+    return StepRecord(**{"run_id": "run", "step_id": "step", **fields})
+
+
+FULL = record(
+    revision=3,
+    status="failure",
+    kind="approval",
+    name="Charge the card",
+    result=b'{"b":1.0,"a":1e400}',
+    error=StepError(type="x.Y", message="m", traceback="t\n", bases=("x.Z", "Exception")),
+    note={"by": "alice", "votes": [1, None]},
+    until=MOMENT,
+    attempt=2,
+    started_at=MOMENT,
+    ended_at=MOMENT + timedelta(microseconds=1),
+    id="abc",
+    fingerprint="f00",
+)
+
+
+class TestIds:
+    @pytest.mark.parametrize("field", ["run_id", "step_id"])
+    @pytest.mark.parametrize(
+        ("value", "complaint"),
+        [
+            ("", "has 0 bytes"),
+            ("x" * 513, "has 513 bytes"),
+            ("é" * 257, "has 514 bytes"),
+            ("a\nb", r"'a\\nb' holds a control character"),
+            ("\0", "holds a control character"),
+            ("\x7f", "holds a control character"),
+            ("\x85", "holds a control character"),
+            ("\ud800", r"'\\ud800' holds a lone surrogate"),
+        ],
+    )
+    def test_an_illegal_id_is_shown_and_the_rule_told(self, field: str, value: str, complaint: str) -> None:
+        """An id is 1 to 512 bytes of UTF-8 without control characters."""
+        with pytest.raises(ValueError, match=rf"{field} .*{complaint}; expected 1 to 512 bytes of UTF-8"):
+            record(**{field: value})
+
+    @pytest.mark.parametrize("value", [None, 7, b"run"])
+    def test_an_id_that_is_no_text(self, value: object) -> None:
+        """Anything but a str is a TypeError."""
+        with pytest.raises(TypeError, match="run_id must be a str, not"):
+            record(run_id=value)
+
+    @pytest.mark.parametrize("value", [*HOSTILE_IDS, "x" * 512])
+    def test_hostile_ids_are_legal(self, value: str) -> None:
+        """Whatever is within the rule is taken, and survives the wire."""
+        made = record(run_id=value, step_id=value)
+        assert StepRecord.from_json(made.to_json()) == made
+
+    def test_ids_are_unique(self) -> None:
+        """Each record has an id of its own."""
+        assert len({record().id for _ in range(1000)}) == 1000
+
+
+class TestChecks:
+    @pytest.mark.parametrize("field", ["started_at", "ended_at", "until"])
+    def test_a_datetime_without_a_zone(self, field: str) -> None:
+        """A naive datetime is refused."""
+        with pytest.raises(ValueError, match=rf"{field} .* has no zone"):
+            record(**{field: MOMENT.replace(tzinfo=None)})
+
+    def test_datetimes_become_utc(self) -> None:
+        """The same moment is kept in UTC, whatever zone it came in."""
+        made = record(until=MOMENT.astimezone(timezone(timedelta(hours=-3, seconds=7))))
+        assert made.until == MOMENT
+        assert made.until is not None
+        assert made.until.tzinfo is UTC
+
+    @pytest.mark.parametrize(
+        "fields", [{"status": "done"}, {"kind": "task"}, {"revision": -1}, {"attempt": 0}, {"result": b"{"}, {"result": b""}]
+    )
+    def test_a_bad_value_is_refused(self, fields: dict[str, Any]) -> None:
+        """An unknown status or kind, a negative count, a result that is no JSON."""
+        with pytest.raises(ValueError, match=next(iter(fields))):
+            record(**fields)
+
+    def test_a_result_that_is_no_utf8(self) -> None:
+        """JSON is UTF-8; bytes that aren't would make the whole line unreadable."""
+        with pytest.raises(ValueError, match="result must be JSON"):
+            record(result=b'"\xff"')
+
+    def test_a_result_that_is_no_bytes(self) -> None:
+        """A result is encoded before it gets here."""
+        with pytest.raises(TypeError, match="result must be JSON as bytes"):
+            record(result='"text"')
+
+    @pytest.mark.parametrize("result", [b'{"a":\n1}', b'{"a":\r1}', b' {"a":1}', b'{"a":1}\r\n'])
+    def test_a_result_on_several_lines_is_put_on_one(self, result: bytes) -> None:
+        """White space that could end a line, or that the wire form drops, is dropped at once."""
+        assert record(result=result).result == b'{"a":1}'
+
+    def test_a_result_on_one_line_keeps_its_spelling(self) -> None:
+        """Spaces inside, number formats and double keys are the writer's."""
+        spelled = b'{ "a" : 1E+2, "a":1.0 }'
+        made = record(result=spelled)
+        assert made.result == spelled
+        assert StepRecord.from_json(made.to_json()).result == spelled
+
+    def test_the_name_is_the_step_id_unless_given(self) -> None:
+        """A name is never empty, and holds nothing that a text column refuses."""
+        assert record().name == "step"
+        assert record(name="Für\0 \ud800 \n").name == "Für\\x00 \\ud800 \n"
+
+    def test_a_record_is_frozen(self) -> None:
+        """What was appended doesn't change."""
+        with pytest.raises(AttributeError):
+            record().status = "failure"  # type: ignore[misc]
+
+
+class TestWire:
+    def test_every_field_survives(self) -> None:
+        """What `to_json` writes, `from_json` reads; a record of nothing but ids, too."""
+        for made in (FULL, record(), record(result=b"null")):
+            line = made.to_json()
+            assert StepRecord.from_json(line) == made
+            assert StepRecord.from_json(line.decode()) == made
+            assert StepRecord.from_json(memoryview(line)).to_json() == line
+
+    def test_none_recorded_is_not_null_recorded(self) -> None:
+        """A step without a value and a step whose value is None are told apart."""
+        assert StepRecord.from_json(record().to_json()).result is None
+        assert StepRecord.from_json(record(result=b"null").to_json()).result == b"null"
+
+    def test_the_wire_form_is_pinned(self) -> None:
+        """Logs outlive releases: this line may gain keys, and must always be read."""
+        line = FULL.to_json()
+        assert line == (
+            b'{"v":1,"run_id":"run","step_id":"step","revision":3,"status":"failure","kind":"approval","name":"Charge the card",'
+            b'"result":{"b":1.0,"a":1e400},"error":{"type":"x.Y","message":"m","traceback":"t\\n","bases":["x.Z","Exception"]},'
+            b'"note":{"by":"alice","votes":[1,null]},"until":"2026-03-29T01:59:59.999999Z","attempt":2,'
+            b'"started_at":"2026-03-29T01:59:59.999999Z","ended_at":"2026-03-29T02:00:00Z","id":"abc","fingerprint":"f00"}'
+        )
+
+    @given(
+        st.text(),
+        st.recursive(
+            st.none()
+            | st.booleans()
+            | st.floats(allow_nan=False, allow_infinity=False)
+            | st.text(st.characters(exclude_categories=["Cs"])),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+            max_leaves=10,
+        ),
+    )
+    def test_a_line_is_a_line(self, name: str, note: Any) -> None:
+        """No text or note puts a line break into the line, and all of it comes back."""
+        made = record(name=name, note=note, result=json.dumps(note).encode())
+        line = made.to_json()
+        assert b"\n" not in line
+        assert b"\r" not in line
+        assert StepRecord.from_json(line) == made
+
+    def test_unknown_keys_are_ignored(self) -> None:
+        """A later release may add fields."""
+        line = FULL.to_json()[:-1] + b',"later":{"x":[1]}}'
+        assert StepRecord.from_json(line) == FULL
+
+    def test_a_newer_format_says_what_to_upgrade(self) -> None:
+        """A format that this release can't read is told as such, whatever else it holds."""
+        with pytest.raises(StoreError, match=rf"format {FORMAT + 1}.*upgrade durable-core"):
+            StepRecord.from_json(json.dumps({"v": FORMAT + 1, "what": "ever"}).encode())
+
+    def test_a_newer_format_of_the_same_shape(self) -> None:
+        """A newer format may mean something else by the same keys, so it is refused too."""
+        with pytest.raises(StoreError, match="upgrade durable-core"):
+            StepRecord.from_json(FULL.to_json().replace(b'"v":1', b'"v":2'))
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            *(b"", b"\xff", b"null", b"{", b"[]", b"{}", b'{"v":1}', b'{"v":"1"}'),
+            FULL.to_json().replace(b'"revision":3', b'"revision":-3'),
+            FULL.to_json().replace(b'"run_id":"run"', b'"run_id":""'),
+            FULL.to_json().replace(b'"status":"failure"', b'"status":"odd"'),
+            FULL.to_json().replace(b"59.999999Z", b"59.999999"),
+        ],
+    )
+    def test_what_is_no_record_is_shown(self, line: bytes) -> None:
+        """A line that isn't a record is a StoreError from the first error, with the beginning of the line."""
+        with pytest.raises(StoreError, match="not a step record") as refused:
+            StepRecord.from_json(line)
+        assert refused.value.__cause__ is not None
+        assert len(str(refused.value)) < 500
+
+    def test_value_decodes(self) -> None:
+        """`value` decodes as the type asked for, or as plain JSON."""
+        made = record(result=b'{"b":[1]}')
+        assert made.value() == {"b": [1]}
+        assert made.value(dict[str, tuple[int]]) == {"b": (1,)}
+        assert record().value(int) is None
+        with pytest.raises(msgspec.ValidationError):
+            made.value(int)
+
+    def test_records_can_be_pickled(self) -> None:
+        """Records go to worker processes and back."""
+        assert pickle.loads(pickle.dumps(FULL)) == FULL
+
+
+class _Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+class TestStepError:
+    def test_it_keeps_type_message_traceback_and_bases(self) -> None:
+        """An exception is described by text, its bases nearest first."""
+        try:
+            {}["missing"]
+        except KeyError as error:
+            kept = StepError.from_exception(error)
+        assert kept.type == "KeyError"
+        assert kept.message == "'missing'"
+        assert kept.bases == ("LookupError", "Exception", "BaseException")
+        assert '{}["missing"]' in kept.traceback
+        assert str(kept) == "KeyError: 'missing'"
+
+    def test_matches_asks_by_class(self) -> None:
+        """`matches` is `isinstance` by recorded names, module included."""
+        kept = StepError.from_exception(_Unprintable())
+        assert kept.matches(_Unprintable)
+        assert kept.matches(OSError, Exception)
+        assert not kept.matches(OSError, RuntimeError)
+        assert not kept.matches(type("_Unprintable", (Exception,), {"__module__": "elsewhere"}))
+        assert not kept.matches()
+
+    @pytest.mark.parametrize("size", [1_000, 100_000])
+    @pytest.mark.parametrize("text", ["x", "é", "\U0001f4a3", "\0", "\ud800"])
+    def test_it_takes_at_most_16_kb(self, text: str, size: int) -> None:
+        """However long or odd an exception is, its description is 16 kB of UTF-8 at most, the traceback's end included."""
+        odd = type(text * 300 if text.isprintable() else "Odd", (ValueError,), {})
+        kept = StepError.from_exception(odd(text * size))
+        parts = [kept.type, kept.message, kept.traceback, *kept.bases]
+        assert sum(len(part.encode()) for part in parts) <= 16_000
+        assert not any("\0" in part for part in parts)
+        assert StepRecord.from_json(record(error=kept).to_json()).error == kept
+
+    def test_nul_and_surrogates_are_escaped(self) -> None:
+        """What databases refuse is written as an escape."""
+        assert StepError.from_exception(ValueError("a\0b\ud800c")).message == "a\\x00b\\ud800c"
+
+    def test_of_a_long_traceback_the_end_is_kept(self) -> None:
+        """The end says what happened."""
+
+        def fail(depth: int) -> None:
+            if depth:
+                return (fail, deeper)[depth % 2](depth - 1)
+            raise ValueError("the bottom")
+
+        def deeper(depth: int) -> None:
+            fail(depth - 1) if depth else fail(0)
+
+        with pytest.raises(ValueError, match="the bottom") as raised:
+            fail(300)
+        assert StepError.from_exception(raised.value).traceback.endswith("ValueError: the bottom\n")
+
+    def test_an_exception_that_cannot_be_printed(self) -> None:
+        """A failure to print an exception does not hide it."""
+        kept = StepError.from_exception(_Unprintable())
+        assert kept.type.endswith("._Unprintable")
+        assert "whose message raised RuntimeError" in kept.message
+
+    def test_an_exception_whose_notes_cannot_be_read(self) -> None:
+        """A failure to format a traceback does not hide the exception."""
+
+        class Odd(Exception):
+            @property
+            def __notes__(self) -> list[str]:
+                raise RuntimeError("no")
+
+        assert StepError.from_exception(Odd("message")).message == "message"
+
+    def test_an_exception_group(self) -> None:
+        """A group's traceback shows its members."""
+        kept = StepError.from_exception(ExceptionGroup("both", [ValueError("one"), OSError("two")]))
+        assert kept.matches(ExceptionGroup)
+        assert "both (2 sub-exceptions)" in kept.message
+        assert "ValueError: one" in kept.traceback
+        assert "OSError: two" in kept.traceback
+
+    def test_an_exception_that_is_its_own_cause(self) -> None:
+        """Cycles end."""
+        error = ValueError("round")
+        error.__cause__ = error
+        assert StepError.from_exception(error).message == "round"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RunBusy("run", holder="process 7", since=MOMENT),
+        RunBusy("run", holder="process 7", since=None),
+        StepFailed(FULL),
+        ResultNotRecorded(FULL, {"a": 1}),
+        LockLost("lost"),
+        CorruptLog("line 7"),
+        *(made("text") for made in (errors.StepReused, errors.NestedStep, errors.StepDrift, errors.UnrecordableValue)),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_can_be_pickled(error: errors.DurableError) -> None:
+    """Errors come back from worker processes as they were."""
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert vars(copy) == vars(error)
+
+
+def test_a_failure_replayed_equals_the_failure_raised() -> None:
+    """`StepFailed` is equal by its record, and needs a record with an error."""
+    again = StepRecord.from_json(FULL.to_json())
+    assert StepFailed(again) == StepFailed(FULL)
+    assert hash(StepFailed(again)) == hash(StepFailed(FULL))
+    assert StepFailed(FULL) != StepFailed(record(error=FULL.error))
+    assert (StepFailed(FULL).run_id, StepFailed(FULL).step_id) == ("run", "step")
+    with pytest.raises(ValueError, match="holds no error"):
+        StepFailed(record())

@@ -1,0 +1,384 @@
+"""A store's failure is never the step's: what happened is appended until the store takes it, or told loudly."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from durable_core import CorruptLog, MemoryStore, ResultNotRecorded, Runner, StepFailed, StepRecord
+
+from .conftest import Effects, FlakyStore
+
+
+class Away(Exception):
+    """The store can't be reached."""
+
+
+class Outage:
+    """Raises for the next `times` appends."""
+
+    def __init__(self, times: float) -> None:
+        self.times = times
+        self.seen: list[StepRecord] = []
+
+    def __call__(self, record: StepRecord) -> None:
+        self.seen.append(record)
+        if self.times > 0:
+            self.times -= 1
+            raise Away
+
+
+async def test_a_failed_append_never_runs_the_function_again(store: FlakyStore, effects: Effects) -> None:
+    """The append is tried again, with the same record, until the store is back."""
+    outage = store.before = Outage(2)
+    assert await Runner(store, "run", max_attempts=5).step("a", effects.happen) == "effect"
+    assert effects["effect"] == 1
+    assert len({record.id for record in outage.seen}) == 1
+    assert len(await store.list("run")) == 1
+
+
+async def test_a_lost_acknowledgement_is_recognised(store: FlakyStore, effects: Effects) -> None:
+    """The record was written, its answer lost: the second append finds it there as its own."""
+    store.after = Outage(1)
+    assert await Runner(store, "run").step("a", effects.happen) == "effect"
+    assert effects["effect"] == 1
+    assert [record.revision for record in await store.list("run")] == [0]
+
+
+async def test_when_the_store_stays_away_the_result_is_not_lost(store: FlakyStore, effects: Effects) -> None:
+    """`ResultNotRecorded` carries the value; a step after it appends it first, or raises again."""
+    store.before = outage = Outage(float("inf"))
+    runner = Runner(store, "run", store_timeout=0.01)
+    with pytest.raises(ResultNotRecorded, match="'a'") as lost:
+        await runner.step("a", effects.happen, "first")
+    assert lost.value.result == "first"
+    assert isinstance(lost.value.__cause__, Away)
+    with pytest.raises(ResultNotRecorded, match="'a'"):
+        await runner.step("b", effects.happen, "second")
+    with pytest.raises(ResultNotRecorded, match="'a'"):
+        await runner.step("a", effects.happen, "first")
+    assert effects == {"first": 1}
+    outage.times = 0
+    assert await runner.step("b", effects.happen, "second") == "second"
+    assert await runner.step("a", effects.happen, "first") == "first"
+    assert effects == {"first": 1, "second": 1}
+    assert [record.step_id for record in await store.list("run")] == ["a", "b"]
+
+
+async def test_a_failure_that_was_not_recorded_is_kept_too(store: FlakyStore) -> None:
+    """A failed step's outcome is an outcome."""
+    store.before = outage = Outage(float("inf"))
+    runner = Runner(store, "run", store_timeout=0.01)
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ResultNotRecorded) as lost:
+        await runner.step("a", fail)
+    assert lost.value.record.status == "failure"
+    outage.times = 0
+    with pytest.raises(StepFailed, match="ValueError: no"):
+        await runner.step("a", fail)
+
+
+async def test_outcomes_kept_by_concurrent_steps_are_all_appended(store: FlakyStore, effects: Effects) -> None:
+    """Several steps may end while the store is away."""
+    store.before = outage = Outage(float("inf"))
+    runner = Runner(store, "run", store_timeout=0.01)
+    results = await asyncio.gather(*(runner.step(name, effects.happen, name) for name in "abc"), return_exceptions=True)
+    assert [type(result) for result in results] == [ResultNotRecorded] * 3
+    outage.times = 0
+    assert await runner.step("d", effects.happen, "d") == "d"
+    assert {record.step_id for record in await store.list("run")} == set("abcd")
+    assert set(effects.values()) == {1}
+
+
+async def test_reset_drops_what_was_kept(store: FlakyStore, effects: Effects) -> None:
+    """A cleared run begins anew."""
+    store.before = outage = Outage(float("inf"))
+    runner = Runner(store, "run", store_timeout=0.01)
+    with pytest.raises(ResultNotRecorded):
+        await runner.step("a", effects.happen)
+    outage.times = 0
+    await runner.reset()
+    await runner.step("a", effects.happen)
+    assert effects["effect"] == 2
+
+
+async def test_a_store_that_hangs_is_given_up(effects: Effects) -> None:
+    """`store_timeout` holds for a store that never answers, too."""
+
+    class Hanging(MemoryStore):
+        async def append(self, record: StepRecord) -> StepRecord:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    with pytest.raises(ResultNotRecorded):
+        await Runner(Hanging(), "run", store_timeout=0.01).step("a", effects.happen)
+    assert effects["effect"] == 1
+
+
+async def test_a_damaged_log_is_not_asked_again(store: FlakyStore) -> None:
+    """Waiting doesn't mend it."""
+    calls = 0
+
+    def damaged(record: StepRecord) -> None:
+        nonlocal calls
+        calls += 1
+        raise CorruptLog("line 3")
+
+    store.before = damaged
+    with pytest.raises(ResultNotRecorded) as lost:
+        await Runner(store, "run").step("a", lambda: 1)
+    assert isinstance(lost.value.__cause__, CorruptLog)
+    assert calls == 1
+
+
+async def test_a_log_that_cant_be_read_runs_nothing(effects: Effects) -> None:
+    """Without the log nobody knows what has run."""
+
+    class Unreadable(MemoryStore):
+        async def list(self, run_id: str) -> Any:
+            raise Away
+
+    runner = Runner(Unreadable(), "run")
+    with pytest.raises(Away):
+        await runner.step("a", effects.happen)
+    assert not effects
+
+
+async def test_an_outcome_that_loses_to_an_outcome_is_dropped(store: FlakyStore, effects: Effects) -> None:
+    """The slot's holder counts, for whoever asks."""
+
+    async def rival(record: StepRecord) -> None:
+        store.before = None
+        await store.append(StepRecord(run_id="run", step_id="a", result=b'"rival"'))
+
+    store.before = rival
+    runner = Runner(store, "run")
+    assert await runner.step("a", effects.happen) == "rival"
+    assert await runner.step("a", effects.happen) == "rival"
+    assert len(await store.list("run")) == 1
+
+
+async def test_an_outcome_that_loses_to_a_failure_raises_it(store: FlakyStore, effects: Effects) -> None:
+    """A recorded failure counts as much as a success."""
+    other = MemoryStore()
+
+    def fail() -> None:
+        raise ValueError("rival")
+
+    with pytest.raises(StepFailed):
+        await Runner(other, "run").step("a", fail)
+    (failure,) = await other.list("run")
+
+    async def rival(record: StepRecord) -> None:
+        store.before = None
+        await store.append(failure)
+
+    store.before = rival
+    with pytest.raises(StepFailed, match="ValueError: rival"):
+        await Runner(store, "run").step("a", effects.happen)
+
+
+@pytest.mark.parametrize("status", ["started", "waiting", "reopened"])
+async def test_an_outcome_that_loses_to_an_open_entry_goes_to_the_next_revision(
+    store: FlakyStore, effects: Effects, status: Any
+) -> None:
+    """Its effect has happened, so it may not be dropped for something that decides nothing."""
+
+    async def rival(record: StepRecord) -> None:
+        store.before = None
+        await store.append(StepRecord(run_id="run", step_id="a", status=status))
+
+    store.before = rival
+    assert await Runner(store, "run").step("a", effects.happen) == "effect"
+    assert [(record.revision, record.status) for record in await store.list("run")] == [(0, status), (1, "success")]
+
+
+async def test_cancellation_while_the_function_runs_records_nothing(store: FlakyStore) -> None:
+    """The step starts again on the next run."""
+    runner = Runner(store, "run")
+    started = asyncio.Event()
+
+    async def wait() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    step = asyncio.create_task(runner.step("a", wait))
+    await started.wait()
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert await runner.history() == ()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_cancellation_while_recording_records_first(store: FlakyStore, effects: Effects, moment: str) -> None:
+    """Once the function has returned, its outcome is recorded, then the cancellation raised."""
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    async def pause(record: StepRecord) -> None:
+        reached.set()
+        await go.wait()
+
+    setattr(store, moment, pause)
+    step = asyncio.create_task(Runner(store, "run").step("a", effects.happen))
+    await reached.wait()
+    step.cancel()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert [record.status for record in await store.list("run")] == ["success"]
+    assert effects["effect"] == 1
+
+
+async def test_cancelling_twice_while_recording_still_records(store: FlakyStore, effects: Effects) -> None:
+    """An impatient caller can't tear a hole either."""
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    async def pause(record: StepRecord) -> None:
+        reached.set()
+        await go.wait()
+
+    store.before = pause
+    step = asyncio.create_task(Runner(store, "run").step("a", effects.happen))
+    for _ in range(3):
+        await reached.wait()
+        reached.clear()
+        step.cancel()
+        await asyncio.sleep(0)
+        reached.set()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert len(await store.list("run")) == 1
+
+
+async def test_a_cancelled_step_whose_store_is_away_keeps_its_outcome(
+    store: FlakyStore, effects: Effects, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recording gives up after a while, so that the program can end; the runner still has the outcome."""
+    monkeypatch.setattr("durable_core._log._CANCELLED_WITHIN", 0.01)
+    reached = asyncio.Event()
+
+    async def fail(record: StepRecord) -> None:
+        reached.set()
+        await asyncio.sleep(0)
+        raise Away
+
+    store.before = fail
+    runner = Runner(store, "run")
+    step = asyncio.create_task(runner.step("a", effects.happen))
+    await reached.wait()
+    step.cancel()
+    with caplog.at_level(logging.ERROR), pytest.raises(asyncio.CancelledError):
+        await step
+    assert "'a'" in caplog.text
+    store.before = None
+    assert await runner.step("a", effects.happen) == "effect"
+    assert effects["effect"] == 1
+
+
+async def test_a_timeout_around_a_step_is_a_timeout(store: FlakyStore) -> None:
+    """`asyncio.timeout` in a flow works as everywhere."""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await Runner(store, "run").step("a", asyncio.Event().wait)
+
+
+async def test_a_cancelled_thread_is_waited_for_and_recorded(store: FlakyStore, effects: Effects) -> None:
+    """A thread can't be stopped, so its effect will happen: it is recorded before the cancellation is raised."""
+    import threading
+
+    started, go = threading.Event(), threading.Event()
+
+    def work() -> str:
+        started.set()
+        go.wait()
+        return effects.happen()
+
+    runner = Runner(store, "run")
+    step = asyncio.create_task(runner.step("a", work))
+    await asyncio.to_thread(started.wait)
+    step.cancel()
+    await asyncio.sleep(0)
+    assert not step.done()
+    step.cancel()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert await runner.step("a", work) == "effect"
+    assert effects["effect"] == 1
+
+
+async def test_a_cancelled_thread_that_fails_is_not_retried(store: FlakyStore) -> None:
+    """With attempts left nothing is recorded, as if the cancellation had come between two attempts."""
+    import threading
+
+    started, go = threading.Event(), threading.Event()
+    calls = 0
+
+    def work() -> None:
+        nonlocal calls
+        calls += 1
+        started.set()
+        go.wait()
+        raise OSError
+
+    runner = Runner(store, "run")
+    step = asyncio.create_task(runner.step("a", work, max_attempts=3))
+    await asyncio.to_thread(started.wait)
+    step.cancel()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert calls == 1
+    assert await runner.history() == ()
+
+
+async def test_when_the_caller_of_a_shared_step_is_cancelled_another_takes_over(store: FlakyStore) -> None:
+    """Sharing an execution doesn't mean sharing a cancellation."""
+    runner = Runner(store, "run")
+    calls = 0
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def work() -> int:
+        nonlocal calls
+        calls += 1
+        started.set()
+        await go.wait()
+        return calls
+
+    first, second, third = (asyncio.create_task(runner.step("a", work)) for _ in range(3))
+    await started.wait()
+    started.clear()
+    first.cancel()
+    await started.wait()
+    go.set()
+    assert await asyncio.gather(second, third) == [2, 2]
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_cancelling_a_follower_harms_nobody(store: FlakyStore, effects: Effects) -> None:
+    """The one who runs the step doesn't notice."""
+    runner = Runner(store, "run")
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def work() -> str:
+        started.set()
+        await go.wait()
+        return effects.happen()
+
+    first = asyncio.create_task(runner.step("a", work))
+    second = asyncio.create_task(runner.step("a", work))
+    await started.wait()
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    go.set()
+    assert await first == "effect"

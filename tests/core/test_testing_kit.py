@@ -1,0 +1,220 @@
+"""The kit for authors of stores: it passes what is right, catches what is broken, and can break things on purpose."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import durable_core.testing
+from durable_core.errors import StoreError
+from durable_core.memory import MemoryStore
+from durable_core.record import StepRecord
+from durable_core.store import supports_lock, supports_runs, supports_scan
+from durable_core.testing import CrashingStore, InjectedFault
+
+from .author_stores import BROKEN
+
+CAUGHT_BY = {f"Test{store.__name__}": test for store, test in BROKEN.items()}
+
+
+def record(number: int) -> StepRecord:
+    return StepRecord(run_id="run", step_id=f"step {number}", result=b"1")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str | None]:
+    """Run the authors' tests in a place of their own; None for a test that passed, or the text of its failure."""
+    place = tmp_path_factory.mktemp("author")
+    shutil.copy(Path(__file__).with_name("author_stores.py"), place / "test_stores.py")
+    (place / "pytest.ini").write_text(
+        "[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n", encoding="utf-8"
+    )
+    wanted = [f"test_stores.py::{class_}::{test}" for class_, test in CAUGHT_BY.items()]
+    wanted += ["test_stores.py::TestNamesRuns", "test_stores.py::TestForgotten::test_an_empty_store_holds_nothing"]
+    wanted += ["test_stores.py::TestUnpicklable::test_processes_race_for_slots"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--asyncio-mode=strict", "--junitxml=report.xml"]
+    ran = subprocess.run([*command, *wanted], cwd=place, capture_output=True, text=True, timeout=250, check=False)
+    assert (place / "report.xml").exists(), ran.stdout + ran.stderr
+    found: dict[tuple[str, str], str | None] = {}
+    for case in ElementTree.parse(place / "report.xml").iter("testcase"):
+        assert case.find("skipped") is None
+        trouble = case.find("failure")
+        trouble = case.find("error") if trouble is None else trouble
+        key = case.attrib["classname"].rpartition(".")[2], case.attrib["name"].partition("[")[0]
+        found[key] = found.get(key) or (None if trouble is None else trouble.text or "")
+    return found
+
+
+def test_a_store_that_keeps_the_contract_passes(outcomes: dict[tuple[str, str], str | None]) -> None:
+    """A whole store in forty lines passes every test, without a skip, and without abilities that it doesn't offer."""
+    results = {test: trouble for (class_, test), trouble in outcomes.items() if class_ == "TestNamesRuns"}
+    assert len(results) > 35
+    assert {test: trouble for test, trouble in results.items() if trouble is not None} == {}
+
+
+@pytest.mark.parametrize(("class_", "test"), CAUGHT_BY.items(), ids=CAUGHT_BY.keys())
+def test_a_broken_store_is_caught(outcomes: dict[tuple[str, str], str | None], class_: str, test: str) -> None:
+    """A store that breaks the contract in one way fails the test of that promise, with a comparison to read."""
+    trouble = outcomes[class_, test]
+    assert trouble is not None, f"{class_} passed {test}"
+
+
+def test_failures_show_what_was_compared(outcomes: dict[tuple[str, str], str | None]) -> None:
+    """The kit's asserts are rewritten by pytest: a failure shows both sides."""
+    trouble = outcomes["TestGetsTheLowest", "test_revisions_chain"]
+    assert trouble is not None
+    assert "assert 0 == 1" in trouble
+
+
+def test_a_function_that_cannot_reach_another_process(outcomes: dict[tuple[str, str], str | None]) -> None:
+    """The error says what the fixture should return, or how to leave the test out."""
+    trouble = outcomes["TestUnpicklable", "test_processes_race_for_slots"]
+    assert trouble is not None
+    assert "functools.partial(durable_core.open_store, url)" in trouble
+    assert "override this test" in trouble
+
+
+def test_a_forgotten_fixture(outcomes: dict[tuple[str, str], str | None]) -> None:
+    """The error names the class and the fixture that is missing."""
+    trouble = outcomes["TestForgotten", "test_an_empty_store_holds_nothing"]
+    assert trouble is not None
+    assert "TestForgotten needs a fixture `open_store`" in trouble
+
+
+@pytest.mark.parametrize("module", ["durable_core", "durable_core.testing", "durable_core.testing._processes"])
+def test_pytest_is_imported_for_the_tests_only(module: str) -> None:
+    """Programs, and processes that a test starts, don't load pytest; `CrashingStore` works without it."""
+    code = f"import sys, {module}; sys.exit(any(name.partition('.')[0] in ('pytest', '_pytest') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_names() -> None:
+    """All that is public is there, sorted, and nothing else is promised."""
+    assert durable_core.testing.__all__ == sorted(durable_core.testing.__all__, key=lambda name: (not name.isupper(), name))
+    for name in durable_core.testing.__all__:
+        assert getattr(durable_core.testing, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'Stories'"):
+        durable_core.testing.Stories  # noqa: B018
+
+
+class TestCrashingStore:
+    async def test_it_fails_before_the_record_is_stored(self) -> None:
+        """The n-th append fails, once, and leaves nothing; the same append again succeeds."""
+        inner = MemoryStore()
+        store = CrashingStore(inner, at=2)
+        await store.append(record(1))
+        second = record(2)
+        with pytest.raises(InjectedFault, match=r"append 2 failed as asked, before 'step 2' .revision 0. was stored"):
+            await store.append(second)
+        assert len(await inner.list("run")) == 1
+        assert await store.append(second) == second
+        assert await store.append(record(3))
+        assert store.appends == 4
+
+    async def test_it_fails_after_the_record_is_stored(self) -> None:
+        """Only the acknowledgement is lost: the record is there."""
+        inner = MemoryStore()
+        store = CrashingStore(inner, at=1, when="after")
+        first = record(1)
+        with pytest.raises(StoreError, match="after 'step 1'"):
+            await store.append(first)
+        assert await inner.list("run") == (first,)
+        assert await store.append(first) == first
+
+    @pytest.mark.parametrize(("when", "left"), [("before", 1), ("after", 2)])
+    def test_it_kills(self, tmp_path: Path, when: str, left: int) -> None:
+        """The process is gone on the spot: nothing after the append runs, no handler and no `finally`."""
+        code = f"""if True:
+            import asyncio, atexit, sys
+            from durable_core.memory import MemoryStore
+            from durable_core.record import StepRecord
+            from durable_core.testing import CrashingStore
+
+            class Printing(MemoryStore):
+                async def append(self, record):
+                    print("stored", record.step_id, flush=True)
+                    return await super().append(record)
+
+            async def main():
+                store = CrashingStore(Printing(), at=2, when={when!r}, how="kill")
+                try:
+                    for number in (1, 2, 3):
+                        await store.append(StepRecord(run_id="run", step_id=str(number)))
+                finally:
+                    print("finally", flush=True)
+
+            atexit.register(print, "at exit", flush=True)
+            asyncio.run(main())
+        """
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert ended.stdout.split("\n")[:-1] == [f"stored {number + 1}" for number in range(left)]
+        assert ended.stderr == ""
+        assert ended.returncode == (signal.SIGTERM if os.name == "nt" else -signal.SIGKILL)
+
+    async def test_it_passes_everything_else_on(self) -> None:
+        """Reading, clearing, opening and closing, and each ability, offered or not, are the store's own."""
+
+        class Whole(MemoryStore):
+            entered = left = False
+
+            async def __aenter__(self) -> "Whole":
+                self.entered = True
+                return self
+
+            async def __aexit__(self, *error: object) -> None:
+                self.left = True
+
+            def transaction(self) -> str:
+                return "transaction"
+
+        inner = Whole()
+        async with CrashingStore(inner, at=9) as store:
+            assert isinstance(store, CrashingStore)
+            assert inner.entered
+            first = await store.append(record(1))
+            assert await store.get("run", "step 1") == first
+            assert await store.list("run") == (first,)
+            assert supports_runs(store)
+            assert supports_lock(store)
+            assert not supports_scan(store)
+            assert [run_id async for run_id in store.runs("r")] == ["run"]
+            async with store.lock("run") as lease:
+                lease.check()
+            assert store.transaction() == "transaction"
+            await store.clear("run")
+            assert await inner.list("run") == ()
+        assert inner.left
+
+    async def test_it_wraps_a_store_that_needs_no_opening(self) -> None:
+        """The four methods are enough."""
+
+        class Bare:
+            append = MemoryStore.append
+
+            def __init__(self) -> None:
+                self._runs: dict[str, object] = {}
+
+        async with CrashingStore(Bare(), at=1) as store:  # type: ignore[arg-type]
+            assert not supports_runs(store)
+            assert repr(store).startswith("CrashingStore(<")
+
+    @pytest.mark.parametrize(
+        ("options", "complaint"),
+        [({"at": 0}, "counted from 1"), ({"when": "on"}, "'before' or 'after'"), ({"how": "x"}, "'fail' or 'kill'")],
+    )
+    def test_bad_arguments(self, options: dict[str, object], complaint: str) -> None:
+        """Each wrong argument says what was expected."""
+        with pytest.raises(ValueError, match=complaint):
+            CrashingStore(MemoryStore(), **{"at": 1, **options})  # type: ignore[arg-type]
+
+    async def test_concurrent_appends_are_counted_as_they_begin(self) -> None:
+        """Exactly one of many concurrent appends is hit."""
+        store = CrashingStore(MemoryStore(), at=7)
+        outcomes = await asyncio.gather(*(store.append(record(number)) for number in range(20)), return_exceptions=True)
+        assert [number for number, outcome in enumerate(outcomes) if isinstance(outcome, InjectedFault)] == [6]

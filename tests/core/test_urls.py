@@ -1,0 +1,152 @@
+"""A store's URL: its options, its errors, and no password in anything that is shown."""
+
+import pytest
+
+from durable_core.errors import StoreError
+from durable_core.urls import StoreURL, boolean, integer, redacted, seconds
+
+KNOWN = {"ttl": seconds, "lease": seconds, "create": boolean, "pool_size": integer(least=1), "password": integer()}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:SECRET@host:6379/0",
+        "redis://:SECRET@host",
+        "redis://user:SECRET@[::1]:6379",
+        "postgresql://user:SEC@RET@host/db",
+        "postgresql://user:SEC:RET@host/db",
+        "postgresql://user:SEC\nRET@host/db",
+        "postgresql:///db?host=/tmp&password=SECRET",
+        "postgresql:///db?PASSWORD=SECRET&user=x",
+        "postgresql:///db?p%61ssword=SECRET",
+        "postgresql:///db?password=SEC#RET",
+        "postgresql:///db?password=SEC=RET",
+        "s3://bucket/prefix?aws_secret_access_key=SECRET&aws_session_token=SECRET",
+        "s3://bucket/prefix?endpoint_url=http://user:SECRET@localhost:9000",
+    ],
+)
+def test_passwords_are_never_shown(url: str) -> None:
+    """Neither `str` nor `repr` nor an error shows a password, however carelessly it is written."""
+    parsed = StoreURL(url)
+    with pytest.raises(StoreError) as unknown:
+        parsed.refuse_options()
+    for shown in (str(parsed), repr(parsed), redacted(url), str(unknown.value), repr(unknown.value.__cause__)):
+        assert not any(part in shown for part in ("SEC", "RET"))
+    assert "***" in str(parsed)
+
+
+@pytest.mark.parametrize("password", ["SEC/RET", "SEC?RET", "SEC#RET", "SEC?RET=1", "SEC/R@E:T?", "SE[CRET", "SEC\u2100RET"])
+def test_a_password_that_breaks_the_url(password: str) -> None:
+    """What would end the host's part must be escaped; the error says so and keeps the secret, its causes too."""
+    with pytest.raises(StoreError, match=r"^postgresql://user:\*\*\*@host/db is not a URL; percent-encode") as refused:
+        StoreURL(f"postgresql://user:{password}@host/db")
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+
+
+def test_a_secret_option_that_does_not_convert() -> None:
+    """The value of an option that looks like a secret is not shown when it is refused."""
+    with pytest.raises(StoreError, match="option password in ") as refused:
+        StoreURL("redis://host?password=SECRET").options(KNOWN)
+    assert "SECRET" not in str(refused.value)
+    assert refused.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("file:./runs", "file:runs/user@example.com.jsonl", "file:///var/runs", "memory:", "s3://bucket/a:b@c"),
+        *("redis://user@host:6379/0", "postgresql:///db?host=/tmp&user=me", "file:./a b?fsync=false"),
+    ],
+)
+def test_a_url_without_a_secret_is_shown_as_it_was_written(url: str) -> None:
+    """Nothing is rewritten on the way to a message."""
+    assert str(StoreURL(url)) == url
+    assert repr(StoreURL(url)) == f"StoreURL({url!r})"
+
+
+def test_options_are_converted() -> None:
+    """Each known option goes through its converter."""
+    found = StoreURL("xx://h?ttl=1.5&create=true&pool_size=7").options(KNOWN)
+    assert found == {"ttl": 1.5, "create": True, "pool_size": 7}
+    assert StoreURL("xx://h").options(KNOWN) == {}
+
+
+def test_an_unknown_option_names_those_known() -> None:
+    """All known options are listed, the driver's too, and the nearest one is suggested."""
+    with pytest.raises(
+        StoreError, match=r"unknown option 'leese' in xx://h.leese=1; known: create, .*ttl.* Did you mean 'lease'"
+    ):
+        StoreURL("xx://h?leese=1").options(KNOWN)
+    with pytest.raises(StoreError, match=r"known: sslmode, .* Did you mean 'sslmode'"):
+        StoreURL("xx://h?sslmod=1").options({"ttl": seconds}, also=frozenset({"sslmode"}))
+    with pytest.raises(StoreError, match=r"known: none\.$"):
+        StoreURL("xx:?wholly=different").options({})
+
+
+def test_the_drivers_options_are_left_to_the_driver() -> None:
+    """What is in `also` is neither converted nor refused, and stays in the URL that the driver gets; ours don't."""
+    url = StoreURL("postgresql:///db?sslmode=require&ttl=3&password=a%26b")
+    assert url.options({"ttl": seconds}, also=frozenset({"sslmode", "password"})) == {"ttl": 3.0}
+    assert url.without({"ttl": seconds}) == "postgresql:///db?sslmode=require&password=a%26b"
+    assert StoreURL("redis://u:p@h/0?ttl=3").without({"ttl": seconds}) == "redis://u:p@h/0"
+
+
+@pytest.mark.parametrize("query", ["ttl=1&ttl=2", "ttl=1&ttl=1", "ttl=1&t%74l=2"])
+def test_an_option_given_twice(query: str) -> None:
+    """Which of two would count nobody can tell."""
+    with pytest.raises(StoreError, match="option 'ttl' is given twice"):
+        StoreURL(f"xx://h?{query}").options(KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        *(
+            (f"ttl={text}", "a positive number of seconds")
+            for text in ("", "0", "-1", "nan", "inf", "1e3", "1s", "9999999999", "١")
+        ),
+        *((f"create={text}", "true or false") for text in ("", "1", "yes", "True")),
+        *((f"pool_size={text}", "a whole number of at least 1") for text in ("", "0", "-1", "1.5", "1_0", "x", "9" * 30)),
+    ],
+)
+def test_a_value_that_does_not_convert(query: str, expected: str) -> None:
+    """The message gives the option, the value, and what was expected."""
+    name, _, text = query.partition("=")
+    with pytest.raises(StoreError) as refused:
+        StoreURL(f"xx://h?{query}").options(KNOWN)
+    assert str(refused.value) == f"option {name}={text!r} in xx://h?{query}: expected {expected}"
+
+
+@pytest.mark.parametrize(
+    "url", ["runs", "./runs", "C:\\runs", "c:/runs", "/var/runs", "", "//host/x", "1x:y", "user:pw@host"[:4]]
+)
+def test_a_url_without_a_scheme(url: str) -> None:
+    """A bare path, of Windows too, is told how to be written."""
+    with pytest.raises(StoreError, match="has no scheme; for a folder of run logs write 'file:"):
+        StoreURL(url)
+
+
+@pytest.mark.parametrize("url", [None, 7, b"file:x"])
+def test_a_url_that_is_no_text(url: object) -> None:
+    """Anything but a str is a TypeError."""
+    with pytest.raises(TypeError, match="a store's URL must be a str such as"):
+        StoreURL(url)  # type: ignore[arg-type]
+
+
+def test_a_scheme_is_lower_case() -> None:
+    """Schemes don't care for case."""
+    assert StoreURL("File:./Runs").scheme == "file"
+
+
+def test_a_path_is_decoded() -> None:
+    """`path` is what the URL means, `without` and `str` what it says."""
+    assert StoreURL("file:./a%20b%25").path == "./a b%"
+
+
+@pytest.mark.parametrize("url", ["memory:x", "memory://x", "memory:///x"])
+def test_a_store_that_takes_nothing(url: str) -> None:
+    """A path that would be ignored is refused."""
+    with pytest.raises(StoreError, match="takes no path; write 'memory:'"):
+        StoreURL(url).refuse_options()

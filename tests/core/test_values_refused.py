@@ -1,0 +1,327 @@
+"""A value that would change in the log is refused, with the path to where it would."""
+
+import math
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Annotated, Any
+
+import msgspec
+import pydantic
+import pydantic.dataclasses
+import pytest
+
+from durable_core._values import codec_for
+from durable_core.errors import UnrecordableValue
+from tests.core.value_types import (
+    ACCOUNT,
+    BERLIN,
+    ORDER,
+    Account,
+    BigOrder,
+    Cached,
+    Cat,
+    Color,
+    Compact,
+    Counted,
+    Day,
+    Derived,
+    Dog,
+    Excluding,
+    Items,
+    Level,
+    Line,
+    Loose,
+    Mood,
+    Node,
+    Number,
+    Options,
+    Order,
+    Parcel,
+    Picky,
+    Point,
+    Positive,
+    Premium,
+    Private,
+    Ratio,
+    Reading,
+    Secretive,
+    Signup,
+    Text,
+    label,
+    record,
+    refused,
+)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Point(1, 2.0),
+        Color.RED,
+        Level.LOW,
+        Mood.GOOD,
+        Text("x"),
+        Number(1),
+        Ratio(1.5),
+        Items([1]),
+        Decimal(1),
+        datetime(2024, 1, 1),
+        date(2024, 1, 1),
+        timedelta(1),
+        uuid.UUID(int=1),
+        b"x",
+        bytearray(b"x"),
+        {1, 2},
+        frozenset(),
+        ORDER,
+        Cat(),
+        Parcel(Decimal(1)),
+        ACCOUNT,
+        object(),
+        1j,
+        iter([1]),
+        range(3),
+        len,
+        int,
+        threading.Lock(),
+        ValueError("x"),
+        msgspec.Raw(b"1"),
+        msgspec.Raw(b"{\n}"),
+        msgspec.UNSET,
+        math.nan,
+        math.inf,
+        "\ud800",
+        10**5000,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize(
+    ("wrap", "path"),
+    [
+        (lambda value: value, "$"),
+        (lambda value: {"ok": 1, "items": [0, 1, (2, {"price": value})]}, "$.items[2][1].price"),
+        (lambda value: {"a key": value}, "$['a key']"),
+    ],
+    ids=["top", "nested", "quoted"],
+)
+def test_without_a_type_anything_else_is_refused(value: Any, wrap: Callable[[Any], Any], path: str) -> None:
+    """What JSON has no form for is refused, with the path to it and what to do."""
+    text = refused(Any, wrap(value))
+    assert f"at `{path}`" in text
+    assert "annotate" in text
+
+
+def test_keys_without_a_type_are_text() -> None:
+    """Keys that are not text would come back as text, so they are refused by name."""
+    assert "the key 1 (int) did not come back but became '1' (str)" in refused(Any, {"a": {1: "x"}})
+    assert "at `$.a[1]`" in refused(Any, {"a": {1: "x"}})
+    refused(Any, {1: "x", "1": "y"})
+    refused(Any, {"1": "y", 1: "x"})
+    refused(Any, {True: 1})
+    refused(Any, {None: 1})
+    refused(Any, {(1, 2): 1})
+    refused(Any, {Mood.GOOD: 1})
+    refused(Any, {Text("x"): 1})
+    refused(Any, {b"x": 1})
+    assert "\\ud800" in refused(Any, {"ok": 1, "\ud800": 1})
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "path"),
+    [
+        (float, math.nan, "$"),
+        (Order, Order(1, [Line("a", 1.0), Line("b", math.nan)]), "$.items[1].price"),
+        (Order, Order(1, [Line("a", -math.inf)]), "$.items[0].price"),
+        (dict[str, float | None], {"a": 1.0, "b": math.nan}, "$.b"),
+        (float | None, math.inf, "$"),
+        (Reading, Reading(value=math.nan), "$.value"),
+        (Counted, Counted.model_construct(number=True), "$.number"),
+        (Positive, Positive.model_construct(value=-0.0), "$.value"),
+        (Day, Day.model_construct(day=datetime(2024, 1, 1)), "$.day"),
+        (Decimal, Decimal("NaN"), "$"),
+        (list[Decimal], [Decimal(1), Decimal("sNaN")], "$[1]"),
+        (Order, Order(1, [Line("\udfff", 1.0)]), "$.items[0].sku"),
+        (dict[str, int], {"\udfff": 1}, "$['\\udfff']"),
+        (int, 10**5000, "$"),
+        (Node, Node("a", data=10**5000), "$.data"),
+        (dict[int, int], {10**5000: 1}, "$[<int>]"),
+        (Order, BigOrder(1, [], None, 5), "$"),
+        (list[Order], [ORDER, BigOrder(1, [])], "$[1]"),
+        (Account, Premium(email="x"), "$"),
+        (Signup, Signup(ACCOUNT, {}, Premium(email="x", perks=["a"])), "$.referrer"),
+        (Node, Node("a", data=Color.RED), "$.data"),
+        (Node, Node("a", data=Level.LOW), "$.data"),
+        (Node, Node("a", data={1: "x"}), "$.data[1]"),
+        (Node, Node("a", data={1: "x", "1": "y"}), "$.data[1]"),
+        (Node, Node("a", data=[Decimal(1)]), "$.data[0]"),
+        (Node, Node("a", data=datetime(2024, 1, 1)), "$.data"),
+        (Node, Node("a", data=ACCOUNT), "$.data"),
+        (Node, Node("a", data=ORDER), "$.data"),
+        (Node, Node("a", data={1}), "$.data"),
+        (Node, Node("a", data=[object()]), "$.data[0]"),
+        (Node, Node("a", data=msgspec.Raw(b"1")), "$.data"),
+        (str, Mood.GOOD, "$"),
+        (int, Level.LOW, "$"),
+        (dict[str, int], {Mood.GOOD: 1}, "$[<Mood.GOOD: 'good'>]"),
+        (float, True, "$"),
+        (int, True, "$"),
+        (int, 1.0, "$"),
+        (float, 2**53 + 1, "$"),
+        (str, 1, "$"),
+        (None, 1, "$"),
+        (None, {"response": object()}, "$.response"),
+        (list[int], {1, 2}, "$"),
+        (tuple[int, ...], [1, 2], "$"),
+        (tuple[int, float], Point(1, 2.0), "$"),
+        (set[int], [1], "$"),
+        (set[float], {True}, "$[0]"),
+        (date, datetime(2024, 1, 1), "$"),
+        (datetime, date(2024, 1, 1), "$"),
+        (datetime, datetime(2024, 10, 27, 2, 30, fold=1), "$"),
+        (time, time(2, 30, fold=1), "$"),
+        (time, time(2, 30, tzinfo=BERLIN), "$"),
+        (datetime, datetime(1800, 1, 1, tzinfo=BERLIN), "$"),
+        (datetime, datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=1, seconds=30))), "$"),
+        (Options, {"name": "x", "colour": 1}, "$.colour"),
+        (Private, Private(number=1), None),
+        (Secretive, Secretive(password=pydantic.SecretStr("hunter2")), "$.password"),
+        (Excluding, Excluding(shown=1, hidden=2), "$.hidden"),
+        (Compact, Dog("rex"), "$"),
+        (Cat | Dog, Compact(), "$"),
+    ],
+    ids=label,
+)
+def test_a_value_that_would_change_is_refused(type_: Any, value: Any, path: str | None) -> None:
+    """A value that would not come back as it was is an error with the path to the first bad field."""
+    if isinstance(value, Private):
+        value._token = "changed"
+        path = "$.__pydantic_private__._token"
+    text = refused(type_, value)
+    assert f"at `{path}`" in text
+
+
+def test_two_keys_that_become_one_are_refused() -> None:
+    """The keys 1 and "1" are one key in JSON."""
+    assert "key" in refused(dict[int | str, str], {1: "a", "1": "b"})
+    assert "key" in refused(dict[str, Any], {"1": "a", 1: "b"})
+
+
+def test_an_error_says_what_was_there_and_how_it_came_back() -> None:
+    """The message shows the value, its type, what became of it, the declared type and the way out."""
+    text = refused(Node, Node("a", data=Color.RED))
+    assert "<Color.RED: 'red'> (Color) came back as 'red' (str)" in text
+    assert "as Node it would not be the same" in text
+    assert "1.5 (float) came back" not in text
+
+
+def test_fields_left_out_of_equality_count_too() -> None:
+    """A field that `__post_init__` computes anew is refused when it had been changed."""
+    derived = Derived(3)
+    derived.double = 7
+    assert "at `$.double`: 7 (int) came back as 6 (int)" in refused(Derived, derived)
+
+
+def test_attributes_beside_the_fields_are_not_lost_silently() -> None:
+    """An attribute that no field declares would vanish; a cached property is computed again and may."""
+    order = Order(1, [])
+    order.extra = 1
+    assert "at `$.extra`: 1 (int) did not come back" in refused(Order, order)
+    loose = Loose(1)
+    loose.extra = 1
+    assert "$.extra" in refused(Loose, loose)
+    cached = Cached(2)
+    assert cached.double == 4
+    assert record(Cached, cached) == Cached(2)
+
+
+def test_a_value_that_contains_itself_is_refused() -> None:
+    """Cycles and very deep nesting are errors of the value, not of the interpreter."""
+    cycle: list[Any] = [1]
+    cycle.append({"self": cycle})
+    assert "contains itself" in refused(Any, cycle)
+    node = Node("a")
+    node.children.append(node)
+    assert "contains itself" in refused(Node, node)
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert "nested too deeply" in refused(Any, deep)
+    deep = {}
+    for _ in range(700):
+        deep = {"x": deep}
+    assert "nested too deeply" in refused(dict[str, Any], deep)
+
+
+class _Array:
+    def __eq__(self, other: object) -> "list[bool]":
+        return [True, False]
+
+    __hash__ = None
+
+
+class _Hostile:
+    def __eq__(self, other: object) -> bool:
+        raise ZeroDivisionError("in ==")
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError("in repr")
+
+
+class _Unwilling(Exception):
+    def __str__(self) -> str:
+        raise ZeroDivisionError("in str")
+
+
+def _holding(kind: Any) -> Any:
+    class Holder(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+        content: Annotated[Any, pydantic.PlainSerializer(lambda content: "x"), pydantic.PlainValidator(lambda content: kind())]
+
+    return Holder
+
+
+def test_hostile_objects_are_refused() -> None:
+    """Arrays for an answer to `==`, exceptions in `==`, `repr` and `model_dump`: an error with its cause, never a crash."""
+    for kind in (_Array, _Hostile, object):
+        holder = _holding(kind)
+        text = refused(holder, holder(content=kind()))
+        assert "Holder" in text
+    holder = _holding(_Hostile)
+    with pytest.raises(UnrecordableValue) as caught:
+        codec_for(holder).record(holder(content=1))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+    class Broken(pydantic.BaseModel):
+        number: int
+
+        def model_dump(self, **options: Any) -> dict[str, Any]:
+            raise _Unwilling
+
+    with pytest.raises(UnrecordableValue) as caught:
+        codec_for(list[Broken]).record([Broken(number=1)])
+    assert isinstance(caught.value.__cause__, _Unwilling)
+    assert "at `$[0]`" in str(caught.value)
+    refused(Any, [_Hostile()])
+
+
+def test_a_validator_that_refuses_what_was_recorded_is_an_error_of_the_value() -> None:
+    """A model built past its validator does not come back."""
+    assert "2 is even" in refused(list[Picky], [Picky.model_construct(number=2)])
+
+
+def test_a_raised_limit_on_long_integers_changes_nothing_silently() -> None:
+    """Where the interpreter writes longer integers, they come back or are refused."""
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        for type_ in (Any, int):
+            refused(type_, 10**5000)
+    finally:
+        sys.set_int_max_str_digits(limit)

@@ -1,0 +1,116 @@
+"""What is asked of the disk, the same on every system."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+if sys.platform == "darwin":
+    from fcntl import F_FULLFSYNC, fcntl
+
+_CHUNK: Final = 1024 * 1024
+_pread: Final[Callable[[int, int, int], bytes] | None] = getattr(os, "pread", None)  # not on Windows
+_BINARY: Final = getattr(os, "O_BINARY", 0)
+READ: Final = os.O_RDONLY | _BINARY
+APPEND: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | _BINARY
+
+
+@contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """Open `path`, private to its owner if that creates it."""
+    fd = os.open(path, flags, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def sync(fd: int) -> None:
+    """Return once what was written to the file is on the disk."""
+    if sys.platform == "darwin":  # where fsync leaves it in the drive's own memory
+        try:
+            fcntl(fd, F_FULLFSYNC)
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):
+                raise
+            os.fsync(fd)
+    elif sys.platform == "win32":
+        os.fsync(fd)
+    else:
+        os.fdatasync(fd)
+
+
+def sync_folder(path: Path) -> None:
+    """Return once the names in the folder are on the disk; Windows has no such call and needs none."""
+    if os.name != "nt":
+        with opened(path, READ) as fd:
+            os.fsync(fd)
+
+
+def make_folder(path: Path) -> None:
+    """Create the folder and its missing parents durably, private to their owner."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        try:
+            folder.mkdir(0o700)
+        except FileExistsError:  # made by another process, or a file: that shows when it is used
+            continue
+        try:
+            sync_folder(folder.parent)
+        except BaseException:
+            folder.rmdir()
+            raise
+
+
+def write(fd: int, data: bytes) -> None:
+    """Write all of `data` where the file ends."""
+    written = os.write(fd, data)
+    while written < len(data):  # a disk that fills up takes a part, and refuses the rest
+        written += os.write(fd, memoryview(data)[written:])
+
+
+def read(fd: int, start: int, size: int) -> bytes:
+    """Read up to `size` bytes from `start`."""
+    if _pread is not None:
+        return _pread(fd, size, start)
+    os.lseek(fd, start, os.SEEK_SET)
+    return os.read(fd, size)
+
+
+def read_lines(fd: int, start: int, end: int, *, chunk: int = _CHUNK) -> Iterator[list[bytes]]:
+    """Yield the whole lines between two positions, some at a time and without their ends; an unfinished last one is left out."""
+    rest = b""
+    while start < end and (data := read(fd, start, min(max(chunk, len(rest)), end - start))):
+        start += len(data)
+        *lines, rest = (rest + data).split(b"\n")
+        yield lines
+
+
+def end_of_lines(fd: int, end: int) -> int:
+    """Return the position after the last whole line before `end`."""
+    while end:
+        start = max(0, end - _CHUNK)
+        if newline := read(fd, start, end - start).rfind(b"\n") + 1:
+            return start + newline
+        end = start
+    return 0
+
+
+def remove(path: Path) -> None:
+    """Remove the file durably, or empty it where its name can't be removed: Windows refuses while another has it open."""
+    try:
+        path.unlink()
+    except PermissionError:
+        with opened(path, APPEND) as fd:
+            os.ftruncate(fd, 0)
+            sync(fd)
+    else:
+        sync_folder(path.parent)

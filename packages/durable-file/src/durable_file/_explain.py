@@ -1,0 +1,43 @@
+"""What went wrong with a file, in the words of someone who has to put it right."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from durable_core import StoreError
+
+_FULL: Final = frozenset(getattr(errno, name) for name in ("ENOSPC", "EFBIG", "EDQUOT") if hasattr(errno, name))
+
+
+class NoRoom(StoreError):
+    """The disk had no room for what was to be written; something smaller may still fit."""
+
+
+@contextmanager
+def explained(doing: str, path: Path) -> Iterator[None]:
+    """Raise `StoreError` from any `OSError`."""
+    try:
+        yield
+    except OSError as error:
+        raise explanation(error, doing, path) from error
+
+
+def explanation(error: OSError, doing: str, path: Path) -> StoreError:
+    """Say what could not be done, to which file, why, and what to do."""
+    kind = NoRoom if error.errno in _FULL else StoreError
+    return kind(f"can't {doing} {path}: {_reason(error, path)}")
+
+
+def _reason(error: OSError, path: Path) -> str:
+    if isinstance(error, IsADirectoryError):
+        return f"{path} is a folder, but a path that ends in .jsonl is one log; name another path"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        blocking = next((above for above in (path, *path.parents) if above.exists() and not above.is_dir()), path)
+        return f"{blocking} is a file where a folder is needed; for one log in one file, end the path in .jsonl"
+    if isinstance(error, PermissionError):
+        return f"{error.strerror}; the folder and its files must be readable and writable for this user"
+    return f"{error.strerror or error} ({errno.errorcode.get(error.errno or 0, 'no code')})"

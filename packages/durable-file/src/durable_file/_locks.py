@@ -1,0 +1,173 @@
+"""The locks of a folder: each is a byte of its one lock file, found by a hash of the lock's name."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final
+
+from durable_core import StoreError
+
+from . import _disk
+from ._holder import TABLE, Holder, read_holder, write_holder
+from ._ranges import LAST, lock_byte, unlock_byte
+
+LOCK_FILE: Final = ".durable.lock"
+WAIT_LIMIT: Final = 30.0
+_FLAGS: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+_LONGEST_PAUSE: Final = 0.005
+
+
+def position_of(*names: str) -> int:
+    """Return the byte that stands for the lock with these names."""
+    digest = blake2b("\0".join(names).encode(errors="surrogatepass"), digest_size=8).digest()
+    return TABLE + int.from_bytes(digest) % (LAST - TABLE)
+
+
+class Locks:
+    """The locks of one folder, for one store. Safe to use from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path: Final = folder / LOCK_FILE
+        self._file: _LockFile | None = None
+
+    def take(self, position: int, *, shared: bool = False, named: bool = False) -> Lock | None:
+        """Take a lock, or return None where another holds it; `named` writes down who took it.
+
+        Within one process every lock is exclusive.
+        """
+        with _mutex:
+            while True:
+                file = self._file or _open(self._path)
+                self._file = file
+                taken = position not in file.held and lock_byte(file.fd, position, shared=shared)
+                if _identity(self._path) == file.identity:
+                    break
+                if taken:
+                    unlock_byte(file.fd, position)
+                self._file = None  # the folder was removed, and perhaps made again
+                _leave(file)
+            if not taken:
+                return None
+            file.users += 1
+            file.held[position] = holder = Holder.here(position) if named else None
+            if holder is not None:
+                write_holder(file.fd, holder)
+            return Lock(file, position)
+
+    def holder(self, position: int) -> Holder | None:
+        """Tell who holds a lock that was just found taken, as far as is known."""
+        with _mutex:
+            file = self._file
+            if file is None:
+                return None
+            return file.held.get(position) or read_holder(file.fd, position)
+
+    def wait(self, position: int, *, shared: bool) -> Lock:
+        """Take a lock that nobody holds for long as soon as it is free. Raises `StoreError` after 30 s."""
+        lock = self.take(position, shared=shared)
+        deadline = time.monotonic() + WAIT_LIMIT
+        pause = 0.0001
+        while lock is None:
+            if time.monotonic() > deadline:
+                raise StoreError(f"another process has kept the log locked by {self._path} for {WAIT_LIMIT:g} s; is it stopped?")
+            time.sleep(pause * random.random())
+            pause = min(pause * 2, _LONGEST_PAUSE)
+            lock = self.take(position, shared=shared)
+        return lock
+
+    def close(self) -> None:
+        """Close the lock file, unless a lock is still held or another store uses it."""
+        with _mutex:
+            file, self._file = self._file, None
+            if file is not None:
+                _leave(file)
+
+
+class Lock:
+    """A lock that is held."""
+
+    __slots__ = ("_file", "_position")
+
+    def __init__(self, file: _LockFile, position: int) -> None:
+        self._file: Final = file
+        self._position: Final = position
+
+    @property
+    def held(self) -> bool:
+        """False in a forked child, which inherits no lock, and after `release`."""
+        return self._position in self._file.held
+
+    def release(self) -> None:
+        with _mutex:
+            if self._position in self._file.held:
+                del self._file.held[self._position]
+                unlock_byte(self._file.fd, self._position)
+                _leave(self._file)
+
+
+class _LockFile:
+    """An open lock file: one for all of a process, whose threads the system's locks don't keep apart."""
+
+    def __init__(self, fd: int) -> None:
+        status = os.fstat(fd)
+        self.fd: Final = fd
+        self.identity: Final = (status.st_dev, status.st_ino)
+        self.held: Final[dict[int, Holder | None]] = {}
+        self.users = 0
+
+
+# Guards all lock files of the process, and the position that each is read and written at.
+_mutex = threading.Lock()
+_files: Final[dict[tuple[int, int], _LockFile]] = {}
+
+
+def _open(path: Path) -> _LockFile:
+    identity = _identity(path)
+    file = _files.get(identity) if identity else None
+    if file is None:
+        try:
+            fd = os.open(path, _FLAGS, 0o600)
+        except FileNotFoundError:
+            _disk.make_folder(path.parent)
+            fd = os.open(path, _FLAGS, 0o600)
+        file = _LockFile(fd)
+        _files[file.identity] = file
+    file.users += 1
+    return file
+
+
+def _leave(file: _LockFile) -> None:
+    file.users -= 1
+    if not file.users and _files.get(file.identity) is file:
+        del _files[file.identity]
+        os.close(file.fd)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _forget_all() -> None:
+    """In a forked child: leave every lock to the parent, and let none of them outlive it."""
+    global _mutex
+    _mutex = threading.Lock()
+    for file in _files.values():
+        os.close(file.fd)
+        file.held.clear()
+    _files.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    # The mutex is looked up when it is used, since a child has a new one.
+    os.register_at_fork(
+        before=lambda: _mutex.acquire() and None, after_in_parent=lambda: _mutex.release(), after_in_child=_forget_all
+    )

@@ -1,0 +1,225 @@
+"""One log: its index in memory, checked against the file whenever the log is locked."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from durable_core import CorruptLog, StepRecord
+
+from . import _disk
+from ._lines import Records, Slot, clear_line, read_key, slot_of
+
+_TAIL: Final = 256
+_WORTH_REWRITING: Final = 64 * 1024
+_logger: Final = logging.getLogger("durable_file")
+
+
+Entry = tuple[StepRecord, Slot, bytes]
+"""A record to append, its slot, and the line that it becomes: a plain tuple, since one is made for every append."""
+
+
+class _Run:
+    """A run's lines in order of append, and the highest revision of each step that has more than the first."""
+
+    __slots__ = ("lines", "newest")
+
+    def __init__(self) -> None:
+        self.lines: Final[dict[Slot, bytes]] = {}
+        self.newest: Final[dict[str, int]] = {}
+
+
+class Log:
+    """The log at `path`. All methods are called under its lock, by one thread, with the file open where they take it."""
+
+    def __init__(self, path: Path, position: int) -> None:
+        self.path: Final = path
+        self.position: Final = position
+        """Of its lock."""
+        self.doubtful = False
+        """Whether a sync of lines failed that still stand in the file: a later one would prove nothing."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing of the file, so that it is read again."""
+        self._runs: dict[str, _Run] = {}
+        self._identity: tuple[int, int] | None = None
+        self._count = 0
+        self._live_bytes = 0
+        self._tail = b""
+        self._synced = True
+        self.size = 0
+        """How much of the file is indexed: whole lines."""
+
+    @property
+    def run_ids(self) -> list[str]:
+        return [*self._runs]
+
+    @property
+    def mostly_cleared(self) -> bool:
+        return self.size > _WORTH_REWRITING and self._live_bytes * 2 < self.size
+
+    def get(self, run_id: str, step_id: str) -> bytes | None:
+        """Return the line of the step's highest revision."""
+        run = self._runs.get(run_id)
+        return run.lines.get(slot_of(step_id, run.newest.get(step_id, 0))) if run else None
+
+    def holds(self, run_id: str, *, alone: bool = False) -> bool:
+        """Tell whether the run has entries, and `alone` whether no other run has."""
+        return run_id in self._runs and not (alone and len(self._runs) > 1)
+
+    def entries(self, run_id: str) -> Records:
+        run = self._runs.get(run_id)
+        return Records(tuple(run.lines.values()) if run else ())
+
+    def refresh(self, fd: int) -> int:
+        """Take in what others did to the file, and return how many bytes of an unfinished append it ends with."""
+        status = os.fstat(fd)
+        identity = (status.st_dev, status.st_ino)
+        try:
+            if identity != self._identity or status.st_size < self.size or self._tail != self._tail_of(fd):
+                self.forget()
+                _disk.sync_folder(self.path.parent)  # whoever put the file there may have died before this
+                self._identity = identity
+            if status.st_size > self.size:
+                self._take_in(fd, status.st_size)
+        except BaseException:
+            self.forget()
+            raise
+        return status.st_size - self.size
+
+    def cut(self, fd: int, unfinished: int) -> None:
+        """Cut off an append that never returned."""
+        os.ftruncate(fd, self.size)
+        _logger.warning(
+            "%s: cut off %d bytes of an append that never returned, after line %d", self.path, unfinished, self._count
+        )
+
+    def sync(self, fd: int, *, unread: bool = False) -> None:
+        """Make sure of lines that others wrote, `unread` ones too: a killed writer may have left them in the system's memory."""
+        if unread or not self._synced:
+            try:
+                _disk.sync(fd)
+            except BaseException:
+                self.doubtful = True
+                raise
+            self._synced = True
+
+    def append(self, fd: int, entries: Iterable[Entry]) -> list[StepRecord]:
+        """Write the entries whose slots are empty, and return for each the record that holds its slot."""
+        new: dict[tuple[str, Slot], bytes] = {}
+        holders: list[StepRecord] = []
+        for record, slot, line in entries:
+            run = self._runs.get(record.run_id)
+            held = run.lines.get(slot) if run else None
+            if held is None:
+                held = new.setdefault((record.run_id, slot), line)
+            holders.append(record if held is line else StepRecord.from_json(held))
+        if new:
+            self._write(fd, [*new.values()])
+            for (run_id, slot), line in new.items():
+                self._claim(run_id, slot, line)
+        else:
+            self.sync(fd)
+        return holders
+
+    def clear(self, fd: int, run_id: str) -> None:
+        """Write that all entries of the run are gone."""
+        self._write(fd, [clear_line(run_id)])
+        self._drop(run_id)
+
+    def remove(self) -> None:
+        """Remove the file with all that stands in it."""
+        self.forget()
+        _disk.remove(self.path)
+
+    def rewrite(self) -> None:
+        """Write the entries that count to a file beside, and let it take the place of this one."""
+        beside = self.path.with_name(self.path.name + ".new")
+        try:
+            with _disk.opened(self.path, _disk.READ) as fd:
+                self.refresh(fd)
+                mode = stat.S_IMODE(os.fstat(fd).st_mode)
+            with _disk.opened(beside, _disk.APPEND | os.O_TRUNC) as fd:
+                beside.chmod(mode)
+                for run in self._runs.values():
+                    lines = iter(run.lines.values())
+                    while some := [*islice(lines, 1000)]:
+                        _disk.write(fd, b"\n".join(some) + b"\n")
+                _disk.sync(fd)
+            beside.replace(self.path)
+            _disk.sync_folder(self.path.parent)
+            self.doubtful = False
+        except FileNotFoundError:  # removed by hand meanwhile
+            self.doubtful = False
+        finally:
+            self.forget()
+            with suppress(FileNotFoundError):
+                beside.unlink()
+
+    def _tail_of(self, fd: int) -> bytes:
+        return _disk.read(fd, self.size - len(self._tail), len(self._tail))
+
+    def _take_in(self, fd: int, end: int) -> None:
+        for lines in _disk.read_lines(fd, self.size, end):
+            for number, line in enumerate(lines, self._count + 1):
+                key = read_key(line, self.path, number)
+                if key.clear is not None:
+                    self._drop(key.clear)
+                elif self._claim(key.run_id, slot_of(key.step_id, key.revision), line) is not line:
+                    raise CorruptLog(
+                        f"{self.path}, line {number}: revision {key.revision} of step {key.step_id!r} of run {key.run_id!r}"
+                        " stands here for the second time; two writers didn't see each other's locks, or two logs were joined"
+                    )
+            self._advance(lines)
+            self._synced = False
+
+    def _write(self, fd: int, lines: list[bytes]) -> None:
+        try:
+            _disk.write(fd, b"\n".join(lines) + b"\n")
+            _disk.sync(fd)
+        except BaseException:
+            self._cut_back(fd)
+            raise
+        self._advance(lines)
+        self._synced = True
+
+    def _cut_back(self, fd: int) -> None:
+        """Leave only what was there before a write or sync that failed."""
+        try:
+            os.ftruncate(fd, self.size)
+            _disk.sync(fd)
+        except OSError:
+            self.doubtful = True
+        else:
+            self.doubtful |= not self._synced
+
+    def _advance(self, lines: list[bytes]) -> None:
+        if lines:
+            self.size += sum(map(len, lines)) + len(lines)
+            self._count += len(lines)
+            self._tail = lines[-1][-_TAIL:] + b"\n"
+
+    def _claim(self, run_id: str, slot: Slot, line: bytes) -> bytes:
+        """Put the line into its slot if that is empty, and return the line that is in it."""
+        run = self._runs.get(run_id)
+        if run is None:
+            run = self._runs[run_id] = _Run()
+        held = run.lines.setdefault(slot, line)
+        if held is line:
+            self._live_bytes += len(line) + 1
+            if type(slot) is tuple:
+                step_id, revision = slot
+                run.newest[step_id] = max(revision, run.newest.get(step_id, 0))
+        return held
+
+    def _drop(self, run_id: str) -> None:
+        run = self._runs.pop(run_id, None)
+        if run:
+            self._live_bytes -= sum(map(len, run.lines.values())) + len(run.lines)

@@ -1,0 +1,30 @@
+"""The name of a run's log in a folder: any legal run id, on any file system."""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+from typing import Final
+
+SUFFIX: Final = ".jsonl"
+
+# One case only, since `a` and `A` are one file on many disks; short enough for every file system.
+_PLAIN: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,98}[a-z0-9_-])?")
+# Windows takes these for devices, whatever follows the first dot.
+_DEVICE: Final = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?")
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+def file_name(run_id: str) -> str:
+    """Return the file name of the run's log: the id itself where that is safe, else what is readable of it and a hash."""
+    if _PLAIN.fullmatch(run_id) and not _DEVICE.fullmatch(run_id):
+        return run_id + SUFFIX
+    readable = _UNSAFE.sub("_", run_id[:60]).strip("_-")
+    digest = blake2b(run_id.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+    return f"{readable}~{digest}{SUFFIX}"
+
+
+def plain_run_id(name: str) -> str | None:
+    """Return the run id that `name` stands for, or None where only the log itself can tell."""
+    run_id = name.removesuffix(SUFFIX)
+    return run_id if file_name(run_id) == name else None

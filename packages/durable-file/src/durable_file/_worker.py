@@ -1,0 +1,84 @@
+"""The one thread in which a store touches its files."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, TypeVar, TypeVarTuple
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+_Job = tuple[Callable[..., Any], tuple[Any, ...], "asyncio.Future[Any] | None"]
+_Queue = SimpleQueue["_Job | None"]
+
+
+class Worker:
+    """Does what it is given, one thing after another, in a thread of its own that starts when it is needed."""
+
+    def __init__(self) -> None:
+        self._jobs: _Queue = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._ended: threading.Thread | None = None
+
+    async def run(self, work: Callable[[*Args], T], *args: *Args) -> T:
+        """Return what `work` returns. If this is cancelled, the work is done all the same."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put((work, args, future))
+        return await future
+
+    def post(self, work: Callable[[], object]) -> None:
+        """Have `work` done after all that was given before, and don't wait for it."""
+        self._put((work, (), None))
+
+    async def close(self, last: Callable[[], object]) -> None:
+        """Wait until all that was given and then `last` are done, and for the thread's end."""
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._put((last, (), future))
+        self._end()
+        await future
+        if self._ended is not None:
+            self._ended.join()
+
+    def abandon(self, last: Callable[[], object]) -> None:
+        """Have all that was given and then `last` done, and the thread end, without waiting."""
+        self._put((last, (), None))
+        self._end()
+
+    def _put(self, job: _Job) -> None:
+        if self._thread is None:
+            # A daemon, so that a store which nobody closed doesn't keep the program from ending.
+            self._thread = threading.Thread(target=_work, args=(self._jobs, self._ended), name="durable-file", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def _end(self) -> None:
+        self._jobs.put(None)
+        self._ended, self._thread, self._jobs = self._thread, None, SimpleQueue()
+
+
+def _work(jobs: _Queue, before: threading.Thread | None) -> None:
+    if before is not None:
+        before.join()
+    while (job := jobs.get()) is not None:
+        work, args, future = job
+        result, error = None, None
+        try:
+            result = work(*args)
+        except BaseException as raised:
+            error = raised
+        if future is not None:
+            with suppress(RuntimeError):  # the loop was closed: nobody waits
+                future.get_loop().call_soon_threadsafe(_settle, future, result, error)
+        del job, work, args, future, result, error  # or they would live until the next job
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,184 @@
+"""The store that keeps its logs in files."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from durable_core import (
+    Batcher,
+    Lease,
+    LockLost,
+    OpenableStore,
+    RunBusy,
+    StepRecord,
+    StoreURL,
+    SupportsLock,
+    SupportsRuns,
+    SupportsScan,
+)
+
+from ._explain import NoRoom
+from ._lines import record_line, slot_of
+from ._locks import Lock
+from ._log import Entry
+from ._logs import Logs
+from ._names import SUFFIX, file_name
+from ._path import path_of
+from ._scan import Scan, log_names, runs_in
+from ._worker import Worker
+
+_NAMES_AT_ONCE: Final = 256
+
+
+class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
+    """Keeps runs in JSON Lines files on a local disk.
+
+    A `path` that ends in `.jsonl` is one log for all runs; any other is a folder with one log a run. Any number of processes
+    may use it. What it creates is private to its owner. A record is durable once `fdatasync` has returned; appends to one log
+    that wait at the same time share one.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        given = os.fspath(path)
+        if not isinstance(given, str) or not given or "\0" in given:
+            raise ValueError(f"{path!r} is no path; expected one such as './runs' for a folder or './runs.jsonl' for one log")
+        self._path: Final = Path(given).resolve()
+        self._one_log: Final = self._path.name if given.lower().endswith(SUFFIX) else ""
+        self._folder: Final = self._path.parent if self._one_log else self._path
+        self._opened: _Opened | None = None
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        parsed = StoreURL(url)
+        parsed.options({})
+        return cls(path_of(parsed))
+
+    async def append(self, record: StepRecord) -> StepRecord:
+        batcher = self._use().batcher(self._one_log or file_name(record.run_id))
+        return await batcher.submit((record, slot_of(record.step_id, record.revision), record_line(record)))
+
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        opened = self._use()
+        line = await opened.worker.run(opened.logs.get, self._name(run_id), run_id, step_id)
+        return None if line is None else StepRecord.from_json(line)
+
+    async def list(self, run_id: str) -> Sequence[StepRecord]:
+        opened = self._use()
+        return await opened.worker.run(opened.logs.list, self._name(run_id), run_id)
+
+    async def clear(self, run_id: str) -> None:
+        opened = self._use()
+        await opened.worker.run(opened.logs.clear, self._name(run_id), run_id)
+
+    async def runs(self, prefix: str = "") -> AsyncIterator[str]:
+        opened = self._use()
+        if self._one_log:
+            for run_id in await opened.worker.run(opened.logs.run_ids, self._one_log):
+                if run_id.startswith(prefix):
+                    yield run_id
+            return
+        names = await opened.worker.run(log_names, self._folder)
+        for start in range(0, len(names), _NAMES_AT_ONCE):
+            for run_id in await opened.worker.run(runs_in, self._folder, names[start : start + _NAMES_AT_ONCE], prefix):
+                yield run_id
+
+    async def scan(self, run_id: str) -> AsyncIterator[StepRecord]:
+        opened = self._use()
+        scan = Scan(opened.logs, self._name(run_id), run_id)
+        try:
+            await opened.worker.run(scan.open)
+            while (lines := await opened.worker.run(scan.next_lines)) is not None:
+                for line in lines:
+                    yield StepRecord.from_json(line)
+        finally:
+            opened.worker.post(scan.close)  # after a read that may still be under way
+
+    @asynccontextmanager
+    async def lock(self, run_id: str) -> AsyncIterator[Lease]:
+        logs, name = self._use().logs, self._name(run_id)
+        held = logs.take_run(name, run_id)
+        if held is None:
+            holder = logs.run_holder(name, run_id)
+            raise RunBusy(run_id, holder=str(holder or "another process"), since=holder.since if holder else None)
+        try:
+            yield _Held(run_id, held)
+        finally:
+            held.release()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None and opened.pid == os.getpid():
+            await opened.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._path)!r})"
+
+    def _name(self, run_id: str) -> str:
+        return self._one_log or file_name(run_id)
+
+    def _use(self) -> _Opened:
+        """Return what is open; a forked child opens everything anew, for it has no thread and must not share locks."""
+        opened = self._opened
+        if opened is None or opened.pid != os.getpid():
+            opened = self._opened = _Opened(self._folder)
+            weakref.finalize(self, opened.abandon).atexit = False
+        return opened
+
+
+class _Opened:
+    """What a store has open in one process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pid: Final = os.getpid()
+        self.logs: Final = Logs(folder)
+        self.worker: Final = Worker()
+        self._batchers: Final[weakref.WeakValueDictionary[str, Batcher[Entry, StepRecord]]] = weakref.WeakValueDictionary()
+
+    def batcher(self, name: str) -> Batcher[Entry, StepRecord]:
+        """Return the log's batcher, which lives for as long as something is appended through it."""
+        batcher = self._batchers.get(name)
+        if batcher is None:
+
+            async def flush(entries: Sequence[Entry]) -> list[StepRecord]:
+                return await self.worker.run(self.logs.append, name, entries)
+
+            batcher = self._batchers[name] = Batcher(flush, size=_size, refused=NoRoom)
+        return batcher
+
+    async def close(self) -> None:
+        """Wait for what is under way, and leave nothing open."""
+        await self.worker.close(self.logs.close)
+
+    def abandon(self) -> None:
+        """Do the same without waiting, for a store that nobody closed."""
+        if self.pid == os.getpid():
+            self.worker.abandon(self.logs.close)
+
+
+def _size(entry: Entry) -> int:
+    return len(entry[2])
+
+
+class _Held(Lease):
+    """The system's lock on a run, which goes with the process."""
+
+    def __init__(self, run_id: str, lock: Lock) -> None:
+        self._run_id: Final = run_id
+        self._lock: Final = lock
+
+    def check(self) -> None:
+        if not self._lock.held:
+            raise LockLost(
+                f"this process ({os.getpid()}) does not hold run {self._run_id!r}: the lock was given back, or is its parent's"
+            )

@@ -1,0 +1,29 @@
+"""What the tests of durable-file do again and again."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from durable_core import StepRecord
+from durable_file import FileStore
+
+Child = Callable[..., "subprocess.Popen[str]"]
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Return what the process printed; it must end well."""
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return output
+
+
+def step(step_id: str, run_id: str = "run", *, revision: int = 0, result: bytes = b"1") -> StepRecord:
+    return StepRecord(run_id=run_id, step_id=step_id, revision=revision, result=result)
+
+
+async def steps_in(path: Path, run_id: str = "run") -> list[str]:
+    """Return the run's step ids as a store that was just opened sees them."""
+    async with FileStore(path) as store:
+        return [record.step_id for record in await store.list(run_id)]

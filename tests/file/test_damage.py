@@ -1,0 +1,135 @@
+"""A damaged log: what never returned is passed over and cut off, and anything else is refused."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from durable_core import CorruptLog, StoreError
+from durable_file import FileStore
+from durable_file._lines import seal
+from tests.file.support import step, steps_in
+
+
+@pytest.fixture
+async def lines(log: Path) -> list[bytes]:
+    """Three lines of one run, in the log."""
+    async with FileStore(log) as store:
+        for name in "abc":
+            await store.append(step(name))
+    return log.read_bytes().splitlines(keepends=True)
+
+
+async def test_torn_at_every_byte(log: Path, lines: list[bytes], caplog: pytest.LogCaptureFixture) -> None:
+    """Wherever the last append was torn, readers pass over it and the next writer cuts it off, saying so; no more is lost."""
+    whole = lines[0] + lines[1]
+    async with FileStore(log) as store:
+        for end in range(len(lines[2])):
+            log.write_bytes(whole + lines[2][:end])
+            assert await steps_in(log) == ["a", "b"]
+            assert len([record async for record in store.scan("run")]) == 2
+            assert log.stat().st_size == len(whole) + end
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, "durable_file"):
+                appended = await store.append(step("c"))
+            assert bool(caplog.records) == (end > 0)
+            assert not end or f"all.jsonl: cut off {end} bytes of an append that never returned, after line 2" in caplog.text
+            assert await steps_in(log) == ["a", "b", "c"]
+            assert await store.get("run", "c") == appended
+
+
+@pytest.mark.parametrize("tail", [b"\0", b"\0" * 4096, b'{"crc":"00' + b"\0" * 100])
+async def test_tail_of_nul(log: Path, lines: list[bytes], tail: bytes) -> None:
+    """A file that was made longer but never written, as some file systems leave it after a power failure, is a torn tail."""
+    log.write_bytes(b"".join(lines) + tail)
+    assert await steps_in(log) == ["a", "b", "c"]
+    async with FileStore(log) as store:
+        await store.append(step("d"))
+    assert await steps_in(log) == ["a", "b", "c", "d"]
+    assert b"\0" not in log.read_bytes()
+
+
+async def test_torn_first_append(log: Path, lines: list[bytes]) -> None:
+    """A log whose only append was torn holds no run."""
+    log.write_bytes(lines[0][:-1])
+    async with FileStore(log) as store:
+        assert [run_id async for run_id in store.runs()] == []
+        await store.clear("run")
+        await store.append(step("z"))
+    assert await steps_in(log) == ["z"]
+
+
+async def test_torn_first_append_in_a_folder(tmp_path: Path, log: Path, lines: list[bytes]) -> None:
+    """So it is in a folder."""
+    (tmp_path / "run.jsonl").write_bytes(lines[0][:-1])
+    async with FileStore(tmp_path) as store:
+        assert [run_id async for run_id in store.runs()] == []
+        await store.append(step("z"))
+        assert [run_id async for run_id in store.runs()] == ["run"]
+
+
+async def test_every_flipped_bit(log: Path, lines: list[bytes]) -> None:
+    """One changed bit anywhere in a whole line is `CorruptLog` with file and line, for readers and writers; nothing changes."""
+    whole = b"".join(lines)
+    start, end = len(lines[0]), len(lines[0]) + len(lines[1]) - 1
+    for position in range(start, end):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        log.write_bytes(damaged)
+        where = r"all\.jsonl, line 2: "
+        async with FileStore(log) as store:
+            with pytest.raises(CorruptLog, match=where):
+                await store.list("run")
+            with pytest.raises(CorruptLog, match=where):
+                [record async for record in store.scan("run")]
+            with pytest.raises(CorruptLog, match=where):
+                await store.append(step("d"))
+        assert log.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("insert", [b"\n", b"garbage\n", b"\0\0\0\n", b"{}\n", b'{"v":1}\n', seal(b'{"v":1,"run_id":7}') + b"\n"])
+async def test_foreign_line(log: Path, lines: list[bytes], insert: bytes) -> None:
+    """A whole line that is no entry is `CorruptLog`: an empty one, another's, one whose checksum fits something else."""
+    log.write_bytes(lines[0] + insert + lines[1])
+    with pytest.raises(CorruptLog, match=r"all\.jsonl, line 2"):
+        await steps_in(log)
+
+
+async def test_damage_shows_in_an_open_store(log: Path, lines: list[bytes]) -> None:
+    """A bad line that appears while the store is open has its right number; once it is repaired, the store goes on."""
+    async with FileStore(log) as store:
+        await store.append(step("d"))
+        good = log.read_bytes()
+        log.write_bytes(good + lines[0].replace(b"a", b"b"))
+        with pytest.raises(CorruptLog, match="line 5"):
+            await store.append(step("e"))
+        log.write_bytes(good)
+        await store.append(step("e"))
+    assert await steps_in(log) == [*"abcde"]
+
+
+async def test_slot_filled_twice(log: Path, lines: list[bytes]) -> None:
+    """Two entries in one slot, as after joining two logs, are `CorruptLog`: one of them was returned to somebody."""
+    log.write_bytes(b"".join(lines) + lines[1])
+    with pytest.raises(CorruptLog, match=r"line 4: revision 0 of step 'b' of run 'run' stands here for the second time"):
+        await steps_in(log)
+
+
+async def test_runs_of_a_damaged_folder(tmp_path: Path) -> None:
+    """A run whose first line is bad is not left out of `runs`: it is `CorruptLog`."""
+    async with FileStore(tmp_path) as store:
+        await store.append(step("a"))
+        log = tmp_path / "run.jsonl"
+        log.write_bytes(log.read_bytes().replace(b'"a"', b'"b"'))
+        with pytest.raises(CorruptLog, match=r"run\.jsonl, line 1"):
+            [run_id async for run_id in store.runs()]
+
+
+async def test_newer_format(log: Path, lines: list[bytes]) -> None:
+    """A line of a newer format says to upgrade, and is not called damaged."""
+    log.write_bytes(lines[0] + seal(b'{"v":2,"run_id":"run"}') + b"\n")
+    with pytest.raises(StoreError, match=r"line 2: an entry of format 2; .* upgrade") as raised:
+        await steps_in(log)
+    assert not isinstance(raised.value, CorruptLog)

@@ -1,0 +1,180 @@
+"""A run's lock: who holds it, since when, and that it goes with the process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from durable_core import LockLost, RunBusy, StoreError
+from durable_file import FileStore, _locks, _ranges
+from tests.file.support import Child, finish, step
+
+HOLD = """
+async def main():
+    async with FileStore(sys.argv[1]) as store, store.lock(sys.argv[2]):
+        print(os.getpid(), flush=True)
+        sys.stdin.readline()
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(params=["open file", "process"], autouse=True)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux has the locks of other systems, too: everything holds with either kind."""
+    if request.param == "process" and os.name != "nt":
+        monkeypatch.setattr(_ranges, "OPEN_FILE_LOCK", None)
+
+
+async def test_another_process(path: Path, child: Child) -> None:
+    """`RunBusy` names the process, the machine and the program, and since when; the lock goes with a process that is killed."""
+    before = datetime.now(UTC)
+    holder = child(HOLD, path, "run")
+    assert holder.stdout
+    pid = int(holder.stdout.readline())
+    async with FileStore(path) as store:
+        with pytest.raises(RunBusy, match=rf"run 'run' is held by process {pid} on ") as raised:
+            async with store.lock("run"):
+                pass
+        assert raised.value.holder == f"process {pid} on {platform.node()[:40]} (-c)"
+        assert raised.value.since
+        assert before - timedelta(seconds=1) < raised.value.since <= datetime.now(UTC)
+        async with store.lock("run-2"):
+            await store.append(step("a"))
+        holder.kill()
+        holder.wait()
+        async with store.lock("run"):
+            pass
+
+
+async def test_this_process(path: Path) -> None:
+    """Two stores, or one, in one process exclude one another as well."""
+    async with FileStore(path) as one, FileStore(path) as other:
+        for store in (one, other):
+            async with one.lock("run"):
+                with pytest.raises(RunBusy, match=rf"held by another runner in this process \({os.getpid()}\) since"):
+                    async with store.lock("run"):
+                        pass
+            async with store.lock("run"):
+                pass
+
+
+async def test_closing_another_store_frees_nothing(path: Path, child: Child) -> None:
+    """A store of the same process that is opened, used and closed meanwhile doesn't take the lock along."""
+    async with FileStore(path) as store, store.lock("run") as lease:
+        async with FileStore(path) as other, other.lock("run-2"):
+            await other.append(step("a"))
+        lease.check()
+        script = """
+        from durable_core import RunBusy
+        async def main():
+            try:
+                async with FileStore(sys.argv[1]).lock("run"): print("taken")
+            except RunBusy: print("busy")
+        asyncio.run(main())
+        """
+        assert finish(child(script, path)) == "busy\n"
+
+
+async def test_lease(path: Path) -> None:
+    """A lease holds until its context ends, even when its store is closed before, and no longer."""
+    store = FileStore(path)
+    async with store.lock("run") as lease:
+        async with store:
+            lease.check()
+        lease.check()
+        with pytest.raises(RunBusy):
+            async with store.lock("run"):
+                pass
+    with pytest.raises(LockLost, match="does not hold run 'run'"):
+        lease.check()
+    async with store, store.lock("run"):
+        pass
+
+
+async def test_error_inside(path: Path) -> None:
+    """The lock is given back when its context ends with an error."""
+    async with FileStore(path) as store:
+        with pytest.raises(ZeroDivisionError):
+            async with store.lock("run"):
+                raise ZeroDivisionError
+        async with store.lock("run"):
+            pass
+
+
+async def test_a_thousand_locks_one_file(tmp_path: Path) -> None:
+    """All runs of a folder share one lock file of bounded size, and hardly any holder is forgotten."""
+    async with FileStore(tmp_path) as store, AsyncExitStack() as stack:
+        for n in range(1000):
+            await stack.enter_async_context(store.lock(f"run-{n}"))
+        assert [file.name for file in tmp_path.iterdir()] == [".durable.lock"]
+        assert (tmp_path / ".durable.lock").stat().st_size <= 4 * 1024 * 1024
+
+
+async def test_holder_that_can_not_be_read(tmp_path: Path, child: Child) -> None:
+    """Where the note of the holder is damaged, the run is busy all the same."""
+    holder = child(HOLD, tmp_path, "run")
+    assert holder.stdout
+    holder.stdout.readline()
+    lock_file = tmp_path / ".durable.lock"
+    size = lock_file.stat().st_size
+    with lock_file.open("r+b") as file:
+        file.seek(size - 256)
+        file.write(b"x" * 256)
+    async with FileStore(tmp_path) as store:
+        with pytest.raises(RunBusy, match="is held by another process; ") as raised:
+            async with store.lock("run"):
+                pass
+        assert raised.value.since is None
+
+
+async def test_writer_that_is_stopped(log: Path, child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that keeps the log locked, because it was stopped, makes others fail, not wait for ever."""
+    script = """
+    from durable_file import _disk
+    def sync(fd):
+        print("locked", flush=True)
+        sys.stdin.readline()
+    _disk.sync = sync
+    asyncio.run(FileStore(sys.argv[1]).append(StepRecord(run_id="run", step_id="a")))
+    """
+    monkeypatch.setattr(_locks, "WAIT_LIMIT", 0.05)
+    writer = child(script, log)
+    assert writer.stdout
+    writer.stdout.readline()
+    async with FileStore(log) as store:
+        with pytest.raises(StoreError, match=r"another process has kept the log locked .* is it stopped\?"):
+            await store.append(step("b"))
+        with pytest.raises(StoreError, match="another process has kept the log locked"):
+            await store.list("run")
+        assert writer.stdin
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+        finish(writer)
+        await store.append(step("b"))
+
+
+async def test_busy_writers_let_readers_in(log: Path, child: Child) -> None:
+    """A reader gets its turn while other processes append without a pause."""
+    script = """
+    async def main():
+        async with FileStore(sys.argv[1]) as store:
+            n = 0
+            while True:
+                await store.append(StepRecord(run_id=str(os.getpid()), step_id=f"s{n}"))
+                n += 1
+                if n == 1: print("started", flush=True)
+    asyncio.run(main())
+    """
+    writers = [child(script, log) for _ in range(3)]
+    for writer in writers:
+        assert writer.stdout
+        writer.stdout.readline()
+    async with FileStore(log) as store, asyncio.timeout(20):
+        for _ in range(20):
+            await store.list("run")

@@ -1,0 +1,185 @@
+"""How a store is used: cancelled, shared by tasks, from several loops, with and without `async with`, and in little memory."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from durable_core import open_store
+from durable_file import FileStore, _disk, _logs
+from tests.file.support import Child, finish, step, steps_in
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """The next sync says that it has begun, and ends when it is told to."""
+    begun, go_on = threading.Event(), threading.Event()
+    real = _disk.sync
+
+    def sync(fd: int) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        real(fd)
+
+    monkeypatch.setattr(_disk, "sync", sync)
+    return begun, go_on
+
+
+async def test_cancelled_appends(
+    log: Path, stuck: tuple[threading.Event, threading.Event], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cancelling an append, first of all or one of a batch, takes no other append along, and leaves the store in order."""
+    begun, go_on = stuck
+    async with FileStore(log) as store:
+        tasks = [asyncio.create_task(store.append(step(f"s{n}"))) for n in range(6)]
+        await asyncio.to_thread(begun.wait)
+        for cancelled in (tasks[0], tasks[3]):
+            cancelled.cancel()
+        done, _ = await asyncio.wait([tasks[0], tasks[3]])
+        assert all(task.cancelled() for task in done)
+        go_on.set()
+        results = await asyncio.gather(*(task for task in tasks if task not in done))
+        assert [record.step_id for record in results] == ["s1", "s2", "s4", "s5"]
+        again = await store.append(step("s3"))
+        assert await store.get("run", "s3") == again
+    assert not caplog.records
+    assert {*await steps_in(log)} == {f"s{n}" for n in range(6)}
+
+
+async def test_closing_waits(log: Path, stuck: tuple[threading.Event, threading.Event]) -> None:
+    """Leaving `async with` waits for what is under way."""
+    begun, go_on = stuck
+    store = FileStore(log)
+    appending = asyncio.create_task(store.append(step("a")))
+    await asyncio.to_thread(begun.wait)
+    closing = asyncio.create_task(store.__aexit__(None, None, None))
+    done, _ = await asyncio.wait([closing], timeout=0.05)
+    assert not done
+    go_on.set()
+    await closing
+    assert (await appending).step_id == "a"
+
+
+async def test_append_while_closing(log: Path) -> None:
+    """Appends that are made while another task closes the store are stored all the same."""
+    store = FileStore(log)
+    appends = [asyncio.create_task(store.append(step(f"s{n}"))) for n in range(20)]
+    await asyncio.sleep(0)
+    async with store:
+        pass
+    await asyncio.gather(*appends)
+    assert {*await steps_in(log)} == {f"s{n}" for n in range(20)}
+    await store.__aexit__(None, None, None)
+
+
+async def test_opened_twice(path: Path) -> None:
+    """A store may be entered again after it was closed."""
+    store = FileStore(path)
+    for name in "ab":
+        async with store:
+            await store.append(step(name))
+    assert await steps_in(path) == ["a", "b"]
+
+
+def test_from_one_loop_after_another(path: Path) -> None:
+    """A store that was never closed may be used again from another event loop."""
+    store = FileStore(path)
+    for n in range(3):
+        asyncio.run(store.append(step(f"s{n}")))
+    assert len(asyncio.run(steps_in(path))) == 3
+
+
+def test_program_that_closes_nothing_ends(path: Path, child: Child) -> None:
+    """A program that closes no store ends at once, and without a warning."""
+    script = """
+    store = FileStore(sys.argv[1])
+    async def main():
+        await store.append(StepRecord(run_id="run", step_id="a"))
+        async for _ in store.scan("run"):
+            break
+        await store.lock("run").__aenter__()
+    asyncio.run(main())
+    """
+    finish(child(script, path))
+    assert asyncio.run(steps_in(path)) == ["a"]
+
+
+async def test_cancelled_scan(path: Path) -> None:
+    """A scan that is left early, or cancelled while it reads, closes what it opened."""
+    async with open_store(f"file:{path.as_posix()}") as store:
+        assert isinstance(store, FileStore)
+        for n in range(10):
+            await store.append(step(f"s{n}", result=b'"' + b"x" * 300_000 + b'"'))
+
+        async def read() -> None:
+            async for _ in store.scan("run"):
+                await asyncio.sleep(0)
+
+        for turns in range(12):
+            task = asyncio.create_task(read())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert len([record async for record in store.scan("run")]) == 10
+
+
+async def test_scan_is_bounded(path: Path) -> None:
+    """A scan needs the memory of a piece of the log, however long that is."""
+    async with FileStore(path) as store:
+        result = b'"' + b"x" * 50_000 + b'"'
+        await asyncio.gather(*(store.append(step(f"s{n}", result=result)) for n in range(400)))
+    async with FileStore(path) as store:
+        tracemalloc.start()
+        try:
+            count = 0
+            async for record in store.scan("run"):
+                count += record.result == result
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert count == 400
+    assert peak < 8 * 1024 * 1024
+
+
+async def test_folder_of_many_runs_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder's logs, as many stay in memory as there is room for; all are still right when they are read again."""
+    monkeypatch.setattr(_logs, "ROOM", 1024 * 1024)
+    monkeypatch.setattr(_disk, "sync", lambda fd: None)
+    result = b'"' + b"x" * 5_000 + b'"'
+    async with FileStore(tmp_path) as store:
+        tracemalloc.start()
+        try:
+            for n in range(600):
+                await store.append(step("a", f"run-{n}", result=result))
+            gc.collect()
+            current, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert current < 2 * 1024 * 1024
+        for n in (0, 300, 599):
+            held = await store.append(step("a", f"run-{n}"))
+            assert held.result == result
+        assert len([run_id async for run_id in store.runs()]) == 600
+
+
+async def test_long_log_is_small(log: Path) -> None:
+    """A log in memory, with what `list` returned of it, is little more than its bytes."""
+    async with FileStore(log) as store:
+        await asyncio.gather(*(store.append(step(f"step-{n:06}")) for n in range(20_000)))
+    async with FileStore(log) as store:
+        tracemalloc.start()
+        try:
+            records = await store.list("run")
+            gc.collect()
+            current, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert len(records) == 20_000
+    assert current < 20_000 * 530  # 100,000 steps in 53 MB
+    assert peak < current + 8 * 1024 * 1024

@@ -1,0 +1,237 @@
+"""What `append` returns is on the disk, and a disk that fails is believed."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from durable_core import StoreError
+from durable_file import FileStore, _disk
+from tests.file.support import Child, finish, step, steps_in
+
+
+class Disk:
+    """Stands between the store and the real disk: notes what was synced, and fails when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.synced: dict[int, int] = {}
+        """How much of each file, by inode, is known to be on the disk."""
+        self.syncs = 0
+        self.folders: list[Path] = []
+        self.failures: dict[str, int] = {}
+        for name in ("sync", "sync_folder", "write"):
+            monkeypatch.setattr(_disk, name, getattr(self, name)(getattr(_disk, name)))
+
+    def fail(self, name: str, *, times: int = 1) -> None:
+        self.failures[name] = times
+
+    def _perhaps_fail(self, name: str) -> None:
+        if self.failures.get(name, 0):
+            self.failures[name] -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def sync(self, real: Callable[[int], None]) -> Callable[[int], None]:
+        def sync(fd: int) -> None:
+            self._perhaps_fail("sync")
+            real(fd)
+            status = os.fstat(fd)
+            self.synced[status.st_ino] = status.st_size
+            self.syncs += 1
+
+        return sync
+
+    def sync_folder(self, real: Callable[[Path], None]) -> Callable[[Path], None]:
+        def sync_folder(path: Path) -> None:
+            self._perhaps_fail("sync_folder")
+            real(path)
+            self.folders.append(path)
+
+        return sync_folder
+
+    def write(self, real: Callable[[int, bytes], None]) -> Callable[[int, bytes], None]:
+        def write(fd: int, data: bytes) -> None:
+            if self.failures.get("write"):
+                real(fd, data[: len(data) // 2])
+            self._perhaps_fail("write")
+            real(fd, data)
+
+        return write
+
+    def covers(self, path: Path) -> bool:
+        """Tell whether all of the file is on the disk."""
+        status = path.stat()
+        return self.synced.get(status.st_ino) == status.st_size
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+async def test_no_append_returns_before_its_sync(log: Path, disk: Disk) -> None:
+    """Whenever an append returns, a sync has covered its line."""
+    async with FileStore(log) as store:
+
+        async def append(name: str) -> None:
+            await store.append(step(name))
+            line = log.read_bytes().index(f'"step_id":"{name}"'.encode())
+            assert disk.synced[log.stat().st_ino] > line
+
+        for n in range(5):
+            await append(f"alone-{n}")
+
+        await asyncio.gather(*(append(f"together-{n}") for n in range(100)))
+        assert disk.covers(log)
+        assert disk.syncs < 20
+
+
+async def test_new_names_are_synced(log: Path, disk: Disk) -> None:
+    """Before the first append returns, the folders that were made for it and the log's name are on the disk."""
+    deep = log.parent / "deep" / log.name
+    async with FileStore(deep) as store:
+        await store.append(step("a"))
+    assert disk.folders == [log.parent.parent, log.parent, deep.parent]
+
+
+async def test_name_put_there_by_another(log: Path, disk: Disk) -> None:
+    """A log that another put in the place of the old one is not read before its name is on the disk, whatever it holds."""
+    async with FileStore(log) as store:
+        await store.append(step("a"))
+        copy = log.with_name("copy")
+        copy.write_bytes(log.read_bytes())
+        copy.replace(log)
+        disk.folders.clear()
+        assert len(await store.list("run")) == 1
+        assert disk.folders == [log.parent]
+        assert disk.covers(log)
+
+
+@pytest.mark.parametrize("failing", ["write", "sync", "sync_folder"])
+async def test_failure_is_cut_back_and_raised(log: Path, disk: Disk, failing: str) -> None:
+    """After a failed write or sync the error is raised, nothing of the append stays, and the next append does it anew."""
+    async with FileStore(log) as store:
+        log.parent.mkdir()
+        if failing != "sync_folder":
+            await store.append(step("a"))
+        before = log.read_bytes() if log.exists() else b""
+        disk.fail(failing)
+        with pytest.raises(StoreError, match=r"can't append to .*all\.jsonl: Input/output error \(EIO\)") as raised:
+            await store.append(step("b"))
+        assert isinstance(raised.value.__cause__, OSError)
+        assert log.read_bytes() == before
+        assert await store.get("run", "b") is None
+        b = await store.append(step("b"))
+        assert await store.get("run", "b") == b
+        assert disk.covers(log)
+
+
+async def test_folder_whose_name_is_not_synced(log: Path, disk: Disk) -> None:
+    """A new folder is made again if its name could not be made sure of."""
+    async with FileStore(log) as store:
+        disk.fail("sync_folder")
+        with pytest.raises(StoreError, match="EIO"):
+            await store.append(step("a"))
+        assert not log.parent.exists()
+        await store.append(step("a"))
+    assert disk.folders == [log.parent.parent, log.parent]
+
+
+async def test_failure_reaches_all_of_a_batch(log: Path, disk: Disk) -> None:
+    """All appends that shared the failed sync get the error, and none of them stays."""
+
+    async with FileStore(log) as store:
+        await store.append(step("a"))
+        disk.fail("sync", times=3)  # of the first append alone: its sync and that of the cut; then of the others
+        results = await asyncio.gather(*(store.append(step(f"b{n}")) for n in range(10)), return_exceptions=True)
+        assert all(isinstance(result, StoreError) for result in results)
+        assert [record.step_id for record in await store.list("run")] == ["a"]
+
+
+async def test_cut_that_fails(log: Path, disk: Disk) -> None:
+    """If not even the cut can be made sure of, the log is written anew before anything of it is returned."""
+    async with FileStore(log) as store:
+        await store.append(step("a"))
+        inode = log.stat().st_ino
+        disk.fail("sync", times=2)
+        with pytest.raises(StoreError, match="EIO"):
+            await store.append(step("b"))
+        assert [record.step_id for record in await store.list("run")] == ["a"]
+        assert log.stat().st_ino != inode
+        assert disk.covers(log)
+        await store.append(step("b"))
+    assert await steps_in(log) == ["a", "b"]
+
+
+LEFT_UNSYNCED = """
+from durable_file import _disk
+def die(fd): os.kill(os.getpid(), 9) if os.name != "nt" else os._exit(9)
+_disk.sync = die
+asyncio.run(FileStore(sys.argv[1]).append(StepRecord(run_id="run", step_id="left")))
+"""
+
+
+@pytest.mark.parametrize("how", ["list", "get", "scan", "append"])
+async def test_lines_of_a_killed_writer(log: Path, disk: Disk, child: Child, how: str) -> None:
+    """A line that a writer left whole when it was killed before its sync is synced before anyone gets it."""
+    async with FileStore(log) as store:
+        await store.append(step("a"))
+        child(LEFT_UNSYNCED, log).wait()
+        assert not disk.covers(log)
+        if how == "list":
+            assert [record.step_id for record in await store.list("run")] == ["a", "left"]
+        elif how == "get":
+            assert (left := await store.get("run", "left"))
+            assert left.step_id == "left"
+        elif how == "scan":
+            assert [record.step_id async for record in store.scan("run")] == ["a", "left"]
+        else:
+            loser = step("left")
+            assert (await store.append(loser)).id != loser.id
+        assert disk.covers(log)
+        await store.list("run")
+        syncs = disk.syncs
+        await store.list("run")
+        assert disk.syncs == syncs
+
+
+@pytest.mark.parametrize("how", ["list", "scan"])
+async def test_sync_that_fails_while_reading(log: Path, disk: Disk, child: Child, how: str) -> None:
+    """When another's lines can't be synced they are not returned; a second sync proves nothing, so they are written anew."""
+    child(LEFT_UNSYNCED, log).wait()
+    inode = log.stat().st_ino
+    async with FileStore(log) as store:
+
+        async def read() -> list[str]:
+            if how == "list":
+                return [record.step_id for record in await store.list("run")]
+            return [record.step_id async for record in store.scan("run")]
+
+        disk.fail("sync")
+        with pytest.raises(StoreError, match=r"can't read .*: Input/output error \(EIO\)"):
+            await read()
+        assert await read() == ["left"]
+        assert log.stat().st_ino != inode
+        assert disk.covers(log)
+
+
+async def test_one_sync_for_many(log: Path, disk: Disk) -> None:
+    """Appends that wait at the same time share syncs, 500 at most to one."""
+
+    async with FileStore(log) as store:
+        await store.append(step("first"))
+        disk.syncs = 0
+        await asyncio.gather(*(store.append(step(f"s{n}")) for n in range(2000)))
+        assert 4 <= disk.syncs <= 6
+
+
+async def test_other_process_reads_what_was_returned(log: Path, child: Child) -> None:
+    """What an append has returned is seen by a process that starts afterwards."""
+    async with FileStore(log) as store:
+        await store.append(step("a"))
+        seen = child("print(len(asyncio.run(FileStore(sys.argv[1]).list('run'))))", log)
+        assert finish(seen) == "1\n"

@@ -1,0 +1,250 @@
+"""The demonstration around `settle_orders.py`: start it, kill it, start it again, and prove what happened.
+
+The job runs in a child process that tells each event over a pipe, and freezes where it is to be killed, so that the kill comes
+at exactly that point on every machine.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any, NoReturn, cast
+
+from durable_core import Runner, StepEvent, StepRecord, Store, open_store
+
+Flow = Callable[[Store, Path, Callable[[StepEvent], None]], Awaitable[object]]
+
+WIDTH = 20
+RED, GREEN, YELLOW, DIM, BOLD = 31, 32, 33, 2, 1
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Where a process is killed: `recorded:STEP`, right after the step's record, or `effect:STEP`, between effect and record."""
+
+    when: str
+    step_id: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Kill":
+        when, _, step_id = text.partition(":")
+        if when not in ("recorded", "effect") or not step_id:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected recorded:STEP or effect:STEP")
+        return cls(when, step_id)
+
+    def __str__(self) -> str:
+        return f"{self.when}:{self.step_id}"
+
+
+DEFAULT_KILLS = [Kill("recorded", "post-batch-2"), Kill("effect", "post-batch-4")]
+
+
+@dataclass
+class Process:
+    """What one process told before it ended."""
+
+    kill: Kill | None
+    pid: int
+    killed: bool = False
+    code: int = 0
+    seconds: float = 0.0
+    started: Counter[str] = field(default_factory=Counter)
+    replayed: set[str] = field(default_factory=set)
+    recorded: dict[str, float] = field(default_factory=dict)  # how long each step took, in milliseconds
+
+
+def main(settle: Flow, run_id: str) -> None:
+    parser = argparse.ArgumentParser(description="Settle a day's orders, be killed half-way, resume, and prove the result.")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep ledger, invoices and log in this new folder")
+    parser.add_argument(
+        "--kill",
+        type=Kill.parse,
+        action="append",
+        metavar="WHEN:STEP",
+        help="kill a run right after the record of a step (recorded:STEP), or between its effect and its record (effect:STEP);"
+        f" may be repeated; default: {' '.join(map(str, DEFAULT_KILLS))}",
+    )
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        asyncio.run(child(settle, options.child, options.kill[0] if options.kill else None))
+        return
+    if options.keep:
+        if options.keep.exists():
+            parser.error(f"{options.keep} is there already; the demo settles into a new folder")
+        options.keep.mkdir(parents=True)
+        sys.exit(demonstrate(options.keep.resolve(), run_id, options.kill or DEFAULT_KILLS, kept=True))
+    with TemporaryDirectory(prefix="settle-orders-") as folder:
+        sys.exit(demonstrate(Path(folder).resolve(), run_id, options.kill or DEFAULT_KILLS, kept=False))
+
+
+async def child(settle: Flow, folder: Path, kill: Kill | None) -> None:
+    """Run the job in this process, tell its events, and freeze where it is to be killed."""
+
+    def report(event: StepEvent) -> None:
+        record = event.record
+        took = (record.ended_at - record.started_at).total_seconds() * 1000 if record else 0.0
+        print(event.type, event.step_id, took, sep="\t", flush=True)
+        if kill == Kill("recorded", event.step_id) and event.type == "step:success":
+            freeze()
+
+    async with open_store((folder / "runs").as_uri()) as store:
+        frozen = FreezesBeforeRecording(store, kill.step_id) if kill and kill.when == "effect" else store
+        await settle(cast(Store, frozen), folder, report)
+
+
+class FreezesBeforeRecording:
+    """A store that freezes the process when the outcome of one step is about to be appended: its effect has happened."""
+
+    def __init__(self, store: Store, step_id: str) -> None:
+        self._store, self._step_id = store, step_id
+
+    async def append(self, record: StepRecord) -> StepRecord:
+        if record.step_id == self._step_id:
+            freeze()
+        return await self._store.append(record)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def freeze() -> NoReturn:
+    print("frozen", "", 0.0, sep="\t", flush=True)
+    sys.stdin.read()  # until the parent kills this process, or is gone itself
+    os._exit(1)
+
+
+def demonstrate(folder: Path, run_id: str, kills: list[Kill], *, kept: bool) -> int:
+    """Run the job until no kill is left, show what happened, and return the exit status."""
+    print(f"Settling orders.csv in {folder}\nThe job is killed, and started again with the same command.\n")
+    processes: list[Process] = []
+    for kill in [*kills, None]:
+        process = start(folder, kill)
+        processes.append(process)
+        print(f"run {len(processes)}  {ending(process)}")
+        if kill and not process.killed:
+            print(f"{kill} never came: either no step has that name, or an earlier run recorded it.", file=sys.stderr)
+            return 2
+    if processes[-1].code:
+        return 1
+    print()
+    print_table(processes)
+    print("\nProof, from the ledger, the files and the log:")
+    results = list(proof(folder, run_id, processes))
+    for good, text in results:
+        print(f"  {paint(GREEN, 'ok  ') if good else paint(RED, 'FAIL')}  {text}")
+    print(f"\nThe log is in {folder / 'runs'}" if kept else "\nTo look at the ledger, the invoices and the log: --keep FOLDER")
+    return 0 if all(good for good, _ in results) else 1
+
+
+def start(folder: Path, kill: Kill | None) -> Process:
+    """Run the job in a process of its own, and kill it when it freezes."""
+    command = [sys.executable, sys.argv[0], "--child", str(folder), *(["--kill", str(kill)] if kill else [])]
+    began = perf_counter()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        told = Process(kill, process.pid)
+        for line in process.stdout or ():
+            what, step_id, took = line.rstrip("\n").split("\t")
+            if what == "frozen":
+                process.kill()  # SIGKILL; on Windows TerminateProcess
+                told.killed = True
+            elif what == "step:start":
+                told.started[step_id] += 1
+            elif what == "step:replay":
+                told.replayed.add(step_id)
+            elif what == "step:success":
+                told.recorded[step_id] = float(took)
+    told.code, told.seconds = process.returncode, perf_counter() - began
+    return told
+
+
+def ending(process: Process) -> str:
+    if process.kill and process.killed:
+        where = "right after the record" if process.kill.when == "recorded" else "between the effect and the record"
+        how = f"{paint(RED, 'killed')}{' with SIGKILL' if process.code == -9 else ''} {where} of {process.kill.step_id}"
+    else:
+        how = f"exited with status {process.code}"
+    return f"process {process.pid} {how}, after {process.seconds:.2f} s"
+
+
+def print_table(processes: list[Process]) -> None:
+    """Print what became of each step in each run."""
+    print(paint(BOLD, " " * WIDTH + "".join(f"run {number}".ljust(WIDTH) for number in range(1, len(processes) + 1)).rstrip()))
+    for step_id in dict.fromkeys(step for process in processes for step in [*process.replayed, *process.started]):
+        cells, deaths, before = [step_id.ljust(WIDTH)], [" " * WIDTH], 0
+        for process in processes:
+            color, text = what_happened(process, step_id, before)
+            cells.append(paint(color, text.ljust(WIDTH)))
+            died = process.kill is not None and process.kill.step_id == step_id
+            deaths.append(paint(RED, ("KILLED" if died else "").ljust(WIDTH)))
+            before += process.started[step_id]
+        print("".join(cells).rstrip())
+        if "".join(deaths).strip():
+            print("".join(deaths).rstrip())
+
+
+def what_happened(process: Process, step_id: str, before: int) -> tuple[int, str]:
+    if step_id in process.replayed:
+        return DIM, "replayed"
+    if step_id not in process.started:
+        return DIM, ""
+    if step_id not in process.recorded:
+        return YELLOW, "again, no record" if before else "ran, no record"
+    return YELLOW if before else GREEN, f"{'ran again' if before else 'ran':<9}{process.recorded[step_id]:5.1f} ms"
+
+
+def proof(folder: Path, run_id: str, processes: list[Process]) -> Iterator[tuple[bool, str]]:
+    """Hold the ledger and the files against the log, and against what the processes told."""
+    log = asyncio.run(read_log(folder, run_id))
+    records = {record.step_id: record for record in log}
+    starts: Counter[str] = sum((process.started for process in processes), Counter())
+    repeated = [step_id for step_id, count in starts.items() if count > 1]
+    cut_off = {process.kill.step_id for process in processes if process.kill and process.kill.when == "effect"}
+    recorded_once = len(log) == len(records) == len(starts) and all(record.status == "success" for record in log)
+    yield recorded_once, f"{len(records)} steps, each recorded once"
+    again = f"no step ran again but where the kill came between effect and record: {', '.join(repeated) or 'nowhere'}"
+    yield set(repeated) == cut_off, again
+
+    intake = records["read-orders"].value()
+    accepted = sorted(order["id"] for order in intake["orders"])
+    with closing(sqlite3.connect(folder / "ledger.db")) as db:
+        postings = db.execute("SELECT order_id, customer, step, cents, asked FROM postings ORDER BY order_id").fetchall()
+        mails = db.execute("SELECT asked FROM mail").fetchall()
+    posted = [order_id for order_id, *_ in postings]
+    yield posted == accepted, f"{len(accepted)} orders accepted, {len(posted)} postings in the ledger, one per order"
+    more = sum(asked > 1 for *_, asked in postings)
+    seen = f"{more or 'no'} postings were asked for again{', under the same idempotency key, and not made again' if more else ''}"
+    yield all(asked == starts[step] for _, _, step, _, asked in postings), seen
+
+    euros = Decimal(sum(cents for _, _, _, cents, _ in postings)) / 100
+    customers = {customer for _, customer, *_ in postings}
+    invoices = [path.read_text(encoding="utf-8") for path in (folder / "invoices").iterdir()]
+    invoiced = sum(Decimal(text.split()[-1].replace(",", "")) for text in invoices)
+    billed = len(invoices) == len(customers) and invoiced == euros
+    yield billed, f"{len(customers)} customers, {len(invoices)} invoices, which add up to the ledger: EUR {euros:,}"
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    mailed_once = [asked for (asked,) in mails] == [starts["mail-summary"]]
+    yield Decimal(summary["total"]) == euros and mailed_once, "1 summary of the same total, in 1 mail"
+    rejects = len((folder / "rejects.txt").read_text(encoding="utf-8").splitlines())
+    yield rejects == len(intake["rejects"]), f"{rejects} bad rows set aside in rejects.txt"
+
+
+async def read_log(folder: Path, run_id: str) -> list[StepRecord]:
+    async with open_store((folder / "runs").as_uri()) as store:
+        return list(await Runner(store, run_id).history())
+
+
+def paint(color: int, text: str) -> str:
+    plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or (os.name == "nt" and "WT_SESSION" not in os.environ)
+    return text if plain or not text.strip() else f"\033[{color}m{text}\033[0m"

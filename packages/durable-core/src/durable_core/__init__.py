@@ -25,13 +25,13 @@ from .errors import (
     StoreError,
     UnrecordableValue,
 )
-from .events import StepEvent
+from .events import OnEvent, StepEvent
 from .flow import Flow, flow
 from .memory import MemoryStore
 from .record import StepError, StepRecord
-from .retry import Recovered, StepOptions, exponential
+from .retry import Delay, Recovered, RetryOn, StepOptions, exponential
 from .runner import Runner, RunnerOptions
-from .store import Lease, OpenableStore, Store, SupportsLock, SupportsRuns, SupportsScan, SupportsTransaction
+from .store import Lease, OpenableStore, Store, StoreTransaction, SupportsLock, SupportsRuns, SupportsScan, SupportsTransaction
 from .urls import StoreURL
 
 __all__ = [
@@ -42,16 +42,19 @@ __all__ = [
     "CorruptLog",
     "DeadlinePassed",
     "Decision",
+    "Delay",
     "DurableError",
     "Flow",
     "Lease",
     "LockLost",
     "MemoryStore",
     "NestedStep",
+    "OnEvent",
     "OpenableStore",
     "Recovered",
     "Refused",
     "ResultNotRecorded",
+    "RetryOn",
     "RunBusy",
     "RunCancelled",
     "RunSuspended",
@@ -68,6 +71,7 @@ __all__ = [
     "StepReused",
     "Store",
     "StoreError",
+    "StoreTransaction",
     "StoreURL",
     "SupportsLock",
     "SupportsRuns",

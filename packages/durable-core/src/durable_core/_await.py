@@ -5,19 +5,70 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Generator
 from types import coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
 
 
 async def limited(work: Coroutine[Any, Any, T], seconds: float) -> T:
-    """Await `work` for at most `seconds`. Work that never waits, as on a store in memory, needs no timer."""
+    """Await `work` for at most `seconds`, and then raise TimeoutError. Work that never waits costs no more than itself."""
     try:
         awaited = work.send(None)
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]  # typeshed can't tell what a coroutine returns
-    async with asyncio.timeout(seconds):
+    loop = asyncio.get_running_loop()
+    watch = _watches.get(loop)
+    if watch is None:
+        watch = _watches[loop] = _Watch()
+    task = asyncio.current_task(loop)
+    assert task is not None
+    cancelling = task.cancelling()
+    watch.add(loop, task, seconds)
+    try:
         return await _resumed(work, awaited)
+    except asyncio.CancelledError as cancelled:
+        if watch.expired(task) and task.uncancel() <= cancelling:
+            raise TimeoutError(f"no answer within {seconds:g} s") from cancelled
+        raise
+    finally:
+        del watch.waiting[task]
+
+
+class _Watch:
+    """Cancels the tasks of a loop that wait for too long, all by one timer: one for each of them would cost more than the wait."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[asyncio.Task[Any], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], seconds: float) -> None:
+        deadline = self.waiting[task] = loop.time() + seconds
+        if self._timer is None or self._timer.when() > deadline:
+            self._start(loop, deadline)
+
+    def expired(self, task: asyncio.Task[Any]) -> bool:
+        return self.waiting[task] == _EXPIRED
+
+    def _start(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(when, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now = loop.time()
+        for task, deadline in self.waiting.items():
+            if deadline <= now:
+                self.waiting[task] = _EXPIRED
+                task.cancel()
+        open_ = [deadline for deadline in self.waiting.values() if deadline != _EXPIRED]
+        if open_:
+            self._start(loop, min(open_))
+
+
+_EXPIRED: Final = float("inf")
+_watches: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Watch]] = WeakKeyDictionary()
 
 
 @coroutine

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
+from pathlib import PurePath
 from types import FunctionType, MethodType
 from typing import Any, Final
 
@@ -28,6 +29,8 @@ class Call(msgspec.Struct, frozen=True):
     codec: Codec[Any] | None
     """How the value is recorded; None to record none."""
     policy: Policy
+    is_same: bool
+    """Whether its id was used for nothing else on this runner."""
 
 
 def identify(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Identity, str | None]:
@@ -123,6 +126,8 @@ def _canonical(value: object) -> tuple[bytes, list[object]]:
         dump = getattr(type(found), "model_dump", None)
         if dump is not None:
             return dump(found, mode="json")
+        if isinstance(found, PurePath):
+            return str(found)
         opaque.append(found)
         return f"<{type(found).__module__}.{type(found).__qualname__}>"
 

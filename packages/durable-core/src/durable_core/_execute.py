@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -58,19 +58,7 @@ async def execute(run: Run, call: Call, latest: StepRecord | None) -> Any:
             await run.emit("step:retry", call.step_id, call.name, attempt, error=error, delay=delay)
         await clock.sleep(delay)
         attempt += 1
-    record = StepRecord(
-        run_id=run.id,
-        step_id=call.step_id,
-        revision=revision,
-        status="success" if error is None else "failure",
-        name=call.name,
-        result=result,
-        error=None if error is None else StepError.from_exception(error),
-        attempt=attempt,
-        started_at=started_at,
-        ended_at=started_at + timedelta(0, clock.monotonic() - began),
-        fingerprint=call.fingerprint,
-    )
+    record = ended(run, call, revision, attempt, started_at, began, result, error)
     if error is not None or call.codec is None:
         value = None
     recorded = await run.log.outcome(record, value, cancelled)
@@ -81,6 +69,32 @@ async def execute(run: Run, call: Call, latest: StepRecord | None) -> Any:
     if error is not None:
         raise StepFailed(recorded) from error
     return value
+
+
+def ended(
+    run: Run,
+    call: Call,
+    revision: int,
+    attempt: int,
+    started_at: datetime,
+    began: float,
+    result: bytes | None,
+    error: Exception | None,
+) -> StepRecord:
+    """Make the record of an outcome: the end is the start plus monotonic time."""
+    return StepRecord(
+        run_id=run.id,
+        step_id=call.step_id,
+        revision=revision,
+        status="success" if error is None else "failure",
+        name=call.name,
+        result=result,
+        error=None if error is None else StepError.from_exception(error),
+        attempt=attempt,
+        started_at=started_at,
+        ended_at=started_at + timedelta(0, run.clock.monotonic() - began),
+        fingerprint=call.fingerprint,
+    )
 
 
 def outcome_of(run: Run, record: StepRecord, fingerprint: str | None, codec: Codec[Any] | None) -> Any:

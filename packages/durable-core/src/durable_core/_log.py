@@ -115,6 +115,7 @@ class RunLog:
         """
         deadline = self._clock.monotonic() + within
         remaining, attempt = within, 1
+        reason: Exception | None = None
         while True:
             try:
                 holder = await limited(self._store.append(record), remaining)
@@ -124,7 +125,9 @@ class RunLog:
                 pause = _pause(attempt)
                 remaining = deadline - self._clock.monotonic() - pause
                 if remaining <= 0:
-                    raise
+                    # That time ran out during the last try says less than what the store said before.
+                    raise reason if reason is not None and isinstance(error, TimeoutError) else error
+                reason = error
                 _logger.warning("append of step %r of run %r failed, trying again: %r", record.step_id, record.run_id, error)
                 attempt += 1
                 await self._clock.sleep(pause)
@@ -132,6 +135,8 @@ class RunLog:
             if holder.id == record.id or holder.status in OUTCOMES or not decide:
                 if self.kept and decide:
                     self.kept.pop(record.step_id, None)
+                if holder.id != record.id:
+                    return self.add(holder)
                 self._added[record.step_id] = holder
                 return holder
             record = msgspec.structs.replace(record, revision=holder.revision + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeVar, get_args, overload
 
 import msgspec
@@ -124,6 +124,11 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             for field in ("started_at", "ended_at", "until"):
                 if (moment := getattr(self, field)) is not None:
                     msgspec.structs.force_setattr(self, field, _utc(field, moment))
+
+    @property
+    def duration(self) -> timedelta:
+        """How long it took."""
+        return self.ended_at - self.started_at
 
     @overload
     def value(self) -> Any: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from difflib import get_close_matches
@@ -75,7 +75,7 @@ class Policy:
     at_most_once: bool = False
     recover: Callable[[], object] | None = None
 
-    def override(self, options: dict[str, Any]) -> Policy:
+    def override(self, options: Mapping[str, Any]) -> Policy:
         """Return this policy with `options` in place. Raises `TypeError` or `ValueError` for one that can't be."""
         for name, value in options.items():
             if name not in _CHECKS:

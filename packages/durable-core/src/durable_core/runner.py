@@ -8,27 +8,24 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
 
-import msgspec
-
-from ._calls import Call, identify, same
-from ._execute import execute, outcome_of, value_of
+from ._calls import Call
+from ._execute import execute, value_of
 from ._invoke import may_be_awaited
-from ._run import Run, decided
-from ._values import UNTYPED, Codec, codec_for, codec_of
+from ._perform import ANNOTATED, perform, prepare, refuse_nested, reused, same_call
+from ._run import Run
+from ._transact import transact
+from ._values import UNTYPED, codec_for
 from ._wait import Wait, wait
 from .approval import Decision, Request
 from .clock import Clock, SystemClock
-from .context import running
-from .errors import DurableError, RunSuspended, StepFailed, StepReused
+from .errors import DurableError, RunSuspended, StepFailed
 from .events import OnEvent
 from .record import StepRecord, check_own_id
 from .retry import Delay, Policy, RetryOn, StepOptions, duration
-from .store import Store
+from .store import Store, supports_transaction
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-_ANNOTATED: Final = msgspec.UNSET
 
 
 class RunnerOptions(TypedDict, total=False):
@@ -166,7 +163,7 @@ class Runner:
         fn: Callable[..., Any],
         *args: Any,
         name: str | None = None,
-        returns: Any = _ANNOTATED,
+        returns: Any = ANNOTATED,
         **options: Any,
     ) -> Coroutine[Any, Any, Any]:
         """Run `fn(*args)` once and record its outcome under `step_id`; return the recorded value, now and on every later run.
@@ -180,49 +177,36 @@ class Runner:
         `StepReused` if the id was used for another call on this runner; `StepDrift` if the record doesn't fit the code;
         `LockLost` before anything runs if the run may be another's by now.
         """
-        if (outer := running.get()) is not None:
-            outer.refuse(self._run, step_id)
-        if not callable(fn):
-            raise TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
-        policy = self._policy.override(options) if options else self._policy
-        if policy.timeout is not None and not may_be_awaited(fn):
-            raise TypeError(
-                f"timeout={policy.timeout:g} for step {step_id!r}, but {fn!r} is a plain function: its thread can't be stopped."
-                " Make it async, or give the time limit to what it calls"
-            )
-        codec = codec_of(fn) if returns is _ANNOTATED else None if returns is None else codec_for(returns)
-        identity, fingerprint = identify(fn, args)
-        reused = self._is_reused(step_id, identity)
-        return self._step(step_id, fn, args, fingerprint, reused, name, codec, policy)
+        return perform(self._run, execute, prepare(self._run, step_id, fn, args, name, returns, self._policy, options))
 
-    async def _step(
+    def transaction(
         self,
         step_id: str,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        fingerprint: str | None,
-        reused: bool,
-        name: str | None,
-        codec: Codec[Any] | None,
-        policy: Policy,
-    ) -> Any:
-        run = self._run
-        if reused:
-            raise self._reused(step_id)
-        if not run.loaded or run.log.kept or run.suspended is not None:  # all that `ready` looks at
-            await run.ready()
-        while not decided(record := run.log.latest(step_id)):
-            if step_id in run.running:
-                await run.ended(step_id)  # the same call elsewhere; if that is cancelled, this one takes over
-                continue
-            run.running[step_id] = None
-            try:
-                return await execute(run, Call(step_id, name or step_id, fn, args, fingerprint, codec, policy), record)
-            finally:
-                run.stopped(step_id)
-        if run.on_event is not None:
-            await run.emit_record("step:replay", record)
-        return outcome_of(run, record, fingerprint, codec)
+        fn: Callable[..., Awaitable[T]],
+        *args: Any,
+        name: str | None = None,
+        returns: Any = ANNOTATED,
+        **options: Unpack[StepOptions],
+    ) -> Coroutine[Any, Any, T]:
+        """Run `fn(connection, *args)` in a transaction of the store that also holds the step's record: exactly once.
+
+        Both are committed together, or neither. Of two processes that do it at once, one commits; the other's work is rolled
+        back, and it gets the winner's value. A serialisation failure or a deadlock runs the whole transaction again, and
+        counts as no attempt. `fn` is async, and leaves commit and rollback alone. Options and errors are those of `step`; a store without
+        transactions is a `TypeError`. durable-postgres has them.
+        """
+        store = self.store
+        if not supports_transaction(store):
+            raise TypeError(f"{store!r} has no transactions: use runner.step, or a store that has them, such as durable-postgres")
+        if options.get("at_most_once"):
+            raise TypeError("at_most_once= means nothing for a transaction: it happens exactly once anyhow")
+        if callable(fn) and not may_be_awaited(fn):
+            raise TypeError(f"fn of transaction {step_id!r} must be async, not {fn!r}: a connection belongs to the loop")
+
+        def run_it(run: Run, call: Call, latest: StepRecord | None) -> Coroutine[Any, Any, Any]:
+            return transact(run, store, call, latest)
+
+        return perform(self._run, run_it, prepare(self._run, step_id, fn, args, name, returns, self._policy, options))
 
     async def sleep(self, step_id: str, duration: float | timedelta | datetime, *, name: str | None = None) -> None:
         """Wait for `duration`, in seconds or as a timedelta, from when this was first reached; or until an aware datetime.
@@ -298,29 +282,13 @@ class Runner:
             run.forget()
 
     async def _wait(self, asked: Wait, identity: object) -> StepRecord:
-        if (outer := running.get()) is not None:
-            outer.refuse(self._run, asked.step_id)
-        if self._is_reused(asked.step_id, identity):
-            raise self._reused(asked.step_id)
+        refuse_nested(self._run, asked.step_id)
+        if not same_call(self._run, asked.step_id, identity):
+            raise reused(self._run, asked.step_id)
         record = await wait(self._run, asked)
         if record.status == "failure":
             raise StepFailed(record)
         return record
-
-    def _is_reused(self, step_id: str, identity: object) -> bool:
-        calls = self._run.calls
-        known = calls.get(step_id) if type(step_id) is str else None
-        if known is None:
-            check_own_id("step_id", step_id)
-            calls[step_id] = identity
-            return False
-        return known is not identity and not same(known, identity)
-
-    def _reused(self, step_id: str) -> StepReused:
-        return StepReused(
-            f"step {step_id!r} of run {self.run_id!r} was called before with another function, other arguments or other"
-            " values in its closure; nothing was run. In a loop, number the steps: f'charge-{order.id}'"
-        )
 
     def _moment(self, what: str, when: float | timedelta | datetime) -> datetime:
         if not isinstance(when, datetime):

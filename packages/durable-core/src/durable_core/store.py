@@ -89,12 +89,32 @@ class SupportsLock(Protocol):
         raise NotImplementedError
 
 
+class StoreTransaction(Protocol):
+    """An open transaction of a store."""
+
+    @property
+    @abstractmethod
+    def connection(self) -> Any:
+        """The driver's connection, inside the transaction, for SQL of one's own."""
+        raise NotImplementedError
+
+    @abstractmethod
+    async def append(self, record: StepRecord) -> StepRecord:
+        """Claim the record's slot within the transaction, and return its holder, waiting for a rival that hasn't committed."""
+        raise NotImplementedError
+
+
 class SupportsTransaction(Protocol):
     """A store in which a step's own writes and its record can commit together."""
 
     @abstractmethod
-    def transaction(self) -> AbstractAsyncContextManager[Any]:
-        """Open a transaction; what it yields is the store's own affair and is told by its documentation."""
+    def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
+        """Open a transaction: committed at the end of the context if its record won its slot, rolled back else or on an error."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def is_retryable(self, error: BaseException) -> bool:
+        """Tell whether `error` out of a transaction means that all of it should be run again."""
         raise NotImplementedError
 
 
@@ -131,6 +151,10 @@ class LockStore(Store, SupportsLock, Protocol):
     """A store with locks."""
 
 
+class TransactionStore(Store, SupportsTransaction, Protocol):
+    """A store with transactions."""
+
+
 # A wrapper may pass abilities on through `__getattr__`, which `isinstance` with a protocol does not see.
 def supports_runs(store: Store) -> TypeGuard[RunsStore]:
     return callable(getattr(store, "runs", None))
@@ -142,3 +166,7 @@ def supports_scan(store: Store) -> TypeGuard[ScanStore]:
 
 def supports_lock(store: Store) -> TypeGuard[LockStore]:
     return callable(getattr(store, "lock", None))
+
+
+def supports_transaction(store: Store) -> TypeGuard[TransactionStore]:
+    return callable(getattr(store, "transaction", None))

@@ -1,0 +1,96 @@
+"""One call of a step: checked when it is made, then replayed, shared with the same call elsewhere, or run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from ._calls import Call, Identity, identify, same
+from ._execute import outcome_of
+from ._invoke import may_be_awaited
+from ._run import Run, decided
+from ._values import codec_for, codec_of
+from .context import running
+from .errors import StepReused
+from .record import StepRecord, check_own_id
+from .retry import Policy
+
+ANNOTATED: Final = msgspec.UNSET
+"""Stands for the type that a function's annotation tells."""
+
+Execute = Callable[[Run, Call, StepRecord | None], Coroutine[Any, Any, Any]]
+
+
+def prepare(
+    run: Run,
+    step_id: str,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    name: str | None,
+    returns: Any,
+    policy: Policy,
+    options: Mapping[str, Any],
+) -> Call:
+    """Check the call and note what it is, now: by the time that its coroutine runs, a loop's variable has moved on."""
+    if running.get() is not None:
+        refuse_nested(run, step_id)
+    if not callable(fn):
+        raise TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
+    if options:
+        policy = policy.override(options)
+        if policy.timeout is not None and not may_be_awaited(fn):
+            raise TypeError(
+                f"timeout={policy.timeout:g} for step {step_id!r}, but {fn!r} is a plain function: its thread can't be stopped."
+                " Make it async, or give the time limit to what it calls"
+            )
+    codec = codec_of(fn) if returns is ANNOTATED else None if returns is None else codec_for(returns)
+    identity, fingerprint = identify(fn, args)
+    is_same = same_call(run, step_id, identity)
+    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, is_same)
+
+
+async def perform(run: Run, execute: Execute, call: Call) -> Any:
+    """Return the step's recorded value, or raise its failure; run it if it has no outcome yet."""
+    step_id = call.step_id
+    if not call.is_same:
+        raise reused(run, step_id)
+    if not run.loaded or run.log.kept or run.suspended is not None:  # all that `ready` looks at
+        await run.ready()
+    while not decided(record := run.log.latest(step_id)):
+        if step_id in run.running:
+            await run.ended(step_id)  # the same call elsewhere; if that is cancelled, this one takes over
+            continue
+        run.running[step_id] = None
+        try:
+            return await execute(run, call, record)
+        finally:
+            run.stopped(step_id)
+    if run.on_event is not None:
+        await run.emit_record("step:replay", record)
+    return outcome_of(run, record, call.fingerprint, call.codec)
+
+
+def refuse_nested(run: Run, step_id: str) -> None:
+    """Raise `NestedStep` inside the function of another step of this run."""
+    if (outer := running.get()) is not None:
+        outer.refuse(run, step_id)
+
+
+def same_call(run: Run, step_id: str, identity: Identity) -> bool:
+    """Tell whether the id is used for the first time, or for what it was used for before."""
+    known = run.calls.get(step_id) if type(step_id) is str else None
+    if known is None:
+        check_own_id("step_id", step_id)
+        run.calls[step_id] = identity
+        return True
+    return known is identity or same(known, identity)
+
+
+def reused(run: Run, step_id: str) -> StepReused:
+    """Make the error of an id that was used for something else."""
+    return StepReused(
+        f"step {step_id!r} of run {run.id!r} was called before with another function, other arguments or other values in its"
+        " closure; nothing was run. In a loop, number the steps: f'charge-{order.id}'"
+    )

@@ -1,0 +1,112 @@
+"""A step whose own writes and whose record commit together, so that it happens exactly once."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from ._calls import Call
+from ._execute import ended, outcome_of
+from ._invoke import invoke
+from ._run import Run, decided
+from .context import StepContext
+from .errors import NestedStep, StepFailed, StepInterrupted, UnrecordableValue
+from .record import StepRecord
+from .retry import exponential
+from .store import TransactionStore
+
+_pause: Final = exponential(0.02, limit=1, jitter=True)
+
+
+class _Failed(Exception):
+    """Carries what `fn` raised out of the transaction, so that nothing of it is committed."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Lost(Exception):
+    """Another outcome holds the slot: what this transaction did is rolled back."""
+
+    def __init__(self, holder: StepRecord) -> None:
+        self.holder = holder
+
+
+async def transact(run: Run, store: TransactionStore, call: Call, latest: StepRecord | None) -> Any:
+    """Run `fn(connection, *args)` in a transaction that also holds the record, until one of them is committed."""
+    if latest is not None:
+        run.check_kind(latest, "step")
+        if latest.status == "started":
+            raise StepInterrupted(latest)
+    revision = 0 if latest is None else latest.revision + 1
+    deadline = run.clock.monotonic() + run.store_timeout
+    attempt = tries = 1
+    while True:
+        if tries == 1:
+            await run.emit("step:start", call.step_id, call.name, attempt)
+        await run.begin()
+        started_at, began = run.clock.now(), run.clock.monotonic()
+        try:
+            record, value = await _once(run, store, call, revision, attempt)
+        except _Lost as lost:
+            holder = run.log.add(lost.holder)
+            if decided(holder):
+                return outcome_of(run, holder, call.fingerprint, call.codec)
+            revision = holder.revision + 1
+            continue
+        except _Failed as failed:
+            error = failed.error
+        except Exception as failure:
+            # Neither committed nor refused for good, or committed with its answer lost: look, then do all of it again.
+            if not store.is_retryable(failure) or run.clock.monotonic() >= deadline:
+                raise
+            await run.clock.sleep(_pause(tries))
+            tries += 1
+            if decided(found := await run.look(call.step_id)):
+                return outcome_of(run, found, call.fingerprint, call.codec)
+            continue
+        else:
+            run.log.add(record)
+            await run.emit_record("step:success", record)
+            return value
+        if store.is_retryable(error) and run.clock.monotonic() < deadline:
+            await run.clock.sleep(_pause(tries))
+            tries += 1
+            continue
+        if not call.policy.retries(error, attempt):
+            break
+        delay = call.policy.delay(attempt)
+        await run.emit("step:retry", call.step_id, call.name, attempt, error=error, delay=delay)
+        await run.clock.sleep(delay)
+        attempt, tries = attempt + 1, 1
+    # What it wrote is rolled back, so its failure alone is recorded, as any step's is.
+    failed_record = ended(run, call, revision, attempt, started_at, began, None, error)
+    recorded = await run.log.outcome(failed_record, None)
+    await run.emit_record("step:failure" if recorded.status == "failure" else "step:success", recorded, error)
+    if recorded.id != failed_record.id:
+        return outcome_of(run, recorded, call.fingerprint, call.codec)
+    raise StepFailed(recorded) from error
+
+
+async def _once(run: Run, store: TransactionStore, call: Call, revision: int, attempt: int) -> tuple[StepRecord, Any]:
+    """Run one transaction; return its record and value once both are committed."""
+    async with store.transaction() as transaction:
+        started_at, began = run.clock.now(), run.clock.monotonic()
+        with StepContext(run.id, call.step_id, attempt, run, run.log.generation(call.step_id)):
+            value, error, cancelled = await invoke(call.fn, (transaction.connection, *call.args), call.policy.timeout)
+        if cancelled is not None:
+            raise cancelled
+        if isinstance(error, NestedStep):
+            raise error
+        result: bytes | None = None
+        if error is None and call.codec is not None:
+            try:
+                result, value = call.codec.record(value)
+            except UnrecordableValue as refusal:
+                error = refusal
+        if error is not None:
+            raise _Failed(error)
+        record = ended(run, call, revision, attempt, started_at, began, result, None)
+        holder = await transaction.append(record)
+        if holder.id != record.id:
+            raise _Lost(holder)
+    return record, value if call.codec is not None else None

@@ -1,0 +1,168 @@
+"""The pool, opened at first use, and the connections that the store keeps out of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Final, cast
+
+import asyncpg
+from asyncpg import Connection, Pool
+
+from durable_core import StoreError
+
+from ._errors import Conflict, Refused, explained
+from ._options import LEAST_CONNECTIONS
+from ._schema import Table
+
+_CONNECT_SECONDS: Final = 10.0
+_CLOSE_SECONDS: Final = 10.0
+
+
+class Connections:
+    """A pool that was given, or one of our own from a DSN; every connection it lends reaches a database with the table in it."""
+
+    def __init__(self, table: Table, *, pool: Pool | None = None, dsn: str = "", options: dict[str, Any] | None = None) -> None:
+        self.table: Final = table
+        self._given: Final = pool
+        self._dsn: Final = dsn
+        self._options: Final = options or {}
+        self._pool: Pool | None = None
+        self._opening: Final = asyncio.Lock()
+        self._closed = False
+
+    def __str__(self) -> str:
+        return f"PostgreSQL table {self.table.sql}"
+
+    async def acquire(self) -> Connection:
+        """Take a connection out of the pool; it goes back with `release`, or when it is terminated."""
+        pool = self._pool or await self._open()
+        with explained(self):
+            # A proxy that has all of a connection's methods.
+            return cast("Connection", await pool.acquire())
+
+    async def release(self, connection: Connection) -> None:
+        """Give a connection back, reset; one that doesn't answer is cut."""
+        pool = self._pool or self._given
+        if pool is None or not is_open(connection):
+            cut(connection)
+            return
+        with explained(self):
+            await pool.release(cast("Any", connection), timeout=_CLOSE_SECONDS)
+
+    @asynccontextmanager
+    async def borrow(self) -> AsyncIterator[Connection]:
+        """Take a connection for the length of the context, in which the driver's errors become the store's."""
+        connection = await self.acquire()
+        try:
+            with self.checked(connection):
+                yield connection
+        finally:
+            await self.release(connection)
+
+    @contextmanager
+    def checked(self, connection: Connection) -> Iterator[None]:
+        """Turn the driver's errors into the store's, and cut a connection whose state they leave in doubt."""
+        try:
+            with explained(self):
+                yield
+        except (Conflict, Refused):
+            raise
+        except BaseException:
+            cut(connection)
+            raise
+
+    def reopen(self) -> None:
+        self._closed = False
+
+    async def close(self) -> None:
+        """Close the pool, if it is our own; connections that are still lent after a while are cut."""
+        self._closed = True
+        pool, self._pool = self._pool, None
+        if pool is not None and pool is not self._given:
+            try:
+                await asyncio.wait_for(pool.close(), _CLOSE_SECONDS)
+            except TimeoutError:
+                pool.terminate()
+
+    async def _open(self) -> Pool:
+        async with self._opening:
+            if self._closed:
+                raise StoreError(f"{self}: the store is closed; use it inside `async with`")
+            if self._pool is None:
+                pool = self._given or await self._connect()
+                try:
+                    await self._prepare(pool)
+                except BaseException:
+                    if pool is not self._given:
+                        pool.terminate()
+                    raise
+                self._pool = pool
+            return self._pool
+
+    async def _connect(self) -> Pool:
+        options = {"pool_min": 0, "pool_max": 10, **self._options}
+        if options["pool_min"] > options["pool_max"]:
+            raise StoreError(f"pool_min is {options['pool_min']}, which is more than pool_max, {options['pool_max']}")
+        cache = {name: options[name] for name in ("statement_cache_size",) if name in options}
+        try:
+            with explained(self):
+                pool: Pool = await asyncpg.create_pool(
+                    self._dsn,
+                    min_size=options["pool_min"],
+                    max_size=options["pool_max"],
+                    timeout=_CONNECT_SECONDS,
+                    **cache,
+                )
+                return pool
+        except ValueError:
+            # The driver's own words could repeat a part of the URL that is secret.
+            expected = "expected postgresql://user:password@host:port/database?option=value"
+            raise StoreError(f"{self}: asyncpg can't read the URL; {expected}") from None
+
+    async def _prepare(self, pool: Pool) -> None:
+        if pool.get_max_size() < LEAST_CONNECTIONS:
+            raise StoreError(
+                f"{self}: the pool's max_size is {pool.get_max_size()}; the store needs {LEAST_CONNECTIONS} connections at least:"
+                " two for appends, one for locks, one for reading, and others for transactions"
+            )
+        with explained(self):
+            async with pool.acquire() as connection:
+                await self.table.prepare(cast("Connection", connection))
+
+
+class Kept:
+    """One connection that is kept out of the pool, for statements that must not pay for taking and resetting one."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections: Final = connections
+        self._connection: Connection | None = None
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[Connection]:
+        """Lend the connection, to one user at a time; after one that failed, the next gets another connection."""
+        if self._connection is None or not is_open(self._connection):
+            self._connection = await self._connections.acquire()
+        with self._connections.checked(self._connection):
+            yield self._connection
+
+    async def close(self) -> None:
+        """Give the connection back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._connections.release(connection)
+
+
+def is_open(connection: Connection) -> bool:
+    """Tell whether a connection is usable, as far as this end knows."""
+    try:
+        return not connection.is_closed()
+    except asyncpg.InterfaceError:  # it died, and the pool took it back
+        return False
+
+
+def cut(connection: Connection) -> None:
+    """Close a connection at once; the pool makes another in its place."""
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()

@@ -1,0 +1,118 @@
+"""What the server or the connection said, as one error that tells what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+import asyncpg
+
+from durable_core import StoreError
+
+T = TypeVar("T")
+
+_CONFLICTS: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+# A read-only server is what a held connection finds after a failover: the next one may reach the new primary.
+_LOST: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
+    OSError,
+)
+# What one row of a batch can be refused for, so that the others deserve to be sent without it.
+_REFUSED: Final = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.RaiseError,
+)
+_PREPARED: Final = (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError)
+_MAX_CONFLICTS: Final = 10
+
+
+class Lost(StoreError):
+    """The connection was lost, or could not be made: what was under way may have happened or not."""
+
+
+class Conflict(StoreError):
+    """The server rolled the transaction back for the sake of another one."""
+
+
+class Refused(StoreError):
+    """The server does not take this row, now or later."""
+
+
+@contextmanager
+def explained(target: object) -> Iterator[None]:
+    """Turn whatever the driver raises in the context into a `StoreError` that names `target`."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+        raise _explain(error, target) from error
+
+
+def is_retryable(error: BaseException | None) -> bool:
+    """Tell whether `error`, or one that caused it, means that a transaction left nothing behind and is worth another try."""
+    while error is not None:
+        if isinstance(error, (Lost, Conflict, *_CONFLICTS)):
+            return True
+        if isinstance(error, _LOST) and isinstance(error, asyncpg.PostgresError):
+            return True
+        error = error.__cause__
+    return False
+
+
+async def persistently(work: Callable[[], Awaitable[T]]) -> T:
+    """Do `work` again when its connection was lost, once, and when it met another transaction, a few times.
+
+    Only for work that may be done twice. An idle connection that a firewall dropped is noticed no earlier than this.
+    """
+    lost = False
+    conflicts = 0
+    while True:
+        try:
+            return await work()
+        except Lost:
+            if lost:
+                raise
+            lost = True
+        except Conflict:
+            conflicts += 1
+            if conflicts == _MAX_CONFLICTS:
+                raise
+            await asyncio.sleep(random.uniform(0, 0.002 * 2**conflicts))
+
+
+def _explain(error: Exception, target: object) -> StoreError:
+    said = f"{target}: {str(error) or type(error).__name__}"
+    if isinstance(error, TimeoutError):
+        return StoreError(f"{target}: no answer in time; whether the server did the work is not known")
+    if isinstance(error, _CONFLICTS):
+        return Conflict(said)
+    if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+        return Lost(f"{said}; with several hosts, add target_session_attrs=read-write to the URL")
+    if isinstance(error, _LOST):
+        return Lost(said)
+    if isinstance(error, asyncpg.InvalidPasswordError):
+        return StoreError(f"{said}; check user and password in the URL, PGPASSWORD or ~/.pgpass")
+    if isinstance(error, asyncpg.InvalidCatalogNameError):
+        return StoreError(f"{said}; create the database first: the store creates only its schema and table")
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return StoreError(
+            f"{said}; the store needs USAGE on its schema and SELECT, INSERT and DELETE on its table, and CREATE where they are"
+            " not there yet: grant them, or apply what durable_postgres.schema_sql() returns as another role"
+        )
+    if isinstance(error, _PREPARED):
+        return StoreError(
+            f"{said}; a pooler gives each transaction another connection: add statement_cache_size=0 to the URL"
+            " (to asyncpg.create_pool, where you made the pool)"
+        )
+    if isinstance(error, asyncpg.InterfaceError) and not isinstance(error, asyncpg.DataError) and "closed" in str(error):
+        return Lost(said)
+    return (Refused if isinstance(error, _REFUSED) else StoreError)(said)

@@ -1,0 +1,57 @@
+"""What a store's URL may say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from durable_core import StoreError, StoreURL
+from durable_core.urls import integer
+
+# What asyncpg takes itself, and server settings that people do put into URLs.
+# fmt: off
+_DRIVER: Final = frozenset((
+    "database", "dbname", "gsslib", "host", "krbsrvname", "passfile", "password", "port", "service", "ssl_max_protocol_version",
+    "ssl_min_protocol_version", "sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert",
+    "target_session_attrs", "user",
+    "application_name", "default_transaction_isolation", "idle_in_transaction_session_timeout", "idle_session_timeout", "jit",
+    "lock_timeout", "options", "role", "search_path", "statement_timeout", "synchronous_commit", "tcp_keepalives_count",
+    "tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_user_timeout", "timezone", "work_mem",
+))
+# fmt: on
+_HOST: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+
+# Kept are two connections for appends, one for locks and one for reading; transactions take theirs from the others.
+LEAST_CONNECTIONS: Final = 5
+
+
+def name(text: str) -> str:
+    """Check the name of a schema or table."""
+    if not _NAME.fullmatch(text):
+        raise ValueError("expected a name of up to 63 letters, digits and underscores that doesn't begin with a digit")
+    return text
+
+
+_OURS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "schema": name,
+    "table": name,
+    "pool_min": integer(),
+    "pool_max": integer(least=LEAST_CONNECTIONS),
+    "statement_cache_size": integer(),
+}
+
+
+def parsed(url: str) -> tuple[str, dict[str, Any]]:
+    """Split a store's URL into the driver's DSN and our own options."""
+    store_url = StoreURL(url)
+    rest = url.partition(store_url.parts.netloc)[2] if store_url.parts.netloc else ""
+    hosts = store_url.parts.netloc.rpartition("@")[2].split(",")
+    # What a stray `/`, `?` or `#` in a password cuts off must not reach an error message.
+    if not all(map(_HOST.fullmatch, hosts)) or ("@" in rest and "@" not in store_url.parts.netloc):
+        raise StoreError(
+            f"cannot read the host and port in {store_url}; expected postgresql://user:password@host:port/database,"
+            " special characters in user and password percent-encoded"
+        )
+    return store_url.without(_OURS), store_url.options(_OURS, also=_DRIVER)

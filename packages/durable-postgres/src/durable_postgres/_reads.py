@@ -1,0 +1,59 @@
+"""Reading runs: many short ones in one statement, a long one page by page."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final
+
+from asyncpg import Connection
+
+from durable_core import Batcher, StepRecord
+
+from ._connections import Connections, Kept
+from ._errors import persistently
+from ._rows import Statements, to_record
+
+SHORT: Final = 200
+_PAGE: Final = 1_000
+_SECONDS: Final = 60.0
+
+
+class Reads:
+    """Reads whole runs. Workers often start many at once: those that are read together share a statement."""
+
+    def __init__(self, connections: Connections, statements: Statements) -> None:
+        self._connections: Final = connections
+        self._statements: Final = statements
+        self._kept: Final = Kept(connections)
+        self._batcher: Final = Batcher(self._flush, size=len, max_items=100)
+
+    async def run(self, run_id: str) -> Sequence[StepRecord]:
+        """Read all entries of a run in order."""
+        records = await self._batcher.submit(run_id)
+        return await persistently(lambda: self._long(run_id)) if len(records) > SHORT else records
+
+    async def close(self) -> None:
+        await self._kept.close()
+
+    async def _flush(self, run_ids: Sequence[str]) -> Sequence[Sequence[StepRecord]]:
+        async def read() -> Sequence[Sequence[StepRecord]]:
+            found: dict[str, list[StepRecord]] = {run_id: [] for run_id in run_ids}
+            async with self._kept.use() as connection:
+                for row in await connection.fetch(self._statements.read_short, list(found), SHORT + 1, timeout=_SECONDS):
+                    record = to_record(row)
+                    found[record.run_id].append(record)
+            return [found[run_id] for run_id in run_ids]
+
+        return await persistently(read)
+
+    async def _long(self, run_id: str) -> Sequence[StepRecord]:
+        async with self._connections.borrow() as connection:
+            return [record async for page in self.pages(connection, run_id) for record in page]
+
+    async def pages(self, connection: Connection, run_id: str) -> AsyncGenerator[Sequence[StepRecord]]:
+        """Read a run of any length, a page in memory at a time."""
+        # One statement, and so one snapshot: separate reads could show a later entry without an earlier one.
+        async with connection.transaction(readonly=True):
+            cursor = await connection.cursor(self._statements.read, run_id, timeout=_SECONDS)
+            while rows := await cursor.fetch(_PAGE, timeout=_SECONDS):
+                yield [to_record(row) for row in rows]

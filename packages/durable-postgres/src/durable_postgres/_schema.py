@@ -1,0 +1,123 @@
+"""The table: its name, its columns, and how it comes to be."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import Final
+
+from asyncpg import Connection
+
+from durable_core import StoreError
+
+from ._options import name as checked
+
+_log: Final = logging.getLogger("durable_postgres")
+
+LAYOUT: Final = 1
+_MARK: Final = "durable-postgres layout "
+# The statements that lead from layout n to n + 1.
+_MIGRATIONS: Final = (
+    """
+create table {table} (
+    seq bigint generated always as identity,
+    run_id text collate "C" not null,
+    step_id text collate "C" not null,
+    revision bigint not null,
+    status text not null,
+    kind text not null,
+    name text not null,
+    result json,
+    error json,
+    note json,
+    until timestamptz,
+    attempt bigint not null,
+    started_at timestamptz not null,
+    ended_at timestamptz not null,
+    id text not null,
+    fingerprint text,
+    primary key (run_id, step_id, revision)
+);
+""",
+)
+_TIMEOUT: Final = 60.0
+
+
+class Table:
+    """The log's table in a database."""
+
+    def __init__(self, schema: str, table: str) -> None:
+        for name in (schema, table):
+            try:
+                checked(name)
+            except ValueError as error:
+                raise ValueError(f"schema and table cannot be {name!r}: {error}") from error
+        self.schema: Final = schema
+        self.name: Final = table
+        self.sql: Final = f'"{schema}"."{table}"'
+
+    def lock_key(self, text: str) -> int:
+        """Map `text` to one of the 2 ** 64 advisory locks of the database, another one for each table."""
+        digest = hashlib.blake2b(f"{self.sql}\0{text}".encode(), digest_size=8)
+        return int.from_bytes(digest.digest(), signed=True)
+
+    def migration(self, layout: int) -> str:
+        """Return the statements that lead from `layout` to the present one."""
+        steps = "".join(_MIGRATIONS[layout:]).format(table=self.sql)
+        return f"{steps}comment on table {self.sql} is '{_MARK}{LAYOUT}';\n"
+
+    async def prepare(self, connection: Connection) -> None:
+        """Create or migrate the table, unless it is there as it should be; any number of processes may do this at once."""
+        await _check_server(connection)
+        if await self._layout(connection) == LAYOUT:
+            return
+        async with connection.transaction(isolation="read_committed"):
+            key = self.lock_key("migration")
+            await connection.execute("select pg_advisory_xact_lock($1)", key, timeout=_TIMEOUT)
+            layout = await self._layout(connection)
+            if layout < LAYOUT:
+                # `create schema if not exists` asks for rights on the database even where the schema exists.
+                if not await connection.fetchval("select to_regnamespace($1) is not null", f'"{self.schema}"'):
+                    await connection.execute(f'create schema "{self.schema}"')
+                await connection.execute(self.migration(layout), timeout=_TIMEOUT)
+
+    async def _layout(self, connection: Connection) -> int:
+        (row,) = await connection.fetch(
+            """
+            select c.oid is not null, obj_description(c.oid, 'pg_class')
+            from (select) as one left join (pg_class c join pg_namespace n on n.oid = c.relnamespace)
+                on n.nspname = $1 and c.relname = $2
+            """,
+            self.schema,
+            self.name,
+        )
+        exists, comment = row
+        if not exists:
+            return 0
+        mark, _, number = (comment or "").rpartition(" ")
+        if f"{mark} " != _MARK or not number.isdecimal():
+            raise StoreError(
+                f"{self.sql} is not a table of this store: its comment is {comment!r}, expected '{_MARK}{LAYOUT}';"
+                " name another one with the options schema and table"
+            )
+        if int(number) > LAYOUT:
+            raise StoreError(
+                f"{self.sql} has layout {number}, and this durable-postgres knows up to {LAYOUT}: upgrade durable-postgres"
+            )
+        return int(number)
+
+
+async def _check_server(connection: Connection) -> None:
+    (row,) = await connection.fetch(
+        "select current_setting('server_encoding'), 'off' in (current_setting('fsync'), current_setting('synchronous_commit'))"
+    )
+    encoding, careless = row
+    if encoding != "UTF8":
+        raise StoreError(f"the database's encoding is {encoding}; the store needs one created with encoding 'UTF8'")
+    if careless:
+        _log.warning("fsync or synchronous_commit is off: a crash of the server can lose steps that have been recorded")
+
+
+def schema_sql(schema: str = "durable", table: str = "steps") -> str:
+    """Return the SQL that creates the store's table, for those who apply migrations themselves."""
+    return f'create schema if not exists "{schema}";\n{Table(schema, table).migration(0)}'

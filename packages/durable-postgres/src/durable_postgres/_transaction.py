@@ -1,0 +1,75 @@
+"""A transaction that holds a step's own writes and its record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from asyncpg import Connection
+
+from durable_core import StepRecord, StoreError
+
+from ._appends import claim
+from ._connections import Connections, cut, is_open
+from ._errors import Lost
+from ._rows import Row, Statements
+
+_SECONDS: Final = 10.0
+
+
+class Transaction:
+    """An open transaction: `connection` is asyncpg's, for SQL of one's own, and `append` claims the step's slot within it."""
+
+    def __init__(self, connections: Connections, statements: Statements, connection: Connection) -> None:
+        self.connection: Final = connection
+        self._connections: Final = connections
+        self._statements: Final = statements
+        self._won = False
+
+    async def append(self, record: StepRecord) -> StepRecord:
+        """Claim the record's slot as the transaction's last act; return the record that holds it.
+
+        Waits for a rival that has claimed the slot and not committed yet. Unless the holder is `record` itself, the transaction
+        is rolled back when its context ends, and so it is when this is never called.
+        """
+        if not self.connection.is_in_transaction():
+            raise StoreError("the transaction was ended before its record was appended; leave commit and rollback to the runner")
+        with self._connections.checked(self.connection):
+            # Others wait for this claim: a process that stops dead between it and the commit must not hold them up for long.
+            await self.connection.execute("set local idle_in_transaction_session_timeout = '10s'", timeout=_SECONDS)
+            (holder,) = await claim(self.connection, self._statements, [Row.of(record)])
+        self._won = holder is None
+        return holder or record
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, connections: Connections, statements: Statements) -> AsyncIterator[Transaction]:
+        """Open a transaction; commit it at the end if its record won its slot, and else roll it back.
+
+        When the connection is lost, or the commit fails, the error is one of those that `PostgresStore.is_retryable` knows.
+        """
+        connection = await connections.acquire()
+        try:
+            with connections.checked(connection):
+                sql = connection.transaction()
+                await sql.start()
+            transaction = cls(connections, statements, connection)
+            try:
+                yield transaction
+            except BaseException as error:
+                if not is_open(connection):
+                    if isinstance(error, Exception) and not isinstance(error, Lost):
+                        raise Lost(f"{connections}: the connection was lost within a transaction") from error
+                    raise
+                with connections.checked(connection):
+                    await sql.rollback()
+                raise
+            with connections.checked(connection):
+                await (sql.commit() if transaction._won else sql.rollback())
+        except asyncio.CancelledError:
+            cut(connection)
+            raise
+        finally:
+            await connections.release(connection)

@@ -1,0 +1,138 @@
+"""Advisory locks: whose they are, and how their loss is noticed."""
+
+import asyncio
+import os
+import socket
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from durable_core import Lease, LockLost, RunBusy, StepRecord
+from durable_postgres import PostgresStore, _locks
+from tests.servers.postgres import PostgresServer
+from tests.servers.proxy import proxied
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_the_holder_is_named(postgres_url: str) -> None:
+    """Who is refused learns host, process and application of the holder, and since when this very run is held."""
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    async with (
+        PostgresStore.from_url(f"{postgres_url}&application_name=billing") as store,
+        PostgresStore.from_url(postgres_url) as other,
+        store.lock("run"),
+    ):
+        with pytest.raises(RunBusy) as refused:
+            async with other.lock("run"):
+                pass
+    assert refused.value.holder == f"pid {os.getpid()} on {socket.gethostname()} (billing)"
+    assert refused.value.since is not None
+    assert before <= refused.value.since <= datetime.now(UTC)
+
+
+async def test_one_connection_holds_all_locks(
+    postgres_server_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many runs a store holds, they take one connection, and it holds back no vacuum."""
+    monkeypatch.setattr(_locks, "PING_SECONDS", 0.05)
+    observer = await asyncpg.connect(postgres_server_url)
+    query = "select backend_xid, backend_xmin from pg_stat_activity where application_name like '%(holder)'"
+    async with (
+        PostgresStore.from_url(f"{postgres_url}&application_name=holder") as store,
+        AsyncExitStack() as stack,
+        asyncio.timeout(30),
+    ):
+        for number in range(100):
+            await stack.enter_async_context(store.lock(f"run-{number}"))
+        while [tuple(session) for session in await observer.fetch(query)] != [(None, None)]:
+            await asyncio.sleep(0.01)
+    await observer.close()
+
+
+async def test_a_lost_connection_is_a_lost_lock(postgres_server_url: str, postgres_url: str) -> None:
+    """When the server ends the connection, every lease on it says so; the run can be locked again at once."""
+    observer = await asyncpg.connect(postgres_server_url)
+    async with PostgresStore.from_url(postgres_url) as store, PostgresStore.from_url(postgres_url) as other:
+        async with store.lock("one") as one, store.lock("two") as two:
+            one.check()
+            await observer.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where state = 'idle in transaction' and application_name like 'pid %'"
+            )
+            await _lost(one)
+            with pytest.raises(LockLost):
+                two.check()
+            async with other.lock("one") as theirs, store.lock("three") as three:
+                theirs.check()
+                three.check()
+        async with other.lock("one"):
+            pass
+    await observer.close()
+
+
+async def test_a_silent_connection_is_a_lost_lock(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is there and answers no more is noticed by asking it from time to time."""
+    monkeypatch.setattr(_locks, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(_locks, "_SECONDS", 0.2)
+    parts = urlsplit(postgres_url)
+    with proxied(parts.port or 5432) as proxy:
+        through = parts._replace(netloc=f"postgres@127.0.0.1:{proxy.port}").geturl()
+        async with PostgresStore.from_url(through) as store, asyncio.timeout(10), store.lock("run") as lease:
+            proxy.hold_answers()
+            await _lost(lease)
+
+
+async def test_a_cancelled_contender_costs_nobody_a_lock(postgres_url: str) -> None:
+    """Cancelling whoever is taking a lock leaves the others held, and nothing of its own."""
+    async with PostgresStore.from_url(postgres_url) as store, PostgresStore.from_url(postgres_url) as other:
+
+        async def take(run_id: str) -> None:
+            async with store.lock(run_id):
+                await asyncio.Event().wait()
+
+        async with store.lock("held") as lease:
+            for turns in range(12):
+                task = asyncio.create_task(take("run"))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait({task})
+                async with other.lock("run"):
+                    pass
+            lease.check()
+            with pytest.raises(RunBusy):
+                async with other.lock("held"):
+                    pass
+
+
+async def test_a_killed_server_loses_the_locks_and_nothing_else(postgres_server: PostgresServer) -> None:
+    """After SIGKILL and a restart of the server, the lease is lost, what was appended is there, and new locks are given."""
+    async with PostgresStore.from_url(postgres_server.url) as store:
+        async with store.lock("run") as lease:
+            record = await store.append(StepRecord(run_id="run", step_id="step"))
+            await asyncio.to_thread(postgres_server.kill)
+            await asyncio.to_thread(postgres_server.start)
+            with pytest.raises(LockLost):
+                lease.check()
+        async with store.lock("run") as lease:
+            lease.check()
+            assert await store.list("run") == [record]
+
+
+async def _lost(lease: Lease) -> None:
+    async with asyncio.timeout(10):
+        while not (lost := _loss(lease)):
+            await asyncio.sleep(0.01)
+    assert "was lost with its connection" in lost
+
+
+def _loss(lease: Lease) -> str:
+    try:
+        lease.check()
+    except LockLost as lost:
+        return str(lost)
+    return ""

@@ -1,0 +1,155 @@
+"""The table: made by whoever comes first, read by people, refused where it is not ours."""
+
+import asyncio
+import sys
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from durable_core import StepError, StepRecord, StoreError
+from durable_postgres import PostgresStore, schema_sql
+
+pytestmark = pytest.mark.asyncio
+
+ONE_APPEND = """
+import asyncio, sys
+from durable_core import StepRecord
+from durable_postgres import PostgresStore
+
+async def main():
+    async with PostgresStore.from_url(sys.argv[1]) as store:
+        await store.append(StepRecord(run_id="run", step_id=sys.argv[2]))
+
+print("ready", flush=True)
+sys.stdin.readline()
+asyncio.run(main())
+"""
+
+
+def schema_of(url: str) -> str:
+    return url.rpartition("schema=")[2]
+
+
+def as_role(url: str, role: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+async def test_twenty_processes_start_at_once(postgres_url: str) -> None:
+    """Processes that all find no table all succeed: one makes it."""
+    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+    command = [sys.executable, "-c", ONE_APPEND, postgres_url]
+    processes = [await asyncio.create_subprocess_exec(*command, f"{number}", **pipes) for number in range(20)]
+    for process in processes:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+    await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
+    assert {process.returncode for process in processes} == {0}
+    async with PostgresStore.from_url(postgres_url) as store:
+        assert len(await store.list("run")) == 20
+
+
+async def test_people_query_the_table(postgres_server_url: str, postgres_url: str) -> None:
+    """Columns have types that SQL understands: text, JSON, timestamps."""
+    failed = StepRecord(run_id="run", step_id="charge", status="failure", error=StepError(type="CardError", message="declined"))
+    async with PostgresStore.from_url(postgres_url) as store:
+        await store.append(StepRecord(run_id="run", step_id="greet", result=b'{"to": "ann"}'))
+        await store.append(failed)
+    connection = await asyncpg.connect(postgres_server_url)
+    rows = await connection.fetch(
+        f"select run_id, step_id, error->>'message' from {schema_of(postgres_url)}.steps"
+        " where status = 'failure' and ended_at > now() - interval '1 hour'"
+    )
+    assert [tuple(row) for row in rows] == [("run", "charge", "declined")]
+    assert (
+        await connection.fetchval(f"select result->>'to' from {schema_of(postgres_url)}.steps where step_id = 'greet'") == "ann"
+    )
+    await connection.close()
+
+
+async def test_a_role_without_ddl_rights(postgres_server_url: str, postgres_url: str) -> None:
+    """Where the table was made by `schema_sql`, a role that may only select, insert and delete does everything."""
+    schema, role = schema_of(postgres_url), f"r_{schema_of(postgres_url)}"
+    connection = await asyncpg.connect(postgres_server_url)
+    await connection.execute(schema_sql(schema))
+    await connection.execute(f"create role {role} login; grant usage on schema {schema} to {role}")
+    await connection.execute(f"grant select, insert, delete on {schema}.steps to {role}")
+    async with PostgresStore.from_url(as_role(postgres_url, role)) as store:
+        await asyncio.gather(*(store.append(StepRecord(run_id="run", step_id=f"{number}")) for number in range(5)))
+        async with store.lock("run"), store.transaction() as transaction:
+            await transaction.append(StepRecord(run_id="run", step_id="5"))
+        assert len(await store.list("run")) == 6
+        await store.clear("run")
+        assert [run_id async for run_id in store.runs()] == []
+    await connection.execute(f"drop owned by {role}; drop role {role}")
+    await connection.close()
+
+
+async def test_missing_rights_are_named(postgres_server_url: str, postgres_url: str) -> None:
+    """A role that may not make the table, or not write to it, is told what to grant."""
+    schema, role = schema_of(postgres_url), f"r_{schema_of(postgres_url)}"
+    connection = await asyncpg.connect(postgres_server_url)
+    await connection.execute(f"create role {role} login")
+    async with PostgresStore.from_url(as_role(postgres_url, role)) as store:
+        with pytest.raises(StoreError, match=r"permission denied for database .* durable_postgres.schema_sql"):
+            await store.append(StepRecord(run_id="run", step_id="step"))
+    await connection.execute(f"{schema_sql(schema)} grant usage on schema {schema} to {role}")
+    await connection.execute(f"grant select on {schema}.steps to {role}")
+    async with PostgresStore.from_url(as_role(postgres_url, role)) as store:
+        assert await store.get("run", "step") is None
+        with pytest.raises(StoreError, match=r"permission denied for table .* SELECT, INSERT and DELETE"):
+            await store.append(StepRecord(run_id="run", step_id="step"))
+    await connection.execute(f"drop owned by {role}; drop role {role}")
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("comment", "expected"),
+    [
+        ("null", "not a table of this store: its comment is None"),
+        ("'our very own steps'", "not a table of this store: its comment is 'our very own steps'"),
+        ("'durable-postgres layout 2'", "has layout 2, and this durable-postgres knows up to 1: upgrade durable-postgres"),
+    ],
+)
+async def test_a_table_that_is_not_ours(postgres_server_url: str, postgres_url: str, comment: str, expected: str) -> None:
+    """A table of somebody else's, or of a newer version, is left as it is and named in the error."""
+    table = f"{schema_of(postgres_url)}.steps"
+    connection = await asyncpg.connect(postgres_server_url)
+    await connection.execute(f"create schema {schema_of(postgres_url)}; create table {table} (run_id text)")
+    await connection.execute(f"comment on table {table} is {comment}")
+    async with PostgresStore.from_url(postgres_url) as store:
+        for work in (store.append(StepRecord(run_id="run", step_id="step")), store.list("run"), store.clear("run")):
+            with pytest.raises(StoreError, match=expected):
+                await work
+    assert await connection.fetchval(f"select count(*) from {table}") == 0
+    await connection.close()
+
+
+async def test_a_database_of_another_encoding(postgres_server_url: str) -> None:
+    """A database that can't hold every id is refused before anything is written."""
+    connection = await asyncpg.connect(postgres_server_url)
+    await connection.execute("create database latin encoding 'LATIN1' template template0 locale 'C'")
+    url = urlsplit(postgres_server_url)._replace(path="/latin").geturl()
+    async with PostgresStore.from_url(url) as store:
+        with pytest.raises(StoreError, match="encoding is LATIN1; the store needs one created with encoding 'UTF8'"):
+            await store.list("run")
+    await connection.execute("drop database latin with (force)")
+    await connection.close()
+
+
+async def test_a_server_that_loses_data_is_warned_of(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Where commits return before they are on disk, the log says so, once."""
+    async with PostgresStore.from_url(f"{postgres_url}&synchronous_commit=off") as store:
+        await store.append(StepRecord(run_id="run", step_id="1"))
+        await store.append(StepRecord(run_id="run", step_id="2"))
+    assert caplog.text.count("can lose steps that have been recorded") == 1
+
+
+async def test_two_tables_are_two_stores(postgres_url: str) -> None:
+    """Tables in one schema hold runs, and locks, of their own."""
+    async with PostgresStore.from_url(postgres_url) as one, PostgresStore.from_url(f"{postgres_url}&table=Others") as two:
+        await one.append(StepRecord(run_id="run", step_id="step"))
+        assert await two.get("run", "step") is None
+        async with one.lock("run"), two.lock("run"):
+            pass

@@ -3,6 +3,7 @@
 `nox -s tests -- -k replay` passes arguments to pytest.
 """
 
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ DECLARED = nox.project.python_versions(PACKAGES["durable-core"])
 # The interpreter that runs nox always runs the tests; others run them where they are installed.
 PYTHONS = [CURRENT, *(version for version in DECLARED if version != CURRENT)]
 DIST = Path("dist")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
 
 
 def group(name: str) -> list[str]:
@@ -73,6 +75,60 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
+@nox.session(default=bool(CHROMIUM))
+def site(session: nox.Session) -> None:
+    """Look at every page of the documentation in Chromium; among the default sessions where there is one."""
+    browser = _chromium(session)
+    session.install(*group("site"))
+    folder = session.create_tmp()
+    build = ["mkdocs", "build", "--strict", "--quiet", "--site-dir", str(Path(folder, "durable").resolve())]
+    session.run(*build, env={"NO_MKDOCS_2_WARNING": "1"})
+    # On its own: the other tests' settings and plugins are not installed here.
+    alone = ["--noconftest", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider"]
+    files = ["tests/docs/check_site.py", *session.posargs]
+    session.run("pytest", "-c", os.devnull, "--rootdir=.", *alone, *files, env={"DURABLE_SITE": folder, "CHROMIUM": browser})
+
+
+@nox.session(default=False)
+def publish_docs(session: nox.Session) -> None:
+    """Publish the documentation as the version named after `--`, and as the latest one."""
+    session.install(*group("docs"))
+    mike = ["mike", "deploy", "--push", "--update-aliases", *session.posargs, "latest"]
+    session.run(*mike, env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run("mike", "set-default", "--push", "latest", env={"NO_MKDOCS_2_WARNING": "1"})
+    # For an address that isn't there the host looks for a page at the root, where mike puts none.
+    branch = Path(session.create_tmp(), "gh-pages").resolve()
+    session.run("git", "worktree", "add", "--force", str(branch), "gh-pages", external=True)
+    with session.chdir(branch):
+        shutil.copy(Path(session.posargs[0], "404.html"), "404.html")
+        session.run("git", "add", "404.html", external=True)
+        session.run("git", "commit", "--allow-empty", "-m", "Show the newest page for unknown addresses", external=True)
+        session.run("git", "push", "origin", "gh-pages", external=True)
+
+
+@nox.session(default=False)
+def diagrams(session: nox.Session) -> None:
+    """Draw the documentation's mermaid blocks anew; takes the path of mermaid.js, such as npm's @mermaid-js/tiny holds."""
+    if len(session.posargs) != 1:
+        session.error("give the path of mermaid.js: nox -s diagrams -- node_modules/@mermaid-js/tiny/dist/mermaid.tiny.js")
+    browser = _chromium(session)
+    session.install(*group("site"))
+    session.run("python", "docs/_build/draw_diagrams.py", *session.posargs, browser)
+
+
+@nox.session(default=False)
+def picture(session: nox.Session) -> None:
+    """Record the demo anew for the documentation's front page; on POSIX only, for it needs a terminal."""
+    session.install("-e", "packages/durable-core", "-e", "packages/durable-file")
+    session.run("python", "docs/_build/draw_demo.py")
+
+
+def _chromium(session: nox.Session) -> str:
+    if not CHROMIUM:
+        session.error("no Chromium was found: install one (apt-get install chromium), or set CHROMIUM to its path")
+    return CHROMIUM
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build and check an sdist and a wheel of every package, the wheel from the sdist."""
@@ -110,3 +166,12 @@ def benchmarks(session: nox.Session) -> None:
     session.install(*editable(), *group("tests"))
     for path in session.posargs or sorted(map(str, Path("benchmarks").glob("*.py"))):
         session.run("python", path)
+
+
+@nox.session(default=False)
+def ceph(session: nox.Session) -> None:
+    """Run the S3 contract on Ceph's object gateway, from Debian's radosgw, ceph-mon, ceph-osd, ceph-mgr and ceph-common."""
+    session.install(*editable(), *group("tests"))
+    tests = ["test_contract_s3.py", "test_bad_input.py", "test_runner_s3.py"]
+    paths = [f"tests/s3/{name}" for name in tests]
+    session.run("tests/servers/ceph.sh", "pytest", *paths, "-k", "not Small", external=True)

@@ -1,0 +1,150 @@
+"""The requests that the store makes, each tried again where that is safe."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import closing
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, NamedTuple, TypeVar
+
+from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # it ships no types
+
+from . import _faults
+from ._connection import Connection
+
+T = TypeVar("T")
+
+_DELETE_BATCH: Final = 1000
+
+
+class Object(NamedTuple):
+    key: str
+    etag: str
+    modified: datetime
+
+
+class Page(NamedTuple):
+    objects: Sequence[Object]
+    folders: Sequence[str]
+    date: datetime | None
+    """The server's clock when it answered."""
+
+
+class Content(NamedTuple):
+    body: bytes
+    etag: str
+
+
+class Bucket:
+    """One bucket. Raises `StoreError` that says what is wrong and what to do; `patience` is how long to try again, in seconds."""
+
+    patience = 20.0  # less than the 30 s that a runner gives its store
+
+    def __init__(self, name: str, connection: Connection, writes: Mapping[str, str]) -> None:
+        self.name: Final = name
+        self.connection: Final = connection
+        self._writes: Final = dict(writes)
+
+    async def create(self, key: str, body: bytes, *, storage_class: str | None = None, patience: float | None = None) -> bool:
+        """Put the object unless there is one at `key`, and tell whether this put it.
+
+        False also when an earlier attempt put it and its answer was lost: read the object to know.
+        """
+
+        def create(client: Any) -> bool:
+            try:
+                client.put_object(**self._put(key, body, storage_class), IfNoneMatch="*")
+            except ClientError as error:
+                if not _faults.taken(error):
+                    raise
+                return False
+            return True
+
+        return await self._call("s3:PutObject", key, create, patience)
+
+    async def put(self, key: str, body: bytes, *, storage_class: str | None = None, patience: float | None = None) -> None:
+        put = self._put(key, body, storage_class)
+        await self._call("s3:PutObject", key, lambda client: client.put_object(**put), patience)
+
+    def _put(self, key: str, body: bytes, storage_class: str | None) -> dict[str, Any]:
+        # MD5 is the one checksum that every S3 server verifies; boto3 adds its own where configured.
+        checksum = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+        put = {"Bucket": self.name, "Key": key, "Body": body, "ContentMD5": checksum, **self._writes}
+        return put | ({"StorageClass": storage_class} if storage_class else {}) | {"ContentType": "application/json"}
+
+    async def read(self, key: str, *, patience: float | None = None) -> Content | None:
+        def read(client: Any) -> Content | None:
+            try:
+                answer = client.get_object(Bucket=self.name, Key=key)
+            except ClientError as error:
+                if not _faults.missing(error):
+                    raise
+                return None
+            # Not `with`, which would give the raw stream, whose reads notice no end that comes too early.
+            with closing(answer["Body"]):
+                return Content(answer["Body"].read(), answer["ETag"].strip('"'))
+
+        return await self._call("s3:GetObject", key, read, patience)
+
+    async def pages(self, prefix: str, *, delimiter: str | None = None) -> AsyncIterator[Page]:
+        """Yield all keys that start with `prefix`, in order, up to 1,000 a page; with `delimiter`, the folders alone."""
+        options = {"Delimiter": delimiter} if delimiter else {}
+        token: str | None = ""
+        while token is not None:
+            page, token = await self._page(prefix, options)
+            yield page
+            options["ContinuationToken"] = token or ""
+
+    async def first(self, prefix: str) -> Page:
+        """Return a page with the lowest key that starts with `prefix`, or without any."""
+        options: dict[str, Any] = {"MaxKeys": 1}
+        while True:
+            page, token = await self._page(prefix, options)
+            if page.objects or token is None:
+                return page
+            options["ContinuationToken"] = token
+
+    async def _page(self, prefix: str, options: Mapping[str, Any]) -> tuple[Page, str | None]:
+        asked = {"Bucket": self.name, "Prefix": prefix, **options}
+        answer = await self._call("s3:ListBucket", prefix, lambda client: client.list_objects_v2(**asked))
+        objects = [Object(item["Key"], item["ETag"].strip('"'), item["LastModified"]) for item in answer.get("Contents", ())]
+        folders = [item["Prefix"] for item in answer.get("CommonPrefixes", ())]
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        token = answer["NextContinuationToken"] if answer.get("IsTruncated") else None
+        return Page(objects, folders, parsedate_to_datetime(date) if date else None), token
+
+    async def delete(self, keys: Sequence[str], *, patience: float | None = None) -> None:
+        """Delete the objects in the order given, up to 1,000 a request; one that isn't there is passed over.
+
+        A request is sent only after the one before has deleted all of its own.
+        """
+        for start in range(0, len(keys), _DELETE_BATCH):
+            batch = {"Objects": [{"Key": key} for key in keys[start : start + _DELETE_BATCH]]}
+            await self._call("s3:DeleteObject", keys[start], self._delete(batch), patience)
+
+    def _delete(self, batch: Mapping[str, Any]) -> Callable[[Any], None]:
+        def delete(client: Any) -> None:
+            answer = client.delete_objects(Bucket=self.name, Delete={**batch, "Quiet": True})
+            if errors := answer.get("Errors"):
+                raise _faults.refused_key(errors[0])
+
+        return delete
+
+    async def _call(self, right: str, key: str, request: Callable[[Any], T], patience: float | None = None) -> T:
+        until = time.monotonic() + (self.patience if patience is None else patience)
+        pause = 0.1
+        while True:
+            try:
+                return await self.connection.request(request)
+            except _faults.ERRORS as error:
+                if not _faults.transient(error) or time.monotonic() + pause > until:
+                    at = f"s3://{self.name}/{key}"
+                    raise _faults.explained(error, right, at, self.connection.address) from error
+            await asyncio.sleep(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, 3.0)

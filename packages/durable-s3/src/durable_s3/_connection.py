@@ -1,0 +1,80 @@
+"""A boto3 client and the threads that its blocking calls run on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # it ships no types
+
+from . import _faults
+
+T = TypeVar("T")
+
+
+class Connection:
+    """Runs requests on threads of its own, as many as there are connections; opened by its first request.
+
+    May be used from several event loops. `owned` tells whether `connect` makes a client: it is then closed here, made anew when
+    its credentials have expired, and never shared with a forked child.
+    """
+
+    def __init__(self, connect: Callable[[], Any], *, threads: int, owned: bool) -> None:
+        self._connect: Final = connect
+        self._owned: Final = owned
+        self.width: Final = threads
+        self._opening = threading.Lock()
+        self._client: Any = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._pid = os.getpid()
+
+    async def request(self, work: Callable[[Any], T]) -> T:
+        """Call `work` with the client on one of the threads."""
+        return await self.run(self._answer, work)
+
+    async def run(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Do other blocking work on one of the threads."""
+        if self._pid != os.getpid():
+            self._pid, self._opening = os.getpid(), threading.Lock()
+            self._threads = self._client = None
+        with self._opening:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self.width, thread_name_prefix="durable-s3")
+            threads = self._threads
+        return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+
+    @property
+    def address(self) -> str:
+        """Where requests go to, once there was one."""
+        return "S3" if self._client is None else str(self._client.meta.endpoint_url)
+
+    async def open(self) -> None:
+        """Make the client, without a request."""
+        await self.request(lambda client: None)
+
+    async def close(self) -> None:
+        """Wait for the requests in flight and close what was opened; a later request opens it again."""
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            await asyncio.to_thread(threads.shutdown, cancel_futures=True)
+        client, self._client = self._client, None
+        if client is not None and self._owned:
+            client.close()
+
+    def _answer(self, work: Callable[[Any], T]) -> T:
+        with self._opening:
+            client = self._client
+            if client is None:
+                client = self._client = self._connect()
+        try:
+            return work(client)
+        except ClientError as error:
+            if self._owned and _faults.expired(error):
+                with self._opening:
+                    if self._client is client:
+                        self._client = None  # the next one reads profile and environment again
+            raise

@@ -1,0 +1,85 @@
+"""From ids to object keys: what a person sees in the console, and never more than S3's 1,024 bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+from urllib.parse import quote, unquote
+
+from durable_core.errors import StoreError
+
+KEY_BYTES: Final = 1024
+# Servers that keep keys as paths allow 255 bytes between two slashes.
+_SEGMENT_BYTES: Final = 200
+_HEAD_BYTES: Final = 150
+_CUT: Final = "!"  # percent-encoding never leaves one, so a cut id can't be taken for a whole one
+_HIGHEST: Final = 9_999_999_999
+
+
+class Keys:
+    """The keys below one prefix.
+
+    LIST sorts upwards and the newest is what is asked for, so the numbers in keys count down from 9999999999; the readable number
+    stands behind. Raises `StoreError` for a prefix that is too long or holds a segment that clients and servers rewrite.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        segments = [segment for segment in prefix.split("/") if segment]
+        if any(segment in (".", "..") or not segment.isprintable() for segment in segments):
+            raise StoreError(f"prefix {prefix!r} has a segment that is '.', '..' or not printable; choose another name")
+        root = "".join(f"{segment}/" for segment in segments)
+        room = KEY_BYTES - 2 * (_SEGMENT_BYTES + 1) - len("snapshots/") - len("9999999999.r9999999999.json")
+        if len(root.encode()) > room:
+            raise StoreError(f"prefix {prefix!r} has {len(root.encode())} bytes; at most {room} leave room for the ids in a key")
+        self.root: Final = root
+        self.probe: Final = f"{root}probe.json"
+
+    def run(self, run_id: str) -> str:
+        """Return what the keys of all entries of the run, and no others, start with."""
+        return f"{self.root}runs/{segment(run_id)}/"
+
+    def step(self, run_id: str, step_id: str) -> str:
+        return f"{self.run(run_id)}{segment(step_id)}/"
+
+    def entry(self, run_id: str, step_id: str, revision: int) -> str:
+        if revision > _HIGHEST:
+            raise StoreError(f"revision {revision} of step {step_id!r} is out of range; keys have room up to {_HIGHEST}")
+        return f"{self.step(run_id, step_id)}{_HIGHEST - revision:010d}.r{revision}.json"
+
+    def snapshot(self, run_id: str) -> str:
+        return f"{self.root}snapshots/{segment(run_id)}.jsonl"
+
+    def leases(self, run_id: str) -> str:
+        return f"{self.root}locks/{segment(run_id)}/"
+
+    def lease(self, run_id: str, number: int) -> str:
+        return f"{self.leases(run_id)}{_HIGHEST - number:010d}.n{number}.json"
+
+    def runs(self, prefix: str) -> str:
+        """Return what the folders of all runs whose ids start with `prefix` start with; others may, too."""
+        return f"{self.root}runs/{_encoded(prefix)[:_HEAD_BYTES]}"
+
+    def run_id(self, folder: str) -> str | None:
+        """Return the id of the run in `folder`, or None where it was cut and stands only inside the entries."""
+        name = folder.removeprefix(f"{self.root}runs/").removesuffix("/")
+        return None if _CUT in name else unquote(name, errors="strict")
+
+
+def number(key: str) -> int:
+    """Return the number that `key` ends in, such as 7 for `…/9999999992.n7.json`."""
+    return _HIGHEST - int(key.rpartition("/")[2].partition(".")[0])
+
+
+def segment(id_: str) -> str:
+    encoded = _encoded(id_)
+    if len(encoded) <= _SEGMENT_BYTES:
+        return encoded
+    digest = hashlib.sha256(id_.encode()).hexdigest()[:40]
+    return f"{encoded[:_HEAD_BYTES]}{_CUT}{digest}"
+
+
+def _encoded(id_: str) -> str:
+    """Percent-encode, so that the encoding of a start is the start of the encoding."""
+    encoded = quote(id_, safe="").replace("~", "%7E")
+    # A segment `.` or `..` is rewritten by HTTP clients and proxies.
+    return f"%2E{encoded[1:]}" if encoded.startswith(".") else encoded

@@ -1,0 +1,41 @@
+"""Does the endpoint honour `If-None-Match`? One that ignores it lets two writers win one slot."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from durable_core.errors import StoreError
+
+from . import _faults
+from ._bucket import Bucket
+
+_BODY: Final = b'{"about":"durable-s3 puts this once to see that If-None-Match is honoured; it may stay"}'
+_honoured: Final[set[tuple[str, str]]] = set()
+
+
+async def refuse_careless(bucket: Bucket, key: str) -> None:
+    """Raise `StoreError` unless a second conditional PUT of one key is refused.
+
+    One or two small requests for a bucket, once a process. Who may not write is let through: a reader does no harm.
+    """
+    await bucket.connection.open()
+    place = (bucket.connection.address, bucket.name)
+    if place in _honoured:
+        return
+    try:
+        for _ in range(2):
+            if not await bucket.create(key, _BODY):
+                _honoured.add(place)
+                return
+    except StoreError as error:
+        if _faults.denied(error):
+            return
+        if error.__cause__ is None or _faults.status(error.__cause__) != 501:
+            raise
+        cause: StoreError | None = error
+    else:
+        cause = None
+    raise StoreError(
+        f"{place[0]} ignores If-None-Match on PUT (seen in bucket {bucket.name!r}), so two writers could win one step;"
+        " use an endpoint that has conditional writes, or another store. ?probe=false leaves this check out"
+    ) from cause

@@ -1,0 +1,160 @@
+"""The store: one object an entry, one conditional PUT an append."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Final, Self
+
+from durable_core.errors import StoreError
+from durable_core.record import StepRecord, check_id
+from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns
+
+from . import _entry, _url
+from ._background import BackgroundLoop
+from ._bucket import Bucket
+from ._connection import Connection
+from ._entry import Log, OrderClock
+from ._keys import Keys
+from ._lease import LEASE_SECONDS, RunLease
+from ._probe import refuse_careless
+from ._reader import Reader
+
+_LEAST_LEASE_SECONDS: Final = 1.0
+_NOT_AT_ONCE: Final = ("GLACIER", "DEEP_ARCHIVE")
+
+
+class S3Store(OpenableStore, SupportsRuns, SupportsLock):
+    """Keeps runs in a bucket, below `prefix`. An append is durable once S3 has answered 200.
+
+    `client` is a boto3 S3 client: it stays yours and is not closed. It serves as many requests at a time as it has connections,
+    and does best to leave retries to the store: `Config(retries={"total_max_attempts": 1})`. `sse` and `kms_key_id` go with
+    every object that is written, `storage_class` with entries and snapshots. `lease` is the time in seconds after which the lock
+    of a holder that died may be taken over. `probe=False` leaves out the check that the endpoint honours `If-None-Match`.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        bucket: str,
+        prefix: str = "",
+        *,
+        sse: str | None = None,
+        kms_key_id: str | None = None,
+        storage_class: str | None = None,
+        lease: float = LEASE_SECONDS,
+        probe: bool = True,
+    ) -> None:
+        if storage_class in _NOT_AT_ONCE:
+            raise StoreError(f"objects of storage class {storage_class!r} can't be read at once; choose another")
+        if lease < _LEAST_LEASE_SECONDS:
+            raise StoreError(f"a lease of {lease:g} s is too short to be renewed in time; give at least {_LEAST_LEASE_SECONDS:g}")
+        writes = {}
+        if sse or kms_key_id:
+            writes["ServerSideEncryption"] = sse or "aws:kms"
+        if kms_key_id:
+            writes["SSEKMSKeyId"] = kms_key_id
+        self._connection: Final = client if isinstance(client, Connection) else _around(client)
+        self._bucket: Final = Bucket(bucket, self._connection, writes)
+        self._storage_class: Final = storage_class
+        self._keys: Final = Keys(prefix)
+        self._reader: Final = Reader(self._bucket, self._keys, storage_class)
+        self._order: Final = OrderClock()
+        self._leases: Final = BackgroundLoop()
+        self._lease_seconds: Final = lease
+        self._probe = probe
+        self._probing: Final = asyncio.Lock()
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        place = _url.parsed(url)
+        connection = Connection(place.connect, threads=place.connections, owned=True)
+        return cls(connection, place.bucket, place.prefix, **place.options)
+
+    async def append(self, record: StepRecord) -> StepRecord:
+        await self._ready()
+        key = self._keys.entry(record.run_id, record.step_id, record.revision)
+        for _ in range(5):
+            body = _entry.encode(record, self._order.next(record.run_id))
+            if await self._bucket.create(key, body, storage_class=self._storage_class):
+                return record
+            held = await self._bucket.read(key)
+            if held is not None:
+                return self._seen(key, held.body)
+        raise StoreError(f"{key!r} is taken whenever it is claimed and gone when it is read; is the run being cleared?")
+
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        await self._ready()
+        folder = self._keys.step(run_id, step_id)
+        while objects := (await self._bucket.first(folder)).objects:
+            content = await self._bucket.read(objects[0].key)
+            if content is not None:
+                return self._seen(objects[0].key, content.body)
+        return None
+
+    async def list(self, run_id: str) -> Sequence[StepRecord]:
+        await self._ready()
+        entries, highest = await self._reader.read(run_id)
+        self._order.saw(run_id, highest)
+        return Log(entries)
+
+    async def clear(self, run_id: str) -> None:
+        await self._ready()
+        snapshot = self._keys.snapshot(run_id)
+        newest_first = await self._reader.removable(run_id)
+        await self._bucket.delete([snapshot])
+        if newest_first:
+            await self._bucket.delete(newest_first)
+            await self._bucket.delete([snapshot])  # a reader may have written it meanwhile
+
+    async def runs(self, prefix: str = "") -> AsyncIterator[str]:
+        folders = self._bucket.pages(self._keys.runs(prefix), delimiter="/")
+        async for page in folders:
+            for folder in page.folders:
+                run_id = self._keys.run_id(folder) or await self._reader.run_id(folder)
+                if run_id is not None and run_id.startswith(prefix):
+                    yield run_id
+
+    @asynccontextmanager
+    async def lock(self, run_id: str) -> AsyncIterator[Lease]:
+        check_id("run_id", run_id)
+        await self._ready()
+        lease = RunLease(self._bucket, self._keys, run_id, self._lease_seconds)
+        await lease.acquire()
+        keeping = self._leases.start(lease.keep())
+        try:
+            yield lease
+        finally:
+            keeping.cancel()
+            await lease.release()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        await self._leases.close()
+        await self._connection.close()
+
+    def __repr__(self) -> str:
+        return f"<S3Store s3://{self._bucket.name}/{self._keys.root}>"
+
+    def _seen(self, key: str, body: bytes) -> StepRecord:
+        head = _entry.head(body, key)
+        self._order.saw(head.run_id, head.order)
+        return _entry.decode(body, key)
+
+    async def _ready(self) -> None:
+        if self._probe:
+            async with self._probing:
+                if self._probe:
+                    await refuse_careless(self._bucket, self._keys.probe)
+                    self._probe = False
+
+
+def _around(client: Any) -> Connection:
+    threads = int(client.meta.config.max_pool_connections)
+    return Connection(lambda: client, threads=threads, owned=False)

@@ -1,0 +1,149 @@
+"""What can't work says so in one clear error, and ids of any kind come back as they were."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from durable_core import StoreError, open_store
+from durable_s3 import S3Store
+from tests.s3 import proxy as faults
+from tests.s3.proxy import Proxy
+from tests.s3.support import client_of, entry, open_at
+from tests.servers.s3 import BUCKET, S3Server, free_port
+
+HOSTILE = ["a/b", "..", ".", "../../x", " spaced  out ", "👩‍👩‍👧", "é" * 256, "x" * 512, "%2F", "a\\b", "💣" * 128, "~!*'()"]
+
+
+@pytest.mark.asyncio
+async def test_ids_of_any_kind_come_back(s3_url: str) -> None:
+    """As run ids and as step ids, in entries, in the list of runs, and in locks."""
+    async with open_store(s3_url) as store:
+        assert isinstance(store, S3Store)
+        for id_ in HOSTILE:
+            record = await store.append(entry(id_, run_id=id_))
+            assert await store.get(id_, id_) == record
+            assert await store.list(id_) == [record]
+            async with store.lock(id_) as lease:
+                lease.check()
+        assert {run_id async for run_id in store.runs()} == set(HOSTILE)
+        for id_ in HOSTILE:
+            await store.clear(id_)
+        assert [run_id async for run_id in store.runs()] == []
+
+
+@pytest.mark.asyncio
+async def test_a_missing_bucket_is_named(s3_url: str) -> None:
+    url = s3_url.replace(s3_url.split("/")[2], f"durable-missing-{uuid4().hex[:12]}", 1)
+    async with open_store(url) as store:
+        for call in (partial(store.append, entry()), partial(store.list, "run"), partial(store.get, "run", "step")):
+            with pytest.raises(StoreError, match=r"durable-missing-.*the bucket does not exist at .*; create it, or"):
+                await call()
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    async with open_at(endpoint, "logs", probe=False) as store:
+        store._bucket.patience = 0.2
+        with pytest.raises(StoreError, match=rf"{endpoint} stays away: Could not connect"):
+            await store.list("run")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (403, "AccessDenied", r"AccessDenied: s3:PutObject is not allowed; the store's documentation has the policy"),
+        (403, "InvalidAccessKeyId", "refuses the credentials; check the profile or environment"),
+        (403, "SignatureDoesNotMatch", "refuses the credentials; check the profile or environment"),
+        (403, "RequestTimeTooSkewed", "this machine's clock is off; set it"),
+        (301, "PermanentRedirect", r"the bucket is in another region; write \?region="),
+        (400, "AuthorizationHeaderMalformed", r"the bucket is in another region; write \?region="),
+        (400, "InvalidArgument", "InvalidArgument"),
+    ],
+)
+async def test_what_s3_refuses_is_explained(moto_server: S3Server, status: int, code: str, said: str) -> None:
+    """At once, from boto3's own error."""
+    with Proxy(moto_server.port) as proxy:
+        proxy.once("PUT", faults.refused(status, code), times=10)
+        async with open_at(proxy.endpoint, "logs", probe=False) as store:
+            with pytest.raises(StoreError, match=said) as caught:
+                await store.append(entry())
+            assert caught.value.__cause__ is not None
+        assert proxy.operations["PUT"] <= 2  # boto3 follows a bucket to its region by itself
+
+
+@pytest.mark.asyncio
+async def test_no_credentials_is_explained(moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    async with open_store(moto_server.url("logs")) as store:
+        with pytest.raises(StoreError, match="give credentials where boto3 looks for them"):
+            await store.list("run")
+
+
+@pytest.mark.asyncio
+async def test_a_profile_that_is_not_there_is_named(moto_server: S3Server, tmp_path: Path) -> None:
+    async with open_store(f"{moto_server.url('logs')}&profile=nobody") as store:
+        with pytest.raises(StoreError, match=r"can't be opened: The config profile \(nobody\) could not be found"):
+            await store.list("run")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3://", "names no bucket"),
+        ("s3:///prefix", "names no bucket"),
+        ("s3:bucket", "names no bucket"),
+        ("s3://bucket:9000/prefix", r"an address as \?endpoint_url="),
+        ("s3://key:secret@bucket/prefix", "credentials don't belong in a URL"),
+        ("s3://bucket?aws_access_key_id=AKIA", "credentials don't belong in a URL"),
+        ("s3://bucket?secret=hush", "credentials don't belong in a URL"),
+        ("s3://bucket?session_token=hush", "credentials don't belong in a URL"),
+        ("s3://bucket?endpoint_url=http://me:hush@host", "credentials don't belong in a URL"),
+        ("s3://bucket?endpoint_url=localhost:9000", "expected http:// or https://"),
+        ("s3://bucket?regoin=eu-central-1", "Did you mean 'region'"),
+        ("s3://bucket?addressing_style=dns", "expected one of auto, path, virtual"),
+        ("s3://bucket?max_connections=0", "whole number of at least 1"),
+        ("s3://bucket?probe=maybe", "expected true or false"),
+        ("s3://bucket?lease=0.1", "too short"),
+        ("s3://bucket?storage_class=GLACIER", "can't be read at once"),
+        ("s3://bucket/a/../b", "prefix"),
+    ],
+)
+def test_a_url_that_cant_be_meant_is_refused(url: str, said: str) -> None:
+    """When the store is made, without connecting; what may be a secret is not repeated."""
+    with pytest.raises(StoreError, match=said) as caught:
+        open_store(url)
+    assert "hush" not in str(caught.value)
+    assert "secret@" not in str(caught.value)
+
+
+@pytest.mark.asyncio
+async def test_the_urls_options_reach_every_put(moto_server: S3Server) -> None:
+    """Encryption goes with all objects, the storage class with those that hold entries."""
+    prefix = uuid4().hex
+    options = "sse=aws:kms&kms_key_id=alias/logs&storage_class=STANDARD_IA&addressing_style=path&max_connections=3"
+    async with open_store(f"{moto_server.url(prefix)}&{options}") as store:
+        assert isinstance(store, S3Store)
+        assert repr(store) == f"<S3Store s3://{BUCKET}/{prefix}/>"
+        await store.append(entry())
+        async with store.lock("run"):
+            pass
+    client = client_of(moto_server.endpoint)
+    heads = {
+        at["Key"].split("/")[1]: client.head_object(Bucket=BUCKET, Key=at["Key"])
+        for at in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
+    }
+    client.close()
+    assert {head["ServerSideEncryption"] for head in heads.values()} == {"aws:kms"}
+    assert {head["SSEKMSKeyId"] for head in heads.values()} == {"alias/logs"}
+    assert {name: head.get("StorageClass") for name, head in heads.items()} == {
+        "runs": "STANDARD_IA",
+        "locks": None,
+        "probe.json": None,
+    }

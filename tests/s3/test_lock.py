@@ -1,0 +1,324 @@
+"""The lock of a run: a lease whose ages come from the server's clock alone."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from itertools import pairwise
+from multiprocessing.connection import Connection
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from durable_core import RunBusy, Runner, StoreError
+from durable_core.errors import LockLost
+from durable_s3 import S3Store, _lease
+from durable_s3._keys import Keys, number
+from tests.s3 import proxy as faults
+from tests.s3.proxy import Line, Proxy
+from tests.s3.support import open_at
+from tests.servers.s3 import BUCKET, S3Server
+
+pytestmark = pytest.mark.asyncio
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+class Clock:
+    """Stands for the clock that leases are kept by, and goes as the test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead = 0.0
+        monkeypatch.setattr(_lease, "_now", lambda: time.monotonic() + self.ahead)
+
+
+@pytest.fixture
+def proxy(moto_server: S3Server) -> Iterator[Proxy]:
+    with Proxy(moto_server.port) as running:
+        yield running
+
+
+@pytest.fixture
+def prefix() -> str:
+    return uuid4().hex
+
+
+@pytest.fixture
+async def store(proxy: Proxy, prefix: str) -> AsyncIterator[S3Store]:
+    async with open_at(proxy.endpoint, prefix, read_timeout=0.5, probe=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def other(moto_server: S3Server, prefix: str) -> AsyncIterator[S3Store]:
+    """A store on the same place that the proxy's faults don't reach."""
+    async with open_at(moto_server.endpoint, prefix, probe=False) as opened:
+        yield opened
+
+
+def claims(server: S3Server, prefix: str, run_id: str = "run") -> dict[int, bytes]:
+    """What the lock's objects hold, by number."""
+    client = server.client()
+    try:
+        found = client.list_objects_v2(Bucket=BUCKET, Prefix=Keys(prefix).leases(run_id)).get("Contents", ())
+        return {number(at["Key"]): client.get_object(Bucket=BUCKET, Key=at["Key"])["Body"].read() for at in found}
+    finally:
+        client.close()
+
+
+async def test_only_creations_decide(store: S3Store, moto_server: S3Server, prefix: str) -> None:
+    """Taking, renewing and giving back each create the next number; the highest object is never removed."""
+    for turn in range(3):
+        async with store.lock("run"):
+            assert [*claims(moto_server, prefix)] == [2 * turn + 1]
+        assert [*claims(moto_server, prefix)] == [2 * turn + 2]
+    (last,) = claims(moto_server, prefix).values()
+    assert b'"released":true' in last
+
+
+async def test_clearing_a_run_leaves_its_lock(store: S3Store, other: S3Store) -> None:
+    """A runner resets its run while it holds it, and holds it still."""
+    async with store.lock("run") as lease:
+        await store.clear("run")
+        lease.check()
+        with pytest.raises(RunBusy):
+            async with other.lock("run"):
+                pass
+
+
+async def test_it_is_renewed_while_the_event_loop_is_blocked(moto_server: S3Server, prefix: str) -> None:
+    """A step that never awaits doesn't cost its run the lock."""
+    async with AsyncExitStack() as stack:
+        one, two = [
+            await stack.enter_async_context(open_at(moto_server.endpoint, prefix, probe=False, lease=1.5)) for _ in range(2)
+        ]
+        async with one.lock("run") as lease:
+            time.sleep(4)
+            lease.check()
+            with pytest.raises(RunBusy):
+                async with two.lock("run"):
+                    pass
+
+
+async def test_a_holder_that_was_paused_knows_it(
+    store: S3Store, other: S3Store, monkeypatch: pytest.MonkeyPatch, moto_server: S3Server, prefix: str
+) -> None:
+    """Once its time is over it starts no further step, also if nobody has taken over yet, and never comes back."""
+    clock = Clock(monkeypatch)
+    async with store.lock("run") as lease, Runner(store, "another") as runner:
+        await runner.step("first", int)
+        clock.ahead = 30.0
+        with pytest.raises(LockLost, match=r"not renewed within 30 s"):
+            lease.check()
+        with pytest.raises(LockLost):
+            await runner.step("second", int)
+        clock.ahead = 0.0
+        with pytest.raises(LockLost):
+            lease.check()
+    assert [*claims(moto_server, prefix)] == [1]  # nothing was given back that may be another's by now
+
+
+async def test_a_lease_counts_from_before_it_was_asked_for(store: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server may have dated the object when the request was sent, however late its answer comes."""
+    clock = Clock(monkeypatch)
+
+    def slow(line: Line) -> None:
+        answer = line.forward()
+        clock.ahead = 29.0
+        line.send(answer)
+
+    proxy.once("PUT", slow)
+    async with store.lock("run") as lease:
+        lease.check()
+        clock.ahead = 30.1
+        with pytest.raises(LockLost):
+            lease.check()
+
+
+async def test_a_renewal_whose_answer_was_lost_counts_from_its_first_attempt(
+    store: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, moto_server: S3Server, prefix: str
+) -> None:
+    """It is recognised as ours; the second attempt gives no time that the server doesn't know of."""
+    clock = Clock(monkeypatch)
+    lease = _lease.RunLease(store._bucket, Keys(prefix), "run", 30.0)
+    await lease.acquire()
+
+    def lost(line: Line) -> None:
+        line.forward()
+        clock.ahead += 10.0
+        line.hang_up(reset=True)
+
+    proxy.once("PUT", lost)
+    begun = _lease._now()
+    await lease._renew()
+    assert 2 in claims(moto_server, prefix)
+    lease.check()
+    clock.ahead = 0.0
+    assert begun + 30.0 <= lease._deadline < begun + 31.0
+
+
+async def test_a_renewal_that_arrives_after_the_lease_is_void(
+    other: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, moto_server: S3Server, prefix: str
+) -> None:
+    """Even where another took over, gave back and tidied up meanwhile, so that the number was free again."""
+    clock = Clock(monkeypatch)
+    loop = asyncio.get_running_loop()
+
+    async def take_over() -> None:
+        while True:
+            try:
+                async with other.lock("run"):
+                    return
+            except RunBusy:
+                await asyncio.sleep(0.1)
+
+    def held_up(line: Line) -> None:
+        asyncio.run_coroutine_threadsafe(take_over(), loop).result()
+        line.send(line.forward())
+
+    async with open_at(proxy.endpoint, prefix, probe=False) as store:
+        lease = _lease.RunLease(store._bucket, Keys(prefix), "run", 3.0)
+        await lease.acquire()
+        clock.ahead = lease._deadline - _lease._now() - 0.2
+        proxy.once("PUT", held_up)
+        await lease._renew()
+        with pytest.raises(LockLost, match="its renewal took longer than 3 s"):
+            lease.check()
+    found = claims(moto_server, prefix)
+    assert [*found] == [3, 2]
+    assert b'"released":true' in found[3]
+
+
+async def test_an_acquisition_that_arrives_late_is_void(
+    store: S3Store, other: S3Store, proxy: Proxy, moto_server: S3Server, prefix: str
+) -> None:
+    """A number that was taken, given back and removed while our PUT was on its way is not ours, though the PUT succeeds."""
+    async with other.lock("run"):
+        pass
+    loop = asyncio.get_running_loop()
+
+    async def come_and_go() -> None:
+        async with other.lock("run"):
+            pass
+        async with other.lock("run"):
+            pass
+
+    def held_up(line: Line) -> None:
+        asyncio.run_coroutine_threadsafe(come_and_go(), loop).result()
+        line.send(line.forward())
+
+    proxy.once("PUT", held_up)
+    async with open_at(proxy.endpoint, prefix, probe=False) as late, late.lock("run"):
+        found = claims(moto_server, prefix)
+        assert max(found) == 7
+        with pytest.raises(RunBusy):
+            async with other.lock("run"):
+                pass
+
+
+async def test_a_store_that_stays_away_loses_the_lock_in_time(
+    proxy: Proxy, prefix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Renewals are tried until the lease has run out, and not afterwards; the log says so."""
+    async with open_at(proxy.endpoint, prefix, read_timeout=0.2, probe=False, lease=1.0) as store, store.lock("run") as lease:
+        proxy.fault = faults.refused(503, "SlowDown")
+        while True:
+            try:
+                lease.check()
+            except LockLost:
+                break
+            await asyncio.sleep(0.05)
+    assert proxy.operations["PUT"] > 2
+    assert any("was not renewed" in record.message for record in caplog.records)
+
+
+async def test_a_lock_object_that_cant_be_read_is_an_error(store: S3Store, moto_server: S3Server, prefix: str) -> None:
+    """It is neither taken for free nor waited for without a word."""
+    client = moto_server.client()
+    client.put_object(Bucket=BUCKET, Key=Keys(prefix).lease("run", 1), Body=b"{")
+    client.close()
+    with pytest.raises(StoreError, match=r"the lock object .* can't be read"):
+        async with store.lock("run"):
+            pass
+
+
+async def test_a_server_without_a_date_is_an_error(store: S3Store, other: S3Store, proxy: Proxy) -> None:
+    def undated(line: Line) -> None:
+        answer = line.forward()
+        line.send(answer._replace(headers=[(name, value) for name, value in answer.headers if name != "Date"]))
+
+    async with other.lock("run"):
+        proxy.fault = undated
+        with pytest.raises(StoreError, match="no Date header"):
+            async with store.lock("run"):
+                pass
+
+
+def contend(connection: Connection, endpoint: str, prefix: str, ahead: float, times: int) -> None:
+    """Hold the lock again and again on a machine whose clock is `ahead`; send when it was inside, by the true clock."""
+    true_clock, true_ns = time.time, time.time_ns
+    time.time, time.time_ns = lambda: true_clock() + ahead, lambda: true_ns() + int(ahead * 1e9)
+
+    async def main() -> list[tuple[float, float]]:
+        import botocore.auth
+
+        shift = timedelta(seconds=ahead)
+        signed = botocore.auth.get_current_datetime
+        botocore.auth.get_current_datetime = lambda **options: signed(**options) + shift
+        inside = []
+        async with open_at(endpoint, prefix, probe=False, lease=1.0) as store:
+            while len(inside) < times:
+                try:
+                    async with store.lock("run") as lease:
+                        began = time.monotonic()
+                        await asyncio.sleep(0.05)
+                        lease.check()
+                        inside.append((began, time.monotonic()))
+                except RunBusy:
+                    await asyncio.sleep(0.01)
+        return inside
+
+    connection.send(asyncio.run(main()))
+
+
+async def test_holders_whose_clocks_differ_are_never_inside_together(moto_server: S3Server, prefix: str) -> None:
+    """Neither five seconds nor an hour between the machines' clocks matter: no age is taken from them."""
+    running = []
+    for ahead in (-5.0, 0.0, 3600.0):
+        mine, theirs = SPAWN.Pipe()
+        process = SPAWN.Process(target=contend, args=(theirs, moto_server.endpoint, prefix, ahead, 4), daemon=True)
+        process.start()
+        running.append((process, mine))
+    spans: list[tuple[float, float]] = []
+    for process, mine in running:
+        found: Any = await asyncio.to_thread(mine.recv)
+        spans += found
+        await asyncio.to_thread(process.join)
+        process.close()
+    spans.sort()
+    assert len(spans) == 12
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+
+
+async def test_a_dead_holder_is_replaced_after_expiry_and_not_before(moto_server: S3Server, prefix: str) -> None:
+    """By the server's clock: its age is at least the lease that the holder wrote, whatever the taker's own is set to."""
+    async with AsyncExitStack() as stack:
+        endpoint = moto_server.endpoint
+        dead = await stack.enter_async_context(open_at(endpoint, prefix, probe=False, lease=3.0))
+        taker = await stack.enter_async_context(open_at(endpoint, prefix, probe=False, lease=1.0))
+        began = time.monotonic()
+        await _lease.RunLease(dead._bucket, Keys(prefix), "run", 3.0).acquire()
+        with pytest.raises(RunBusy, match=r"held by process \d+ on .* since 20"):
+            await _lease.RunLease(taker._bucket, Keys(prefix), "run", 1.0).acquire()
+        while True:
+            try:
+                async with taker.lock("run"):
+                    break
+            except RunBusy:
+                await asyncio.sleep(0.02)
+        assert 3.0 <= time.monotonic() - began < 9.0

@@ -1,0 +1,148 @@
+"""What each call costs, in requests."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from durable_s3 import S3Store, _probe
+from tests.s3.support import Requests, client_of, entry
+from tests.servers.s3 import BUCKET, S3Server
+
+pytestmark = pytest.mark.asyncio
+
+
+class Counted:
+    """A bucket below a prefix of its own, and stores on it whose requests are counted."""
+
+    def __init__(self, server: S3Server) -> None:
+        self.client = client_of(server.endpoint, connections=64)
+        self.requests = Requests(self.client)
+        self.prefix = uuid4().hex
+
+    def store(self, **options: Any) -> S3Store:
+        return S3Store(self.client, BUCKET, self.prefix, **{"probe": False, **options})
+
+
+@pytest.fixture
+async def counted(moto_server: S3Server) -> AsyncIterator[Counted]:
+    found = Counted(moto_server)
+    yield found
+    found.client.close()
+
+
+async def test_an_append_is_one_put(counted: Counted) -> None:
+    """Also in a store that knows nothing of the run yet; one that loses its slot reads the holder as well."""
+    async with counted.store() as store, counted.store() as fresh:
+        await store.append(entry())
+        assert counted.requests.taken() == {"put": 1}
+        await fresh.append(entry(revision=1))
+        assert counted.requests.taken() == {"put": 1}
+        await store.append(entry())
+        assert counted.requests.taken() == {"put": 1, "get": 1}
+
+
+async def test_a_get_is_two_requests_at_most(counted: Counted) -> None:
+    """However many revisions the step has."""
+    async with counted.store() as store:
+        assert await store.get("run", "step") is None
+        assert counted.requests.taken() == {"list": 1}
+        for revision in range(12):
+            await store.append(entry(revision=revision))
+        counted.requests.clear()
+        found = await store.get("run", "step")
+        assert found is not None
+        assert found.revision == 11
+        assert counted.requests.taken() == {"list": 1, "get": 1}
+
+
+@pytest.mark.parametrize(("entries", "lists"), [(0, 1), (1, 1), (99, 1)])
+async def test_reading_a_run_is_one_get_an_entry(counted: Counted, entries: int, lists: int) -> None:
+    async with counted.store() as store:
+        await asyncio.gather(*(store.append(entry(f"step-{number}")) for number in range(entries)))
+        counted.requests.clear()
+        assert len(await store.list("run")) == entries
+        assert counted.requests.taken() == {"list": lists} | ({"get": entries} if entries else {})
+
+
+async def test_a_long_run_is_read_from_its_snapshot(counted: Counted) -> None:
+    """1,001 entries: 2 LISTs and 1,001 GETs, and one GET that finds no snapshot; then 2 LISTs and 1 GET; then the tail too."""
+    async with counted.store() as store:
+        await asyncio.gather(*(store.append(entry(f"step-{number}")) for number in range(1001)))
+        counted.requests.clear()
+        first = await store.list("run")
+        assert counted.requests.taken() == {"list": 3, "get": 1002, "put": 1}  # one LIST and the PUT are the snapshot's
+        assert await store.list("run") == first
+        assert counted.requests.taken() == {"list": 2, "get": 1}
+        tail = [await store.append(entry(f"tail-{number}")) for number in range(3)]
+        counted.requests.clear()
+        assert await store.list("run") == [*first, *tail]
+        assert counted.requests.taken() == {"list": 2, "get": 4}
+        await store.clear("run")
+        assert counted.requests.taken() == {"list": 2, "get": 4, "delete": 4}
+
+
+async def test_entries_are_read_32_at_a_time(counted: Counted) -> None:
+    """Never more, and that many where there is something to read."""
+    lock, peak, now = threading.Lock(), 0, 0
+    together = threading.Barrier(32)
+
+    def begin(**_: Any) -> None:
+        nonlocal peak, now
+        with lock:
+            now += 1
+            peak = max(peak, now)
+        together.wait(10)
+
+    def end(**_: Any) -> None:
+        nonlocal now
+        with lock:
+            now -= 1
+
+    async with counted.store() as store:
+        await asyncio.gather(*(store.append(entry(f"step-{number}")) for number in range(64)))
+        counted.client.meta.events.register("before-send.s3.GetObject", begin)
+        counted.client.meta.events.register("after-call.s3.GetObject", end)
+        assert len(await store.list("run")) == 64
+    assert peak == 32
+
+
+async def test_runs_are_listed_by_folder(counted: Counted) -> None:
+    """One LIST for up to 1,000 runs, whatever they hold; and two requests for each run whose id is too long for a key."""
+    async with counted.store() as store:
+        for run_id in ("one", "two", "é" * 200):
+            for revision in range(3):
+                await store.append(entry(run_id=run_id, revision=revision))
+        counted.requests.clear()
+        assert {run_id async for run_id in store.runs()} == {"one", "two", "é" * 200}
+        assert counted.requests.taken() == {"list": 2, "get": 1}
+
+
+async def test_a_lock_costs_a_handful_of_requests(counted: Counted) -> None:
+    """Taken for the first time with three, and after another holder with five; given back with two."""
+    async with counted.store() as store:
+        async with store.lock("run"):
+            assert counted.requests.taken() == {"list": 2, "put": 1}
+        assert counted.requests.taken() == {"put": 1, "delete": 1}
+        async with store.lock("run"):
+            assert counted.requests.taken() == {"list": 2, "get": 1, "put": 1, "delete": 1}
+
+
+async def test_the_probe_is_made_once_a_process(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two small PUTs for a new bucket, one where its object is there, and none once the endpoint is known."""
+    async with AsyncExitStack() as stack:
+        monkeypatch.setattr(_probe, "_honoured", set())
+        stores = [await stack.enter_async_context(counted.store(probe=True)) for _ in range(3)]
+        await stores[0].append(entry())
+        assert counted.requests.taken() == {"put": 3}
+        await asyncio.gather(*(stores[1].append(entry(f"step-{number}")) for number in range(3)))
+        assert counted.requests.taken() == {"put": 3}
+        monkeypatch.setattr(_probe, "_honoured", set())
+        await stores[2].list("run")
+        assert counted.requests.taken() == {"put": 1, "list": 1, "get": 4}

@@ -1,0 +1,114 @@
+"""Whole runs on S3: many processes at once, and processes killed at every append."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from durable_core import Runner, open_store
+from durable_core.testing import CrashingStore
+
+pytestmark = pytest.mark.asyncio
+
+SPAWN = multiprocessing.get_context("spawn")
+STEPS = 4
+
+
+def race(connection: Connection, url: str) -> None:
+    """Run one run's steps at the same time as others, without its lock; send the values."""
+
+    async def main() -> None:
+        async with open_store(url) as store:
+            await store.list("run")
+            connection.send("ready")
+            connection.recv()
+            runner = Runner(store, "run")
+            values = [await runner.step(f"step-{number}", random_value) for number in range(STEPS)]
+            connection.send(values)
+
+    asyncio.run(main())
+
+
+def random_value() -> str:
+    return uuid4().hex
+
+
+def crash(url: str, witness: str, at: int, when: str) -> None:
+    """Run the flow, and be killed at its append number `at`."""
+
+    async def main() -> None:
+        async with open_store(url) as store:
+            await flow(CrashingStore(store, at, when=when, how="kill"), Path(witness))  # type: ignore[arg-type]  # checked there
+
+    asyncio.run(main())
+
+
+async def flow(store: CrashingStore, witness: Path) -> list[int]:
+    """Run steps that leave a mark when they have run; the last one at most once."""
+    async with Runner(store, "run", lock_wait=60) as runner:
+        values = [await runner.step(f"step-{number}", mark, str(witness), number) for number in range(STEPS)]
+        return [*values, *[await runner.step("last", mark, str(witness), STEPS)]]
+
+
+def mark(witness: str, number: int) -> int:
+    descriptor = os.open(witness, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{number}\n".encode())
+    os.close(descriptor)
+    return number
+
+
+def start(work: object, *arguments: object) -> SpawnProcess:
+    process = SPAWN.Process(target=work, args=arguments, daemon=True)  # type: ignore[arg-type]  # any function of this module
+    process.start()
+    return process
+
+
+async def test_sixteen_processes_racing_get_one_outcome_a_step(s3_url: str) -> None:
+    """All run the same steps at once and unlocked; each step has one entry, and everybody got that value."""
+    children = []
+    for _ in range(16):
+        mine, theirs = SPAWN.Pipe()
+        children.append((start(race, theirs, s3_url), mine))
+    for _, pipe in children:
+        assert await asyncio.to_thread(pipe.recv) == "ready"
+    for _, pipe in children:
+        pipe.send("go")
+    outcomes = [await asyncio.to_thread(pipe.recv) for _, pipe in children]
+    for process, _ in children:
+        await asyncio.to_thread(process.join)
+        process.close()
+    async with open_store(s3_url) as store:
+        log = await store.list("run")
+    assert [record.step_id for record in log] == [f"step-{number}" for number in range(STEPS)]
+    recorded = [json.loads(record.result or b"") for record in log]
+    assert outcomes == [recorded] * 16
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_process_killed_at_any_append_is_resumed(s3_url: str, tmp_path: Path, when: str) -> None:
+    """Nothing acknowledged is lost; only a step whose outcome was not stored runs again, and it alone."""
+    for at in (1, 3, STEPS + 1):
+        witness, url = tmp_path / f"{when}-{at}", f"{s3_url.replace('/logs', f'/logs-{when}-{at}', 1)}&lease=1"
+        process = start(crash, url, str(witness), at, when)
+        await asyncio.to_thread(process.join)
+        assert process.exitcode == -9
+        process.close()
+        async with open_store(url) as store:
+            resumed = CrashingStore(store, 1000)
+            assert await flow(resumed, witness) == [*range(STEPS + 1)]
+            assert [record.step_id for record in await store.list("run")] == [
+                *(f"step-{number}" for number in range(STEPS)),
+                "last",
+            ]
+            stored = at - (when == "before")
+            assert resumed.appends == STEPS + 1 - stored
+        ran = [int(line) for line in witness.read_text().split()]
+        assert ran == [*range(at), *range(stored, STEPS + 1)]

@@ -1,0 +1,60 @@
+"""The driver's exceptions in words that say what to do."""
+
+from __future__ import annotations
+
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ConnectionError,
+    MovedError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TimeoutError,
+    TryAgainError,
+)
+
+from durable_core.errors import CorruptLog, StoreError
+
+from ._scripts import FOREIGN, HOLE
+
+
+def explained(error: Exception, keys: str) -> StoreError:
+    """Make the `StoreError` for what the driver raised while it worked on `keys`."""
+    said = str(error)
+    if isinstance(error, StoreError):
+        return error
+    if isinstance(error, AuthenticationError) or said.startswith(("NOAUTH", "WRONGPASS")):
+        return StoreError(
+            f"the server refused the user name or password ({said}); put the right ones into the URL: redis://user:password@host"
+        )
+    if isinstance(error, NoPermissionError):
+        return StoreError(f"the server's user may not do this ({said}); the documentation lists the rights that a store needs")
+    if isinstance(error, OutOfMemoryError) or said.startswith("OOM"):
+        return StoreError(f"the server is full ({said}); nothing was written: raise its maxmemory or make room, and append again")
+    if said.startswith("WRONGTYPE") or FOREIGN in said:
+        return StoreError(f"{keys} holds something that is not a run's; use another prefix, or remove that key")
+    if HOLE in said:
+        return CorruptLog(f"{keys} lacks an entry that it counts ({said}); nothing was skipped and nothing was changed")
+    if isinstance(error, MovedError):
+        return StoreError("the server is a node of a cluster; add cluster=true to the URL, or use RedisStore(RedisCluster(...))")
+    if isinstance(error, (AskError, TryAgainError)):
+        return StoreError(
+            f"{keys} is moving to another node of the cluster ({said}), so its copies can't be confirmed yet; append again"
+        )
+    if isinstance(error, ReadOnlyError):
+        return StoreError(f"the server is a replica ({said}); connect to the primary")
+    if isinstance(error, (ConnectionError, TimeoutError, OSError)):
+        return StoreError(f"no answer from the server ({said}); what was being appended may be there or not: append again")
+    if "WAITAOF" in said:
+        return _no_waitaof(said)
+    if isinstance(error, ResponseError):
+        return StoreError(f"the server refused to work on {keys}: {said}")
+    return StoreError(f"redis-py could not reach {keys}: {said or type(error).__name__}")
+
+
+def _no_waitaof(said: str) -> StoreError:
+    if "unknown command" in said.lower():
+        return StoreError("the server has no WAITAOF, which came with Redis 7.2; leave out waitaof=, or upgrade the server")
+    return StoreError(f"the server can't do what waitaof= asks for ({said}); switch its appendonly on, or leave waitaof= out")

@@ -1,0 +1,37 @@
+"""The names of a run's keys, all in one hash slot."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import unquote
+
+from durable_core.errors import StoreError
+
+_ESCAPES: Final = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
+_GLOB: Final = re.compile(r"([*?\[\]\\])")
+
+
+class Keys:
+    """Names keys as `prefix:{run}:log`; braces in a run's id are escaped, so that they can't end the hash tag early."""
+
+    def __init__(self, prefix: str) -> None:
+        if not prefix or not prefix.isprintable() or "{" in prefix or "}" in prefix:
+            raise StoreError(
+                f"prefix {prefix!r} can't begin a key: expected printable characters without braces, such as 'durable'"
+            )
+        self._prefix: Final = prefix
+
+    def log(self, run_id: str) -> str:
+        return f"{self._prefix}:{{{run_id.translate(_ESCAPES)}}}:log"
+
+    def lock(self, run_id: str) -> str:
+        return f"{self._prefix}:{{{run_id.translate(_ESCAPES)}}}:lock"
+
+    def pattern(self, run_prefix: str) -> str:
+        """The glob that matches the log keys of the runs whose id starts with `run_prefix`."""
+        start = f"{self._prefix}:{{{run_prefix.translate(_ESCAPES)}"
+        return _GLOB.sub(r"\\\1", start) + "*}:log"
+
+    def run_id(self, log_key: str) -> str:
+        return unquote(log_key[len(self._prefix) + 2 : -len("}:log")])

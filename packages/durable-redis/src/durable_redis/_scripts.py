@@ -1,0 +1,150 @@
+"""What runs inside the server.
+
+A run's log is one hash, so that it expires, is evicted and is cleared as a whole, never in part. Its fields:
+
+    1, 2, 3, …         the records, in order of append
+    n                  how many there are
+    g                  when it began, by the server's clock: tells this log from one written after a `clear`
+    s<revision>:<step> the number of the record that holds the slot
+    l:<step>           the step's highest revision, once that isn't 0
+    w:<step>           present while the step's newest entry is `waiting`
+    waiting            how many steps wait
+    ttl                milliseconds that the run lives after its last append, where a writer asked for that
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha1
+from typing import Final
+
+FOREIGN: Final = "NOTALOG"
+HOLE: Final = "HOLE"
+
+
+class Script:
+    """A Lua script, called by its hash; `source` is sent only to a server that doesn't have it yet."""
+
+    def __init__(self, source: str) -> None:
+        self.source: Final = source
+        self._hash: Final = sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+    def command(self, keys: Sequence[str], args: Sequence[object], *, known: bool = True) -> tuple[object, ...]:
+        name, script = ("EVALSHA", self._hash) if known else ("EVAL", self.source)
+        return (name, script, len(keys), *keys, *args)
+
+
+# Two arguments for each key: the record, and what of it the script must know, joined by what no id contains. Answers nothing when
+# all won their slots, else per record the holder, an error, or false for one that won. With `touch` a lost claim writes the
+# holder again, so that a WAIT on this connection covers that record too.
+APPEND: Final = Script(r"""
+local lost = false
+local function claim(log, line, head)
+  local revision, waiting, touch, ttl, step = string.match(head, '^(.-)\31(.-)\31(.-)\31(.-)\31(.*)$')
+  local slot, latest, waits = 's' .. revision .. ':' .. step, 'l:' .. step, 'w:' .. step
+  local at = redis.call('HMGET', log, 'n', slot, latest, waits, 'waiting', 'ttl')
+  if at[2] then
+    local held = redis.call('HGET', log, at[2])
+    if touch == '1' then redis.call('HSET', log, at[2], held) end
+    lost = true
+    return held
+  end
+  local n = (tonumber(at[1]) or 0) + 1
+  if n == 1 then
+    if redis.call('EXISTS', log) == 1 then error({err = 'NOTALOG'}) end
+    local now = redis.call('TIME')
+    redis.call('HSET', log, 'n', n, n, line, slot, n, 'g', now[1] .. '.' .. now[2])
+  else
+    redis.call('HSET', log, 'n', n, n, line, slot, n)
+  end
+  revision = tonumber(revision)
+  local newest, waiters = tonumber(at[3]) or 0, tonumber(at[5]) or 0
+  if revision > newest then redis.call('HSET', log, latest, revision) end
+  if revision >= newest then
+    if waiting == '1' and not at[4] then
+      redis.call('HSET', log, waits, 1)
+      waiters = redis.call('HINCRBY', log, 'waiting', 1)
+    elseif waiting == '0' and at[4] then
+      redis.call('HDEL', log, waits)
+      waiters = redis.call('HINCRBY', log, 'waiting', -1)
+    end
+  end
+  if ttl == '' then ttl = at[6] end
+  if ttl then
+    if ttl ~= at[6] then redis.call('HSET', log, 'ttl', ttl) end
+    if waiters > 0 then redis.call('PERSIST', log) else redis.call('PEXPIRE', log, ttl) end
+  end
+  return false
+end
+local answers = {}
+for i = 1, #KEYS do
+  local done, answer = pcall(claim, KEYS[i], ARGV[2 * i - 1], ARGV[2 * i])
+  if not done then
+    lost = true
+    if type(answer) ~= 'table' then answer = redis.error_reply(answer) end
+  end
+  answers[i] = answer
+end
+return lost and answers
+""")
+
+GET: Final = Script(r"""
+local log = KEYS[1]
+local step, touch = unpack(ARGV)
+local n = redis.call('HGET', log, 's' .. (redis.call('HGET', log, 'l:' .. step) or '0') .. ':' .. step)
+if not n then return false end
+local line = redis.call('HGET', log, n)
+if touch == '1' then redis.call('HSET', log, n, line) end
+return line
+""")
+
+# One bulk string a page: a reply of many small ones costs the client ten times as much to read.
+READ: Final = Script(r"""
+local log = KEYS[1]
+local from, limit, known, touch = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local at = redis.call('HMGET', log, 'n', 'g')
+if not at[1] then
+  if redis.call('EXISTS', log) == 1 then return redis.error_reply('NOTALOG') end
+  return {'', 0, ''}
+end
+if known ~= '' and known ~= at[2] then return {at[2], 0, ''} end
+local n, size, lines = tonumber(at[1]), 0, {}
+for i = from, n do
+  local line = redis.call('HGET', log, i)
+  if not line then return redis.error_reply('HOLE ' .. i) end
+  lines[#lines + 1] = line
+  size = size + #line
+  if size >= limit or #lines == 1000 then break end
+end
+if touch == '1' then redis.call('HSET', log, 'g', at[2]) end
+return {at[2], n, table.concat(lines, '\n')}
+""")
+
+CLEAR: Final = Script(r"""
+if not redis.call('HGET', KEYS[1], 'n') and redis.call('EXISTS', KEYS[1]) == 1 then
+  return redis.error_reply('NOTALOG')
+end
+return redis.call('UNLINK', KEYS[1])
+""")
+
+# The answer to an ACQUIRE may be lost and the call sent again: then the lock is found held by the caller itself.
+ACQUIRE: Final = Script(r"""
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] then return held end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return false
+""")
+
+# A step may take longer than the run's ttl: while its lock is held the log does not expire either.
+RENEW: Final = Script(r"""
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+local at = redis.pcall('HMGET', KEYS[2], 'ttl', 'waiting')
+if at[1] and (tonumber(at[2]) or 0) == 0 then redis.call('PEXPIRE', KEYS[2], at[1]) end
+return 1
+""")
+
+RELEASE: Final = Script(r"""
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+""")

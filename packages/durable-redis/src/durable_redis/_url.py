@@ -1,0 +1,98 @@
+"""From a URL to a client of redis-py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from redis.asyncio import ConnectionPool, Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError
+
+from durable_core.errors import StoreError
+from durable_core.urls import StoreURL, boolean, integer, seconds
+
+_PATIENCE: Final = 5.0
+_DRIVER: Final = frozenset(
+    {
+        "client_name",
+        "db",
+        "health_check_interval",
+        "password",
+        "protocol",
+        "socket_connect_timeout",
+        "socket_keepalive",
+        "socket_timeout",
+        "ssl_ca_certs",
+        "ssl_ca_path",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_check_hostname",
+        "ssl_keyfile",
+        "ssl_keyfile_password",
+        "username",
+    }
+)
+
+
+def _numbers(names: str) -> Callable[[str], tuple[int, ...]]:
+    """Make a converter for as many whole numbers as there are `names`, with commas between."""
+
+    def convert(text: str) -> tuple[int, ...]:
+        parts = text.split(",")
+        if len(parts) != len(names.split(",")) or not all(part.isdecimal() for part in parts):
+            raise ValueError(f"expected whole numbers: {names}")
+        return tuple(map(int, parts))
+
+    return convert
+
+
+_OURS: Final[dict[str, Callable[[str], Any]]] = {
+    "cluster": boolean,
+    "lease": seconds,
+    "max_connections": integer(least=1),
+    "prefix": str,
+    "ttl": seconds,
+    "wait": _numbers("replicas,milliseconds"),
+    "waitaof": _numbers("local,replicas,milliseconds"),
+}
+
+
+def client_and_options(url: str) -> tuple[Redis | RedisCluster, dict[str, Any]]:
+    """Make the client without connecting, and return it with the store's own options."""
+    parsed = StoreURL(url)
+    options = parsed.options(_OURS, also=_DRIVER)
+    cluster = options.pop("cluster", False)
+    _check_path(parsed, cluster=cluster)
+    given = {name for name, _ in parsed.query}
+    # A server that is waiting for copies is not a server that is away.
+    patience = _PATIENCE + (options.get("wait", (0,))[-1] + options.get("waitaof", (0,))[-1]) / 1000
+    settings: dict[str, Any] = {"socket_timeout": patience, "socket_connect_timeout": _PATIENCE}
+    for name in given & settings.keys():
+        del settings[name]
+    rest = parsed.without(_OURS)
+    try:
+        if cluster:
+            # By default every fifth slot that has moved makes redis-py cut all connections, also those in use.
+            return RedisCluster.from_url(rest, reinitialize_steps=0, **settings), options
+        # One more try on a new connection, since the server may have closed an idle one; the caller does the patient retrying.
+        retry = Retry(NoBackoff(), 1, supported_errors=(ConnectionError,))
+        pool = ConnectionPool.from_url(rest, retry=retry, **settings)
+        return Redis.from_pool(pool), options
+    except ValueError as error:
+        raise StoreError(f"{parsed} is not a URL for redis-py: {error}") from None
+
+
+def _check_path(parsed: StoreURL, *, cluster: bool) -> None:
+    if parsed.scheme == "unix":
+        if cluster:
+            raise StoreError(f"{parsed}: a cluster is reached over TCP, so cluster=true goes with redis: or rediss:")
+        if not parsed.path:
+            raise StoreError(f"{parsed} lacks the socket's path; write unix:///run/redis.sock?db=0")
+        return
+    database = parsed.path.strip("/")
+    if cluster and database.strip("0"):
+        raise StoreError(f"{parsed}: a cluster has no database {database}; leave it out, and use prefix= to keep runs apart")
+    if database and not database.isdecimal():
+        raise StoreError(f"database {database!r} in {parsed} is not a number; write redis://host:6379/0?prefix={database}")

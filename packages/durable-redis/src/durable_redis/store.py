@@ -1,0 +1,208 @@
+"""The store: each run is one hash, each append one call of a script."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from itertools import repeat
+from types import TracebackType
+from typing import Any, Final, Self
+
+from redis.asyncio import Redis, RedisCluster
+
+from durable_core.batcher import Batcher
+from durable_core.errors import StoreError
+from durable_core.record import StepRecord
+from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns, SupportsScan
+
+from ._copies import Copies
+from ._errors import explained
+from ._keys import Keys
+from ._lease import RedisLease, held
+from ._log import Log
+from ._scripts import APPEND, CLEAR, GET, READ
+from ._server import Call, Server
+from ._url import client_and_options
+
+Page = list[bytes]
+Names = list[str]
+Arguments = list[object]
+Item = tuple[str, bytes, str]
+_CALL_ITEMS: Final = 25
+_PAGE_BYTES: Final = 128 * 1024
+_READS: Final = 5
+
+
+class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
+    """Keeps runs in Redis 7 or later, or in Valkey, through a client of `redis.asyncio`: single, Sentinel's or a cluster's.
+
+    `ttl` is how many seconds a run is kept after its last append; a run that waits, or whose lock is held, does not expire.
+    With `wait=(replicas, ms)` or `waitaof=(local, replicas, ms)` an append returns once that many copies exist, and raises
+    `StoreError` when they don't within that time: the record may be there then. `lease` is how many seconds a lock outlives a
+    holder that was killed. `max_connections` bounds the calls in flight, and so the connections in use. Give a ready client a
+    `socket_timeout` longer than the waits; the store does not close it.
+    """
+
+    def __init__(
+        self,
+        client: Redis | RedisCluster,
+        *,
+        prefix: str = "durable",
+        ttl: float | None = None,
+        wait: tuple[int, int] | None = None,
+        waitaof: tuple[int, int, int] | None = None,
+        lease: float = 15.0,
+        max_connections: int | None = 10,
+    ) -> None:
+        self._client: Final = client
+        self._owned = False
+        self._keys: Final = Keys(prefix)
+        copies = Copies(wait, waitaof)
+        self._touch: Final = int(bool(copies))
+        self._options: Final = f"{self._touch}\x1f{'' if ttl is None else max(1, int(ttl * 1000))}"
+        self._lease: Final = lease
+        self._server: Final = Server(client, copies=copies, expires=ttl is not None, limit=max_connections)
+        self._batchers: Final[dict[str, Batcher[Item, Any]]] = {}
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        client, options = client_and_options(url)
+        store = cls(client, **options)
+        store._owned = True
+        return store
+
+    async def append(self, record: StepRecord) -> StepRecord:
+        key = self._keys.log(record.run_id)
+        head = f"{record.revision}\x1f{record.status == 'waiting':d}\x1f{self._options}\x1f{record.step_id}"
+        node = "" if self._server.spans_runs else await self._server.node(key)
+        batcher = self._batcher(node)
+        holder = await batcher.submit((key, record.to_json(), head))
+        if not holder:
+            return record
+        if isinstance(holder, StoreError):
+            raise holder
+        if isinstance(holder, Exception):
+            raise explained(holder, key)
+        return StepRecord.from_json(holder)
+
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        call = Call(GET, (self._keys.log(run_id),), step_id, self._touch)
+        line = await self._server.call(call, confirm=True)
+        return None if line is None else StepRecord.from_json(line)
+
+    async def list(self, run_id: str) -> Sequence[StepRecord]:
+        for _ in range(_READS):
+            lines: list[bytes] = []
+            try:
+                async for page in self._pages(run_id):
+                    lines += page
+            except _Rewritten:
+                continue
+            return Log(lines)
+        raise _rewritten(run_id)
+
+    async def scan(self, run_id: str) -> AsyncIterator[StepRecord]:
+        try:
+            async for page in self._pages(run_id):
+                for line in page:
+                    yield StepRecord.from_json(line)
+        except _Rewritten:
+            raise _rewritten(run_id) from None
+
+    async def clear(self, run_id: str) -> None:
+        await self._server.call(Call(CLEAR, (self._keys.log(run_id),)), confirm=True)
+
+    async def runs(self, prefix: str = "") -> AsyncIterator[str]:
+        seen: set[str] = set()
+        async for key in self._server.scan(self._keys.pattern(prefix)):
+            if key not in seen:
+                seen.add(key)
+                yield self._keys.run_id(key)
+
+    def lock(self, run_id: str) -> AbstractAsyncContextManager[Lease]:
+        return held(
+            RedisLease(
+                run_id,
+                self._server,
+                lock=self._keys.lock(run_id),
+                log=self._keys.log(run_id),
+                seconds=self._lease,
+            )
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None:
+        if self._owned:
+            await self._client.aclose()
+
+    def _batcher(self, node: str) -> Batcher[Item, Any]:
+        """One for each node, so that one that is away holds up no runs but its own."""
+        if node not in self._batchers:
+            self._batchers[node] = Batcher(self._flush, size=_size)
+        return self._batchers[node]
+
+    async def _flush(self, items: Sequence[Item]) -> Sequence[Any]:
+        if len(items) == 1:
+            return await self._server.call(self._claims(items), confirm=True) or (None,)
+        chunks = _chunks(items, together=self._server.spans_runs)
+        replies = await self._server.call_all([self._claims(chunk) for chunk in chunks], confirm=True)
+        held: dict[int, Any] = {}
+        for chunk, reply in zip(chunks, replies, strict=True):
+            if reply:
+                answers = repeat(reply) if isinstance(reply, StoreError) else reply
+                held.update(zip(map(id, chunk), answers, strict=False))
+        return [held.get(id(item)) for item in items]
+
+    def _claims(self, items: Sequence[Item]) -> Call:
+        keys: Names = []
+        args: Arguments = []
+        for key, line, head in items:
+            keys.append(key)
+            args += line, head
+        return Call(APPEND, keys, *args)
+
+    async def _pages(self, run_id: str) -> AsyncIterator[Page]:
+        """Read the records that are there at the first page; it is the one that waits for their copies."""
+        key = self._keys.log(run_id)
+        read = Call(READ, (key,), 1, _PAGE_BYTES, "", self._touch)
+        log, count, lines = await self._server.call(read, confirm=True)
+        done = 0
+        while done < count:
+            page = lines.split(b"\n")[: count - done]
+            yield page
+            done += len(page)
+            if done < count:
+                read = Call(READ, (key,), done + 1, _PAGE_BYTES, log, 0)
+                same, _, lines = await self._server.call(read)
+                if same != log:
+                    raise _Rewritten
+
+
+class _Rewritten(Exception):
+    """The log was cleared, and perhaps begun anew, between two pages."""
+
+
+def _rewritten(run_id: str) -> StoreError:
+    return StoreError(f"run {run_id!r} was cleared while it was read; read it again")
+
+
+def _size(item: Item) -> int:
+    return len(item[1])
+
+
+def _chunks(items: Sequence[Item], *, together: bool) -> Sequence[Sequence[Item]]:
+    """Split a batch into calls: each short enough not to hold up the server, or each of one run."""
+    if together:
+        return [items[start : start + _CALL_ITEMS] for start in range(0, len(items), _CALL_ITEMS)]
+    runs: dict[str, list[Item]] = {}
+    for item in items:
+        runs.setdefault(item[0], []).append(item)
+    return [*runs.values()]

@@ -1,0 +1,33 @@
+"""`RedisStore` keeps the contract of a store, on one server and on a cluster."""
+
+from collections.abc import Iterator
+from functools import partial
+from uuid import uuid4
+
+import pytest
+
+from durable_core import open_store
+from durable_core.testing import OpenStore, StoreTests
+from tests.servers.redis import KEEPING, redis_cluster
+
+
+class TestRedisStore(StoreTests):
+    lock_expiry = 2.0
+
+    @pytest.fixture
+    def open_store(self, redis_url: str) -> OpenStore:
+        return partial(open_store, f"{redis_url}&lease=1")
+
+
+@pytest.fixture(scope="module")
+def cluster_url() -> Iterator[str]:
+    with redis_cluster(*KEEPING) as nodes:
+        yield nodes[0].url
+
+
+class TestRedisStoreOnCluster(StoreTests):
+    lock_expiry = 2.0
+
+    @pytest.fixture
+    def open_store(self, cluster_url: str) -> OpenStore:
+        return partial(open_store, f"{cluster_url}?cluster=true&lease=1&prefix=t-{uuid4().hex}")

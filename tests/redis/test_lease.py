@@ -1,0 +1,220 @@
+"""A run's lock: renewed while it is held, released by its owner alone, and lost where everyone can see it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from durable_core import LockLost, RunBusy, StepRecord, StoreError
+from durable_core.testing._processes import Child, Pipe
+from durable_redis import RedisStore
+from tests.servers.proxy import Proxy, proxied
+from tests.servers.redis import KEEPING, RedisServer, redis_pair, redis_server
+
+pytestmark = pytest.mark.asyncio
+LOCK = "durable:{run}:lock"
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with redis_server(*KEEPING) as started:
+        yield started
+
+
+@pytest.fixture
+def proxy(server: RedisServer) -> Iterator[Proxy]:
+    with proxied(server.port) as started:
+        yield started
+
+
+def opened(port: int, options: str = "lease=1") -> RedisStore:
+    return RedisStore.from_url(f"redis://127.0.0.1:{port}/0?{options}")
+
+
+async def lost(check: Callable[[], None], match: str, *, within: float) -> None:
+    """Return once `check` raises `LockLost` for the reason to `match`."""
+    async with asyncio.timeout(within):
+        while True:
+            try:
+                check()
+            except LockLost as error:
+                if match in str(error):
+                    return
+            await asyncio.sleep(0.01)
+
+
+async def test_a_lock_that_the_server_forgot(server: RedisServer) -> None:
+    """A lock whose key is gone is lost at the next renewal, and is not taken again behind the back of a new holder."""
+    async with opened(server.port) as store, store.lock("run") as lease:
+        server.command("DEL", LOCK)
+        await lost(lease.check, "no longer knows the lock", within=0.9)
+        async with store.lock("run") as second:
+            second.check()
+            with pytest.raises(LockLost):
+                lease.check()
+
+
+async def test_a_lock_that_another_holds_now(server: RedisServer) -> None:
+    """A holder who lost the lock neither renews nor releases that of the next."""
+    async with opened(server.port) as store, opened(server.port) as other:
+        first = store.lock("run")
+        lease = await first.__aenter__()
+        server.command("DEL", LOCK)
+        async with other.lock("run") as second:
+            await lost(lease.check, "no longer knows the lock", within=0.9)
+            await first.__aexit__(None, None, None)
+            second.check()
+            with pytest.raises(RunBusy):
+                async with store.lock("run"):
+                    pass
+
+
+async def test_a_server_that_is_away_for_longer_than_the_lease(server: RedisServer, proxy: Proxy) -> None:
+    """Without renewals the lock counts as lost before the server can give it to another; one that was kept can be used again."""
+    options = "lease=1&socket_timeout=0.5"
+    async with opened(server.port) as other, opened(proxy.port, options) as store, store.lock("run") as lease:
+        proxy.refusing = True
+        proxy.cut()
+        await lost(lease.check, "could not be renewed", within=2)
+        with pytest.raises(StoreError):
+            await store.list("run")
+        async with asyncio.timeout(2):
+            while True:
+                try:
+                    async with other.lock("run"):
+                        break
+                except RunBusy:
+                    await asyncio.sleep(0.01)
+        proxy.refusing = False
+        await lost(lease.check, "no longer knows the lock", within=2)
+
+
+async def test_a_short_outage(server: RedisServer, proxy: Proxy) -> None:
+    """An outage shorter than the lease goes unnoticed by the holder."""
+    async with opened(proxy.port, "lease=2") as store, store.lock("run") as lease:
+        for _ in range(3):
+            proxy.refusing = True
+            proxy.cut()
+            await asyncio.sleep(0.7)
+            proxy.refusing = False
+            await asyncio.sleep(0.4)
+            lease.check()
+
+
+async def test_a_paused_holder(server: RedisServer) -> None:
+    """A holder that was stopped for longer than its lease finds the lock lost at its first look, without asking the server."""
+    async with opened(server.port) as store, Child(check_when_told, partial(opened, server.port)) as holder:
+        assert await holder.receive() == "held"
+        pid = await holder.receive()
+        os.kill(pid, signal.SIGSTOP)
+        async with asyncio.timeout(5):
+            while True:
+                try:
+                    async with store.lock("run") as lease:
+                        os.kill(pid, signal.SIGCONT)
+                        assert await holder.receive() == "lost"
+                        lease.check()
+                        break
+                except RunBusy:
+                    await asyncio.sleep(0.01)
+
+
+async def check_when_told(pipe: Pipe, open_: Callable[[], RedisStore]) -> None:
+    async with open_() as store, store.lock("run") as lease:
+        await pipe.send("held")
+        await pipe.send(os.getpid())
+        while True:
+            try:
+                lease.check()
+            except LockLost:
+                await pipe.send("lost")
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_an_answer_lost_while_the_lock_was_taken(server: RedisServer, proxy: Proxy) -> None:
+    """A lock whose answer was lost is held, or free again: never held by nobody."""
+    async with opened(proxy.port) as store, opened(server.port) as other:
+        async with store.lock("run"):
+            pass
+        proxy.lose_answers(1)
+        async with store.lock("run") as lease:  # the driver asks again, and finds the lock to be its own
+            lease.check()
+        proxy.lose_answers(2)
+        with pytest.raises(StoreError):
+            async with store.lock("run"):
+                pass
+        async with other.lock("run"):
+            pass
+
+
+async def test_a_cancelled_wait_for_the_lock(server: RedisServer) -> None:
+    """Taking a lock can be cancelled at any moment; it is free afterwards."""
+    async with opened(server.port, "lease=60") as store:
+        await store.list("run")
+
+        async def take() -> None:
+            async with store.lock("run"):
+                await asyncio.Event().wait()
+
+        for steps in range(25):
+            task = asyncio.ensure_future(take())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert server.command("EXISTS", LOCK) == 0
+
+
+async def test_a_lock_waits_for_its_copies() -> None:
+    """With `wait`, a lock is given, and counts as renewed, once the replica knows it too."""
+    with redis_pair(*KEEPING) as (primary, replica):
+        async with opened(primary.port, "lease=1&wait=1,200") as store:
+            async with store.lock("run") as lease:
+                assert replica.command("GET", LOCK) == primary.command("GET", LOCK)
+                replica.pause()
+                await lost(lease.check, "could not be renewed", within=2)
+            with pytest.raises(StoreError, match="WAIT found 0 of 1"):
+                async with store.lock("run"):
+                    pass
+            replica.resume()
+            async with store.lock("run") as lease:
+                lease.check()
+
+
+async def test_a_lock_key_set_by_something_else(server: RedisServer) -> None:
+    """Whatever holds the key, `RunBusy` can be raised from it."""
+    server.command("SET", LOCK, "mine")
+    async with opened(server.port) as store:
+        with pytest.raises(RunBusy, match=r"something else that set its key .*mine"):
+            async with store.lock("run"):
+                pass
+    server.command("DEL", LOCK)
+    server.command("HSET", LOCK, "a", "b")
+    async with opened(server.port) as store:
+        with pytest.raises(StoreError, match="holds something that is not a run's"):
+            async with store.lock("run"):
+                pass
+
+
+async def test_the_log_outlives_its_ttl_while_the_lock_is_held(server: RedisServer) -> None:
+    """A step that takes longer than the run's `ttl` doesn't lose the steps before it."""
+    async with opened(server.port, "lease=1&ttl=0.6") as store, store.lock("run"):
+        await store.append(StepRecord(run_id="run", step_id="step"))
+        await asyncio.sleep(1.5)
+        assert len(await store.list("run")) == 1
+
+
+async def test_the_lock_says_who_holds_it(server: RedisServer) -> None:
+    """The key's value is JSON for people: the process, its machine, and since when."""
+    async with opened(server.port) as store, store.lock("run"):
+        value = json.loads(server.command("GET", LOCK))
+        assert f"process {os.getpid()} on " in value["holder"]
+        assert 0 < server.command("PTTL", LOCK) <= 1000

@@ -1,0 +1,473 @@
+"""Acting on a run from outside: each act appends one entry, or is refused with what is there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import pytest
+
+from durable_core import (
+    AlreadyDecided,
+    CopyConflict,
+    DeadlinePassed,
+    DurableError,
+    MemoryStore,
+    Refused,
+    RunBusy,
+    RunCancelled,
+    Runner,
+    RunSuspended,
+    StepDrift,
+    StepFailed,
+    StepRecord,
+    Store,
+    control,
+    flow,
+)
+from durable_core.testing import FakeClock
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+async def ask(store: Store, run_id: str = "run", **options: Any) -> None:
+    with pytest.raises(RunSuspended):
+        await Runner(store, run_id, wait_limit=0).approval("refund", {"amount": 90}, **options)
+
+
+async def charge_fails(store: Store, calls: list[int]) -> None:
+    def charge() -> None:
+        calls.append(1)
+        raise OSError("declined")
+
+    with pytest.raises(StepFailed):
+        await Runner(store, "run").step("charge", charge)
+
+
+async def left_open(store: Store) -> None:
+    async def crash() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await Runner(store, "run").step("charge", crash, at_most_once=True)
+
+
+async def test_the_same_decision_again_changes_nothing(store: MemoryStore) -> None:
+    """A person may click twice."""
+    await ask(store)
+    first = await control.approve(store, "run", "refund", by="alice")
+    assert await control.approve(store, "run", "refund", by="alice") == first
+    assert len(await store.list("run")) == 2
+
+
+async def test_another_decision_is_told_who_decided_and_when(store: MemoryStore) -> None:
+    """One decision counts."""
+    await ask(store)
+    first = await control.approve(store, "run", "refund", by="alice")
+    for act in (control.reject, control.approve):
+        with pytest.raises(AlreadyDecided, match="approved by 'alice'") as decided:
+            await act(store, "run", "refund", by="bob")
+        assert decided.value.record == first
+        assert first.ended_at.isoformat(timespec="seconds") in str(decided.value)
+
+
+async def test_one_rejection_decides(store: MemoryStore) -> None:
+    """Whatever the quorum; a person may change from yes to no before that."""
+    await ask(store, quorum=3)
+    await control.approve(store, "run", "refund", by="alice")
+    record = await control.reject(store, "run", "refund", by="alice", reason="on second thought")
+    assert record.status == "success"
+    decision = await Runner(store, "run").approval("refund", {"amount": 90}, quorum=3)
+    assert (decision.approved, decision.by, decision.reason) == (False, "alice", "on second thought")
+
+
+async def test_only_approvers_may_decide(store: MemoryStore) -> None:
+    """Anybody else is told who may."""
+    await ask(store, approvers=["alice", "bob"])
+    with pytest.raises(Refused, match="'mallory' may not decide.*alice, bob"):
+        await control.approve(store, "run", "refund", by="mallory")
+    await control.approve(store, "run", "refund", by="bob")
+
+
+async def test_a_decision_after_the_deadline(store: MemoryStore) -> None:
+    """Who finds the deadline passed records that, and is told."""
+    clock = FakeClock()
+    with pytest.raises(RunSuspended):
+        await Runner(store, "run", wait_limit=0, clock=clock).approval("refund", timeout=60)
+    clock.advance(60)
+    for _ in range(2):
+        with pytest.raises(DeadlinePassed, match="'refund'"):
+            await control.approve(store, "run", "refund", by="alice", clock=clock)
+    assert [record.status for record in await store.list("run")] == ["waiting", "failure"]
+    with pytest.raises(DeadlinePassed):
+        await control.reject(store, "run", "refund", by="alice", clock=clock)
+
+
+async def test_an_event_after_the_deadline(store: MemoryStore) -> None:
+    """The same for events."""
+    clock = FakeClock()
+    with pytest.raises(RunSuspended):
+        await Runner(store, "run", wait_limit=0, clock=clock).event("packed", timeout=60)
+    clock.advance(60)
+    with pytest.raises(DeadlinePassed, match="'packed'"):
+        await control.send(store, "run", "packed", 1, clock=clock)
+
+
+async def test_an_event_twice(store: MemoryStore) -> None:
+    """The same value again changes nothing, another is refused."""
+    first = await control.send(store, "run", "packed", {"box": 1})
+    assert await control.send(store, "run", "packed", {"box": 1}) == first
+    with pytest.raises(AlreadyDecided, match="'packed'"):
+        await control.send(store, "run", "packed", {"box": 2})
+    assert await Runner(store, "run").event("packed") == {"box": 1}
+
+
+async def test_resolve_sets_the_outcome_of_a_failed_step(store: MemoryStore) -> None:
+    """The failure stays in the log, the next replay returns the value."""
+    calls: list[int] = []
+    await charge_fails(store, calls)
+    await control.resolve(store, "run", "charge", {"id": 7}, reason="charged by phone")
+
+    def charge() -> dict[str, int]:
+        raise AssertionError
+
+    assert await Runner(store, "run").step("charge", charge) == {"id": 7}
+    assert [record.status for record in await store.list("run")] == ["failure", "success"]
+    with pytest.raises(Refused, match="status 'success'"):
+        await control.resolve(store, "run", "charge", {"id": 8}, reason="again")
+
+
+async def test_retry_gives_a_new_idempotency_key(store: MemoryStore) -> None:
+    """Services replay a failed answer for a repeated key."""
+    from durable_core import current_step
+
+    keys: list[str] = []
+
+    def charge() -> None:
+        keys.append(current_step().idempotency_key)
+        raise OSError
+
+    for _ in range(2):
+        with pytest.raises(StepFailed):
+            await Runner(store, "run").step("charge", charge)
+        await control.retry(store, "run", "charge", reason="the bank is back")
+    assert len(set(keys)) == 2
+    with pytest.raises(Refused, match="'reopened'"):
+        await control.retry(store, "run", "charge")
+
+
+async def test_an_interrupted_step_that_may_be_running_is_not_reopened(store: MemoryStore) -> None:
+    """While another holds the run, `started` doesn't mean interrupted."""
+    await left_open(store)
+    async with Runner(store, "run"):
+        with pytest.raises(RunBusy):
+            await control.retry(store, "run", "charge")
+    await control.retry(store, "run", "charge")
+
+
+async def test_two_people_who_retry_at_once_reopen_once(store: MemoryStore) -> None:
+    """The second finds what it wanted."""
+    await charge_fails(store, [])
+    both = await asyncio.gather(*(control.retry(store, "run", "charge") for _ in range(2)), return_exceptions=True)
+    assert all(isinstance(result, (StepRecord, Refused)) for result in both)
+    assert [record.status for record in await store.list("run")] == ["failure", "reopened"]
+
+
+def refusals() -> list[Any]:
+    return [
+        (lambda s: control.approve(s, "nowhere", "refund", by="a"), Refused, "no run 'nowhere'.*'run'"),
+        (lambda s: control.approve(s, "run", "refunt", by="a"), Refused, "no step 'refunt'.*'plain', 'refund'"),
+        (lambda s: control.approve(s, "run", "plain", by="a"), Refused, "'plain'.*a step with status 'success'"),
+        (lambda s: control.reject(s, "run", "plain", by="a"), Refused, "'plain'"),
+        (lambda s: control.approve(s, "run", "refund", by=""), TypeError, "by must be"),
+        (lambda s: control.send(s, "run", "refund", 1), Refused, "no event but an approval with status 'waiting'"),
+        (lambda s: control.send(s, "run", "new", {"f": lambda: 1}), TypeError, "f"),
+        (lambda s: control.send(s, "run", "new", float("nan")), TypeError, "nan"),
+        (lambda s: control.send(s, "", "new", 1), ValueError, "run_id ''"),
+        (lambda s: control.send(s, "run", "$x", 1), ValueError, "library's own"),
+        (lambda s: control.resolve(s, "run", "plain", 1, reason="r"), Refused, "neither failed nor was interrupted"),
+        (lambda s: control.resolve(s, "run", "nothing", 1, reason="r"), Refused, "no step 'nothing'"),
+        (lambda s: control.resolve(s, "run", "refund", 1, reason="r"), Refused, "an approval with status 'waiting'"),
+        (lambda s: control.retry(s, "run", "plain"), Refused, "neither failed nor was interrupted"),
+        (lambda s: control.retry(s, "nowhere", "plain"), Refused, "no run 'nowhere'"),
+        (lambda s: control.cancel(s, "nowhere"), Refused, "no run 'nowhere'"),
+        (lambda s: control.status(s, "nowhere"), Refused, "no run 'nowhere'"),
+        (lambda s: control.fork(s, "run", "new", before="nothing"), Refused, "no step 'nothing'.*'plain'"),
+        (lambda s: control.fork(s, "nowhere", "new", before="a"), Refused, "no run 'nowhere'"),
+        (lambda s: control.fork(s, "run", "", before="plain"), ValueError, "new_run_id ''"),
+        (lambda s: control.fork(s, "run", "run", before="refund"), CopyConflict, "'refund'"),
+        (lambda s: control.copy(s, "nowhere", MemoryStore()), Refused, "no run 'nowhere'"),
+    ]
+
+
+@pytest.mark.parametrize(("act", "error", "match"), refusals())
+async def test_what_does_not_fit_is_refused(store: MemoryStore, act: Any, error: type[Exception], match: str) -> None:
+    """One clear error that says what is there instead; nothing is appended."""
+    await Runner(store, "run").step("plain", lambda: 1)
+    await ask(store)
+    before = await store.list("run")
+    with pytest.raises(error, match=match):
+        await act(store)
+    assert await store.list("run") == before
+    assert [run async for run in store.runs()] == ["run"]
+
+
+async def test_pending_names_what_waits_for_a_person(store: MemoryStore) -> None:
+    """Over all runs; not events, not what was decided, not what is too late, not cancelled runs."""
+    clock = FakeClock()
+    for run_id in ("a-1", "a-2", "a-3", "a-4", "b-1"):
+        run = Runner(store, run_id, wait_limit=0, clock=clock)
+        with pytest.raises(RunSuspended):
+            await asyncio.gather(run.approval("refund", {"run": run_id}, timeout=60 if run_id == "a-3" else None), run.event("e"))
+    await control.approve(store, "a-2", "refund", by="alice", clock=clock)
+    await control.cancel(store, "a-4", clock=clock)
+    clock.advance(61)
+    found = [record async for record in control.pending(store, clock=clock)]
+    assert {(record.run_id, record.step_id) for record in found} == {("a-1", "refund"), ("b-1", "refund")}
+    assert {record.note["show"]["run"] for record in found} == {"a-1", "b-1"}
+    assert [record.run_id async for record in control.pending(store, "b-", clock=clock)] == ["b-1"]
+
+
+async def test_pending_on_a_store_that_cant_list_runs() -> None:
+    """It says so."""
+
+    class Plain:
+        append = get = list = clear = None
+
+    with pytest.raises(Refused, match="can't list its runs"):
+        async for _ in control.pending(Plain()):  # type: ignore[arg-type]
+            raise AssertionError
+
+
+async def numbered_run(store: Store, run_id: str, calls: list[int], *, fail_at: int | None) -> None:
+    async def work(number: int) -> int:
+        calls.append(number)
+        if number == fail_at:
+            raise OSError
+        return number
+
+    runner = Runner(store, run_id)
+    for number in range(1, 21):
+        assert await runner.step(f"step-{number}", work, number) == number
+
+
+async def test_forking_a_failed_run_runs_what_came_after_again(store: MemoryStore) -> None:
+    """20 steps, the last one failed, forked before the 15th: 6 run, not 20; the original is as it was."""
+    calls: list[int] = []
+    with pytest.raises(StepFailed):
+        await numbered_run(store, "run", calls, fail_at=20)
+    before = await store.list("run")
+    calls.clear()
+    assert await control.fork(store, "run", "again", before="step-15") == 14
+    await numbered_run(store, "again", calls, fail_at=None)
+    assert calls == [15, 16, 17, 18, 19, 20]
+    assert await store.list("run") == before
+
+
+async def test_fork_takes_whole_chains_and_leaves_undecided_steps_out(store: MemoryStore) -> None:
+    """Of a step that was retried all entries go along, even those appended later than the fork's step began."""
+    calls: list[int] = []
+    await charge_fails(store, calls)
+    await ask(store)
+    await Runner(store, "run").step("after", lambda: 1)
+    await control.retry(store, "run", "charge")
+    await Runner(store, "run").step("charge", lambda: "charged")
+    await control.fork(store, "run", "new", before="after")
+    assert [(r.step_id, r.status) for r in await store.list("new")] == [
+        ("charge", "failure"),
+        ("charge", "reopened"),
+        ("charge", "success"),
+    ]
+
+
+async def test_fork_and_copy_are_safe_to_repeat_after_a_crash(store: MemoryStore) -> None:
+    """A prefix is completed, a complete copy is left alone, anything else is a conflict."""
+    calls: list[int] = []
+    await numbered_run(store, "run", calls, fail_at=None)
+    entries = await store.list("run")
+    other = MemoryStore()
+    for record in entries[:7]:
+        await other.append(record)
+    for _ in range(2):
+        assert await control.copy(store, "run", other) == 20
+        assert await other.list("run") == entries
+    for _ in range(2):
+        assert await control.fork(store, "run", "new", before="step-4") == 3
+    await Runner(store, "new").step("elsewhere", lambda: 1)
+    with pytest.raises(CopyConflict, match="'elsewhere'"):
+        await control.fork(store, "run", "new", before="step-4")
+    third = MemoryStore()
+    await third.append(StepRecord(run_id="run", step_id="step-3"))
+    with pytest.raises(CopyConflict, match="'step-3'"):
+        await control.copy(store, "run", third)
+
+
+async def test_copy_holds_the_lock(store: MemoryStore) -> None:
+    """A run that is at work is not torn in two."""
+    async with Runner(store, "run") as runner:
+        await runner.step("a", lambda: 1)
+        with pytest.raises(RunBusy):
+            await control.copy(store, "run", MemoryStore())
+
+
+async def test_status_tells_runs_apart(store: MemoryStore) -> None:
+    """Ended, failed, waiting, interrupted, cancelled."""
+
+    @flow(wait_limit=0)
+    async def order(runner: Runner, *, what: str) -> str:
+        await runner.step("begin", lambda: what, returns=str)
+        if what == "fail":
+            await runner.step("charge", lambda: 1 / 0)
+        if what in ("wait", "cancel"):
+            await runner.approval("ask", timeout=60)
+        if what == "interrupt":
+            raise asyncio.CancelledError
+        return what
+
+    for what in ("end", "fail", "wait", "interrupt", "cancel"):
+        with contextlib.suppress(StepFailed, RunSuspended, asyncio.CancelledError):
+            await order.run(store, run_id=what, what=what)
+    await control.cancel(store, "cancel", reason="test")
+    found = {status.run_id: status async for status in control.runs(store)}
+    assert {run_id: status.status for run_id, status in found.items()} == {
+        "end": "ended",
+        "fail": "failed",
+        "wait": "waiting",
+        "interrupt": "interrupted",
+        "cancel": "cancelled",
+    }
+    assert found["wait"].waiting_for == ("ask",)
+    assert found["wait"].until is not None
+    assert found["fail"].error is not None
+    assert found["fail"].error.matches(StepFailed)
+    assert (found["end"].flow, found["end"].input, found["end"].steps) == ("order", {"what": "end"}, 1)
+    assert await control.status(store, "wait") == found["wait"]
+
+
+async def test_status_of_a_run_without_a_flow(store: MemoryStore) -> None:
+    """Nothing tells that it has ended; what failed or waits does show."""
+    await Runner(store, "run").step("a", lambda: 1)
+    assert (await control.status(store, "run")).status == "interrupted"
+    await ask(store)
+    assert (await control.status(store, "run")).status == "waiting"
+    await charge_fails(store, [])
+    assert (await control.status(store, "run")).status == "failed"
+
+
+@flow
+async def settle(runner: Runner, *, amount: int, fail: bool = False) -> int:
+    """A flow of one step."""
+    return await runner.step("charge", _charge, amount)
+
+
+_failing: list[Exception] = []
+
+
+async def _charge(amount: int) -> int:
+    if _failing:
+        raise _failing[0]
+    return amount
+
+
+async def test_a_flow_returns_its_recorded_outcome(store: MemoryStore) -> None:
+    """The same id and input again doesn't run it; another input is drift."""
+    assert await settle.run(store, run_id="run", amount=3) == 3
+    assert await settle.run(store, run_id="run", amount=3) == 3
+    with pytest.raises(StepDrift, match=r"other input, \{'amount': 3\}"):
+        await settle.run(store, run_id="run", amount=4)
+
+
+async def test_another_flow_under_the_same_run_is_drift(store: MemoryStore) -> None:
+    """A run belongs to one flow."""
+
+    @flow(name="refund")
+    async def other(runner: Runner, *, amount: int) -> int:
+        return amount
+
+    await settle.run(store, run_id="run", amount=3)
+    with pytest.raises(StepDrift, match="'settle', not 'refund'"):
+        await other.run(store, run_id="run", amount=3)
+
+
+async def test_a_failed_flow_raises_the_same_failure_again(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until what failed is mended: then it goes on when it is run again."""
+    monkeypatch.setattr(f"{__name__}._failing", [OSError("declined")])
+    with pytest.raises(StepFailed) as first:
+        await settle.run(store, run_id="run", amount=3)
+    monkeypatch.setattr(f"{__name__}._failing", [])
+    with pytest.raises(StepFailed) as again:
+        await settle.run(store, run_id="run", amount=3)
+    assert first.value == again.value
+    await control.retry(store, "run", "charge")
+    assert (await control.status(store, "run")).input == {"amount": 3}
+    assert await settle.run(store, run_id="run", amount=3) == 3
+    assert (await control.status(store, "run")).status == "ended"
+
+
+async def test_what_keeps_a_flow_from_going_on_is_not_its_outcome(store: MemoryStore) -> None:
+    """A cancellation or drift is no failure of the flow."""
+
+    @flow
+    async def waits(runner: Runner) -> None:
+        await runner.event("never")
+
+    task = asyncio.create_task(waits.run(store, run_id="run"))
+    while len(await store.list("run")) < 2:
+        await asyncio.sleep(0)
+    with pytest.raises(RunBusy):
+        await waits.run(store, run_id="run")
+    await control.cancel(store, "run", reason="enough")
+    with pytest.raises(RunCancelled):
+        await task
+    with pytest.raises(RunCancelled):
+        await waits.run(store, run_id="run")
+    assert [r.status for r in await store.list("run") if r.step_id == "$flow"] == ["started"]
+
+
+async def test_a_flow_can_be_called_with_a_runner_of_ones_own(store: MemoryStore) -> None:
+    """It is a function like any other."""
+    assert await settle(Runner(store, "run"), amount=5) == 5
+    assert settle.name == "settle"
+    assert settle.__doc__ == "A flow of one step."
+
+
+def test_flows_that_cant_be() -> None:
+    """Each slip gets one clear error where it is made."""
+    with pytest.raises(TypeError, match="async function"):
+        flow(lambda runner: 1)  # type: ignore[arg-type, return-value]
+    with pytest.raises(TypeError, match="can't take 'run_id"):
+
+        @flow
+        async def taken(runner: Runner, *, run_id: str) -> None: ...
+
+    with pytest.raises(TypeError, match="can't take"):
+
+        @flow
+        async def many(runner: Runner, *numbers: int) -> None: ...
+
+    with pytest.raises(TypeError, match="complex"):
+
+        @flow
+        async def unrecordable(runner: Runner) -> complex:
+            return 1j
+
+
+async def test_flow_input_is_checked_before_anything_is_recorded(store: MemoryStore) -> None:
+    """Wrong names and values that JSON can't hold."""
+    with pytest.raises(TypeError, match="amount"):
+        await settle.run(store, run_id="run", amonut=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="can't be recorded"):
+        await settle.run(store, run_id="run", amount=float("nan"))  # type: ignore[arg-type]
+    assert await store.list("run") == ()
+
+
+def test_every_refusal_is_one_error_to_catch() -> None:
+    """`Refused` is what a web handler catches."""
+    assert issubclass(AlreadyDecided, Refused)
+    assert issubclass(DeadlinePassed, (Refused, TimeoutError))
+    assert issubclass(CopyConflict, Refused)
+    assert issubclass(Refused, DurableError)

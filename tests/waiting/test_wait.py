@@ -1,0 +1,393 @@
+"""Sleeping, asking people and waiting for events: what is first recorded holds, and nothing swallows a suspension."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from durable_core import (
+    Decision,
+    MemoryStore,
+    NestedStep,
+    RunCancelled,
+    Runner,
+    RunSuspended,
+    StepDrift,
+    StepEvent,
+    StepFailed,
+    StepRecord,
+    StepReused,
+    control,
+)
+from durable_core.testing import FakeClock
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+def runner(store: MemoryStore, clock: FakeClock, **options: Any) -> Runner:
+    return Runner(store, "run", clock=clock, **options)
+
+
+async def test_a_sleep_of_a_day_survives_restarts(store: MemoryStore, clock: FakeClock) -> None:
+    """The wake-up time is the one first recorded, whatever a later run computes."""
+    began = clock.now()
+    for _ in range(3):
+        with pytest.raises(RunSuspended) as suspended:
+            await runner(store, clock, wait_limit=0).sleep("cool-off", timedelta(days=1))
+        assert suspended.value.until == began + timedelta(days=1)
+        assert suspended.value.waiting_for == ("cool-off",)
+        clock.advance(timedelta(hours=7))
+    await runner(store, clock).sleep("cool-off", timedelta(days=1))
+    assert timedelta(days=1) <= clock.now() - began <= timedelta(days=1, seconds=30)
+    before = clock.now()
+    await runner(store, clock).sleep("cool-off", timedelta(days=1))
+    assert clock.now() == before
+
+
+async def test_a_clock_that_jumps_back_makes_a_sleep_longer_not_endless(store: MemoryStore, clock: FakeClock) -> None:
+    """Wake-up times compare the time of day, read again at least every 30 seconds."""
+    began = clock.now()
+    sleeping = asyncio.create_task(runner(store, clock).sleep("cool-off", timedelta(days=1)))
+    while clock.now() - began < timedelta(hours=12):
+        await asyncio.sleep(0)
+    clock.jump(timedelta(hours=-1))
+    await sleeping
+    assert timedelta(0) <= clock.now() - (began + timedelta(days=1)) <= timedelta(seconds=30)
+    assert clock.monotonic() == pytest.approx(timedelta(days=1, hours=1).total_seconds(), abs=31)
+
+
+async def test_a_clock_that_jumps_forward_ends_a_sleep(store: MemoryStore, clock: FakeClock) -> None:
+    """A machine that was suspended for a day wakes up late, not a day later."""
+    sleeping = asyncio.create_task(runner(store, clock).sleep("cool-off", timedelta(days=1)))
+    while clock.monotonic() < 60:
+        await asyncio.sleep(0)
+    clock.jump(timedelta(days=2))
+    await sleeping
+    assert clock.monotonic() < 3600
+
+
+async def test_sleep_until_a_moment(store: MemoryStore, clock: FakeClock) -> None:
+    """An aware datetime is a wake-up time."""
+    until = clock.now() + timedelta(hours=1)
+    await runner(store, clock).sleep("until", until)
+    assert clock.now() >= until
+    assert (await store.list("run"))[0].until == until
+
+
+async def test_no_wait_longer_than_thirty_seconds_between_two_looks_at_the_clock(store: MemoryStore) -> None:
+    """However long the sleep."""
+    pauses: list[float] = []
+
+    class Counting(FakeClock):
+        async def sleep(self, seconds: float) -> None:
+            pauses.append(seconds)
+            await super().sleep(seconds)
+
+    await runner(store, Counting()).sleep("a", timedelta(days=1))
+    assert max(pauses) == 30
+    pauses.clear()
+    with pytest.raises(StepFailed):
+        await runner(store, Counting()).approval("b", None, timeout=timedelta(hours=1))
+    assert max(pauses) == 2
+    assert pauses[:3] == sorted(pauses[:3])
+    assert pauses[0] < 0.5
+
+
+async def test_wait_limit_is_how_long_a_process_waits(store: MemoryStore, clock: FakeClock) -> None:
+    """Then RunSuspended says what for, and until when."""
+    with pytest.raises(RunSuspended, match=r"'run' waits for 'ask'.*2026-01-01T01:00:00") as suspended:
+        await runner(store, clock, wait_limit=60).approval("ask", None, timeout=timedelta(hours=1))
+    assert clock.monotonic() == pytest.approx(60, abs=3)
+    assert not isinstance(suspended.value, Exception)
+
+
+async def test_a_decision_during_the_wait_ends_it(store: MemoryStore, clock: FakeClock) -> None:
+    """A runner in process sees what another process appends."""
+    seen: list[str] = []
+    asking = runner(store, clock, on_event=lambda event: seen.append(event.type))
+    waiting = asyncio.create_task(asking.approval("ask", {"amount": 90}))
+    while not await store.list("run"):
+        await asyncio.sleep(0)
+    await control.reject(store, "run", "ask", by="bob", reason="duplicate", clock=clock)
+    decision = await waiting
+    assert (decision.approved, decision.by, decision.reason) == (False, "bob", "duplicate")
+    assert seen == ["step:wait", "step:success"]
+
+
+async def test_typed_values_are_shown_and_sent(store: MemoryStore, clock: FakeClock) -> None:
+    """What is shown and what is sent may be anything that a step may return."""
+    shown = datetime(2026, 5, 1, tzinfo=UTC)
+    with pytest.raises(RunSuspended):
+        await runner(store, clock, wait_limit=0).approval("ask", shown)
+    assert (await store.list("run"))[0].note == {"show": "2026-05-01T00:00:00Z"}
+    await control.send(store, "run", "when", shown)
+    assert await runner(store, clock).event("when", returns=datetime) == shown
+    with pytest.raises(StepDrift, match="'when'"):
+        await runner(store, clock).event("when", returns=int)
+
+
+async def test_a_decision_binds_to_what_was_shown(store: MemoryStore, clock: FakeClock) -> None:
+    """Asked again with another payload, the run stops, decided or not, whatever on_drift says."""
+    with pytest.raises(RunSuspended):
+        await runner(store, clock, wait_limit=0).approval("refund", {"amount": 90})
+    for _ in range(2):
+        with pytest.raises(StepDrift, match="'refund'"):
+            await runner(store, clock, wait_limit=0).approval("refund", {"amount": 900})
+        if (await store.list("run"))[-1].status == "waiting":
+            await control.approve(store, "run", "refund", by="alice", clock=clock)
+    assert (await runner(store, clock).approval("refund", {"amount": 90})).approved
+
+
+async def test_another_kind_than_recorded_stops_the_run(store: MemoryStore, clock: FakeClock) -> None:
+    """A step can't become an approval, nor a sleep an event."""
+    await runner(store, clock).step("a", lambda: 1)
+    with pytest.raises(StepDrift, match="'step'.*'approval'"):
+        await runner(store, clock).approval("a")
+    with pytest.raises(StepDrift, match="'step'.*'sleep'"):
+        await runner(store, clock).sleep("a", 1)
+    with pytest.raises(RunSuspended):
+        await runner(store, clock, wait_limit=0).event("b")
+    with pytest.raises(StepDrift, match="'event'.*'step'"):
+        await runner(store, clock).step("b", lambda: 1)
+
+
+async def test_except_exception_does_not_swallow_a_suspension(store: MemoryStore, clock: FakeClock) -> None:
+    """A flow's own error handling takes no part in it."""
+    with pytest.raises(RunSuspended):
+        async with runner(store, clock, wait_limit=0) as run:
+            try:
+                await run.approval("ask")
+            except Exception:
+                raise AssertionError from None
+
+
+async def test_a_bare_except_does_not_swallow_a_suspension(store: MemoryStore, clock: FakeClock) -> None:
+    """Whatever is tried next is refused, and leaving the block raises it again."""
+    with pytest.raises(RunSuspended):
+        async with runner(store, clock, wait_limit=0) as run:
+            with contextlib.suppress(BaseException):
+                await run.approval("ask")
+            with pytest.raises(RunSuspended):
+                await run.step("next", lambda: 1)
+    assert [record.step_id for record in await store.list("run")] == ["ask"]
+
+
+async def test_a_task_group_does_not_swallow_a_suspension(store: MemoryStore, clock: FakeClock) -> None:
+    """What leaves the runner's block is the suspension, not a group around it."""
+    with pytest.raises(RunSuspended, match="'ask'"):
+        async with runner(store, clock, wait_limit=0) as run, asyncio.TaskGroup() as group:
+            group.create_task(run.approval("ask"))
+            group.create_task(run.event("packed"))
+
+
+@pytest.mark.parametrize("return_exceptions", [False, True])
+async def test_gather_does_not_swallow_a_suspension(store: MemoryStore, clock: FakeClock, return_exceptions: bool) -> None:
+    """Not even when it returns exceptions as results."""
+    with pytest.raises(RunSuspended):
+        async with runner(store, clock, wait_limit=0) as run:
+            await asyncio.gather(run.approval("ask"), run.step("a", lambda: 1), return_exceptions=return_exceptions)
+    assert {record.step_id for record in await store.list("run")} == {"ask", "a"}
+
+
+async def test_asyncio_timeout_does_not_swallow_a_suspension(store: MemoryStore, clock: FakeClock) -> None:
+    """It turns cancellations into TimeoutError, and this is none."""
+    with pytest.raises(RunSuspended):
+        async with runner(store, clock, wait_limit=0) as run, asyncio.timeout(60):
+            await run.approval("ask")
+
+
+@pytest.mark.parametrize("how", ["group", "gather"])
+async def test_a_sibling_in_the_middle_of_an_effect_is_finished_and_recorded_first(
+    store: MemoryStore, clock: FakeClock, how: str
+) -> None:
+    """A wait never cuts a charge short."""
+    asked, charged = asyncio.Event(), 0
+
+    def listen(event: StepEvent) -> None:
+        if event.type == "step:wait":
+            asked.set()
+
+    async def charge() -> str:
+        nonlocal charged
+        await asked.wait()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        charged += 1
+        return "charged"
+
+    with pytest.raises(RunSuspended):
+        async with runner(store, clock, wait_limit=0, on_event=listen) as run:
+            if how == "gather":
+                await asyncio.gather(run.step("charge", charge), run.approval("ask"))
+            else:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(run.step("charge", charge))
+                    group.create_task(run.approval("ask"))
+    assert charged == 1
+    assert {(record.step_id, record.status) for record in await store.list("run")} == {
+        ("ask", "waiting"),
+        ("charge", "success"),
+    }
+
+
+async def test_a_deadline_in_the_past_still_asks_once(store: MemoryStore, clock: FakeClock) -> None:
+    """The entries are those of every other wait."""
+    with pytest.raises(StepFailed):
+        await runner(store, clock, wait_limit=0).approval("ask", timeout=0)
+    assert [record.status for record in await store.list("run")] == ["waiting", "failure"]
+
+
+async def test_the_deadline_is_the_one_first_recorded(store: MemoryStore, clock: FakeClock) -> None:
+    """A later run that computes another changes nothing."""
+    with pytest.raises(RunSuspended):
+        await runner(store, clock, wait_limit=0).event("packed", timeout=60)
+    clock.advance(61)
+    with pytest.raises(StepFailed) as failed:
+        await runner(store, clock).event("packed", timeout=timedelta(days=9))
+    assert failed.value.error.matches(TimeoutError)
+    with pytest.raises(StepFailed) as again:
+        await runner(store, clock).event("packed", timeout=60)
+    assert again.value == failed.value
+
+
+async def test_a_failed_wait_can_be_retried(store: MemoryStore, clock: FakeClock) -> None:
+    """Reopened, it asks again with a new deadline."""
+    with pytest.raises(StepFailed):
+        await runner(store, clock).approval("ask", "x", timeout=60)
+    await control.retry(store, "run", "ask", clock=clock)
+    with pytest.raises(RunSuspended) as suspended:
+        await runner(store, clock, wait_limit=0).approval("ask", "x", timeout=60)
+    assert suspended.value.until == clock.now() + timedelta(seconds=60)
+    await control.approve(store, "run", "ask", by="alice", clock=clock)
+    assert (await runner(store, clock).approval("ask", "x", timeout=60)).approved
+
+
+async def test_one_id_is_one_wait(store: MemoryStore, clock: FakeClock) -> None:
+    """A loop that forgot to number its waits is refused."""
+    run = runner(store, clock)
+    await run.sleep("pause", 1)
+    with pytest.raises(StepReused):
+        await run.sleep("pause", 2)
+    with pytest.raises(StepReused):
+        await run.step("pause", lambda: 1)
+
+
+async def test_a_wait_inside_a_step_is_refused(store: MemoryStore, clock: FakeClock) -> None:
+    """The step would be recorded as over while it waits."""
+    run = runner(store, clock)
+
+    async def ask() -> None:
+        await run.approval("inner")
+
+    with pytest.raises(NestedStep, match="'inner'"):
+        await run.step("outer", ask)
+    assert await run.history() == ()
+
+
+async def test_a_store_that_is_away_for_a_moment_does_not_end_a_wait(clock: FakeClock) -> None:
+    """It is asked again for `store_timeout` seconds."""
+
+    class Away(MemoryStore):
+        failures = 3.0
+
+        async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+            if self.failures > 0 and await self.list(run_id):
+                self.failures -= 1
+                raise OSError("away")
+            return await super().get(run_id, step_id)
+
+    store = Away()
+    await runner(store, clock).sleep("a", timedelta(minutes=5))
+    store = Away()
+    store.failures = float("inf")
+    with pytest.raises(OSError, match="away"):
+        await runner(store, clock).sleep("a", timedelta(days=5))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda run: run.sleep("a", -1), ValueError, "duration.*not -1"),
+        (lambda run: run.sleep("a", float("nan")), ValueError, "not nan"),
+        (lambda run: run.sleep("a", float("inf")), ValueError, "not inf"),
+        (lambda run: run.sleep("a", "1 day"), TypeError, "'1 day'"),
+        (lambda run: run.sleep("a", datetime(2026, 1, 1)), ValueError, "no zone"),
+        (lambda run: run.sleep("a", timedelta.max), ValueError, "duration"),
+        (lambda run: run.sleep("", 1), ValueError, "step_id ''"),
+        (lambda run: run.sleep("$a", 1), ValueError, "library's own"),
+        (lambda run: run.approval("a", timeout=-1), ValueError, "timeout.*not -1"),
+        (lambda run: run.approval("a", timeout=float("nan")), ValueError, "not nan"),
+        (lambda run: run.approval("a", quorum=0), ValueError, "not 0"),
+        (lambda run: run.approval("a", quorum=True), TypeError, "not True"),
+        (lambda run: run.approval("a", quorum=2, approvers=["alice"]), ValueError, "to 1.*not 2"),
+        (lambda run: run.approval("a", approvers="alice"), TypeError, r"\['alice'\]"),
+        (lambda run: run.approval("a", approvers=[]), ValueError, "approvers"),
+        (lambda run: run.approval("a", approvers=[7]), TypeError, "not 7"),
+        (lambda run: run.approval("a", {"f": lambda: 1}), TypeError, "f"),
+        (lambda run: run.approval("a", float("nan")), TypeError, "nan"),
+        (lambda run: run.event("a", returns=complex), TypeError, "complex"),
+        (lambda run: run.event("a", timeout="soon"), TypeError, "'soon'"),
+    ],
+)
+async def test_bad_input(store: MemoryStore, clock: FakeClock, call: Any, error: type[Exception], match: str) -> None:
+    """Each gets one clear error, and nothing is recorded."""
+    run = runner(store, clock, wait_limit=0)
+    with pytest.raises(error, match=match):
+        await call(run)
+    assert await store.list("run") == ()
+
+
+async def test_cancelling_a_run_ends_its_waits_and_starts_no_step(store: MemoryStore, clock: FakeClock) -> None:
+    """A runner in process notices; a later run does at once; what was decided is still replayed."""
+
+    def one() -> int:
+        return 1
+
+    run = runner(store, clock)
+    assert await run.step("a", one) == 1
+    waiting = asyncio.create_task(run.approval("ask"))
+    sleeping = asyncio.create_task(run.sleep("nap", timedelta(days=1)))
+    while len(await store.list("run")) < 3:
+        await asyncio.sleep(0)
+    await control.cancel(store, "run", reason="customer left", clock=clock)
+    for task in (waiting, sleeping):
+        with pytest.raises(RunCancelled, match="customer left"):
+            await task
+    for again in (run, runner(store, clock)):
+        assert await again.step("a", one) == 1
+        with pytest.raises(RunCancelled, match="customer left") as cancelled:
+            await again.step("b", lambda: 1)
+        assert cancelled.value.reason == "customer left"
+        with pytest.raises(RunCancelled):
+            await again.approval("ask")
+
+
+async def test_a_run_that_is_busy_notices_its_cancellation_before_its_next_step(store: MemoryStore) -> None:
+    """The store is asked again and again, for a hundredth of the run's time."""
+    ran = 0
+
+    async def work() -> None:
+        nonlocal ran
+        ran += 1
+        if ran == 3:
+            await control.cancel(store, "run")
+        await asyncio.sleep(0.01)
+
+    run = Runner(store, "run")
+    with pytest.raises(RunCancelled):
+        for number in range(10):
+            await run.step(f"work-{number}", work)
+    assert ran == 3
+
+
+def test_decision_is_what_people_read() -> None:
+    """A small frozen value."""
+    decision = Decision(True, "alice", None, datetime(2026, 1, 1, tzinfo=UTC))
+    assert repr(decision).startswith("Decision(approved=True, by='alice', reason=None, at=")

@@ -64,7 +64,8 @@ async def one_run(folder: Path) -> None:
             entry = record(0, step)
             start = perf_counter()
             await store.append(entry)
-            rows.append((timed(bare.write), threaded, perf_counter() - start))
+            append = perf_counter() - start
+            rows.append((timed(bare.write), threaded, append))
     floor, threaded, append = (median(column) for column in zip(*rows[20:], strict=True))
     show("write + fdatasync", f"{floor * 1e6:.0f} µs")
     show("the same in a worker thread", f"{threaded * 1e6:.0f} µs")

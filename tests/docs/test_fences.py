@@ -1,5 +1,6 @@
-"""No Python block in the documentation may escape being run."""
+"""No block in the documentation may escape being run."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,20 +9,54 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/README.md")])
 FENCE = re.compile(r"^ *(`{3,}|~{3,})(.*)$", re.MULTILINE)
+BLOCK = re.compile(r"^```([a-z]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"# ([a-z_]+\.py)\n")
 # What documentation may show besides Python, which is spelled exactly so: other spellings are passed over.
-LANGUAGES = {"python", "console", "json", "text", "toml", "yaml"}
+LANGUAGES = {"bash", "console", "ini", "json", "mermaid", "python", "sql", "text", "toml", "yaml"}
+# `console` is shown and not run: what installs, or runs everything, such as these very tests.
+SHOWN = ("nox", "pip", "pre-commit", "python -m pip", "python examples/")
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@each_page
 def test_every_block_says_what_it_is(page: Path) -> None:
-    """A fence is three backticks and a known language, with nothing after it."""
+    """A fence is three backticks and a known language, with nothing after it, at the start of its line."""
     fences = FENCE.findall(page.read_text(encoding="utf-8"))
     assert {ticks for ticks, _ in fences} <= {"```"}
     assert {language for _, language in fences[::2]} <= LANGUAGES
     assert {language for _, language in fences[1::2]} <= {""}
+    assert not re.search(r"^ +```", page.read_text(encoding="utf-8"), re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@each_page
 def test_no_block_is_skipped(page: Path) -> None:
     """There is no comment that would keep a block from being run."""
-    assert "<!-- skip" not in page.read_text(encoding="utf-8")
+    assert not re.search(r"<!--+\s*(skip|clear|invisible)", page.read_text(encoding="utf-8"))
+
+
+@each_page
+def test_commands_that_can_run_do(page: Path) -> None:
+    """Only what installs or tests is shown without being run."""
+    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
+    lines = [line for language, block in blocks if language == "console" for line in block.splitlines()]
+    assert [line for line in lines if not line.startswith(SHOWN)] == []
+
+
+@each_page
+def test_every_file_is_used(page: Path) -> None:
+    """A Python block that is written to a file is run by a command below it, or imported by a file that is."""
+    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
+    for index, (language, block) in enumerate(blocks):
+        if language == "python" and (file := FILE.match(block)):
+            name, module = file[1], file[1].removesuffix(".py")
+            later = [text for kind, text in blocks[index + 1 :] if kind == "bash" or FILE.match(text)]
+            assert any(name in text or re.search(rf"^(import|from) {module}\b", text, re.MULTILINE) for text in later), name
+
+
+@each_page
+def test_json_is_json(page: Path) -> None:
+    """What is shown as JSON can be read as such."""
+    for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if language == "json":
+            json.loads(block)

@@ -98,6 +98,16 @@ async def test_appends_of_one_batch_share_the_wait(pair: tuple[RedisServer, Redi
         replica.resume()
 
 
+async def test_waitaof_asks_for_the_disk() -> None:
+    """A server that leaves syncing to its operating system can't say when a record is on disk, so no append returns."""
+    with redis_server("--appendonly", "yes", "--appendfsync", "no") as server:
+        async with open_store(f"{server.url}?waitaof=1,0,100") as store:
+            with pytest.raises(
+                StoreError, match="WAITAOF found 0 local and 0 remote of 1 local and 0 remote copies within 100 ms"
+            ):
+                await store.append(entry())
+
+
 async def test_waitaof_needs_appendonly() -> None:
     """A server that writes no appendonly file can't confirm it; the error says what to do."""
     with redis_server("--appendonly", "no") as server:

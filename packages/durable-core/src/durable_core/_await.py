@@ -36,7 +36,7 @@ async def limited(work: Coroutine[Any, Any, T], seconds: float) -> T:
 
 
 class _Watch:
-    """Cancels the tasks of a loop that wait for too long, all by one timer: one for each of them would cost more than the wait."""
+    """Cancels the tasks of a loop that wait for too long, by one timer for all: one for each would cost more than the wait."""
 
     def __init__(self) -> None:
         self.waiting: dict[asyncio.Task[Any], float] = {}

@@ -125,8 +125,9 @@ class RunLog:
                 pause = _pause(attempt)
                 remaining = deadline - self._clock.monotonic() - pause
                 if remaining <= 0:
-                    # That time ran out during the last try says less than what the store said before.
-                    raise reason if reason is not None and isinstance(error, TimeoutError) else error
+                    if reason is not None and isinstance(error, TimeoutError):
+                        raise reason from error  # what the store said before says more
+                    raise
                 reason = error
                 _logger.warning("append of step %r of run %r failed, trying again: %r", record.step_id, record.run_id, error)
                 attempt += 1

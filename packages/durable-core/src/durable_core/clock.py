@@ -6,7 +6,6 @@ import asyncio
 import time
 from abc import abstractmethod
 from datetime import UTC, datetime
-from functools import partial
 from typing import Protocol
 
 
@@ -32,8 +31,11 @@ class Clock(Protocol):
 class SystemClock(Clock):
     """The machine's own clock."""
 
-    now = staticmethod(partial(datetime.now, UTC))
-    monotonic = staticmethod(time.monotonic)
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -97,8 +97,8 @@ class StepInterrupted(DurableError):
             f" (attempt {record.attempt}) and has no outcome; {hint}"
         )
         self.record = record
-        self.run_id = record.run_id
-        self.step_id = record.step_id
+        self.run_id: str = record.run_id
+        self.step_id: str = record.step_id
 
     def __reduce__(self) -> tuple[object, ...]:
         return StepInterrupted, (self.record,)
@@ -114,7 +114,7 @@ class RunCancelled(DurableError):
             + (f": {reason}" if reason else "")
         )
         self.record = record
-        self.run_id = record.run_id
+        self.run_id: str = record.run_id
         self.reason: str | None = reason
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -192,8 +192,8 @@ class Runner:
 
         Both are committed together, or neither. Of two processes that do it at once, one commits; the other's work is rolled
         back, and it gets the winner's value. A serialisation failure or a deadlock runs the whole transaction again, and
-        counts as no attempt. `fn` is async, and leaves commit and rollback alone. Options and errors are those of `step`; a store without
-        transactions is a `TypeError`. durable-postgres has them.
+        counts as no attempt. `fn` is async, and leaves commit and rollback alone. Options and errors are those of `step`; a
+        store without transactions is a `TypeError`. durable-postgres has them.
         """
         store = self.store
         if not supports_transaction(store):

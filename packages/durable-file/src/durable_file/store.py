@@ -61,7 +61,9 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
 
     async def append(self, record: StepRecord) -> StepRecord:
         batcher = self._use().batcher(self._one_log or file_name(record.run_id))
-        return await batcher.submit((record, slot_of(record.step_id, record.revision), record_line(record)))
+        entry = record, slot_of(record.step_id, record.revision), record_line(record)
+        joined = batcher.join(entry)
+        return await (batcher.submit(entry) if joined is None else joined)
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         opened = self._use()

@@ -61,4 +61,4 @@ def _is_waitaof(option: tuple[int, ...]) -> bool:
 def _counted(copies: Sequence[object]) -> str:
     if len(copies) == 1:
         return str(copies[0])
-    return f"{copies[0]} local and {copies[1]} replicated"
+    return f"{copies[0]} local and {copies[1]} remote"

@@ -43,7 +43,7 @@ class CrashingStore(Store):
         self._at: Final = at
         self._when: Final = when
         self._how: Final = how
-        self.appends = 0
+        self.appends: int = 0
 
     async def append(self, record: StepRecord) -> StepRecord:
         self.appends += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from durable_core.testing._samples import OpenStore
@@ -40,7 +42,7 @@ class StoreTests(LockTests, ScanTests, RunsTests, ClearTests, IdTests, RaceTests
                 '''Not for this store: its data live in one process.'''
     """
 
-    pytestmark = pytest.mark.asyncio
+    pytestmark: ClassVar[pytest.MarkDecorator] = pytest.mark.asyncio
 
     @pytest.fixture
     def open_store(self) -> OpenStore:

@@ -10,7 +10,7 @@ from durable_core.testing._samples import RESULTS, OpenStore, entry, varied
 
 
 class EntryTests:
-    long_run = 2_100
+    long_run: int = 2_100
     """Entries of the longest run; let it be more than one page of the backend."""
 
     async def test_an_empty_store_holds_nothing(self, open_store: OpenStore) -> None:

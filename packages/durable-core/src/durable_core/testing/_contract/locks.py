@@ -19,7 +19,7 @@ from .reading import runs_of
 
 
 class LockTests:
-    lock_expiry = 0.0
+    lock_expiry: float = 0.0
     """Seconds after which the lock of a killed process is free again, at the latest."""
 
     async def test_a_lock_keeps_others_out(self, open_store: OpenStore) -> None:

@@ -10,7 +10,7 @@ from durable_core.testing._samples import HOSTILE_IDS, SIMILAR_IDS, OpenStore, e
 
 
 class RunsTests:
-    many_runs = 250
+    many_runs: int = 250
     """Runs of the fullest store; let it be more than one page of the backend."""
 
     async def test_runs_names_each_run_once(self, open_store: OpenStore) -> None:

@@ -301,3 +301,19 @@ async def test_an_outcome_survives_being_reopened_meanwhile(store: FlakyStore, e
     assert await entries(store) == [(0, "started"), (1, "reopened"), (2, "success")]
     assert await Runner(store, "run").step("pay", effects.happen, at_most_once=True) == "effect"
     assert effects["effect"] == 1
+
+
+async def test_an_attempt_that_meets_its_own_reopening_starts_after_it(store: FlakyStore) -> None:
+    """Somebody found the step interrupted between two attempts, and gave it another try."""
+    keys: list[str] = []
+
+    async def pay() -> str:
+        keys.append(current_step().idempotency_key)
+        if len(keys) == 1:
+            await control.retry(store, "run", "pay")
+            raise OSError
+        return "paid"
+
+    assert await Runner(store, "run").step("pay", pay, at_most_once=True, max_attempts=2) == "paid"
+    assert await entries(store) == [(0, "started"), (1, "reopened"), (2, "started"), (3, "success")]
+    assert len(set(keys)) == 2

@@ -217,3 +217,16 @@ async def test_fingerprints_are_the_same_in_every_process(args: str) -> None:
     }
     assert len(found) == 1
     assert found.pop().startswith("True ")
+
+
+async def test_a_partial_whose_argument_was_changed_is_another_call(store: FlakyStore, effects: Effects) -> None:
+    """One dictionary filled anew in a loop is still another argument each time."""
+
+    def charge(order: dict[str, str]) -> str:
+        return effects.happen(order["customer"])
+
+    runner, order = Runner(store, "run"), {"customer": "ada"}
+    await runner.step("charge", partial(charge, order))
+    order["customer"] = "bob"
+    with pytest.raises(StepReused):
+        await runner.step("charge", partial(charge, order))

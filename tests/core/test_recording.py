@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -382,3 +384,81 @@ async def test_cancelling_a_follower_harms_nobody(store: FlakyStore, effects: Ef
         await second
     go.set()
     assert await first == "effect"
+
+
+async def test_a_shared_step_whose_outcome_is_kept_is_not_run_again(store: FlakyStore, effects: Effects) -> None:
+    """A second caller that waits for the first appends the outcome that the first had to keep."""
+    outage = store.before = Outage(0)
+
+    async def pay() -> str:
+        outage.times = 1
+        await asyncio.sleep(0)
+        return effects.happen()
+
+    runner = Runner(store, "run", store_timeout=0.01)
+    steps = [runner.step("a", pay) for _ in range(2)]
+    one, other = await asyncio.gather(*steps, return_exceptions=True)
+    assert isinstance(one, ResultNotRecorded)
+    assert other == "effect"
+    assert effects["effect"] == 1
+
+
+def test_an_outcome_is_recorded_while_the_loop_shuts_down(effects: Effects) -> None:
+    """`asyncio.run` cancels all tasks at its end, also the one that records for a caller who was cancelled."""
+
+    class Slow(MemoryStore):
+        appending = 0
+
+        async def append(self, record: StepRecord) -> StepRecord:
+            self.appending += 1
+            for _ in range(10):
+                await asyncio.sleep(0)
+            return await super().append(record)
+
+    store = Slow()
+
+    async def main() -> None:
+        step = asyncio.create_task(Runner(store, "run").step("a", effects.happen_async))
+        while store.appending < 1:
+            await asyncio.sleep(0)
+        step.cancel()
+        while store.appending < 2:
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert [record.status for record in asyncio.run(store.list("run"))] == ["success"]
+
+
+def test_waiting_for_a_store_keeps_no_loop_alive(effects: Effects) -> None:
+    """A program that starts a loop for each run doesn't collect loops."""
+
+    class Slow(MemoryStore):
+        async def append(self, record: StepRecord) -> StepRecord:
+            await asyncio.sleep(0)
+            return await super().append(record)
+
+    async def main() -> weakref.ref[asyncio.AbstractEventLoop]:
+        await Runner(Slow(), "run").step("a", effects.happen_async)
+        return weakref.ref(asyncio.get_running_loop())
+
+    loop = asyncio.run(main())
+    gc.collect()
+    assert loop() is None
+
+
+async def test_a_time_limit_that_the_store_answers_with_an_error_leaves_the_task_as_it_was() -> None:
+    """A cancellation that stays counted would break every `asyncio.timeout` around it."""
+
+    class Translating(MemoryStore):
+        async def append(self, record: StepRecord) -> StepRecord:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError as cancelled:
+                raise OSError("interrupted") from cancelled
+            raise AssertionError
+
+    with pytest.raises(ResultNotRecorded):
+        await Runner(Translating(), "run", store_timeout=0.01).step("a", lambda: 1)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0

@@ -26,7 +26,7 @@ from durable_core import (
     control,
     flow,
 )
-from durable_core.testing import FakeClock
+from durable_core.testing import CrashingStore, FakeClock, InjectedFault
 
 
 @pytest.fixture
@@ -175,6 +175,44 @@ async def test_two_people_who_retry_at_once_reopen_once(store: MemoryStore) -> N
     both = await asyncio.gather(*(control.retry(store, "run", "charge") for _ in range(2)), return_exceptions=True)
     assert all(isinstance(result, (StepRecord, Refused)) for result in both)
     assert [record.status for record in await store.list("run")] == ["failure", "reopened"]
+
+
+@pytest.mark.parametrize("act", ["retry", "resolve"])
+async def test_mending_is_safe_to_repeat_after_a_crash(store: MemoryStore, act: str) -> None:
+    """A crash between the step's entry and its flow's leaves nothing that can't be mended any more."""
+
+    @flow
+    async def pays(runner: Runner) -> None:
+        def charge() -> None:
+            raise OSError("declined")
+
+        await runner.step("charge", charge)
+
+    async def mend(store: Store) -> None:
+        if act == "retry":
+            await control.retry(store, "run", "charge")
+        else:
+            await control.resolve(store, "run", "charge", 7, reason="paid by hand")
+
+    with pytest.raises(StepFailed):
+        await pays.run(store, run_id="run")
+    with pytest.raises(InjectedFault):
+        await mend(CrashingStore(store, at=2))
+    assert (await control.status(store, "run")).status == "failed"
+    await mend(store)
+    assert (await control.status(store, "run")).status == "interrupted"
+    with pytest.raises(Refused):
+        await mend(store)
+
+
+async def test_a_vote_that_counted_may_be_repeated_after_the_decision(store: MemoryStore) -> None:
+    """Whose answer was lost says the same again; it is no second decision."""
+    await ask(store, quorum=2)
+    await control.approve(store, "run", "refund", by="alice")
+    decided = await control.approve(store, "run", "refund", by="bob")
+    assert await control.approve(store, "run", "refund", by="alice") == decided
+    with pytest.raises(AlreadyDecided, match="by 'bob'"):
+        await control.reject(store, "run", "refund", by="alice")
 
 
 def refusals() -> list[Any]:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from durable_core import (
+    DeadlinePassed,
     Decision,
+    LockLost,
     MemoryStore,
     NestedStep,
     RunCancelled,
@@ -21,6 +23,7 @@ from durable_core import (
     StepFailed,
     StepRecord,
     StepReused,
+    StoreError,
     control,
 )
 from durable_core.testing import FakeClock
@@ -307,7 +310,7 @@ async def test_a_store_that_is_away_for_a_moment_does_not_end_a_wait(clock: Fake
     await runner(store, clock).sleep("a", timedelta(minutes=5))
     store = Away()
     store.failures = float("inf")
-    with pytest.raises(OSError, match="away"):
+    with pytest.raises(StoreError, match="away"):
         await runner(store, clock).sleep("a", timedelta(days=5))
 
 
@@ -391,3 +394,91 @@ def test_decision_is_what_people_read() -> None:
     """A small frozen value."""
     decision = Decision(True, "alice", None, datetime(2026, 1, 1, tzinfo=UTC))
     assert repr(decision).startswith("Decision(approved=True, by='alice', reason=None, at=")
+
+
+class SlowStore(MemoryStore):
+    """Answers an append after the loop has turned, as every real store does."""
+
+    async def append(self, record: StepRecord) -> StepRecord:
+        await asyncio.sleep(0)
+        return await super().append(record)
+
+
+async def test_two_callers_share_one_wait(clock: FakeClock) -> None:
+    """Both get the decision, from one chain of entries."""
+    store = SlowStore()
+
+    async def decide() -> None:
+        while not await store.list("run"):
+            await asyncio.sleep(0)
+        await control.approve(store, "run", "ask", by="alice", clock=clock)
+
+    async with runner(store, clock) as run:
+        one, other, _ = await asyncio.gather(run.approval("ask", 1), run.approval("ask", 1), decide())
+    assert one == other
+    assert [record.status for record in await store.list("run")] == ["waiting", "success"]
+
+
+async def test_nobody_waits_on_once_the_runner_was_left(store: MemoryStore, clock: FakeClock) -> None:
+    """A wait that `gather` left behind when a sibling failed ends, instead of asking the store for ever."""
+
+    def fail() -> None:
+        raise OSError
+
+    with pytest.raises(StepFailed):
+        async with runner(store, clock) as run:
+            waiting = asyncio.ensure_future(run.approval("ask"))
+            await asyncio.gather(waiting, run.step("fail", fail))
+    with pytest.raises(LockLost, match="was left"):
+        await waiting
+
+
+async def test_a_wait_that_was_reopened_elsewhere_asks_again(store: MemoryStore, clock: FakeClock) -> None:
+    """Another machine's clock found the deadline passed, and somebody gave it another try: people can decide again."""
+    run = runner(store, clock, wait_limit=600)
+    waiting = asyncio.create_task(run.approval("ask", timeout=500))
+    while not await store.list("run"):
+        await asyncio.sleep(0)
+    ahead = FakeClock(clock.now() + timedelta(seconds=501))
+    with pytest.raises(DeadlinePassed):
+        await control.approve(store, "run", "ask", by="alice", clock=ahead)
+    await control.retry(store, "run", "ask", clock=clock)
+    while len(await store.list("run")) < 4:
+        await asyncio.sleep(0)
+    await control.approve(store, "run", "ask", by="alice", clock=clock)
+    assert (await waiting).by == "alice"
+
+
+async def test_a_reopened_step_is_not_asked_for_as_another_kind(store: MemoryStore, clock: FakeClock) -> None:
+    """Nor is a decision asked for again with something else to show."""
+
+    def fail() -> None:
+        raise OSError
+
+    with pytest.raises(StepFailed):
+        await runner(store, clock).step("a", fail)
+    with pytest.raises(StepFailed):
+        await runner(store, clock).approval("b", {"amount": 90}, timeout=1)
+    for step_id in ("a", "b"):
+        await control.retry(store, "run", step_id, clock=clock)
+    with pytest.raises(StepDrift, match="'step'.*'approval'"):
+        await runner(store, clock, wait_limit=0).approval("a")
+    with pytest.raises(StepDrift, match="something else to show"):
+        await runner(store, clock, wait_limit=0).approval("b", {"amount": 9000})
+
+
+async def test_a_cancellation_is_looked_for_however_slow_the_store(clock: FakeClock) -> None:
+    """An answer that took long once doesn't put the next look off by more than two seconds."""
+
+    class Slow(MemoryStore):
+        async def list(self, run_id: str) -> Any:
+            clock.advance(20)
+            return await super().list(run_id)
+
+    store = Slow()
+    async with runner(store, clock) as run:
+        await run.step("a", lambda: 1)
+        await control.cancel(store, "run")
+        clock.advance(2)
+        with pytest.raises(RunCancelled):
+            await run.step("b", lambda: 1)

@@ -28,10 +28,12 @@ async def limited(work: Coroutine[Any, Any, T], seconds: float) -> T:
     try:
         return await _resumed(work, awaited)
     except asyncio.CancelledError as cancelled:
-        if watch.expired(task) and task.uncancel() <= cancelling:
+        if watch.expired(task) and task.cancelling() - 1 <= cancelling:
             raise TimeoutError(f"no answer within {seconds:g} s") from cancelled
         raise
     finally:
+        if watch.expired(task):  # even where the store made another error of it, or an answer
+            task.uncancel()
         del watch.waiting[task]
 
 
@@ -40,23 +42,24 @@ class _Watch:
 
     def __init__(self) -> None:
         self.waiting: dict[asyncio.Task[Any], float] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._next: float | None = None  # no handle is kept: it would keep the loop alive
 
     def add(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], seconds: float) -> None:
         deadline = self.waiting[task] = loop.time() + seconds
-        if self._timer is None or self._timer.when() > deadline:
+        if self._next is None or self._next > deadline:
             self._start(loop, deadline)
 
     def expired(self, task: asyncio.Task[Any]) -> bool:
         return self.waiting[task] == _EXPIRED
 
     def _start(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_at(when, self._look, loop)
+        self._next = when
+        loop.call_at(when, self._look, loop, when)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
+    def _look(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        if when != self._next:
+            return  # another timer took its place
+        self._next = None
         now = loop.time()
         for task, deadline in self.waiting.items():
             if deadline <= now:

@@ -44,7 +44,7 @@ def identify(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Identity, s
     if not args and type(fn) is not partial:
         return known, None
     fingerprint = _fingerprint(fn, args)
-    return ((known, fingerprint, _opaque(args)) if args else known), fingerprint
+    return (known, fingerprint, _opaque(args)), fingerprint
 
 
 def same(one: Identity, other: Identity) -> bool:

@@ -34,9 +34,9 @@ async def execute(run: Run, call: Call, latest: StepRecord | None) -> Any:
             await run.begin()
         if call.policy.at_most_once:
             holder = await _intend(run, call, revision, attempt)
-            if holder is not None:
+            if holder.status in OUTCOMES:
                 return outcome_of(run, holder, call.fingerprint, call.codec)
-            revision += 1
+            revision = holder.revision + 1
         clock = run.clock
         started_at, began = clock.now(), clock.monotonic()
         with StepContext(run.id, call.step_id, attempt, run, run.log.generation(call.step_id)):
@@ -119,8 +119,8 @@ def value_of(record: StepRecord, codec: Codec[Any]) -> Any:
         ) from error
 
 
-async def _intend(run: Run, call: Call, revision: int, attempt: int) -> StepRecord | None:
-    """Record that an attempt begins; return None if it may, and an outcome if another was there first."""
+async def _intend(run: Run, call: Call, revision: int, attempt: int) -> StepRecord:
+    """Record that an attempt begins; return that entry if it may, and an outcome if another was there first."""
     while True:
         now = run.clock.now()
         intent = StepRecord(
@@ -135,12 +135,12 @@ async def _intend(run: Run, call: Call, revision: int, attempt: int) -> StepReco
             fingerprint=call.fingerprint,
         )
         holder = await run.log.claim(intent)
-        if holder.id == intent.id:
-            return None
-        if holder.status in OUTCOMES:
+        if holder.id == intent.id or holder.status in OUTCOMES:
             return holder
         run.check_kind(holder, "step")
-        raise StepInterrupted(holder)
+        if holder.status != "reopened":
+            raise StepInterrupted(holder)
+        revision = run.log.add(holder).revision + 1
 
 
 async def _recover(run: Run, call: Call, started: StepRecord) -> StepRecord | None:

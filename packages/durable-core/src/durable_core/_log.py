@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, Final
 
 import msgspec
 
 from ._await import limited, undisturbed
 from .clock import Clock
-from .errors import CorruptLog, ResultNotRecorded
+from .errors import CorruptLog, ResultNotRecorded, StoreError
 from .record import StepRecord
 from .retry import exponential
 from .store import Store
@@ -79,8 +80,27 @@ class RunLog:
         return record
 
     async def claim(self, record: StepRecord) -> StepRecord:
-        """Append `record` and return the slot's holder. If the store stays away, its own error is raised."""
-        return await self._append(record, self._timeout, decide=False)
+        """Append `record` and return the slot's holder. A store that stays away is a `StoreError`."""
+        try:
+            return await self._append(record, self._timeout, decide=False)
+        except Exception as error:
+            raise _away(f"append {record.step_id!r} to run {record.run_id!r}", error) from error
+
+    async def newest(self, run_id: str, step_id: str) -> StepRecord | None:
+        """Ask the store for the step's newest entry. A store that stays away is a `StoreError`."""
+        deadline = self._clock.monotonic() + self._timeout
+        for attempt in count(1):
+            try:
+                return await self._store.get(run_id, step_id)
+            except CorruptLog:
+                raise
+            except Exception as error:
+                pause = _pause(attempt)
+                if self._clock.monotonic() + pause >= deadline:
+                    raise _away(f"look for {step_id!r} of run {run_id!r}", error) from error
+                _logger.warning("could not look for %r of run %r, trying again: %r", step_id, run_id, error)
+                await self._clock.sleep(pause)
+        raise AssertionError("counting ended")
 
     async def outcome(self, record: StepRecord, value: Any, cancelled: asyncio.CancelledError | None = None) -> StepRecord:
         """Record an outcome and return the one that counts: this one, or another that was there first.
@@ -94,8 +114,11 @@ class RunLog:
                     return await self._append(record, self._timeout, decide=True)
                 except asyncio.CancelledError as cancellation:
                     cancelled = cancellation
-            await undisturbed(self._append(record, _CANCELLED_WITHIN, decide=True))
-        except Exception as error:
+            try:
+                await undisturbed(self._append(record, _CANCELLED_WITHIN, decide=True))
+            except asyncio.CancelledError:  # a loop that shuts down cancels that task, too; of a new one it knows nothing
+                await undisturbed(self._append(record, _CANCELLED_WITHIN, decide=True))
+        except (Exception, asyncio.CancelledError) as error:
             self.kept[record.step_id] = record, value
             failure = ResultNotRecorded(record, value)
             if cancelled is None:
@@ -141,3 +164,10 @@ class RunLog:
                 self._added[record.step_id] = holder
                 return holder
             record = msgspec.structs.replace(record, revision=holder.revision + 1)
+
+
+def _away(what: str, error: Exception) -> Exception:
+    """Return a store's failure as a `StoreError`, whatever the driver raised: it must not pass for a failure of the flow."""
+    if isinstance(error, StoreError):
+        return error
+    return StoreError(f"the store could not {what}: {type(error).__name__}: {error}")

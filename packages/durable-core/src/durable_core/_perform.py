@@ -61,6 +61,7 @@ async def perform(run: Run, execute: Execute, call: Call) -> Any:
     while not decided(record := run.log.latest(step_id)):
         if step_id in run.running:
             await run.ended(step_id)  # the same call elsewhere; if that is cancelled, this one takes over
+            await run.ready()  # unless its outcome is kept, or the run was suspended meanwhile
             continue
         run.running[step_id] = None
         try:

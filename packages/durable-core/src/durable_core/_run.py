@@ -17,7 +17,8 @@ from .store import Store
 
 CANCEL: Final = "$cancel"
 FLOW: Final = "$flow"
-_LOOKING: Final = 0.01  # the share of a run's time that looking for its cancellation may take
+_LOOKING: Final = 0.01  # the share of a run's time that looking for its cancellation may take,
+_LOOK_WITHIN: Final = 2.0  # and yet, however slow the store, this many seconds at most go by between two looks
 
 
 class Run:
@@ -45,7 +46,7 @@ class Run:
         self.on_event: Final = on_event
         self.running: Final[dict[str, asyncio.Future[None] | None]] = {}
         """The steps whose functions are running, and what is waiting for them to end."""
-        self.waiting: Final[dict[str, StepRecord]] = {}
+        self.waiting: Final[list[StepRecord]] = []
         self.suspended: RunSuspended | None = None
         self.calls: Final[dict[str, Identity]] = {}
         """What each id was used for on this runner."""
@@ -113,7 +114,7 @@ class Run:
     async def look(self, step_id: str) -> StepRecord | None:
         """Ask the store for the step's newest entry, which another process may have appended."""
         began = self.clock.monotonic()
-        record = await self.store.get(self.id, step_id)
+        record = await self.log.newest(self.id, step_id)
         if step_id == CANCEL:
             self._looked(began)
         if record is not None:
@@ -122,7 +123,7 @@ class Run:
 
     def _looked(self, began: float) -> None:
         now = self.clock.monotonic()
-        self._look_again = now + (now - began) / _LOOKING
+        self._look_again = now + min((now - began) / _LOOKING, _LOOK_WITHIN)
 
     def stopped(self, step_id: str) -> None:
         """Take the step off those that run, and wake who waits for that."""

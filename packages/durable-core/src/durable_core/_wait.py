@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import datetime
 from itertools import count
 from typing import Any, Final
@@ -16,7 +15,6 @@ from .retry import exponential
 
 _pause: Final = exponential(0.05, limit=2)
 _sleep_pause: Final = exponential(2, limit=30)  # a sleep asks nobody but the clock, which may jump
-_logger: Final = logging.getLogger("durable_core")
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -38,7 +36,7 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
     """
     await run.ready()
     record = run.log.latest(asked.step_id)
-    if record is not None and record.status != "reopened":
+    if record is not None:
         _check(run, record, asked)
         if decided(record):
             await run.emit_record("step:replay", record)
@@ -50,11 +48,11 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
     else:
         record = await run.look(asked.step_id) or record
     await run.emit_record("step:wait", record)
-    run.waiting[asked.step_id] = record
+    run.waiting.append(record)
     try:
-        return await _decision(run, record)
+        return await _decision(run, asked, record)
     finally:
-        del run.waiting[asked.step_id]
+        run.waiting.remove(record)
 
 
 async def _ask(run: Run, asked: Wait, revision: int) -> StepRecord:
@@ -72,6 +70,8 @@ async def _ask(run: Run, asked: Wait, revision: int) -> StepRecord:
         ended_at=now,
         fingerprint=asked.fingerprint,
     )
+    while asked.step_id in run.running:  # the same wait elsewhere, which asks for both
+        await run.ended(asked.step_id)
     run.running[asked.step_id] = None  # a sibling that suspends lets this be recorded first
     try:
         return await run.log.claim(record)
@@ -88,9 +88,8 @@ def _check(run: Run, record: StepRecord, asked: Wait) -> None:
         )
 
 
-async def _decision(run: Run, record: StepRecord) -> StepRecord:
+async def _decision(run: Run, asked: Wait, record: StepRecord) -> StepRecord:
     clock, began = run.clock, run.clock.monotonic()
-    away_since: float | None = None
     for attempt in count(1):
         if decided(record):
             await run.emit_record("step:success" if record.status == "success" else "step:failure", record)
@@ -105,26 +104,20 @@ async def _decision(run: Run, record: StepRecord) -> StepRecord:
             await clock.sleep(min(pause(attempt), remaining, left))
         elif await run.idle():
             raise _suspension(run)
-        try:
-            if (cancelled := await run.look(CANCEL)) is not None:
-                raise RunCancelled(cancelled)
-            record = await run.look(record.step_id) or record
-            away_since = None
-        except RunCancelled:
-            raise
-        except Exception as error:
-            away_since = away_since or clock.monotonic()
-            if clock.monotonic() - away_since >= run.store_timeout:
-                raise
-            _logger.warning("could not look for %r of run %r, trying again: %r", record.step_id, run.id, error)
+        run.lock.check()  # once the runner was left, nobody waits for this any more
+        if (cancelled := await run.look(CANCEL)) is not None:
+            raise RunCancelled(cancelled)
+        record = await run.look(record.step_id) or record
+        if record.status == "reopened":  # its deadline passed elsewhere, and somebody asks for another try
+            record = await _ask(run, asked, record.revision + 1)
     raise AssertionError("counting ended")
 
 
 def _suspension(run: Run) -> RunSuspended:
     """Name all that is waited for; a sibling may have been suspended a moment before."""
     earlier = run.suspended
-    names = dict.fromkeys((*(earlier.waiting_for if earlier else ()), *run.waiting))
-    times = [record.until for record in run.waiting.values() if record.until is not None]
+    names = dict.fromkeys((*(earlier.waiting_for if earlier else ()), *(record.step_id for record in run.waiting)))
+    times = [record.until for record in run.waiting if record.until is not None]
     if earlier is not None and earlier.until is not None:
         times.append(earlier.until)
     run.suspended = RunSuspended(run.id, waiting_for=tuple(names), until=min(times, default=None))

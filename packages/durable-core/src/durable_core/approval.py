@@ -72,6 +72,10 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
             return None
         return Decision(last.approved, last.by, last.reason, last.at)
 
+    def holds(self, vote: Vote) -> bool:
+        """Tell whether the same person said the same before."""
+        return any((vote.by, vote.approved) == (other.by, other.approved) for other in self.votes)
+
     def with_vote(self, vote: Vote) -> Request:
         """Return this with one more vote, in place of what the same person said before."""
         others = tuple(other for other in self.votes if other.by != vote.by)

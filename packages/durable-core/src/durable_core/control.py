@@ -76,7 +76,11 @@ async def resolve(
     `AlreadyDecided` if it got an outcome meanwhile, and `TypeError` for a value that can't be recorded.
     """
     result = record_any(value)
-    latest = await _stuck(store, run_id, step_id)
+    latest = await _known_step(store, run_id, step_id)
+    is_there = (latest.status, latest.result, (latest.note or {}).get("reason")) == ("success", result, reason)
+    if is_there and await _let_flow_go_on(store, latest, clock):
+        return latest  # the same again, after a crash between the two entries
+    _refuse_unless_stuck(latest)
     record = _next(latest, _now(clock), status="success", result=result, note={**(latest.note or {}), "reason": reason})
     return await _mend(store, record, clock)
 
@@ -87,7 +91,10 @@ async def retry(store: Store, run_id: str, step_id: str, *, reason: str | None =
     A flow that failed because of it goes on when it is run again. An interrupted step is reopened only under the run's lock,
     lest it be running now: `RunBusy` is raised if it is held. Raises `Refused` for a step in any other state.
     """
-    latest = await _stuck(store, run_id, step_id)
+    latest = await _known_step(store, run_id, step_id)
+    if latest.status == "reopened" and await _let_flow_go_on(store, latest, clock):
+        return latest  # the same again, after a crash between the two entries
+    _refuse_unless_stuck(latest)
     note = latest.note if reason is None else {**(latest.note or {}), "reason": reason}
     record = _next(latest, _now(clock), status="reopened", note=note)
     if latest.status == "started" and step_id != FLOW and supports_lock(store):
@@ -99,8 +106,8 @@ async def retry(store: Store, run_id: str, step_id: str, *, reason: str | None =
 async def cancel(store: Store, run_id: str, *, reason: str | None = None, clock: Clock | None = None) -> StepRecord:
     """Cancel a run: steps and waits that have no outcome yet raise `RunCancelled`, now and when it is run again.
 
-    A runner notices before its next step or within two seconds of waiting; a function that is running is not interrupted.
-    Cancelling again changes nothing. Raises `Refused` for a run that isn't there.
+    A runner notices within two seconds, in a sleep within thirty, and starts nothing more; a function that is running is not
+    interrupted. Cancelling again changes nothing. Raises `Refused` for a run that isn't there.
     """
     await _known_run(store, run_id)
     now = _now(clock)
@@ -143,11 +150,8 @@ async def _vote(store: Store, run_id: str, step_id: str, vote: Vote) -> StepReco
         request = msgspec.convert(latest.note or {}, Request)
         if decided(latest):
             decision = request.decision()
-            if (
-                decision is not None
-                and latest.status == "success"
-                and (decision.by, decision.approved) == (vote.by, vote.approved)
-            ):
+            agrees = decision is not None and latest.status == "success" and decision.approved == vote.approved
+            if agrees and request.holds(vote):
                 return latest
             _refuse_decided(latest)
         if request.approvers is not None and vote.by not in request.approvers:
@@ -155,7 +159,7 @@ async def _vote(store: Store, run_id: str, step_id: str, vote: Vote) -> StepReco
         if latest.until is not None and vote.at >= latest.until:
             latest = await store.append(expired(latest, vote.at))
             continue
-        if any((vote.by, vote.approved) == (other.by, other.approved) for other in request.votes):
+        if request.holds(vote):
             return latest
         request = request.with_vote(vote)
         decision = request.decision()
@@ -171,24 +175,29 @@ async def _vote(store: Store, run_id: str, step_id: str, vote: Vote) -> StepReco
             return latest
 
 
-async def _stuck(store: Store, run_id: str, step_id: str) -> StepRecord:
-    latest = await _known_step(store, run_id, step_id)
+def _refuse_unless_stuck(latest: StepRecord) -> None:
     if latest.status not in ("failure", "started"):
-        raise Refused(f"{step_id!r} of run {run_id!r} neither failed nor was interrupted: it is {_describe(latest)}")
-    return latest
+        what = f"{latest.step_id!r} of run {latest.run_id!r}"
+        raise Refused(f"{what} neither failed nor was interrupted: it is {_describe(latest)}")
 
 
 async def _mend(store: Store, record: StepRecord, clock: Clock | None) -> StepRecord:
-    """Append what mends a step, and reopen the flow that failed because of it."""
+    """Append what mends a step, and let its flow go on."""
     holder = await store.append(record)
     if holder.id != record.id and not (holder.status == record.status == "reopened"):
         _refuse_decided(holder)
-    if record.step_id != FLOW:
-        flow = await store.get(record.run_id, FLOW)
-        if flow is not None and flow.status == "failure":
-            note = {**(flow.note or {}), "reason": f"{record.step_id!r} was mended"}
-            await store.append(_next(flow, _now(clock), status="reopened", note=note))
+    await _let_flow_go_on(store, holder, clock)
     return holder
+
+
+async def _let_flow_go_on(store: Store, mended: StepRecord, clock: Clock | None) -> bool:
+    """Reopen the flow that failed because of a step which was mended; tell whether there was one."""
+    flow = None if mended.step_id == FLOW else await store.get(mended.run_id, FLOW)
+    if flow is None or flow.status != "failure":
+        return False
+    note = {**(flow.note or {}), "reason": f"{mended.step_id!r} was mended"}
+    await store.append(_next(flow, _now(clock), status="reopened", note=note))
+    return True
 
 
 def _next(latest: StepRecord | None, now: datetime, **fields: Any) -> StepRecord:

@@ -56,7 +56,7 @@ class Flow(Generic[P, T]):
         if args:
             raise TypeError(f"flow {self.name!r} takes its input by name")
         self._signature.bind(None, **input)
-        shown = msgspec.json.decode(record_any(input))
+        shown = {name: msgspec.json.decode(record_any(value)) for name, value in input.items()}
         fingerprint = fingerprint_of((), input)
         async with Runner(store, run_id, **self._options) as runner:
             record = await self._begin(runner._run, shown, fingerprint)
@@ -101,12 +101,15 @@ class Flow(Generic[P, T]):
         value: Any = None
         try:
             result, value = self._codec.record(await self._fn(runner, **input))
-        except (StepFailed, UnrecordableValue) as failure:
-            error = failure
-        except DurableError:
-            raise  # it keeps the run from going on, and says nothing of how it ends
         except Exception as failure:
+            if _keeps_from_going_on(failure):
+                raise  # and says nothing of how the run ends
             error = failure
+        if run.log.kept:
+            await run.log.settle()
+        if not isinstance(error, StepFailed):  # the flow may have swallowed what kept it from going on
+            await run.ready()
+            run.must_look()
         outcome = StepRecord(
             run_id=run.id,
             step_id=FLOW,
@@ -125,6 +128,12 @@ class Flow(Generic[P, T]):
         if recorded.id == outcome.id and error is not None:
             raise StepFailed(recorded) from error
         return recorded
+
+
+def _keeps_from_going_on(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_keeps_from_going_on, error.exceptions))
+    return isinstance(error, DurableError) and not isinstance(error, StepFailed | UnrecordableValue)
 
 
 @overload

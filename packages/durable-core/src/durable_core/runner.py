@@ -273,7 +273,7 @@ class Runner:
         """
         run = self._run
         if run.running or run.waiting:
-            busy = ", ".join(map(repr, [*run.running, *run.waiting]))
+            busy = ", ".join(map(repr, [*run.running, *(record.step_id for record in run.waiting)]))
             raise DurableError(f"run {self.run_id!r} can't be reset while it is at {busy}")
         async with AsyncExitStack() as stack:
             if not run.lock.held:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -18,7 +18,8 @@ _Queue = SimpleQueue["_Job | None"]
 class Worker:
     """Does what it is given, one thing after another, in a thread of its own that starts when it is needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_end: Callable[[], object]) -> None:
+        self._at_end: Final = at_end
         self._jobs: _Queue = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._ended: threading.Thread | None = None
@@ -33,30 +34,32 @@ class Worker:
         """Have `work` done after all that was given before, and don't wait for it."""
         self._put((work, (), None))
 
-    async def close(self, last: Callable[[], object]) -> None:
-        """Wait until all that was given and then `last` are done, and for the thread's end."""
+    async def close(self) -> None:
+        """Wait until all that was given is done, then `at_end`, and then the thread's end."""
+        if self._thread is None:
+            self._at_end()
+            return
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        self._put((last, (), future))
-        self._end()
+        ending, jobs = self._thread, self._jobs
+        jobs.put((self._at_end, (), future))
+        jobs.put(None)
+        self._ended, self._thread, self._jobs = ending, None, SimpleQueue()
         await future
-        if self._ended is not None:
-            self._ended.join()
+        ending.join()
 
-    def abandon(self, last: Callable[[], object]) -> None:
-        """Have all that was given and then `last` done, and the thread end, without waiting."""
-        self._put((last, (), None))
-        self._end()
+    def __del__(self) -> None:
+        # The thread knows its queue and not this object, so that a store which nobody closed ends when it is forgotten.
+        # `at_end` is left to it: this may run at any moment, even inside a lock that `at_end` takes.
+        if self._thread is not None:
+            self._jobs.put((self._at_end, (), None))
+            self._jobs.put(None)
 
     def _put(self, job: _Job) -> None:
         if self._thread is None:
-            # A daemon, so that a store which nobody closed doesn't keep the program from ending.
+            # A daemon, so that such a store doesn't keep the program from ending either.
             self._thread = threading.Thread(target=_work, args=(self._jobs, self._ended), name="durable-file", daemon=True)
             self._thread.start()
         self._jobs.put(job)
-
-    def _end(self) -> None:
-        self._jobs.put(None)
-        self._ended, self._thread, self._jobs = self._thread, None, SimpleQueue()
 
 
 def _work(jobs: _Queue, before: threading.Thread | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -61,9 +61,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
 
     async def append(self, record: StepRecord) -> StepRecord:
         batcher = self._use().batcher(self._one_log or file_name(record.run_id))
-        entry = record, slot_of(record.step_id, record.revision), record_line(record)
-        joined = batcher.join(entry)
-        return await (batcher.submit(entry) if joined is None else joined)
+        return await batcher.submit((record, slot_of(record.step_id, record.revision), record_line(record)))
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         opened = self._use()
@@ -121,7 +119,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
     ) -> None:
         opened, self._opened = self._opened, None
         if opened is not None and opened.pid == os.getpid():
-            await opened.close()
+            await opened.worker.close()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._path)!r})"
@@ -134,7 +132,6 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         opened = self._opened
         if opened is None or opened.pid != os.getpid():
             opened = self._opened = _Opened(self._folder)
-            weakref.finalize(self, opened.abandon).atexit = False
         return opened
 
 
@@ -144,28 +141,27 @@ class _Opened:
     def __init__(self, folder: Path) -> None:
         self.pid: Final = os.getpid()
         self.logs: Final = Logs(folder)
-        self.worker: Final = Worker()
+        self.worker: Final = Worker(at_end=self.logs.close)
+        self._latest: tuple[str, Batcher[Entry, StepRecord] | None] = ("", None)
         self._batchers: Final[weakref.WeakValueDictionary[str, Batcher[Entry, StepRecord]]] = weakref.WeakValueDictionary()
 
     def batcher(self, name: str) -> Batcher[Entry, StepRecord]:
-        """Return the log's batcher, which lives for as long as something is appended through it."""
-        batcher = self._batchers.get(name)
-        if batcher is None:
-
-            async def flush(entries: Sequence[Entry]) -> list[StepRecord]:
-                return await self.worker.run(self.logs.append, name, entries)
-
-            batcher = self._batchers[name] = Batcher(flush, size=_size, refused=NoRoom)
+        """Return the log's batcher, which lives for as long as something is appended through it, or until another is used."""
+        latest, batcher = self._latest
+        if batcher is None or latest != name:
+            batcher = self._batchers.get(name)
+            if batcher is None:
+                batcher = self._batchers[name] = Batcher(self._flush(name), size=_size, refused=NoRoom)
+            self._latest = name, batcher
         return batcher
 
-    async def close(self) -> None:
-        """Wait for what is under way, and leave nothing open."""
-        await self.worker.close(self.logs.close)
+    def _flush(self, name: str) -> Callable[[Sequence[Entry]], Awaitable[list[StepRecord]]]:
+        run, append = self.worker.run, self.logs.append
 
-    def abandon(self) -> None:
-        """Do the same without waiting, for a store that nobody closed."""
-        if self.pid == os.getpid():
-            self.worker.abandon(self.logs.close)
+        async def flush(entries: Sequence[Entry]) -> list[StepRecord]:
+            return await run(append, name, entries)
+
+        return flush
 
 
 def _size(entry: Entry) -> int:

@@ -1,0 +1,192 @@
+"""How a flow ends: only what says so is its outcome, and nothing that it swallowed on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from durable_core import (
+    LockLost,
+    MemoryStore,
+    ResultNotRecorded,
+    RunCancelled,
+    Runner,
+    RunSuspended,
+    StepFailed,
+    StepRecord,
+    StoreError,
+    control,
+    flow,
+)
+from durable_core.testing import FakeClock
+
+
+class FailingStore(MemoryStore):
+    """Fails the next `appends` and `gets`."""
+
+    appends = 0
+    gets = 0
+
+    async def append(self, record: StepRecord) -> StepRecord:
+        if self.appends:
+            self.appends -= 1
+            raise OSError("away")
+        return await super().append(record)
+
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        if self.gets:
+            self.gets -= 1
+            raise OSError("away")
+        return await super().get(run_id, step_id)
+
+
+@pytest.fixture
+def store() -> FailingStore:
+    return FailingStore()
+
+
+async def outcome(store: MemoryStore) -> list[str]:
+    return [record.status for record in await store.list("run") if record.step_id == "$flow"]
+
+
+@pytest.mark.parametrize("then", ["returns", "raises"])
+async def test_a_suspension_that_gather_returned_is_no_outcome(store: FailingStore, then: str) -> None:
+    """Whatever the flow made of it: it still waits."""
+
+    @flow(wait_limit=0)
+    async def pays(runner: Runner) -> str:
+        (decision,) = await asyncio.gather(runner.approval("ask"), return_exceptions=True)
+        return "paid" if then == "returns" else decision.by  # type: ignore[union-attr]
+
+    with pytest.raises(RunSuspended):
+        await pays.run(store, run_id="run")
+    assert await outcome(store) == ["started"]
+
+
+async def test_a_failed_step_is_an_outcome_beside_a_suspension(store: FailingStore) -> None:
+    """The failure is recorded and will be raised on every run."""
+
+    def fail() -> None:
+        raise ValueError
+
+    @flow(wait_limit=0)
+    async def pays(runner: Runner) -> None:
+        await asyncio.gather(runner.approval("ask"), runner.step("fail", fail))
+
+    with pytest.raises(StepFailed):
+        await pays.run(store, run_id="run")
+    assert await outcome(store) == ["started", "failure"]
+
+
+@pytest.mark.parametrize("how", ["group", "swallowed"])
+async def test_a_cancellation_is_no_outcome(store: FailingStore, how: str) -> None:
+    """Neither in a group of exceptions nor when the flow goes on as if nothing were."""
+    clock = FakeClock()
+
+    async def act() -> None:
+        await control.cancel(store, "run", reason="enough")
+        clock.advance(2)
+
+    @flow(clock=clock)
+    async def pays(runner: Runner) -> None:
+        await runner.step("act", act)
+        if how == "swallowed":
+            with contextlib.suppress(Exception):
+                await runner.step("pay", lambda: 1)
+        else:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(runner.step("pay", lambda: 1))
+
+    with pytest.raises(RunCancelled if how == "swallowed" else ExceptionGroup):
+        await pays.run(store, run_id="run")
+    assert await outcome(store) == ["started"]
+
+
+async def test_a_lock_that_was_lost_is_no_outcome(store: FailingStore) -> None:
+    """A flow that swallows it skipped its steps, and another runner may be at work."""
+
+    class Lost:
+        def check(self) -> None:
+            raise LockLost("the lease ran out")
+
+    class Losing(MemoryStore):
+        @contextlib.asynccontextmanager
+        async def lock(self, run_id: str) -> Any:
+            yield lease
+
+    lease: Any = contextlib.nullcontext()
+    lease.check = lambda: None
+
+    @flow
+    async def pays(runner: Runner) -> None:
+        lease.check = Lost().check
+        with contextlib.suppress(Exception):
+            await runner.step("pay", lambda: 1)
+
+    store_ = Losing()
+    with pytest.raises(LockLost):
+        await pays.run(store_, run_id="run")
+    assert await outcome(store_) == ["started"]
+
+
+@pytest.mark.parametrize("method", ["append", "get"])
+async def test_a_store_that_is_away_is_no_outcome(store: FailingStore, method: str) -> None:
+    """Once it is back, the flow goes on."""
+    clock = FakeClock()
+
+    @flow(clock=clock, store_timeout=0.01)
+    async def pays(runner: Runner) -> int:
+        clock.advance(2)
+        setattr(store, f"{method}s", away)
+        return await runner.step("pay", lambda: 1, at_most_once=True)
+
+    away = 1
+    with pytest.raises(StoreError, match="OSError: away"):
+        await pays.run(store, run_id="run")
+    assert await outcome(store) == ["started"]
+    away = 0
+    assert await pays.run(store, run_id="run") == 1
+
+
+async def test_a_look_that_failed_once_is_taken_again(store: FailingStore) -> None:
+    """A server that restarts ends no flow."""
+    clock = FakeClock()
+
+    @flow(clock=clock)
+    async def pays(runner: Runner) -> int:
+        clock.advance(2)
+        store.gets = 3
+        return await runner.step("pay", lambda: 1)
+
+    assert await pays.run(store, run_id="run") == 1
+
+
+async def test_an_outcome_that_was_kept_comes_before_that_of_the_flow(store: FailingStore) -> None:
+    """Swallowing `ResultNotRecorded` leaves no hole, not even at the end."""
+
+    def pay() -> int:
+        store.appends = 1
+        return 1
+
+    @flow(store_timeout=0.01)
+    async def pays(runner: Runner) -> None:
+        with contextlib.suppress(ResultNotRecorded):
+            await runner.step("pay", pay)
+
+    await pays.run(store, run_id="run")
+    assert [record.step_id for record in await store.list("run")] == ["$flow", "pay", "$flow"]
+
+
+async def test_input_may_be_typed(store: FailingStore) -> None:
+    """It is shown as JSON, and the flow gets it as it is."""
+
+    @flow
+    async def pays(runner: Runner, *, amount: Decimal) -> Decimal:
+        return amount * 2
+
+    assert await pays.run(store, run_id="run", amount=Decimal("1.50")) == Decimal("3.00")
+    assert (await control.status(store, "run")).input == {"amount": "1.50"}

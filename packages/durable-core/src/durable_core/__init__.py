@@ -27,6 +27,7 @@ from .errors import (
 )
 from .events import OnEvent, StepEvent
 from .flow import Flow, flow
+from .lines import RecordLines
 from .memory import MemoryStore
 from .record import StepError, StepRecord
 from .retry import Delay, Recovered, RetryOn, StepOptions, exponential
@@ -51,6 +52,7 @@ __all__ = [
     "NestedStep",
     "OnEvent",
     "OpenableStore",
+    "RecordLines",
     "Recovered",
     "Refused",
     "ResultNotRecorded",

@@ -13,6 +13,7 @@ import msgspec
 from ._await import limited, undisturbed
 from .clock import Clock
 from .errors import CorruptLog, ResultNotRecorded, StoreError
+from .lines import heads_of
 from .record import StepRecord
 from .retry import exponential
 from .store import Store
@@ -44,7 +45,7 @@ class RunLog:
         self._added: dict[str, StepRecord] = {}
         self._reopened: dict[str, int] = {}
         revisions: dict[str, int] = {}  # only of steps with more than one entry
-        for index, record in enumerate(entries):
+        for index, record in enumerate(heads_of(entries)):
             step_id, revision = record.step_id, record.revision
             if revision or step_id in self._newest:
                 if revision < revisions.get(step_id, 0):

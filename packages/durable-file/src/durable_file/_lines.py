@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, overload
+from typing import Final
 from zlib import crc32
 
 import msgspec
@@ -73,30 +72,3 @@ def read_key(line: bytes, path: Path, number: int) -> LineKey:
     if key.v > FORMAT:
         raise StoreError(f"{path}, line {number}: an entry of format {key.v}; this durable-file reads up to {FORMAT}: upgrade it")
     return key
-
-
-class Records(Sequence[StepRecord]):
-    """Entries as the lines they came in, each decoded when it is asked for: a third of the memory."""
-
-    __slots__ = ("_lines",)
-
-    def __init__(self, lines: tuple[bytes, ...]) -> None:
-        self._lines: Final = lines
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __iter__(self) -> Iterator[StepRecord]:
-        return map(StepRecord.from_json, self._lines)
-
-    @overload
-    def __getitem__(self, index: int) -> StepRecord: ...
-    @overload
-    def __getitem__(self, index: slice) -> Records: ...
-    def __getitem__(self, index: int | slice) -> StepRecord | Records:
-        if isinstance(index, slice):
-            return Records(self._lines[index])
-        return StepRecord.from_json(self._lines[index])
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} step records>"

@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from durable_core import CorruptLog, StepRecord
+from durable_core import CorruptLog, RecordLines, StepRecord
 
 from . import _disk
-from ._lines import Records, Slot, clear_line, read_key, slot_of
+from ._lines import Slot, clear_line, read_key, slot_of
 
 _TAIL: Final = 256
 _WORTH_REWRITING: Final = 64 * 1024
@@ -74,9 +74,9 @@ class Log:
         """Tell whether the run has entries, and `alone` whether no other run has."""
         return run_id in self._runs and not (alone and len(self._runs) > 1)
 
-    def entries(self, run_id: str) -> Records:
+    def entries(self, run_id: str) -> RecordLines:
         run = self._runs.get(run_id)
-        return Records(tuple(run.lines.values()) if run else ())
+        return RecordLines(tuple(run.lines.values()) if run else ())
 
     def refresh(self, fd: int) -> int:
         """Take in what others did to the file, and return how many bytes of an unfinished append it ends with."""

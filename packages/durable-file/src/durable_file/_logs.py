@@ -11,12 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
-from durable_core import StepRecord
+from durable_core import RecordLines, StepRecord
 
 from . import _disk
 from ._explain import explained, explanation
 from ._holder import Holder
-from ._lines import Records
 from ._locks import Lock, Locks, position_of
 from ._log import Entry, Log
 
@@ -49,8 +48,8 @@ class Logs:
     def get(self, name: str, run_id: str, step_id: str) -> bytes | None:
         return self._read(name, lambda log: log.get(run_id, step_id), None)
 
-    def list(self, name: str, run_id: str) -> Records:
-        return self._read(name, lambda log: log.entries(run_id), Records(()))
+    def list(self, name: str, run_id: str) -> RecordLines:
+        return self._read(name, lambda log: log.entries(run_id), RecordLines(()))
 
     def run_ids(self, name: str) -> Sequence[str]:
         return self._read(name, lambda log: log.run_ids, [])

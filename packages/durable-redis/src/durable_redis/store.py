@@ -12,6 +12,7 @@ from redis.asyncio import Redis, RedisCluster
 
 from durable_core.batcher import Batcher
 from durable_core.errors import StoreError
+from durable_core.lines import RecordLines
 from durable_core.record import StepRecord
 from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns, SupportsScan
 
@@ -19,7 +20,6 @@ from ._copies import Copies
 from ._errors import explained
 from ._keys import Keys
 from ._lease import RedisLease, held
-from ._log import Log
 from ._scripts import APPEND, CLEAR, GET, READ
 from ._server import Call, Server
 from ._url import client_and_options
@@ -98,7 +98,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
                     lines += page
             except _Rewritten:
                 continue
-            return Log(lines)
+            return RecordLines(lines)
         raise _rewritten(run_id)
 
     async def scan(self, run_id: str) -> AsyncIterator[StepRecord]:

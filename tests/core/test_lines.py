@@ -1,0 +1,34 @@
+"""A log kept as lines reads as the records that were written."""
+
+from __future__ import annotations
+
+from durable_core import MemoryStore, RecordLines, Runner, StepRecord
+
+
+async def test_lines_read_as_records() -> None:
+    """Each entry is decoded when asked for, and equals the one that was written."""
+    records = [StepRecord(run_id="run", step_id=f"s{number}", result=b'"x"') for number in range(4)]
+    lines = RecordLines([record.to_json() for record in records])
+    assert lines == records
+    assert [*lines] == records
+    assert lines[-1] == records[-1]
+    assert lines[1:3] == records[1:3]
+    assert lines != records[1:]
+    assert repr(lines) == "<4 step records>"
+
+
+async def test_a_runner_finds_the_newest_entry_of_each_step_in_lines() -> None:
+    """By their heads, whatever order the entries have."""
+    plain = MemoryStore()
+
+    class Lines(MemoryStore):
+        async def list(self, run_id: str) -> RecordLines:
+            return RecordLines([record.to_json() for record in await super().list(run_id)])
+
+    store = Lines()
+    chain = [StepRecord(run_id="run", step_id="a", revision=n, status=s) for n, s in enumerate(("started", "started"))]
+    done = StepRecord(run_id="run", step_id="a", revision=2, result=b"7")
+    for target in (plain, store):
+        for record in (chain[0], done, chain[1]):
+            await target.append(record)
+        assert await Runner(target, "run").step("a", int) == 7

@@ -463,3 +463,20 @@ async def test_a_log_of_100_000_steps_is_looked_up_not_searched(store: FlakyStor
     runner = Runner(store, "run")
     await asyncio.gather(*(runner.step(f"s{number}", effects.happen) for number in range(1000)))
     assert (reads, dict(effects)) == (1, {})
+
+
+async def test_a_reset_that_fails_half_way_leaves_no_memory_of_what_is_gone(store: FlakyStore, effects: Effects) -> None:
+    """The runner reads the log again: what the store still holds is replayed, what it lost runs anew."""
+    runner = Runner(store, "run")
+    await runner.step("a", effects.happen)
+    real = store.clear
+
+    async def fail(run_id: str) -> None:
+        await real(run_id)
+        raise OSError("away")
+
+    store.clear = fail  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="away"):
+        await runner.reset()
+    await runner.step("a", effects.happen)
+    assert effects["effect"] == 2

@@ -12,6 +12,7 @@ from durable_core import (
     AlreadyDecided,
     CopyConflict,
     DeadlinePassed,
+    Decision,
     DurableError,
     MemoryStore,
     Refused,
@@ -509,3 +510,15 @@ def test_every_refusal_is_one_error_to_catch() -> None:
     assert issubclass(DeadlinePassed, (Refused, TimeoutError))
     assert issubclass(CopyConflict, Refused)
     assert issubclass(Refused, DurableError)
+
+
+async def test_an_approval_is_resolved_with_a_decision(store: MemoryStore) -> None:
+    """Nothing else could be returned by the run."""
+    clock = FakeClock()
+    with pytest.raises(StepFailed):
+        await Runner(store, "run", clock=clock).approval("refund", timeout=60)
+    with pytest.raises(TypeError, match="with a Decision, not True"):
+        await control.resolve(store, "run", "refund", True, reason="by phone")
+    decision = Decision(True, "alice", None, clock.now())
+    await control.resolve(store, "run", "refund", decision, reason="by phone")
+    assert await Runner(store, "run", clock=clock).approval("refund", timeout=60) == decision

@@ -75,8 +75,9 @@ class Run:
             await self.lock.__aexit__(None, None, None)
 
     def forget(self) -> None:
-        """Begin anew, after the run was cleared."""
+        """Begin anew with what the store then holds: the run is about to be cleared."""
         self.log.forget()
+        self.loaded = False
         self.calls.clear()
         self.suspended = None
 

@@ -12,7 +12,7 @@ from ._run import CANCEL, FLOW, decided
 from ._status import RunStatus, status_of
 from ._values import record_any
 from ._wait import expired
-from .approval import Request, Vote
+from .approval import Decision, Request, Vote
 from .clock import Clock
 from .copying import copy, fork
 from .errors import AlreadyDecided, DeadlinePassed, Refused
@@ -81,6 +81,8 @@ async def resolve(
     if is_there and await _let_flow_go_on(store, latest, clock):
         return latest  # the same again, after a crash between the two entries
     _refuse_unless_stuck(latest)
+    if latest.kind == "approval" and not isinstance(value, Decision):
+        raise TypeError(f"{step_id!r} of run {run_id!r} is an approval: resolve it with a Decision, not {value!r}")
     record = _next(latest, _now(clock), status="success", result=result, note={**(latest.note or {}), "reason": reason})
     return await _mend(store, record, clock)
 

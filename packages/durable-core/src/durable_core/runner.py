@@ -278,8 +278,8 @@ class Runner:
         async with AsyncExitStack() as stack:
             if not run.lock.held:
                 await stack.enter_async_context(run.lock.again())
-            await self.store.clear(self.run_id)
             run.forget()
+            await self.store.clear(self.run_id)
 
     async def _wait(self, asked: Wait, identity: object) -> StepRecord:
         refuse_nested(self._run, asked.step_id)

@@ -190,3 +190,32 @@ async def test_input_may_be_typed(store: FailingStore) -> None:
 
     assert await pays.run(store, run_id="run", amount=Decimal("1.50")) == Decimal("3.00")
     assert (await control.status(store, "run")).input == {"amount": "1.50"}
+
+
+async def test_a_slip_in_what_is_asked_for_is_no_outcome_of_the_flow() -> None:
+    """Something that can't be shown is told, and the mended code goes on with the same run."""
+    store = MemoryStore()
+    shown: list[object] = [float("nan"), 1.5]
+
+    @flow(wait_limit=0)
+    async def ask(runner: Runner) -> None:
+        await runner.approval("ask", shown[0])
+
+    with pytest.raises(TypeError, match="nan"):
+        await ask.run(store, run_id="run")
+    shown.pop(0)
+    with pytest.raises(RunSuspended):
+        await ask.run(store, run_id="run")
+
+
+async def test_a_flow_that_returns_what_cant_be_recorded_has_failed() -> None:
+    """Its steps have happened; the failure names the path."""
+
+    @flow
+    async def number(runner: Runner) -> float:
+        return float("nan")
+
+    store = MemoryStore()
+    for _ in range(2):
+        with pytest.raises(StepFailed, match="nan"):
+            await number.run(store, run_id="run")

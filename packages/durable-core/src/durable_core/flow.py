@@ -100,11 +100,16 @@ class Flow(Generic[P, T]):
         result: bytes | None = None
         value: Any = None
         try:
-            result, value = self._codec.record(await self._fn(runner, **input))
+            returned = await self._fn(runner, **input)
         except Exception as failure:
             if _keeps_from_going_on(failure):
                 raise  # and says nothing of how the run ends
             error = failure
+        else:
+            try:
+                result, value = self._codec.record(returned)
+            except UnrecordableValue as refusal:
+                error = refusal
         if run.log.kept:
             await run.log.settle()
         if not isinstance(error, StepFailed):  # the flow may have swallowed what kept it from going on
@@ -133,7 +138,7 @@ class Flow(Generic[P, T]):
 def _keeps_from_going_on(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return any(map(_keeps_from_going_on, error.exceptions))
-    return isinstance(error, DurableError) and not isinstance(error, StepFailed | UnrecordableValue)
+    return isinstance(error, DurableError) and not isinstance(error, StepFailed)
 
 
 @overload

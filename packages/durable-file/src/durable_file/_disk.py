@@ -16,7 +16,8 @@ if sys.platform == "darwin":
 _CHUNK: Final = 1024 * 1024
 _pread: Final[Callable[[int, int, int], bytes] | None] = getattr(os, "pread", None)  # not on Windows
 _BINARY: Final = getattr(os, "O_BINARY", 0)
-READ: Final = os.O_RDONLY | _BINARY
+# A reader syncs what a killed writer left, for which Windows wants a descriptor that may write.
+READ: Final = (os.O_RDWR if sys.platform == "win32" else os.O_RDONLY) | _BINARY
 APPEND: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | _BINARY
 
 

@@ -53,10 +53,15 @@ class Locks:
                 _leave(file)
             if not taken:
                 return None
-            file.users += 1
-            file.held[position] = holder = Holder.here(position) if named else None
+            holder = Holder.here(position) if named else None
             if holder is not None:
-                write_holder(file.fd, holder)
+                try:
+                    write_holder(file.fd, holder)
+                except BaseException:  # a full disk must not leave a lock that nobody can give back
+                    unlock_byte(file.fd, position)
+                    raise
+            file.users += 1
+            file.held[position] = holder
             return Lock(file, position)
 
     def holder(self, position: int) -> Holder | None:

@@ -27,7 +27,8 @@ class Connection:
         self._connect: Final = connect
         self._owned: Final = owned
         self.width: Final = threads
-        self._opening = threading.Lock()
+        self._opening = threading.Lock()  # held while a client is made, which may ask the network for credentials
+        self._starting = threading.Lock()  # never held for long: event loops take it
         self._client: Any = None
         self._threads: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
@@ -39,9 +40,9 @@ class Connection:
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
         """Do other blocking work on one of the threads."""
         if self._pid != os.getpid():
-            self._pid, self._opening = os.getpid(), threading.Lock()
+            self._pid, self._opening, self._starting = os.getpid(), threading.Lock(), threading.Lock()
             self._threads = self._client = None
-        with self._opening:
+        with self._starting:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self.width, thread_name_prefix="durable-s3")
             threads = self._threads

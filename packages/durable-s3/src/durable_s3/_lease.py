@@ -131,7 +131,7 @@ class RunLease(Lease):
     async def release(self) -> None:
         """Give the lease back, unless it is lost; where that fails it runs out by itself."""
         lost, self._lost = self._lost, self._lost or "it was given back"
-        if lost:
+        if lost or self._pid != os.getpid():  # a forked child must not give back what its parent holds
             return
         self._claim.released = True
         try:

@@ -67,7 +67,8 @@ def _refuse_credentials(url: StoreURL) -> None:
     address = "".join(text for name, text in url.query if name == "endpoint_url")
     if "@" in url.parts.netloc or "@" in address or secret:
         raise StoreError(
-            f"credentials don't belong in a URL ({url}); boto3 finds them in the environment (AWS_ACCESS_KEY_ID, …),"
+            # Without the URL: percent-encoded, as in an endpoint, redaction would not see them.
+            "credentials don't belong in a URL; boto3 finds them in the environment (AWS_ACCESS_KEY_ID, …),"
             " in a profile (?profile=name), or in the role of the machine"
         )
 

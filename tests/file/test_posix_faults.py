@@ -187,6 +187,29 @@ async def test_large_one_takes_no_other_along(log: Path, child: Child) -> None:
     assert len(await steps_in(log)) == 10
 
 
+async def test_lock_without_room(path: Path, child: Child) -> None:
+    """A lock whose holder can't be written down on a full disk is not taken; once there is room, it can be."""
+    script = """
+    import resource, signal
+    from durable_core import StoreError
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    async def main():
+        async with FileStore(sys.argv[1]) as store:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+            try:
+                await store.lock("run").__aenter__()
+            except StoreError as error:
+                print(error)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            async with store.lock("run") as lease:
+                lease.check()
+    asyncio.run(main())
+    """
+    output = finish(child(script, path))
+    assert output.startswith("can't lock a run of ")
+    assert output.endswith("File too large (EFBIG)\n")
+
+
 async def test_private_to_the_owner(path: Path) -> None:
     """What the store creates can be read by its owner only, whatever the umask; what was there keeps its mode."""
     place = path.parent / "new" / path.name

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from durable_core import MemoryStore, NestedStep, Runner, StepDrift, StepEvent, StepFailed, StepReused
+from durable_core import MemoryStore, NestedStep, Runner, StepDrift, StepEvent, StepFailed, StepReused, StoreError
 from durable_postgres import PostgresStore
 from tests.postgres.test_postgres_transactions import Accounts, accounts
 from tests.servers.proxy import proxied
@@ -111,6 +111,28 @@ async def test_a_deadlock_is_no_failure_and_no_attempt(postgres_url: str, accoun
     assert len(tries) == 3
     assert [event.type for event in events].count("step:retry") == 0
     assert await accounts.balances() == {"ann": 2, "bob": 2}
+
+
+@pytest.mark.parametrize("conflicts", [1, 1000])
+async def test_a_conflict_is_no_failure_however_long_the_function_takes(postgres_url: str, conflicts: int) -> None:
+    """`store_timeout` counts from the first conflict; when it ends, nothing is recorded and the run can be run again."""
+    tries = 0
+
+    async def work(connection: asyncpg.Connection) -> None:
+        nonlocal tries
+        tries += 1
+        await connection.execute("select pg_sleep(0.3)")
+        if tries <= conflicts:
+            await connection.execute("do $$ begin raise exception 'met another' using errcode = '40001'; end $$")
+
+    async with PostgresStore.from_url(postgres_url) as store:
+        transaction = Runner(store, "run", store_timeout=0.2).transaction("work", work)
+        if conflicts == 1:
+            await transaction
+        else:
+            with pytest.raises(StoreError, match=r"rolled back 2 times.* nothing was recorded.* met another"):
+                await transaction
+        assert [record.status for record in await store.list("run")] == ["success"] * (conflicts == 1)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from durable_core import StepRecord, StoreError
-from durable_postgres import PostgresStore
+from durable_postgres import PostgresStore, _transaction
 from tests.servers.proxy import proxied
 
 pytestmark = pytest.mark.asyncio
@@ -166,6 +166,34 @@ async def test_a_commit_that_is_not_acknowledged(postgres_url: str, accounts: Ac
                 holder = await transaction.append(second)
             assert holder.id == (second if when == "before" else first).id
             assert await store.list("run") == [holder]
+    assert await accounts.balances() == {"ann": 5, "bob": 0}
+
+
+@pytest.mark.parametrize("moment", ["begin", "commit"])
+async def test_an_answer_that_never_comes(
+    postgres_url: str, accounts: Accounts, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that goes silent, even at the commit, is noticed in bounded time, and worth another try."""
+    monkeypatch.setattr(_transaction, "_SECONDS" if moment == "begin" else "_COMMIT_SECONDS", 0.2)
+    parts = urlsplit(postgres_url)
+    with proxied(parts.port or 5432) as proxy:
+        through = parts._replace(netloc=f"postgres@127.0.0.1:{proxy.port}").geturl()
+        async with PostgresStore.from_url(through) as store, asyncio.timeout(20):
+            mine = record()
+            if moment == "begin":
+                async with store.transaction():
+                    pass
+                proxy.hold_answers()
+            with pytest.raises(StoreError, match="no answer in time") as lost:
+                async with store.transaction() as transaction:
+                    await transaction.connection.execute(accounts.add, "ann", 5)
+                    await transaction.append(mine)
+                    proxy.hold_answers()
+            assert store.is_retryable(lost.value)
+            async with store.transaction() as transaction:
+                await transaction.connection.execute(accounts.add, "ann", 5)
+                again = record()
+                assert (await transaction.append(again)).id == (again if moment == "begin" else mine).id
     assert await accounts.balances() == {"ann": 5, "bob": 0}
 
 

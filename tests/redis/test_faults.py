@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from durable_core import StepRecord, StoreError, open_store
 from durable_redis import RedisStore
 from tests.servers.proxy import Proxy, proxied
-from tests.servers.redis import KEEPING, RedisServer, redis_cluster, redis_pair, redis_server
+from tests.servers.redis import KEEPING, RedisServer, follow, redis_cluster, redis_pair, redis_server
 
 pytestmark = pytest.mark.asyncio
 
@@ -164,6 +164,21 @@ async def test_a_replica_is_refused() -> None:
         async with open_store(replica.url) as store:
             with pytest.raises(StoreError, match=r"replica .*connect to the primary"):
                 await store.append(entry())
+
+
+@pytest.mark.parametrize("options", ["", "?wait=1,1000"])
+async def test_an_address_that_leads_to_the_new_primary(options: str) -> None:
+    """After a failover behind one address, connections to what is a replica by now are given up, for one append or many."""
+    with redis_pair(*KEEPING) as (old, new), proxied(old.port) as proxy:
+        async with open_store(f"redis://127.0.0.1:{proxy.port}/0{options}") as store:
+            await asyncio.gather(*(store.append(entry(f"{number}")) for number in range(30)))
+            proxy.target = new.port
+            new.command("REPLICAOF", "NO", "ONE")
+            follow(old, new)
+            with pytest.raises(StoreError, match="connect to the primary"):
+                await store.append(entry("next"))
+            await asyncio.gather(*(store.append(entry(f"later {number}")) for number in range(30)))
+            assert len(await store.list("run")) == 60
 
 
 async def test_a_cluster_met_unawares() -> None:

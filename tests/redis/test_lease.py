@@ -212,6 +212,18 @@ async def test_the_log_outlives_its_ttl_while_the_lock_is_held(server: RedisServ
         assert len(await store.list("run")) == 1
 
 
+async def test_taking_the_lock_renews_the_ttl(server: RedisServer) -> None:
+    """A run that is resumed just before it expires keeps the steps that its runner goes on from."""
+    async with opened(server.port, "lease=60&ttl=100") as store:
+        await store.append(StepRecord(run_id="run", step_id="step"))
+        server.command("PEXPIRE", "durable:{run}:log", 5_000)
+        async with store.lock("run"):
+            assert server.command("PTTL", "durable:{run}:log") > 90_000
+        await store.append(StepRecord(run_id="run", step_id="approval", status="waiting"))
+        async with store.lock("run"):
+            assert server.command("PTTL", "durable:{run}:log") == -1
+
+
 async def test_the_lock_says_who_holds_it(server: RedisServer) -> None:
     """The key's value is JSON for people: the process, its machine, and since when."""
     async with opened(server.port) as store, store.lock("run"):

@@ -105,6 +105,8 @@ async def test_a_profile_that_is_not_there_is_named(moto_server: S3Server, tmp_p
         ("s3://bucket?secret=hush", "credentials don't belong in a URL"),
         ("s3://bucket?session_token=hush", "credentials don't belong in a URL"),
         ("s3://bucket?endpoint_url=http://me:hush@host", "credentials don't belong in a URL"),
+        ("s3://bucket?endpoint_url=http%3A%2F%2Fme%3Ahush%40host", "credentials don't belong in a URL"),
+        ("s3://key%3Ahush@bucket/prefix", "credentials don't belong in a URL"),
         ("s3://bucket?endpoint_url=localhost:9000", "expected http:// or https://"),
         ("s3://bucket?regoin=eu-central-1", "Did you mean 'region'"),
         ("s3://bucket?addressing_style=dns", "expected one of auto, path, virtual"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -160,6 +161,24 @@ async def test_a_renewal_whose_answer_was_lost_counts_from_its_first_attempt(
     lease.check()
     clock.ahead = 0.0
     assert begun + 30.0 <= lease._deadline < begun + 31.0
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+async def test_a_forked_child_gives_nothing_back(moto_server: S3Server, prefix: str) -> None:
+    """A child that leaves the lock's context leaves the lease to its parent."""
+    async with S3Store.from_url(f"{moto_server.url(prefix)}&probe=false") as store, store.lock("run") as lease:
+        assert isinstance(lease, _lease.RunLease)
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                asyncio.run(asyncio.wait_for(lease.release(), 30))
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert [*claims(moto_server, prefix)] == [1]
+        lease.check()
 
 
 async def test_a_renewal_that_arrives_after_the_lease_is_void(

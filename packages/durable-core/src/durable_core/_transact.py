@@ -9,7 +9,7 @@ from ._execute import ended, outcome_of
 from ._invoke import invoke
 from ._run import Run, decided
 from .context import StepContext
-from .errors import NestedStep, StepFailed, StepInterrupted, UnrecordableValue
+from .errors import NestedStep, StepFailed, StepInterrupted, StoreError, UnrecordableValue
 from .record import StepRecord
 from .retry import exponential
 from .store import TransactionStore
@@ -38,7 +38,7 @@ async def transact(run: Run, store: TransactionStore, call: Call, latest: StepRe
         if latest.status == "started":
             raise StepInterrupted(latest)
     revision = 0 if latest is None else latest.revision + 1
-    deadline = run.clock.monotonic() + run.store_timeout
+    deadline = 0.0
     attempt = tries = 1
     while True:
         if tries == 1:
@@ -57,18 +57,29 @@ async def transact(run: Run, store: TransactionStore, call: Call, latest: StepRe
             error = failed.error
         except Exception as failure:
             # Neither committed nor refused for good, or committed with its answer lost: look, then do all of it again.
-            if not store.is_retryable(failure) or run.clock.monotonic() >= deadline:
+            if not store.is_retryable(failure):
                 raise
+            if tries == 1:
+                deadline = run.clock.monotonic() + run.store_timeout
             await run.clock.sleep(_pause(tries))
             tries += 1
             if decided(found := await run.look(call.step_id)):
                 return outcome_of(run, found, call.fingerprint, call.codec)
+            if run.clock.monotonic() >= deadline:
+                raise
             continue
         else:
             run.log.add(record)
             await run.emit_record("step:success", record)
             return value
-        if store.is_retryable(error) and run.clock.monotonic() < deadline:
+        if store.is_retryable(error):
+            if tries == 1:  # the time that the function itself takes does not count
+                deadline = run.clock.monotonic() + run.store_timeout
+            elif run.clock.monotonic() >= deadline:
+                raise StoreError(
+                    f"transaction {call.step_id!r} of run {run.id!r} was rolled back {tries} times, for {run.store_timeout:g}"
+                    f" seconds, and nothing was recorded; run it again: {error}"
+                ) from error
             await run.clock.sleep(_pause(tries))
             tries += 1
             continue

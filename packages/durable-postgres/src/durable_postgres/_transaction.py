@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -17,6 +17,7 @@ from ._errors import Lost
 from ._rows import Row, Statements
 
 _SECONDS: Final = 10.0
+_COMMIT_SECONDS: Final = 60.0  # constraints that were deferred are checked then
 
 
 class Transaction:
@@ -54,7 +55,7 @@ class Transaction:
         try:
             with connections.checked(connection):
                 sql = connection.transaction()
-                await sql.start()
+            await _answered(connections, connection, sql.start(), within=_SECONDS)
             transaction = cls(connections, statements, connection)
             try:
                 yield transaction
@@ -63,13 +64,26 @@ class Transaction:
                     if isinstance(error, Exception) and not isinstance(error, Lost):
                         raise Lost(f"{connections}: the connection was lost within a transaction") from error
                     raise
-                with connections.checked(connection):
-                    await sql.rollback()
+                try:
+                    await _answered(connections, connection, sql.rollback(), within=_SECONDS)
+                except StoreError:
+                    if isinstance(error, Exception):  # a cancellation stays one
+                        raise
                 raise
-            with connections.checked(connection):
-                await (sql.commit() if transaction._won else sql.rollback())
+            end = sql.commit() if transaction._won else sql.rollback()
+            await _answered(connections, connection, end, within=_COMMIT_SECONDS)
         except asyncio.CancelledError:
             cut(connection)
             raise
         finally:
             await connections.release(connection)
+
+
+async def _answered(connections: Connections, connection: Connection, work: Awaitable[None], *, within: float) -> None:
+    """Await what begins or ends a transaction, which the driver gives no time limit; without an answer the connection is lost."""
+    with connections.checked(connection):
+        try:
+            async with asyncio.timeout(within):
+                await work
+        except TimeoutError as error:
+            raise Lost(f"{connections}: no answer in time; whether the server did the work is not known") from error

@@ -82,6 +82,7 @@ for i = 1, #KEYS do
   if not done then
     lost = true
     if type(answer) ~= 'table' then answer = redis.error_reply(answer) end
+    if string.find(answer.err, '^READONLY') then return answer end
   end
   answers[i] = answer
 end
@@ -127,20 +128,23 @@ end
 return redis.call('UNLINK', KEYS[1])
 """)
 
+# A step may take longer than the run's ttl: while its lock is held the log does not expire either.
+_KEEP_LOG: Final = r"""
+local at = redis.pcall('HMGET', KEYS[2], 'ttl', 'waiting')
+if at[1] and (tonumber(at[2]) or 0) == 0 then redis.call('PEXPIRE', KEYS[2], at[1]) end
+"""
+
 # The answer to an ACQUIRE may be lost and the call sent again: then the lock is found held by the caller itself.
-ACQUIRE: Final = Script(r"""
+ACQUIRE: Final = Script(rf"""
 local held = redis.call('GET', KEYS[1])
 if held and held ~= ARGV[1] then return held end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]){_KEEP_LOG}
 return false
 """)
 
-# A step may take longer than the run's ttl: while its lock is held the log does not expire either.
-RENEW: Final = Script(r"""
+RENEW: Final = Script(rf"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-local at = redis.pcall('HMGET', KEYS[2], 'ttl', 'waiting')
-if at[1] and (tonumber(at[2]) or 0) == 0 then redis.call('PEXPIRE', KEYS[2], at[1]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[2]){_KEEP_LOG}
 return 1
 """)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import AskError, ConnectionError, NoScriptError, TryAgainError
+from redis.exceptions import AskError, ConnectionError, NoScriptError, ReadOnlyError, RedisError, TryAgainError
 
 from durable_core.errors import StoreError
 
@@ -78,10 +78,18 @@ class Server:
             except Warning:  # where warnings are errors, this one stays what it is
                 raise
             except Exception as error:
+                if isinstance(error, ReadOnlyError):
+                    await self._leave()
                 raise explained(error, keys) from error
         if task and task.cancelling() > cancellations:
             raise asyncio.CancelledError  # redis-py awaits with wait_for, which loses a cancellation in Python 3.11
         return answer
+
+    async def _leave(self) -> None:
+        """Drop idle connections to a server that became a replica: its address may lead to the new primary by now."""
+        if not self._cluster:
+            with suppress(RedisError):  # the reason to leave says more
+                await self._client.connection_pool.disconnect(inuse_connections=False)
 
     async def _on_cluster(self, work: Callable[[], Awaitable[T]]) -> T:
         """Try once more on a new connection, and with a new map: redis-py does that for single servers only."""
@@ -173,6 +181,8 @@ class Server:
         for command in self.copies.commands if confirm else ():
             pipeline.execute_command(*command, **where)
         answers = await pipeline.execute(raise_on_error=False, **options)
+        if any(isinstance(answer, ReadOnlyError) for answer in answers):
+            await self._leave()
         replies: list[Any] = answers[: len(calls)]
         if confirm and (shortage := self.copies.shortage(answers[len(calls) :], calls[0].keys[0])):
             return [reply if isinstance(reply, Exception) else shortage for reply in replies]

@@ -12,11 +12,11 @@ from tests.servers.redis import KEEPING, redis_cluster
 
 
 class TestRedisStore(StoreTests):
-    lock_expiry = 2.0
+    lock_expiry = 8.0
 
     @pytest.fixture
     def open_store(self, redis_url: str) -> OpenStore:
-        return partial(open_store, f"{redis_url}&lease=1")
+        return partial(open_store, f"{redis_url}&lease=5")
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def cluster_url() -> Iterator[str]:
 
 
 class TestRedisStoreOnCluster(StoreTests):
-    lock_expiry = 2.0
+    lock_expiry = 8.0
 
     @pytest.fixture
     def open_store(self, cluster_url: str) -> OpenStore:
-        return partial(open_store, f"{cluster_url}?cluster=true&lease=1&prefix=t-{uuid4().hex}")
+        return partial(open_store, f"{cluster_url}?cluster=true&lease=5&prefix=t-{uuid4().hex}")

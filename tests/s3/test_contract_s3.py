@@ -11,22 +11,22 @@ from tests.servers.s3 import SERVERS
 
 
 class TestS3Store(StoreTests):
-    lock_expiry = 6.0
+    lock_expiry = 14.0
     long_run = 1_020
 
     @pytest.fixture
     def open_store(self, s3_url: str) -> OpenStore:
-        return partial(open_store, f"{s3_url}&lease=2")
+        return partial(open_store, f"{s3_url}&lease=6")
 
 
 @pytest.mark.parametrize("s3_url", SERVERS[-1:], indirect=True)
 class TestS3StoreWithSmallPages(StoreTests):
     """Every LIST is cut into pages of seven keys."""
 
-    lock_expiry = 6.0
+    lock_expiry = 14.0
     long_run = 130
     many_runs = 30
 
     @pytest.fixture
     def open_store(self, s3_url: str) -> OpenStore:
-        return partial(open_with_small_pages, f"{s3_url}&lease=2", 7)
+        return partial(open_with_small_pages, f"{s3_url}&lease=6", 7)

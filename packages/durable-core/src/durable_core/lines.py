@@ -52,8 +52,6 @@ class RecordLines(Sequence[StepRecord]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
-    __hash__ = None  # type: ignore[assignment]  # compares by content, as a list does
-
     def __repr__(self) -> str:
         return f"<{len(self)} step records>"
 

@@ -140,7 +140,7 @@ async def _intend(run: Run, call: Call, revision: int, attempt: int) -> StepReco
         run.check_kind(holder, "step")
         if holder.status != "reopened":
             raise StepInterrupted(holder)
-        revision = run.log.add(holder).revision + 1
+        revision = holder.revision + 1
 
 
 async def _recover(run: Run, call: Call, started: StepRecord) -> StepRecord | None:

@@ -47,9 +47,10 @@ class Batcher(Generic[Item, Result]):
 
     async def submit(self, item: Item) -> Result:
         """Flush `item`, alone or among others, and return its result."""
-        joined = self.join(item)
-        if joined is not None:
-            return await joined
+        if self._busy:
+            future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+            self._waiting.append((item, self._size(item), future))
+            return await future
         self._busy = True
         try:
             return (await self._flush((item,)))[0]
@@ -58,17 +59,6 @@ class Batcher(Generic[Item, Result]):
                 self._hand_over()
             else:
                 self._busy = False
-
-    def join(self, item: Item) -> asyncio.Future[Result] | None:
-        """Put `item` into the batch that gathers and return what to await, or None while nothing is in flight: then `submit` it.
-
-        For callers who have so many items that a coroutine for each counts.
-        """
-        if not self._busy:
-            return None
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, self._size(item), future))
-        return future
 
     def _hand_over(self) -> None:
         drained = self._drained()

@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -35,16 +38,30 @@ class Quiet(SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture(scope="session")
-def address() -> Iterator[str]:
-    """Serve the site as it is deployed: one folder of several, with a list of versions beside them."""
-    (SITE / "versions.json").write_text(json.dumps([{"version": "latest", "title": "latest", "aliases": []}]))
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(SITE))) as server:
+class Host(Quiet):
+    """Shows a page of the site's own for an address that isn't there, as hosts of static sites do."""
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        self.error_message_format = Path(self.directory, "durable", "404.html").read_text(encoding="utf-8").replace("%", "%%")
+        super().send_error(code, message, explain)
+
+
+@contextmanager
+def served(folder: Path, handler: type[Quiet]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/durable/"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="session")
+def address() -> Iterator[str]:
+    """Serve the site as it is deployed: one folder of several, with a list of versions beside them."""
+    (SITE / "versions.json").write_text(json.dumps([{"version": "latest", "title": "latest", "aliases": []}]))
+    with served(SITE, Quiet) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -184,6 +201,69 @@ def test_a_page_says_what_it_is_elsewhere(path: str) -> None:
     if path != "404.html":
         (source,) = set(re.findall(r'href="https://[^"]*/edit/main/docs/([^"]+)"', text))
         assert (DOCS / source).is_file()
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Publish two versions and mend the older one, and serve the branch as its host does."""
+    folder = tmp_path_factory.mktemp("published")
+    origin, clone = folder / "origin.git", folder / "clone"
+    names = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b.c", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b.c"}
+    # The pages come from here, and the branch goes into a repository that knows nothing else.
+    environment = {**os.environ, **names, "GIT_DIR": str(clone / ".git")}
+
+    def run(*command: str) -> None:
+        subprocess.run(command, env=environment, cwd=DOCS.parent, check=True)
+
+    subprocess.run(["git", "init", "--quiet", "--bare", str(origin)], check=True)
+    subprocess.run(["git", "init", "--quiet", str(clone)], check=True)
+    run("git", "remote", "add", "origin", str(origin))
+    run("git", "commit", "--quiet", "--allow-empty", "--message", "Begin")
+    for version in ("0.9", "0.10", "0.9"):
+        run(sys.executable, "docs/_build/publish.py", version)
+    subprocess.run(["git", "clone", "--quiet", "--branch", "gh-pages", str(origin), str(folder / "durable")], check=True)
+    with served(folder, Host) as address:
+        yield address
+
+
+def test_the_root_leads_to_the_highest_version(context: BrowserContext, published: str) -> None:
+    """Also when an older version was published last."""
+    page = context.new_page()
+    page.goto(published)
+    page.wait_for_url(published + "latest/")
+    assert page.locator(".md-version__current").inner_text().strip() == "0.10"
+    assert not page.locator("[data-md-component=outdated]").is_visible()
+    home = "https://durable-py.github.io/durable/latest/"
+    assert page.locator("link[rel=canonical]").get_attribute("href") == home
+    assert page.locator("meta[property='og:image']").get_attribute("content") == home + "assets/card.png"
+
+
+def test_a_reader_changes_version(context: BrowserContext, published: str) -> None:
+    """The picker keeps the page, and an older version says that it is one and leads to the newest."""
+    page = context.new_page()
+    page.goto(published + "latest/howto/ask-a-person/")
+    page.locator(".md-version__current").focus()
+    assert page.locator(".md-version__link").all_inner_texts() == ["0.10", "0.9"]
+    page.get_by_role("link", name="0.9", exact=True).click()
+    page.wait_for_url(published + "0.9/howto/ask-a-person/")
+    page.locator("[data-md-component=outdated]").get_by_role("link").click()
+    page.wait_for_url(published + "latest/")
+
+
+@pytest.mark.parametrize("path", ["no-such-page", "latest/no/such/page/", "0.9/no-such-page/"])
+def test_an_address_that_is_nowhere_helps(context: BrowserContext, published: str, path: str) -> None:
+    """However deep it is, what stands there has its style, searches, and leads back."""
+    page = context.new_page()
+    missing: list[str] = []
+    page.on("response", lambda response: missing.append(response.url) if not response.ok else None)
+    page.goto(published + path, wait_until="networkidle")
+    assert missing == [published + path]
+    page.keyboard.press("/")
+    page.keyboard.type("approval")
+    assert page.locator(".md-search-result__link").first.get_attribute("href", timeout=20_000)
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name="Begin at the home page").click()
+    page.wait_for_url(published + "latest/")
 
 
 def test_an_unknown_address_helps(context: BrowserContext, address: str) -> None:

@@ -84,13 +84,29 @@ async def test_an_append_without_its_copies_raises(pair: tuple[RedisServer, Redi
         assert [each.step_id for each in await store.list("run")] == ["before", "step"]
 
 
+async def test_a_clear_without_its_copies_raises(pair: tuple[RedisServer, RedisServer]) -> None:
+    """While the replica is away no clear returns, nor one that finds the run gone already: a failover would bring it back."""
+    primary, replica = pair
+    url = f"{primary.url}?wait=1,100"
+    async with open_store(url) as one, open_store(url) as two:
+        await one.append(entry())
+        assert await two.get("run", "nothing") is None
+        replica.pause()
+        for store in (one, two):
+            with pytest.raises(StoreError, match="WAIT found 0 of 1 copies"):
+                await store.clear("run")
+        replica.resume()
+    async with open_store(f"{primary.url}?wait=1,5000") as store:
+        await store.clear("run")
+        assert len(await store.list("run")) == 0
+
+
 async def test_appends_of_one_batch_share_the_wait(pair: tuple[RedisServer, RedisServer]) -> None:
     """Every append of a batch is covered: all are on the replica when they return, and all raise while it is away."""
     primary, replica = pair
     async with open_store(f"{primary.url}?wait=1,200") as store:
         await asyncio.gather(*(store.append(entry(f"{number}")) for number in range(100)))
-        async with open_store(replica.url) as reader:
-            assert len(await reader.list("run")) == 100
+        assert replica.command("HGET", "durable:{run}:log", "n") == b"100"
         replica.pause()
         more = (store.append(entry(f"more {number}")) for number in range(100))
         outcomes = await asyncio.gather(*more, return_exceptions=True)

@@ -221,3 +221,34 @@ async def test_cancelled_appends_leave_the_connection_in_order(server: RedisServ
                 run_id = f"run {number} {run}"
                 if (found := await store.get(run_id, f"{number}")) is not None:
                     assert (found.run_id, found.result) == (run_id, b"%d" % run)
+
+
+async def test_connections_that_the_server_closed(server: RedisServer) -> None:
+    """A server that closes its idle connections is no failure, neither to an append nor to a read."""
+    async with open_store(server.url) as store:
+        for number in range(3):
+            record = await store.append(entry(f"{number}"))
+            assert await store.get("run", f"{number}") == record
+            server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+async def test_no_more_connections_than_asked_for(server: RedisServer) -> None:
+    """`max_connections` bounds what is connected, however many calls there are at once."""
+    for limit in (1, 2, 5):
+        async with open_store(f"{server.url}?max_connections={limit}&client_name=store-{limit}") as store:
+            await asyncio.gather(*(store.append(entry(f"{number}", f"run {number}")) for number in range(100)))
+            await asyncio.gather(*(store.list(f"run {number}") for number in range(100)))
+            await store.append(entry("last"))
+            listed = server.command("CLIENT", "LIST")
+            assert 1 <= listed.count(f"name=store-{limit} ".encode()) <= limit
+
+
+async def test_a_primary_that_was_demoted() -> None:
+    """A server that became a replica answers no reads: it may lack what its new primary has returned."""
+    with redis_server(*KEEPING) as old, redis_server(*KEEPING) as new:
+        async with open_store(old.url) as store:
+            await store.append(entry())
+            follow(old, new)
+            for read in (lambda: store.get("run", "step"), lambda: store.list("run")):
+                with pytest.raises(StoreError, match="replica.*connect to the primary"):
+                    await read()

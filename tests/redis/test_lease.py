@@ -230,3 +230,20 @@ async def test_the_lock_says_who_holds_it(server: RedisServer) -> None:
         value = json.loads(server.command("GET", LOCK))
         assert f"process {os.getpid()} on " in value["holder"]
         assert 0 < server.command("PTTL", LOCK) <= 1000
+
+
+async def test_a_cancellation_while_a_lock_is_given_back(server: RedisServer) -> None:
+    """Whoever is cancelled on the way out of the lock stays cancelled, and gives the lock back all the same."""
+    async with opened(server.port) as store:
+
+        async def work() -> None:
+            async with store.lock("run"):
+                task = asyncio.current_task()
+                assert task is not None
+                asyncio.get_running_loop().call_soon(task.cancel)
+
+        task = asyncio.create_task(work())
+        await asyncio.wait({task})
+        assert task.cancelled()
+        async with store.lock("run") as lease:
+            lease.check()

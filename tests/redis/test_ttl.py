@@ -8,6 +8,7 @@ import pytest
 import redis
 
 from durable_core import StepRecord, StoreError, open_store
+from durable_redis import RedisStore
 
 pytestmark = pytest.mark.asyncio
 
@@ -99,6 +100,20 @@ async def test_a_run_expires_whole(redis_url: str) -> None:
         assert [run async for run in store.runs()] == []
         second = entry("step")
         assert await store.append(second) is second
+
+
+async def test_a_ttl_shorter_than_the_lease(redis_url: str) -> None:
+    """While its lock is held a run does not expire, however short its `ttl` is beside the lease."""
+    expiry = Expiry(redis_url)
+    async with open_store(f"{redis_url}&ttl=2&lease=60") as store:
+        assert isinstance(store, RedisStore)
+        async with store.lock("run"):
+            await store.append(entry("step"))
+            before = expiry.ms
+            while (now := expiry.ms) <= before:
+                assert now > 0
+                before = now
+                await asyncio.sleep(0.01)
 
 
 async def test_a_ttl_that_is_none(redis_url: str) -> None:

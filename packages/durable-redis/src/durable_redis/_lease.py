@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Final
 
@@ -35,13 +35,17 @@ now: Final = _clock()
 
 
 class RedisLease(Lease):
-    """Holds until `seconds` after the last renewal was asked for; the server forgets the key no earlier than that."""
+    """Holds until `seconds` after the last renewal was asked for; the server forgets the key no earlier than that.
 
-    def __init__(self, run_id: str, server: Server, *, lock: str, log: str, seconds: float) -> None:
+    Renewals keep the log from expiring too, so they come often enough for its `ttl`.
+    """
+
+    def __init__(self, run_id: str, server: Server, *, lock: str, log: str, seconds: float, ttl: float | None) -> None:
         self._run_id: Final = run_id
         self._server: Final = server
         self._keys: Final = (lock, log)
         self._seconds: Final = seconds
+        self._pause: Final = min(seconds, ttl or seconds) / 3
         self._value: Final = json.dumps(
             {
                 "holder": f"process {os.getpid()} on {socket.gethostname()}",
@@ -84,14 +88,14 @@ class RedisLease(Lease):
 
     async def keep(self) -> None:
         """Renew until the lock is gone, or this is cancelled."""
-        pause = self._seconds / 3
+        pause = self._pause
         while not self._gone:
             await asyncio.sleep(pause)
             try:
                 await self.renew()
-                pause = self._seconds / 3
+                pause = self._pause
             except StoreError as error:
-                pause = self._seconds / 15
+                pause = self._pause / 5
                 _log.warning("the lock of run %r was not renewed: %s", self._run_id, error)
 
     async def release(self) -> None:
@@ -125,9 +129,10 @@ async def held(lease: RedisLease) -> AsyncIterator[Lease]:
         yield lease
     finally:
         renewal.cancel()
-        with suppress(asyncio.CancelledError):
-            await renewal
-        await lease.release()
+        try:
+            await asyncio.wait({renewal})
+        finally:
+            await lease.release()
 
 
 def _busy(run_id: str, held: bytes) -> RunBusy:

@@ -89,7 +89,13 @@ end
 return lost and answers
 """)
 
-GET: Final = Script(r"""
+# A script that doesn't promise to write nothing is refused by a replica: one that was the primary until just now may lack what
+# the new one has returned. Like any reading, these are allowed where the server is full.
+_READING: Final = "#!lua flags=allow-oom"
+
+GET: Final = Script(
+    _READING
+    + r"""
 local log = KEYS[1]
 local step, touch = unpack(ARGV)
 local n = redis.call('HGET', log, 's' .. (redis.call('HGET', log, 'l:' .. step) or '0') .. ':' .. step)
@@ -97,10 +103,13 @@ if not n then return false end
 local line = redis.call('HGET', log, n)
 if touch == '1' then redis.call('HSET', log, n, line) end
 return line
-""")
+"""
+)
 
 # One bulk string a page: a reply of many small ones costs the client ten times as much to read.
-READ: Final = Script(r"""
+READ: Final = Script(
+    _READING
+    + r"""
 local log = KEYS[1]
 local from, limit, known, touch = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local at = redis.call('HMGET', log, 'n', 'g')
@@ -119,12 +128,15 @@ for i = from, n do
 end
 if touch == '1' then redis.call('HSET', log, 'g', at[2]) end
 return {at[2], n, table.concat(lines, '\n')}
-""")
+"""
+)
 
+# With `touch` it writes even where there is nothing to clear, so that a WAIT covers an earlier clear that lacked its copies.
 CLEAR: Final = Script(r"""
 if not redis.call('HGET', KEYS[1], 'n') and redis.call('EXISTS', KEYS[1]) == 1 then
   return redis.error_reply('NOTALOG')
 end
+if ARGV[1] == '1' then redis.call('HSET', KEYS[1], 'n', 0) end
 return redis.call('UNLINK', KEYS[1])
 """)
 

@@ -17,6 +17,7 @@ from durable_core.errors import StoreError
 from ._copies import Copies
 from ._durability import DataLossWarning, loss
 from ._errors import explained
+from ._held import HeldConnection
 from ._scripts import Script
 
 T = TypeVar("T")
@@ -50,7 +51,9 @@ class Server:
         self.spans_runs: Final = not self._cluster
         """Whether one call may touch several runs: a cluster keeps them in different slots."""
         self._expires: Final = expires
-        self._turn: Final[AbstractAsyncContextManager[None]] = nullcontext() if limit is None else asyncio.Semaphore(limit)
+        self._limit: Final = limit
+        self._turn: AbstractAsyncContextManager[None] = nullcontext() if limit is None else asyncio.Semaphore(limit)
+        self._held: HeldConnection | None = None
         self._examined = False
 
     async def call(self, call: Call, *, confirm: bool = False) -> Any:
@@ -62,25 +65,46 @@ class Server:
             return reply
         return await self._guarded(partial(self._send, call), call.keys[0])
 
+    async def append(self, call: Call) -> Any:
+        """Run one script of appends, and confirm it; one at a time."""
+        if self._held is None:
+            return await self.call(call, confirm=True)
+        return await self._explained(partial(_by_hash, self._held.execute, call), call.keys[0])
+
     async def call_all(self, calls: Sequence[Call], *, confirm: bool = False) -> list[Any]:
         """Run scripts as one pipeline. Where one of them failed, its reply is the `StoreError`."""
         work = partial(self._rounds, calls, confirm=confirm and bool(self.copies))
         return await self._guarded(work, calls[0].keys[0])
 
+    def hold(self) -> None:
+        """Keep one of the connections for appends: not of a pool that others use too, and may have made small."""
+        if not self._cluster and not self.copies and self._limit != 1:
+            self._held = HeldConnection(self._client.connection_pool)
+            if self._limit is not None:
+                self._turn = asyncio.Semaphore(self._limit - 1)
+
+    async def close(self) -> None:
+        """Give back what is held."""
+        if self._held is not None:
+            await self._held.close()
+
     async def _guarded(self, work: Callable[[], Awaitable[T]], keys: str) -> T:
+        async with self._turn:
+            return await self._explained(work, keys)
+
+    async def _explained(self, work: Callable[[], Awaitable[T]], keys: str) -> T:
         task = asyncio.current_task()
         cancellations = task.cancelling() if task else 0
-        async with self._turn:
-            try:
-                if not self._examined:
-                    await self._examine()
-                answer = await (self._on_cluster(work) if self._cluster else work())
-            except Warning:  # where warnings are errors, this one stays what it is
-                raise
-            except Exception as error:
-                if isinstance(error, ReadOnlyError):
-                    await self._leave()
-                raise explained(error, keys) from error
+        try:
+            if not self._examined:
+                await self._examine()
+            answer = await (self._on_cluster(work) if self._cluster else work())
+        except Warning:  # where warnings are errors, this one stays what it is
+            raise
+        except Exception as error:
+            if isinstance(error, ReadOnlyError):
+                await self._leave()
+            raise explained(error, keys) from error
         if task and task.cancelling() > cancellations:
             raise asyncio.CancelledError  # redis-py awaits with wait_for, which loses a cancellation in Python 3.11
         return answer
@@ -90,6 +114,8 @@ class Server:
         if not self._cluster:
             with suppress(RedisError):  # the reason to leave says more
                 await self._client.connection_pool.disconnect(inuse_connections=False)
+        if self._held is not None:
+            self._held.leave()
 
     async def _on_cluster(self, work: Callable[[], Awaitable[T]]) -> T:
         """Try once more on a new connection, and with a new map: redis-py does that for single servers only."""
@@ -131,10 +157,7 @@ class Server:
 
     async def _send(self, call: Call) -> Any:
         where = self._where(call)
-        try:
-            return await self._client.execute_command(*call.command(), **_RAW, **where)
-        except NoScriptError:
-            return await self._client.execute_command(*call.command(known=False), **_RAW, **where)
+        return await _by_hash(lambda command: self._client.execute_command(*command, **_RAW, **where), call)
 
     def _where(self, call: Call) -> dict[str, Any]:
         """Name the node, since WAIT has no key that redis-py could tell it by."""
@@ -187,6 +210,13 @@ class Server:
         if confirm and (shortage := self.copies.shortage(answers[len(calls) :], calls[0].keys[0])):
             return [reply if isinstance(reply, Exception) else shortage for reply in replies]
         return replies
+
+
+async def _by_hash(execute: Callable[[tuple[object, ...]], Awaitable[Any]], call: Call) -> Any:
+    try:
+        return await execute(call.command())
+    except NoScriptError:
+        return await execute(call.command(known=False))
 
 
 def _explained(reply: Any, call: Call) -> Any:

@@ -61,6 +61,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         self._touch: Final = int(bool(copies))
         self._options: Final = f"{self._touch}\x1f{'' if ttl is None else max(1, int(ttl * 1000))}"
         self._lease: Final = lease
+        self._ttl: Final = ttl
         self._server: Final = Server(client, copies=copies, expires=ttl is not None, limit=max_connections)
         self._batchers: Final[dict[str, Batcher[Item, Any]]] = {}
 
@@ -69,6 +70,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         client, options = client_and_options(url)
         store = cls(client, **options)
         store._owned = True
+        store._server.hold()
         return store
 
     async def append(self, record: StepRecord) -> StepRecord:
@@ -110,7 +112,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
             raise _rewritten(run_id) from None
 
     async def clear(self, run_id: str) -> None:
-        await self._server.call(Call(CLEAR, (self._keys.log(run_id),)), confirm=True)
+        await self._server.call(Call(CLEAR, (self._keys.log(run_id),), self._touch), confirm=True)
 
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
         seen: set[str] = set()
@@ -127,6 +129,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
                 lock=self._keys.lock(run_id),
                 log=self._keys.log(run_id),
                 seconds=self._lease,
+                ttl=self._ttl,
             )
         )
 
@@ -140,6 +143,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         trace: TracebackType | None,
         /,
     ) -> None:
+        await self._server.close()
         if self._owned:
             await self._client.aclose()
 
@@ -150,8 +154,8 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         return self._batchers[node]
 
     async def _flush(self, items: Sequence[Item]) -> Sequence[Any]:
-        if len(items) == 1:
-            return await self._server.call(self._claims(items), confirm=True) or (None,)
+        if len(items) == 1 or (self._server.spans_runs and len(items) <= _CALL_ITEMS):
+            return await self._server.append(self._claims(items)) or [None] * len(items)
         chunks = _chunks(items, together=self._server.spans_runs)
         replies = await self._server.call_all([self._claims(chunk) for chunk in chunks], confirm=True)
         held: dict[int, Any] = {}

@@ -30,7 +30,7 @@ SETTINGS = {
     "fontFamily": "system-ui, sans-serif",
     "htmlLabels": False,
     "deterministicIds": True,
-    "flowchart": {"htmlLabels": False, "curve": "basis", "padding": 12},
+    "flowchart": {"htmlLabels": False, "curve": "basis", "padding": 12, "nodeSpacing": 28, "rankSpacing": 36, "diagramPadding": 2},
     "sequence": {"useMaxWidth": True, "actorMargin": 40, "mirrorActors": False},
 }
 

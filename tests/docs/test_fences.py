@@ -13,8 +13,8 @@ BLOCK = re.compile(r"^```([a-z]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# ([a-z_]+\.py)\n")
 # What documentation may show besides Python, which is spelled exactly so: other spellings are passed over.
 LANGUAGES = {"bash", "console", "ini", "json", "mermaid", "python", "sql", "text", "toml", "yaml"}
-# `console` is shown and not run: what installs, or runs everything, such as these very tests.
-SHOWN = ("nox", "pip", "pre-commit", "python -m pip", "python examples/")
+# `console` is shown and not run: what installs, sets up a terminal, or runs everything, such as these very tests.
+SHOWN = ("export", "moto_server", "nox", "pip", "pre-commit", "python -m pip", "python examples/")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from durable_core import LockLost, ResultNotRecorded, RunBusy, Runner, StepRecord, StoreError
-from durable_postgres import PostgresStore, _appends, _reads
+from durable_postgres import PostgresStore, _appends, _connections, _reads, schema_sql
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import proxied
 
@@ -231,3 +231,73 @@ async def test_eight_processes_race_on_one_run(postgres_url: str) -> None:
         records = await store.list("run")
     assert len(records) == 100
     assert Counter(record.value() for record in records) == Counter(first)
+
+
+async def test_several_hosts(postgres_server_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several hosts the store chooses the one that takes writes, unless the URL or the environment says otherwise."""
+    parts = urlsplit(postgres_url)
+    both = parts._replace(netloc=f"{parts.netloc},{parts.netloc.rpartition('@')[2]}").geturl()
+    schema = postgres_url.rpartition("schema=")[2]
+    role = f"r_{schema}"
+    connection = await asyncpg.connect(postgres_server_url)
+    # To a client, a server whose sessions are read-only is what a standby is.
+    await connection.execute(
+        f"{schema_sql(schema)} create role {role} login; alter role {role} set default_transaction_read_only = on"
+    )
+    await connection.execute(f"grant usage on schema {schema} to {role}; grant select, insert on {schema}.steps to {role}")
+    standby = both.replace("//postgres@", f"//{role}@")
+    async with PostgresStore.from_url(f"{standby}&target_session_attrs=any") as store:
+        assert await store.list("run") == []
+    async with PostgresStore.from_url(standby) as store:
+        with pytest.raises(StoreError, match="None of the hosts match the target attribute requirement") as refusal:
+            await store.list("run")
+        assert store.is_retryable(refusal.value), "one of them may be promoted"
+    monkeypatch.setenv("PGTARGETSESSIONATTRS", "any")
+    async with PostgresStore.from_url(standby) as store:
+        assert await store.list("run") == []
+    await connection.execute(f"drop owned by {role}; drop role {role}")
+    await connection.close()
+
+
+async def test_a_transaction_leaves_a_server_that_is_read_only(postgres_server_url: str, postgres_url: str) -> None:
+    """After a failover the step's own SQL may be what meets a standby; its next attempt gets another connection."""
+    schema = postgres_url.rpartition("schema=")[2]
+    role = f"r_{schema}"
+    admin = await asyncpg.connect(postgres_server_url)
+    await admin.execute(
+        f"{schema_sql(schema)} create role {role} login; alter role {role} set default_transaction_read_only = on"
+    )
+    await admin.execute(f"grant usage on schema {schema} to {role}; grant select, insert on {schema}.steps to {role}")
+    await admin.execute(f"create table {schema}.mine (a int); grant insert on {schema}.mine to {role}")
+    calls = 0
+
+    async def insert(connection: "asyncpg.Connection") -> int:
+        nonlocal calls
+        calls += 1
+        try:
+            await connection.execute(f"insert into {schema}.mine values (1)")
+        except asyncpg.ReadOnlySQLTransactionError:
+            await admin.execute(f"alter role {role} reset default_transaction_read_only")  # for the sessions to come
+            raise
+        return calls
+
+    async with PostgresStore.from_url(postgres_url.replace("//postgres@", f"//{role}@")) as store:
+        assert await Runner(store, "run", store_timeout=5).transaction("insert", insert) == 2
+    await admin.execute(f"drop owned by {role}; drop role {role}")
+    await admin.close()
+
+
+async def test_scans_that_use_up_the_pool(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who finds no connection free is told so, after a while; once a scan is closed there is one again."""
+    monkeypatch.setattr(_connections, "TURN_SECONDS", 0.2)
+    async with PostgresStore.from_url(f"{postgres_url}&pool_max=5") as store:
+        await store.append(StepRecord(run_id="run", step_id="step"))  # which keeps one for appends
+        scans = [store.scan("run") for _ in range(4)]
+        for scan in scans:
+            await anext(scan)
+        for work in (store.list("run"), store.get("run", "step")):
+            with pytest.raises(StoreError, match=r"none of the pool's 5 connections came free within 0\.2 seconds.*pool_max"):
+                await work
+        for scan in scans:
+            await scan.aclose()  # type: ignore[attr-defined]
+        assert len(await store.list("run")) == 1

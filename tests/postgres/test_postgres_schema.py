@@ -50,6 +50,16 @@ async def test_twenty_processes_start_at_once(postgres_url: str) -> None:
         assert len(await store.list("run")) == 20
 
 
+async def test_many_tables_in_a_new_schema(postgres_url: str) -> None:
+    """Stores that find no schema all succeed at once, each with a table of its own."""
+    stores = [PostgresStore.from_url(f"{postgres_url}&table=t{number}") for number in range(12)]
+    try:
+        assert await asyncio.gather(*(store.list("run") for store in stores)) == [[]] * 12
+    finally:
+        for store in stores:
+            await store.__aexit__(None, None, None)
+
+
 async def test_people_query_the_table(postgres_server_url: str, postgres_url: str) -> None:
     """Columns have types that SQL understands: text, JSON, timestamps."""
     failed = StepRecord(run_id="run", step_id="charge", status="failure", error=StepError(type="CardError", message="declined"))
@@ -153,3 +163,24 @@ async def test_two_tables_are_two_stores(postgres_url: str) -> None:
         assert await two.get("run", "step") is None
         async with one.lock("run"), two.lock("run"):
             pass
+
+
+async def test_a_row_that_cannot_be_read(postgres_server_url: str, postgres_url: str) -> None:
+    """A row that is no record is an error that names it, to those who ask for it, and to no others at the same time."""
+    connection = await asyncpg.connect(postgres_server_url)
+    async with PostgresStore.from_url(postgres_url) as store:
+        for number in range(5):
+            await store.append(StepRecord(run_id=f"run-{number}", step_id="step"))
+        await connection.execute(f"update {schema_of(postgres_url)}.steps set status = 'unheard-of' where run_id = 'run-3'")
+        runs = [f"run-{number}" for number in range(5)]
+        again = [StepRecord(run_id=run, step_id="step") for run in runs]
+        for results in (
+            await asyncio.gather(*map(store.list, runs), return_exceptions=True),
+            await asyncio.gather(*map(store.append, again), return_exceptions=True),
+            await asyncio.gather(*(store.get(run, "step") for run in runs), return_exceptions=True),
+        ):
+            refusal = results.pop(3)
+            assert isinstance(refusal, StoreError)
+            assert "the row of run 'run-3', step 'step', revision 0 is no step record (status 'unheard-of'" in str(refusal)
+            assert not any(isinstance(result, BaseException) for result in results)
+    await connection.close()

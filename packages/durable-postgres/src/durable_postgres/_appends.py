@@ -11,25 +11,21 @@ from durable_core import Batcher, StepRecord
 
 from ._connections import Connections, Kept
 from ._errors import Refused, persistently
-from ._rows import Row, Statements, as_json, to_record
+from ._rows import Row, Statements, as_json, size_of, slot_of, to_record
 
 WRITERS: Final = 2
 _SECONDS: Final = 10.0
 
 
 class Appends:
-    """Combines concurrent appends into few inserts, by two writers: the server works for one while Python does for the other.
-
-    A run's appends all go to one of them.
-    """
+    """Combines concurrent appends into few inserts, by two writers: the server works for one while Python does for the other."""
 
     def __init__(self, connections: Connections, statements: Statements) -> None:
         self._writers: Final = tuple(Writer(connections, statements) for _ in range(WRITERS))
 
-    async def append(self, record: StepRecord) -> StepRecord:
-        """Claim the record's slot; return the record that holds it."""
-        writer = self._writers[hash(record.run_id) % WRITERS]
-        return await writer.submit(Row.of(record)) or record
+    def writer(self, run_id: str) -> Writer:
+        """Return the one that all appends of a run go to."""
+        return self._writers[hash(run_id) % WRITERS]
 
     async def close(self) -> None:
         for writer in self._writers:
@@ -42,7 +38,7 @@ class Writer:
     def __init__(self, connections: Connections, statements: Statements) -> None:
         self._kept: Final = Kept(connections)
         self._statements: Final = statements
-        self.submit: Final = Batcher(self._flush, size=lambda row: row.size, refused=Refused).submit
+        self.submit: Final = Batcher(self._flush, size=size_of, refused=Refused).submit
 
     async def close(self) -> None:
         await self._kept.close()
@@ -63,13 +59,15 @@ async def claim(connection: Connection, statements: Statements, rows: Sequence[R
     while missing:
         if await _insert(connection, statements, missing) == len(missing):
             break
-        slots = zip(*(row.slot for row in missing), strict=True)
+        slots = zip(*map(slot_of, missing), strict=True)
         for found in await connection.fetch(statements.holders, *map(list, slots), timeout=_SECONDS):
             record = to_record(found)
             holders[record.run_id, record.step_id, record.revision] = record
         # A slot that was taken and is empty now has been cleared in between: claim it again.
-        missing = [row for row in missing if row.slot not in holders]
-    return [None if (holder := holders.get(row.slot)) is None or holder.id == row.id else holder for row in rows]
+        missing = [row for row in missing if slot_of(row) not in holders]
+    if not holders:
+        return [None] * len(rows)
+    return [None if (holder := holders.get(slot_of(row))) is None or holder.id == row.id else holder for row in rows]
 
 
 async def _insert(connection: Connection, statements: Statements, rows: Sequence[Row]) -> int:
@@ -77,6 +75,6 @@ async def _insert(connection: Connection, statements: Statements, rows: Sequence
         done = await connection.execute(statements.insert, *rows[0].values, timeout=_SECONDS)
     else:
         # In the order of the key, as every other batch, so that no two of them wait for each other.
-        ordered = sorted(rows, key=lambda row: row.slot)
+        ordered = sorted(rows, key=slot_of)
         done = await connection.execute(statements.insert_many, as_json(ordered), timeout=_SECONDS)
     return int(done.rpartition(" ")[2])

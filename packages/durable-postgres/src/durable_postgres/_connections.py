@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, cast
 
@@ -12,12 +12,13 @@ from asyncpg import Connection, Pool
 
 from durable_core import StoreError
 
-from ._errors import Conflict, Refused, explained
+from ._errors import Conflict, Lost, Refused, explained
 from ._options import LEAST_CONNECTIONS
 from ._schema import Table
 
 _CONNECT_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 10.0
+TURN_SECONDS: Final = 60.0
 
 
 class Connections:
@@ -35,12 +36,20 @@ class Connections:
     def __str__(self) -> str:
         return f"PostgreSQL table {self.table.sql}"
 
-    async def acquire(self) -> Connection:
+    async def acquire(self, *, within: float | None = None) -> Connection:
         """Take a connection out of the pool; it goes back with `release`, or when it is terminated."""
         pool = self._pool or await self._open()
         with explained(self):
-            # A proxy that has all of a connection's methods.
-            return cast("Connection", await pool.acquire())
+            try:
+                # A proxy that has all of a connection's methods.
+                return cast("Connection", await pool.acquire(timeout=within))
+            except TimeoutError as error:
+                if within is None or pool.get_idle_size() or pool.get_size() < pool.get_max_size():
+                    raise
+                raise StoreError(
+                    f"{self}: none of the pool's {pool.get_max_size()} connections came free within {within:g} seconds; each scan"
+                    " and transaction that is open holds one: close some, or have more of them (pool_max in the URL)"
+                ) from error
 
     async def release(self, connection: Connection) -> None:
         """Give a connection back, reset; one that doesn't answer is cut."""
@@ -54,7 +63,7 @@ class Connections:
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[Connection]:
         """Take a connection for the length of the context, in which the driver's errors become the store's."""
-        connection = await self.acquire()
+        connection = await self.acquire(within=TURN_SECONDS)
         try:
             with self.checked(connection):
                 yield connection
@@ -72,6 +81,15 @@ class Connections:
         except BaseException:
             cut(connection)
             raise
+
+    async def answered(self, connection: Connection, work: Awaitable[None], *, within: float) -> None:
+        """Await what begins or ends a transaction, which the driver sets no limit to; without answer the connection is lost."""
+        with self.checked(connection):
+            try:
+                async with asyncio.timeout(within):
+                    await work
+            except TimeoutError as error:
+                raise Lost(f"{self}: no answer in time; whether the server did the work is not known") from error
 
     def reopen(self) -> None:
         self._closed = False
@@ -105,7 +123,7 @@ class Connections:
         options = {"pool_min": 0, "pool_max": 10, **self._options}
         if options["pool_min"] > options["pool_max"]:
             raise StoreError(f"pool_min is {options['pool_min']}, which is more than pool_max, {options['pool_max']}")
-        cache = {name: options[name] for name in ("statement_cache_size",) if name in options}
+        passed = {name: options[name] for name in ("statement_cache_size", "target_session_attrs") if name in options}
         try:
             with explained(self):
                 pool: Pool = await asyncpg.create_pool(
@@ -113,7 +131,7 @@ class Connections:
                     min_size=options["pool_min"],
                     max_size=options["pool_max"],
                     timeout=_CONNECT_SECONDS,
-                    **cache,
+                    **passed,
                 )
                 return pool
         except ValueError:
@@ -143,7 +161,7 @@ class Kept:
     async def use(self) -> AsyncIterator[Connection]:
         """Lend the connection, to one user at a time; after one that failed, the next gets another connection."""
         if self._connection is None or not is_open(self._connection):
-            self._connection = await self._connections.acquire()
+            self._connection = await self._connections.acquire(within=TURN_SECONDS)
         with self._connections.checked(self._connection):
             yield self._connection
 

@@ -23,6 +23,7 @@ _LOST: Final = (
     asyncpg.CannotConnectNowError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.TargetServerAttributeNotMatched,  # until one of the hosts has been promoted
     OSError,
 )
 # What one row of a batch can be refused for, so that the others deserve to be sent without it.
@@ -45,7 +46,7 @@ class Conflict(StoreError):
 
 
 class Refused(StoreError):
-    """The server does not take this row, now or later."""
+    """This row can't be written, or can't be read, now or later."""
 
 
 @contextmanager
@@ -96,7 +97,7 @@ def _explain(error: Exception, target: object) -> StoreError:
     if isinstance(error, _CONFLICTS):
         return Conflict(said)
     if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
-        return Lost(f"{said}; with several hosts, add target_session_attrs=read-write to the URL")
+        return Lost(f"{said}; if the pool is of your own making, give asyncpg.create_pool target_session_attrs='read-write'")
     if isinstance(error, _LOST):
         return Lost(said)
     if isinstance(error, asyncpg.InvalidPasswordError):

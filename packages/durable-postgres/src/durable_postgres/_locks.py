@@ -14,7 +14,7 @@ from asyncpg import Connection
 
 from durable_core import Lease, LockLost, RunBusy
 
-from ._connections import Connections, cut, is_open
+from ._connections import TURN_SECONDS, Connections, cut, is_open
 
 PING_SECONDS: Final = 5.0
 _SECONDS: Final = 10.0
@@ -101,7 +101,7 @@ class Locks:
     async def _connect(self) -> Connection:
         if self._connection is not None and is_open(self._connection):
             return self._connection
-        connection = await self._connections.acquire()
+        connection = await self._connections.acquire(within=TURN_SECONDS)
         try:
             with self._connections.checked(connection):
                 await connection.execute("begin isolation level read committed", timeout=_SECONDS)

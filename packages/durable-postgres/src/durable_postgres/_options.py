@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -21,6 +22,7 @@ _DRIVER: Final = frozenset((
 ))
 # fmt: on
 _HOST: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
+_SESSION: Final = "target_session_attrs"
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 # Kept are two connections for appends, one for locks and one for reading; transactions take theirs from the others.
@@ -54,4 +56,8 @@ def parsed(url: str) -> tuple[str, dict[str, Any]]:
             f"cannot read the host and port in {store_url}; expected postgresql://user:password@host:port/database,"
             " special characters in user and password percent-encoded"
         )
-    return store_url.without(_OURS), store_url.options(_OURS, also=_DRIVER)
+    options = store_url.options(_OURS, also=_DRIVER)
+    given = dict(store_url.query)
+    if (len(hosts) > 1 or "," in given.get("host", "")) and not (_SESSION in given or os.environ.get("PGTARGETSESSIONATTRS")):
+        options[_SESSION] = "read-write"  # the first host that answers may be a standby
+    return store_url.without(_OURS), options

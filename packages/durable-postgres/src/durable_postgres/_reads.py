@@ -9,8 +9,8 @@ from asyncpg import Connection
 
 from durable_core import Batcher, StepRecord
 
-from ._connections import Connections, Kept
-from ._errors import persistently
+from ._connections import Connections, Kept, is_open
+from ._errors import Refused, persistently
 from ._rows import Statements, to_record
 
 SHORT: Final = 200
@@ -25,7 +25,7 @@ class Reads:
         self._connections: Final = connections
         self._statements: Final = statements
         self._kept: Final = Kept(connections)
-        self._batcher: Final = Batcher(self._flush, size=len, max_items=100)
+        self._batcher: Final = Batcher(self._flush, size=len, max_items=100, refused=Refused)
 
     async def run(self, run_id: str) -> Sequence[StepRecord]:
         """Read all entries of a run in order."""
@@ -53,7 +53,12 @@ class Reads:
     async def pages(self, connection: Connection, run_id: str) -> AsyncGenerator[Sequence[StepRecord]]:
         """Read a run of any length, a page in memory at a time."""
         # One statement, and so one snapshot: separate reads could show a later entry without an earlier one.
-        async with connection.transaction(readonly=True):
+        sql = connection.transaction(readonly=True)
+        await self._connections.answered(connection, sql.start(), within=_SECONDS)
+        try:
             cursor = await connection.cursor(self._statements.read, run_id, timeout=_SECONDS)
             while rows := await cursor.fetch(_PAGE, timeout=_SECONDS):
                 yield [to_record(row) for row in rows]
+        finally:
+            if is_open(connection):
+                await self._connections.answered(connection, sql.rollback(), within=_SECONDS)

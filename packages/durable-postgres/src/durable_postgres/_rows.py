@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from operator import attrgetter
 from sys import intern
 from typing import Any, Final, cast
 
@@ -12,6 +13,7 @@ import msgspec
 from durable_core import StepError, StepRecord
 from durable_core.record import Kind, Status
 
+from ._errors import Refused
 from ._schema import Table
 
 # JSON travels as text: a pool may have codecs of its own for json, and `null` is a value where NULL is none.
@@ -76,17 +78,16 @@ class Row(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         )
 
     @property
-    def slot(self) -> tuple[str, str, int]:
-        return self.run_id, self.step_id, self.revision
-
-    @property
     def values(self) -> tuple[Any, ...]:
         return msgspec.structs.astuple(self)
 
-    @property
-    def size(self) -> int:
-        """About how many bytes the row takes in a statement."""
-        return 400 + len(self.result or "") + len(self.error or "") + len(self.note or "")
+
+slot_of: Final = cast("Callable[[Row], tuple[str, str, int]]", attrgetter("run_id", "step_id", "revision"))
+
+
+def size_of(row: Row) -> int:
+    """About how many bytes the row takes in a statement."""
+    return 400 + len(row.result or "") + len(row.error or "") + len(row.note or "")
 
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -98,26 +99,32 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def to_record(row: Iterable[Any], /) -> StepRecord:
-    """Make a record of what `Statements` selects."""
+    """Make a record of what `Statements` selects; raises `Refused` for what is none."""
     (run_id, step_id, revision, status, kind, name, attempt, started, ended, id_, fingerprint, result, error, note, until) = row
-    return StepRecord(
-        # One string in memory for many rows, or for two columns.
-        run_id=intern(run_id),
-        step_id=step_id,
-        revision=revision,
-        status=cast("Status", intern(status)),
-        kind=cast("Kind", intern(kind)),
-        name=step_id if name == step_id else name,
-        result=None if result is None else result.encode(),
-        error=None if error is None else _decode_error(error),
-        note=None if note is None else msgspec.json.decode(note),
-        until=None if until is None else _aware(until),
-        attempt=attempt,
-        started_at=_aware(started),
-        ended_at=_aware(ended),
-        id=id_,
-        fingerprint=fingerprint,
-    )
+    try:
+        return StepRecord(
+            # One string in memory for many rows, or for two columns.
+            run_id=intern(run_id),
+            step_id=step_id,
+            revision=revision,
+            status=cast("Status", intern(status)),
+            kind=cast("Kind", intern(kind)),
+            name=step_id if name == step_id else name,
+            result=None if result is None else result.encode(),
+            error=None if error is None else _decode_error(error),
+            note=None if note is None else msgspec.json.decode(note),
+            until=None if until is None else _aware(until),
+            attempt=attempt,
+            started_at=_aware(started),
+            ended_at=_aware(ended),
+            id=id_,
+            fingerprint=fingerprint,
+        )
+    except (msgspec.DecodeError, ValueError) as error_:
+        raise Refused(
+            f"the row of run {run_id!r}, step {step_id!r}, revision {revision} is no step record ({error_}): it was written by"
+            " something else, or by a newer durable-postgres: then upgrade this one"
+        ) from error_
 
 
 def _aware(moment: datetime) -> datetime:

@@ -58,8 +58,7 @@ class Table:
 
     def lock_key(self, text: str) -> int:
         """Map `text` to one of the 2 ** 64 advisory locks of the database, another one for each table."""
-        digest = hashlib.blake2b(f"{self.sql}\0{text}".encode(), digest_size=8)
-        return int.from_bytes(digest.digest(), signed=True)
+        return _lock_key(self.sql, text)
 
     def migration(self, layout: int) -> str:
         """Return the statements that lead from `layout` to the present one."""
@@ -72,13 +71,15 @@ class Table:
         if await self._layout(connection) == LAYOUT:
             return
         async with connection.transaction(isolation="read_committed"):
-            key = self.lock_key("migration")
+            # One key for all tables of the schema, since it is made here too.
+            key = _lock_key(f'"{self.schema}"', "migration")
             await connection.execute("select pg_advisory_xact_lock($1)", key, timeout=_TIMEOUT)
             layout = await self._layout(connection)
             if layout < LAYOUT:
                 # `create schema if not exists` asks for rights on the database even where the schema exists.
-                if not await connection.fetchval("select to_regnamespace($1) is not null", f'"{self.schema}"'):
-                    await connection.execute(f'create schema "{self.schema}"')
+                there = "select to_regnamespace($1) is not null"
+                if not await connection.fetchval(there, f'"{self.schema}"', timeout=_TIMEOUT):
+                    await connection.execute(f'create schema "{self.schema}"', timeout=_TIMEOUT)
                 await connection.execute(self.migration(layout), timeout=_TIMEOUT)
 
     async def _layout(self, connection: Connection) -> int:
@@ -90,6 +91,7 @@ class Table:
             """,
             self.schema,
             self.name,
+            timeout=_TIMEOUT,
         )
         exists, comment = row
         if not exists:
@@ -107,9 +109,15 @@ class Table:
         return int(number)
 
 
+def _lock_key(owner: str, text: str) -> int:
+    digest = hashlib.blake2b(f"{owner}\0{text}".encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), signed=True)
+
+
 async def _check_server(connection: Connection) -> None:
     (row,) = await connection.fetch(
-        "select current_setting('server_encoding'), 'off' in (current_setting('fsync'), current_setting('synchronous_commit'))"
+        "select current_setting('server_encoding'), 'off' in (current_setting('fsync'), current_setting('synchronous_commit'))",
+        timeout=_TIMEOUT,
     )
     encoding, careless = row
     if encoding != "UTF8":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from asyncpg import Connection
@@ -51,11 +51,11 @@ class Transaction:
 
         When the connection is lost, or the commit fails, the error is one of those that `PostgresStore.is_retryable` knows.
         """
-        connection = await connections.acquire()
+        connection = await connections.acquire()  # however long that takes: a thousand runs may be in the queue
         try:
             with connections.checked(connection):
                 sql = connection.transaction()
-            await _answered(connections, connection, sql.start(), within=_SECONDS)
+            await connections.answered(connection, sql.start(), within=_SECONDS)
             transaction = cls(connections, statements, connection)
             try:
                 yield transaction
@@ -65,13 +65,17 @@ class Transaction:
                         raise Lost(f"{connections}: the connection was lost within a transaction") from error
                     raise
                 try:
-                    await _answered(connections, connection, sql.rollback(), within=_SECONDS)
+                    await connections.answered(connection, sql.rollback(), within=_SECONDS)
                 except StoreError:
                     if isinstance(error, Exception):  # a cancellation stays one
                         raise
+                else:
+                    # Perhaps the error was that the server is a standby: the next connection may reach the primary.
+                    if isinstance(error, Exception) and await _is_read_only(connection):
+                        cut(connection)
                 raise
             end = sql.commit() if transaction._won else sql.rollback()
-            await _answered(connections, connection, end, within=_COMMIT_SECONDS)
+            await connections.answered(connection, end, within=_COMMIT_SECONDS)
         except asyncio.CancelledError:
             cut(connection)
             raise
@@ -79,11 +83,7 @@ class Transaction:
             await connections.release(connection)
 
 
-async def _answered(connections: Connections, connection: Connection, work: Awaitable[None], *, within: float) -> None:
-    """Await what begins or ends a transaction, which the driver gives no time limit; without an answer the connection is lost."""
-    with connections.checked(connection):
-        try:
-            async with asyncio.timeout(within):
-                await work
-        except TimeoutError as error:
-            raise Lost(f"{connections}: no answer in time; whether the server did the work is not known") from error
+async def _is_read_only(connection: Connection) -> bool:
+    with suppress(Exception):
+        return bool(await connection.fetchval("show transaction_read_only", timeout=_SECONDS) == "on")
+    return True

@@ -25,7 +25,7 @@ from ._errors import is_retryable, persistently
 from ._locks import Locks
 from ._options import parsed
 from ._reads import Reads
-from ._rows import Statements, to_record
+from ._rows import Row, Statements, to_record
 from ._schema import Table
 from ._transaction import Transaction
 
@@ -65,7 +65,7 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
         return f"<{type(self).__name__} {self._connections.table.sql}>"
 
     async def append(self, record: StepRecord) -> StepRecord:
-        return await self._appends.append(record)
+        return await self._appends.writer(record.run_id).submit(Row.of(record)) or record
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         async def read(connection: Connection) -> StepRecord | None:

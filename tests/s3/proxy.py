@@ -56,7 +56,8 @@ class Line:
 
     def send(self, answer: Answer) -> None:
         self._begin(answer)
-        self._handler.wfile.write(answer.body)
+        if self._handler.command != "HEAD":
+            self._handler.wfile.write(answer.body)
 
     def refuse(self, status: int, code: str) -> None:
         """Answer with an error of S3's, without asking the server."""

@@ -78,6 +78,32 @@ async def test_what_s3_refuses_is_explained(moto_server: S3Server, status: int, 
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("owned", [True, False])
+async def test_an_endpoint_that_redirects_for_ever_is_explained(moto_server: S3Server, owned: bool) -> None:
+    """Boto3 asks where the bucket is, is redirected, and asks again."""
+    with Proxy(moto_server.port) as proxy:
+        proxy.fault = faults.refused(301, "PermanentRedirect")
+        opened = open_store(f"{proxy.url('logs')}&probe=false") if owned else open_at(proxy.endpoint, "logs", probe=False)
+        async with opened as store:
+            with pytest.raises(StoreError, match="sends every request elsewhere"):
+                await store.append(entry())
+
+
+@pytest.mark.asyncio
+async def test_folders_that_are_no_runs_are_passed_over(moto_server: S3Server, caplog: pytest.LogCaptureFixture) -> None:
+    """What others put beside the runs doesn't hide them; the log names it."""
+    prefix, strange = uuid4().hex, ["%FF", "a b", "%01", "%2e"]
+    client = client_of(moto_server.endpoint)
+    for name in strange:
+        client.put_object(Bucket=BUCKET, Key=f"{prefix}/runs/{name}/object", Body=b"")
+    client.close()
+    async with open_at(moto_server.endpoint, prefix, probe=False) as store:
+        await store.append(entry(run_id="%FF"))
+        assert [run_id async for run_id in store.runs()] == ["%FF"]
+    assert all(f"{name}/' in bucket" in caplog.text for name in strange)
+
+
+@pytest.mark.asyncio
 async def test_no_credentials_is_explained(moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -11,13 +13,12 @@ import pytest
 
 from durable_core import Runner, StoreError, open_store
 from durable_core.errors import ResultNotRecorded
-from durable_s3 import S3Store, _bucket
+from durable_s3 import S3Store, _bucket, _entry, _url
+from durable_s3._keys import Keys
 from tests.s3 import proxy as faults
-from tests.s3.proxy import Fault, Line, Proxy
+from tests.s3.proxy import Answer, Fault, Line, Proxy
 from tests.s3.support import entry, open_at
-from tests.servers.s3 import S3Server, ministack
-
-pytestmark = pytest.mark.asyncio
+from tests.servers.s3 import BUCKET, S3Server, ministack
 
 BEFORE_OR_AFTER = {
     "500": faults.refused(500, "InternalError"),
@@ -45,6 +46,7 @@ async def store(proxy: Proxy) -> AsyncIterator[S3Store]:
         yield opened
 
 
+@pytest.mark.asyncio
 @pytest.mark.parametrize("fault", BEFORE_OR_AFTER.values(), ids=BEFORE_OR_AFTER)
 async def test_an_append_survives(proxy: Proxy, store: S3Store, fault: Fault) -> None:
     """The record is there once, is recognised as ours, and whoever comes later gets it."""
@@ -56,6 +58,7 @@ async def test_an_append_survives(proxy: Proxy, store: S3Store, fault: Fault) ->
     assert await store.list("run") == [record]
 
 
+@pytest.mark.asyncio
 @pytest.mark.parametrize("operation", ["GET", "LIST"])
 @pytest.mark.parametrize("fault", {**BEFORE_OR_AFTER, **IN_AN_ANSWER}.values(), ids={**BEFORE_OR_AFTER, **IN_AN_ANSWER})
 async def test_reading_survives(proxy: Proxy, store: S3Store, operation: str, fault: Fault) -> None:
@@ -67,6 +70,7 @@ async def test_reading_survives(proxy: Proxy, store: S3Store, operation: str, fa
     assert await store.get("run", "step-3") == records[3]
 
 
+@pytest.mark.asyncio
 @pytest.mark.parametrize("fault", BEFORE_OR_AFTER.values(), ids=BEFORE_OR_AFTER)
 async def test_clearing_survives(proxy: Proxy, store: S3Store, fault: Fault) -> None:
     for number in range(5):
@@ -76,6 +80,7 @@ async def test_clearing_survives(proxy: Proxy, store: S3Store, fault: Fault) -> 
     assert await store.list("run") == []
 
 
+@pytest.mark.asyncio
 async def test_a_damaged_put_is_refused_and_sent_again(proxy: Proxy) -> None:
     """A checksum goes with every PUT, also where boto3 adds none: what arrives damaged is not stored."""
     record = entry(result=b'"the value"')
@@ -86,6 +91,7 @@ async def test_a_damaged_put_is_refused_and_sent_again(proxy: Proxy) -> None:
         assert await store.list("run") == [record]
 
 
+@pytest.mark.asyncio
 async def test_a_loser_survives_too(proxy: Proxy, store: S3Store) -> None:
     """Reading the holder of a slot is tried again as well."""
     record = await store.append(entry())
@@ -93,6 +99,7 @@ async def test_a_loser_survives_too(proxy: Proxy, store: S3Store) -> None:
     assert await store.append(entry()) == record
 
 
+@pytest.mark.asyncio
 async def test_a_store_that_stays_away_is_a_clear_error(proxy: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within bounded time, from the last error, and saying who did not answer; afterwards everything works again."""
     store._bucket.patience = 1.0
@@ -105,6 +112,7 @@ async def test_a_store_that_stays_away_is_a_clear_error(proxy: Proxy, store: S3S
     assert await store.append(record) == record
 
 
+@pytest.mark.asyncio
 async def test_a_clear_that_stopped_half_way_is_repeated(proxy: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left is a beginning of the run, never a hole, and the next clear removes it."""
     store._bucket.patience = 0.2
@@ -123,6 +131,75 @@ async def test_a_clear_that_stopped_half_way_is_repeated(proxy: Proxy, store: S3
     assert await store.list("run") == []
 
 
+@pytest.mark.asyncio
+async def test_what_one_request_leaves_is_deleted_before_older_entries(
+    proxy: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 may delete a part of what a request names and report errors for the rest: that is asked for again first."""
+    monkeypatch.setattr(_bucket, "_DELETE_BATCH", 3)
+    records = [await store.append(entry(f"step-{number}")) for number in range(6)]
+    named: list[list[str]] = []
+
+    def in_part(line: Line) -> None:
+        keys = re.findall(r"step-\d", line.request.body.decode())
+        named.append(keys)
+        if len(named) == 2:  # the first one removes the snapshot
+            (middle,) = re.findall(rb"<Key>[^<]*step-4[^<]*</Key>", line.request.body)
+            line.forward(body=line.request.body.replace(b"<Object>" + middle + b"</Object>", b""), without="content-md5")
+            error = b"<Error>" + middle + b"<Code>InternalError</Code><Message>as the test asked</Message></Error>"
+            line.send(Answer(200, [("Content-Type", "application/xml")], b"<DeleteResult>" + error + b"</DeleteResult>"))
+        else:
+            line.send(line.forward())
+
+    proxy.once("DELETE", in_part, times=100)
+    await store.clear("run")
+    newest, oldest = ["step-5", "step-4", "step-3"], ["step-2", "step-1", "step-0"]
+    assert named == [[], newest, newest, oldest, []]
+    assert await store.list("run") == []
+    assert len(records) == 6
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("call", ["get", "list"])
+async def test_an_object_that_is_listed_and_never_found_is_a_clear_error(proxy: Proxy, store: S3Store, call: str) -> None:
+    """A server whose LIST shows what GET does not find is named, instead of being asked for ever."""
+    await store.append(entry())
+    proxy.once("GET", faults.refused(404, "NoSuchKey"), times=1000)
+    with pytest.raises(StoreError, match=r"step/9999999999\.r0\.json is listed .* but GET does not find it"):
+        await asyncio.wait_for(store.get("run", "step") if call == "get" else store.list("run"), 30)
+    assert proxy.operations["GET"] == 2
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("call", ["get", "list"])
+async def test_an_entry_that_is_cleared_while_it_is_read_is_gone(proxy: Proxy, store: S3Store, call: str) -> None:
+    """LIST had shown it; so had it shown the one that was written and cleared after it."""
+    await store.append(entry())
+    client = store._connection._client
+    key = Keys(store._keys.root).entry("run", "step", 0)
+    again = 2
+
+    def cleared(line: Line) -> None:
+        nonlocal again
+        client.delete_object(Bucket=BUCKET, Key=key)
+        answer = line.forward()
+        if again := again - 1:
+            client.put_object(Bucket=BUCKET, Key=key, Body=_entry.encode(entry(), 7))
+        line.send(answer)
+
+    proxy.once("GET", cleared, times=1000)
+    found = store.get("run", "step") if call == "get" else store.list("run")
+    assert not await asyncio.wait_for(found, 30)
+    assert proxy.operations["GET"] == 2
+
+
+def test_a_store_that_stays_away_is_known_before_its_runner_gives_up() -> None:
+    """Also where the last request, begun just in time, gets no connection and then no answer."""
+    given = inspect.signature(Runner).parameters["store_timeout"].default
+    assert _bucket.Bucket.patience + _url._CONNECT_SECONDS + _url._READ_SECONDS < given
+
+
+@pytest.mark.asyncio
 async def test_an_endpoint_that_ignores_if_none_match_is_refused(proxy: Proxy) -> None:
     """Before anything is stored or run, by two small requests."""
     proxy.fault = faults.careless
@@ -137,6 +214,7 @@ async def test_an_endpoint_that_ignores_if_none_match_is_refused(proxy: Proxy) -
         await store.append(entry())
 
 
+@pytest.mark.asyncio
 async def test_an_endpoint_that_knows_no_conditional_put_is_refused(proxy: Proxy) -> None:
     proxy.once("PUT", faults.refused(501, "NotImplemented"))
     async with open_store(proxy.url(uuid4().hex)) as store:
@@ -157,6 +235,7 @@ class Desk:
             line.refuse(400, "ExpiredToken")
 
 
+@pytest.mark.asyncio
 async def test_credentials_that_expire_in_mid_run(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once they are renewed where boto3 finds them the run goes on; no step runs twice, and nothing is lost."""
     profile = tmp_path / "credentials"
@@ -192,6 +271,7 @@ async def test_credentials_that_expire_in_mid_run(proxy: Proxy, tmp_path: Path, 
         assert [record.step_id for record in await store.list("run")] == ["a", "b", "c"]
 
 
+@pytest.mark.asyncio
 async def test_credentials_that_stay_expired_are_a_clear_error(
     proxy: Proxy, store: S3Store, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,6 +296,7 @@ async def test_credentials_that_stay_expired_are_a_clear_error(
     assert [record.step_id for record in await store.list("run")] == ["work", "next"]
 
 
+@pytest.mark.asyncio
 async def test_a_server_that_is_killed_keeps_what_was_acknowledged() -> None:
     """And appends that were under way when it died land once it is back."""
     with ministack() as server:

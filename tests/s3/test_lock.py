@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -254,6 +255,74 @@ async def test_a_store_that_stays_away_loses_the_lock_in_time(
             await asyncio.sleep(0.05)
     assert proxy.operations["PUT"] > 2
     assert any("was not renewed" in record.message for record in caplog.records)
+
+
+async def test_acquiring_that_is_cancelled_leaves_the_run_free(
+    store: S3Store, other: S3Store, proxy: Proxy, moto_server: S3Server, prefix: str
+) -> None:
+    """Also where the object had been made by then: it is given back, and nobody waits for a lease that none holds."""
+    made, go_on = threading.Event(), threading.Event()
+
+    def held_up(line: Line) -> None:
+        answer = line.forward()
+        made.set()
+        go_on.wait(30)
+        line.send(answer)
+
+    async def hold() -> None:
+        async with store.lock("run"):
+            raise AssertionError("it was cancelled before")
+
+    proxy.once("PUT", held_up)
+    taking = asyncio.create_task(hold())
+    assert await asyncio.to_thread(made.wait, 30)
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    go_on.set()
+    async with other.lock("run") as lease:
+        lease.check()
+    assert [*claims(moto_server, prefix)] == [4]
+
+
+async def test_acquiring_that_fails_half_way_leaves_the_run_free(store: S3Store, other: S3Store, proxy: Proxy) -> None:
+    """What was made is given back when the store, or the rights, fail right after."""
+    proxy.once("LIST", faults.refused(403, "AccessDenied"), skip=1)
+    with pytest.raises(StoreError, match="s3:ListBucket is not allowed"):
+        async with store.lock("run"):
+            pass
+    async with other.lock("run") as lease:
+        lease.check()
+
+
+async def test_a_renewal_that_is_refused_is_tried_again_in_growing_pauses(proxy: Proxy, prefix: str) -> None:
+    """Until the lease has run out; a right that was taken away is not asked for twenty times a second."""
+    async with open_at(proxy.endpoint, prefix, probe=False, lease=3.0) as store, store.lock("run") as lease:
+        proxy.operations.clear()
+        proxy.fault = faults.refused(403, "AccessDenied")
+        with pytest.raises(LockLost):
+            while True:
+                lease.check()
+                await asyncio.sleep(0.05)
+        assert 2 <= proxy.operations["PUT"] <= 6
+        proxy.fault = None
+
+
+async def test_objects_that_could_not_be_removed_are_by_the_next_holder(
+    store: S3Store, proxy: Proxy, moto_server: S3Server, prefix: str
+) -> None:
+    """A DELETE that fails does no harm and is not tried again at once; it is made up for without a request of its own."""
+    async with store.lock("run"):
+        proxy.once("DELETE", faults.refused(503, "SlowDown"), times=2)
+    assert [*claims(moto_server, prefix)] == [2, 1]
+    async with store.lock("run"):
+        assert [*claims(moto_server, prefix)] == [3, 2, 1]
+    assert [*claims(moto_server, prefix)] == [4]
+    proxy.once("DELETE", faults.refused(503, "SlowDown"))
+    async with store.lock("run"):
+        pass
+    proxy.fault = None
+    assert [*claims(moto_server, prefix)] == [6]
 
 
 async def test_a_lock_object_that_cant_be_read_is_an_error(store: S3Store, moto_server: S3Server, prefix: str) -> None:

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -21,6 +21,7 @@ from ._connection import Connection
 T = TypeVar("T")
 
 _DELETE_BATCH: Final = 1000
+_CHUNK_BYTES: Final = 1024 * 1024
 
 
 class Object(NamedTuple):
@@ -44,7 +45,7 @@ class Content(NamedTuple):
 class Bucket:
     """One bucket. Raises `StoreError` that says what is wrong and what to do; `patience` is how long to try again, in seconds."""
 
-    patience = 20.0  # less than the 30 s that a runner gives its store
+    patience = 15.0  # with one last request that times out, less than the 30 s that a runner gives its store
 
     def __init__(self, name: str, connection: Connection, writes: Mapping[str, str]) -> None:
         self.name: Final = name
@@ -79,7 +80,17 @@ class Bucket:
         return put | ({"StorageClass": storage_class} if storage_class else {}) | {"ContentType": "application/json"}
 
     async def read(self, key: str, *, patience: float | None = None) -> Content | None:
-        def read(client: Any) -> Content | None:
+        def content(answer: Mapping[str, Any]) -> Content:
+            return Content(answer["Body"].read(), answer["ETag"].strip('"'))
+
+        return await self._get(key, content, patience)
+
+    async def read_chunks(self, key: str, consume: Callable[[Iterable[bytes]], T]) -> T | None:
+        """Return what `consume`, on a thread, makes of a large object; it begins anew when the object has to be read again."""
+        return await self._get(key, lambda answer: consume(answer["Body"].iter_chunks(_CHUNK_BYTES)), None)
+
+    async def _get(self, key: str, take: Callable[[Mapping[str, Any]], T], patience: float | None) -> T | None:
+        def get(client: Any) -> T | None:
             try:
                 answer = client.get_object(Bucket=self.name, Key=key)
             except ClientError as error:
@@ -88,9 +99,9 @@ class Bucket:
                 return None
             # Not `with`, which would give the raw stream, whose reads notice no end that comes too early.
             with closing(answer["Body"]):
-                return Content(answer["Body"].read(), answer["ETag"].strip('"'))
+                return take(answer)
 
-        return await self._call("s3:GetObject", key, read, patience)
+        return await self._call("s3:GetObject", key, get, patience)
 
     async def pages(self, prefix: str, *, delimiter: str | None = None) -> AsyncIterator[Page]:
         """Yield all keys that start with `prefix`, in order, up to 1,000 a page; with `delimiter`, the folders alone."""
@@ -101,9 +112,9 @@ class Bucket:
             yield page
             options["ContinuationToken"] = token or ""
 
-    async def first(self, prefix: str) -> Page:
-        """Return a page with the lowest key that starts with `prefix`, or without any."""
-        options: dict[str, Any] = {"MaxKeys": 1}
+    async def first(self, prefix: str, most: int = 1) -> Page:
+        """Return a page with the lowest keys that start with `prefix`, `most` at most, or without any."""
+        options: dict[str, Any] = {"MaxKeys": most}
         while True:
             page, token = await self._page(prefix, options)
             if page.objects or token is None:

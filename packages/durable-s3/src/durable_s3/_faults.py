@@ -22,7 +22,8 @@ from botocore.exceptions import (  # type: ignore[import-untyped]  # botocore sh
 
 from durable_core.errors import StoreError
 
-ERRORS: Final = (BotoCoreError, ClientError, ReadTimeoutError, OSError)
+# boto3 follows a redirect by asking where the bucket is, and when that is answered with a redirect, asks again, for ever.
+ERRORS: Final = (BotoCoreError, ClientError, ReadTimeoutError, OSError, RecursionError)
 # Damage or delay on the way, answered with 4xx; expired credentials may have been renewed by the next attempt.
 _TRANSIENT: Final = frozenset(
     ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentChecksumMismatch", "SlowDown", "Throttling")
@@ -95,6 +96,8 @@ def _advice(error: Exception, right: str, endpoint: str) -> str:
         return f"{name}: the credentials have expired; renew them where boto3 finds them"
     if name in _REFUSED:
         return f"{name}: {endpoint} refuses the credentials; check the profile or environment that boto3 takes them from"
+    if isinstance(error, RecursionError):
+        return f"{endpoint} sends every request elsewhere (301) and does not say where; write the bucket's own endpoint or region"
     if name in _ELSEWHERE and isinstance(error, ClientError):
         region = error.response["Error"].get("Region", "")
         return f"{name}: the bucket is in another region; write ?region={region} in the store's URL"

@@ -7,6 +7,7 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 from durable_core.errors import StoreError
+from durable_core.record import check_id
 
 KEY_BYTES: Final = 1024
 # Servers that keep keys as paths allow 255 bytes between two slashes.
@@ -60,9 +61,18 @@ class Keys:
         return f"{self.root}runs/{_encoded(prefix)[:_HEAD_BYTES]}"
 
     def run_id(self, folder: str) -> str | None:
-        """Return the id of the run in `folder`, or None where it was cut and stands only inside the entries."""
+        """Return the id of the run in `folder`, or None where it was cut and stands only inside the entries.
+
+        Raises `ValueError` for a folder that is no run's.
+        """
         name = folder.removeprefix(f"{self.root}runs/").removesuffix("/")
-        return None if _CUT in name else unquote(name, errors="strict")
+        if _CUT in name:
+            return None
+        id_ = unquote(name, errors="strict")
+        check_id("run_id", id_)
+        if segment(id_) != name:
+            raise ValueError(f"the folder of run {id_!r} is {segment(id_)!r}")
+        return id_
 
 
 def number(key: str) -> int:

@@ -27,6 +27,9 @@ LEASE_SECONDS: Final = 30.0
 # `Date` and `Last-Modified` are whole seconds, each up to one second off.
 _ROUNDING_SECONDS: Final = 2.0
 _RELEASE_PATIENCE: Final = 5.0
+_SHORTEST_PAUSE: Final = 0.05
+_LEFT_BEHIND: Final = 100
+"""So many objects a holder sees that others left, where a DELETE failed or a PUT came late, and removes with its own."""
 _log: Final = logging.getLogger("durable_s3")
 
 
@@ -59,6 +62,7 @@ class RunLease(Lease):
         self._next = 0
         self._next_tried = 0.0
         self._deadline = 0.0
+        self._left: Final[set[int]] = set()
         self._lost = ""
 
     def check(self) -> None:
@@ -70,7 +74,18 @@ class RunLease(Lease):
             raise LockLost(f"the lock of run {self._claim.run_id!r} is lost: {self._lost}; resume the run to go on")
 
     async def acquire(self) -> None:
-        """Take the lease, or raise `RunBusy`: four requests, five where it was held before."""
+        """Take the lease, or raise `RunBusy`: three requests, five where it was held before.
+
+        Where it is cancelled or fails, what it may have taken by then is given back.
+        """
+        try:
+            await self._acquire()
+        except BaseException:
+            if self._next:
+                await self._give_up()
+            raise
+
+    async def _acquire(self) -> None:
         run_id = self._claim.run_id
         holder = None
         for _ in range(5):
@@ -92,26 +107,44 @@ class RunLease(Lease):
         if not await self._create(number_):
             return False
         # Another may have taken, given back and tidied up this number while our PUT was on its way.
-        page = await self._bucket.first(self._keys.leases(self._claim.run_id))
-        if not page.objects or number(page.objects[0].key) != number_:
+        page = await self._bucket.first(self._keys.leases(self._claim.run_id), _LEFT_BEHIND)
+        highest, *older = [number(at.key) for at in page.objects] or [0]
+        if highest != number_:
+            self._next = 0
+            await self._tidy(number_)
             return False
         deadline = self._next_tried + self._claim.seconds
         if _now() >= deadline:
-            return False
+            raise StoreError(
+                f"taking the lock of run {self._claim.run_id!r} took longer than its lease of {self._claim.seconds:g} s;"
+                " try again, or give a longer one"
+            )
         self._number, self._deadline = number_, deadline
-        await self._tidy(number_ - 1)
+        await self._tidy(*older)
         return True
+
+    async def _give_up(self) -> None:
+        """Give back the number that was asked for last, whatever became of the request."""
+        try:
+            # A cancelled request goes on in its thread: whichever of the two comes first, the number is ours or another's.
+            if await self._create(self._next, patience=_RELEASE_PATIENCE):
+                self._number = self._next
+                await self.release()
+        except StoreError as error:
+            _log.warning("the lock of run %r was not given back: %s", self._claim.run_id, error)
 
     async def keep(self) -> None:
         """Renew the lease every third of its time until it is lost."""
-        third = self._claim.seconds / 3
+        third, least = self._claim.seconds / 3, _SHORTEST_PAUSE
         while not self._lost:
             renewed = self._deadline - self._claim.seconds
-            await asyncio.sleep(min(third, max(0.05, renewed + third - _now())))
+            await asyncio.sleep(min(third, max(least, renewed + third - _now())))
             try:
                 await self._renew()
+                least = _SHORTEST_PAUSE
             except StoreError as error:
                 _log.warning("the lock of run %r was not renewed: %s", self._claim.run_id, error)
+                least = max(2 * least, third / 10)
 
     async def _renew(self) -> None:
         left = self._deadline - _now()
@@ -155,7 +188,10 @@ class RunLease(Lease):
         if await self._bucket.create(self._key(number_), self._body(), patience=patience):
             return True
         holder = await self._read(number_)
-        return holder is not None and holder.token == self._claim.token
+        if holder is not None and holder.token == self._claim.token:
+            return True
+        self._next = 0
+        return False
 
     async def _read(self, number_: int) -> Claim | None:
         content = await self._bucket.read(self._key(number_))
@@ -168,13 +204,16 @@ class RunLease(Lease):
                 f"the lock object {self._key(number_)!r} can't be read ({error}); if nothing runs the run, delete it"
             ) from error
 
-    async def _tidy(self, number_: int) -> None:
-        if number_ < 1:
+    async def _tidy(self, *numbers: int) -> None:
+        """Remove objects below the highest, also those that could not be removed before."""
+        self._left.update(numbers)
+        if not self._left:
             return
         try:
-            await self._bucket.delete([self._key(number_)], patience=0)
+            await self._bucket.delete([self._key(number_) for number_ in sorted(self._left)], patience=0)
+            self._left.clear()
         except StoreError as error:
-            _log.info("an old lock object was left: %s", error)
+            _log.info("old lock objects were left, which the next holder removes: %s", error)
 
     def _key(self, number_: int) -> str:
         return self._keys.lease(self._claim.run_id, number_)

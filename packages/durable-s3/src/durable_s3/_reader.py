@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from durable_core.errors import CorruptLog, StoreError
+from durable_core.lines import RecordLines
+from durable_core.record import StepRecord
 
 from . import _entry, _faults, _snapshot
-from ._bucket import Bucket, Object
-from ._entry import Entry, Head
+from ._bucket import Bucket
+from ._entry import Entry, Head, Place
 from ._keys import Keys
 
 _WIDTH: Final = 32
@@ -27,42 +29,46 @@ class Reader:
         self._storage_class: Final = storage_class
         self._may_write = True
 
-    async def _listed(self, run_id: str) -> list[Object]:
-        folder = self._keys.run(run_id)
-        return [object_ async for page in self._bucket.pages(folder) for object_ in page.objects]
-
-    async def read(self, run_id: str) -> tuple[Sequence[Entry], int]:
+    async def read(self, run_id: str) -> tuple[Sequence[StepRecord], int]:
         """Return the run's entries in order, and the highest place that one has.
 
         Raises `CorruptLog` for an object among them that is no entry of this run. Writes a snapshot where that saves the next
         reader requests; failing to is logged and does no harm.
         """
-        entries, known = await self._consistent(run_id)
-        ordered, highest = await self._bucket.connection.run(self._arranged, run_id, entries)
-        if self._may_write and len(entries) - known >= _snapshot.SMALLEST:
-            await self._write_snapshot(run_id, ordered, known)
-        return ordered, highest
+        ordered, highest = await self._bucket.connection.run(self._arranged, run_id, await self._consistent(run_id))
+        if self._may_write:
+            settled = sum(entry.settled for entry in ordered)
+            if len(ordered) - settled >= _snapshot.SMALLEST:
+                await self._write_snapshot(run_id, ordered, settled)
+        return RecordLines([entry.body for entry in ordered]), highest
 
-    async def _consistent(self, run_id: str) -> tuple[list[Entry], int]:
-        """Return all entries of one moment, and how many came from a snapshot."""
-        fetched: dict[str, Entry] = {}
+    async def _consistent(self, run_id: str) -> list[Entry]:
+        """Return all entries of one moment."""
+        before: Mapping[str, Entry] = {}
         while True:
             listed = await self._listed(run_id)
             # After LIST: as `clear` removes the snapshot first, nothing of what it holds was missing in that LIST.
-            known = await self._snapshot(run_id, listed)
-            again = {at.key: fetched[at.key] for at in listed if at.key in fetched and fetched[at.key].etag == at.etag}
-            entries = await self._fetched(listed, {**again, **known})
-            if len(entries) == len(listed):
-                return entries, len(known)
+            await self._from_snapshot(run_id, listed)
+            for key, entry in before.items():
+                if entry.body and key in listed and listed[key].etag == entry.etag:
+                    listed[key].body = entry.body
+            await self._fetch_all(listed)
+            gone = [entry for entry in listed.values() if not entry.body]
+            if not gone:
+                return [*listed.values()]
+            for entry in gone:
+                # One that was cleared since would not be listed again; one that was written since has another ETag.
+                if (earlier := before.get(entry.key)) and not earlier.body and earlier.etag == entry.etag:
+                    raise listed_but_missing(self._bucket, entry)
             # Entries went while the run was read. As the newest go first, a new LIST and what it shows is a beginning again.
-            fetched = {entry.key: entry for entry in entries}
+            before = listed
 
     async def removable(self, run_id: str) -> list[str]:
         """Return the keys of the run's entries, newest first; those that can't be read count as newest."""
         listed = await self._listed(run_id)
-        known = await self._snapshot(run_id, listed)
-        entries = await self._fetched(listed, known)
-        return await self._bucket.connection.run(_newest_first, listed, entries)
+        await self._from_snapshot(run_id, listed)
+        await self._fetch_all(listed)
+        return await self._bucket.connection.run(_newest_first, [*listed.values()])
 
     async def run_id(self, folder: str) -> str | None:
         """Return the id of the run in `folder` as one of its entries says it, or None if there is none."""
@@ -72,31 +78,43 @@ class Reader:
                 return _entry.head(content.body, object_.key).run_id
         return None
 
-    async def _fetched(self, listed: Sequence[Object], known: Mapping[str, Entry]) -> list[Entry]:
-        """Get the objects that are not `known`; those removed meanwhile are left out."""
-        found = dict(known)
-        rest = iter([object_ for object_ in listed if object_.key not in found])
-        width = min(_WIDTH, self._bucket.connection.width, len(listed) - len(found))
-        workers = [asyncio.ensure_future(self._fetch(rest, found)) for _ in range(width)]
+    async def _listed(self, run_id: str) -> dict[str, Entry]:
+        """Return the run's entries by key, without their bodies."""
+        folder = self._keys.run(run_id)
+        return {at.key: Entry(at.key, at.etag) async for page in self._bucket.pages(folder) for at in page.objects}
+
+    async def _fetch_all(self, listed: Mapping[str, Entry]) -> None:
+        """Get the bodies of the entries that have none; those removed meanwhile are left without."""
+        missing = [entry for entry in listed.values() if not entry.body]
+        rest = iter(missing)
+        width = min(_WIDTH, self._bucket.connection.width, len(missing))
+        workers = [asyncio.ensure_future(self._fetch(rest)) for _ in range(width)]
         try:
             await asyncio.gather(*workers)
         finally:
             for worker in workers:
                 worker.cancel()
-        return [*found.values()]
 
-    async def _fetch(self, rest: Iterator[Object], found: dict[str, Entry]) -> None:
-        for object_ in rest:
-            content = await self._bucket.read(object_.key)
+    async def _fetch(self, rest: Iterator[Entry]) -> None:
+        for entry in rest:
+            content = await self._bucket.read(entry.key)
             if content is not None:
-                found[object_.key] = Entry(object_.key, content.etag, content.body)
+                # What is no entry may be empty; it has been read all the same.
+                entry.etag, entry.body = content.etag, content.body or b" "
 
     def _arranged(self, run_id: str, entries: Sequence[Entry]) -> tuple[Sequence[Entry], int]:
-        heads = [self._checked(run_id, entry) for entry in entries]
-        highest = max((head.order for head in heads), default=0)
-        return _entry.arranged(entries, heads), highest
+        highest = 0
 
-    def _checked(self, run_id: str, entry: Entry) -> Head:
+        def places() -> Iterator[Place]:
+            nonlocal highest
+            for entry in entries:
+                place = _entry.place(entry.body) if entry.settled else self._checked(run_id, entry)
+                highest = max(highest, place.order)
+                yield place
+
+        return _entry.arranged(entries, places()), highest
+
+    def _checked(self, run_id: str, entry: Entry) -> Place:
         head = _entry.head(entry.body, entry.key)
         key = self._keys.entry(head.run_id, head.step_id, head.revision)
         if head.run_id != run_id or key != entry.key:
@@ -106,17 +124,18 @@ class Reader:
             )
         return head
 
-    async def _snapshot(self, run_id: str, listed: Sequence[Object]) -> Mapping[str, Entry]:
+    async def _from_snapshot(self, run_id: str, listed: Mapping[str, Entry]) -> None:
+        """Give entries the bodies that stand in the snapshot."""
         if len(listed) < _snapshot.SMALLEST:
-            return {}
-        content = await self._bucket.read(self._keys.snapshot(run_id))
-        if content is None:
-            return {}
-        decode, folder = _snapshot.decode, self._keys.run(run_id)
-        known = await self._bucket.connection.run(decode, content.body, run_id, folder, listed)
-        if not known:
+            return
+        folder = self._keys.run(run_id)
+
+        def fill(chunks: Iterable[bytes]) -> int:
+            return _snapshot.fill(chunks, run_id, folder, listed)
+
+        count = await self._bucket.read_chunks(self._keys.snapshot(run_id), fill)
+        if count == 0:
             _log.warning("the snapshot of run %r is damaged or of another log; ignored", run_id)
-        return known
 
     async def _write_snapshot(self, run_id: str, entries: Sequence[Entry], before: int) -> None:
         key, folder = self._keys.snapshot(run_id), self._keys.run(run_id)
@@ -133,7 +152,15 @@ class Reader:
             _log.info("no snapshot of run %r was written: %s", run_id, error)
 
 
-def _newest_first(listed: Sequence[Object], entries: Sequence[Entry]) -> list[str]:
+def listed_but_missing(bucket: Bucket, entry: Entry) -> StoreError:
+    """Return the error to raise where LIST shows an object twice that GET twice does not find."""
+    return StoreError(
+        f"s3://{bucket.name}/{entry.key} is listed with ETag {entry.etag!r}, but GET does not find it, and did not a moment ago;"
+        f" {bucket.connection.address} must list what it holds: repair its index, or use another endpoint"
+    )
+
+
+def _newest_first(entries: Sequence[Entry]) -> list[str]:
     readable: list[Entry] = []
     heads: list[Head] = []
     for entry in entries:
@@ -144,4 +171,4 @@ def _newest_first(listed: Sequence[Object], entries: Sequence[Entry]) -> list[st
         readable.append(entry)
     ordered = [entry.key for entry in reversed(_entry.arranged(readable, heads))]
     known = set(ordered)
-    return [object_.key for object_ in listed if object_.key not in known] + ordered
+    return [entry.key for entry in entries if entry.key not in known] + ordered

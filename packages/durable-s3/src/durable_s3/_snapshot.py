@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
 
-from ._bucket import Object
 from ._entry import Entry
 
 SMALLEST: Final = 100
@@ -30,7 +29,8 @@ _line: Final = msgspec.json.Decoder(tuple[str, str, msgspec.Raw]).decode
 
 def encode(run_id: str, folder: str, entries: Iterable[Entry]) -> tuple[bytes, int]:
     """Return the snapshot of as many of the first `entries` as it may hold, and how many those are."""
-    lines: list[bytes] = []
+    lines: list[bytes] = [b""]
+    digest = hashlib.sha256()
     size = 0
     for entry in entries:
         place = msgspec.json.encode((entry.key.removeprefix(folder), entry.etag))
@@ -39,26 +39,47 @@ def encode(run_id: str, folder: str, entries: Iterable[Entry]) -> tuple[bytes, i
         size += len(line)
         if size > LARGEST:
             break
+        digest.update(line)
         lines.append(line)
-    rest = b"".join(lines)
-    header = _Header(_FORMAT, run_id, len(lines), hashlib.sha256(rest).hexdigest())
-    return msgspec.json.encode(header) + b"\n" + rest, len(lines)
+    count = len(lines) - 1
+    lines[0] = msgspec.json.encode(_Header(_FORMAT, run_id, count, digest.hexdigest())) + b"\n"
+    return b"".join(lines), count
 
 
-def decode(data: bytes, run_id: str, folder: str, listed: Sequence[Object]) -> Mapping[str, Entry]:
-    """Return the entries, by key, that stand in the snapshot and are listed with the same ETag; none if it is damaged."""
-    first, _, rest = data.partition(b"\n")
+def fill(chunks: Iterable[bytes], run_id: str, folder: str, listed: Mapping[str, Entry]) -> int:
+    """Give the entries that are `listed`, by key, the bodies that stand in the snapshot with the same ETag, and count them.
+
+    None from a snapshot that is damaged.
+    """
+    lines = _lines(chunks)
+    entries: list[Entry] = []
+    bodies: list[bytes] = []
     try:
-        header = _header(first)
-        if header.v != _FORMAT or header.run_id != run_id or hashlib.sha256(rest).hexdigest() != header.sha256:
-            return {}
-        etags = {object_.key: object_.etag for object_ in listed}
-        found: dict[str, Entry] = {}
-        for line in rest.split(b"\n")[:-1]:
+        header = _header(next(lines, b""))
+        if header.v != _FORMAT or header.run_id != run_id:
+            return 0
+        digest = hashlib.sha256()
+        for line in lines:
+            digest.update(line)
+            digest.update(b"\n")
             name, etag, body = _line(line)
-            key = folder + name
-            if etags.get(key) == etag:
-                found[key] = Entry(key, etag, bytes(body))
+            entry = listed.get(folder + name)
+            if entry is not None and entry.etag == etag:
+                entries.append(entry)
+                bodies.append(bytes(body))
     except msgspec.DecodeError:
-        return {}
-    return found
+        return 0
+    if digest.hexdigest() != header.sha256:
+        return 0
+    for entry, content in zip(entries, bodies, strict=True):
+        entry.body, entry.settled = content, True
+    return len(entries)
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest  # damage, as the checksum will tell

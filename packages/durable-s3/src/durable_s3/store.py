@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -16,14 +17,15 @@ from . import _entry, _url
 from ._background import BackgroundLoop
 from ._bucket import Bucket
 from ._connection import Connection
-from ._entry import Log, OrderClock
+from ._entry import Entry, OrderClock
 from ._keys import Keys
 from ._lease import LEASE_SECONDS, RunLease
 from ._probe import refuse_careless
-from ._reader import Reader
+from ._reader import Reader, listed_but_missing
 
 _LEAST_LEASE_SECONDS: Final = 1.0
 _NOT_AT_ONCE: Final = ("GLACIER", "DEEP_ARCHIVE")
+_log: Final = logging.getLogger("durable_s3")
 
 
 class S3Store(OpenableStore, SupportsRuns, SupportsLock):
@@ -88,17 +90,22 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         await self._ready()
         folder = self._keys.step(run_id, step_id)
+        missing: Entry | None = None
         while objects := (await self._bucket.first(folder)).objects:
-            content = await self._bucket.read(objects[0].key)
+            newest = Entry(objects[0].key, objects[0].etag)
+            content = await self._bucket.read(newest.key)
             if content is not None:
-                return self._seen(objects[0].key, content.body)
+                return self._seen(newest.key, content.body)
+            if newest == missing:
+                raise listed_but_missing(self._bucket, newest)
+            missing = newest  # cleared since, or else it is listed again
         return None
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
         await self._ready()
         entries, highest = await self._reader.read(run_id)
         self._order.saw(run_id, highest)
-        return Log(entries)
+        return entries
 
     async def clear(self, run_id: str) -> None:
         await self._ready()
@@ -113,7 +120,11 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
         folders = self._bucket.pages(self._keys.runs(prefix), delimiter="/")
         async for page in folders:
             for folder in page.folders:
-                run_id = self._keys.run_id(folder) or await self._reader.run_id(folder)
+                try:
+                    run_id = self._keys.run_id(folder) or await self._reader.run_id(folder)
+                except ValueError as error:
+                    _log.warning("%r in bucket %s is no run's folder, and is passed over: %s", folder, self._bucket.name, error)
+                    continue
                 if run_id is not None and run_id.startswith(prefix):
                     yield run_id
 

@@ -108,6 +108,24 @@ async def test_a_null_result_is_not_no_result(postgres_url: str) -> None:
         }
 
 
+async def test_many_reads_at_once(postgres_url: str) -> None:
+    """Steps and runs that are read together come back to those who asked for them, also what isn't there."""
+    async with PostgresStore.from_url(postgres_url) as store:
+        newest = {}
+        for number in range(40):
+            for revision in range(number % 3 + 1):
+                newest[number] = await store.append(
+                    StepRecord(run_id=f"run-{number % 4}", step_id=f"{number}", revision=revision)
+                )
+        asked = [*range(50), 7]
+        found, runs = await asyncio.gather(
+            asyncio.gather(*(store.get(f"run-{number % 4}", f"{number}") for number in asked)),
+            asyncio.gather(*(store.list(f"run-{number}") for number in range(5))),
+        )
+        assert found == [newest.get(number) for number in asked]
+        assert [len(run) for run in runs] == [sum(n % 3 + 1 for n in range(40) if n % 4 == number) for number in range(4)] + [0]
+
+
 async def _waiter_on(pid: int, url: str) -> None:
     """Return once another session waits for the one of the server's process `pid`."""
     connection = await asyncpg.connect(url.partition("?")[0])

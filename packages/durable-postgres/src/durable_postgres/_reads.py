@@ -1,4 +1,4 @@
-"""Reading runs: many short ones in one statement, a long one page by page."""
+"""Reading: many steps or short runs in one statement, a long run page by page."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from ._rows import Statements, to_record
 SHORT: Final = 200
 _PAGE: Final = 1_000
 _SECONDS: Final = 60.0
+_STEP_SECONDS: Final = 10.0
+
+Asked = tuple[str, str | None]
 
 
 class Reads:
-    """Reads whole runs. Workers often start many at once: those that are read together share a statement."""
+    """Reads newest entries and whole runs. Workers start, and look, many at once: what is read together shares statements."""
 
     def __init__(self, connections: Connections, statements: Statements) -> None:
         self._connections: Final = connections
@@ -27,22 +30,35 @@ class Reads:
         self._kept: Final = Kept(connections)
         self._batcher: Final = Batcher(self._flush, size=len, max_items=100, refused=Refused)
 
+    async def step(self, run_id: str, step_id: str) -> StepRecord | None:
+        """Read the newest entry of a step."""
+        found = await self._batcher.submit((run_id, step_id))
+        return found[0] if found else None
+
     async def run(self, run_id: str) -> Sequence[StepRecord]:
         """Read all entries of a run in order."""
-        records = await self._batcher.submit(run_id)
+        records = await self._batcher.submit((run_id, None))
         return await persistently(lambda: self._long(run_id)) if len(records) > SHORT else records
 
     async def close(self) -> None:
         await self._kept.close()
 
-    async def _flush(self, run_ids: Sequence[str]) -> Sequence[Sequence[StepRecord]]:
+    async def _flush(self, asked: Sequence[Asked]) -> Sequence[Sequence[StepRecord]]:
         async def read() -> Sequence[Sequence[StepRecord]]:
-            found: dict[str, list[StepRecord]] = {run_id: [] for run_id in run_ids}
+            found: dict[Asked, list[StepRecord]] = {each: [] for each in asked}
+            steps = [each for each in found if each[1] is not None]
+            runs = [run_id for run_id, step_id in found if step_id is None]
             async with self._kept.use() as connection:
-                for row in await connection.fetch(self._statements.read_short, list(found), SHORT + 1, timeout=_SECONDS):
-                    record = to_record(row)
-                    found[record.run_id].append(record)
-            return [found[run_id] for run_id in run_ids]
+                if steps:
+                    columns = map(list, zip(*steps, strict=True))
+                    for row in await connection.fetch(self._statements.newest, *columns, timeout=_STEP_SECONDS):
+                        record = to_record(row)
+                        found[record.run_id, record.step_id].append(record)
+                if runs:
+                    for row in await connection.fetch(self._statements.read_short, runs, SHORT + 1, timeout=_SECONDS):
+                        record = to_record(row)
+                        found[record.run_id, None].append(record)
+            return [found[each] for each in asked]
 
         return await persistently(read)
 

@@ -153,7 +153,10 @@ class Statements:
             f"{select} join unnest($1::text[], $2::text[], $3::bigint[]) as slot(run_id, step_id, revision)"
             " using (run_id, step_id, revision)"
         )
-        self.get: Final = f"{select} where run_id = $1 and step_id = $2 order by revision desc limit 1"
+        self.newest: Final = (
+            f"select {_SELECTED} from unnest($1::text[], $2::text[]) as asked(run_id, step_id) cross join lateral (select * from"
+            f" {table.sql} where run_id = asked.run_id and step_id = asked.step_id order by revision desc limit 1) as t"
+        )
         self.read: Final = f"{select} where run_id = $1 order by seq"
         # Without an order inside, so that a long run costs no sort only to be read another way.
         self.read_short: Final = (

@@ -25,14 +25,13 @@ from ._errors import is_retryable, persistently
 from ._locks import Locks
 from ._options import parsed
 from ._reads import Reads
-from ._rows import Row, Statements, to_record
+from ._rows import Row, Statements
 from ._schema import Table
 from ._transaction import Transaction
 
 T = TypeVar("T")
 
-_SECONDS: Final = 10.0
-_LONG_SECONDS: Final = 60.0
+_SECONDS: Final = 60.0
 _RUNS: Final = 1_000
 
 
@@ -68,11 +67,7 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
         return await self._appends.writer(record.run_id).submit(Row.of(record)) or record
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
-        async def read(connection: Connection) -> StepRecord | None:
-            row = await connection.fetchrow(self._statements.get, run_id, step_id, timeout=_SECONDS)
-            return None if row is None else to_record(row)
-
-        return await self._with_connection(read)
+        return await self._reads.step(run_id, step_id)
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
         return await self._reads.run(run_id)
@@ -85,7 +80,7 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
 
     async def clear(self, run_id: str) -> None:
         async def delete(connection: Connection) -> None:
-            await connection.execute(self._statements.clear, run_id, timeout=_LONG_SECONDS)
+            await connection.execute(self._statements.clear, run_id, timeout=_SECONDS)
 
         await self._with_connection(delete)
 
@@ -94,7 +89,7 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
         while True:
 
             async def read(connection: Connection, last: str = last) -> Sequence[str]:
-                rows = await connection.fetch(self._statements.runs, prefix, last, _RUNS, timeout=_LONG_SECONDS)
+                rows = await connection.fetch(self._statements.runs, prefix, last, _RUNS, timeout=_SECONDS)
                 return [run_id for (run_id,) in rows]
 
             found = await self._with_connection(read)

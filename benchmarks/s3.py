@@ -105,6 +105,7 @@ class Shortcut:
         self.objects = objects
         self.app = app
         self.names: list[str] = []
+        self.items: dict[Any, str] = {}
         self.writing = Lock()
 
     def __call__(self, environ: Any, start_response: Any) -> Any:
@@ -124,6 +125,15 @@ class Shortcut:
             return [body]
         return self.app(environ, start_response)
 
+    def item(self, name: str) -> str:
+        at = self.objects[name]
+        if at not in self.items:
+            self.items[at] = (
+                f"<Contents><Key>{quote(name)}</Key><LastModified>{at.last_modified_ISO8601}</LastModified>"
+                f"<ETag>{escape(at.etag)}</ETag><Size>{at.size}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+            )
+        return self.items[at]
+
     def page(self, query: dict[str, list[str]]) -> bytes:
         names = self.names = self.names or sorted(self.objects)
         (prefix,), most = query["prefix"], int(query.get("max-keys", ["1000"])[0])
@@ -131,11 +141,7 @@ class Shortcut:
         begin = bisect.bisect_right(names, after[0]) if after else bisect.bisect_left(names, prefix)
         found = [name for name in names[begin : begin + most + 1] if name.startswith(prefix)]
         more = f"<NextContinuationToken>{found[most - 1]}</NextContinuationToken>" if len(found) > most else ""
-        contents = "".join(
-            f"<Contents><Key>{quote(name)}</Key><LastModified>{at.last_modified_ISO8601}</LastModified>"
-            f"<ETag>{escape(at.etag)}</ETag><Size>{at.size}</Size><StorageClass>STANDARD</StorageClass></Contents>"
-            for name, at in ((name, self.objects[name]) for name in found[:most])
-        )
+        contents = "".join(map(self.item, found[:most]))
         return (
             '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
             f"<Name>{BUCKET}</Name><Prefix>{quote(prefix)}</Prefix><EncodingType>url</EncodingType><MaxKeys>{most}</MaxKeys>"

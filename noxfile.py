@@ -22,10 +22,22 @@ DECLARED = nox.project.python_versions(PACKAGES["durable-core"])
 # The interpreter that runs nox always runs the tests; others run them where they are installed.
 PYTHONS = [CURRENT, *(version for version in DECLARED if version != CURRENT)]
 DIST = Path("dist")
-CONTRACTS = sorted(path.as_posix() for path in Path("tests").glob("*/test_contract*.py"))
+# The slow stores first, which are the last by name.
+CONTRACTS = sorted((path.as_posix() for path in Path("tests").glob("*/test_contract*.py")), reverse=True)
+VALUES = ["tests/core/test_record.py", *sorted(path.as_posix() for path in Path("tests/core").glob("test_values*.py"))]
 # More than there are processors: most of a test's time is waiting, for a server, a lease or another process. A module, a class
 # or a page at a time, since the examples of a page build on each other, in the order of the folders, whose last ones are short.
 PARALLEL = ["-n", str(min(8, 2 * (os.cpu_count() or 1))), "--dist", "loadscope", "--no-loadscope-reorder"]
+# The driver and the wheel were tried on every S3 by `tests`; where only they differ, one tells as much.
+ONE_S3 = ["-k", "not moto and not SmallPages"]
+# Stores behind a server were tested whole from the checkout; here their contract shows that the wheel holds everything.
+WHEEL_TESTS = {
+    "durable-core": ["tests/core/test_contract_memory.py"],
+    "durable-file": ["tests/file"],
+    "durable-postgres": ["tests/postgres/test_contract_postgres.py::TestPostgresStore"],
+    "durable-redis": ["tests/redis/test_contract.py::TestRedisStore"],
+    "durable-s3": ["tests/s3/test_contract_s3.py::TestS3Store"],
+}
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
 
 
@@ -35,6 +47,11 @@ def group(name: str) -> list[str]:
 
 def editable() -> list[str]:
     return [argument for name in PACKAGES for argument in ("-e", f"packages/{name}")]
+
+
+def pytest(session: nox.Session, *arguments: str) -> None:
+    # Tests start hundreds of processes, and without stored bytecode each compiles all that it imports.
+    session.run("pytest", *PARALLEL, *arguments, *session.posargs, env={"PYTHONDONTWRITEBYTECODE": ""})
 
 
 @nox.session
@@ -60,16 +77,16 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the test suite and every example in the documentation."""
     session.install(*editable(), *group("tests"))
-    session.run("pytest", *PARALLEL, *session.posargs)
+    pytest(session)
 
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """Run core's tests and each store's contract against the lowest dependencies that the packages declare."""
+    """Check values, records and each store's contract with the lowest dependencies that the packages declare."""
     declared = {line for package in PACKAGES.values() for line in package["project"]["dependencies"]}
     lower_bounds = [line.replace(">=", "==") for line in sorted(declared) if not line.startswith(tuple(PACKAGES))]
     session.install(*editable(), *group("tests"), *lower_bounds)
-    session.run("pytest", *PARALLEL, "tests/core", *CONTRACTS, *session.posargs)
+    pytest(session, *CONTRACTS, *VALUES, *ONE_S3)
 
 
 @nox.session
@@ -146,10 +163,7 @@ def wheels(session: nox.Session, package: str) -> None:
     if len(found) != len(names):
         session.error("dist/ does not hold one wheel of each package: run `nox -s build` first")
     session.install(*found, *group("tests"))
-    folder = f"tests/{package.removeprefix('durable-')}"
-    # Stores behind a server were tested whole from the checkout; here their contract shows that the wheel holds everything.
-    tests = [folder] if package == "durable-file" else [path for path in CONTRACTS if path.startswith(f"{folder}/")]
-    session.run("pytest", *PARALLEL, *tests, *session.posargs)
+    pytest(session, *WHEEL_TESTS[package], *ONE_S3, "--dist", "worksteal")
 
 
 @nox.session(default=False)

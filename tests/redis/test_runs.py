@@ -54,7 +54,7 @@ async def flow_that_is_killed(
 async def test_a_process_killed_at_an_append(redis_url: str, tmp_path: Path, at: int, when: Literal["before", "after"]) -> None:
     """SIGKILL just before a step is recorded makes that step run again, and just after makes none."""
     journal = tmp_path / "journal"
-    open_ = partial(open_store, f"{redis_url}&lease=1")
+    open_ = partial(open_store, f"{redis_url}&lease=2")
     async with Child(flow_that_is_killed, open_, journal, at, when) as child:
         with pytest.raises(AssertionError, match="exit code -9"):
             await child.receive()

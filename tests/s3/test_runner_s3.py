@@ -95,8 +95,9 @@ async def test_sixteen_processes_racing_get_one_outcome_a_step(s3_url: str) -> N
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_process_killed_at_any_append_is_resumed(s3_url: str, tmp_path: Path, when: str) -> None:
     """Nothing acknowledged is lost; only a step whose outcome was not stored runs again, and it alone."""
-    for at in (1, 3, STEPS + 1):
-        witness, url = tmp_path / f"{when}-{at}", f"{s3_url.replace('/logs', f'/logs-{when}-{at}', 1)}&lease=1"
+
+    async def killed_at(at: int) -> None:
+        witness, url = tmp_path / f"{when}-{at}", f"{s3_url.replace('/logs', f'/logs-{when}-{at}', 1)}&lease=3"
         process = start(crash, url, str(witness), at, when)
         await asyncio.to_thread(process.join)
         assert process.exitcode == -9
@@ -112,3 +113,8 @@ async def test_a_process_killed_at_any_append_is_resumed(s3_url: str, tmp_path: 
             assert resumed.appends == STEPS + 1 - stored
         ran = [int(line) for line in witness.read_text().split()]
         assert ran == [*range(at), *range(stored, STEPS + 1)]
+
+    # At once, so that the leases of those that were killed run out at the same time.
+    async with asyncio.TaskGroup() as tasks:
+        for at in (1, 3, STEPS + 1):
+            tasks.create_task(killed_at(at))

@@ -41,7 +41,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"file:{tmp_path / 'runs'}"
     found: str = request.getfixturevalue(f"{request.param}_url")
     if request.param in ("redis", "s3"):  # whose locks are leases: that of a process that was killed ends by itself
-        found += f"{'&' if '?' in found else '?'}lease=1"
+        found += f"{'&' if '?' in found else '?'}lease=3"
     return found
 
 

@@ -57,7 +57,7 @@ async def decide(store: Store, yes_or_no: str, name: str) -> str:
     return "decided"
 
 
-async def charge(store: Store, ledger: str, point: str, recover: str) -> str:
+async def charge(store: Store, run_id: str, ledger: str, point: str, recover: str) -> str:
     """Charge once; killed at `point`, which is an append, before or after it, or a place in the function."""
 
     async def charge_card() -> str:
@@ -76,7 +76,7 @@ async def charge(store: Store, ledger: str, point: str, recover: str) -> str:
     if ":" in point:
         when, at = point.split(":")
         store = CrashingStore(store, at=int(at), when="before" if when == "before" else "after", how="kill")
-    async with Runner(store, "order-1", lock_wait=30) as runner:
+    async with Runner(store, run_id, lock_wait=30) as runner:
         await runner.step("prepare", lambda: "prepared", returns=str)
         options = {"recover": look} if recover == "recover" else {}
         return await runner.step("charge", charge_card, at_most_once=True, **options)  # type: ignore[arg-type]

@@ -207,7 +207,9 @@ async def test_a_cluster_node_that_is_away() -> None:
     with redis_cluster(*KEEPING, "--appendfsync", "always", "--cluster-require-full-coverage", "no") as nodes:
         async with open_store(f"{nodes[0].url}?cluster=true&socket_timeout=0.5") as store:
             runs = [f"run {number}" for number in range(60)]
+            began = monotonic()
             await asyncio.gather(*(store.append(StepRecord(run_id=run, step_id="one")) for run in runs))
+            usual = monotonic() - began  # on a machine as busy as this one is
             nodes[2].kill()
 
             async def append(run: str) -> float | None:
@@ -221,8 +223,8 @@ async def test_a_cluster_node_that_is_away() -> None:
             taken = [seconds for seconds in await asyncio.gather(*map(append, runs)) if seconds is not None]
             nodes[2].start()
             assert 15 <= len(taken) < 60
-            assert sorted(taken)[len(taken) // 2] < 0.4
-            async with asyncio.timeout(20):
+            assert sorted(taken)[len(taken) // 2] < 0.4 + 2 * usual
+            async with asyncio.timeout(60):
                 while any(seconds is None for seconds in await asyncio.gather(*map(append, runs))):
                     await asyncio.sleep(0.1)
             for run in runs:

@@ -1,95 +1,63 @@
-"""Awaiting with a limit that costs nothing when nothing waits, and awaiting to the end in spite of a cancellation."""
+"""Awaiting with a limit that costs next to nothing, and awaiting to the end in spite of a cancellation."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator
-from types import coroutine
+import time
+from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
-from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
 
 
-async def limited(work: Coroutine[Any, Any, T], seconds: float) -> T:
-    """Await `work` for at most `seconds`, and then raise TimeoutError. Work that never waits costs no more than itself."""
-    try:
-        awaited = work.send(None)
-    except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]  # typeshed can't tell what a coroutine returns
-    loop = asyncio.get_running_loop()
-    watch = _watches.get(loop)
-    if watch is None:
-        watch = _watches[loop] = _Watch()
-    task = asyncio.current_task(loop)
-    assert task is not None
-    cancelling = task.cancelling()
-    watch.add(loop, task, seconds)
-    try:
-        return await _resumed(work, awaited)
-    except asyncio.CancelledError as cancelled:
-        if watch.expired(task) and task.cancelling() - 1 <= cancelling:
-            raise TimeoutError(f"no answer within {seconds:g} s") from cancelled
-        raise
-    finally:
-        if watch.expired(task):  # even where the store made another error of it, or an answer
-            task.uncancel()
-        del watch.waiting[task]
+_NEVER: Final = float("inf")
+_OVERDUE: Final = 1.0  # seconds after which a timer that did not fire belonged to a loop that is gone
 
 
-class _Watch:
-    """Cancels the tasks of a loop that wait for too long, by one timer for all: one for each would cost more than the wait."""
+class TimeLimit:
+    """Cancels the tasks that wait for too long, by one timer for all: one for each would cost more than most waits.
+
+    `start` before the wait, `stop` after it, whatever came of it; `stop` tells whether the time ran out.
+    """
 
     def __init__(self) -> None:
-        self.waiting: dict[asyncio.Task[Any], float] = {}
-        self._next: float | None = None  # no handle is kept: it would keep the loop alive
+        self._waiting: Final[dict[asyncio.Task[Any], tuple[float, int]]] = {}
+        self._expired: Final[set[asyncio.Task[Any]]] = set()
+        self._next = _NEVER  # no handle is kept: it would keep the loop alive
 
-    def add(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], seconds: float) -> None:
-        deadline = self.waiting[task] = loop.time() + seconds
-        if self._next is None or self._next > deadline:
-            self._start(loop, deadline)
+    def start(self, seconds: float) -> asyncio.Task[Any]:
+        """Let the current task wait for at most `seconds`."""
+        task: Any = asyncio.current_task()
+        now = time.monotonic()
+        self._waiting[task] = now + seconds, task.cancelling()
+        if now + seconds < self._next or self._next < now - _OVERDUE:
+            self._watch(now + seconds, seconds)
+        return task  # type: ignore[no-any-return]  # there is one, wherever something is awaited
 
-    def expired(self, task: asyncio.Task[Any]) -> bool:
-        return self.waiting[task] == _EXPIRED
+    def stop(self, task: asyncio.Task[Any]) -> bool:
+        """End the wait; tell whether the limit alone cancelled it, so that a `CancelledError` means that the time ran out."""
+        _, cancelling = self._waiting.pop(task)
+        if task not in self._expired:
+            return False
+        self._expired.remove(task)
+        return task.uncancel() <= cancelling  # even where the store made another error of it, or an answer
 
-    def _start(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+    def _watch(self, when: float, seconds: float) -> None:
         self._next = when
-        loop.call_at(when, self._look, loop, when)
+        asyncio.get_running_loop().call_later(seconds, self._look)
 
-    def _look(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
-        if when != self._next:
-            return  # another timer took its place
-        self._next = None
-        now = loop.time()
-        for task, deadline in self.waiting.items():
-            if deadline <= now:
-                self.waiting[task] = _EXPIRED
+    def _look(self) -> None:
+        self._next = _NEVER
+        now, loop = time.monotonic(), asyncio.get_running_loop()
+        # A loop that was closed may have left tasks behind: nobody will end them any more.
+        open_ = [task for task in self._waiting if task not in self._expired and task.get_loop() is loop]
+        for task in open_:
+            if self._waiting[task][0] <= now:
+                self._expired.add(task)
                 task.cancel()
-        open_ = [deadline for deadline in self.waiting.values() if deadline != _EXPIRED]
-        if open_:
-            self._start(loop, min(open_))
-
-
-_EXPIRED: Final = float("inf")
-_watches: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Watch]] = WeakKeyDictionary()
-
-
-@coroutine
-def _resumed(work: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
-    """Go on with `work`, which waits for `awaited`."""
-    while True:
-        try:
-            try:
-                answer = yield awaited
-            except GeneratorExit:
-                work.close()
-                raise
-            except BaseException as error:
-                awaited = work.throw(error)
-            else:
-                awaited = work.send(answer)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]  # as above
+        left = min((self._waiting[task][0] for task in open_ if task not in self._expired), default=_NEVER)
+        if left < _NEVER:
+            self._watch(left, left - now)
 
 
 async def finished(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:

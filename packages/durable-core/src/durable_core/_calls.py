@@ -40,7 +40,10 @@ def identify(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Identity, s
     one cell that holds another value by the time the step runs. Arguments are held by their fingerprint, so that a changed
     list is noticed and nothing large is kept alive.
     """
-    known = _function(fn)
+    if type(fn) is FunctionType and fn.__closure__ is None and fn.__defaults__ is None and fn.__kwdefaults__ is None:
+        known: Identity = fn.__code__  # the usual case: nothing but its code
+    else:
+        known = _function(fn)
     if not args and type(fn) is not partial:
         return known, None
     fingerprint = _fingerprint(fn, args)
@@ -56,7 +59,7 @@ def same(one: Identity, other: Identity) -> bool:
 
 
 def _function(fn: Callable[..., Any], within: tuple[object, ...] = ()) -> Identity:
-    if type(fn) is FunctionType:  # the usual case: nothing but its code
+    if type(fn) is FunctionType:
         if fn.__closure__ is None and fn.__defaults__ is None and fn.__kwdefaults__ is None:
             return fn.__code__
         if fn in within:  # a recursive function stands in its own closure
@@ -89,7 +92,10 @@ _SIMPLE: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
 def _opaque(args: tuple[Any, ...]) -> Identity:
     """Return the arguments that a fingerprint says nothing about but their type."""
-    if all(type(arg) in _SIMPLE for arg in args):
+    for arg in args:
+        if type(arg) not in _SIMPLE:
+            break
+    else:
         return _EMPTY
     _, opaque = _canonical(args)
     return tuple([_value(value, ()) for value in opaque])

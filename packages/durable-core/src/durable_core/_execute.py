@@ -12,7 +12,6 @@ from ._invoke import invoke
 from ._log import OUTCOMES
 from ._run import Run
 from ._values import Codec
-from .context import StepContext
 from .errors import NestedStep, StepDrift, StepFailed, StepInterrupted, UnrecordableValue
 from .record import StepError, StepRecord
 from .retry import Recovered
@@ -27,45 +26,46 @@ async def execute(run: Run, call: Call, latest: StepRecord | None) -> Any:
             return outcome_of(run, record, call.fingerprint, call.codec)
         revision = latest.revision + 1
     attempt = 1
+    clock, codec, policy = run.clock, call.codec, call.policy
     while True:
         if run.on_event is not None:  # asked here too: a step without listeners pays for no event
             await run.emit("step:start", call.step_id, call.name, attempt)
         if run.must_look():  # asked here: most steps need no look
             await run.begin()
-        if call.policy.at_most_once:
+        if policy.at_most_once:
             holder = await _intend(run, call, revision, attempt)
             if holder.status in OUTCOMES:
-                return outcome_of(run, holder, call.fingerprint, call.codec)
+                return outcome_of(run, holder, call.fingerprint, codec)
             revision = holder.revision + 1
-        clock = run.clock
         started_at, began = clock.now(), clock.monotonic()
-        with StepContext(run.id, call.step_id, attempt, run, run.log.generation(call.step_id)):
-            value, error, cancelled = await invoke(call.fn, call.args, call.policy.timeout)
+        value, error, cancelled = await invoke(run.context(call.step_id, attempt), call.fn, call.args, policy.timeout)
         result: bytes | None = None
-        if error is None and call.codec is not None:
+        if error is None:
+            if codec is None:
+                value = None
+                break
             try:
-                result, value = call.codec.record(value)
+                result, value = codec.record(value)
+                break
             except UnrecordableValue as refusal:
-                error = refusal
+                error, value = refusal, None
         if isinstance(error, NestedStep):
             raise error
-        if error is None or not call.policy.retries(error, attempt):
+        if not policy.retries(error, attempt):
             break
         if cancelled is not None:
             raise cancelled
-        delay = call.policy.delay(attempt)
+        delay = policy.delay(attempt)
         if run.on_event is not None:
             await run.emit("step:retry", call.step_id, call.name, attempt, error=error, delay=delay)
         await clock.sleep(delay)
         attempt += 1
     record = ended(run, call, revision, attempt, started_at, began, result, error)
-    if error is not None or call.codec is None:
-        value = None
     recorded = await run.log.outcome(record, value, cancelled)
     if run.on_event is not None:
         await run.emit_record("step:success" if recorded.status == "success" else "step:failure", recorded, error)
-    if recorded.id != record.id:
-        return outcome_of(run, recorded, call.fingerprint, call.codec)
+    if recorded is not record and recorded.id != record.id:
+        return outcome_of(run, recorded, call.fingerprint, codec)
     if error is not None:
         raise StepFailed(recorded) from error
     return value
@@ -149,8 +149,7 @@ async def _recover(run: Run, call: Call, started: StepRecord) -> StepRecord | No
         raise StepInterrupted(started, unlocked=call.policy.recover is not None)
     await run.begin()
     began = run.clock.now()
-    with StepContext(run.id, call.step_id, started.attempt, run, run.log.generation(call.step_id)):
-        found, error, cancelled = await invoke(call.policy.recover, (), None)
+    found, error, cancelled = await invoke(run.context(call.step_id, started.attempt), call.policy.recover, (), None)
     if error is not None:
         raise error
     if cancelled is not None:

@@ -13,7 +13,9 @@ from types import CodeType, FunctionType
 from typing import Any, Final
 
 from ._await import finished
+from .context import StepContext, running
 
+_ASYNC: Final = CO_COROUTINE | CO_ITERABLE_COROUTINE
 _THREADS: Final = 40
 
 
@@ -49,10 +51,8 @@ def code_of(fn: Callable[..., Any]) -> CodeType | None:
 
 def is_async(fn: Callable[..., Any]) -> bool:
     """Tell whether calling `fn` makes a coroutine, so that it is called on the loop."""
-    if isinstance(fn, FunctionType):
-        return bool(fn.__code__.co_flags & (CO_COROUTINE | CO_ITERABLE_COROUTINE))
     code = code_of(fn)
-    return code is not None and bool(code.co_flags & (CO_COROUTINE | CO_ITERABLE_COROUTINE))
+    return code is not None and bool(code.co_flags & _ASYNC)
 
 
 def may_be_awaited(fn: Callable[..., Any]) -> bool:
@@ -65,14 +65,15 @@ Outcome = tuple[Any, Exception | None, asyncio.CancelledError | None]
 """How an attempt ended: with a value or an error, and whether the caller was cancelled while a thread was waited for."""
 
 
-async def invoke(fn: Callable[..., Any], args: tuple[Any, ...], timeout: float | None) -> Outcome:
-    """Call `fn` once. Raises only what ends a program: a cancellation, KeyboardInterrupt, SystemExit.
+async def invoke(context: StepContext, fn: Callable[..., Any], args: tuple[Any, ...], timeout: float | None) -> Outcome:
+    """Call `fn` once, as the step of `context`. Raises only what ends a program: a cancellation, KeyboardInterrupt, SystemExit.
 
     A thread can't be cancelled: when the caller is cancelled meanwhile, the thread is waited for, and the cancellation is
     returned beside the outcome, to be raised once that is recorded.
     """
+    token = running.set(context)
     try:
-        if is_async(fn):
+        if fn.__code__.co_flags & _ASYNC if type(fn) is FunctionType else is_async(fn):
             if timeout is None:
                 return await fn(*args), None, None
             async with asyncio.timeout(timeout):
@@ -89,6 +90,9 @@ async def invoke(fn: Callable[..., Any], args: tuple[Any, ...], timeout: float |
             return await value, None, None
     except Exception as error:
         return None, error, None
+    finally:
+        context.end()
+        running.reset(token)
 
 
 async def _in_thread(fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:

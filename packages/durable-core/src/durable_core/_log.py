@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ._await import limited, undisturbed
+from ._await import TimeLimit, undisturbed
 from .clock import Clock
 from .errors import CorruptLog, ResultNotRecorded, StoreError
 from .lines import heads_of
@@ -34,6 +34,7 @@ class RunLog:
         self._store: Final = store
         self._clock: Final = clock
         self._timeout: Final = store_timeout
+        self._limit: Final = TimeLimit()
         self.kept: Final[dict[str, tuple[StepRecord, Any]]] = {}
         """What happened and the store has not taken yet."""
         self.load(())
@@ -41,9 +42,10 @@ class RunLog:
     def load(self, entries: Sequence[StepRecord]) -> None:
         """Begin with `entries`: what the store holds now."""
         self._entries = entries
-        self._newest: dict[str, int] = {}
-        self._added: dict[str, StepRecord] = {}
-        self._reopened: dict[str, int] = {}
+        self._newest: dict[str, int | StepRecord] = {}
+        """Where each step's newest entry stands among those that were loaded; an entry itself that came later."""
+        self.reopened: dict[str, int] = {}
+        """At which revision steps were last reopened."""
         revisions: dict[str, int] = {}  # only of steps with more than one entry
         for index, record in enumerate(heads_of(entries)):
             step_id, revision = record.step_id, record.revision
@@ -52,7 +54,7 @@ class RunLog:
                     continue
                 revisions[step_id] = revision
                 if record.status == "reopened":
-                    self._reopened[step_id] = revision
+                    self.reopened[step_id] = revision
             self._newest[step_id] = index
 
     def forget(self) -> None:
@@ -62,22 +64,16 @@ class RunLog:
 
     def latest(self, step_id: str) -> StepRecord | None:
         """Return the step's entry with the highest revision."""
-        if self._added and (record := self._added.get(step_id)):
-            return record
-        index = self._newest.get(step_id)
-        return None if index is None else self._entries[index]
-
-    def generation(self, step_id: str) -> int:
-        """Return the revision at which the step was last reopened, or 0."""
-        return self._reopened.get(step_id, 0) if self._reopened else 0
+        newest = self._newest.get(step_id)
+        return self._entries[newest] if type(newest) is int else newest  # type: ignore[return-value]  # mypy narrows no else here
 
     def add(self, record: StepRecord) -> StepRecord:
         """Take in an entry that the store holds."""
         known = self.latest(record.step_id)
         if known is None or known.revision <= record.revision:
-            self._added[record.step_id] = record
+            self._newest[record.step_id] = record
             if record.status == "reopened":
-                self._reopened[record.step_id] = record.revision
+                self.reopened[record.step_id] = record.revision
         return record
 
     async def claim(self, record: StepRecord) -> StepRecord:
@@ -138,33 +134,45 @@ class RunLog:
         To `decide` goes past entries that decide nothing, to the next revision, because the outcome's effect has happened.
         """
         deadline = self._clock.monotonic() + within
-        remaining, attempt = within, 1
+        remaining, attempt, expired = within, 1, False
+        failure: Exception
         reason: Exception | None = None
         while True:
+            waiting = self._limit.start(remaining)
             try:
-                holder = await limited(self._store.append(record), remaining)
+                try:
+                    holder = await self._store.append(record)
+                finally:
+                    expired = self._limit.stop(waiting)
             except CorruptLog:
                 raise
             except Exception as error:
-                pause = _pause(attempt)
-                remaining = deadline - self._clock.monotonic() - pause
-                if remaining <= 0:
-                    if reason is not None and isinstance(error, TimeoutError):
-                        raise reason from error  # what the store said before says more
+                failure = error
+            except asyncio.CancelledError as error:
+                if not expired:
                     raise
-                reason = error
-                _logger.warning("append of step %r of run %r failed, trying again: %r", record.step_id, record.run_id, error)
-                attempt += 1
-                await self._clock.sleep(pause)
+                failure = TimeoutError(f"no answer within {remaining:g} s")
+                failure.__cause__ = error
+            else:
+                if holder.id == record.id or holder.status in OUTCOMES or not decide:
+                    if self.kept and decide:
+                        self.kept.pop(record.step_id, None)
+                    if holder.id != record.id:
+                        return self.add(holder)
+                    self._newest[record.step_id] = holder
+                    return holder
+                record = msgspec.structs.replace(record, revision=holder.revision + 1)
                 continue
-            if holder.id == record.id or holder.status in OUTCOMES or not decide:
-                if self.kept and decide:
-                    self.kept.pop(record.step_id, None)
-                if holder.id != record.id:
-                    return self.add(holder)
-                self._added[record.step_id] = holder
-                return holder
-            record = msgspec.structs.replace(record, revision=holder.revision + 1)
+            pause = _pause(attempt)
+            remaining = deadline - self._clock.monotonic() - pause
+            if remaining <= 0:
+                if reason is not None and isinstance(failure, TimeoutError):
+                    raise reason from failure  # what the store said before says more
+                raise failure
+            reason = failure
+            _logger.warning("append of step %r of run %r failed, trying again: %r", record.step_id, record.run_id, failure)
+            attempt += 1
+            await self._clock.sleep(pause)
 
 
 def _away(what: str, error: Exception) -> Exception:

@@ -10,7 +10,8 @@ import msgspec
 from ._calls import Call, Identity, identify, same
 from ._execute import outcome_of
 from ._invoke import may_be_awaited
-from ._run import Run, decided
+from ._log import OUTCOMES
+from ._run import Run
 from ._values import codec_for, codec_of
 from .context import running
 from .errors import StepReused
@@ -47,6 +48,8 @@ def prepare(
             )
     codec = codec_of(fn) if returns is ANNOTATED else None if returns is None else codec_for(returns)
     identity, fingerprint = identify(fn, args)
+    if type(step_id) is not str:
+        step_id = check_own_id("step_id", step_id)
     is_same = same_call(run, step_id, identity)
     return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, is_same)
 
@@ -58,7 +61,7 @@ async def perform(run: Run, execute: Execute, call: Call) -> Any:
         raise reused(run, step_id)
     if not run.loaded or run.log.kept or run.suspended is not None:  # all that `ready` looks at
         await run.ready()
-    while not decided(record := run.log.latest(step_id)):
+    while (record := run.log.latest(step_id)) is None or record.status not in OUTCOMES:
         if step_id in run.running:
             await run.ended(step_id)  # the same call elsewhere; if that is cancelled, this one takes over
             await run.ready()  # unless its outcome is kept, or the run was suspended meanwhile
@@ -81,10 +84,9 @@ def refuse_nested(run: Run, step_id: str) -> None:
 
 def same_call(run: Run, step_id: str, identity: Identity) -> bool:
     """Tell whether the id is used for the first time, or for what it was used for before."""
-    known = run.calls.get(step_id) if type(step_id) is str else None
+    known = run.calls.get(step_id) if isinstance(step_id, str) else None  # mypy knows no others, people do
     if known is None:
-        check_own_id("step_id", step_id)
-        run.calls[step_id] = identity
+        run.calls[check_own_id("step_id", step_id)] = identity
         return True
     return known is identity or same(known, identity)
 

@@ -9,7 +9,8 @@ from typing import Final, Literal, TypeGuard
 from ._calls import Identity
 from ._lock import RunLock
 from ._log import OUTCOMES, RunLog
-from .clock import Clock
+from .clock import Clock, SystemClock
+from .context import StepContext
 from .errors import RunCancelled, RunSuspended, StepDrift
 from .events import EventType, OnEvent, StepEvent, deliver
 from .record import Kind, StepRecord
@@ -17,8 +18,25 @@ from .store import Store
 
 CANCEL: Final = "$cancel"
 FLOW: Final = "$flow"
-_LOOKING: Final = 0.01  # the share of a run's time that looking for its cancellation may take,
-_LOOK_WITHIN: Final = 2.0  # and yet, however slow the store, this many seconds at most go by between two looks
+_LOOKING: Final = 0.01  # the share of its time that a process may spend on looking for cancellations,
+_LOOK_WITHIN: Final = 2.0  # and yet, however slow the store, each run looks every so many seconds
+
+
+class _Looking:
+    """What the runs that share a clock know of each other's looks for a cancellation."""
+
+    pause = 0.0
+    """No further look is needed before this time."""
+    announced = 0
+    """How many cancellations this process has announced itself."""
+
+
+_shared: Final = _Looking()
+
+
+def announce_cancellation() -> None:
+    """Let every run in this process look before its next step."""
+    _shared.announced += 1
 
 
 class Run:
@@ -53,7 +71,10 @@ class Run:
         self._on_drift: Final = on_drift
         self._loading: Final = asyncio.Lock()
         self.loaded = False
-        self._look_again = 0.0
+        self._cancelled: StepRecord | None = None
+        self._looking: Final = _shared if type(clock) is SystemClock else _Looking()
+        self._look_by = 0.0
+        self._announced = 0
 
     async def enter(self) -> None:
         """Take the lock, then read the log."""
@@ -78,6 +99,7 @@ class Run:
         """Begin anew with what the store then holds: the run is about to be cleared."""
         self.log.forget()
         self.loaded = False
+        self._cancelled = None
         self.calls.clear()
         self.suspended = None
 
@@ -86,8 +108,9 @@ class Run:
         async with self._loading:
             if again or not self.loaded:
                 began = self.clock.monotonic()
+                self._looks(began)
                 self.log.load(await self.store.list(self.id))
-                self._looked(began)
+                self._cancelled = self.log.latest(CANCEL)
                 self.loaded = True
 
     async def ready(self) -> None:
@@ -108,23 +131,32 @@ class Run:
     def must_look(self) -> bool:
         """Raise what is known to keep anything new from beginning; tell whether it is time to look for a cancellation."""
         self.lock.check()
-        if (record := self.log.latest(CANCEL)) is not None:
-            raise RunCancelled(record)
-        return self.clock.monotonic() >= self._look_again
+        if self._cancelled is not None:
+            raise RunCancelled(self._cancelled)
+        now = self.clock.monotonic()
+        return now >= self._looking.pause or now >= self._look_by or self._announced != _shared.announced
 
     async def look(self, step_id: str) -> StepRecord | None:
         """Ask the store for the step's newest entry, which another process may have appended."""
-        began = self.clock.monotonic()
-        record = await self.log.newest(self.id, step_id)
-        if step_id == CANCEL:
-            self._looked(began)
+        if step_id != CANCEL:
+            record = await self.log.newest(self.id, step_id)
+        else:
+            began = self.clock.monotonic()
+            self._looks(began)
+            record = self._cancelled = await self.log.newest(self.id, step_id)
+            now = self.clock.monotonic()
+            self._looking.pause = max(self._looking.pause, now + (now - began) / _LOOKING)
         if record is not None:
             self.log.add(record)
         return record
 
-    def _looked(self, began: float) -> None:
-        now = self.clock.monotonic()
-        self._look_again = now + min((now - began) / _LOOKING, _LOOK_WITHIN)
+    def _looks(self, now: float) -> None:
+        """Note that whether the run was cancelled is asked now."""
+        self._announced, self._look_by = _shared.announced, now + _LOOK_WITHIN
+
+    def context(self, step_id: str, attempt: int) -> StepContext:
+        """Return what the function of a step may know of it."""
+        return StepContext(self.id, step_id, attempt, self, self.log.reopened.get(step_id, 0))
 
     def stopped(self, step_id: str) -> None:
         """Take the step off those that run, and wake who waits for that."""

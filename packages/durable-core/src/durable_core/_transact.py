@@ -8,7 +8,6 @@ from ._calls import Call
 from ._execute import ended, outcome_of
 from ._invoke import invoke
 from ._run import Run, decided
-from .context import StepContext
 from .errors import NestedStep, StepFailed, StepInterrupted, StoreError, UnrecordableValue
 from .record import StepRecord
 from .retry import exponential
@@ -102,8 +101,8 @@ async def _once(run: Run, store: TransactionStore, call: Call, revision: int, at
     """Run one transaction; return its record and value once both are committed."""
     async with store.transaction() as transaction:
         started_at, began = run.clock.now(), run.clock.monotonic()
-        with StepContext(run.id, call.step_id, attempt, run, run.log.generation(call.step_id)):
-            value, error, cancelled = await invoke(call.fn, (transaction.connection, *call.args), call.policy.timeout)
+        context = run.context(call.step_id, attempt)
+        value, error, cancelled = await invoke(context, call.fn, (transaction.connection, *call.args), call.policy.timeout)
         if cancelled is not None:
             raise cancelled
         if isinstance(error, NestedStep):

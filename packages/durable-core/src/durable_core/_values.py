@@ -82,8 +82,13 @@ def codec_of(fn: Callable[..., Any]) -> Codec[Any]:
         else:
             called = called_by(called)
             break
-    if (known := _known(called)) is not None:
-        return known
+    try:
+        _, annotation, codec = _functions[id(called.__code__)]
+        if annotation == called.__annotations__.get("return", NOTHING):
+            return codec
+    except Exception:  # no function, one that was not seen yet, or annotations that can't be evaluated
+        if (known := _known(called)) is not None:
+            return known
     function = innermost(called)
     if function is not called and (known := _known(function)) is not None:
         return known

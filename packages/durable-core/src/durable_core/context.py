@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from hashlib import blake2b
 from typing import Final
 
@@ -19,8 +19,7 @@ class StepContext(msgspec.Struct):
     attempt: int
     _runner: object
     _generation: int
-    _active: bool = False
-    _token: Token[StepContext | None] | None = None
+    _active: bool = True
 
     @property
     def idempotency_key(self) -> str:
@@ -35,13 +34,9 @@ class StepContext(msgspec.Struct):
     def __repr__(self) -> str:
         return f"StepContext(run_id={self.run_id!r}, step_id={self.step_id!r}, attempt={self.attempt})"
 
-    def __enter__(self) -> None:
-        self._active = True
-        self._token = running.set(self)
-
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """Note that the step's function has ended, for the tasks that it left behind."""
         self._active = False
-        running.reset(self._token)  # type: ignore[arg-type]  # set by __enter__
 
     def refuse(self, runner: object, step_id: str) -> None:
         """Raise `NestedStep` if `runner` is this step's own; a task that the step left behind may start steps."""

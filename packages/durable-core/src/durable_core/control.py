@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from ._run import CANCEL, FLOW, decided
+from ._run import CANCEL, FLOW, announce_cancellation, decided
 from ._status import RunStatus, status_of
 from ._values import record_any
 from ._wait import expired
@@ -108,13 +108,17 @@ async def retry(store: Store, run_id: str, step_id: str, *, reason: str | None =
 async def cancel(store: Store, run_id: str, *, reason: str | None = None, clock: Clock | None = None) -> StepRecord:
     """Cancel a run: steps and waits that have no outcome yet raise `RunCancelled`, now and when it is run again.
 
-    A runner notices within two seconds, in a sleep within thirty, and starts nothing more; a function that is running is not
-    interrupted. Cancelling again changes nothing. Raises `Refused` for a run that isn't there.
+    A runner notices before its next step if it is in this process, else within two seconds, in a sleep within thirty, and starts
+    nothing more; a function that is running is not interrupted. Cancelling again changes nothing. Raises `Refused` for a run
+    that isn't there.
     """
     await _known_run(store, run_id)
     now = _now(clock)
     note = {"reason": reason} if reason else None
-    return await store.append(StepRecord(run_id=run_id, step_id=CANCEL, kind="flow", note=note, started_at=now, ended_at=now))
+    record = StepRecord(run_id=run_id, step_id=CANCEL, kind="flow", note=note, started_at=now, ended_at=now)
+    holder = await store.append(record)
+    announce_cancellation()
+    return holder
 
 
 async def pending(store: Store, prefix: str = "", *, clock: Clock | None = None) -> AsyncIterator[StepRecord]:

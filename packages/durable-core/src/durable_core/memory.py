@@ -29,12 +29,15 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock):
         return cls()
 
     async def append(self, record: StepRecord) -> StepRecord:
-        run = self._runs.setdefault(record.run_id, {})
-        holder = run.setdefault((record.step_id, record.revision), record)
+        run_id, step_id, revision = record.run_id, record.step_id, record.revision
+        if (run := self._runs.get(run_id)) is None:
+            run = self._runs[run_id] = {}
+            self._newest[run_id] = {}
+        holder = run.setdefault((step_id, revision), record)
         if holder is record:
-            newest = self._newest.setdefault(record.run_id, {})
-            if newest.setdefault(record.step_id, record).revision < record.revision:
-                newest[record.step_id] = record
+            newest = self._newest[run_id]
+            if not revision or (known := newest.get(step_id)) is None or known.revision < revision:
+                newest[step_id] = record
         return holder
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:

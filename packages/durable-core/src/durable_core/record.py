@@ -22,8 +22,27 @@ FORMAT: Final = 1
 _STATUSES: Final = frozenset(get_args(Status))
 _KINDS: Final = frozenset(get_args(Kind))
 _ERROR_BYTES: Final = 16_000
+_IDS_KEPT: Final = 4096
+legal_ids: Final[set[str]] = set()
+"""Ids that were looked at lately: most are looked at again and again."""
 _ExceptionType = type[BaseException]  # by another name, since an error's own `type` hides the builtin
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+
+
+_unused_ids: Final[list[str]] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unused_ids.clear)
+
+
+def _new_id() -> str:
+    """Return 12 random bytes as text; asking the system for each would cost more than all the rest of a record."""
+    while True:
+        try:
+            return _unused_ids.pop()
+        except IndexError:
+            digits = os.urandom(12 * 256).hex()
+            _unused_ids.extend([digits[start : start + 24] for start in range(0, len(digits), 24)])
 
 
 class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -89,26 +108,25 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The attempt that produced this entry, from 1."""
     started_at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
     ended_at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
-    id: str = msgspec.field(default_factory=lambda: os.urandom(12).hex())
+    id: str = msgspec.field(default_factory=_new_id)
     """Random and unique to this append, so that a writer can tell whether it won the slot."""
     fingerprint: str | None = None
     """A short hash of the arguments that the step was called with."""
 
     def __post_init__(self) -> None:
-        if not (_is_legal(self.run_id) and _is_legal(self.step_id)):
-            check_id("run_id", self.run_id)
-            check_id("step_id", self.step_id)
+        run_id, step_id, name, result = self.run_id, self.step_id, self.name, self.result
+        if not (type(run_id) is str is type(step_id) and run_id in legal_ids and step_id in legal_ids):
+            msgspec.structs.force_setattr(self, "run_id", check_id("run_id", run_id))
+            msgspec.structs.force_setattr(self, "step_id", check_id("step_id", step_id))
         if self.revision < 0 or self.attempt < 1:
             raise ValueError(f"revision counts from 0 and attempt from 1, not {self.revision} and {self.attempt}")
         if self.status not in _STATUSES:
             raise ValueError(f"status {self.status!r} is not one of {', '.join(get_args(Status))}")
         if self.kind not in _KINDS:
             raise ValueError(f"kind {self.kind!r} is not one of {', '.join(get_args(Kind))}")
-        if not self.name:
-            msgspec.structs.force_setattr(self, "name", self.step_id)
-        elif not (self.name.isascii() and self.name.isprintable()):
-            msgspec.structs.force_setattr(self, "name", _safe(self.name))
-        if (result := self.result) is not None:
+        if name is not step_id and not (name and name.isascii() and name.isprintable()):
+            msgspec.structs.force_setattr(self, "name", _safe(name) if name else self.step_id)
+        if result is not None:
             if type(result) is not bytes:
                 raise TypeError(f"result must be JSON as bytes, not {result!r}")
             try:
@@ -118,7 +136,7 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise ValueError(f"result must be JSON, not {result[:80]!r}: {error}") from error
             # On one line, and without the space around it that the wire form drops.
-            if result[0] < 33 or result[-1] < 33 or b"\n" in result or b"\r" in result:
+            if result[0] < 33 or result[-1] < 33 or 10 in result or 13 in result:
                 msgspec.structs.force_setattr(self, "result", msgspec.json.format(result, indent=-1))
         if self.started_at.tzinfo is not UTC or self.ended_at.tzinfo is not UTC or self.until is not None:
             for field in ("started_at", "ended_at", "until"):
@@ -223,35 +241,35 @@ _decode: Final = msgspec.json.Decoder(_Wire).decode
 _skip: Final = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-def check_id(what: str, value: object) -> None:
-    """Refuse an id that is not 1 to 512 bytes of UTF-8 without control characters."""
-    if isinstance(value, str) and _is_legal(value):
-        return
+def check_id(what: str, value: object) -> str:
+    """Return an id as a plain str; refuse one that is not 1 to 512 bytes of UTF-8 without control characters."""
     rule = "expected 1 to 512 bytes of UTF-8 without control characters"
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a str, not {value!r}; {rule}")
-    size = len(value.encode(errors="surrogatepass"))
+    plain = str.__str__(value)
+    size = len(plain) if plain.isascii() else len(plain.encode(errors="surrogatepass"))
+    if 0 < size <= 512 and plain.isprintable():
+        if len(legal_ids) >= _IDS_KEPT:
+            legal_ids.clear()
+        legal_ids.add(plain)
+        return plain
     if not 0 < size <= 512:
         fault = f"has {size} bytes"
+    elif _CONTROL.search(plain):
+        fault = "holds a control character"
+    elif _SURROGATE.search(plain):
+        fault = "holds a lone surrogate"
     else:
-        fault = "holds a control character" if _CONTROL.search(value) else "holds a lone surrogate"
-    raise ValueError(f"{what} {value if len(value) <= 80 else value[:60] + '…'!r} {fault}; {rule}")
+        return plain
+    raise ValueError(f"{what} {plain if len(plain) <= 80 else plain[:60] + '…'!r} {fault}; {rule}")
 
 
-def _is_legal(value: str) -> bool:
-    try:
-        if value.isascii():
-            return 0 < len(value) <= 512 and value.isprintable()
-        return len(value.encode()) <= 512 and not _CONTROL.search(value)
-    except (UnicodeEncodeError, AttributeError):  # a lone surrogate, or no text at all
-        return False
-
-
-def check_own_id(what: str, value: object) -> None:
-    """Refuse an id that `check_id` refuses, or one that is the library's."""
-    check_id(what, value)
-    if str(value).startswith("$"):
+def check_own_id(what: str, value: object) -> str:
+    """Return an id as a plain str; refuse one that `check_id` refuses, or that is the library's."""
+    checked = value if type(value) is str and value in legal_ids else check_id(what, value)
+    if checked[0] == "$":
         raise ValueError(f"{what} {value!r} starts with '$'; such ids are the library's own, choose another")
+    return checked
 
 
 def _utc(field: str, moment: datetime) -> datetime:

@@ -72,7 +72,7 @@ class Runner:
         store_timeout: float | timedelta = 30.0,
         clock: Clock | None = None,
     ) -> None:
-        check_own_id("run_id", run_id)
+        run_id = check_own_id("run_id", run_id)
         for method in ("append", "get", "list", "clear"):
             if not callable(getattr(store, method, None)):
                 raise TypeError(f"store must have the methods of durable_core.Store; {store!r} has no {method!r}")

@@ -22,7 +22,7 @@ DECLARED = nox.project.python_versions(PACKAGES["durable-core"])
 # The interpreter that runs nox always runs the tests; others run them where they are installed.
 PYTHONS = [CURRENT, *(version for version in DECLARED if version != CURRENT)]
 DIST = Path("dist")
-# The slow stores first, which are the last by name.
+# The slow stores first; they are the last by name.
 CONTRACTS = sorted((path.as_posix() for path in Path("tests").glob("*/test_contract*.py")), reverse=True)
 VALUES = ["tests/core/test_record.py", *sorted(path.as_posix() for path in Path("tests/core").glob("test_values*.py"))]
 # More than there are processors: most of a test's time is waiting, for a server, a lease or another process. A module, a class
@@ -86,7 +86,7 @@ def lowest(session: nox.Session) -> None:
     declared = {line for package in PACKAGES.values() for line in package["project"]["dependencies"]}
     lower_bounds = [line.replace(">=", "==") for line in sorted(declared) if not line.startswith(tuple(PACKAGES))]
     session.install(*editable(), *group("tests"), *lower_bounds)
-    pytest(session, *CONTRACTS, *VALUES, *ONE_S3)
+    pytest(session, *CONTRACTS, *VALUES, *ONE_S3, "--dist", "worksteal")
 
 
 @nox.session

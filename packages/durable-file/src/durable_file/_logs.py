@@ -20,6 +20,8 @@ from ._locks import Lock, Locks, position_of
 from ._log import Entry, Log
 
 T = TypeVar("T")
+Step = tuple[str, str]
+"""The ids of a run and of one of its steps."""
 
 ROOM: Final = 64 * 1024 * 1024
 _OVERHEAD: Final = 4096
@@ -45,8 +47,8 @@ class Logs:
                 log.cut(fd, unfinished)
             return log.append(fd, entries)
 
-    def get(self, name: str, run_id: str, step_id: str) -> bytes | None:
-        return self._read(name, lambda log: log.get(run_id, step_id), None)
+    def get(self, name: str, steps: Sequence[Step]) -> list[bytes | None]:
+        return self._read(name, lambda log: [log.get(run_id, step_id) for run_id, step_id in steps], [None] * len(steps))
 
     def list(self, name: str, run_id: str) -> RecordLines:
         return self._read(name, lambda log: log.entries(run_id), RecordLines(()))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from durable_core import (
-    Batcher,
     Lease,
     LockLost,
     OpenableStore,
@@ -23,15 +21,12 @@ from durable_core import (
     SupportsScan,
 )
 
-from ._explain import NoRoom
 from ._lines import record_line, slot_of
 from ._locks import Lock
-from ._log import Entry
-from ._logs import Logs
 from ._names import SUFFIX, file_name
+from ._opened import Opened
 from ._path import path_of
 from ._scan import Scan, log_names, runs_in
-from ._worker import Worker
 
 _NAMES_AT_ONCE: Final = 256
 
@@ -51,7 +46,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         self._path: Final = Path(given).resolve()
         self._one_log: Final = self._path.name if given.lower().endswith(SUFFIX) else ""
         self._folder: Final = self._path.parent if self._one_log else self._path
-        self._opened: _Opened | None = None
+        self._opened: Opened | None = None
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -60,12 +55,11 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         return cls(path_of(parsed))
 
     async def append(self, record: StepRecord) -> StepRecord:
-        batcher = self._use().batcher(self._one_log or file_name(record.run_id))
-        return await batcher.submit((record, slot_of(record.step_id, record.revision), record_line(record)))
+        appends = self._use().appends(self._one_log or file_name(record.run_id))
+        return await appends.submit((record, slot_of(record.step_id, record.revision), record_line(record)))
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
-        opened = self._use()
-        line = await opened.worker.run(opened.logs.get, self._name(run_id), run_id, step_id)
+        line = await self._use().reads(self._name(run_id)).submit((run_id, step_id))
         return None if line is None else StepRecord.from_json(line)
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
@@ -118,7 +112,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         opened, self._opened = self._opened, None
-        if opened is not None and opened.pid == os.getpid():
+        if opened is not None and not opened.inherited:
             await opened.worker.close()
 
     def __repr__(self) -> str:
@@ -127,45 +121,12 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
     def _name(self, run_id: str) -> str:
         return self._one_log or file_name(run_id)
 
-    def _use(self) -> _Opened:
+    def _use(self) -> Opened:
         """Return what is open; a forked child opens everything anew, for it has no thread and must not share locks."""
         opened = self._opened
-        if opened is None or opened.pid != os.getpid():
-            opened = self._opened = _Opened(self._folder)
+        if opened is None or opened.inherited:
+            opened = self._opened = Opened(self._folder)
         return opened
-
-
-class _Opened:
-    """What a store has open in one process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.pid: Final = os.getpid()
-        self.logs: Final = Logs(folder)
-        self.worker: Final = Worker(at_end=self.logs.close)
-        self._latest: tuple[str, Batcher[Entry, StepRecord] | None] = ("", None)
-        self._batchers: Final[weakref.WeakValueDictionary[str, Batcher[Entry, StepRecord]]] = weakref.WeakValueDictionary()
-
-    def batcher(self, name: str) -> Batcher[Entry, StepRecord]:
-        """Return the log's batcher, which lives for as long as something is appended through it, or until another is used."""
-        latest, batcher = self._latest
-        if batcher is None or latest != name:
-            batcher = self._batchers.get(name)
-            if batcher is None:
-                batcher = self._batchers[name] = Batcher(self._flush(name), size=_size, refused=NoRoom)
-            self._latest = name, batcher
-        return batcher
-
-    def _flush(self, name: str) -> Callable[[Sequence[Entry]], Awaitable[list[StepRecord]]]:
-        run, append = self.worker.run, self.logs.append
-
-        async def flush(entries: Sequence[Entry]) -> list[StepRecord]:
-            return await run(append, name, entries)
-
-        return flush
-
-
-def _size(entry: Entry) -> int:
-    return len(entry[2])
 
 
 class _Held(Lease):

@@ -229,6 +229,24 @@ async def test_a_follower_cancelled_during_its_flush_takes_nobody_along() -> Non
     assert [type(result) for result in results] == [asyncio.CancelledError, asyncio.CancelledError, str]
 
 
+async def test_a_full_batch_is_under_way_before_the_last_one_is_answered() -> None:
+    """The callers of one batch work while the next is written; a batch that may still grow waits for them."""
+    log = Log(max_items=2)
+    under_way: dict[str, list[str]] = {}
+
+    async def caller(item: str) -> None:
+        assert await log.batcher.submit(item) == item.upper()
+        under_way[item] = log.batches[-1]
+
+    tasks = [asyncio.create_task(caller(item)) for item in ("leader", "a", "b", "c", "d", "e")]
+    await log.entered.wait()
+    log.open.set()
+    await asyncio.gather(*tasks)
+    assert under_way["a"] == under_way["b"] == ["c", "d"]
+    assert under_way["c"] == under_way["d"] == ["c", "d"]
+    assert under_way["e"] == ["e"]
+
+
 async def test_when_all_are_cancelled_it_is_idle_again() -> None:
     """Nothing hangs, nothing is left behind, and the next caller is served."""
     log = Log()

@@ -23,16 +23,22 @@ class TimeLimit:
     def __init__(self) -> None:
         self._waiting: Final[dict[asyncio.Task[Any], tuple[float, int]]] = {}
         self._expired: Final[set[asyncio.Task[Any]]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._next = _NEVER  # no handle is kept: it would keep the loop alive
 
     def start(self, seconds: float) -> asyncio.Task[Any]:
         """Let the current task wait for at most `seconds`."""
-        task: Any = asyncio.current_task()
+        # Before Python 3.12 finding the loop takes a system call, so the one found last is tried first.
+        task = asyncio.current_task(self._loop)
+        if task is None:
+            self._loop = asyncio.get_running_loop()
+            task = asyncio.current_task(self._loop)
+            assert task is not None
         now = time.monotonic()
         self._waiting[task] = now + seconds, task.cancelling()
         if now + seconds < self._next or self._next < now - _OVERDUE:
             self._watch(now + seconds, seconds)
-        return task  # type: ignore[no-any-return]  # there is one, wherever something is awaited
+        return task
 
     def stop(self, task: asyncio.Task[Any]) -> bool:
         """End the wait; tell whether the limit alone cancelled it, so that a `CancelledError` means that the time ran out."""

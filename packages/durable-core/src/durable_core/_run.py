@@ -143,9 +143,10 @@ class Run:
         else:
             began = self.clock.monotonic()
             self._looks(began)
+            self._looking.pause = began + _LOOK_WITHIN  # until this one is over, or all would begin at once
             record = self._cancelled = await self.log.newest(self.id, step_id)
             now = self.clock.monotonic()
-            self._looking.pause = max(self._looking.pause, now + (now - began) / _LOOKING)
+            self._looking.pause = now + min((now - began) / _LOOKING, _LOOK_WITHIN)
         if record is not None:
             self.log.add(record)
         return record

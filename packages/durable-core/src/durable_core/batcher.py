@@ -48,7 +48,9 @@ class Batcher(Generic[Item, Result]):
     async def submit(self, item: Item) -> Result:
         """Flush `item`, alone or among others, and return its result."""
         if self._busy:
-            future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+            # Before Python 3.12 finding the loop takes a system call; who waits already has it.
+            loop = self._waiting[-1][2].get_loop() if self._waiting else asyncio.get_running_loop()
+            future: asyncio.Future[Result] = loop.create_future()
             self._waiting.append((item, self._size(item), future))
             return await future
         self._busy = True
@@ -70,18 +72,32 @@ class Batcher(Generic[Item, Result]):
             self._busy = False
 
     async def _drained(self) -> None:
-        batch: list[_Waiting[Item, Result]] = []
+        batch = self._next_batch()
+        flight: asyncio.Task[Sequence[Result]] | None = None
         try:
-            while batch := self._next_batch():
-                await self._settle(batch)
+            while batch:
+                answers = await self._answers(batch, flight)
+                following = self._full_batch()
+                flight = asyncio.create_task(self._flushed(following)) if following else None
+                for (_, _, future), answer in zip(batch, answers, strict=True):
+                    _answer(future, answer)
+                batch = following
                 # Callers that were just answered often submit again at once: let them join the next batch.
                 await asyncio.sleep(0)
+                batch = batch or self._next_batch()
         finally:
             self._busy = False
             self._drain = None
             # Any left are there because this task was cancelled, as when the loop shuts down: nobody waits for ever.
-            _fail([*batch, *self._waiting], StoreError("given up: the task that writes batches was cancelled"))
+            if flight is not None:
+                flight.cancel()
+            for _, _, future in (*batch, *self._waiting):
+                _answer(future, _Failed(StoreError("given up: the task that writes batches was cancelled")))
             self._waiting.clear()
+
+    def _full_batch(self) -> list[_Waiting[Item, Result]]:
+        """Take a batch that can't grow, which therefore goes out before the callers of the last one are answered."""
+        return self._next_batch() if len(self._waiting) >= self._max_items else []
 
     def _next_batch(self) -> list[_Waiting[Item, Result]]:
         batch: list[_Waiting[Item, Result]] = []
@@ -96,32 +112,45 @@ class Batcher(Generic[Item, Result]):
             self._waiting.popleft()
         return batch
 
-    async def _settle(self, batch: list[_Waiting[Item, Result]]) -> None:
+    async def _flushed(self, batch: list[_Waiting[Item, Result]]) -> Sequence[Result]:
+        return await self._flush([item for item, _, _ in batch])
+
+    async def _answers(
+        self, batch: list[_Waiting[Item, Result]], flight: asyncio.Task[Sequence[Result]] | None = None
+    ) -> Sequence[Result | _Failed]:
+        """Flush the batch, or wait for the flight that it is on; what is refused is flushed again item by item."""
         try:
-            results = await self._flush([item for item, _, _ in batch])
+            results = await (flight or self._flushed(batch))
             if len(results) != len(batch):
                 raise RuntimeError(f"flush returned {len(results)} results for {len(batch)} items")
+            return results
         except self._refused as refusal:
-            if len(batch) == 1:
-                _fail(batch, refusal)
-            else:
+            if len(batch) > 1:
                 for alone in batch:
                     if not alone[2].done():
-                        await self._settle([alone])
+                        (answer,) = await self._answers([alone])
+                        _answer(alone[2], answer)
+            return [_Failed(refusal)] * len(batch)
         except Exception as error:
-            _fail(batch, error)
+            return [_Failed(error)] * len(batch)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            _fail(batch, StoreError("given up: the write was cancelled from within"))
-        else:
-            for (_, _, future), result in zip(batch, results, strict=True):
-                if not future.done():
-                    future.set_result(result)
+            return [_Failed(StoreError("given up: the write was cancelled from within"))] * len(batch)
 
 
-def _fail(batch: Sequence[_Waiting[Item, Result]], error: Exception) -> None:
-    for _, _, future in batch:
-        if not future.done() and not future.get_loop().is_closed():
-            future.set_exception(error)
+class _Failed:
+    """Why an item has no result."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error: Final = error
+
+
+def _answer(future: asyncio.Future[Result], answer: Result | _Failed) -> None:
+    if future.done() or future.get_loop().is_closed():
+        return
+    if isinstance(answer, _Failed):
+        future.set_exception(answer.error)
+    else:
+        future.set_result(answer)

@@ -41,8 +41,7 @@ def _new_id() -> str:
         try:
             return _unused_ids.pop()
         except IndexError:
-            digits = os.urandom(12 * 256).hex()
-            _unused_ids.extend([digits[start : start + 24] for start in range(0, len(digits), 24)])
+            _unused_ids.extend(os.urandom(12 * 256).hex(" ", 12).split())
 
 
 class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -11,7 +11,6 @@ T = TypeVar("T")
 
 
 _NEVER: Final = float("inf")
-_OVERDUE: Final = 1.0  # seconds after which a timer that did not fire belonged to a loop that is gone
 
 
 class TimeLimit:
@@ -29,15 +28,11 @@ class TimeLimit:
     def start(self, seconds: float) -> asyncio.Task[Any]:
         """Let the current task wait for at most `seconds`."""
         # Before Python 3.12 finding the loop takes a system call, so the one found last is tried first.
-        task = asyncio.current_task(self._loop)
-        if task is None:
-            self._loop = asyncio.get_running_loop()
-            task = asyncio.current_task(self._loop)
-            assert task is not None
-        now = time.monotonic()
-        self._waiting[task] = now + seconds, task.cancelling()
-        if now + seconds < self._next or self._next < now - _OVERDUE:
-            self._watch(now + seconds, seconds)
+        task = asyncio.current_task(self._loop) or self._task_of_a_new_loop()
+        deadline = time.monotonic() + seconds
+        self._waiting[task] = deadline, task.cancelling()
+        if deadline < self._next:
+            self._watch(deadline, seconds)
         return task
 
     def stop(self, task: asyncio.Task[Any]) -> bool:
@@ -47,6 +42,12 @@ class TimeLimit:
             return False
         self._expired.remove(task)
         return task.uncancel() <= cancelling  # even where the store made another error of it, or an answer
+
+    def _task_of_a_new_loop(self) -> asyncio.Task[Any]:
+        self._loop, self._next = asyncio.get_running_loop(), _NEVER
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        return task
 
     def _watch(self, when: float, seconds: float) -> None:
         self._next = when

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -33,7 +33,7 @@ class RunLog:
     def __init__(self, store: Store, clock: Clock, store_timeout: float) -> None:
         self._store: Final = store
         self._clock: Final = clock
-        self._timeout: Final = store_timeout
+        self.timeout: Final = store_timeout
         self._limit: Final = TimeLimit()
         self.kept: Final[dict[str, tuple[StepRecord, Any]]] = {}
         """What happened and the store has not taken yet."""
@@ -79,13 +79,13 @@ class RunLog:
     async def claim(self, record: StepRecord) -> StepRecord:
         """Append `record` and return the slot's holder. A store that stays away is a `StoreError`."""
         try:
-            return await self._append(record, self._timeout, decide=False)
+            return await self.append(record, self.timeout, decide=False)
         except Exception as error:
             raise _away(f"append {record.step_id!r} to run {record.run_id!r}", error) from error
 
     async def newest(self, run_id: str, step_id: str) -> StepRecord | None:
         """Ask the store for the step's newest entry. A store that stays away is a `StoreError`."""
-        deadline = self._clock.monotonic() + self._timeout
+        deadline = self._clock.monotonic() + self.timeout
         for attempt in count(1):
             try:
                 return await self._store.get(run_id, step_id)
@@ -99,39 +99,44 @@ class RunLog:
                 await self._clock.sleep(pause)
         raise AssertionError("counting ended")
 
-    async def outcome(self, record: StepRecord, value: Any, cancelled: asyncio.CancelledError | None = None) -> StepRecord:
+    async def outcome(self, record: StepRecord, value: Any) -> StepRecord:
         """Record an outcome and return the one that counts: this one, or another that was there first.
 
-        When the caller is cancelled meanwhile, or was `cancelled` before, the outcome is recorded first, and then the
-        cancellation raised. If the store stays away the outcome is kept, and `ResultNotRecorded` raised.
+        What `rescue` does is done where the store does not take it, or the caller is cancelled.
         """
         try:
-            if cancelled is None:
-                try:
-                    return await self._append(record, self._timeout, decide=True)
-                except asyncio.CancelledError as cancellation:
-                    cancelled = cancellation
+            return await self.append(record, self.timeout)
+        except (Exception, asyncio.CancelledError) as failure:
+            await self.rescue(record, value, failure)
+
+    async def rescue(self, record: StepRecord, value: Any, failure: Exception | asyncio.CancelledError) -> NoReturn:
+        """Record an outcome in spite of a cancellation, and then raise that; keep one that the store did not take.
+
+        Raises `ResultNotRecorded` where the store stayed away.
+        """
+        if not isinstance(failure, asyncio.CancelledError):
+            self.kept[record.step_id] = record, value
+            raise ResultNotRecorded(record, value) from failure
+        try:
             try:
-                await undisturbed(self._append(record, _CANCELLED_WITHIN, decide=True))
+                await undisturbed(self.append(record, _CANCELLED_WITHIN))
             except asyncio.CancelledError:  # a loop that shuts down cancels that task, too; of a new one it knows nothing
-                await undisturbed(self._append(record, _CANCELLED_WITHIN, decide=True))
+                await undisturbed(self.append(record, _CANCELLED_WITHIN))
         except (Exception, asyncio.CancelledError) as error:
             self.kept[record.step_id] = record, value
-            failure = ResultNotRecorded(record, value)
-            if cancelled is None:
-                raise failure from error
-            _logger.error("%s", failure, exc_info=error)
-        raise cancelled
+            _logger.error("%s", ResultNotRecorded(record, value), exc_info=error)
+        raise failure
 
     async def settle(self) -> None:
         """Append what was kept. Raises `ResultNotRecorded` if the store is still away."""
         for record, value in [*self.kept.values()]:
             await self.outcome(record, value)
 
-    async def _append(self, record: StepRecord, within: float, *, decide: bool) -> StepRecord:
-        """Append until the store answers, which is harmless: the same record has the same id, whether it was written or not.
+    async def append(self, record: StepRecord, within: float, *, decide: bool = True) -> StepRecord:
+        """Append until the store answers, for so many seconds, and return the entry that counts.
 
-        To `decide` goes past entries that decide nothing, to the next revision, because the outcome's effect has happened.
+        That is harmless: the same record has the same id, whether it was written or not. To `decide` goes past entries that
+        decide nothing, to the next revision, because the outcome's effect has happened.
         """
         deadline = self._clock.monotonic() + within
         remaining, attempt, expired = within, 1, False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -34,7 +35,8 @@ class SystemClock(Clock):
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    monotonic = staticmethod(time.monotonic)
+    monotonic: Callable[[], float] = staticmethod(time.monotonic)
+    """Seconds that only ever grow; the function itself, for every step asks three times."""
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

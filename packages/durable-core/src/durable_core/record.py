@@ -129,13 +129,13 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             if type(result) is not bytes:
                 raise TypeError(f"result must be JSON as bytes, not {result!r}")
             try:
-                _skip(result)
+                bare = len(_skip(result))
                 if not result.isascii():
                     result.decode()
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise ValueError(f"result must be JSON, not {result[:80]!r}: {error}") from error
             # On one line, and without the space around it that the wire form drops.
-            if result[0] < 33 or result[-1] < 33 or 10 in result or 13 in result:
+            if bare != len(result) or 10 in result or 13 in result:
                 msgspec.structs.force_setattr(self, "result", msgspec.json.format(result, indent=-1))
         if self.started_at.tzinfo is not UTC or self.ended_at.tzinfo is not UTC or self.until is not None:
             for field in ("started_at", "ended_at", "until"):

@@ -20,9 +20,12 @@ class Batcher(Generic[Item, Result]):
     """Combines concurrent calls of `submit` into calls of `flush`, one at a time, each with the items that gathered meanwhile.
 
     While nothing is in flight, `submit` awaits its own flush: no task, no delay. While a flush is in flight, the next batch
-    gathers, up to `max_items` items and `max_bytes` bytes by `size` (one item may be larger than that). `flush` takes the items
-    in the order in which they were submitted and returns as many results. When it raises one of `refused` for a batch, each item
-    of that batch is flushed alone, so that one bad item harms no other; any other exception goes to every caller of the batch.
+    gathers, up to `max_items` items and `max_bytes` bytes by `size` (one item may be larger than that); when that many items
+    wait, they are under way before the callers of the last batch go on.
+
+    `flush` takes the items in the order in which they were submitted and returns as many results. When it raises one of
+    `refused` for a batch, each item of that batch is flushed alone, so that one bad item harms no other; any other exception
+    goes to every caller of the batch.
 
     A cancelled `submit` takes no other item along: its own item may have been written or not.
     """

@@ -30,7 +30,7 @@ class RunBusy(DurableError):
 
     def __init__(self, run_id: str, *, holder: str, since: datetime | None) -> None:
         when = f" since {since.isoformat(timespec='seconds')}" if since else ""
-        super().__init__(f"run {run_id!r} is held by {holder}{when}; wait for it to end, or pass `lock_wait=` seconds to Runner or @flow")
+        super().__init__(f"run {run_id!r} is held by {holder}{when}; wait, or pass `lock_wait=` seconds to Runner or @flow")
         self.run_id = run_id
         self.holder = holder
         self.since = since

@@ -31,14 +31,17 @@ async def execute(run: Run, call: Call, latest: StepRecord | None) -> Any:
     while True:
         if run.on_event is not None:  # asked here too: a step without listeners pays for no event
             await run.emit("step:start", call.step_id, call.name, attempt)
-        if run.must_look():  # asked here: most steps need no look
+        began = clock.monotonic()
+        if run.must_look(began):  # asked here: most steps need no look
             await run.begin()
+            began = clock.monotonic()
         if policy.at_most_once:
             holder = await _intend(run, call, revision, attempt)
             if holder.status in OUTCOMES:
                 return outcome_of(run, holder, call.fingerprint, codec)
             revision = holder.revision + 1
-        started_at, began = clock.now(), clock.monotonic()
+            began = clock.monotonic()
+        started_at = clock.now()
         value, error, cancelled = await invoke(run.context(call.step_id, attempt), call.fn, call.args, policy.timeout)
         result: bytes | None = None
         if error is None:

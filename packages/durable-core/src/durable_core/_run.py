@@ -124,16 +124,15 @@ class Run:
 
     async def begin(self) -> None:
         """Raise what keeps anything new from beginning: a lock that was lost, or the run's cancellation."""
-        if self.must_look():
+        if self.must_look(self.clock.monotonic()):
             await self.look(CANCEL)
-            self.must_look()
+            self.must_look(self.clock.monotonic())
 
-    def must_look(self) -> bool:
+    def must_look(self, now: float) -> bool:
         """Raise what is known to keep anything new from beginning; tell whether it is time to look for a cancellation."""
         self.lock.check()
         if self._cancelled is not None:
             raise RunCancelled(self._cancelled)
-        now = self.clock.monotonic()
         return now >= self._looking.pause or now >= self._look_by or self._announced != _shared.announced
 
     async def look(self, step_id: str) -> StepRecord | None:

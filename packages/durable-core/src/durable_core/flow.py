@@ -114,7 +114,7 @@ class Flow(Generic[P, T]):
             await run.log.settle()
         if not isinstance(error, StepFailed):  # the flow may have swallowed what kept it from going on
             await run.ready()
-            run.must_look()
+            run.must_look(run.clock.monotonic())
         outcome = StepRecord(
             run_id=run.id,
             step_id=FLOW,

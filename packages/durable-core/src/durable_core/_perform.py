@@ -9,13 +9,14 @@ import msgspec
 
 from ._calls import Call, Identity, identify, same
 from ._execute import outcome_of
+from ._ids import check_own_id
 from ._invoke import may_be_awaited
 from ._log import OUTCOMES
 from ._run import Run
 from ._values import codec_for, codec_of
 from .context import running
 from .errors import StepReused
-from .record import StepRecord, check_own_id
+from .record import StepRecord
 from .retry import Policy
 
 ANNOTATED: Final = msgspec.UNSET

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from ._ids import check_own_id
 from ._run import CANCEL, FLOW, announce_cancellation, decided
 from ._status import RunStatus, status_of
 from ._values import record_any
@@ -16,7 +17,7 @@ from .approval import Decision, Request, Vote
 from .clock import Clock
 from .copying import copy, fork
 from .errors import AlreadyDecided, DeadlinePassed, Refused
-from .record import StepRecord, check_own_id
+from .record import StepRecord
 from .store import Store, supports_lock, supports_runs
 
 __all__ = ["RunStatus", "approve", "cancel", "copy", "fork", "pending", "reject", "resolve", "retry", "runs", "send", "status"]

@@ -7,8 +7,9 @@ from contextlib import AsyncExitStack
 
 import msgspec
 
+from ._ids import check_own_id
 from .errors import CopyConflict, Refused
-from .record import StepRecord, check_own_id
+from .record import StepRecord
 from .store import Store, supports_lock
 
 

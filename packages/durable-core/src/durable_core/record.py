@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
 import traceback
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeVar, get_args, overload
 
 import msgspec
 
+from ._ids import check_id as check_id  # for stores too
+from ._ids import legal_ids, new_id
 from ._values import codec_for
 from .errors import StoreError
 
@@ -22,26 +22,7 @@ FORMAT: Final = 1
 _STATUSES: Final = frozenset(get_args(Status))
 _KINDS: Final = frozenset(get_args(Kind))
 _ERROR_BYTES: Final = 16_000
-_IDS_KEPT: Final = 4096
-legal_ids: Final[set[str]] = set()
-"""Ids that were looked at lately: most are looked at again and again."""
 _ExceptionType = type[BaseException]  # by another name, since an error's own `type` hides the builtin
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
-
-
-_unused_ids: Final[list[str]] = []
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unused_ids.clear)
-
-
-def _new_id() -> str:
-    """Return 12 random bytes as text; asking the system for each would cost more than all the rest of a record."""
-    while True:
-        try:
-            return _unused_ids.pop()
-        except IndexError:
-            _unused_ids.extend(os.urandom(12 * 256).hex(" ", 12).split())
 
 
 class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -107,7 +88,7 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The attempt that produced this entry, from 1."""
     started_at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
     ended_at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
-    id: str = msgspec.field(default_factory=_new_id)
+    id: str = msgspec.field(default_factory=new_id)
     """Random and unique to this append, so that a writer can tell whether it won the slot."""
     fingerprint: str | None = None
     """A short hash of the arguments that the step was called with."""
@@ -238,37 +219,6 @@ class _Wire(msgspec.Struct, gc=False, omit_defaults=True):
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(_Wire).decode
 _skip: Final = msgspec.json.Decoder(msgspec.Raw).decode
-
-
-def check_id(what: str, value: object) -> str:
-    """Return an id as a plain str; refuse one that is not 1 to 512 bytes of UTF-8 without control characters."""
-    rule = "expected 1 to 512 bytes of UTF-8 without control characters"
-    if not isinstance(value, str):
-        raise TypeError(f"{what} must be a str, not {value!r}; {rule}")
-    plain = str.__str__(value)
-    size = len(plain) if plain.isascii() else len(plain.encode(errors="surrogatepass"))
-    if 0 < size <= 512 and plain.isprintable():
-        if len(legal_ids) >= _IDS_KEPT:
-            legal_ids.clear()
-        legal_ids.add(plain)
-        return plain
-    if not 0 < size <= 512:
-        fault = f"has {size} bytes"
-    elif _CONTROL.search(plain):
-        fault = "holds a control character"
-    elif _SURROGATE.search(plain):
-        fault = "holds a lone surrogate"
-    else:
-        return plain
-    raise ValueError(f"{what} {plain if len(plain) <= 80 else plain[:60] + '…'!r} {fault}; {rule}")
-
-
-def check_own_id(what: str, value: object) -> str:
-    """Return an id as a plain str; refuse one that `check_id` refuses, or that is the library's."""
-    checked = value if type(value) is str and value in legal_ids else check_id(what, value)
-    if checked[0] == "$":
-        raise ValueError(f"{what} {value!r} starts with '$'; such ids are the library's own, choose another")
-    return checked
 
 
 def _utc(field: str, moment: datetime) -> datetime:

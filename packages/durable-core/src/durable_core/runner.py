@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, Self, TypedDict, TypeVar, TypeVarTuple, 
 
 from ._calls import Call
 from ._execute import execute, value_of
+from ._ids import check_own_id
 from ._invoke import may_be_awaited
 from ._perform import ANNOTATED, perform, prepare, refuse_nested, reused, same_call
 from ._run import Run
@@ -20,7 +21,7 @@ from .approval import Decision, Request
 from .clock import Clock, SystemClock
 from .errors import DurableError, RunSuspended, StepFailed
 from .events import OnEvent
-from .record import StepRecord, check_own_id
+from .record import StepRecord
 from .retry import Delay, Policy, RetryOn, StepOptions, duration
 from .store import Store, supports_transaction
 

@@ -1,0 +1,59 @@
+"""Ids: which ones people may give to runs and steps, and those that tell one append from another."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+_KEPT: Final = 4096
+
+legal_ids: Final[set[str]] = set()
+"""Ids that were looked at lately: most are looked at again and again."""
+
+
+def check_id(what: str, value: object) -> str:
+    """Return an id as a plain str; refuse one that is not 1 to 512 bytes of UTF-8 without control characters."""
+    rule = "expected 1 to 512 bytes of UTF-8 without control characters"
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {value!r}; {rule}")
+    plain = str.__str__(value)
+    size = len(plain) if plain.isascii() else len(plain.encode(errors="surrogatepass"))
+    if 0 < size <= 512 and plain.isprintable():
+        if len(legal_ids) >= _KEPT:
+            legal_ids.clear()
+        legal_ids.add(plain)
+        return plain
+    if not 0 < size <= 512:
+        fault = f"has {size} bytes"
+    elif _CONTROL.search(plain):
+        fault = "holds a control character"
+    elif _SURROGATE.search(plain):
+        fault = "holds a lone surrogate"
+    else:
+        return plain
+    raise ValueError(f"{what} {plain if len(plain) <= 80 else plain[:60] + '…'!r} {fault}; {rule}")
+
+
+def check_own_id(what: str, value: object) -> str:
+    """Return an id as a plain str; refuse one that `check_id` refuses, or that is the library's."""
+    checked = value if type(value) is str and value in legal_ids else check_id(what, value)
+    if checked[0] == "$":
+        raise ValueError(f"{what} {value!r} starts with '$'; such ids are the library's own, choose another")
+    return checked
+
+
+_unused_ids: Final[list[str]] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unused_ids.clear)
+
+
+def new_id() -> str:
+    """Return 12 random bytes as text; asking the system for each would cost more than all the rest of a record."""
+    while True:
+        try:
+            return _unused_ids.pop()
+        except IndexError:
+            _unused_ids.extend(os.urandom(12 * 256).hex(" ", 12).split())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ import msgspec
 from ._run import CANCEL, Run, decided
 from .errors import DeadlinePassed, RunCancelled, RunSuspended, StepDrift
 from .record import Kind, StepError, StepRecord
-from .retry import exponential
+from .retry import duration, exponential
 
 _pause: Final = exponential(0.05, limit=2)
 _sleep_pause: Final = exponential(2, limit=30)  # a sleep asks nobody but the clock, which may jump
@@ -26,6 +26,18 @@ class Wait(msgspec.Struct, frozen=True):
     until: datetime | None
     note: Any = None
     fingerprint: str | None = None
+
+
+def moment(run: Run, what: str, when: float | timedelta | datetime) -> datetime:
+    """Return the time of day that seconds from now, a timedelta or an aware datetime mean."""
+    if not isinstance(when, datetime):
+        try:
+            return run.clock.now() + timedelta(seconds=duration(what, when))
+        except OverflowError as error:
+            raise ValueError(f"{what} {when!r} ends after the year 9999; give a shorter one") from error
+    if when.tzinfo is None:
+        raise ValueError(f"{what} {when!r} has no zone; give an aware datetime, a timedelta or seconds")
+    return when.astimezone(UTC)
 
 
 async def wait(run: Run, asked: Wait) -> StepRecord:

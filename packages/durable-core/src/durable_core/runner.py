@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
 
@@ -16,7 +16,7 @@ from ._perform import ANNOTATED, perform, prepare, refuse_nested, reused, same_c
 from ._run import Run
 from ._transact import transact
 from ._values import UNTYPED, codec_for
-from ._wait import Wait, wait
+from ._wait import Wait, moment, wait
 from .approval import Decision, Request
 from .clock import Clock, SystemClock
 from .errors import DurableError, RunSuspended, StepFailed
@@ -214,7 +214,7 @@ class Runner:
 
         The wake-up time is recorded and holds for every later run. Raises `RunSuspended` after `wait_limit` seconds.
         """
-        until = self._moment("duration", duration)
+        until = moment(self._run, "duration", duration)
         await self._wait(Wait(step_id, name or step_id, "sleep", until), ("sleep", duration))
 
     async def approval(
@@ -235,7 +235,7 @@ class Runner:
         Raises `RunSuspended` after `wait_limit` seconds.
         """
         request = Request.make(show, quorum, approvers)
-        until = None if timeout is None else self._moment("timeout", timeout)
+        until = None if timeout is None else moment(self._run, "timeout", timeout)
         asked = Wait(step_id, name or step_id, "approval", until, request.note(), request.fingerprint)
         record = await self._wait(asked, ("approval", request.fingerprint))
         decision: Decision = value_of(record, codec_for(Decision))
@@ -258,7 +258,7 @@ class Runner:
         after `wait_limit` seconds, and `StepDrift` if the value that was sent is no `returns`.
         """
         codec = UNTYPED if returns is None else codec_for(returns)
-        until = None if timeout is None else self._moment("timeout", timeout)
+        until = None if timeout is None else moment(self._run, "timeout", timeout)
         record = await self._wait(Wait(step_id, name or step_id, "event", until), ("event",))
         return None if returns is None else value_of(record, codec)
 
@@ -290,16 +290,6 @@ class Runner:
         if record.status == "failure":
             raise StepFailed(record)
         return record
-
-    def _moment(self, what: str, when: float | timedelta | datetime) -> datetime:
-        if not isinstance(when, datetime):
-            try:
-                return self._run.clock.now() + timedelta(seconds=duration(what, when))
-            except OverflowError as error:
-                raise ValueError(f"{what} {when!r} ends after the year 9999; give a shorter one") from error
-        if when.tzinfo is None:
-            raise ValueError(f"{what} {when!r} has no zone; give an aware datetime, a timedelta or seconds")
-        return when.astimezone(UTC)
 
 
 def _is_only(suspended: RunSuspended, error: BaseException | None) -> bool:

@@ -288,6 +288,41 @@ async def test_when_the_drain_is_cancelled_nobody_waits_for_ever(refused: bool) 
     assert await log.batcher.submit("later") == "LATER"
 
 
+async def test_when_the_drain_is_cancelled_over_a_full_batch_nothing_overlaps() -> None:
+    """What is under way ends before the next flush begins, and its failure is no complaint of the loop."""
+    at_once: list[int] = []
+    active = 0
+
+    async def flush(items: Sequence[int]) -> Sequence[int]:
+        nonlocal active
+        active += 1
+        at_once.append(active)
+        try:
+            await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.01)  # a driver that tells its server, and finds the connection cut
+            raise OSError("cut") from None
+        finally:
+            active -= 1
+        return items
+
+    batcher = Batcher(flush, size=lambda _: 0, max_items=2)
+
+    async def caller(item: int) -> int:
+        answer = await batcher.submit(item)
+        if item == 1:
+            (drain,) = (task for task in asyncio.all_tasks() if task.get_name() == "durable-batcher")
+            drain.cancel()
+            await asyncio.wait((drain,))
+            assert await batcher.submit(7) == 7
+        return answer
+
+    answers = await asyncio.gather(*map(caller, range(7)), return_exceptions=True)
+    assert answers[:3] == [0, 1, 2]
+    assert all(isinstance(answer, StoreError) for answer in answers[3:])
+    assert set(at_once) == {1}
+
+
 class TestLoops:
     """What happens to a batcher when its loop ends."""
 

@@ -1,8 +1,12 @@
 """One entry of a log: its ids, its checks, its one wire form, and what it keeps of an exception."""
 
+import asyncio
 import json
 import pickle
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, timezone
+from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -10,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable_core import errors
+from durable_core import MemoryStore, errors
 from durable_core.errors import CorruptLog, LockLost, ResultNotRecorded, RunBusy, StepFailed, StoreError
 from durable_core.record import FORMAT, StepError, StepRecord
 from durable_core.testing import HOSTILE_IDS
@@ -338,3 +342,42 @@ def test_a_failure_replayed_equals_the_failure_raised() -> None:
     assert (StepFailed(FULL).run_id, StepFailed(FULL).step_id) == ("run", "step")
     with pytest.raises(ValueError, match="holds no error"):
         StepFailed(record())
+
+
+def test_revisions_may_come_in_any_order() -> None:
+    """`get` returns the highest revision, whichever was appended last."""
+
+    async def newest() -> StepRecord | None:
+        store = MemoryStore()
+        for revision in (1, 0, 2):
+            await store.append(StepRecord(run_id="run", step_id="step", revision=revision))
+        return await store.get("run", "step")
+
+    found = asyncio.run(newest())
+    assert found is not None
+    assert found.revision == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_child_forked_behind_pythons_back_makes_ids_of_its_own() -> None:
+    """A server written in C forks its workers without telling Python."""
+    program = (
+        "import ctypes, os\nfrom durable_core import StepRecord\nStepRecord(run_id='r', step_id='s')\n"
+        "for _ in range(2):\n if ctypes.PyDLL(None).fork() == 0:\n"
+        "  print(StepRecord(run_id='r', step_id='s').id, flush=True); os._exit(0)\n os.wait()\n"
+        "print(StepRecord(run_id='r', step_id='s').id)"
+    )
+    ids = subprocess.check_output([sys.executable, "-c", program], text=True).split()
+    assert len(set(ids)) == 3
+
+
+def test_a_name_that_is_no_text() -> None:
+    """It is refused when the record is made, and a name of another class of text becomes plain."""
+    with pytest.raises(TypeError, match="name must be a str, not 7"):
+        StepRecord(run_id="run", step_id="step", name=7)  # type: ignore[arg-type]
+
+    class Names(StrEnum):
+        CHARGE = "charge"
+
+    record = StepRecord(run_id="run", step_id=Names.CHARGE, name=Names.CHARGE)
+    assert type(record.step_id) is type(record.name) is str

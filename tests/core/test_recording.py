@@ -462,3 +462,28 @@ async def test_a_time_limit_that_the_store_answers_with_an_error_leaves_the_task
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
+
+
+def test_a_runner_on_a_second_loop_has_its_time_limit_too() -> None:
+    """A store that hangs is given up after `store_timeout`, also when an earlier loop took the runner's timer with it."""
+
+    class Hanging(MemoryStore):
+        hangs = False
+
+        async def append(self, record: StepRecord) -> StepRecord:
+            if self.hangs:
+                await asyncio.Event().wait()
+            return await super().append(record)
+
+    async def step(step_id: str) -> None:
+        await runner.step(step_id, effect)
+
+    async def effect() -> int:
+        return 1
+
+    store = Hanging()
+    runner = Runner(store, "run", store_timeout=0.05)
+    asyncio.run(step("a"))
+    store.hangs = True
+    with pytest.raises(ResultNotRecorded):
+        asyncio.run(asyncio.wait_for(step("b"), 10))

@@ -9,8 +9,8 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-
 _NEVER: Final = float("inf")
+_LONGEST: Final = 1.0  # seconds of a timer, which stays in the loop when nothing waits any more
 
 
 class TimeLimit:
@@ -28,11 +28,12 @@ class TimeLimit:
     def start(self, seconds: float) -> asyncio.Task[Any]:
         """Let the current task wait for at most `seconds`."""
         # Before Python 3.12 finding the loop takes a system call, so the one found last is tried first.
-        task = asyncio.current_task(self._loop) or self._task_of_a_new_loop()
-        deadline = time.monotonic() + seconds
-        self._waiting[task] = deadline, task.cancelling()
-        if deadline < self._next:
-            self._watch(deadline, seconds)
+        loop = self._loop
+        task = (None if loop is None else asyncio.current_task(loop)) or self._task_of_a_new_loop()
+        now = time.monotonic()
+        self._waiting[task] = now + seconds, task.cancelling()
+        if now + seconds < self._next:
+            self._watch(now, seconds)
         return task
 
     def stop(self, task: asyncio.Task[Any]) -> bool:
@@ -49,12 +50,14 @@ class TimeLimit:
         assert task is not None
         return task
 
-    def _watch(self, when: float, seconds: float) -> None:
-        self._next = when
-        asyncio.get_running_loop().call_later(seconds, self._look)
+    def _watch(self, now: float, seconds: float) -> None:
+        seconds = min(seconds, _LONGEST)
+        self._next = now + seconds
+        asyncio.get_running_loop().call_later(seconds, self._look, self._next)
 
-    def _look(self) -> None:
-        self._next = _NEVER
+    def _look(self, when: float) -> None:
+        if when == self._next:  # otherwise an earlier one took its place, and will be followed by others
+            self._next = _NEVER
         now, loop = time.monotonic(), asyncio.get_running_loop()
         # A loop that was closed may have left tasks behind: nobody will end them any more.
         open_ = [task for task in self._waiting if task not in self._expired and task.get_loop() is loop]
@@ -63,8 +66,8 @@ class TimeLimit:
                 self._expired.add(task)
                 task.cancel()
         left = min((self._waiting[task][0] for task in open_ if task not in self._expired), default=_NEVER)
-        if left < _NEVER:
-            self._watch(left, left - now)
+        if left < self._next:
+            self._watch(now, left - now)
 
 
 async def finished(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:

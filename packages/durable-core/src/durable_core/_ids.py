@@ -11,7 +11,7 @@ _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _KEPT: Final = 4096
 
 legal_ids: Final[set[str]] = set()
-"""Ids that were looked at lately: most are looked at again and again."""
+"""Printable ones that were found legal lately: most ids are looked at again and again."""
 
 
 def check_id(what: str, value: object) -> str:
@@ -45,15 +45,20 @@ def check_own_id(what: str, value: object) -> str:
     return checked
 
 
-_unused_ids: Final[list[str]] = []
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unused_ids.clear)
+_unused: list[str] = []
+_process = os.getpid()
 
 
 def new_id() -> str:
-    """Return 12 random bytes as text; asking the system for each would cost more than all the rest of a record."""
+    """Return 12 random bytes as text, which are never those that a forked child or parent has.
+
+    The process is looked at each time, since some servers fork without telling Python; it costs less than so few random bytes.
+    """
+    global _unused, _process
     while True:
+        if os.getpid() != _process:
+            _unused, _process = [], os.getpid()
         try:
-            return _unused_ids.pop()
+            return _unused.pop()
         except IndexError:
-            _unused_ids.extend(os.urandom(12 * 256).hex(" ", 12).split())
+            _unused.extend(os.urandom(12 * 256).hex(" ", 12).split())

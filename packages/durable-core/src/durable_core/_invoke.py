@@ -73,7 +73,8 @@ async def invoke(context: StepContext, fn: Callable[..., Any], args: tuple[Any, 
     """
     token = running.set(context)
     try:
-        if fn.__code__.co_flags & _ASYNC if type(fn) is FunctionType else is_async(fn):
+        on_the_loop = fn.__code__.co_flags & _ASYNC if type(fn) is FunctionType else is_async(fn)
+        if on_the_loop:
             if timeout is None:
                 return await fn(*args), None, None
             async with asyncio.timeout(timeout):

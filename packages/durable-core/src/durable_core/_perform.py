@@ -40,6 +40,8 @@ def prepare(
         refuse_nested(run, step_id)
     if not callable(fn):
         raise TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name of step {step_id!r} must be a str, not {name!r}")
     if options:
         policy = policy.override(options)
         if policy.timeout is not None and not may_be_awaited(fn):

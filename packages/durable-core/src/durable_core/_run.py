@@ -23,20 +23,20 @@ _LOOK_WITHIN: Final = 2.0  # and yet, however slow the store, each run looks eve
 
 
 class _Looking:
-    """What the runs that share a clock know of each other's looks for a cancellation."""
+    """What the runs that share a clock spend on looking for their cancellations."""
 
     pause = 0.0
-    """No further look is needed before this time."""
-    announced = 0
-    """How many cancellations this process has announced itself."""
+    """Before this time nobody looks who has looked lately."""
 
 
-_shared: Final = _Looking()
+_on_the_system_clock: Final = _Looking()
+_announced = 0  # cancellations, by this process
 
 
 def announce_cancellation() -> None:
     """Let every run in this process look before its next step."""
-    _shared.announced += 1
+    global _announced
+    _announced += 1
 
 
 class Run:
@@ -72,8 +72,8 @@ class Run:
         self._loading: Final = asyncio.Lock()
         self.loaded = False
         self._cancelled: StepRecord | None = None
-        self._looking: Final = _shared if type(clock) is SystemClock else _Looking()
-        self._look_by = 0.0
+        self._looking: Final = _on_the_system_clock if type(clock) is SystemClock else _Looking()
+        self._look_from = self._look_by = 0.0
         self._announced = 0
 
     async def enter(self) -> None:
@@ -107,10 +107,9 @@ class Run:
         """Read the log, once."""
         async with self._loading:
             if again or not self.loaded:
-                began = self.clock.monotonic()
-                self._looks(began)
+                began, announced = self.clock.monotonic(), _announced
                 self.log.load(await self.store.list(self.id))
-                self._cancelled = self.log.latest(CANCEL)
+                self._looked(began, announced, self.log.latest(CANCEL))
                 self.loaded = True
 
     async def ready(self) -> None:
@@ -133,26 +132,29 @@ class Run:
         self.lock.check()
         if self._cancelled is not None:
             raise RunCancelled(self._cancelled)
-        return now >= self._looking.pause or now >= self._look_by or self._announced != _shared.announced
+        due = now >= self._look_from and now >= self._looking.pause
+        return due or now >= self._look_by or self._announced != _announced
 
     async def look(self, step_id: str) -> StepRecord | None:
         """Ask the store for the step's newest entry, which another process may have appended."""
         if step_id != CANCEL:
             record = await self.log.newest(self.id, step_id)
         else:
-            began = self.clock.monotonic()
-            self._looks(began)
-            self._looking.pause = began + _LOOK_WITHIN  # until this one is over, or all would begin at once
-            record = self._cancelled = await self.log.newest(self.id, step_id)
-            now = self.clock.monotonic()
-            self._looking.pause = now + min((now - began) / _LOOKING, _LOOK_WITHIN)
+            began, announced = self.clock.monotonic(), _announced
+            self._look_by = self._looking.pause = began + _LOOK_WITHIN  # or all would begin to look at once
+            record = await self.log.newest(self.id, step_id)
+            self._looking.pause = self._looked(began, announced, record)
         if record is not None:
             self.log.add(record)
         return record
 
-    def _looks(self, now: float) -> None:
-        """Note that whether the run was cancelled is asked now."""
-        self._announced, self._look_by = _shared.announced, now + _LOOK_WITHIN
+    def _looked(self, began: float, announced: int, found: StepRecord | None) -> float:
+        """Note what was true when a look began, and return when the next is due; an earlier one may have been overtaken."""
+        now = self.clock.monotonic()
+        self._cancelled = self._cancelled or found
+        self._announced, self._look_by = max(self._announced, announced), began + _LOOK_WITHIN
+        self._look_from = now + min((now - began) / _LOOKING, _LOOK_WITHIN)
+        return self._look_from
 
     def context(self, step_id: str, attempt: int) -> StepContext:
         """Return what the function of a step may know of it."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ._ids import check_own_id
 from ._run import CANCEL, Run, decided
 from .errors import DeadlinePassed, RunCancelled, RunSuspended, StepDrift
 from .record import Kind, StepError, StepRecord
@@ -26,6 +27,11 @@ class Wait(msgspec.Struct, frozen=True):
     until: datetime | None
     note: Any = None
     fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "step_id", check_own_id("step_id", self.step_id))
+        if not isinstance(self.name, str):
+            raise TypeError(f"name of {self.kind} {self.step_id!r} must be a str, not {self.name!r}")
 
 
 def moment(run: Run, what: str, when: float | timedelta | datetime) -> datetime:

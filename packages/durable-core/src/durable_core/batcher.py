@@ -46,17 +46,17 @@ class Batcher(Generic[Item, Result]):
         self._refused: Final = refused
         self._waiting: Final[deque[_Waiting[Item, Result]]] = deque()
         self._busy = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # of those who are served
         self._drain: asyncio.Task[None] | None = None  # the loop itself holds tasks weakly
 
     async def submit(self, item: Item) -> Result:
         """Flush `item`, alone or among others, and return its result."""
-        if self._busy:
-            # Before Python 3.12 finding the loop takes a system call; who waits already has it.
-            loop = self._waiting[-1][2].get_loop() if self._waiting else asyncio.get_running_loop()
-            future: asyncio.Future[Result] = loop.create_future()
+        if self._busy and self._loop is not None and not self._loop.is_closed():
+            future: asyncio.Future[Result] = self._loop.create_future()
             self._waiting.append((item, self._size(item), future))
             return await future
-        self._busy = True
+        self._busy, self._loop = True, asyncio.get_running_loop()
+        self._waiting.clear()  # whom a closed loop left behind
         try:
             return (await self._flush((item,)))[0]
         finally:
@@ -89,14 +89,25 @@ class Batcher(Generic[Item, Result]):
                 await asyncio.sleep(0)
                 batch = batch or self._next_batch()
         finally:
-            self._busy = False
             self._drain = None
             # Any left are there because this task was cancelled, as when the loop shuts down: nobody waits for ever.
-            if flight is not None:
+            if flight is None:
+                self._busy = False
+            else:
                 flight.cancel()
+                flight.add_done_callback(self._landed)
             for _, _, future in (*batch, *self._waiting):
                 _answer(future, _Failed(StoreError("given up: the task that writes batches was cancelled")))
             self._waiting.clear()
+
+    def _landed(self, flight: asyncio.Task[Sequence[Result]]) -> None:
+        """Go on after a flight that nobody waits for any more."""
+        if not flight.cancelled():
+            flight.exception()
+        if self._waiting:
+            self._hand_over()
+        else:
+            self._busy = False
 
     def _full_batch(self) -> list[_Waiting[Item, Result]]:
         """Take a batch that can't grow, which therefore goes out before the callers of the last one are answered."""

@@ -109,9 +109,9 @@ async def retry(store: Store, run_id: str, step_id: str, *, reason: str | None =
 async def cancel(store: Store, run_id: str, *, reason: str | None = None, clock: Clock | None = None) -> StepRecord:
     """Cancel a run: steps and waits that have no outcome yet raise `RunCancelled`, now and when it is run again.
 
-    A runner notices before its next step if it is in this process, else within two seconds, in a sleep within thirty, and starts
-    nothing more; a function that is running is not interrupted. Cancelling again changes nothing. Raises `Refused` for a run
-    that isn't there.
+    A runner notices before its next step if it is in this process, else within some two seconds, in a sleep within thirty. It
+    starts nothing more; a function that is running is not interrupted. Cancelling again changes nothing. Raises `Refused` for
+    a run that isn't there.
     """
     await _known_run(store, run_id)
     now = _now(clock)

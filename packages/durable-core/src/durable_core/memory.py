@@ -36,7 +36,7 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock):
         holder = run.setdefault((step_id, revision), record)
         if holder is record:
             newest = self._newest[run_id]
-            if not revision or (known := newest.get(step_id)) is None or known.revision < revision:
+            if (known := newest.get(step_id)) is None or known.revision < revision:
                 newest[step_id] = record
         return holder
 

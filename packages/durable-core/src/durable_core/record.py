@@ -98,13 +98,17 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         if not (type(run_id) is str is type(step_id) and run_id in legal_ids and step_id in legal_ids):
             msgspec.structs.force_setattr(self, "run_id", check_id("run_id", run_id))
             msgspec.structs.force_setattr(self, "step_id", check_id("step_id", step_id))
+            if name is step_id:
+                msgspec.structs.force_setattr(self, "name", self.step_id)
         if self.revision < 0 or self.attempt < 1:
             raise ValueError(f"revision counts from 0 and attempt from 1, not {self.revision} and {self.attempt}")
         if self.status not in _STATUSES:
             raise ValueError(f"status {self.status!r} is not one of {', '.join(get_args(Status))}")
         if self.kind not in _KINDS:
             raise ValueError(f"kind {self.kind!r} is not one of {', '.join(get_args(Kind))}")
-        if name is not step_id and not (name and name.isascii() and name.isprintable()):
+        if name is not step_id and not (type(name) is str and name and name.isascii() and name.isprintable()):
+            if not isinstance(name, str):
+                raise TypeError(f"name must be a str, not {name!r}")
             msgspec.structs.force_setattr(self, "name", _safe(name) if name else self.step_id)
         if result is not None:
             if type(result) is not bytes:

@@ -19,23 +19,12 @@ from ._worker import Worker
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_forks = 0  # a count, which costs less than asking the system at every append which process this is
-
-
-def _forked() -> None:
-    global _forks
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
-
 
 class Opened:
     """What a store has open in one process."""
 
     def __init__(self, folder: Path) -> None:
-        self._forks: Final = _forks
+        self._process: Final = os.getpid()
         self.logs: Final = Logs(folder)
         self.worker: Final = Worker(at_end=self.logs.close)
         self.appends: Final = _Batchers(self.worker.run, self.logs.append, size=_size, refused=NoRoom)
@@ -44,7 +33,7 @@ class Opened:
     @property
     def inherited(self) -> bool:
         """Whether this process is a forked child of the one that opened it: it has no thread, and must not share locks."""
-        return self._forks != _forks
+        return self._process != os.getpid()
 
 
 class _Batchers(Generic[Item, Result]):

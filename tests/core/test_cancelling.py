@@ -1,0 +1,92 @@
+"""How a runner learns that its run was cancelled, on a store whose answers take their time."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from durable_core import MemoryStore, RunCancelled, Runner, StepRecord
+from durable_core.control import cancel
+
+pytestmark = pytest.mark.asyncio
+
+
+class Slow(MemoryStore):
+    """Answers a `get` as things were when it was asked, once it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self.answer: Callable[[int], asyncio.Event | Exception | None] = lambda _: None
+
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        self.asked += 1
+        answer = self.answer(self.asked)
+        if isinstance(answer, Exception):
+            raise answer
+        found = await super().get(run_id, step_id)
+        await asyncio.sleep(0) if answer is None else await answer.wait()
+        return found
+
+
+async def begun(store: Slow) -> tuple[Runner, list[int]]:
+    """Return a runner that has made a step, and what its steps note."""
+    runner, ran = Runner(store, "run", store_timeout=0.05), [0]
+    await runner.step("first", ran.append, 0, returns=None)
+    ran.clear()
+    return runner, ran
+
+
+def step(runner: Runner, ran: list[int], number: int) -> asyncio.Task[None]:
+    return asyncio.create_task(runner.step(f"step-{number}", ran.append, number, returns=None))
+
+
+async def test_no_step_of_a_gather_starts_after_a_cancellation_in_this_process() -> None:
+    """Also those that begin while the first of them is still asking the store."""
+    store = Slow()
+    runner, ran = await begun(store)
+    await cancel(store, "run")
+    outcomes = await asyncio.gather(*(step(runner, ran, number) for number in range(5)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [RunCancelled] * 5
+    assert ran == []
+
+
+async def test_an_answer_that_was_overtaken_is_no_news() -> None:
+    """Who asked before the run was cancelled, and hears of it after others did, does not undo what they know."""
+    store, late = Slow(), asyncio.Event()
+    runner, ran = await begun(store)
+    first = store.asked + 1
+    store.answer = lambda asked: late if asked == first else None
+    runner._run._look_by = 0.0  # it is time to look
+    early = step(runner, ran, 1)
+    while store.asked < first:
+        await asyncio.sleep(0)
+    await cancel(store, "run")
+    with pytest.raises(RunCancelled):
+        await step(runner, ran, 2)
+    late.set()
+    for task in (early, step(runner, ran, 3)):
+        with pytest.raises(RunCancelled):
+            await task
+    assert ran == []
+
+
+async def test_a_look_that_failed_is_made_again() -> None:
+    """A store that is away, or a caller that gives up, uses up no announcement."""
+    store = Slow()
+    runner, ran = await begun(store)
+    await cancel(store, "run")
+    store.answer = lambda _: OSError("away")
+    with pytest.raises(Exception, match="away"):
+        await step(runner, ran, 1)
+    store.answer = lambda _: asyncio.Event()
+    given_up = step(runner, ran, 2)
+    asked = store.asked
+    while store.asked == asked:
+        await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.wait((given_up,))
+    store.answer = lambda _: None
+    with pytest.raises(RunCancelled):
+        await step(runner, ran, 3)
+    assert ran == []

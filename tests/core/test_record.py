@@ -349,7 +349,7 @@ def test_revisions_may_come_in_any_order() -> None:
 
     async def newest() -> StepRecord | None:
         store = MemoryStore()
-        for revision in (1, 0, 2):
+        for revision in (2, 0, 1):
             await store.append(StepRecord(run_id="run", step_id="step", revision=revision))
         return await store.get("run", "step")
 

@@ -104,6 +104,26 @@ async def test_folders_that_are_no_runs_are_passed_over(moto_server: S3Server, c
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("body", [b"hi", b"", None], ids=["no entry", "empty", "a copied entry"])
+async def test_folders_that_look_cut_are_passed_over(
+    moto_server: S3Server, caplog: pytest.LogCaptureFixture, body: bytes | None
+) -> None:
+    """Where an id is too long for a folder's name, the entries say it: only if the folder is that run's own."""
+    prefix, long = uuid4().hex, "x" * 512
+    client = client_of(moto_server.endpoint)
+    async with open_at(moto_server.endpoint, prefix, probe=False) as store:
+        for run_id in ("good", long):
+            await store.append(entry(run_id=run_id))
+        if body is None:
+            key = store._keys.entry("good", "step", 0)
+            body = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        client.put_object(Bucket=BUCKET, Key=f"{prefix}/runs/hello!/object", Body=body)
+        assert [run_id async for run_id in store.runs()] == ["good", long]
+    client.close()
+    assert "hello!/' in bucket" in caplog.text
+
+
+@pytest.mark.asyncio
 async def test_no_credentials_is_explained(moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)

@@ -36,6 +36,15 @@ async def test_it_says_what_botocores_own_does(name: str, request: pytest.Fixtur
             assert sum(len(page[0]) for page in found[0]) == objects
 
 
+def test_an_empty_text_is_text() -> None:
+    """As botocore has it."""
+    found = b"<Contents><Key/><ETag/><LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
+    body = b"<ListBucketResult>%b</ListBucketResult>" % found
+    taken: dict[str, Any] = {}
+    _listing._take_contents({"status_code": 200, "body": body}, taken)
+    assert [(object_["Key"], object_["ETag"]) for object_ in taken["Contents"]] == [("", "")]
+
+
 @pytest.mark.parametrize(
     "body",
     [

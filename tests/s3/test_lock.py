@@ -285,6 +285,41 @@ async def test_acquiring_that_is_cancelled_leaves_the_run_free(
     assert [*claims(moto_server, prefix)] == [4]
 
 
+@pytest.mark.parametrize("held", [False, True], ids=["acquiring", "giving back"])
+async def test_a_second_cancellation_leaves_the_run_free(store: S3Store, other: S3Store, proxy: Proxy, held: bool) -> None:
+    """As of a task group inside a time limit: giving back goes on to its end, and the cancellation is passed on."""
+    made, go_on, inside = threading.Event(), threading.Event(), asyncio.Event()
+
+    def held_up(line: Line) -> None:
+        made.set()
+        go_on.wait(30)
+        line.send(line.forward())
+
+    async def hold() -> None:
+        async with store.lock("run"):
+            inside.set()
+            await asyncio.Event().wait()
+
+    if not held:
+        proxy.once("PUT", held_up)
+    taking = asyncio.create_task(hold())
+    if held:
+        await inside.wait()
+        proxy.once("PUT", held_up)
+        taking.cancel()
+    assert await asyncio.to_thread(made.wait, 30)
+    for _ in range(3):
+        taking.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert not taking.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    async with other.lock("run") as lease:
+        lease.check()
+
+
 async def test_acquiring_that_fails_half_way_leaves_the_run_free(store: S3Store, other: S3Store, proxy: Proxy) -> None:
     """What was made is given back when the store, or the rights, fail right after."""
     proxy.once("LIST", faults.refused(403, "AccessDenied"), skip=1)

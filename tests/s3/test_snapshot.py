@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
@@ -17,6 +19,10 @@ from tests.s3.support import Requests, client_of, entry
 from tests.servers.s3 import BUCKET, S3Server
 
 pytestmark = pytest.mark.asyncio
+
+
+CONSISTENT = ["no entries", "an entry that is none"]
+"""Damage that the checksum does not tell."""
 
 
 class Run:
@@ -71,7 +77,7 @@ async def test_it_is_written_when_a_long_run_is_read(run: Run) -> None:
     assert run.requests.taken() == {"list": 1, "get": 1}
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "not ours", "another run's", "newer"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "not ours", "another run's", "newer", *CONSISTENT, "not text"])
 async def test_a_damaged_one_is_ignored_and_replaced(run: Run, damage: str) -> None:
     good = run.snapshot()
     damaged = {
@@ -81,11 +87,21 @@ async def test_a_damaged_one_is_ignored_and_replaced(run: Run, damage: str) -> N
         "not ours": b"<html>",
         "another run's": good.replace(b'"run_id":"run"', b'"run_id":"ran"', 1),
         "newer": good.replace(b'"v":1', b'"v":2', 1),
+        "not text": good.replace(b"step-7", b"step-\xff"),
+        "no entries": consistent(re.sub(rb",\{.*\}\]\n", b',{"a":1}]\n', good)),
+        "an entry that is none": consistent(good.replace(b'"revision":0', b'"revision":"0"', 2)),
     }[damage]
     run.put(run.keys.snapshot("run"), damaged)
     assert await run.store.list("run") == run.records
     assert run.requests.taken() == {"list": 2, "get": 31, "put": 1}
     assert run.snapshot() == good
+
+
+def consistent(snapshot: bytes) -> bytes:
+    """Give it the checksum of what stands in it."""
+    head, _, lines = snapshot.partition(b"\n")
+    digest = hashlib.sha256(lines).hexdigest().encode()
+    return re.sub(rb'"sha256":"\w+"', b'"sha256":"%b"' % digest, head) + b"\n" + lines
 
 
 async def test_a_missing_one_is_made_anew(run: Run) -> None:
@@ -178,6 +194,22 @@ async def test_an_object_that_is_no_entry_is_an_error(run: Run) -> None:
         await run.store.get("run", "step-7")
     await run.store.clear("run")
     assert await run.store.list("run") == []
+
+
+async def test_an_empty_object_is_an_error(run: Run) -> None:
+    """Which says that it is empty."""
+    run.put(run.keys.entry("run", "step-7", 0), b"")
+    with pytest.raises(CorruptLog, match=r"step-7/9999999999\.r0\.json' is empty"):
+        await run.store.list("run")
+    with pytest.raises(CorruptLog, match=r"step-7/9999999999\.r0\.json' is empty"):
+        await run.store.get("run", "step-7")
+
+
+async def test_an_object_that_is_no_text_is_an_error(run: Run) -> None:
+    key = run.keys.entry("run", "step-7", 0)
+    run.put(key, run.client.get_object(Bucket=BUCKET, Key=key)["Body"].read().replace(b"step-7", b"step-\xff"))
+    with pytest.raises(CorruptLog, match="step-7"):
+        await run.store.list("run")
 
 
 async def test_an_object_at_the_wrong_key_is_an_error(run: Run) -> None:

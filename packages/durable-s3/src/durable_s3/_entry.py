@@ -11,6 +11,9 @@ import msgspec
 from durable_core.errors import CorruptLog, StoreError
 from durable_core.record import Status, StepRecord
 
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError)
+"""What decoding raises: text that is no UTF-8 is none of msgspec's own errors."""
+
 
 class Place(msgspec.Struct, gc=False):
     """Where an entry stands in its run."""
@@ -33,11 +36,12 @@ class Entry(msgspec.Struct, gc=False):
     key: str
     etag: str
     body: bytes = b""
-    settled: bool = False
-    """Whether the body came from a snapshot: it was checked before that was written."""
+    place: Place | None = None
+    """Where it stands, if the body came from a snapshot: it was checked before that was written."""
 
 
-_place: Final = msgspec.json.Decoder(Place).decode
+place_of: Final = msgspec.json.Decoder(Place).decode
+"""The place of an entry that was checked before; raises one of `UNREADABLE` where there is none."""
 _head: Final = msgspec.json.Decoder(Head).decode
 
 
@@ -50,13 +54,12 @@ def head(body: bytes, key: str) -> Head:
     """Raises `CorruptLog` where `body` is no entry."""
     try:
         return _head(body)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
+        if not body.strip():
+            raise CorruptLog(
+                f"the object {key!r} is empty, and should hold a step record; restore it, or clear the run"
+            ) from error
         raise CorruptLog(f"the object {key!r} holds no step record ({error}): {body[:200]!r}") from error
-
-
-def place(body: bytes) -> Place:
-    """Return the place of an entry that was checked before."""
-    return _place(body)
 
 
 def decode(body: bytes, key: str) -> StepRecord:

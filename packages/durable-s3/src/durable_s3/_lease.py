@@ -12,8 +12,9 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -21,6 +22,7 @@ from durable_core.errors import LockLost, RunBusy, StoreError
 from durable_core.store import Lease
 
 from ._bucket import Bucket, Page
+from ._entry import UNREADABLE
 from ._keys import Keys, number
 
 LEASE_SECONDS: Final = 30.0
@@ -82,7 +84,7 @@ class RunLease(Lease):
             await self._acquire()
         except BaseException:
             if self._next:
-                await self._give_up()
+                await _to_the_end(self._give_up())
             raise
 
     async def _acquire(self) -> None:
@@ -129,7 +131,7 @@ class RunLease(Lease):
             # A cancelled request goes on in its thread: whichever of the two comes first, the number is ours or another's.
             if await self._create(self._next, patience=_RELEASE_PATIENCE):
                 self._number = self._next
-                await self.release()
+                await self._release()
         except StoreError as error:
             _log.warning("the lock of run %r was not given back: %s", self._claim.run_id, error)
 
@@ -162,7 +164,13 @@ class RunLease(Lease):
             await self._tidy(number_ - 1)
 
     async def release(self) -> None:
-        """Give the lease back, unless it is lost; where that fails it runs out by itself."""
+        """Give the lease back, unless it is lost; where that fails it runs out by itself.
+
+        Done to its end though the caller be cancelled.
+        """
+        await _to_the_end(self._release())
+
+    async def _release(self) -> None:
         lost, self._lost = self._lost, self._lost or "it was given back"
         if lost or self._pid != os.getpid():  # a forked child must not give back what its parent holds
             return
@@ -199,7 +207,7 @@ class RunLease(Lease):
             return None
         try:
             return msgspec.json.decode(content.body, type=Claim)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise StoreError(
                 f"the lock object {self._key(number_)!r} can't be read ({error}); if nothing runs the run, delete it"
             ) from error
@@ -220,6 +228,20 @@ class RunLease(Lease):
 
     def _body(self) -> bytes:
         return msgspec.json.encode(self._claim)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` though the caller be cancelled, however often, and pass that on afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from task.exception()
+    task.result()
 
 
 def _age(page: Page) -> float:

@@ -33,9 +33,9 @@ def _take_contents(
 
 
 def _object(item: ElementTree.Element, space: str) -> Mapping[str, Any]:
-    texts = {field.tag: field.text for field in item}
+    texts = {field.tag: field.text or "" for field in item}
     return {
         "Key": texts[f"{space}Key"],
         "ETag": texts[f"{space}ETag"],
-        "LastModified": datetime.fromisoformat(texts[f"{space}LastModified"] or ""),
+        "LastModified": datetime.fromisoformat(texts[f"{space}LastModified"]),
     }

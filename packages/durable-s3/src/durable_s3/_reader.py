@@ -37,7 +37,7 @@ class Reader:
         """
         ordered, highest = await self._bucket.connection.run(self._arranged, run_id, await self._consistent(run_id))
         if self._may_write:
-            settled = sum(entry.settled for entry in ordered)
+            settled = sum(entry.place is not None for entry in ordered)
             if len(ordered) - settled >= _snapshot.SMALLEST:
                 await self._write_snapshot(run_id, ordered, settled)
         return RecordLines([entry.body for entry in ordered]), highest
@@ -71,11 +71,17 @@ class Reader:
         return await self._bucket.connection.run(_newest_first, [*listed.values()])
 
     async def run_id(self, folder: str) -> str | None:
-        """Return the id of the run in `folder` as one of its entries says it, or None if there is none."""
+        """Return the id of the run in `folder` as one of its entries says it, or None if there is none.
+
+        Raises `ValueError` or `CorruptLog` for a folder that is no run's.
+        """
         for object_ in (await self._bucket.first(folder)).objects:
             content = await self._bucket.read(object_.key)
             if content is not None:
-                return _entry.head(content.body, object_.key).run_id
+                run_id = _entry.head(content.body, object_.key).run_id
+                if (own := self._keys.run(run_id)) != folder:
+                    raise ValueError(f"it holds an entry of run {run_id!r}, whose folder is {own!r}")
+                return run_id
         return None
 
     async def _listed(self, run_id: str) -> dict[str, Entry]:
@@ -108,7 +114,7 @@ class Reader:
         def places() -> Iterator[Place]:
             nonlocal highest
             for entry in entries:
-                place = _entry.place(entry.body) if entry.settled else self._checked(run_id, entry)
+                place = entry.place or self._checked(run_id, entry)
                 highest = max(highest, place.order)
                 yield place
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from ._entry import Entry
+from ._entry import UNREADABLE, Entry, Place, place_of
 
 SMALLEST: Final = 100
 """A run with fewer entries has no snapshot, and one is written again when as many are not in it."""
@@ -54,6 +54,7 @@ def fill(chunks: Iterable[bytes], run_id: str, folder: str, listed: Mapping[str,
     lines = _lines(chunks)
     entries: list[Entry] = []
     bodies: list[bytes] = []
+    places: list[Place] = []
     try:
         header = _header(next(lines, b""))
         if header.v != _FORMAT or header.run_id != run_id:
@@ -67,12 +68,13 @@ def fill(chunks: Iterable[bytes], run_id: str, folder: str, listed: Mapping[str,
             if entry is not None and entry.etag == etag:
                 entries.append(entry)
                 bodies.append(bytes(body))
-    except msgspec.DecodeError:
+                places.append(place_of(body))
+    except UNREADABLE:
         return 0
     if digest.hexdigest() != header.sha256:
         return 0
-    for entry, content in zip(entries, bodies, strict=True):
-        entry.body, entry.settled = content, True
+    for entry, content, place in zip(entries, bodies, places, strict=True):
+        entry.body, entry.place = content, place
     return len(entries)
 
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
-from durable_core.errors import StoreError
+from durable_core.errors import CorruptLog, StoreError
 from durable_core.record import StepRecord, check_id
 from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns
 
@@ -122,7 +122,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
             for folder in page.folders:
                 try:
                     run_id = self._keys.run_id(folder) or await self._reader.run_id(folder)
-                except ValueError as error:
+                except (ValueError, CorruptLog) as error:
                     _log.warning("%r in bucket %s is no run's folder, and is passed over: %s", folder, self._bucket.name, error)
                     continue
                 if run_id is not None and run_id.startswith(prefix):

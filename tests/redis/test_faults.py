@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from durable_core import StepRecord, StoreError, open_store
 from durable_redis import RedisStore
 from tests.servers.proxy import Proxy, proxied
-from tests.servers.redis import KEEPING, RedisServer, follow, redis_cluster, redis_pair, redis_server
+from tests.servers.redis import KEEPING, RedisServer, follow, redis_cluster, redis_pair, redis_server, wait_until
 
 pytestmark = pytest.mark.asyncio
 
@@ -243,12 +243,82 @@ async def test_no_more_connections_than_asked_for(server: RedisServer) -> None:
             assert 1 <= listed.count(f"name=store-{limit} ".encode()) <= limit
 
 
-async def test_a_primary_that_was_demoted() -> None:
-    """A server that became a replica answers no reads: it may lack what its new primary has returned."""
+@pytest.mark.parametrize("replicas", [0, 1])
+async def test_a_primary_that_was_demoted(replicas: int) -> None:
+    """A server that became a replica answers no reads, whatever else it lacks: its new primary may have returned more."""
     with redis_server(*KEEPING) as old, redis_server(*KEEPING) as new:
         async with open_store(old.url) as store:
             await store.append(entry())
+            old.command("CONFIG", "SET", "min-replicas-to-write", replicas)
             follow(old, new)
             for read in (lambda: store.get("run", "step"), lambda: store.list("run")):
                 with pytest.raises(StoreError, match="replica.*connect to the primary"):
                     await read()
+
+
+async def test_a_server_that_refuses_writes_is_read(server: RedisServer) -> None:
+    """Without its replicas, or after a failed save, a primary refuses appends; what is recorded can still be read."""
+    async with open_store(server.url) as store:
+        record = await store.append(entry())
+        for refuse, allow in ((_without_replicas, _with_replicas), (_fail_to_save, _save)):
+            refuse(server)
+            with pytest.raises(StoreError, match="NOREPLICAS|MISCONF"):
+                await store.append(entry("more"))
+            assert await store.get("run", "step") == record
+            assert list(await store.list("run")) == [record]
+            assert [each async for each in store.scan("run")] == [record]
+            allow(server)
+        await store.append(entry("more"))
+
+
+def _without_replicas(server: RedisServer) -> None:
+    server.command("CONFIG", "SET", "min-replicas-to-write", 1)
+
+
+def _with_replicas(server: RedisServer) -> None:
+    server.command("CONFIG", "SET", "min-replicas-to-write", 0)
+
+
+def _fail_to_save(server: RedisServer) -> None:
+    (server.folder / "dump.rdb").mkdir()
+    server.command("CONFIG", "SET", "save", "3600 1")
+    server.command("BGSAVE", "SCHEDULE")
+    wait_until(lambda: server.command("INFO", "persistence")["rdb_last_bgsave_status"] == "err")
+
+
+def _save(server: RedisServer) -> None:
+    (server.folder / "dump.rdb").rmdir()
+    server.command("SAVE")
+
+
+async def test_a_full_server_is_cleared() -> None:
+    """At maxmemory a run can be cleared to make room, also where copies are waited for, and cleared again."""
+    with redis_pair(*KEEPING) as (server, _):
+        for options in ("", "?wait=1,5000"):
+            async with open_store(f"{server.url}{options}") as store:
+                await store.append(entry())
+                server.command("CONFIG", "SET", "maxmemory", 1)
+                for _ in range(2):
+                    await store.clear("run")
+                    assert list(await store.list("run")) == []
+                server.command("CONFIG", "SET", "maxmemory", 0)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_closing_while_appends_are_in_flight(server: RedisServer, count: int) -> None:
+    """An append that a close overtakes fails with an error that says what to do; the store can be entered again."""
+    async with open_store(server.url) as store:
+        await store.append(entry("warm"))
+        server.pause()
+        calls = [asyncio.ensure_future(store.append(entry(f"{number}"))) for number in range(count)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+    server.resume()
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        assert isinstance(outcome, StoreError)
+        assert "the store was closed" in str(outcome)
+        assert "append again" in str(outcome)
+    async with store:
+        for number in range(count):
+            await store.append(entry(f"{number}"))
+        assert len(await store.list("run")) == 1 + count

@@ -247,3 +247,35 @@ async def test_a_cancellation_while_a_lock_is_given_back(server: RedisServer) ->
         assert task.cancelled()
         async with store.lock("run") as lease:
             lease.check()
+
+
+async def test_a_lock_whose_taker_is_cancelled_again_and_again(server: RedisServer) -> None:
+    """However often a task is cancelled while it takes, holds or gives back a lock, the lock is free once the task has ended."""
+    async with opened(server.port, "lease=60") as store:
+
+        async def hold() -> None:
+            async with store.lock("run"):
+                await asyncio.sleep(0)
+
+        await hold()
+        for first in range(12):
+            for more in range(1, 4):
+                task = asyncio.create_task(hold())
+                for _ in range(first):
+                    await asyncio.sleep(0)
+                for _ in range(3):
+                    task.cancel()
+                    for _ in range(more):
+                        await asyncio.sleep(0)
+                await asyncio.wait({task})
+                assert server.command("EXISTS", LOCK) == 0
+
+
+async def test_a_short_ttl_makes_no_storm_of_renewals(server: RedisServer) -> None:
+    """Renewals keep a pause between them, however short the ttl."""
+    async with opened(server.port, "ttl=0.001") as store:
+        await store.append(StepRecord(run_id="run", step_id="step", status="waiting"))
+        async with store.lock("run"):
+            server.command("CONFIG", "RESETSTAT")
+            await asyncio.sleep(0.5)
+            assert 1 <= server.command("INFO", "commandstats")["cmdstat_evalsha"]["calls"] <= 30

@@ -7,6 +7,8 @@ from typing import Any, Final
 from redis.asyncio import ConnectionPool
 from redis.exceptions import ConnectionError
 
+_CLOSED: Final = "the store was closed"
+
 
 class HeldConnection:
     """Sends commands without a pool's work for each: taking a connection, checking it and giving it back is a third of a call.
@@ -18,31 +20,62 @@ class HeldConnection:
         self._pool: Final[Any] = pool  # which lacks types
         self._connection: Any = None
         self._left = False
+        self._busy = False
+        self.closed = False
 
     async def execute(self, command: tuple[object, ...]) -> Any:
         """Return the answer as bytes; raise it where it is an error."""
-        if self._connection is None:
-            self._connection = await self._pool.get_connection()
+        connection = self._connection or await self._connect()
+        self._busy = True
+        try:
+            return await self._ask(connection, command)
+        finally:
+            self._busy = False
+            if self.closed:
+                await self._give_back(connection)
+
+    async def _ask(self, connection: Any, command: tuple[object, ...]) -> Any:
         if self._left:
             self._left = False
-            await self._connection.disconnect()
+            await connection.disconnect()
         try:
-            return await self._ask(command)
+            return await _answer(connection, command)
         except ConnectionError:  # the server, or a firewall, closes connections that are idle
-            await self._connection.disconnect()
-            return await self._ask(command)
+            if self.closed:
+                raise ConnectionError(_CLOSED) from None
+            await connection.disconnect()
+            return await _answer(connection, command)
 
-    async def _ask(self, command: tuple[object, ...]) -> Any:
-        # Both connect where they must, and leave no connection behind whose answer was not read.
-        await self._connection.send_command(*command)
-        return await self._connection.read_response(disable_decoding=True)
+    async def _connect(self) -> Any:
+        connection = None if self.closed else await self._pool.get_connection()
+        if connection is None:
+            raise ConnectionError(_CLOSED)
+        if self.closed:
+            await self._pool.release(connection)
+            raise ConnectionError(_CLOSED)
+        self._connection = connection
+        return connection
 
     def leave(self) -> None:
         """Have the next command make another connection."""
         self._left = True
 
     async def close(self) -> None:
-        """Give the connection back."""
+        """Give the connection back; a command that is in flight, or comes later, fails with a `ConnectionError`."""
+        self.closed = True
         connection, self._connection = self._connection, None
         if connection is not None:
-            await self._pool.release(connection)
+            if self._busy:  # the command gives it back once it has failed
+                await connection.disconnect()
+            else:
+                await self._give_back(connection)
+
+    async def _give_back(self, connection: Any) -> None:
+        await connection.disconnect()
+        await self._pool.release(connection)
+
+
+async def _answer(connection: Any, command: tuple[object, ...]) -> Any:
+    # Both connect where they must, and leave no connection behind whose answer was not read.
+    await connection.send_command(*command)
+    return await connection.read_response(disable_decoding=True)

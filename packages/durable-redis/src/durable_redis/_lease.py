@@ -8,10 +8,10 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from durable_core.errors import LockLost, RunBusy, StoreError
 from durable_core.store import Lease
@@ -20,6 +20,7 @@ from ._scripts import ACQUIRE, RELEASE, RENEW
 from ._server import Call, Server
 
 _log: Final = logging.getLogger("durable_redis")
+_SHORTEST_PAUSE: Final = 0.02
 
 
 def _clock() -> Callable[[], float]:
@@ -45,7 +46,7 @@ class RedisLease(Lease):
         self._server: Final = server
         self._keys: Final = (lock, log)
         self._seconds: Final = seconds
-        self._pause: Final = min(seconds, ttl or seconds) / 3
+        self._pause: Final = max(min(seconds, ttl or seconds) / 3, _SHORTEST_PAUSE)
         self._value: Final = json.dumps(
             {
                 "holder": f"process {os.getpid()} on {socket.gethostname()}",
@@ -95,14 +96,15 @@ class RedisLease(Lease):
                 await self.renew()
                 pause = self._pause
             except StoreError as error:
-                pause = self._pause / 5
+                pause = max(self._pause / 5, _SHORTEST_PAUSE)
                 _log.warning("the lock of run %r was not renewed: %s", self._run_id, error)
 
     async def release(self) -> None:
         """Give the lock back if it is still ours; what can't be given back expires by itself."""
         try:
-            await self._server.call(Call(RELEASE, self._keys, self._value))
-        except StoreError as error:
+            async with asyncio.timeout(self._seconds):
+                await self._server.call(Call(RELEASE, self._keys, self._value))
+        except (StoreError, TimeoutError) as error:
             _log.warning("the lock of run %r expires by itself: %s", self._run_id, error)
 
     @property
@@ -122,7 +124,7 @@ async def held(lease: RedisLease) -> AsyncIterator[Lease]:
     except RunBusy:
         raise
     except BaseException:  # The server may have given the lock although its answer never came.
-        await lease.release()
+        await _to_the_end(lease.release())
         raise
     renewal = asyncio.create_task(lease.keep(), name="durable-redis-lease")
     try:
@@ -132,7 +134,21 @@ async def held(lease: RedisLease) -> AsyncIterator[Lease]:
         try:
             await asyncio.wait({renewal})
         finally:
-            await lease.release()
+            await _to_the_end(lease.release())
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work` however often the caller is cancelled meanwhile; cancel the caller after that."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as cancellation:
+            cancelled = cancellation
+    if cancelled is not None:
+        raise cancelled
+    task.result()
 
 
 def _busy(run_id: str, held: bytes) -> RunBusy:

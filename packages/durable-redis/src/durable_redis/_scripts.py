@@ -23,10 +23,14 @@ HOLE: Final = "HOLE"
 
 
 class Script:
-    """A Lua script, called by its hash; `source` is sent only to a server that doesn't have it yet."""
+    """A Lua script, called by its hash; `source` is sent only to a server that doesn't have it yet.
 
-    def __init__(self, source: str) -> None:
+    `reading` is the same script for a primary that refuses writes: it promises to write nothing, so it can't touch.
+    """
+
+    def __init__(self, source: str, *, reading: Script | None = None) -> None:
         self.source: Final = source
+        self.reading: Final = reading
         self._hash: Final = sha1(source.encode(), usedforsecurity=False).hexdigest()
 
     def command(self, keys: Sequence[str], args: Sequence[object], *, known: bool = True) -> tuple[object, ...]:
@@ -89,13 +93,18 @@ end
 return lost and answers
 """)
 
-# A script that doesn't promise to write nothing is refused by a replica: one that was the primary until just now may lack what
-# the new one has returned. Like any reading, these are allowed where the server is full.
-_READING: Final = "#!lua flags=allow-oom"
+# Allowed where the server is full: a touch takes no room, and a clear makes some.
+_ALLOWED_WHEN_FULL: Final = "#!lua flags=allow-oom"
 
-GET: Final = Script(
-    _READING
-    + r"""
+
+def _reading(body: str) -> Script:
+    # A replica refuses what doesn't promise to write nothing, and it must: the primary of just now may lack what the new one has
+    # returned. A primary refuses it too, after a failed save or without its replicas: there the twin reads.
+    return Script(_ALLOWED_WHEN_FULL + body, reading=Script("#!lua flags=no-writes" + body))
+
+
+GET: Final = _reading(
+    r"""
 local log = KEYS[1]
 local step, touch = unpack(ARGV)
 local n = redis.call('HGET', log, 's' .. (redis.call('HGET', log, 'l:' .. step) or '0') .. ':' .. step)
@@ -107,9 +116,8 @@ return line
 )
 
 # One bulk string a page: a reply of many small ones costs the client ten times as much to read.
-READ: Final = Script(
-    _READING
-    + r"""
+READ: Final = _reading(
+    r"""
 local log = KEYS[1]
 local from, limit, known, touch = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local at = redis.call('HMGET', log, 'n', 'g')
@@ -132,13 +140,16 @@ return {at[2], n, table.concat(lines, '\n')}
 )
 
 # With `touch` it writes even where there is nothing to clear, so that a WAIT covers an earlier clear that lacked its copies.
-CLEAR: Final = Script(r"""
+CLEAR: Final = Script(
+    _ALLOWED_WHEN_FULL
+    + r"""
 if not redis.call('HGET', KEYS[1], 'n') and redis.call('EXISTS', KEYS[1]) == 1 then
   return redis.error_reply('NOTALOG')
 end
 if ARGV[1] == '1' then redis.call('HSET', KEYS[1], 'n', 0) end
 return redis.call('UNLINK', KEYS[1])
-""")
+"""
+)
 
 # A step may take longer than the run's ttl: while its lock is held the log does not expire either.
 _KEEP_LOG: Final = r"""

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import AskError, ConnectionError, NoScriptError, ReadOnlyError, RedisError, TryAgainError
+from redis.exceptions import AskError, ConnectionError, NoScriptError, ReadOnlyError, RedisError, ResponseError, TryAgainError
 
 from durable_core.errors import StoreError
 
@@ -25,6 +25,7 @@ T = TypeVar("T")
 # Bytes even from a client with decode_responses: records are UTF-8, whatever the client decodes with.
 _RAW: Final[dict[str, Any]] = {"NEVER_DECODE": True}
 _ROUNDS: Final = 4
+_REFUSES_WRITES: Final = ("MISCONF", "NOREPLICAS")  # what only a primary says: a replica says READONLY first
 
 
 class Call:
@@ -63,7 +64,7 @@ class Server:
             if isinstance(reply, StoreError):
                 raise reply
             return reply
-        return await self._guarded(partial(self._send, call), call.keys[0])
+        return await self._guarded(partial(self._alone, call), call.keys[0])
 
     async def append(self, call: Call) -> Any:
         """Run one script of appends, and confirm it; one at a time."""
@@ -78,7 +79,7 @@ class Server:
 
     def hold(self) -> None:
         """Keep one of the connections for appends: not of a pool that others use too, and may have made small."""
-        if not self._cluster and not self.copies and self._limit != 1:
+        if not self._cluster and not self.copies and self._limit != 1 and (self._held is None or self._held.closed):
             self._held = HeldConnection(self._client.connection_pool)
             if self._limit is not None:
                 self._turn = asyncio.Semaphore(self._limit - 1)
@@ -154,6 +155,15 @@ class Server:
             raise
         if danger:
             warnings.warn(danger, DataLossWarning, stacklevel=2)
+
+    async def _alone(self, call: Call) -> Any:
+        """Send a call that waits for no copies, so touches nothing: a server that refuses writes may still be read."""
+        try:
+            return await self._send(call)
+        except ResponseError as error:
+            if call.script.reading is None or not str(error).startswith(_REFUSES_WRITES):
+                raise
+            return await self._send(Call(call.script.reading, call.keys, *call.args))
 
     async def _send(self, call: Call) -> Any:
         where = self._where(call)

@@ -134,6 +134,8 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         )
 
     async def __aenter__(self) -> Self:
+        if self._owned:
+            self._server.hold()
         return self
 
     async def __aexit__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Final
 
 from asyncpg import Connection
@@ -28,8 +29,9 @@ class Appends:
         return self._writers[hash(run_id) % WRITERS]
 
     async def close(self) -> None:
-        for writer in self._writers:
-            await writer.close()
+        async with AsyncExitStack() as closing:
+            for writer in self._writers:
+                closing.push_async_callback(writer.close)
 
 
 class Writer:

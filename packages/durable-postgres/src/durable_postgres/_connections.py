@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any, Final, cast
 
 import asyncpg
@@ -15,6 +17,8 @@ from durable_core import StoreError
 from ._errors import Conflict, Lost, Refused, explained
 from ._options import LEAST_CONNECTIONS
 from ._schema import Table
+
+_log: Final = logging.getLogger("durable_postgres")
 
 _CONNECT_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 10.0
@@ -38,7 +42,13 @@ class Connections:
 
     async def acquire(self, *, within: float | None = None) -> Connection:
         """Take a connection out of the pool; it goes back with `release`, or when it is terminated."""
-        pool = self._pool or await self._open()
+        connection = await self._lent(self._pool or await self._open(), within)
+        if self._closed:
+            cut(connection)
+            raise self._refusal()
+        return connection
+
+    async def _lent(self, pool: Pool, within: float | None) -> Connection:
         with explained(self):
             try:
                 # A proxy that has all of a connection's methods.
@@ -52,13 +62,20 @@ class Connections:
                 ) from error
 
     async def release(self, connection: Connection) -> None:
-        """Give a connection back, reset; one that doesn't answer is cut."""
-        pool = self._pool or self._given
+        """Give a connection back, reset; one that can't be reset is cut, which is no error: the work on it is done."""
+        await self._give_back(self._pool or self._given, connection)
+
+    async def _give_back(self, pool: Pool | None, connection: Connection) -> None:
         if pool is None or not is_open(connection):
             cut(connection)
             return
-        with explained(self):
+        try:
             await pool.release(cast("Any", connection), timeout=_CLOSE_SECONDS)
+        except Exception as error:
+            cut(connection)
+            _log.warning(
+                "%s: a connection was dropped, since it could not be reset: %s", self, str(error) or type(error).__name__
+            )
 
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[Connection]:
@@ -94,9 +111,16 @@ class Connections:
     def reopen(self) -> None:
         self._closed = False
 
+    def shut(self) -> None:
+        """Lend no more connections."""
+        self._closed = True
+
+    def _refusal(self) -> StoreError:
+        return StoreError(f"{self}: the store is closed; use it inside `async with`")
+
     async def close(self) -> None:
         """Close the pool, if it is our own; connections that are still lent after a while are cut."""
-        self._closed = True
+        self.shut()
         pool, self._pool = self._pool, None
         if pool is not None and pool is not self._given:
             try:
@@ -107,7 +131,7 @@ class Connections:
     async def _open(self) -> Pool:
         async with self._opening:
             if self._closed:
-                raise StoreError(f"{self}: the store is closed; use it inside `async with`")
+                raise self._refusal()
             if self._pool is None:
                 pool = self._given or await self._connect()
                 try:
@@ -145,9 +169,15 @@ class Connections:
                 f"{self}: the pool's max_size is {pool.get_max_size()}; the store needs {LEAST_CONNECTIONS} connections at least:"
                 " two for appends, one for locks, one for reading, and others for transactions"
             )
-        with explained(self):
-            async with pool.acquire() as connection:
-                await self.table.prepare(cast("Connection", connection))
+        connection = await self._lent(pool, TURN_SECONDS)
+        try:
+            with explained(self):
+                await self.table.prepare(connection, partial(self.answered, connection, within=TURN_SECONDS))
+        except BaseException:
+            cut(connection)
+            raise
+        finally:
+            await self._give_back(pool, connection)
 
 
 class Kept:
@@ -156,19 +186,26 @@ class Kept:
     def __init__(self, connections: Connections) -> None:
         self._connections: Final = connections
         self._connection: Connection | None = None
+        self._lent = False
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Connection]:
         """Lend the connection, to one user at a time; after one that failed, the next gets another connection."""
         if self._connection is None or not is_open(self._connection):
             self._connection = await self._connections.acquire(within=TURN_SECONDS)
-        with self._connections.checked(self._connection):
-            yield self._connection
+        self._lent = True
+        try:
+            with self._connections.checked(self._connection):
+                yield self._connection
+        finally:
+            self._lent = False
 
     async def close(self) -> None:
-        """Give the connection back."""
+        """Give the connection back, or cut it, if work is under way on it that nobody waits for any more."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            if self._lent:
+                cut(connection)
             await self._connections.release(connection)
 
 

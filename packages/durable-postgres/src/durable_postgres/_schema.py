@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from asyncpg import Connection
@@ -65,22 +66,27 @@ class Table:
         steps = "".join(_MIGRATIONS[layout:]).format(table=self.sql)
         return f"{steps}comment on table {self.sql} is '{_MARK}{LAYOUT}';\n"
 
-    async def prepare(self, connection: Connection) -> None:
-        """Create or migrate the table, unless it is there as it should be; any number of processes may do this at once."""
+    async def prepare(self, connection: Connection, answered: Callable[[Awaitable[None]], Awaitable[None]]) -> None:
+        """Create or migrate the table, unless it is there as it should be; any number of processes may do this at once.
+
+        `answered` limits how long a transaction takes to begin and to end. After an error one may be open: cut the connection.
+        """
         await _check_server(connection)
         if await self._layout(connection) == LAYOUT:
             return
-        async with connection.transaction(isolation="read_committed"):
-            # One key for all tables of the schema, since it is made here too.
-            key = _lock_key(f'"{self.schema}"', "migration")
-            await connection.execute("select pg_advisory_xact_lock($1)", key, timeout=_TIMEOUT)
-            layout = await self._layout(connection)
-            if layout < LAYOUT:
-                # `create schema if not exists` asks for rights on the database even where the schema exists.
-                there = "select to_regnamespace($1) is not null"
-                if not await connection.fetchval(there, f'"{self.schema}"', timeout=_TIMEOUT):
-                    await connection.execute(f'create schema "{self.schema}"', timeout=_TIMEOUT)
-                await connection.execute(self.migration(layout), timeout=_TIMEOUT)
+        transaction = connection.transaction(isolation="read_committed")
+        await answered(transaction.start())
+        # One key for all tables of the schema, since it is made here too.
+        key = _lock_key(f'"{self.schema}"', "migration")
+        await connection.execute("select pg_advisory_xact_lock($1)", key, timeout=_TIMEOUT)
+        layout = await self._layout(connection)
+        if layout < LAYOUT:
+            # `create schema if not exists` asks for rights on the database even where the schema exists.
+            there = "select to_regnamespace($1) is not null"
+            if not await connection.fetchval(there, f'"{self.schema}"', timeout=_TIMEOUT):
+                await connection.execute(f'create schema "{self.schema}"', timeout=_TIMEOUT)
+            await connection.execute(self.migration(layout), timeout=_TIMEOUT)
+        await answered(transaction.commit())
 
     async def _layout(self, connection: Connection) -> int:
         (row,) = await connection.fetch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -128,10 +128,10 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        await self._locks.close()
-        await self._appends.close()
-        await self._reads.close()
-        await self._connections.close()
+        self._connections.shut()
+        async with AsyncExitStack() as closing:  # the last one first, and a failure skips none
+            for part in (self._connections, self._reads, self._appends, self._locks):
+                closing.push_async_callback(part.close)
 
     async def _with_connection(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         async def once() -> T:

@@ -236,3 +236,10 @@ async def _waiter_on(connection: "asyncpg.Connection", pid: int) -> None:
         "select exists (select from pg_stat_activity where $1 = any(pg_blocking_pids(pid)))", pid
     ):
         await asyncio.sleep(0.01)
+
+
+async def test_an_error_that_caused_itself_is_a_failure_like_others(postgres_url: str) -> None:
+    """`raise error from error` makes a ring of causes, in which nothing goes round for ever."""
+    ring = ValueError("no such account")
+    ring.__cause__ = ring
+    assert not PostgresStore.from_url(postgres_url).is_retryable(ring)

@@ -60,7 +60,9 @@ def explained(target: object) -> Iterator[None]:
 
 def is_retryable(error: BaseException | None) -> bool:
     """Tell whether `error`, or one that caused it, means that a transaction left nothing behind and is worth another try."""
-    while error is not None:
+    seen: set[int] = set()  # `raise error from error` makes a ring
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, (Lost, Conflict, *_CONFLICTS)):
             return True
         if isinstance(error, _LOST) and isinstance(error, asyncpg.PostgresError):

@@ -14,10 +14,6 @@ from .store import Lease, Store, supports_lock
 _pause: Final = exponential(0.05, limit=1)
 
 
-def _nothing() -> None:
-    """Without a lock there is none to lose."""
-
-
 class RunLock(AbstractAsyncContextManager["RunLock"]):
     """The lock of one run, if its store has any; entering waits up to `wait` seconds and then raises `RunBusy`."""
 
@@ -27,9 +23,9 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
         self._clock: Final = clock
         self._wait: Final = wait
         self._context: AbstractAsyncContextManager[Lease] | None = None
+        self._lease: Lease | None = None
         self._entered = False
-        self.check: Callable[[], object] = _nothing
-        """Raises `LockLost` if a step must not be started any more."""
+        self._closed = False
 
     def again(self) -> RunLock:
         """Return the same lock, not yet taken."""
@@ -40,39 +36,45 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
         """Whether the lock was taken and not given back."""
         return self._context is not None
 
+    def check(self) -> None:
+        """Raise `LockLost` if a step must not be started any more."""
+        if self._closed:
+            raise LockLost(f"the runner of run {self._run_id!r} was left, and its lock given back: no further step is started")
+        if self._lease is not None:
+            self._lease.check()
+
     def close(self) -> None:
         """Let no further step start."""
-        self.check = self._refuse
-
-    def _refuse(self) -> None:
-        raise LockLost(f"the runner of run {self._run_id!r} was left, and its lock given back: no further step is started")
+        self._closed = True
 
     async def __aenter__(self) -> Self:
         if self._entered:
             raise DurableError(f"the runner of run {self._run_id!r} is in use already; make a second Runner for a second use")
         self._entered = True
         try:
-            self.check = (await self._take(self._store.lock)).check if supports_lock(self._store) else _nothing
+            if supports_lock(self._store):
+                await self._take(self._store.lock)
         except BaseException:
             self._entered = False
             raise
+        self._closed = False
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        context, self._context = self._context, None
-        self._entered, self.check = False, self._refuse
+        context, self._context, self._lease = self._context, None, None
+        self._entered, self._closed = False, True
         if context is not None:
             await context.__aexit__(None, None, None)
 
-    async def _take(self, lock: Callable[[str], AbstractAsyncContextManager[Lease]]) -> Lease:
+    async def _take(self, lock: Callable[[str], AbstractAsyncContextManager[Lease]]) -> None:
         deadline = self._clock.monotonic() + self._wait
         attempt = 1
         while True:
             context = lock(self._run_id)
             try:
-                lease = await context.__aenter__()
+                self._lease = await context.__aenter__()
                 self._context = context
-                return lease
+                return
             except RunBusy:
                 pause = min(_pause(attempt), deadline - self._clock.monotonic())
                 if pause <= 0:

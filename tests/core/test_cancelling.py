@@ -7,6 +7,7 @@ import pytest
 
 from durable_core import MemoryStore, RunCancelled, Runner, StepRecord
 from durable_core.control import cancel
+from durable_core.testing import FakeClock
 
 pytestmark = pytest.mark.asyncio
 
@@ -29,9 +30,9 @@ class Slow(MemoryStore):
         return found
 
 
-async def begun(store: Slow) -> tuple[Runner, list[int]]:
+async def begun(store: Slow, clock: FakeClock | None = None) -> tuple[Runner, list[int]]:
     """Return a runner that has made a step, and what its steps note."""
-    runner, ran = Runner(store, "run", store_timeout=0.05), [0]
+    runner, ran = Runner(store, "run", store_timeout=0.05, clock=clock), [0]
     await runner.step("first", ran.append, 0, returns=None)
     ran.clear()
     return runner, ran
@@ -53,11 +54,11 @@ async def test_no_step_of_a_gather_starts_after_a_cancellation_in_this_process()
 
 async def test_an_answer_that_was_overtaken_is_no_news() -> None:
     """Who asked before the run was cancelled, and hears of it after others did, does not undo what they know."""
-    store, late = Slow(), asyncio.Event()
-    runner, ran = await begun(store)
+    store, late, clock = Slow(), asyncio.Event(), FakeClock()
+    runner, ran = await begun(store, clock)
     first = store.asked + 1
     store.answer = lambda asked: late if asked == first else None
-    runner._run._look_by = 0.0  # it is time to look
+    clock.advance(2)  # then it is time to look
     early = step(runner, ran, 1)
     while store.asked < first:
         await asyncio.sleep(0)
@@ -90,3 +91,18 @@ async def test_a_look_that_failed_is_made_again() -> None:
     with pytest.raises(RunCancelled):
         await step(runner, ran, 3)
     assert ran == []
+
+
+async def test_a_cancelled_run_that_was_cleared_begins_anew() -> None:
+    """Also on the runner that was stopped, when it is entered again."""
+    store = MemoryStore()
+    runner, ran = Runner(store, "run"), list[int]()
+    async with runner:
+        await runner.step("first", ran.append, 1, returns=None)
+        await cancel(store, "run")
+        with pytest.raises(RunCancelled):
+            await runner.step("second", ran.append, 2, returns=None)
+    await store.clear("run")
+    async with runner:
+        await runner.step("second", ran.append, 2, returns=None)
+    assert ran == [1, 2]

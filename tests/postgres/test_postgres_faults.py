@@ -233,6 +233,14 @@ async def test_eight_processes_race_on_one_run(postgres_url: str) -> None:
     assert Counter(record.value() for record in records) == Counter(first)
 
 
+def _read_only_role(role: str, schema: str) -> str:
+    """Return what makes a store's table, and a role to which the server is what a standby is to others: read-only."""
+    return (
+        f"{schema_sql(schema)} create role {role} login; alter role {role} set default_transaction_read_only = on;"
+        f"grant usage on schema {schema} to {role}; grant select, insert on {schema}.steps to {role}"
+    )
+
+
 async def test_several_hosts(postgres_server_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several hosts the store chooses the one that takes writes, unless the URL or the environment says otherwise."""
     parts = urlsplit(postgres_url)
@@ -240,11 +248,7 @@ async def test_several_hosts(postgres_server_url: str, postgres_url: str, monkey
     schema = postgres_url.rpartition("schema=")[2]
     role = f"r_{schema}"
     connection = await asyncpg.connect(postgres_server_url)
-    # To a client, a server whose sessions are read-only is what a standby is.
-    await connection.execute(
-        f"{schema_sql(schema)} create role {role} login; alter role {role} set default_transaction_read_only = on"
-    )
-    await connection.execute(f"grant usage on schema {schema} to {role}; grant select, insert on {schema}.steps to {role}")
+    await connection.execute(_read_only_role(role, schema))
     standby = both.replace("//postgres@", f"//{role}@")
     async with PostgresStore.from_url(f"{standby}&target_session_attrs=any") as store:
         assert await store.list("run") == []
@@ -264,10 +268,7 @@ async def test_a_transaction_leaves_a_server_that_is_read_only(postgres_server_u
     schema = postgres_url.rpartition("schema=")[2]
     role = f"r_{schema}"
     admin = await asyncpg.connect(postgres_server_url)
-    await admin.execute(
-        f"{schema_sql(schema)} create role {role} login; alter role {role} set default_transaction_read_only = on"
-    )
-    await admin.execute(f"grant usage on schema {schema} to {role}; grant select, insert on {schema}.steps to {role}")
+    await admin.execute(_read_only_role(role, schema))
     await admin.execute(f"create table {schema}.mine (a int); grant insert on {schema}.mine to {role}")
     calls = 0
 

@@ -86,8 +86,9 @@ async def test_a_silent_connection_is_a_lost_lock(postgres_url: str, monkeypatch
             await _lost(lease)
 
 
-async def test_a_cancelled_contender_costs_nobody_a_lock(postgres_url: str) -> None:
-    """Cancelling whoever is taking a lock leaves the others held, and nothing of its own."""
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_cancelled_contender_costs_nobody_a_lock(postgres_url: str, times: int) -> None:
+    """Cancelling whoever is taking a lock, however often, leaves the others held, and nothing of its own."""
     async with PostgresStore.from_url(postgres_url) as store, PostgresStore.from_url(postgres_url) as other:
 
         async def take(run_id: str) -> None:
@@ -99,7 +100,9 @@ async def test_a_cancelled_contender_costs_nobody_a_lock(postgres_url: str) -> N
                 task = asyncio.create_task(take("run"))
                 for _ in range(turns):
                     await asyncio.sleep(0)
-                task.cancel()
+                for _ in range(times):
+                    task.cancel()
+                    await asyncio.sleep(0)
                 await asyncio.wait({task})
                 async with other.lock("run"):
                     pass

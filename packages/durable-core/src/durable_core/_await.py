@@ -86,3 +86,12 @@ async def undisturbed(work: Coroutine[Any, Any, T]) -> T:
     task = asyncio.ensure_future(work)
     await finished(task)
     return task.result()
+
+
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` to its end, however often the caller is cancelled meanwhile, and raise that cancellation then."""
+    task = asyncio.ensure_future(work)
+    cancelled = await finished(task)
+    if cancelled is not None:
+        raise cancelled from None if task.cancelled() else task.exception()
+    return task.result()

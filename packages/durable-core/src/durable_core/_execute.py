@@ -73,7 +73,7 @@ async def execute(run: Run, call: Call, latest: StepRecord | None) -> Any:
         await run.log.rescue(record, value, failure)
     if run.on_event is not None:
         await run.emit_record("step:success" if recorded.status == "success" else "step:failure", recorded, error)
-    if recorded is not record and recorded.id != record.id:
+    if recorded.id != record.id:
         return outcome_of(run, recorded, call.fingerprint, codec)
     if error is not None:
         raise StepFailed(recorded) from error

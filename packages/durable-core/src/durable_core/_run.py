@@ -55,7 +55,6 @@ class Run:
         on_drift: Literal["warn", "raise"],
     ) -> None:
         self.store: Final = store
-        self.store_timeout: Final = store_timeout
         self.id: Final = run_id
         self.clock: Final = clock
         self.log: Final = RunLog(store, clock, store_timeout)
@@ -71,7 +70,6 @@ class Run:
         self._on_drift: Final = on_drift
         self._loading: Final = asyncio.Lock()
         self.loaded = False
-        self._cancelled: StepRecord | None = None
         self._looking: Final = _on_the_system_clock if type(clock) is SystemClock else _Looking()
         self._look_from = self._look_by = 0.0
         self._announced = 0
@@ -99,7 +97,6 @@ class Run:
         """Begin anew with what the store then holds: the run is about to be cleared."""
         self.log.forget()
         self.loaded = False
-        self._cancelled = None
         self.calls.clear()
         self.suspended = None
 
@@ -109,7 +106,7 @@ class Run:
             if again or not self.loaded:
                 began, announced = self.clock.monotonic(), _announced
                 self.log.load(await self.store.list(self.id))
-                self._looked(began, announced, self.log.latest(CANCEL))
+                self._looked(began, announced)
                 self.loaded = True
 
     async def ready(self) -> None:
@@ -130,8 +127,8 @@ class Run:
     def must_look(self, now: float) -> bool:
         """Raise what is known to keep anything new from beginning; tell whether it is time to look for a cancellation."""
         self.lock.check()
-        if self._cancelled is not None:
-            raise RunCancelled(self._cancelled)
+        if (cancelled := self.log.latest(CANCEL)) is not None:
+            raise RunCancelled(cancelled)
         due = now >= self._look_from and now >= self._looking.pause
         return due or now >= self._look_by or self._announced != _announced
 
@@ -143,15 +140,14 @@ class Run:
             began, announced = self.clock.monotonic(), _announced
             self._look_by = self._looking.pause = began + _LOOK_WITHIN  # or all would begin to look at once
             record = await self.log.newest(self.id, step_id)
-            self._looking.pause = self._looked(began, announced, record)
+            self._looking.pause = self._looked(began, announced)
         if record is not None:
             self.log.add(record)
         return record
 
-    def _looked(self, began: float, announced: int, found: StepRecord | None) -> float:
+    def _looked(self, began: float, announced: int) -> float:
         """Note what was true when a look began, and return when the next is due; an earlier one may have been overtaken."""
         now = self.clock.monotonic()
-        self._cancelled = self._cancelled or found
         self._announced, self._look_by = max(self._announced, announced), began + _LOOK_WITHIN
         self._look_from = now + min((now - began) / _LOOKING, _LOOK_WITHIN)
         return self._look_from

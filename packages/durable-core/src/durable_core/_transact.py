@@ -59,7 +59,7 @@ async def transact(run: Run, store: TransactionStore, call: Call, latest: StepRe
             if not store.is_retryable(failure):
                 raise
             if tries == 1:
-                deadline = run.clock.monotonic() + run.store_timeout
+                deadline = run.clock.monotonic() + run.log.timeout
             await run.clock.sleep(_pause(tries))
             tries += 1
             if decided(found := await run.look(call.step_id)):
@@ -73,10 +73,10 @@ async def transact(run: Run, store: TransactionStore, call: Call, latest: StepRe
             return value
         if store.is_retryable(error):
             if tries == 1:  # the time that the function itself takes does not count
-                deadline = run.clock.monotonic() + run.store_timeout
+                deadline = run.clock.monotonic() + run.log.timeout
             elif run.clock.monotonic() >= deadline:
                 raise StoreError(
-                    f"transaction {call.step_id!r} of run {run.id!r} was rolled back {tries} times, for {run.store_timeout:g}"
+                    f"transaction {call.step_id!r} of run {run.id!r} was rolled back {tries} times, for {run.log.timeout:g}"
                     f" seconds, and nothing was recorded; run it again: {error}"
                 ) from error
             await run.clock.sleep(_pause(tries))

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeGuard
 
+from ._await import to_the_end as to_the_end  # for stores, whose locks must not stay half taken
 from .record import StepRecord
 
 

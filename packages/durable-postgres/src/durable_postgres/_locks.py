@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -13,6 +13,7 @@ from typing import Any, Final
 from asyncpg import Connection
 
 from durable_core import Lease, LockLost, RunBusy
+from durable_core.store import to_the_end
 
 from ._connections import TURN_SECONDS, Connections, cut, is_open
 
@@ -62,10 +63,11 @@ class Locks:
             raise RunBusy(run_id, holder=f"a runner in this process (pid {os.getpid()})", since=mine.since)
         self._held[lease.key] = lease
         try:
-            await _to_the_end(lambda: self._take(lease))
+            # A statement that is broken off would end the transaction and lose every lock.
+            await to_the_end(self._take(lease))
             yield lease
         finally:
-            await _to_the_end(lambda: self._give(lease))
+            await to_the_end(self._give(lease))
 
     async def close(self) -> None:
         """Give up every lock and the connection."""
@@ -167,13 +169,3 @@ def _busy(run_id: str, who: Any) -> RunBusy:
     pid, application, stamp = who
     since = None if stamp is None else _EPOCH + timedelta(seconds=stamp)
     return RunBusy(run_id, holder=application or f"the server's process {pid}", since=since)
-
-
-async def _to_the_end(work: Callable[[], Awaitable[None]]) -> None:
-    """Do `work` though the caller be cancelled: a statement that is broken off would end the transaction and lose every lock."""
-    task = asyncio.ensure_future(work())
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise

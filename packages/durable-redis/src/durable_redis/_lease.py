@@ -8,13 +8,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from durable_core.errors import LockLost, RunBusy, StoreError
-from durable_core.store import Lease
+from durable_core.store import Lease, to_the_end
 
 from ._scripts import ACQUIRE, RELEASE, RENEW
 from ._server import Call, Server
@@ -124,7 +124,7 @@ async def held(lease: RedisLease) -> AsyncIterator[Lease]:
     except RunBusy:
         raise
     except BaseException:  # The server may have given the lock although its answer never came.
-        await _to_the_end(lease.release())
+        await to_the_end(lease.release())
         raise
     renewal = asyncio.create_task(lease.keep(), name="durable-redis-lease")
     try:
@@ -134,21 +134,7 @@ async def held(lease: RedisLease) -> AsyncIterator[Lease]:
         try:
             await asyncio.wait({renewal})
         finally:
-            await _to_the_end(lease.release())
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await `work` however often the caller is cancelled meanwhile; cancel the caller after that."""
-    task = asyncio.create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as cancellation:
-            cancelled = cancellation
-    if cancelled is not None:
-        raise cancelled
-    task.result()
+            await to_the_end(lease.release())
 
 
 def _busy(run_id: str, held: bytes) -> RunBusy:

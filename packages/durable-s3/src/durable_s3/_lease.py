@@ -12,14 +12,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from durable_core.errors import LockLost, RunBusy, StoreError
-from durable_core.store import Lease
+from durable_core.store import Lease, to_the_end
 
 from ._bucket import Bucket, Page
 from ._entry import UNREADABLE
@@ -84,7 +83,7 @@ class RunLease(Lease):
             await self._acquire()
         except BaseException:
             if self._next:
-                await _to_the_end(self._give_up())
+                await to_the_end(self._give_up())
             raise
 
     async def _acquire(self) -> None:
@@ -168,7 +167,7 @@ class RunLease(Lease):
 
         Done to its end though the caller be cancelled.
         """
-        await _to_the_end(self._release())
+        await to_the_end(self._release())
 
     async def _release(self) -> None:
         lost, self._lost = self._lost, self._lost or "it was given back"
@@ -228,20 +227,6 @@ class RunLease(Lease):
 
     def _body(self) -> bytes:
         return msgspec.json.encode(self._claim)
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Do `work` though the caller be cancelled, however often, and pass that on afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled from task.exception()
-    task.result()
 
 
 def _age(page: Page) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import compress
 from typing import Final, Generic, TypeVar
 
 from .errors import StoreError
@@ -13,7 +14,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-_Waiting = tuple[Item, int, asyncio.Future[Result]]  # plain, since one is made for every item
+class _Batch(Generic[Item, Result]):
+    """Items that are flushed together, and who waits for each."""
+
+    __slots__ = ("callers", "items", "size")
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.callers: list[asyncio.Future[Result]] = []
+        self.size = 0
 
 
 class Batcher(Generic[Item, Result]):
@@ -44,17 +53,23 @@ class Batcher(Generic[Item, Result]):
         self._max_items: Final = max_items
         self._max_bytes: Final = max_bytes
         self._refused: Final = refused
-        self._waiting: Final[deque[_Waiting[Item, Result]]] = deque()
+        self._waiting: Final[deque[_Batch[Item, Result]]] = deque()
         self._busy = False
         self._loop: asyncio.AbstractEventLoop | None = None  # of those who are served
         self._drain: asyncio.Task[None] | None = None  # the loop itself holds tasks weakly
 
     async def submit(self, item: Item) -> Result:
         """Flush `item`, alone or among others, and return its result."""
-        if self._busy and self._loop is not None and not self._loop.is_closed():
-            future: asyncio.Future[Result] = self._loop.create_future()
-            self._waiting.append((item, self._size(item), future))
-            return await future
+        if self._busy and (loop := self._loop) is not None and not loop.is_closed():
+            size, batch = self._size(item), self._waiting[-1] if self._waiting else None
+            if batch is None or len(batch.items) >= self._max_items or batch.size + size > self._max_bytes:
+                batch = _Batch()
+                self._waiting.append(batch)
+            caller: asyncio.Future[Result] = loop.create_future()
+            batch.items.append(item)
+            batch.callers.append(caller)
+            batch.size += size
+            return await caller
         self._busy, self._loop = True, asyncio.get_running_loop()
         self._waiting.clear()  # whom a closed loop left behind
         try:
@@ -78,12 +93,11 @@ class Batcher(Generic[Item, Result]):
         batch = self._next_batch()
         flight: asyncio.Task[Sequence[Result]] | None = None
         try:
-            while batch:
-                answers = await self._answers(batch, flight)
+            while batch is not None:
+                results = await self._results(batch, flight)
                 following = self._full_batch()
                 flight = asyncio.create_task(self._flushed(following)) if following else None
-                for (_, _, future), answer in zip(batch, answers, strict=True):
-                    _answer(future, answer)
+                _answer(batch.callers, results)
                 batch = following
                 # Callers that were just answered often submit again at once: let them join the next batch.
                 await asyncio.sleep(0)
@@ -96,8 +110,9 @@ class Batcher(Generic[Item, Result]):
             else:
                 flight.cancel()
                 flight.add_done_callback(self._landed)
-            for _, _, future in (*batch, *self._waiting):
-                _answer(future, _Failed(StoreError("given up: the task that writes batches was cancelled")))
+            given_up = StoreError("given up: the task that writes batches was cancelled")
+            for left in (*([batch] if batch else ()), *self._waiting):
+                _answer(left.callers, given_up)
             self._waiting.clear()
 
     def _landed(self, flight: asyncio.Task[Sequence[Result]]) -> None:
@@ -109,62 +124,60 @@ class Batcher(Generic[Item, Result]):
         else:
             self._busy = False
 
-    def _full_batch(self) -> list[_Waiting[Item, Result]]:
+    def _full_batch(self) -> _Batch[Item, Result] | None:
         """Take a batch that can't grow, which therefore goes out before the callers of the last one are answered."""
-        return self._next_batch() if len(self._waiting) >= self._max_items else []
+        can_grow = len(self._waiting) == 1 and len(self._waiting[0].items) < self._max_items
+        return None if can_grow else self._next_batch()
 
-    def _next_batch(self) -> list[_Waiting[Item, Result]]:
-        batch: list[_Waiting[Item, Result]] = []
-        bytes_ = 0
-        while self._waiting and len(batch) < self._max_items:
-            _, size, future = first = self._waiting[0]
-            if not future.done():
-                bytes_ += size
-                if batch and bytes_ > self._max_bytes:
-                    break
-                batch.append(first)
-            self._waiting.popleft()
-        return batch
+    def _next_batch(self) -> _Batch[Item, Result] | None:
+        """Take the first batch that anybody still waits for, without those who were cancelled."""
+        while self._waiting:
+            batch = self._waiting.popleft()
+            if any(map(asyncio.Future.done, batch.callers)):
+                waiting = [not caller.done() for caller in batch.callers]
+                batch.items, batch.callers = [*compress(batch.items, waiting)], [*compress(batch.callers, waiting)]
+            if batch.items:
+                return batch
+        return None
 
-    async def _flushed(self, batch: list[_Waiting[Item, Result]]) -> Sequence[Result]:
-        return await self._flush([item for item, _, _ in batch])
+    async def _flushed(self, batch: _Batch[Item, Result]) -> Sequence[Result]:
+        return await self._flush(batch.items)
 
-    async def _answers(
-        self, batch: list[_Waiting[Item, Result]], flight: asyncio.Task[Sequence[Result]] | None = None
-    ) -> Sequence[Result | _Failed]:
+    async def _results(
+        self, batch: _Batch[Item, Result], flight: asyncio.Task[Sequence[Result]] | None = None
+    ) -> Sequence[Result] | Exception:
         """Flush the batch, or wait for the flight that it is on; what is refused is flushed again item by item."""
         try:
-            results = await (flight or self._flushed(batch))
-            if len(results) != len(batch):
-                raise RuntimeError(f"flush returned {len(results)} results for {len(batch)} items")
+            results = await (flight or self._flush(batch.items))
+            if len(results) != len(batch.items):
+                raise RuntimeError(f"flush returned {len(results)} results for {len(batch.items)} items")
             return results
         except self._refused as refusal:
-            if len(batch) > 1:
-                for alone in batch:
-                    if not alone[2].done():
-                        (answer,) = await self._answers([alone])
-                        _answer(alone[2], answer)
-            return [_Failed(refusal)] * len(batch)
+            if len(batch.items) > 1:
+                for item, caller in zip(batch.items, batch.callers, strict=True):
+                    if not caller.done():
+                        alone: _Batch[Item, Result] = _Batch()
+                        alone.items, alone.callers = [item], [caller]
+                        _answer(alone.callers, await self._results(alone))
+            return refusal
         except Exception as error:
-            return [_Failed(error)] * len(batch)
+            return error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            return [_Failed(StoreError("given up: the write was cancelled from within"))] * len(batch)
+            return StoreError("given up: the write was cancelled from within")
 
 
-class _Failed:
-    """Why an item has no result."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error: Final = error
-
-
-def _answer(future: asyncio.Future[Result], answer: Result | _Failed) -> None:
-    if future.done() or future.get_loop().is_closed():
+def _answer(callers: Sequence[asyncio.Future[Result]], results: Sequence[Result] | Exception) -> None:
+    """Give each caller its result, or all the same error."""
+    if not callers or callers[0].get_loop().is_closed():
         return
-    if isinstance(answer, _Failed):
-        future.set_exception(answer.error)
+    if isinstance(results, Exception):
+        for caller in callers:
+            if not caller.done():
+                caller.set_exception(results)
     else:
-        future.set_result(answer)
+        for caller, result in zip(callers, results, strict=True):
+            if not caller.done():
+                caller.set_result(result)

@@ -45,19 +45,19 @@ class Writer:
     async def close(self) -> None:
         await self._kept.close()
 
-    async def _flush(self, rows: Sequence[Row]) -> Sequence[StepRecord | None]:
-        async def write() -> Sequence[StepRecord | None]:
+    async def _flush(self, records: Sequence[StepRecord]) -> Sequence[StepRecord]:
+        async def write() -> Sequence[StepRecord]:
             async with self._kept.use() as connection:
-                return await claim(connection, self._statements, rows)
+                return await claim(connection, self._statements, records)
 
         # A row that was written before the connection broke holds its slot: claiming it again finds it there.
         return await persistently(write)
 
 
-async def claim(connection: Connection, statements: Statements, rows: Sequence[Row]) -> Sequence[StepRecord | None]:
-    """Claim the slot of each row; return for each the record that holds its slot, or None where that is the row itself."""
+async def claim(connection: Connection, statements: Statements, records: Sequence[StepRecord]) -> Sequence[StepRecord]:
+    """Claim the slot of each record; return for each the one that holds its slot, which is itself if it won."""
     holders: dict[tuple[str, str, int], StepRecord] = {}
-    missing = rows
+    rows = missing = Row.of_all(records)
     while missing:
         if await _insert(connection, statements, missing) == len(missing):
             break
@@ -68,8 +68,9 @@ async def claim(connection: Connection, statements: Statements, rows: Sequence[R
         # A slot that was taken and is empty now has been cleared in between: claim it again.
         missing = [row for row in missing if slot_of(row) not in holders]
     if not holders:
-        return [None] * len(rows)
-    return [None if (holder := holders.get(slot_of(row))) is None or holder.id == row.id else holder for row in rows]
+        return records
+    pairs = zip(records, map(holders.get, map(slot_of, rows)), strict=True)
+    return [record if holder is None or holder.id == record.id else holder for record, holder in pairs]
 
 
 async def _insert(connection: Connection, statements: Statements, rows: Sequence[Row]) -> int:

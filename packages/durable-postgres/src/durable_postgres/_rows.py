@@ -77,6 +77,14 @@ class Row(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
             record.until,
         )
 
+    @classmethod
+    def of_all(cls, records: Iterable[StepRecord]) -> list[Row]:
+        """Make the rows; raises `Refused` where a record holds what is no JSON, so that it fails alone."""
+        try:
+            return [*map(cls.of, records)]
+        except (TypeError, ValueError) as error:
+            raise Refused(f"the record can't be written: {error}") from error
+
     @property
     def values(self) -> tuple[Any, ...]:
         return msgspec.structs.astuple(self)
@@ -85,9 +93,12 @@ class Row(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 slot_of: Final = cast("Callable[[Row], tuple[str, str, int]]", attrgetter("run_id", "step_id", "revision"))
 
 
-def size_of(row: Row) -> int:
-    """About how many bytes the row takes in a statement."""
-    return 400 + len(row.result or "") + len(row.error or "") + len(row.note or "")
+def size_of(record: StepRecord) -> int:
+    """About how many bytes the record takes in a statement."""
+    size = 400 if record.result is None else 400 + len(record.result)
+    if record.error is not None:
+        size += len(record.error.message) + len(record.error.traceback)
+    return size if record.note is None else size + len(_encode(record.note))
 
 
 _encode: Final = msgspec.json.Encoder().encode

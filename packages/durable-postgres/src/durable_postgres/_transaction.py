@@ -14,7 +14,7 @@ from durable_core import StepRecord, StoreError
 from ._appends import claim
 from ._connections import Connections, cut, is_open
 from ._errors import Lost
-from ._rows import Row, Statements
+from ._rows import Statements
 
 _SECONDS: Final = 10.0
 _COMMIT_SECONDS: Final = 60.0  # constraints that were deferred are checked then
@@ -40,9 +40,9 @@ class Transaction:
         with self._connections.checked(self.connection):
             # Others wait for this claim: a process that stops dead between it and the commit must not hold them up for long.
             await self.connection.execute("set local idle_in_transaction_session_timeout = '10s'", timeout=_SECONDS)
-            (holder,) = await claim(self.connection, self._statements, [Row.of(record)])
-        self._won = holder is None
-        return holder or record
+            (holder,) = await claim(self.connection, self._statements, [record])
+        self._won = holder is record
+        return holder
 
     @classmethod
     @asynccontextmanager

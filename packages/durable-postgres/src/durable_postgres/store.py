@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from asyncpg import Connection, Pool
 
@@ -25,7 +25,7 @@ from ._errors import is_retryable, persistently
 from ._locks import Locks
 from ._options import parsed
 from ._reads import Reads
-from ._rows import Row, Statements
+from ._rows import Statements
 from ._schema import Table
 from ._transaction import Transaction
 
@@ -63,8 +63,8 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._connections.table.sql}>"
 
-    async def append(self, record: StepRecord) -> StepRecord:
-        return await self._appends.writer(record.run_id).submit(Row.of(record)) or record
+    def append(self, record: StepRecord) -> Coroutine[Any, Any, StepRecord]:
+        return self._appends.writer(record.run_id).submit(record)
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         return await self._reads.step(run_id, step_id)

@@ -6,6 +6,8 @@ import os
 import re
 from typing import Final
 
+from ._forks import forks
+
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _KEPT: Final = 4096
@@ -16,16 +18,23 @@ legal_ids: Final[set[str]] = set()
 
 def check_id(what: str, value: object) -> str:
     """Return an id as a plain str; refuse one that is not 1 to 512 bytes of UTF-8 without control characters."""
+    if not (type(value) is str and value.isascii() and value.isprintable() and 0 < len(value) <= 512):
+        value = _plain(what, value)
+        if not value.isprintable():
+            return value
+    if len(legal_ids) >= _KEPT:
+        legal_ids.clear()
+    legal_ids.add(value)
+    return value
+
+
+def _plain(what: str, value: object) -> str:
+    """Return an unusual id as a plain str, or say what is wrong with it."""
     rule = "expected 1 to 512 bytes of UTF-8 without control characters"
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a str, not {value!r}; {rule}")
     plain = str.__str__(value)
-    size = len(plain) if plain.isascii() else len(plain.encode(errors="surrogatepass"))
-    if 0 < size <= 512 and plain.isprintable():
-        if len(legal_ids) >= _KEPT:
-            legal_ids.clear()
-        legal_ids.add(plain)
-        return plain
+    size = len(plain.encode(errors="surrogatepass"))
     if not 0 < size <= 512:
         fault = f"has {size} bytes"
     elif _CONTROL.search(plain):
@@ -46,18 +55,15 @@ def check_own_id(what: str, value: object) -> str:
 
 
 _unused: list[str] = []
-_process = os.getpid()
+_forks = 0
 
 
 def new_id() -> str:
-    """Return 12 random bytes as text, which are never those that a forked child or parent has.
-
-    The process is looked at each time, since some servers fork without telling Python; it costs less than so few random bytes.
-    """
-    global _unused, _process
+    """Return 12 random bytes as text, which are never those that a forked child or parent has."""
+    global _unused, _forks
     while True:
-        if os.getpid() != _process:
-            _unused, _process = [], os.getpid()
+        if forks() != _forks:
+            _unused, _forks = [], forks()
         try:
             return _unused.pop()
         except IndexError:

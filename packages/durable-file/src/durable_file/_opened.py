@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from durable_core import Batcher
+from durable_core.store import forks
 
 from ._explain import NoRoom
 from ._log import Entry
@@ -24,7 +24,7 @@ class Opened:
     """What a store has open in one process."""
 
     def __init__(self, folder: Path) -> None:
-        self._process: Final = os.getpid()
+        self._forks: Final = forks()
         self.logs: Final = Logs(folder)
         self.worker: Final = Worker(at_end=self.logs.close)
         self.appends: Final = _Batchers(self.worker.run, self.logs.append, size=_size, refused=NoRoom)
@@ -33,7 +33,7 @@ class Opened:
     @property
     def inherited(self) -> bool:
         """Whether this process is a forked child of the one that opened it: it has no thread, and must not share locks."""
-        return self._process != os.getpid()
+        return self._forks != forks()
 
 
 class _Batchers(Generic[Item, Result]):

@@ -104,15 +104,22 @@ from tests.core.value_types import (
     [
         (lambda value: value, "$"),
         (lambda value: {"ok": 1, "items": [0, 1, (2, {"price": value})]}, "$.items[2][1].price"),
+        (lambda value: {"ok": 1, "items": [0, {"price": value}]}, "$.items[1].price"),
         (lambda value: {"a key": value}, "$['a key']"),
     ],
-    ids=["top", "nested", "quoted"],
+    ids=["top", "nested", "plain", "quoted"],
 )
 def test_without_a_type_anything_else_is_refused(value: Any, wrap: Callable[[Any], Any], path: str) -> None:
     """What JSON has no form for is refused, with the path to it and what to do."""
     text = refused(Any, wrap(value))
     assert f"at `{path}`" in text
     assert "annotate" in text
+
+
+def test_what_only_looks_like_bytes_is_refused() -> None:
+    """A bytearray would come back as bytes."""
+    assert "at `$[0]`" in refused(list[bytes], [bytearray(b"x")])
+    assert "at `$.a`" in refused(dict[str, bytes | None], {"a": bytearray(b"x")})
 
 
 def test_keys_without_a_type_are_text() -> None:
@@ -250,7 +257,7 @@ def test_a_value_that_contains_itself_is_refused() -> None:
     for _ in range(100_000):
         deep = [deep]
     assert "nested too deeply" in refused(Any, deep)
-    deep = {}
+    deep = {"x": (1,)}
     for _ in range(700):
         deep = {"x": deep}
     assert "nested too deeply" in refused(dict[str, Any], deep)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from asyncio import current_task
 from collections.abc import Coroutine
+from time import monotonic
 from typing import Any, Final, TypeVar
+from weakref import ref
 
 T = TypeVar("T")
 
@@ -14,60 +16,63 @@ _LONGEST: Final = 1.0  # seconds of a timer, which stays in the loop when nothin
 
 
 class TimeLimit:
-    """Cancels the tasks that wait for too long, by one timer for all: one for each would cost more than most waits.
+    """Cancels the tasks of a loop that wait for too long, by one timer for all: one for each would cost more than most waits.
 
     `start` before the wait, `stop` after it, whatever came of it; `stop` tells whether the time ran out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop: Final = loop
         self._waiting: Final[dict[asyncio.Task[Any], tuple[float, int]]] = {}
         self._expired: Final[set[asyncio.Task[Any]]] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._next = _NEVER  # no handle is kept: it would keep the loop alive
+        self._next = _NEVER
 
-    def start(self, seconds: float) -> asyncio.Task[Any]:
-        """Let the current task wait for at most `seconds`."""
-        # Before Python 3.12 finding the loop takes a system call, so the one found last is tried first.
-        loop = self._loop
-        task = (None if loop is None else asyncio.current_task(loop)) or self._task_of_a_new_loop()
-        now = time.monotonic()
-        self._waiting[task] = now + seconds, task.cancelling()
-        if now + seconds < self._next:
-            self._watch(now, seconds)
+    def start(self, seconds: float) -> asyncio.Task[Any] | None:
+        """Let the current task wait for at most `seconds`; return that task, or None if it is one of another loop."""
+        if (task := current_task(self.loop)) is not None:
+            deadline = monotonic() + seconds
+            self._waiting[task] = deadline, task.cancelling()
+            if deadline < self._next:
+                self._watch(seconds, deadline - seconds)
         return task
 
     def stop(self, task: asyncio.Task[Any]) -> bool:
         """End the wait; tell whether the limit alone cancelled it, so that a `CancelledError` means that the time ran out."""
-        _, cancelling = self._waiting.pop(task)
-        if task not in self._expired:
+        waited = self._waiting.pop(task, None)
+        if waited is None or task not in self._expired:
             return False
         self._expired.remove(task)
-        return task.uncancel() <= cancelling  # even where the store made another error of it, or an answer
+        return task.uncancel() <= waited[1]  # even where the store made another error of it, or an answer
 
-    def _task_of_a_new_loop(self) -> asyncio.Task[Any]:
-        self._loop, self._next = asyncio.get_running_loop(), _NEVER
-        task = asyncio.current_task(self._loop)
-        assert task is not None
-        return task
-
-    def _watch(self, now: float, seconds: float) -> None:
+    def _watch(self, seconds: float, now: float) -> None:
         seconds = min(seconds, _LONGEST)
         self._next = now + seconds
-        asyncio.get_running_loop().call_later(seconds, self._look, self._next)
+        self.loop.call_later(seconds, self._look, self._next)
 
     def _look(self, when: float) -> None:
         if when == self._next:  # otherwise an earlier one took its place, and will be followed by others
             self._next = _NEVER
-        now, loop = time.monotonic(), asyncio.get_running_loop()
-        # A loop that was closed may have left tasks behind: nobody will end them any more.
-        open_ = [task for task in self._waiting if task not in self._expired and task.get_loop() is loop]
-        for task in open_:
-            if self._waiting[task][0] <= now:
+        now = monotonic()
+        for task, (deadline, _) in self._waiting.items():
+            if deadline <= now and task not in self._expired:
                 self._expired.add(task)
                 task.cancel()
-        left = min((self._waiting[task][0] for task in open_ if task not in self._expired), default=_NEVER)
+        left = min((self._waiting[task][0] for task in self._waiting.keys() - self._expired), default=_NEVER)
         if left < self._next:
-            self._watch(now, left - now)
+            self._watch(left - now, now)
+
+
+_latest: ref[TimeLimit] | None = None  # weak, or it would keep its loop alive
+
+
+def time_limit() -> TimeLimit:
+    """Return the time limit of the running loop."""
+    global _latest
+    loop, limit = asyncio.get_running_loop(), _latest() if _latest else None
+    if limit is None or limit.loop is not loop:
+        limit = TimeLimit(loop)
+        _latest = ref(limit)
+    return limit
 
 
 async def finished(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from hashlib import blake2b
 from pathlib import PurePath
@@ -44,10 +44,13 @@ def identify(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Identity, s
         known: Identity = fn.__code__  # the usual case: nothing but its code
     else:
         known = _function(fn)
-    if not args and type(fn) is not partial:
+    if isinstance(fn, partial):
+        fingerprint = _fingerprint(fn, args)
+    elif not args:
         return known, None
-    fingerprint = _fingerprint(fn, args)
-    return (known, fingerprint, _opaque(args)), fingerprint
+    else:
+        fingerprint = fingerprint_of(args)
+    return (known, fingerprint, _EMPTY if _SIMPLE.issuperset(map(type, args)) else _opaque(args)), fingerprint
 
 
 def same(one: Identity, other: Identity) -> bool:
@@ -92,11 +95,6 @@ _SIMPLE: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
 def _opaque(args: tuple[Any, ...]) -> Identity:
     """Return the arguments that a fingerprint says nothing about but their type."""
-    for arg in args:
-        if type(arg) not in _SIMPLE:
-            break
-    else:
-        return _EMPTY
     _, opaque = _canonical(args)
     return tuple([_value(value, ()) for value in opaque])
 
@@ -110,7 +108,7 @@ def _fingerprint(fn: Callable[..., Any], args: tuple[Any, ...]) -> str | None:
     return fingerprint_of(args, keywords)
 
 
-def fingerprint_of(args: tuple[Any, ...], keywords: dict[str, Any]) -> str | None:
+def fingerprint_of(args: tuple[Any, ...], keywords: Mapping[str, Any] | None = None) -> str | None:
     """Return a short hash of arguments, equal in every process for equal arguments; None without any.
 
     A value that JSON can't hold counts by its type alone.

@@ -8,10 +8,10 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from . import _json
-from ._difference import PLAIN, difference
+from ._difference import PLAIN, difference, same_bytes
 from ._locate import innermost, not_finite
 from ._path import describe, message, short
-from ._recordable import type_name
+from ._recordable import is_builtin, type_name
 from .errors import UnrecordableValue
 
 T = TypeVar("T")
@@ -28,13 +28,14 @@ class Codec(Generic[T]):
     Without a type (`Any`) it takes JSON's own values, a tuple as a list and a subclass of dict as a dict.
     """
 
-    __slots__ = ("_decode", "_encode", "_exact", "type")
+    __slots__ = ("_builtin", "_decode", "_encode", "_exact", "type")
 
     def __init__(self, type_: Any) -> None:
         self.type = type_
         self._exact = type_ is Any
         self._encode = _json.encode_untyped if self._exact else _json.encode
         self._decode = _json.decoder(type_)
+        self._builtin = is_builtin(msgspec.inspect.type_info(type_))
 
     def __repr__(self) -> str:
         return f"Codec({type_name(self.type)})"
@@ -63,7 +64,7 @@ class Codec(Generic[T]):
         except Exception as error:
             raise self._undecodable(value, error) from error
         kind = type(value)
-        if kind is type(back) and kind in PLAIN and value == back:
+        if kind is type(back) and (value == back if kind in PLAIN else self._builtin and same_bytes(value, back)):
             return data, back
         try:
             found = difference(value, back, self._exact)

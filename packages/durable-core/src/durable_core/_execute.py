@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
+from inspect import CO_COROUTINE
+from types import FunctionType
 from typing import Any
 
 import msgspec
@@ -11,73 +13,99 @@ import msgspec
 from ._calls import Call
 from ._invoke import invoke
 from ._log import OUTCOMES
+from ._prepare import turn
 from ._run import Run
 from ._values import Codec
+from .context import StepContext, running
 from .errors import NestedStep, StepDrift, StepFailed, StepInterrupted, UnrecordableValue
 from .record import StepError, StepRecord
 from .retry import Recovered
 
 
-async def execute(run: Run, call: Call, latest: StepRecord | None) -> Any:
-    """Run the step until it has an outcome, record that, and return its value or raise its failure."""
-    revision = 0
-    if latest is not None:
-        run.check_kind(latest, "step")
-        if latest.status == "started" and (record := await _recover(run, call, latest)):
-            return outcome_of(run, record, call.fingerprint, call.codec)
-        revision = latest.revision + 1
-    attempt = 1
-    clock, codec, policy = run.clock, call.codec, call.policy
-    while True:
+async def execute(run: Run, call: Call) -> Any:
+    """Return the step's recorded value, or raise its failure; run it until it has an outcome, and record that, if it has none."""
+    step_id, codec, policy, clock = call.step_id, call.codec, call.policy, run.clock
+    if call.is_same and run.loaded and not run.log.kept and run.suspended is None and step_id not in run.running:
+        latest = run.log.latest(step_id)  # as `turn` does where nothing is to be waited for
+    else:
+        latest = await turn(run, call)
+    if latest is not None and latest.status in OUTCOMES:
         if run.on_event is not None:  # asked here too: a step without listeners pays for no event
-            await run.emit("step:start", call.step_id, call.name, attempt)
-        began = clock.monotonic()
-        if run.must_look(began):  # asked here: most steps need no look
-            await run.begin()
+            await run.emit_record("step:replay", latest)
+        return outcome_of(run, latest, call)
+    run.running[step_id] = None
+    try:
+        revision = 0
+        if latest is not None:
+            run.check_kind(latest, "step")
+            if latest.status == "started" and (found := await _recover(run, call, latest)):
+                return outcome_of(run, found, call)
+            revision = latest.revision + 1
+        attempt = 1
+        while True:
+            if run.on_event is not None:
+                await run.emit("step:start", step_id, call.name, attempt)
             began = clock.monotonic()
-        if policy.at_most_once:
-            holder = await _intend(run, call, revision, attempt)
-            if holder.status in OUTCOMES:
-                return outcome_of(run, holder, call.fingerprint, codec)
-            revision = holder.revision + 1
-            began = clock.monotonic()
-        started_at = clock.now()
-        value, error, cancelled = await invoke(run.context(call.step_id, attempt), call.fn, call.args, policy.timeout)
-        result: bytes | None = None
-        if error is None:
-            if codec is None:
-                value = None
+            if run.must_look(began):  # asked here: most steps need no look
+                await run.begin()
+                began = clock.monotonic()
+            if policy.at_most_once:
+                holder = await _intend(run, call, revision, attempt)
+                if holder.status in OUTCOMES:
+                    return outcome_of(run, holder, call)
+                revision = holder.revision + 1
+                began = clock.monotonic()
+            context = StepContext(run.id, step_id, attempt, run, run.log.reopened.get(step_id, 0))
+            started_at = clock.now()
+            fn, result, error, cancelled = call.fn, None, None, None
+            if type(fn) is FunctionType and fn.__code__.co_flags & CO_COROUTINE and policy.timeout is None:
+                token = running.set(context)
+                try:  # as `invoke` does, with one coroutine less
+                    value = await fn(*call.args)
+                except Exception as failure:
+                    value, error = None, failure
+                finally:
+                    context.end()
+                    running.reset(token)
+            else:
+                value, error, cancelled = await invoke(context, fn, call.args, policy.timeout)
+            if error is None:
+                if codec is None:
+                    value = None
+                    break
+                try:
+                    result, value = codec.record(value)
+                    break
+                except UnrecordableValue as refusal:
+                    error, value = refusal, None
+            if isinstance(error, NestedStep):
+                raise error
+            if not policy.retries(error, attempt):
                 break
-            try:
-                result, value = codec.record(value)
-                break
-            except UnrecordableValue as refusal:
-                error, value = refusal, None
-        if isinstance(error, NestedStep):
-            raise error
-        if not policy.retries(error, attempt):
-            break
-        if cancelled is not None:
-            raise cancelled
-        delay = policy.delay(attempt)
+            if cancelled is not None:
+                raise cancelled
+            delay = policy.delay(attempt)
+            if run.on_event is not None:
+                await run.emit("step:retry", step_id, call.name, attempt, error=error, delay=delay)
+            await clock.sleep(delay)
+            attempt += 1
+        record = ended(run, call, revision, attempt, started_at, began, result, error)
+        try:  # as `outcome` does, with one coroutine less to resume
+            if cancelled is not None:
+                raise cancelled
+            recorded = await run.log.append(record, run.log.timeout)
+        except (Exception, asyncio.CancelledError) as failure:
+            await run.log.rescue(record, value, failure)
         if run.on_event is not None:
-            await run.emit("step:retry", call.step_id, call.name, attempt, error=error, delay=delay)
-        await clock.sleep(delay)
-        attempt += 1
-    record = ended(run, call, revision, attempt, started_at, began, result, error)
-    try:  # as `outcome` does, with one coroutine less to resume
-        if cancelled is not None:
-            raise cancelled
-        recorded = await run.log.append(record, run.log.timeout)
-    except (Exception, asyncio.CancelledError) as failure:
-        await run.log.rescue(record, value, failure)
-    if run.on_event is not None:
-        await run.emit_record("step:success" if recorded.status == "success" else "step:failure", recorded, error)
-    if recorded.id != record.id:
-        return outcome_of(run, recorded, call.fingerprint, codec)
-    if error is not None:
-        raise StepFailed(recorded) from error
-    return value
+            await run.emit_record("step:success" if recorded.status == "success" else "step:failure", recorded, error)
+        if recorded.id != record.id:
+            return outcome_of(run, recorded, call)
+        if error is not None:
+            raise StepFailed(recorded) from error
+        return value
+    finally:
+        if (waited := run.running.pop(step_id)) is not None:
+            waited.set_result(None)
 
 
 def ended(
@@ -106,15 +134,15 @@ def ended(
     )
 
 
-def outcome_of(run: Run, record: StepRecord, fingerprint: str | None, codec: Codec[Any] | None) -> Any:
+def outcome_of(run: Run, record: StepRecord, call: Call) -> Any:
     """Return the value of a recorded outcome, or raise its failure. Raises `StepDrift` where it doesn't fit the code."""
     if record.kind != "step":
         run.check_kind(record, "step")
-    if fingerprint != record.fingerprint:
+    if call.fingerprint != record.fingerprint:
         run.drifted(record)
     if record.status == "failure":
         raise StepFailed(record)
-    return None if codec is None else value_of(record, codec)
+    return None if call.codec is None else value_of(record, call.codec)
 
 
 def value_of(record: StepRecord, codec: Codec[Any]) -> Any:

@@ -23,9 +23,9 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
         self._clock: Final = clock
         self._wait: Final = wait
         self._context: AbstractAsyncContextManager[Lease] | None = None
-        self._lease: Lease | None = None
         self._entered = False
-        self._closed = False
+        self.lease: Lease = _NoLock()
+        """Whose `check` raises `LockLost` if a step must not be started any more."""
 
     def again(self) -> RunLock:
         """Return the same lock, not yet taken."""
@@ -36,48 +36,56 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
         """Whether the lock was taken and not given back."""
         return self._context is not None
 
-    def check(self) -> None:
-        """Raise `LockLost` if a step must not be started any more."""
-        if self._closed:
-            raise LockLost(f"the runner of run {self._run_id!r} was left, and its lock given back: no further step is started")
-        if self._lease is not None:
-            self._lease.check()
-
     def close(self) -> None:
         """Let no further step start."""
-        self._closed = True
+        self.lease = _Left(self._run_id)
 
     async def __aenter__(self) -> Self:
         if self._entered:
             raise DurableError(f"the runner of run {self._run_id!r} is in use already; make a second Runner for a second use")
         self._entered = True
         try:
-            if supports_lock(self._store):
-                await self._take(self._store.lock)
+            self.lease = await self._take(self._store.lock) if supports_lock(self._store) else _NoLock()
         except BaseException:
             self._entered = False
             raise
-        self._closed = False
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        context, self._context, self._lease = self._context, None, None
-        self._entered, self._closed = False, True
+        self.close()
+        context, self._context, self._entered = self._context, None, False
         if context is not None:
             await context.__aexit__(None, None, None)
 
-    async def _take(self, lock: Callable[[str], AbstractAsyncContextManager[Lease]]) -> None:
+    async def _take(self, lock: Callable[[str], AbstractAsyncContextManager[Lease]]) -> Lease:
         deadline = self._clock.monotonic() + self._wait
         attempt = 1
         while True:
             context = lock(self._run_id)
             try:
-                self._lease = await context.__aenter__()
+                lease = await context.__aenter__()
                 self._context = context
-                return
+                return lease
             except RunBusy:
                 pause = min(_pause(attempt), deadline - self._clock.monotonic())
                 if pause <= 0:
                     raise
             attempt += 1
             await self._clock.sleep(pause)
+
+
+class _NoLock(Lease):
+    """Of a runner that was not entered, or whose store has no locks."""
+
+    def check(self) -> None:
+        return None
+
+
+class _Left(Lease):
+    """Of a runner that was left."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id: Final = run_id
+
+    def check(self) -> None:
+        raise LockLost(f"the runner of run {self._run_id!r} was left, and its lock given back: no further step is started")

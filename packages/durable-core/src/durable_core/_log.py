@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from ._await import TimeLimit, undisturbed
+from ._await import TimeLimit, time_limit, undisturbed
 from .clock import Clock
 from .errors import CorruptLog, ResultNotRecorded, StoreError
 from .lines import heads_of
@@ -18,6 +18,7 @@ from .record import StepRecord
 from .retry import exponential
 from .store import Store
 
+CANCEL: Final = "$cancel"
 OUTCOMES: Final = frozenset({"success", "failure"})
 _CANCELLED_WITHIN: Final = 5.0
 _pause: Final = exponential(0.05, limit=2)
@@ -34,7 +35,7 @@ class RunLog:
         self._store: Final = store
         self._clock: Final = clock
         self.timeout: Final = store_timeout
-        self._limit: Final = TimeLimit()
+        self._limit: TimeLimit | None = None
         self.kept: Final[dict[str, tuple[StepRecord, Any]]] = {}
         """What happened and the store has not taken yet."""
         self.load(())
@@ -56,6 +57,8 @@ class RunLog:
                 if record.status == "reopened":
                     self.reopened[step_id] = revision
             self._newest[step_id] = index
+        self.cancelled = self.latest(CANCEL)
+        """The entry that says the run is to stop."""
 
     def forget(self) -> None:
         """Begin anew, after the run was cleared."""
@@ -74,6 +77,8 @@ class RunLog:
             self._newest[record.step_id] = record
             if record.status == "reopened":
                 self.reopened[record.step_id] = record.revision
+            if record.step_id == CANCEL:
+                self.cancelled = record
         return record
 
     async def claim(self, record: StepRecord) -> StepRecord:
@@ -138,38 +143,32 @@ class RunLog:
         That is harmless: the same record has the same id, whether it was written or not. To `decide` goes past entries that
         decide nothing, to the next revision, because the outcome's effect has happened.
         """
-        deadline = self._clock.monotonic() + within
-        remaining, attempt, expired = within, 1, False
-        failure: Exception
+        began, remaining, attempt = self._clock.monotonic(), within, 1
         reason: Exception | None = None
         while True:
-            waiting = self._limit.start(remaining)
+            limit = self._limit
+            if limit is None or (waiting := limit.start(remaining)) is None:
+                limit = self._limit = time_limit()
+                waiting = limit.start(remaining)
+                assert waiting is not None  # it is a task that appends
             try:
-                try:
-                    holder = await self._store.append(record)
-                finally:
-                    expired = self._limit.stop(waiting)
-            except CorruptLog:
-                raise
-            except Exception as error:
-                failure = error
-            except asyncio.CancelledError as error:
-                if not expired:
-                    raise
-                failure = TimeoutError(f"no answer within {remaining:g} s")
-                failure.__cause__ = error
+                holder = await self._store.append(record)
+            except BaseException as error:
+                failure = _failure(error, remaining if limit.stop(waiting) else None)
             else:
-                if holder.id == record.id or holder.status in OUTCOMES or not decide:
-                    if self.kept and decide:
-                        self.kept.pop(record.step_id, None)
-                    if holder.id != record.id:
-                        return self.add(holder)
+                limit.stop(waiting)
+                if holder.id == record.id:
                     self._newest[record.step_id] = holder
-                    return holder
-                record = msgspec.structs.replace(record, revision=holder.revision + 1)
-                continue
+                elif holder.status in OUTCOMES or not decide:
+                    self.add(holder)
+                else:
+                    record = msgspec.structs.replace(record, revision=holder.revision + 1)
+                    continue
+                if self.kept and decide:
+                    self.kept.pop(record.step_id, None)
+                return holder
             pause = _pause(attempt)
-            remaining = deadline - self._clock.monotonic() - pause
+            remaining = began + within - self._clock.monotonic() - pause
             if remaining <= 0:
                 if reason is not None and isinstance(failure, TimeoutError):
                     raise reason from failure  # what the store said before says more
@@ -178,6 +177,17 @@ class RunLog:
             _logger.warning("append of step %r of run %r failed, trying again: %r", record.step_id, record.run_id, failure)
             attempt += 1
             await self._clock.sleep(pause)
+
+
+def _failure(error: BaseException, limit: float | None) -> Exception:
+    """Return what an append may be tried again after, and raise anything else; `limit` is the time that ran out, if it did."""
+    if isinstance(error, asyncio.CancelledError) and limit is not None:
+        failure = TimeoutError(f"no answer within {limit:g} s")
+        failure.__cause__ = error
+        return failure
+    if not isinstance(error, Exception) or isinstance(error, CorruptLog):
+        raise error
+    return error
 
 
 def _away(what: str, error: Exception) -> Exception:

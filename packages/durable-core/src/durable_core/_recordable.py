@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterator
 from typing import Any, Final
 
 from msgspec import inspect
@@ -26,6 +27,25 @@ _NO_KEYS: Final = (
 )
 
 
+# Types whose values come back as the builtin ones that `json` knows.
+_BUILTIN: Final = (
+    inspect.AnyType,
+    inspect.NoneType,
+    inspect.BoolType,
+    inspect.IntType,
+    inspect.FloatType,
+    inspect.StrType,
+    inspect.ListType,
+    inspect.DictType,
+    inspect.UnionType,
+)
+
+
+def is_builtin(node: inspect.Type) -> bool:
+    """Tell whether values of the type come back as nothing but dicts, lists, text, numbers, booleans and None."""
+    return isinstance(node, _BUILTIN) and all(is_builtin(child) for child in _children(node) if isinstance(child, inspect.Type))
+
+
 def refusal(type_: Any) -> str | None:
     """Say why values of `type_` would not come back from JSON, or None if they may."""
     return _refusal(inspect.type_info(type_), "", set())
@@ -37,18 +57,22 @@ def _refusal(node: Any, where: str, seen: set[int]) -> str | None:
     seen.add(id(node))
     if reason := _own_refusal(node):
         return reason + where
+    for child in _children(node):
+        if isinstance(child, inspect.Field):
+            reason = _refusal(child.type, f", in the field `{child.name}` of {type_name(node.cls)}", seen)
+        elif isinstance(child, inspect.Type):
+            reason = _refusal(child, where, seen)
+        else:
+            reason = None
+        if reason:
+            return reason
+    return None
+
+
+def _children(node: Any) -> Iterator[Any]:
     for name in node.__struct_fields__:
         children = getattr(node, name)
-        for child in children if isinstance(children, tuple) else (children,):
-            if isinstance(child, inspect.Field):
-                reason = _refusal(child.type, f", in the field `{child.name}` of {type_name(node.cls)}", seen)
-            elif isinstance(child, inspect.Type):
-                reason = _refusal(child, where, seen)
-            else:
-                reason = None
-            if reason:
-                return reason
-    return None
+        yield from children if isinstance(children, tuple) else (children,)
 
 
 def _own_refusal(node: inspect.Type) -> str | None:

@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeGuard
 
 from ._calls import Identity
 from ._lock import RunLock
-from ._log import OUTCOMES, RunLog
+from ._log import CANCEL, OUTCOMES, RunLog
 from .clock import Clock, SystemClock
 from .context import StepContext
 from .errors import RunCancelled, RunSuspended, StepDrift
@@ -16,7 +16,6 @@ from .events import EventType, OnEvent, StepEvent, deliver
 from .record import Kind, StepRecord
 from .store import Store
 
-CANCEL: Final = "$cancel"
 FLOW: Final = "$flow"
 _LOOKING: Final = 0.01  # the share of its time that a process may spend on looking for cancellations,
 _LOOK_WITHIN: Final = 2.0  # and yet, however slow the store, each run looks every so many seconds
@@ -126,9 +125,9 @@ class Run:
 
     def must_look(self, now: float) -> bool:
         """Raise what is known to keep anything new from beginning; tell whether it is time to look for a cancellation."""
-        self.lock.check()
-        if (cancelled := self.log.latest(CANCEL)) is not None:
-            raise RunCancelled(cancelled)
+        self.lock.lease.check()
+        if self.log.cancelled is not None:
+            raise RunCancelled(self.log.cancelled)
         due = now >= self._look_from and now >= self._looking.pause
         return due or now >= self._look_by or self._announced != _announced
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 from ._calls import Call
 from ._execute import ended, outcome_of
 from ._invoke import invoke
+from ._prepare import turn
 from ._run import Run, decided
 from .errors import NestedStep, StepFailed, StepInterrupted, StoreError, UnrecordableValue
 from .record import StepRecord
@@ -30,7 +31,20 @@ class _Lost(Exception):
         self.holder = holder
 
 
-async def transact(run: Run, store: TransactionStore, call: Call, latest: StepRecord | None) -> Any:
+async def transact(run: Run, store: TransactionStore, call: Call) -> Any:
+    """Return the step's recorded value, or raise its failure; run it if it has no outcome yet."""
+    latest = await turn(run, call)
+    if decided(latest):
+        await run.emit_record("step:replay", latest)
+        return outcome_of(run, latest, call)
+    run.running[call.step_id] = None
+    try:
+        return await _execute(run, store, call, latest)
+    finally:
+        run.stopped(call.step_id)
+
+
+async def _execute(run: Run, store: TransactionStore, call: Call, latest: StepRecord | None) -> Any:
     """Run `fn(connection, *args)` in a transaction that also holds the record, until one of them is committed."""
     if latest is not None:
         run.check_kind(latest, "step")
@@ -49,7 +63,7 @@ async def transact(run: Run, store: TransactionStore, call: Call, latest: StepRe
         except _Lost as lost:
             holder = run.log.add(lost.holder)
             if decided(holder):
-                return outcome_of(run, holder, call.fingerprint, call.codec)
+                return outcome_of(run, holder, call)
             revision = holder.revision + 1
             continue
         except _Failed as failed:
@@ -63,7 +77,7 @@ async def transact(run: Run, store: TransactionStore, call: Call, latest: StepRe
             await run.clock.sleep(_pause(tries))
             tries += 1
             if decided(found := await run.look(call.step_id)):
-                return outcome_of(run, found, call.fingerprint, call.codec)
+                return outcome_of(run, found, call)
             if run.clock.monotonic() >= deadline:
                 raise
             continue
@@ -93,7 +107,7 @@ async def transact(run: Run, store: TransactionStore, call: Call, latest: StepRe
     recorded = await run.log.outcome(failed_record, None)
     await run.emit_record("step:failure" if recorded.status == "failure" else "step:success", recorded, error)
     if recorded.id != failed_record.id:
-        return outcome_of(run, recorded, call.fingerprint, call.codec)
+        return outcome_of(run, recorded, call)
     raise StepFailed(recorded) from error
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
-from functools import lru_cache, partial
-from types import CodeType, FunctionType, MethodType
+from functools import lru_cache
+from types import CodeType, FunctionType
 from typing import Any, Final, TypeVar
 
 from ._annotations import NOTHING, annotation_of, called_by, depends_on_closure, innermost, name_of, return_type
@@ -73,25 +73,16 @@ def codec_of(fn: Callable[..., Any]) -> Codec[Any]:
 
     Raises `TypeError` if the annotation can't be resolved or recorded, and for a generator function.
     """
-    called: Any = fn
-    while (kind := type(called)) is not FunctionType:
-        if kind is MethodType:
-            called = called.__func__
-        elif kind is partial:
-            called = called.func
-        else:
-            called = called_by(called)
-            break
+    function: Any = fn
     try:
-        _, annotation, codec = _functions[id(called.__code__)]
-        if annotation == called.__annotations__.get("return", NOTHING):
+        _, annotation, codec = _functions[id(function.__code__)]
+        if annotation == function.__annotations__.get("return", NOTHING):
             return codec
     except Exception:  # no function, one that was not seen yet, or annotations that can't be evaluated
-        if (known := _known(called)) is not None:
+        pass
+    for function in (called := called_by(fn), innermost(called)):
+        if (known := _known(function)) is not None:
             return known
-    function = innermost(called)
-    if function is not called and (known := _known(function)) is not None:
-        return known
     return _learn(fn, function)
 
 

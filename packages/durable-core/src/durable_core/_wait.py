@@ -9,7 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from ._ids import check_own_id
-from ._run import CANCEL, Run, decided
+from ._log import CANCEL
+from ._run import Run, decided
 from .errors import DeadlinePassed, RunCancelled, RunSuspended, StepDrift
 from .record import Kind, StepError, StepRecord
 from .retry import duration, exponential
@@ -122,7 +123,7 @@ async def _decision(run: Run, asked: Wait, record: StepRecord) -> StepRecord:
             await clock.sleep(min(pause(attempt), remaining, left))
         elif await run.idle():
             raise _suspension(run)
-        run.lock.check()  # once the runner was left, nobody waits for this any more
+        run.lock.lease.check()  # once the runner was left, nobody waits for this any more
         if (cancelled := await run.look(CANCEL)) is not None:
             raise RunCancelled(cancelled)
         record = await run.look(record.step_id) or record

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import msgspec
 
 from ._ids import check_own_id
-from ._run import CANCEL, FLOW, announce_cancellation, decided
+from ._log import CANCEL
+from ._run import FLOW, announce_cancellation, decided
 from ._status import RunStatus, status_of
 from ._values import record_any
 from ._wait import expired

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any, Final, Generic, TypedDict, TypeVar
@@ -64,8 +63,7 @@ class Recovered(msgspec.Struct, Generic[T], frozen=True):
     value: T
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True):
     """The options in force for a step, checked."""
 
     max_attempts: int = 1
@@ -89,7 +87,7 @@ class Policy:
             options = {"max_attempts": 1, **options}
         elif options.get("recover") is not None:
             raise TypeError("recover= is for steps with at_most_once=True: others simply run again after a crash")
-        return replace(self, **options)
+        return msgspec.structs.replace(self, **options)
 
     def retries(self, error: Exception, attempt: int) -> bool:
         """Tell whether another attempt follows this one."""

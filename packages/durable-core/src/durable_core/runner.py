@@ -8,11 +8,11 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
 
-from ._calls import Call
+from ._calls import same
 from ._execute import execute, value_of
 from ._ids import check_own_id
 from ._invoke import may_be_awaited
-from ._perform import ANNOTATED, perform, prepare, refuse_nested, reused, same_call
+from ._prepare import ANNOTATED, prepare, refuse_nested, reused
 from ._run import Run
 from ._transact import transact
 from ._values import UNTYPED, codec_for
@@ -178,7 +178,7 @@ class Runner:
         `StepReused` if the id was used for another call on this runner; `StepDrift` if the record doesn't fit the code;
         `LockLost` before anything runs if the run may be another's by now.
         """
-        return perform(self._run, execute, prepare(self._run, step_id, fn, args, name, returns, self._policy, options))
+        return execute(self._run, prepare(self._run, step_id, fn, args, name, returns, self._policy, options))
 
     def transaction(
         self,
@@ -203,11 +203,7 @@ class Runner:
             raise TypeError("at_most_once= means nothing for a transaction: it happens exactly once anyhow")
         if callable(fn) and not may_be_awaited(fn):
             raise TypeError(f"fn of transaction {step_id!r} must be async, not {fn!r}: a connection belongs to the loop")
-
-        def run_it(run: Run, call: Call, latest: StepRecord | None) -> Coroutine[Any, Any, Any]:
-            return transact(run, store, call, latest)
-
-        return perform(self._run, run_it, prepare(self._run, step_id, fn, args, name, returns, self._policy, options))
+        return transact(self._run, store, prepare(self._run, step_id, fn, args, name, returns, self._policy, options))
 
     async def sleep(self, step_id: str, duration: float | timedelta | datetime, *, name: str | None = None) -> None:
         """Wait for `duration`, in seconds or as a timedelta, from when this was first reached; or until an aware datetime.
@@ -284,7 +280,7 @@ class Runner:
 
     async def _wait(self, asked: Wait, identity: object) -> StepRecord:
         refuse_nested(self._run, asked.step_id)
-        if not same_call(self._run, asked.step_id, identity):
+        if not same(self._run.calls.setdefault(asked.step_id, identity), identity):
             raise reused(self._run, asked.step_id)
         record = await wait(self._run, asked)
         if record.status == "failure":

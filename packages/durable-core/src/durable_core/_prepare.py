@@ -1,18 +1,16 @@
-"""One call of a step: checked when it is made, then replayed, shared with the same call elsewhere, or run."""
+"""One call of a step: checked when it is made, and held until its turn comes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from ._calls import Call, Identity, identify, same
-from ._execute import outcome_of
+from ._calls import Call, identify, same
 from ._ids import check_own_id
 from ._invoke import may_be_awaited
-from ._log import OUTCOMES
-from ._run import Run
+from ._run import Run, decided
 from ._values import codec_for, codec_of
 from .context import running
 from .errors import StepReused
@@ -21,8 +19,6 @@ from .retry import Policy
 
 ANNOTATED: Final = msgspec.UNSET
 """Stands for the type that a function's annotation tells."""
-
-Execute = Callable[[Run, Call, StepRecord | None], Coroutine[Any, Any, Any]]
 
 
 def prepare(
@@ -51,47 +47,28 @@ def prepare(
             )
     codec = codec_of(fn) if returns is ANNOTATED else None if returns is None else codec_for(returns)
     identity, fingerprint = identify(fn, args)
-    if type(step_id) is not str:
+    if type(step_id) is not str or step_id not in run.calls:
         step_id = check_own_id("step_id", step_id)
-    is_same = same_call(run, step_id, identity)
-    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, is_same)
+    known = run.calls.setdefault(step_id, identity)
+    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, known is identity or same(known, identity))
 
 
-async def perform(run: Run, execute: Execute, call: Call) -> Any:
-    """Return the step's recorded value, or raise its failure; run it if it has no outcome yet."""
+async def turn(run: Run, call: Call) -> StepRecord | None:
+    """Wait until the call may go on, and return the step's newest entry. Raises what keeps it from that."""
     step_id = call.step_id
     if not call.is_same:
         raise reused(run, step_id)
-    if not run.loaded or run.log.kept or run.suspended is not None:  # all that `ready` looks at
-        await run.ready()
-    while (record := run.log.latest(step_id)) is None or record.status not in OUTCOMES:
-        if step_id in run.running:
-            await run.ended(step_id)  # the same call elsewhere; if that is cancelled, this one takes over
-            await run.ready()  # unless its outcome is kept, or the run was suspended meanwhile
-            continue
-        run.running[step_id] = None
-        try:
-            return await execute(run, call, record)
-        finally:
-            run.stopped(step_id)
-    if run.on_event is not None:
-        await run.emit_record("step:replay", record)
-    return outcome_of(run, record, call.fingerprint, call.codec)
+    await run.ready()
+    while not decided(latest := run.log.latest(step_id)) and step_id in run.running:
+        await run.ended(step_id)  # the same call elsewhere; if that is cancelled, this one takes over
+        await run.ready()  # unless its outcome is kept, or the run was suspended meanwhile
+    return latest
 
 
 def refuse_nested(run: Run, step_id: str) -> None:
     """Raise `NestedStep` inside the function of another step of this run."""
     if (outer := running.get()) is not None:
         outer.refuse(run, step_id)
-
-
-def same_call(run: Run, step_id: str, identity: Identity) -> bool:
-    """Tell whether the id is used for the first time, or for what it was used for before."""
-    known = run.calls.get(step_id) if isinstance(step_id, str) else None  # mypy knows no others, people do
-    if known is None:
-        run.calls[check_own_id("step_id", step_id)] = identity
-        return True
-    return known is identity or same(known, identity)
 
 
 def reused(run: Run, step_id: str) -> StepReused:

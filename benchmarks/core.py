@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 from durable_core import MemoryStore, Runner
 
@@ -24,43 +24,44 @@ async def typed(number: int) -> int:
     return number
 
 
-async def timed(work: Callable[[int], Awaitable[object]]) -> float:
-    """Return the microseconds that `work` takes for one step."""
-    began = time.perf_counter()
-    for number in range(STEPS):
-        await work(number)
-    return (time.perf_counter() - began) / STEPS * 1e6
+async def awaits(ids: list[str]) -> None:
+    for _ in ids:
+        await untyped()  # type: ignore[no-untyped-call]  # as above
+
+
+async def steps(runner: Runner, ids: list[str]) -> None:
+    for step_id in ids:
+        await runner.step(step_id, untyped)
+
+
+async def typed_steps(runner: Runner, ids: list[str]) -> None:
+    for number, step_id in enumerate(ids):
+        await runner.step(step_id, typed, number)
 
 
 async def main() -> None:
     figures: dict[str, list[float]] = {}
     ids = [f"step-{number}" for number in range(STEPS)]
+
+    async def note(name: str, work: Awaitable[None]) -> None:
+        """Note the microseconds that `work` takes for one step."""
+        began = time.perf_counter()
+        await work
+        figures.setdefault(name, []).append((time.perf_counter() - began) / STEPS * 1e6)
+
     for _ in range(ROUNDS):
         plain, with_argument = MemoryStore(), MemoryStore()
-
-        async def bare(number: int) -> None:
-            await untyped()
-
-        async def first(number: int) -> None:
-            await runner.step(ids[number], untyped)
-
-        async def argument(number: int) -> None:
-            await runner.step(ids[number], typed, number)
-
-        async def note(name: str, work: Callable[[int], Awaitable[object]]) -> None:
-            figures.setdefault(name, []).append(await timed(work))
-
-        await note("bare await of the function", bare)
+        await note("bare await of the function", awaits(ids))
         async with Runner(plain, "run") as runner:
-            await note("step that runs", first)
+            await note("step that runs", steps(runner, ids))
         async with Runner(plain, "run") as runner:
-            await note("replay, untyped, no argument", first)
-            await note("replay, untyped, no argument, once more", first)
+            await note("replay, untyped, no argument", steps(runner, ids))
+            await note("replay, untyped, no argument, once more", steps(runner, ids))
         async with Runner(with_argument, "run") as runner:
-            await note("step that runs, typed, one argument", argument)
+            await note("step that runs, typed, one argument", typed_steps(runner, ids))
         async with Runner(with_argument, "run") as runner:
-            await note("replay, typed, one argument", argument)
-            await note("replay, typed, one argument, once more", argument)
+            await note("replay, typed, one argument", typed_steps(runner, ids))
+            await note("replay, typed, one argument, once more", typed_steps(runner, ids))
     targets = {
         "step that runs": 10,
         "replay, untyped, no argument, once more": 2,

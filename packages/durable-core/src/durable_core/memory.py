@@ -19,8 +19,8 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock):
     """Keeps runs for as long as the process lives; its locks hold within the process."""
 
     def __init__(self) -> None:
-        self._runs: Final[dict[str, dict[tuple[str, int], StepRecord]]] = {}
-        self._newest: Final[dict[str, dict[str, StepRecord]]] = {}
+        self._runs: Final[dict[str, tuple[dict[tuple[str, int], StepRecord], dict[str, StepRecord]]]] = {}
+        """Of each run its entries by their slots, and the newest of each step."""
         self._held: Final[dict[str, tuple[object, datetime]]] = {}
 
     @classmethod
@@ -29,26 +29,23 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock):
         return cls()
 
     async def append(self, record: StepRecord) -> StepRecord:
-        run_id, step_id, revision = record.run_id, record.step_id, record.revision
-        if (run := self._runs.get(run_id)) is None:
-            run = self._runs[run_id] = {}
-            self._newest[run_id] = {}
-        holder = run.setdefault((step_id, revision), record)
-        if holder is record:
-            newest = self._newest[run_id]
-            if (known := newest.get(step_id)) is None or known.revision < revision:
-                newest[step_id] = record
+        step_id, revision = record.step_id, record.revision
+        if (run := self._runs.get(record.run_id)) is None:
+            run = self._runs[record.run_id] = {}, {}
+        entries, newest = run
+        holder = entries.setdefault((step_id, revision), record)
+        if holder is record and ((known := newest.get(step_id)) is None or known.revision < revision):
+            newest[step_id] = record
         return holder
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
-        return self._newest.get(run_id, {}).get(step_id)
+        return run[1].get(step_id) if (run := self._runs.get(run_id)) else None
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
-        return tuple(self._runs.get(run_id, {}).values())
+        return tuple(run[0].values()) if (run := self._runs.get(run_id)) else ()
 
     async def clear(self, run_id: str) -> None:
         self._runs.pop(run_id, None)
-        self._newest.pop(run_id, None)
 
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
         for run_id in [*self._runs]:

@@ -288,6 +288,19 @@ async def test_when_the_drain_is_cancelled_nobody_waits_for_ever(refused: bool) 
     assert await log.batcher.submit("later") == "LATER"
 
 
+async def test_a_drain_cancelled_before_its_first_turn_leaves_nobody_waiting() -> None:
+    """Nor does it keep the batcher busy for ever."""
+    log = Log()
+    tasks = await log.begin("a", "b")
+    log.open.set()
+    while not (drains := [task for task in asyncio.all_tasks() if task.get_name() == "durable-batcher"]):
+        await asyncio.sleep(0)
+    drains[0].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [str, StoreError, StoreError]
+    assert await log.batcher.submit("later") == "LATER"
+
+
 async def test_when_the_drain_is_cancelled_over_a_full_batch_nothing_overlaps() -> None:
     """What is under way ends before the next flush begins, and its failure is no complaint of the loop."""
     at_once: list[int] = []

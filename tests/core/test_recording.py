@@ -123,6 +123,42 @@ async def test_a_store_that_hangs_is_given_up(effects: Effects) -> None:
     assert effects["effect"] == 1
 
 
+async def test_a_store_that_makes_steps_of_its_own_is_given_up(effects: Effects) -> None:
+    """An append within an append has a time limit of its own, and takes nothing from that of the other."""
+    audit = Runner(MemoryStore(), "audit")
+
+    class Audited(MemoryStore):
+        async def append(self, record: StepRecord) -> StepRecord:
+            await audit.step(record.step_id, effects.happen, "audit")
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    with pytest.raises(ResultNotRecorded):
+        await Runner(Audited(), "run", store_timeout=0.05).step("a", effects.happen)
+    assert effects == {"audit": 1, "effect": 1}
+
+
+async def test_a_failed_step_is_freed_with_its_error(store: FlakyStore) -> None:
+    """No cycle keeps the exception, and all that its frames hold, until the garbage is collected."""
+    raised: list[weakref.ref[Exception]] = []
+
+    async def failing() -> None:
+        error = Away()
+        raised.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error
+
+    gc.disable()
+    try:
+        with pytest.raises(StepFailed):
+            await Runner(store, "run").step("a", failing)
+        assert raised[0]() is None
+    finally:
+        gc.enable()
+
+
 async def test_a_damaged_log_is_not_asked_again(store: FlakyStore) -> None:
     """Waiting doesn't mend it."""
     calls = 0

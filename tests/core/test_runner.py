@@ -297,8 +297,9 @@ async def test_a_recorded_value_that_the_type_no_longer_decodes_is_drift(store: 
 async def test_other_arguments_than_recorded_are_drift(store: FlakyStore, effects: Effects) -> None:
     """Input that changed between two runs is told, and the recorded outcome used unless told otherwise."""
     await Runner(store, "run").step("value", effects.happen, "before")
-    with pytest.warns(StepDrift, match="other arguments"):
+    with pytest.warns(StepDrift, match="other arguments") as warned:
         assert await Runner(store, "run").step("value", effects.happen, "after") == "before"
+    assert warned[0].filename == __file__  # where the step is called
     with pytest.raises(StepDrift, match="other arguments"):
         await Runner(store, "run", on_drift="raise").step("value", effects.happen, "after")
     assert effects == {"before": 1}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from durable_core import open_store
+from durable_core import StepRecord, open_store
 from durable_file import FileStore, _disk, _logs
 from tests.file.support import Child, finish, step, steps_in
 
@@ -28,6 +28,15 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.E
 
     monkeypatch.setattr(_disk, "sync", sync)
     return begun, go_on
+
+
+async def test_a_record_that_cannot_be_written_fails_alone(log: Path) -> None:
+    """What is no JSON is refused where it is awaited, and takes no other append along."""
+    bad = StepRecord(run_id="run", step_id="bad", note=object())
+    async with FileStore(log) as store:
+        results = await asyncio.gather(*map(store.append, [step("a"), bad, step("b")]), return_exceptions=True)
+        assert [type(result) for result in results] == [StepRecord, TypeError, StepRecord]
+        assert [record.step_id for record in await store.list("run")] == ["a", "b"]
 
 
 async def test_cancelled_appends(

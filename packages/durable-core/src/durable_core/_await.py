@@ -9,10 +9,21 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 from weakref import ref
 
+import msgspec
+
 T = TypeVar("T")
 
 _NEVER: Final = float("inf")
 _LONGEST: Final = 1.0  # seconds of a timer, which stays in the loop when nothing waits any more
+
+
+class Wait(msgspec.Struct, eq=False):
+    """A task that waits, until when it may, and how often others had cancelled it before."""
+
+    task: asyncio.Task[Any]
+    deadline: float
+    cancelling: int
+    expired: bool = False
 
 
 class TimeLimit:
@@ -23,26 +34,25 @@ class TimeLimit:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: Final = loop
-        self._waiting: Final[dict[asyncio.Task[Any], tuple[float, int]]] = {}
-        self._expired: Final[set[asyncio.Task[Any]]] = set()
+        self._waiting: Final[set[Wait]] = set()
         self._next = _NEVER
 
-    def start(self, seconds: float) -> asyncio.Task[Any] | None:
-        """Let the current task wait for at most `seconds`; return that task, or None if it is one of another loop."""
-        if (task := current_task(self.loop)) is not None:
-            deadline = monotonic() + seconds
-            self._waiting[task] = deadline, task.cancelling()
-            if deadline < self._next:
-                self._watch(seconds, deadline - seconds)
-        return task
+    def start(self, seconds: float) -> Wait | None:
+        """Let the current task wait for at most `seconds`; return None if it is one of another loop."""
+        if (task := current_task(self.loop)) is None:
+            return None
+        deadline = monotonic() + seconds
+        wait = Wait(task, deadline, task.cancelling())
+        self._waiting.add(wait)
+        if deadline < self._next:
+            self._watch(seconds, deadline - seconds)
+        return wait
 
-    def stop(self, task: asyncio.Task[Any]) -> bool:
+    def stop(self, wait: Wait) -> bool:
         """End the wait; tell whether the limit alone cancelled it, so that a `CancelledError` means that the time ran out."""
-        waited = self._waiting.pop(task, None)
-        if waited is None or task not in self._expired:
-            return False
-        self._expired.remove(task)
-        return task.uncancel() <= waited[1]  # even where the store made another error of it, or an answer
+        self._waiting.remove(wait)
+        # Taken back even where the store made another error of the cancellation, or an answer.
+        return wait.expired and wait.task.uncancel() <= wait.cancelling
 
     def _watch(self, seconds: float, now: float) -> None:
         seconds = min(seconds, _LONGEST)
@@ -53,11 +63,11 @@ class TimeLimit:
         if when == self._next:  # otherwise an earlier one took its place, and will be followed by others
             self._next = _NEVER
         now = monotonic()
-        for task, (deadline, _) in self._waiting.items():
-            if deadline <= now and task not in self._expired:
-                self._expired.add(task)
-                task.cancel()
-        left = min((self._waiting[task][0] for task in self._waiting.keys() - self._expired), default=_NEVER)
+        for wait in self._waiting:
+            if wait.deadline <= now and not wait.expired:
+                wait.expired = True
+                wait.task.cancel()
+        left = min((wait.deadline for wait in self._waiting if not wait.expired), default=_NEVER)
         if left < self._next:
             self._watch(left - now, now)
 
@@ -66,7 +76,7 @@ _latest: ref[TimeLimit] | None = None  # weak, or it would keep its loop alive
 
 
 def time_limit() -> TimeLimit:
-    """Return the time limit of the running loop."""
+    """Return a time limit of the running loop: the one made last, if it is of this loop."""
     global _latest
     loop, limit = asyncio.get_running_loop(), _latest() if _latest else None
     if limit is None or limit.loop is not loop:

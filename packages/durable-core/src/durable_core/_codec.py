@@ -64,7 +64,7 @@ class Codec(Generic[T]):
         except Exception as error:
             raise self._undecodable(value, error) from error
         kind = type(value)
-        if kind is type(back) and (value == back if kind in PLAIN else self._builtin and same_bytes(value, back)):
+        if kind is type(back) and (value == back if kind in PLAIN else self._builtin and same_bytes(value, back, data)):
             return data, back
         try:
             found = difference(value, back, self._exact)

@@ -16,7 +16,7 @@ from ._log import OUTCOMES
 from ._prepare import turn
 from ._run import Run
 from ._values import Codec
-from .context import StepContext, running
+from .context import running
 from .errors import NestedStep, StepDrift, StepFailed, StepInterrupted, UnrecordableValue
 from .record import StepError, StepRecord
 from .retry import Recovered
@@ -55,8 +55,7 @@ async def execute(run: Run, call: Call) -> Any:
                     return outcome_of(run, holder, call)
                 revision = holder.revision + 1
                 began = clock.monotonic()
-            context = StepContext(run.id, step_id, attempt, run, run.log.reopened.get(step_id, 0))
-            started_at = clock.now()
+            context, started_at = run.context(step_id, attempt), clock.now()
             fn, result, error, cancelled = call.fn, None, None, None
             if type(fn) is FunctionType and fn.__code__.co_flags & CO_COROUTINE and policy.timeout is None:
                 token = running.set(context)
@@ -104,8 +103,8 @@ async def execute(run: Run, call: Call) -> Any:
             raise StepFailed(recorded) from error
         return value
     finally:
-        if (waited := run.running.pop(step_id)) is not None:
-            waited.set_result(None)
+        error = None  # whose traceback holds this frame
+        run.stopped(step_id)
 
 
 def ended(

@@ -30,7 +30,10 @@ def _page() -> Any:
         with suppress(OSError):  # before Linux 4.14
             page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             page.madvise(_WIPE_ON_FORK)
-            return page
+            try:
+                page.madvise(-1)
+            except OSError:
+                return page  # other than some emulators, it knows what it was told
     return _Pid()
 
 
@@ -46,6 +49,6 @@ def forks() -> int:
     """
     global _forks
     if not _mark[0]:
-        _mark[0] = True
         _forks += 1
+        _mark[0] = True
     return _forks

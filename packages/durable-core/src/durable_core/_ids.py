@@ -55,15 +55,15 @@ def check_own_id(what: str, value: object) -> str:
 
 
 _unused: list[str] = []
-_forks = 0
+_noticed = 0  # forks
 
 
 def new_id() -> str:
     """Return 12 random bytes as text, which are never those that a forked child or parent has."""
-    global _unused, _forks
+    global _unused, _noticed
     while True:
-        if forks() != _forks:
-            _unused, _forks = [], forks()
+        if forks() != _noticed:
+            _unused, _noticed = [], forks()
         try:
             return _unused.pop()
         except IndexError:

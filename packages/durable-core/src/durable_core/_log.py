@@ -147,16 +147,16 @@ class RunLog:
         reason: Exception | None = None
         while True:
             limit = self._limit
-            if limit is None or (waiting := limit.start(remaining)) is None:
+            if limit is None or (wait := limit.start(remaining)) is None:
                 limit = self._limit = time_limit()
-                waiting = limit.start(remaining)
-                assert waiting is not None  # it is a task that appends
+                wait = limit.start(remaining)
+                assert wait is not None  # it is a task that appends
             try:
                 holder = await self._store.append(record)
             except BaseException as error:
-                failure = _failure(error, remaining if limit.stop(waiting) else None)
+                failure = _failure(error, remaining if limit.stop(wait) else None)
             else:
-                limit.stop(waiting)
+                limit.stop(wait)
                 if holder.id == record.id:
                     self._newest[record.step_id] = holder
                 elif holder.status in OUTCOMES or not decide:

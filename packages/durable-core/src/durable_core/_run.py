@@ -191,7 +191,7 @@ class Run:
         )
         if self._on_drift == "raise":
             raise drift
-        warnings.warn(drift, stacklevel=5)
+        warnings.warn(drift, stacklevel=4)
 
     async def emit(
         self,

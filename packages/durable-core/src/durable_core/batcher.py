@@ -29,7 +29,7 @@ class Batcher(Generic[Item, Result]):
     """Combines concurrent calls of `submit` into calls of `flush`, one at a time, each with the items that gathered meanwhile.
 
     While nothing is in flight, `submit` awaits its own flush: no task, no delay. While a flush is in flight, the next batch
-    gathers, up to `max_items` items and `max_bytes` bytes by `size` (one item may be larger than that); when that many items
+    gathers, up to `max_items` items and `max_bytes` bytes by `size` (one item may be larger than that); when that many
     wait, they are under way before the callers of the last batch go on.
 
     `flush` takes the items in the order in which they were submitted and returns as many results. When it raises one of
@@ -84,6 +84,7 @@ class Batcher(Generic[Item, Result]):
         drained = self._drained()
         try:
             self._drain = asyncio.create_task(drained, name="durable-batcher")
+            self._drain.add_done_callback(self._drain_ended)
         except RuntimeError:  # the loop was closed over unfinished tasks, and with it everyone who waits
             drained.close()
             self._waiting.clear()
@@ -110,10 +111,19 @@ class Batcher(Generic[Item, Result]):
             else:
                 flight.cancel()
                 flight.add_done_callback(self._landed)
-            given_up = StoreError("given up: the task that writes batches was cancelled")
-            for left in (*([batch] if batch else ()), *self._waiting):
-                _answer(left.callers, given_up)
-            self._waiting.clear()
+            if batch is not None:
+                self._waiting.appendleft(batch)
+            self._give_up()
+
+    def _drain_ended(self, drain: asyncio.Task[None]) -> None:
+        if self._drain is drain:  # it was cancelled before its first turn
+            self._drain, self._busy = None, False
+            self._give_up()
+
+    def _give_up(self) -> None:
+        given_up = StoreError("given up: the task that writes batches was cancelled")
+        while self._waiting:
+            _answer(self._waiting.popleft().callers, given_up)
 
     def _landed(self, flight: asyncio.Task[Sequence[Result]]) -> None:
         """Go on after a flight that nobody waits for any more."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from durable_core import (
     Lease,
@@ -54,9 +54,9 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         parsed.options({})
         return cls(path_of(parsed))
 
-    def append(self, record: StepRecord) -> Coroutine[Any, Any, StepRecord]:
+    async def append(self, record: StepRecord) -> StepRecord:
         appends = self._use().appends(self._one_log or file_name(record.run_id))
-        return appends.submit((record, slot_of(record.step_id, record.revision), record_line(record)))
+        return await appends.submit((record, slot_of(record.step_id, record.revision), record_line(record)))
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         line = await self._use().reads(self._name(run_id)).submit((run_id, step_id))

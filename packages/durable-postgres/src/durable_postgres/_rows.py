@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from operator import attrgetter
 from sys import intern
@@ -98,7 +99,10 @@ def size_of(record: StepRecord) -> int:
     size = 400 if record.result is None else 400 + len(record.result)
     if record.error is not None:
         size += len(record.error.message) + len(record.error.traceback)
-    return size if record.note is None else size + len(_encode(record.note))
+    if record.note is not None:
+        with suppress(TypeError, ValueError):  # the row itself will be refused
+            size += len(_encode(record.note))
+    return size
 
 
 _encode: Final = msgspec.json.Encoder().encode

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from asyncpg import Connection, Pool
 
@@ -63,8 +63,8 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._connections.table.sql}>"
 
-    def append(self, record: StepRecord) -> Coroutine[Any, Any, StepRecord]:
-        return self._appends.writer(record.run_id).submit(record)
+    async def append(self, record: StepRecord) -> StepRecord:
+        return await self._appends.writer(record.run_id).submit(record)
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         return await self._reads.step(run_id, step_id)

@@ -17,10 +17,9 @@ _NEVER: Final = float("inf")
 _LONGEST: Final = 1.0  # seconds of a timer, which stays in the loop when nothing waits any more
 
 
-class Wait(msgspec.Struct, eq=False):
-    """A task that waits, until when it may, and how often others had cancelled it before."""
+class Wait(msgspec.Struct, eq=False, gc=False):
+    """Until when a task may wait, and how often others had cancelled it before."""
 
-    task: asyncio.Task[Any]
     deadline: float
     cancelling: int
     expired: bool = False
@@ -34,7 +33,7 @@ class TimeLimit:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: Final = loop
-        self._waiting: Final[set[Wait]] = set()
+        self._waiting: Final[dict[Wait, asyncio.Task[Any]]] = {}
         self._next = _NEVER
 
     def start(self, seconds: float) -> Wait | None:
@@ -42,17 +41,17 @@ class TimeLimit:
         if (task := current_task(self.loop)) is None:
             return None
         deadline = monotonic() + seconds
-        wait = Wait(task, deadline, task.cancelling())
-        self._waiting.add(wait)
+        wait = Wait(deadline, task.cancelling())
+        self._waiting[wait] = task
         if deadline < self._next:
             self._watch(seconds, deadline - seconds)
         return wait
 
     def stop(self, wait: Wait) -> bool:
         """End the wait; tell whether the limit alone cancelled it, so that a `CancelledError` means that the time ran out."""
-        self._waiting.remove(wait)
+        task = self._waiting.pop(wait)
         # Taken back even where the store made another error of the cancellation, or an answer.
-        return wait.expired and wait.task.uncancel() <= wait.cancelling
+        return wait.expired and task.uncancel() <= wait.cancelling
 
     def _watch(self, seconds: float, now: float) -> None:
         seconds = min(seconds, _LONGEST)
@@ -63,10 +62,10 @@ class TimeLimit:
         if when == self._next:  # otherwise an earlier one took its place, and will be followed by others
             self._next = _NEVER
         now = monotonic()
-        for wait in self._waiting:
+        for wait, task in self._waiting.items():
             if wait.deadline <= now and not wait.expired:
                 wait.expired = True
-                wait.task.cancel()
+                task.cancel()
         left = min((wait.deadline for wait in self._waiting if not wait.expired), default=_NEVER)
         if left < self._next:
             self._watch(left - now, now)

@@ -66,6 +66,7 @@ async def execute(run: Run, call: Call) -> Any:
                 finally:
                     context.end()
                     running.reset(token)
+                    del context, token  # a thousand steps that wait for their records keep little
             else:
                 value, error, cancelled = await invoke(context, fn, call.args, policy.timeout)
             if error is None:

@@ -24,7 +24,7 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
         self._wait: Final = wait
         self._context: AbstractAsyncContextManager[Lease] | None = None
         self._entered = False
-        self.lease: Lease = _NoLock()
+        self.lease: Lease = _no_lock
         """Whose `check` raises `LockLost` if a step must not be started any more."""
 
     def again(self) -> RunLock:
@@ -45,7 +45,7 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
             raise DurableError(f"the runner of run {self._run_id!r} is in use already; make a second Runner for a second use")
         self._entered = True
         try:
-            self.lease = await self._take(self._store.lock) if supports_lock(self._store) else _NoLock()
+            self.lease = await self._take(self._store.lock) if supports_lock(self._store) else _no_lock
         except BaseException:
             self._entered = False
             raise
@@ -79,6 +79,9 @@ class _NoLock(Lease):
 
     def check(self) -> None:
         return None
+
+
+_no_lock: Final = _NoLock()
 
 
 class _Left(Lease):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import CodeType, FunctionType
 from typing import Any, Final, TypeVar
 
@@ -73,16 +73,21 @@ def codec_of(fn: Callable[..., Any]) -> Codec[Any]:
 
     Raises `TypeError` if the annotation can't be resolved or recorded, and for a generator function.
     """
-    function: Any = fn
-    try:
-        _, annotation, codec = _functions[id(function.__code__)]
-        if annotation == function.__annotations__.get("return", NOTHING):
+    called: Any = fn
+    while type(called) is partial:
+        called = called.func
+    try:  # a bound method has its function's code and annotations
+        _, annotation, codec = _functions[id(called.__code__)]
+        if annotation == called.__annotations__.get("return", NOTHING):
             return codec
     except Exception:  # no function, one that was not seen yet, or annotations that can't be evaluated
         pass
-    for function in (called := called_by(fn), innermost(called)):
-        if (known := _known(function)) is not None:
-            return known
+    called = called_by(called)
+    if (known := _known(called)) is not None:
+        return known
+    function = innermost(called)
+    if function is not called and (known := _known(function)) is not None:
+        return known
     return _learn(fn, function)
 
 

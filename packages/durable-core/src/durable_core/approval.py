@@ -59,7 +59,7 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def fingerprint(self) -> str | None:
         """A hash of what is shown: a decision holds for that alone."""
-        return fingerprint_of((self.show,), {})
+        return fingerprint_of((self.show,))
 
     def note(self) -> Any:
         """Return this as JSON."""

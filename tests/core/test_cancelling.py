@@ -1,7 +1,7 @@
 """How a runner learns that its run was cancelled, on a store whose answers take their time."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -106,3 +106,20 @@ async def test_a_cancelled_run_that_was_cleared_begins_anew() -> None:
     async with runner:
         await runner.step("second", ran.append, 2, returns=None)
     assert ran == [1, 2]
+
+
+async def test_a_run_that_was_cancelled_before_it_is_read_starts_nothing() -> None:
+    """What was read says so; no look is due so soon after a store that took its time."""
+    clock, ran = FakeClock(), list[int]()
+
+    class Unhurried(MemoryStore):
+        async def list(self, run_id: str) -> Sequence[StepRecord]:
+            clock.advance(1)
+            return await super().list(run_id)
+
+    store = Unhurried()
+    await Runner(store, "run").step("first", ran.append, 1, returns=None)
+    await cancel(store, "run")
+    with pytest.raises(RunCancelled):
+        await Runner(store, "run", clock=clock).step("second", ran.append, 2, returns=None)
+    assert ran == [1]

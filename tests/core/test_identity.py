@@ -202,8 +202,8 @@ async def test_reused_is_told_before_anything_runs_and_loses_nothing(store: Flak
 async def test_fingerprints_are_the_same_in_every_process(args: str) -> None:
     """Hash seeds and addresses leave no trace, and no argument is too odd for a fingerprint."""
     source = (
-        "from functools import partial\nfrom durable_core._calls import identify\n"
-        f"print(identify(print, {args})[1] == identify(print, {args})[1], identify(print, {args})[1])"
+        "from functools import partial\nfrom durable_core._calls import fingerprint_of\n"
+        f"print(fingerprint_of({args}) == fingerprint_of({args}), fingerprint_of({args}))"
     )
     found = {
         subprocess.run(

@@ -15,7 +15,8 @@ from ._values import Codec
 from .retry import Policy
 
 Identity = object
-_EMPTY: Final = ()
+_EMPTY: Final[tuple[Any, ...]] = ()
+_FUNCTIONS: Final = (FunctionType, partial, MethodType)
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -31,26 +32,58 @@ class Call(msgspec.Struct, frozen=True):
     policy: Policy
     is_same: bool
     """Whether its id was used for nothing else on this runner."""
+    is_coroutine: bool
+    """Whether `fn` is a plain async function, which is called on the loop as it is."""
 
 
-def identify(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Identity, str | None]:
-    """Return what a later call of the same id has to equal, and the fingerprint of the arguments.
+def function_of(fn: Any, within: tuple[object, ...] = _EMPTY) -> Identity:
+    """Return what tells `fn` from other functions: its code, defaults, closure values and bound object, all read now.
 
-    The first is made of code, defaults, closure values, bound object and arguments, all read now, because a loop's variable is
-    one cell that holds another value by the time the step runs. Arguments are held by their fingerprint, so that a changed
-    list is noticed and nothing large is kept alive.
+    Now, because a loop's variable is one cell, which holds another value by the time the step runs. For a function that is
+    nothing but its code, as most are, it is that code.
     """
-    if type(fn) is FunctionType and fn.__closure__ is None and fn.__defaults__ is None and fn.__kwdefaults__ is None:
-        known: Identity = fn.__code__  # the usual case: nothing but its code
-    else:
-        known = _function(fn)
+    if type(fn) is FunctionType:
+        closure, defaults, keywords = fn.__closure__, fn.__defaults__, fn.__kwdefaults__
+        if (closure is None and defaults is None and keywords is None) or fn in within:
+            return fn.__code__  # a recursive function stands in its own closure
+        within = (*within, fn)
+        cells = [_cell(cell, within) for cell in closure or _EMPTY]
+        return (fn.__code__, cells, [_value(value, within) for value in defaults or _EMPTY], keywords)
     if isinstance(fn, partial):
-        fingerprint = _fingerprint(fn, args)
-    elif not args:
-        return known, None
-    else:
-        fingerprint = fingerprint_of(args)
-    return (known, fingerprint, _EMPTY if _SIMPLE.issuperset(map(type, args)) else _opaque(args)), fingerprint
+        return (function_of(fn.func, within), [_value(value, within) for value in fn.args], fn.keywords)
+    if isinstance(fn, MethodType):
+        return (function_of(fn.__func__, within), fn.__self__)
+    return fn
+
+
+def arguments_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return `args` with those that a partial adds."""
+    keywords: dict[str, Any] = {}
+    while isinstance(fn, partial):
+        args, keywords, fn = (*fn.args, *args), {**fn.keywords, **keywords}, fn.func
+    return (args, keywords) if keywords else args
+
+
+def with_arguments(function: Identity, arguments: tuple[Any, ...]) -> tuple[Identity, str]:
+    """Return what a later call of the same id has to equal, and the fingerprint of the arguments, which is recorded.
+
+    Arguments are held by their fingerprint, so that a changed list is noticed and nothing large is kept alive.
+    """
+    try:
+        data, opaque = _encode(arguments), _EMPTY
+    except Exception:
+        data, opaque = _canonical(arguments)
+    fingerprint = blake2b(data, digest_size=8).hexdigest()
+    return (function, fingerprint, opaque), fingerprint
+
+
+def fingerprint_of(args: tuple[Any, ...], keywords: Mapping[str, Any] | None = None) -> str | None:
+    """Return a short hash of arguments, equal in every process for equal arguments; None without any.
+
+    A value that JSON can't hold counts by its type alone.
+    """
+    arguments = (args, keywords) if keywords else args
+    return with_arguments(None, arguments)[1] if arguments else None
 
 
 def same(one: Identity, other: Identity) -> bool:
@@ -59,23 +92,6 @@ def same(one: Identity, other: Identity) -> bool:
         return bool(one == other)
     except Exception:
         return False
-
-
-def _function(fn: Callable[..., Any], within: tuple[object, ...] = ()) -> Identity:
-    if type(fn) is FunctionType:
-        if fn.__closure__ is None and fn.__defaults__ is None and fn.__kwdefaults__ is None:
-            return fn.__code__
-        if fn in within:  # a recursive function stands in its own closure
-            return fn.__code__
-        within = (*within, fn)
-        cells = [_cell(cell, within) for cell in fn.__closure__ or _EMPTY]
-        defaults = [_value(value, within) for value in fn.__defaults__ or _EMPTY]
-        return (fn.__code__, cells, defaults, fn.__kwdefaults__)
-    if isinstance(fn, partial):
-        return (_function(fn.func, within), [_value(value, within) for value in fn.args], fn.keywords)
-    if isinstance(fn, MethodType):
-        return (_function(fn.__func__, within), fn.__self__)
-    return fn
 
 
 def _cell(cell: Any, within: tuple[object, ...]) -> Identity:
@@ -87,43 +103,11 @@ def _cell(cell: Any, within: tuple[object, ...]) -> Identity:
 
 def _value(value: object, within: tuple[object, ...]) -> Identity:
     """A function made anew by each run of a flow is another object, and the same function."""
-    return _function(value, within) if isinstance(value, FunctionType | partial | MethodType) else value
+    return function_of(value, within) if isinstance(value, _FUNCTIONS) else value
 
 
-_SIMPLE: Final = frozenset({str, int, float, bool, bytes, type(None)})
-
-
-def _opaque(args: tuple[Any, ...]) -> Identity:
-    """Return the arguments that a fingerprint says nothing about but their type."""
-    _, opaque = _canonical(args)
-    return tuple([_value(value, ()) for value in opaque])
-
-
-def _fingerprint(fn: Callable[..., Any], args: tuple[Any, ...]) -> str | None:
-    keywords: dict[str, Any] = {}
-    while isinstance(fn, partial):
-        args = (*fn.args, *args)
-        keywords = {**fn.keywords, **keywords}
-        fn = fn.func
-    return fingerprint_of(args, keywords)
-
-
-def fingerprint_of(args: tuple[Any, ...], keywords: Mapping[str, Any] | None = None) -> str | None:
-    """Return a short hash of arguments, equal in every process for equal arguments; None without any.
-
-    A value that JSON can't hold counts by its type alone.
-    """
-    if not args and not keywords:
-        return None
-    call = (args, keywords) if keywords else args
-    try:
-        data = _encode(call)
-    except Exception:
-        data, _ = _canonical(call)
-    return blake2b(data, digest_size=8).hexdigest()
-
-
-def _canonical(value: object) -> tuple[bytes, list[object]]:
+def _canonical(arguments: object) -> tuple[bytes, tuple[Identity, ...]]:
+    """Return arguments as JSON, and those of which that tells nothing but the type."""
     opaque: list[object] = []
 
     def hook(found: object) -> object:
@@ -136,9 +120,10 @@ def _canonical(value: object) -> tuple[bytes, list[object]]:
         return f"<{type(found).__module__}.{type(found).__qualname__}>"
 
     try:
-        return msgspec.json.Encoder(enc_hook=hook, order="deterministic").encode(value), opaque
+        data = msgspec.json.Encoder(enc_hook=hook, order="deterministic").encode(arguments)
     except Exception:  # a key, a cycle or a number that JSON can't hold
-        return f"<{type(value).__qualname__}>".encode(), [value]
+        data, opaque = f"<{type(arguments).__qualname__}>".encode(), [arguments]
+    return data, tuple([_value(value, _EMPTY) for value in opaque])
 
 
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
-from inspect import CO_COROUTINE
-from types import FunctionType
 from typing import Any
 
 import msgspec
@@ -24,7 +22,7 @@ from .retry import Recovered
 
 async def execute(run: Run, call: Call) -> Any:
     """Return the step's recorded value, or raise its failure; run it until it has an outcome, and record that, if it has none."""
-    step_id, codec, policy, clock = call.step_id, call.codec, call.policy, run.clock
+    step_id = call.step_id
     if call.is_same and run.loaded and not run.log.kept and run.suspended is None and step_id not in run.running:
         latest = run.log.latest(step_id)  # as `turn` does where nothing is to be waited for
     else:
@@ -33,6 +31,7 @@ async def execute(run: Run, call: Call) -> Any:
         if run.on_event is not None:  # asked here too: a step without listeners pays for no event
             await run.emit_record("step:replay", latest)
         return outcome_of(run, latest, call)
+    codec, policy, clock = call.codec, call.policy, run.clock
     run.running[step_id] = None
     try:
         revision = 0
@@ -57,7 +56,7 @@ async def execute(run: Run, call: Call) -> Any:
                 began = clock.monotonic()
             context, started_at = run.context(step_id, attempt), clock.now()
             fn, result, error, cancelled = call.fn, None, None, None
-            if type(fn) is FunctionType and fn.__code__.co_flags & CO_COROUTINE and policy.timeout is None:
+            if call.is_coroutine and policy.timeout is None:
                 token = running.set(context)
                 try:  # as `invoke` does, with one coroutine less
                     value = await fn(*call.args)

@@ -48,10 +48,11 @@ def _plain(what: str, value: object) -> str:
 
 def check_own_id(what: str, value: object) -> str:
     """Return an id as a plain str; refuse one that `check_id` refuses, or that is the library's."""
-    checked = value if type(value) is str and value in legal_ids else check_id(what, value)
-    if checked[0] == "$":
+    if type(value) is not str or value not in legal_ids:
+        value = check_id(what, value)
+    if value[0] == "$":
         raise ValueError(f"{what} {value!r} starts with '$'; such ids are the library's own, choose another")
-    return checked
+    return value
 
 
 _unused: list[str] = []

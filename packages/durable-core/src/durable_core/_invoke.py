@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from inspect import CO_COROUTINE, CO_ITERABLE_COROUTINE, isawaitable, iscoroutine
-from types import CodeType, FunctionType
+from types import CodeType
 from typing import Any, Final
 
 from ._await import finished
@@ -73,8 +73,7 @@ async def invoke(context: StepContext, fn: Callable[..., Any], args: tuple[Any, 
     """
     token = running.set(context)
     try:
-        on_the_loop = fn.__code__.co_flags & _ASYNC if type(fn) is FunctionType else is_async(fn)
-        if on_the_loop:
+        if is_async(fn):
             if timeout is None:
                 return await fn(*args), None, None
             async with asyncio.timeout(timeout):

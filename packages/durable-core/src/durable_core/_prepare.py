@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import CO_COROUTINE
+from types import CodeType, FunctionType
 from typing import Any, Final
 
 import msgspec
 
-from ._calls import Call, identify, same
+from ._calls import Call, Identity, arguments_of, function_of, same, with_arguments
 from ._ids import check_own_id
 from ._invoke import may_be_awaited
 from ._run import Run, decided
-from ._values import codec_for, codec_of
+from ._values import Codec, codec_for, codec_of
 from .context import running
 from .errors import StepReused
 from .record import StepRecord
@@ -19,6 +22,12 @@ from .retry import Policy
 
 ANNOTATED: Final = msgspec.UNSET
 """Stands for the type that a function's annotation tells."""
+
+_Known = tuple[Identity, Codec[Any] | None, bool]
+"""What is known of a function: what tells it from others, how its values are recorded, and whether it is a plain async one."""
+_REMEMBERED: Final = 4096
+_plain: Final[dict[FunctionType, _Known]] = {}
+"""Of functions that are nothing but their code, as most are."""
 
 
 def prepare(
@@ -34,8 +43,14 @@ def prepare(
     """Check the call and note what it is, now: by the time that its coroutine runs, a loop's variable has moved on."""
     if running.get() is not None:
         refuse_nested(run, step_id)
-    if not callable(fn):
-        raise TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
+    arguments = args
+    if type(fn) is FunctionType and returns is ANNOTATED and (known := _plain.get(fn)) is not None:
+        function, codec, is_coroutine = known
+    else:
+        function, codec, is_coroutine = _look_at(step_id, fn, returns)
+        if isinstance(fn, partial):
+            arguments = arguments_of(fn, args)
+    identity, fingerprint = with_arguments(function, arguments) if arguments else (function, None)
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name of step {step_id!r} must be a str, not {name!r}")
     if options:
@@ -45,12 +60,27 @@ def prepare(
                 f"timeout={policy.timeout:g} for step {step_id!r}, but {fn!r} is a plain function: its thread can't be stopped."
                 " Make it async, or give the time limit to what it calls"
             )
-    codec = codec_of(fn) if returns is ANNOTATED else None if returns is None else codec_for(returns)
-    identity, fingerprint = identify(fn, args)
-    if type(step_id) is not str or step_id not in run.calls:
+    first = run.calls.get(step_id) if type(step_id) is str else None
+    if first is None:
         step_id = check_own_id("step_id", step_id)
-    known = run.calls.setdefault(step_id, identity)
-    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, known is identity or same(known, identity))
+        first = run.calls.setdefault(step_id, identity)
+    is_same = first is identity or same(first, identity)
+    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, is_same, is_coroutine)
+
+
+def _look_at(step_id: str, fn: Callable[..., Any], returns: Any) -> _Known:
+    if not callable(fn):
+        raise TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
+    function = function_of(fn)
+    is_coroutine = type(fn) is FunctionType and bool(fn.__code__.co_flags & CO_COROUTINE)
+    if returns is not ANNOTATED:
+        return function, None if returns is None else codec_for(returns), is_coroutine
+    known = function, codec_of(fn), is_coroutine
+    if type(function) is CodeType and type(fn) is FunctionType:
+        if len(_plain) >= _REMEMBERED:
+            _plain.clear()
+        _plain[fn] = known
+    return known
 
 
 async def turn(run: Run, call: Call) -> StepRecord | None:

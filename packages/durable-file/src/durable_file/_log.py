@@ -51,7 +51,7 @@ class Log:
         self._runs: dict[str, _Run] = {}
         self._identity: tuple[int, int] | None = None
         self._count = 0
-        self._live_bytes = 0
+        self._dead_bytes = 0
         self._tail = b""
         self._synced = True
         self.size = 0
@@ -63,7 +63,7 @@ class Log:
 
     @property
     def mostly_cleared(self) -> bool:
-        return self.size > _WORTH_REWRITING and self._live_bytes * 2 < self.size
+        return self.size > _WORTH_REWRITING and self._dead_bytes * 2 > self.size
 
     def get(self, run_id: str, step_id: str) -> bytes | None:
         """Return the line of the step's highest revision."""
@@ -131,8 +131,9 @@ class Log:
 
     def clear(self, fd: int, run_id: str) -> None:
         """Write that all entries of the run are gone."""
-        self._write(fd, [clear_line(run_id)])
-        self._drop(run_id)
+        line = clear_line(run_id)
+        self._write(fd, [line])
+        self._drop(run_id, line)
 
     def remove(self) -> None:
         """Remove the file with all that stands in it."""
@@ -171,7 +172,7 @@ class Log:
             for number, line in enumerate(lines, self._count + 1):
                 key = read_key(line, self.path, number)
                 if key.clear is not None:
-                    self._drop(key.clear)
+                    self._drop(key.clear, line)
                 elif self._claim(key.run_id, slot_of(key.step_id, key.revision), line) is not line:
                     raise CorruptLog(
                         f"{self.path}, line {number}: revision {key.revision} of step {key.step_id!r} of run {key.run_id!r}"
@@ -211,15 +212,13 @@ class Log:
         run = self._runs.get(run_id)
         if run is None:
             run = self._runs[run_id] = _Run()
-        held = run.lines.setdefault(slot, line)
-        if held is line:
-            self._live_bytes += len(line) + 1
-            if type(slot) is tuple:
-                step_id, revision = slot
-                run.newest[step_id] = max(revision, run.newest.get(step_id, 0))
-        return held
+        if type(slot) is tuple:
+            step_id, revision = slot
+            run.newest[step_id] = max(revision, run.newest.get(step_id, 0))
+        return run.lines.setdefault(slot, line)
 
-    def _drop(self, run_id: str) -> None:
+    def _drop(self, run_id: str, line: bytes) -> None:
+        """Take out the run that `line` clears."""
         run = self._runs.pop(run_id, None)
-        if run:
-            self._live_bytes -= sum(map(len, run.lines.values())) + len(run.lines)
+        dead = [line, *(run.lines.values() if run else ())]
+        self._dead_bytes += sum(map(len, dead)) + len(dead)

@@ -145,9 +145,18 @@ def test_exponential() -> None:
 
 
 async def test_a_delay_function_that_misbehaves_loses_nothing(store: FlakyStore) -> None:
-    """Its error is raised and nothing recorded, so that the mended code tries again."""
-    with pytest.raises(ValueError, match=r"retry_delay\(1\).*-5"):
+    """Its error is raised from the step's, and nothing recorded, so that the mended code tries again."""
+    with pytest.raises(ValueError, match=r"retry_delay\(1\).*-5") as wrong:
         await Runner(store, "run", max_attempts=2, retry_delay=lambda attempt: -5).step("a", Flaky(1))
+    assert isinstance(wrong.value.__cause__, OSError)
+    assert await store.list("run") == ()
+
+
+async def test_a_predicate_that_misbehaves_loses_nothing(store: FlakyStore) -> None:
+    """Neither what it raised nor why it was asked is hidden, and nothing is recorded."""
+    with pytest.raises(ZeroDivisionError) as wrong:
+        await Runner(store, "run", max_attempts=2, retry_on=lambda error: 1 / 0).step("a", Flaky(1))
+    assert isinstance(wrong.value.__cause__, OSError)
     assert await store.list("run") == ()
 
 

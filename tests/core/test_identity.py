@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum
 from functools import partial
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
+import attrs
+import msgspec
+import pydantic
 import pytest
 
 from durable_core import Runner, StepReused
@@ -120,6 +129,110 @@ async def test_values_that_refuse_comparison_are_not_equal(store: FlakyStore) ->
     await runner.step("b", lambda array=arrays[0]: 1)
     with pytest.raises(StepReused):
         await runner.step("a", lambda array=arrays[1]: 1)
+
+
+@dataclass
+class Created:
+    id: int
+    happened: str = "yesterday"
+
+
+@dataclass
+class Deleted:
+    id: int
+    happened: str = "yesterday"
+
+
+class Place(NamedTuple):
+    id: int
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Defaults(msgspec.Struct, omit_defaults=True):
+    id: int = 0
+
+
+@attrs.define
+class Credentials:
+    _token: str
+
+
+class Login(pydantic.BaseModel):
+    user: str
+    password: pydantic.SecretStr
+    session: str = pydantic.Field("", exclude=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Created(1), Deleted(1)),
+        (Created(1), {"id": 1, "happened": "yesterday"}),
+        ([Created(1)], [Deleted(1)]),
+        ({"event": Created(1)}, {"event": Deleted(1)}),
+        (Place(1), (1,)),
+        ((1, 2), [1, 2]),
+        ({1}, [1]),
+        ({1: "a"}, {"1": "a"}),
+        ({"a": {2: 1}}, {"a": {"2": 1}}),
+        (OrderedDict(a=1), {"a": 1}),
+        (Colour.RED, "red"),
+        (Defaults(), {}),
+        (Credentials("a"), Credentials("b")),
+        (Login(user="ada", password="a"), Login(user="ada", password="b")),
+        (Login(user="ada", password="a", session="1"), Login(user="ada", password="a", session="2")),
+        (float("inf"), float("-inf")),
+        (float("nan"), None),
+        ([1.5, float("nan")], [1.5, None]),
+        (b"a", "YQ=="),
+        (Decimal("1.50"), "1.50"),
+        (PurePosixPath("a"), "a"),
+    ],
+    ids=repr,
+)
+async def test_arguments_alike_in_json_alone_are_refused(store: FlakyStore, first: Any, second: Any) -> None:
+    """Two events of one shape, or two secrets, are two calls, while an equal value is the same one."""
+
+    def handle(value: Any) -> int:
+        return 1
+
+    runner = Runner(store, "run")
+    await runner.step("handle", handle, first)
+    await runner.step("handle", handle, copy.deepcopy(first))
+    with pytest.raises(StepReused):
+        await runner.step("handle", handle, second)
+
+
+async def test_equal_arguments_in_another_order_are_the_same_call(store: FlakyStore) -> None:
+    """A dict and a set have no order that counts."""
+
+    def handle(*values: Any) -> int:
+        return 1
+
+    runner = Runner(store, "run")
+    await runner.step("handle", handle, {"a": (1,), "b": 2.5}, {Colour.RED, 8, 16}, {1: {2.5}})
+    assert await runner.step("handle", handle, {"b": 2.5, "a": (1,)}, {16, 8, Colour.RED}, {1: {2.5}}) == 1
+
+
+async def test_code_put_into_a_function_counts(store: FlakyStore) -> None:
+    """What reloads code puts the new code into the old function: it is another call, of another type."""
+
+    async def fetch() -> int:
+        return 5
+
+    def fetch_text() -> str:
+        return "five"
+
+    assert await Runner(store, "one").step("fetch", fetch) == 5
+    runner = Runner(store, "two")
+    assert await runner.step("fetch", fetch) == 5
+    fetch.__code__, fetch.__annotations__ = fetch_text.__code__, fetch_text.__annotations__
+    with pytest.raises(StepReused):
+        await runner.step("fetch", fetch)
+    assert await Runner(store, "three").step("fetch", fetch) == "five"
 
 
 async def test_objects_that_json_cant_hold_count_by_identity(store: FlakyStore) -> None:

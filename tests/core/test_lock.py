@@ -135,6 +135,76 @@ async def test_leaving_waits_for_running_steps(store: FlakyStore, effects: Effec
     assert await sibling == "effect"
 
 
+async def test_a_cancelled_exit_gives_the_lock_back_when_the_running_steps_have_ended(
+    store: FlakyStore, effects: Effects
+) -> None:
+    """The exit does not wait any longer, and nobody else gets the run while its function still works on it."""
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> str:
+        started.set()
+        await go.wait()
+        return effects.happen()
+
+    async def flow() -> asyncio.Task[str]:
+        async with Runner(store, "run") as runner:
+            sibling = asyncio.create_task(runner.step("slow", slow))
+            siblings.append(sibling)
+            await started.wait()
+            return sibling
+
+    siblings: list[asyncio.Task[str]] = []
+    leaving = asyncio.create_task(flow())
+    await started.wait()
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    with pytest.raises(RunBusy):
+        async with Runner(store, "run"):
+            raise AssertionError
+    go.set()
+    async with Runner(store, "run", lock_wait=30) as runner:
+        assert await runner.step("slow", slow) == "effect"
+    assert await siblings[0] == "effect"
+    assert effects == {"effect": 1}
+
+
+def test_a_loop_that_shuts_down_gives_the_lock_back_once_nothing_runs(store: FlakyStore) -> None:
+    """Every task is cancelled then, also the one that waits for the others."""
+    order: list[str] = []
+
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            order.append("ended")
+
+    async def flow() -> None:
+        async with Runner(store, "run") as runner:
+            steps.append(asyncio.create_task(runner.step("slow", slow)))
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        leaving = asyncio.create_task(flow())
+        while not steps:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait((leaving,))
+
+    async def again() -> None:
+        async with Runner(store, "run"):
+            order.append("entered")
+
+    steps: list[asyncio.Task[None]] = []
+    asyncio.run(main())
+    asyncio.run(again())
+    assert order == ["ended", "entered"]
+
+
 class Forgetful(MemoryStore):
     """Its locks are lost when told so."""
 

@@ -22,15 +22,16 @@ class Away(Exception):
 class Outage:
     """Raises for the next `times` appends."""
 
-    def __init__(self, times: float) -> None:
+    def __init__(self, times: float, error: type[BaseException] = Away) -> None:
         self.times = times
+        self.error = error
         self.seen: list[StepRecord] = []
 
     def __call__(self, record: StepRecord) -> None:
         self.seen.append(record)
         if self.times > 0:
             self.times -= 1
-            raise Away
+            raise self.error
 
 
 async def test_a_failed_append_never_runs_the_function_again(store: FlakyStore, effects: Effects) -> None:
@@ -98,6 +99,35 @@ async def test_outcomes_kept_by_concurrent_steps_are_all_appended(store: FlakySt
     assert set(effects.values()) == {1}
 
 
+async def test_leaving_the_runner_appends_what_was_kept(store: FlakyStore, effects: Effects) -> None:
+    """The last step's outcome would else be lost with the process, though the store is back."""
+    store.before = outage = Outage(float("inf"))
+    async with Runner(store, "run", store_timeout=0.01) as runner:
+        with pytest.raises(ResultNotRecorded):
+            await runner.step("last", effects.happen)
+        outage.times = 0
+    async with Runner(store, "run") as runner:
+        assert await runner.step("last", effects.happen) == "effect"
+    assert effects == {"effect": 1}
+
+
+async def test_leaving_the_runner_while_the_store_is_away_tells_what_is_lost(
+    store: FlakyStore, effects: Effects, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The lock is given back all the same, and the runner still has the outcome."""
+    store.before = outage = Outage(float("inf"))
+    left = Runner(store, "run", store_timeout=0.01)
+    async with left:
+        with pytest.raises(ResultNotRecorded):
+            await left.step("last", effects.happen)
+        caplog.clear()
+    assert "step 'last' of run 'run' ran (success), but the store did not take its outcome" in caplog.text
+    outage.times = 0
+    async with left:
+        assert await left.step("last", effects.happen) == "effect"
+    assert effects == {"effect": 1}
+
+
 async def test_reset_drops_what_was_kept(store: FlakyStore, effects: Effects) -> None:
     """A cleared run begins anew."""
     store.before = outage = Outage(float("inf"))
@@ -157,6 +187,17 @@ async def test_a_failed_step_is_freed_with_its_error(store: FlakyStore) -> None:
         assert raised[0]() is None
     finally:
         gc.enable()
+
+
+async def test_a_store_that_cancels_itself_has_failed(store: FlakyStore, effects: Effects) -> None:
+    """A driver's own `CancelledError` is none that was meant for the step: the append is tried again."""
+    store.before = Outage(1, asyncio.CancelledError)
+    assert await Runner(store, "run").step("a", effects.happen) == "effect"
+    store.before = Outage(float("inf"), asyncio.CancelledError)
+    with pytest.raises(ResultNotRecorded) as lost:
+        await Runner(store, "run", store_timeout=0.01).step("b", effects.happen, "b")
+    assert "nobody cancelled it" in str(lost.value.__cause__)
+    assert effects == {"effect": 1, "b": 1}
 
 
 async def test_a_damaged_log_is_not_asked_again(store: FlakyStore) -> None:
@@ -351,6 +392,30 @@ async def test_a_cancelled_thread_is_waited_for_and_recorded(store: FlakyStore, 
         await step
     assert await runner.step("a", work) == "effect"
     assert effects["effect"] == 1
+
+
+async def test_a_cancelled_function_that_waits_for_a_thread_does_not_begin(store: FlakyStore, effects: Effects) -> None:
+    """What hasn't begun can be cancelled."""
+    import threading
+
+    busy, go = threading.Barrier(41), threading.Event()
+
+    def occupy(number: int) -> None:
+        busy.wait(30)
+        go.wait()
+
+    runner = Runner(store, "run")
+    others = [asyncio.create_task(runner.step(f"busy-{number}", occupy, number)) for number in range(40)]
+    await asyncio.to_thread(busy.wait, 30)
+    step = asyncio.create_task(runner.step("a", effects.happen))
+    await asyncio.sleep(0)
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    go.set()
+    await asyncio.gather(*others)
+    assert not effects
+    assert await runner.step("a", effects.happen) == "effect"
 
 
 async def test_a_cancelled_thread_that_fails_is_not_retried(store: FlakyStore) -> None:

@@ -222,6 +222,46 @@ async def test_a_step_inside_a_step_is_refused_and_not_recorded(store: FlakyStor
     assert not effects
 
 
+async def test_a_step_inside_a_step_of_a_task_group_is_not_recorded_either(store: FlakyStore, effects: Effects) -> None:
+    """The group wraps the error, and it is no failure to retry or to record."""
+    runner = Runner(store, "run", max_attempts=3)
+    calls = 0
+
+    async def outer() -> None:
+        nonlocal calls
+        calls += 1
+        async with asyncio.TaskGroup() as group:
+            group.create_task(nested())
+
+    async def nested() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(runner.step("inner", effects.happen))
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await runner.step("outer", outer)
+    assert caught.value.subgroup(NestedStep)
+    assert (calls, await runner.history(), dict(effects)) == (1, (), {})
+
+
+async def test_steps_in_threads_may_each_drive_a_run(store: FlakyStore) -> None:
+    """However many there are, their own steps find threads."""
+    many = 50
+    together = threading.Barrier(40)  # as many as run at once
+
+    def outer(number: int) -> int:
+        if number < together.parties:
+            together.wait(30)
+
+        async def inner() -> int:
+            return await Runner(MemoryStore(), "inner").step("number", lambda: number, returns=int)
+
+        return asyncio.run(inner())
+
+    runner = Runner(store, "run")
+    numbers = await asyncio.gather(*(runner.step(f"step-{number}", outer, number) for number in range(many)))
+    assert numbers == [*range(many)]
+
+
 async def test_another_runner_inside_a_step_is_fine(store: FlakyStore, effects: Effects) -> None:
     """A step may drive another run."""
 
@@ -375,6 +415,29 @@ async def test_a_handler_that_raises_is_logged_and_harmless(store: FlakyStore, c
     assert "broken handler" in caplog.text
 
 
+async def test_a_handler_that_awaits_something_cancelled_is_harmless(store: FlakyStore, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody cancelled the step; a cancellation that is meant for the step still gets there."""
+    gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    gone.cancel()
+    entered = asyncio.Event()
+
+    async def listen(event: StepEvent) -> None:
+        if event.step_id == "a":
+            await gone
+        entered.set()
+        await asyncio.Event().wait()
+
+    runner = Runner(store, "run", on_event=listen)
+    assert await runner.step("a", lambda: 1) == 1
+    assert "on_event raised for step:success" in caplog.text
+    step = asyncio.create_task(runner.step("b", lambda: 1))
+    await entered.wait()
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert [record.step_id for record in await store.list("run")] == ["a"]
+
+
 def _bad(**options: Any) -> Any:
     return functools.partial(Runner, MemoryStore(), "run", **options)
 
@@ -396,6 +459,8 @@ def _bad(**options: Any) -> Any:
         (_bad(retry_delay="1s"), TypeError, "not '1s'"),
         (_bad(retry_on="OSError"), TypeError, "not 'OSError'"),
         (_bad(retry_on=(OSError, int)), TypeError, "exception types"),
+        (_bad(retry_on=asyncio.sleep), TypeError, "retry_on must be a plain function"),
+        (_bad(retry_delay=asyncio.sleep), TypeError, "retry_delay must be a plain function"),
         (_bad(on_event=1), TypeError, "on_event"),
         (_bad(on_drift="ignore"), ValueError, "'ignore'"),
         (_bad(lock_wait=-1), ValueError, "lock_wait"),

@@ -15,11 +15,15 @@ KNOWN = {"ttl": seconds, "lease": seconds, "create": boolean, "pool_size": integ
         "redis://:SECRET@host",
         "redis://user:SECRET@[::1]:6379",
         "postgresql://user:SEC@RET@host/db",
+        "postgresql://user@example.com:SECRET@host/db",
+        "redis:user:SECRET@host",
         "postgresql://user:SEC:RET@host/db",
         "postgresql://user:SEC\nRET@host/db",
         "postgresql:///db?host=/tmp&password=SECRET",
         "postgresql:///db?PASSWORD=SECRET&user=x",
         "postgresql:///db?p%61ssword=SECRET",
+        "postgresql:///db?pwd=SECRET&sig=SECRET&auth=SECRET&credentials=SECRET",
+        "postgresql:///db?user=x;password=SECRET",
         "postgresql:///db?password=SEC#RET",
         "postgresql:///db?password=SEC=RET",
         "s3://bucket/prefix?aws_secret_access_key=SECRET&aws_session_token=SECRET",
@@ -56,7 +60,14 @@ def test_a_secret_option_that_does_not_convert() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        *("file:./runs", "file:runs/user@example.com.jsonl", "file:///var/runs", "memory:", "s3://bucket/a:b@c"),
+        *(
+            "file:./runs",
+            "file:runs/user@example.com.jsonl",
+            "file:./a:b@c/d",
+            "file:///var/runs",
+            "memory:",
+            "s3://bucket/a:b@c",
+        ),
         *("redis://user@host:6379/0", "postgresql:///db?host=/tmp&user=me", "file:./a b?fsync=false"),
     ],
 )

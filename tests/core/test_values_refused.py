@@ -37,9 +37,14 @@ from tests.core.value_types import (
     Loose,
     Mood,
     Node,
+    Noted,
+    NotedBytes,
+    NotedNumber,
+    NotedTime,
     Number,
     Options,
     Order,
+    Page,
     Parcel,
     Picky,
     Point,
@@ -50,6 +55,7 @@ from tests.core.value_types import (
     Reading,
     Secretive,
     Signup,
+    Slotted,
     Text,
     label,
     record,
@@ -243,6 +249,33 @@ def test_attributes_beside_the_fields_are_not_lost_silently() -> None:
     cached = Cached(2)
     assert cached.double == 4
     assert record(Cached, cached) == Cached(2)
+
+
+@pytest.mark.parametrize(
+    ("type_", "value"),
+    [
+        (str, Noted("x")),
+        (int, NotedNumber(1)),
+        (list[int], Page([1])),
+        (datetime, NotedTime(2024, 1, 1)),
+        (bytes, NotedBytes(b"x")),
+    ],
+    ids=label,
+)
+def test_attributes_of_a_plain_types_subclass_are_not_lost_silently(type_: Any, value: Any) -> None:
+    """A page that knows the next one would come back as a list that does not; without attributes it may."""
+    assert record(type_, value) == value
+    value.note = "next"
+    assert "the attributes of" in refused(type_, value)
+    assert "at `$[0]`" in refused(list[type_], [value])
+
+
+def test_slots_beside_the_fields_are_not_lost_silently() -> None:
+    """They are attributes, too."""
+    slotted = Slotted(1)
+    assert record(Slotted, slotted) == slotted
+    slotted.extra = 2
+    assert "at `$.extra`: 2 (int) did not come back" in refused(Slotted, slotted)
 
 
 def test_a_value_that_contains_itself_is_refused() -> None:

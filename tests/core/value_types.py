@@ -62,6 +62,26 @@ class Items(list[Any]):
     pass
 
 
+class Page(list[int]):
+    note: str
+
+
+class Noted(str):
+    __slots__ = ("note",)
+
+
+class NotedNumber(int):
+    note: str
+
+
+class NotedBytes(bytes):
+    note: str
+
+
+class NotedTime(datetime):
+    note: str
+
+
 class LateDatetime(datetime):
     """As libraries that freeze or extend time make them."""
 
@@ -99,6 +119,17 @@ class Frozen:
 @dataclasses.dataclass(frozen=True, eq=False)
 class LonelyElement:
     number: int
+
+
+@dataclasses.dataclass
+class Numbered:
+    __slots__ = ("number",)
+    number: int
+
+
+class Slotted(Numbered):
+    __slots__ = "extra"
+    extra: int
 
 
 @dataclasses.dataclass

@@ -80,14 +80,19 @@ async def append_all(store: FileStore, who: str) -> None:
     await asyncio.gather(*(store.append(step(f"{who}-{n}")) for n in range(50)))
 
 
-async def test_fork_takes_no_lock(path: Path, child: Child) -> None:
-    """A forked child has no lock of its parent's: it can't use it, can't free it, and doesn't keep it when the parent dies."""
+@pytest.mark.parametrize("fork", ["os.fork", "ctypes.PyDLL(None).fork"], ids=["told", "untold"])
+async def test_fork_takes_no_lock(path: Path, child: Child, fork: str) -> None:
+    """A forked child has no lock of its parent's: it can't use it, can't free it, and doesn't keep it when the parent dies.
+
+    Nor does one that was forked without telling Python, as a server written in C may do.
+    """
     script = """
+    import ctypes
     import warnings
     warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of a fork beside threads
     async def main():
         async with FileStore(sys.argv[1]) as store, store.lock("run") as lease:
-            if os.fork():
+            if FORK():
                 os.write(1, b"locked\\n")
                 await asyncio.sleep(60)
             from durable_core import LockLost, RunBusy
@@ -103,7 +108,7 @@ async def test_fork_takes_no_lock(path: Path, child: Child) -> None:
             os._exit(0)
     asyncio.run(main())
     """
-    parent = child(script, path)
+    parent = child(script.replace("FORK", fork), path)
     assert parent.stdout
     assert {parent.stdout.readline() for _ in range(3)} == {"locked\n", "lost\n", "busy\n"}
     async with FileStore(path) as store:

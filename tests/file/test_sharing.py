@@ -11,6 +11,7 @@ import pytest
 
 from durable_core import StepRecord
 from durable_file import FileStore
+from durable_file._locks import Locks, position_of
 from tests.file.support import Child, finish, step, steps_in
 
 
@@ -111,6 +112,23 @@ async def test_replaced(log: Path, tmp_path: Path, in_place: bool) -> None:
             (tmp_path / "other.jsonl").unlink(missing_ok=True)
 
 
+async def test_replaced_by_a_log_that_ends_alike(log: Path, tmp_path: Path) -> None:
+    """Two logs that end with the same run's clearing are told apart, though their newest lines say the same."""
+
+    async def write(store: FileStore, result: bytes) -> None:
+        await store.append(step("a", result=result))
+        await store.append(step("b", "other"))
+        await store.clear("other")
+
+    async with FileStore(log) as store, FileStore(tmp_path / "other.jsonl") as other:
+        await write(store, b"1")
+        await write(other, b"2")
+        shutil.copyfile(tmp_path / "other.jsonl", log)
+        found = await store.get("run", "a")
+        assert found is not None
+        assert found.result == b"2"
+
+
 async def test_folder_removed(path: Path) -> None:
     """A store outlives the removal of its whole folder, the lock file included, and still excludes others."""
     place = path if path.suffix == "" else path.parent / "logs" / "all.jsonl"
@@ -152,6 +170,48 @@ async def test_reader_waits_for_the_writer(log: Path, child: Child) -> None:
         writer.stdin.flush()
         assert [record.step_id for record in await reading] == ["a", "b"]
         assert finish(writer) == "returned\n"
+
+
+async def test_readers_let_a_waiting_writer_pass(log: Path, child: Child) -> None:
+    """Readers share the log, but none overtakes a writer that waits: readers that overlap would keep it out for ever."""
+    reader = """
+    from durable_file._log import Log
+    real = Log.refresh
+    def refresh(log, fd):
+        print("reading", flush=True)
+        sys.stdin.readline()
+        return real(log, fd)
+    Log.refresh = refresh
+    print("trying", flush=True)
+    print(*(record.step_id for record in asyncio.run(FileStore(sys.argv[1]).list("run"))))
+    """
+    writer = 'asyncio.run(FileStore(sys.argv[1]).append(StepRecord(run_id="run", step_id="b")))'
+    async with FileStore(log) as store:
+        await store.append(step("a"))
+    first = child(reader, log)
+    assert first.stdout
+    assert [first.stdout.readline(), first.stdout.readline()] == ["trying\n", "reading\n"]
+    waiting = child(writer, log)
+    locks = Locks(log.parent)
+    gate = position_of("gate", str(position_of("log", log.name)))
+    while (lock := locks.take(gate)) is not None:  # until the writer holds it
+        lock.release()
+        await asyncio.sleep(0)
+    second = child(reader, log)
+    assert second.stdout
+    assert second.stdout.readline() == "trying\n"
+    reading = asyncio.create_task(asyncio.to_thread(second.stdout.readline))
+    done, _ = await asyncio.wait([reading], timeout=0.2)
+    assert not done
+    for process in (first, second):
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert finish(first) == "a\n"
+    assert finish(waiting) == ""
+    assert await reading == "reading\n"
+    assert finish(second) == "a b\n"
+    locks.close()
 
 
 async def test_readable_by_line(log: Path) -> None:

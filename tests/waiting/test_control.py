@@ -345,6 +345,19 @@ async def test_fork_and_copy_are_safe_to_repeat_after_a_crash(store: MemoryStore
         await control.copy(store, "run", third)
 
 
+async def test_forking_a_live_run_again_adds_what_it_decided_meanwhile(store: MemoryStore) -> None:
+    """A step that was undecided at the first try stands before others in the run: its chain is taken whole."""
+    await store.append(StepRecord(run_id="run", step_id="early"))
+    await store.append(StepRecord(run_id="run", step_id="wait", kind="event", status="waiting"))
+    await store.append(StepRecord(run_id="run", step_id="late"))
+    await store.append(StepRecord(run_id="run", step_id="end"))
+    assert await control.fork(store, "run", "new", before="end") == 2
+    await control.send(store, "run", "wait", 5)
+    assert await control.fork(store, "run", "new", before="end") == 4
+    slots = [(record.step_id, record.revision) for record in await store.list("new")]
+    assert sorted(slots) == [("early", 0), ("late", 0), ("wait", 0), ("wait", 1)]
+
+
 async def test_copy_holds_the_lock(store: MemoryStore) -> None:
     """A run that is at work is not torn in two."""
     async with Runner(store, "run") as runner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import current_task
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, Final, TypeVar
 from weakref import ref
@@ -28,7 +28,7 @@ class Wait(msgspec.Struct, eq=False, gc=False):
 class TimeLimit:
     """Cancels the tasks of a loop that wait for too long, by one timer for all: one for each would cost more than most waits.
 
-    `start` before the wait, `stop` after it, whatever came of it; `stop` tells whether the time ran out.
+    `start` before the wait, `stop` after it, whatever came of it.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -48,10 +48,10 @@ class TimeLimit:
         return wait
 
     def stop(self, wait: Wait) -> bool:
-        """End the wait; tell whether the limit alone cancelled it, so that a `CancelledError` means that the time ran out."""
+        """End the wait; tell whether nobody else cancelled it, so that a `CancelledError` is none that was meant for the task."""
         task = self._waiting.pop(wait)
         # Taken back even where the store made another error of the cancellation, or an answer.
-        return wait.expired and task.uncancel() <= wait.cancelling
+        return (task.uncancel() if wait.expired else task.cancelling()) <= wait.cancelling
 
     def _watch(self, seconds: float, now: float) -> None:
         seconds = min(seconds, _LONGEST)
@@ -84,14 +84,19 @@ def time_limit() -> TimeLimit:
     return limit
 
 
-async def finished(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
-    """Wait until `future` is done, whatever happens to the caller; return the caller's cancellation, if there was one."""
+async def finished(future: asyncio.Future[Any], *, unless: Callable[[], bool] = lambda: False) -> asyncio.CancelledError | None:
+    """Wait until `future` is done, whatever happens to the caller; return the caller's cancellation, if there was one.
+
+    `unless` is asked when the caller is cancelled: if it says yes, the cancellation is raised at once.
+    """
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:
             await asyncio.wait((future,))
         except asyncio.CancelledError as cancellation:
             cancelled = cancellation
+            if unless():
+                raise
     return cancelled
 
 

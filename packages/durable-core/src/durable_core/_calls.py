@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ._untold import TOLD, untold
 from ._values import Codec
 from .retry import Policy
 
@@ -67,14 +68,20 @@ def arguments_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ..
 def with_arguments(function: Identity, arguments: tuple[Any, ...]) -> tuple[Identity, str]:
     """Return what a later call of the same id has to equal, and the fingerprint of the arguments, which is recorded.
 
-    Arguments are held by their fingerprint, so that a changed list is noticed and nothing large is kept alive.
+    Arguments are held by their fingerprint, so that a changed list is noticed and nothing large is kept alive, and by what that
+    doesn't tell, such as their types.
     """
     try:
-        data, opaque = _encode(arguments), _EMPTY
+        data, held = _encode(arguments), _EMPTY
     except Exception:
-        data, opaque = _canonical(arguments)
+        data, held = _canonical(arguments)
     fingerprint = blake2b(data, digest_size=8).hexdigest()
-    return (function, fingerprint, opaque), fingerprint
+    if not TOLD.issuperset(map(type, arguments)):
+        try:
+            held = (held, [*map(untold, arguments)])
+        except Exception:  # a cycle, or a class whose attributes raise
+            held = arguments
+    return (function, fingerprint, held), fingerprint
 
 
 def fingerprint_of(args: tuple[Any, ...], keywords: Mapping[str, Any] | None = None) -> str | None:

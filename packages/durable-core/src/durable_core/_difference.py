@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -96,6 +96,8 @@ def _across_types(value: Any, back: Any, exact: bool) -> Difference | None:
     elif (kind is int and came is float) or (kind in _SETS and came in _SETS):
         same = _equal if came is float else _sets
     elif came in BASES and issubclass(kind, came) and not (came is date and issubclass(kind, datetime)):
+        if object.__getstate__(value) is not None:  # attributes of its own, for which the plain type has no place
+            return Difference(f"the attributes of {describe(value)} did not come back")
         same = _comparer(came) if came in _COMPARERS else partial(_equal_as, came)
     return same(value, back, exact) if same is not None else _changed(value, back)
 
@@ -106,9 +108,20 @@ def _choose(kind: Any) -> _Comparer:
     if issubclass(kind, Enum):
         return _equal
     names = field_names(kind)
-    if names is not None:
-        return partial(_fields, names, frozenset(names))
-    return _equal
+    if names is None:
+        return _equal
+    if dataclasses.is_dataclass(kind):
+        names = (*names, *_slots_beside(names, kind))
+    return partial(_fields, names, frozenset(names))
+
+
+def _slots_beside(names: tuple[str, ...], kind: Any) -> Iterator[str]:
+    """Name the slots of a class that are not among `names`, but for those that Python makes."""
+    for base in kind.__mro__:
+        slots = base.__dict__.get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            if slot not in names and not slot.startswith("__"):
+                yield slot
 
 
 _comparer: Final[Callable[[Any], _Comparer]] = lru_cache(maxsize=1024)(_choose)

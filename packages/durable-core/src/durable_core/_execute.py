@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 
 from ._calls import Call
-from ._invoke import invoke
+from ._invoke import invoke, is_nested
 from ._log import OUTCOMES
 from ._prepare import turn
 from ._run import Run
 from ._values import Codec
 from .context import running
-from .errors import NestedStep, StepDrift, StepFailed, StepInterrupted, UnrecordableValue
+from .errors import StepDrift, StepFailed, StepInterrupted, UnrecordableValue
 from .record import StepError, StepRecord
 from .retry import Recovered
 
@@ -77,13 +77,13 @@ async def execute(run: Run, call: Call) -> Any:
                     break
                 except UnrecordableValue as refusal:
                     error, value = refusal, None
-            if isinstance(error, NestedStep):
+            if is_nested(error):
                 raise error
             if not policy.retries(error, attempt):
                 break
             if cancelled is not None:
                 raise cancelled
-            delay = policy.delay(attempt)
+            delay = policy.delay(attempt, error)
             if run.on_event is not None:
                 await run.emit("step:retry", step_id, call.name, attempt, error=error, delay=delay)
             await clock.sleep(delay)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -13,29 +13,38 @@ from types import CodeType
 from typing import Any, Final
 
 from ._await import finished
+from ._forks import forks
 from .context import StepContext, running
+from .errors import NestedStep
 
 _ASYNC: Final = CO_COROUTINE | CO_ITERABLE_COROUTINE
 _THREADS: Final = 40
 
 
-class _Threads:
-    """The worker threads of synchronous steps; the loop's own executor stays free for stores and name look-ups."""
+class _Inside(threading.local):
+    """How many synchronous steps, one in another's run, the thread is inside of."""
 
-    def __init__(self) -> None:
-        self.pool = self._new()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._renew)
-
-    def _renew(self) -> None:
-        self.pool = self._new()
-
-    @staticmethod
-    def _new() -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(_THREADS, thread_name_prefix="durable-step")
+    depth = 0
 
 
-_threads: Final = _Threads()
+_inside: Final = _Inside()
+_pools: Final[dict[tuple[int, int], ThreadPoolExecutor]] = {}
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Return the worker threads of synchronous steps; the loop's own executor stays free for stores and name look-ups.
+
+    A step in such a thread may drive another run, whose steps get other threads: else all might wait for one another.
+    """
+    key = forks(), _inside.depth  # a forked child has none of its parent's threads
+    if (pool := _pools.get(key)) is None:
+        inner = ThreadPoolExecutor(_THREADS, "durable-step", initializer=_enter, initargs=(_inside.depth + 1,))
+        pool = _pools.setdefault(key, inner)
+    return pool
+
+
+def _enter(depth: int) -> None:
+    _inside.depth = depth
 
 
 def code_of(fn: Callable[..., Any]) -> CodeType | None:
@@ -68,7 +77,7 @@ Outcome = tuple[Any, Exception | None, asyncio.CancelledError | None]
 async def invoke(context: StepContext, fn: Callable[..., Any], args: tuple[Any, ...], timeout: float | None) -> Outcome:
     """Call `fn` once, as the step of `context`. Raises only what ends a program: a cancellation, KeyboardInterrupt, SystemExit.
 
-    A thread can't be cancelled: when the caller is cancelled meanwhile, the thread is waited for, and the cancellation is
+    A thread can't be cancelled: when the caller is cancelled after it began, it is waited for, and the cancellation is
     returned beside the outcome, to be raised once that is recorded.
     """
     token = running.set(context)
@@ -96,8 +105,9 @@ async def invoke(context: StepContext, fn: Callable[..., Any], args: tuple[Any, 
 
 
 async def _in_thread(fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
-    call = asyncio.get_running_loop().run_in_executor(_threads.pool, copy_context().run, _called, fn, args)
-    cancelled = await finished(call)
+    queued = _pool().submit(copy_context().run, _called, fn, args)
+    call = asyncio.wrap_future(queued)
+    cancelled = await finished(call, unless=queued.cancel)
     value, error = call.result()
     if error is not None and not isinstance(error, Exception):
         raise error
@@ -110,3 +120,8 @@ def _called(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseExc
         return fn(*args), None
     except BaseException as error:
         return None, error
+
+
+def is_nested(error: Exception) -> bool:
+    """Tell whether a step was started inside the function that raised `error`, perhaps by a task group of it."""
+    return isinstance(error, NestedStep) or (isinstance(error, ExceptionGroup) and error.subgroup(NestedStep) is not None)

@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from ._await import TimeLimit, time_limit, undisturbed
+from ._await import TimeLimit, Wait, time_limit, undisturbed
 from .clock import Clock
 from .errors import CorruptLog, ResultNotRecorded, StoreError
 from .lines import heads_of
@@ -137,6 +137,15 @@ class RunLog:
         for record, value in [*self.kept.values()]:
             await self.outcome(record, value)
 
+    async def settle_if_possible(self) -> None:
+        """Append what was kept, if the store is back: in another process these steps would run again."""
+        for record, value in [*self.kept.values()]:
+            try:
+                await self.append(record, min(self.timeout, _CANCELLED_WITHIN))
+            except Exception as error:
+                _logger.error("%s", ResultNotRecorded(record, value), exc_info=error)
+                break
+
     async def append(self, record: StepRecord, within: float, *, decide: bool = True) -> StepRecord:
         """Append until the store answers, for so many seconds, and return the entry that counts.
 
@@ -154,7 +163,7 @@ class RunLog:
             try:
                 holder = await self._store.append(record)
             except BaseException as error:
-                failure = _failure(error, remaining if limit.stop(wait) else None)
+                failure = _failure(error, wait, remaining, alone=limit.stop(wait))
             else:
                 limit.stop(wait)
                 if holder.id == record.id:
@@ -179,10 +188,12 @@ class RunLog:
             await self._clock.sleep(pause)
 
 
-def _failure(error: BaseException, limit: float | None) -> Exception:
-    """Return what an append may be tried again after, and raise anything else; `limit` is the time that ran out, if it did."""
-    if isinstance(error, asyncio.CancelledError) and limit is not None:
-        failure = TimeoutError(f"no answer within {limit:g} s")
+def _failure(error: BaseException, wait: Wait, within: float, *, alone: bool) -> Exception:
+    """Return what an append may be tried again after, and raise anything else, as a cancellation that was meant for the run."""
+    if isinstance(error, asyncio.CancelledError) and alone:
+        failure: Exception = StoreError("the store gave it up, though nobody cancelled it")
+        if wait.expired:
+            failure = TimeoutError(f"no answer within {within:g} s")
         failure.__cause__ = error
         return failure
     if not isinstance(error, Exception) or isinstance(error, CorruptLog):

@@ -44,7 +44,8 @@ def prepare(
     if running.get() is not None:
         refuse_nested(run, step_id)
     arguments = args
-    if type(fn) is FunctionType and returns is ANNOTATED and (known := _plain.get(fn)) is not None:
+    known = _plain.get(fn) if type(fn) is FunctionType and returns is ANNOTATED else None
+    if known is not None and known[0] is fn.__code__:  # which tools that reload code replace
         function, codec, is_coroutine = known
     else:
         function, codec, is_coroutine = _look_at(step_id, fn, returns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from contextlib import suppress
 from typing import Final, Literal, TypeGuard
 
 from ._calls import Identity
@@ -68,6 +69,7 @@ class Run:
         """What each id was used for on this runner."""
         self._on_drift: Final = on_drift
         self._loading: Final = asyncio.Lock()
+        self._leaving: asyncio.Task[None] | None = None  # the loop itself holds tasks weakly
         self.loaded = False
         self._looking: Final = _on_the_system_clock if type(clock) is SystemClock else _Looking()
         self._look_from = self._look_by = 0.0
@@ -84,13 +86,26 @@ class Run:
             raise
 
     async def leave(self) -> None:
-        """Let no further step start, wait for those that run, and give the lock back."""
+        """Let no further step start, wait for those that run, and give the lock back.
+
+        If this is cancelled, it ends at once, and the lock is given back when the last of them has ended.
+        """
         self.lock.close()
         try:
             while not await self.idle():
                 pass
+            await self.log.settle_if_possible()
         finally:
-            await self.lock.__aexit__(None, None, None)
+            if self.running:
+                self._leaving = asyncio.create_task(self._let_go(), name="durable-leave")
+            else:
+                await self.lock.__aexit__(None, None, None)
+
+    async def _let_go(self) -> None:
+        while self.running:
+            with suppress(asyncio.CancelledError):  # a loop that shuts down cancels the steps, too
+                await self.idle()
+        await self.lock.__aexit__(None, None, None)
 
     def forget(self) -> None:
         """Begin anew with what the store then holds: the run is about to be cleared."""

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from ._calls import Call
 from ._execute import ended, outcome_of
-from ._invoke import invoke
+from ._invoke import invoke, is_nested
 from ._prepare import turn
 from ._run import Run, decided
-from .errors import NestedStep, StepFailed, StepInterrupted, StoreError, UnrecordableValue
+from .errors import StepFailed, StepInterrupted, StoreError, UnrecordableValue
 from .record import StepRecord
 from .retry import exponential
 from .store import TransactionStore
@@ -98,7 +98,7 @@ async def _execute(run: Run, store: TransactionStore, call: Call, latest: StepRe
             continue
         if not call.policy.retries(error, attempt):
             break
-        delay = call.policy.delay(attempt)
+        delay = call.policy.delay(attempt, error)
         await run.emit("step:retry", call.step_id, call.name, attempt, error=error, delay=delay)
         await run.clock.sleep(delay)
         attempt, tries = attempt + 1, 1
@@ -119,7 +119,7 @@ async def _once(run: Run, store: TransactionStore, call: Call, revision: int, at
         value, error, cancelled = await invoke(context, call.fn, (transaction.connection, *call.args), call.policy.timeout)
         if cancelled is not None:
             raise cancelled
-        if isinstance(error, NestedStep):
+        if error is not None and is_nested(error):
             raise error
         result: bytes | None = None
         if error is None and call.codec is not None:

@@ -52,14 +52,13 @@ async def fork(store: Store, run_id: str, new_run_id: str, *, before: str) -> in
 
 
 async def _append_all(entries: Iterable[StepRecord], run_id: str, store: Store) -> int:
-    taken = [*entries]
-    there = await store.list(run_id)
-    slots = {(record.step_id, record.revision): record.id for record in taken}
-    for record in there:
-        if slots.get((record.step_id, record.revision)) != record.id:
+    taken = {(record.step_id, record.revision): record for record in entries}
+    there = {(record.step_id, record.revision): record for record in await store.list(run_id)}
+    for slot, record in there.items():
+        if slot not in taken or taken[slot].id != record.id:
             raise _conflict(record)
-    for record in taken[len(there) :]:
-        holder = await store.append(record)
+    for slot, record in taken.items():
+        holder = there.get(slot) or await store.append(record)
         if holder.id != record.id:
             raise _conflict(holder)
     return len(taken)

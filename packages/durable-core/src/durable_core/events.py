@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
@@ -37,9 +38,13 @@ OnEvent = Callable[[StepEvent], Awaitable[Any] | Any]
 
 async def deliver(handler: OnEvent, event: StepEvent) -> None:
     """Call `handler`, awaiting what it returns; what it raises is logged and does no harm."""
+    task = asyncio.current_task()
+    cancelling = task.cancelling() if task else 0
     try:
         answer = handler(event)
         if isawaitable(answer):
             await answer
-    except Exception:
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > cancelling):
+            raise  # it was meant for the step, not raised by what the handler awaited
         _log.exception("on_event raised for %s of step %r of run %r", event.type, event.step_id, event.run_id)

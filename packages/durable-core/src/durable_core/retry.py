@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
+from inspect import iscoroutinefunction
 from typing import Any, Final, Generic, TypedDict, TypeVar
 
 import msgspec
@@ -90,17 +91,24 @@ class Policy(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, **options)
 
     def retries(self, error: Exception, attempt: int) -> bool:
-        """Tell whether another attempt follows this one."""
+        """Tell whether another attempt follows this one, which ended in `error`. Raises what a predicate raises, from `error`."""
         if attempt >= self.max_attempts or isinstance(error, UnrecordableValue):
             return False
         if isinstance(self.retry_on, type | tuple):
             return isinstance(error, self.retry_on)
-        return bool(self.retry_on(error))
+        try:
+            return bool(self.retry_on(error))
+        except Exception as failure:
+            raise failure from error
 
-    def delay(self, attempt: int) -> float:
-        """Return the seconds between this attempt and the next."""
-        delay = self.retry_delay(attempt) if callable(self.retry_delay) else self.retry_delay
-        return duration(f"retry_delay({attempt})" if callable(self.retry_delay) else "retry_delay", delay)
+    def delay(self, attempt: int, error: Exception) -> float:
+        """Return the seconds between this attempt and the next. Raises what goes wrong with them from `error`."""
+        if not callable(self.retry_delay):
+            return duration("retry_delay", self.retry_delay)
+        try:
+            return duration(f"retry_delay({attempt})", self.retry_delay(attempt))
+        except Exception as failure:
+            raise failure from error
 
 
 def duration(what: str, value: object, *, zero: bool = True) -> float:
@@ -121,8 +129,15 @@ def _check_max_attempts(value: object) -> None:
 
 
 def _check_retry_delay(value: object) -> None:
-    if not callable(value):
+    if callable(value):
+        _refuse_async("retry_delay", value)
+    else:
         duration("retry_delay", value)
+
+
+def _refuse_async(what: str, value: object) -> None:
+    if iscoroutinefunction(value):
+        raise TypeError(f"{what} must be a plain function, not the async {value!r}: nobody would await what it returns")
 
 
 def _check_retry_on(value: object) -> None:
@@ -131,6 +146,7 @@ def _check_retry_on(value: object) -> None:
         return
     if isinstance(value, type | tuple) or not callable(value):
         raise TypeError(f"retry_on must be exception types or a function of the exception, not {value!r}")
+    _refuse_async("retry_on", value)
 
 
 def _check_timeout(value: object) -> None:

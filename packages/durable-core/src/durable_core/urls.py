@@ -13,7 +13,7 @@ from .errors import StoreError
 _SCHEME: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: `C:\runs` is a path
 # A password with an unescaped / ? or #: text that is no port after the colon, and an @ behind what ends the host.
 _CUT_SHORT: Final = re.compile(r"[^:/?#]+://[^/?#@]*:(?![0-9]*(?:[/?#]|$))[^/?#@\]]*[/?#].*@", re.DOTALL)
-_SECRET: Final = re.compile(r"pass|secret|token|key", re.IGNORECASE)
+_SECRET: Final = re.compile(r"pass|pwd|secret|token|key|sig|auth|cred", re.IGNORECASE)
 
 
 class StoreURL:
@@ -92,9 +92,9 @@ class StoreURL:
 def redacted(url: str) -> str:
     """Return `url` with its password, and every option that looks like one, as `***`."""
     # A password that holds @ : / ? or # unescaped is one that its owner forgot to escape: hide as far as it may reach.
-    url = re.sub(r"(?s)(//[^/?#@:]*):.*@", r"\1:***@", url)
+    url = re.sub(r"(?s)((?://|^[^/?#:]+:)[^/?#:]*):.*@", r"\1:***@", url)
     return re.sub(
-        r"([?&])([^=&]*)=([^&]*)",
+        r"([?&;])([^=&;]*)=([^&;]*)",
         lambda match: f"{match[1]}{match[2]}=***" if _SECRET.search(unquote(match[2])) else match[0],
         url,
     )

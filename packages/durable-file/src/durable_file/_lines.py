@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 from zlib import crc32
@@ -44,7 +45,8 @@ def record_line(record: StepRecord) -> bytes:
 
 def clear_line(run_id: str) -> bytes:
     """Make the line which says that all entries of the run before it are gone."""
-    return seal(msgspec.json.encode({"clear": run_id, "v": FORMAT}))
+    # Its id tells it from one before it in a log that was removed and written anew.
+    return seal(msgspec.json.encode({"clear": run_id, "v": FORMAT, "id": os.urandom(12).hex()}))
 
 
 def is_clear(line: bytes) -> bool:

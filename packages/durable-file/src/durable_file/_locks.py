@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from durable_core import StoreError
+from durable_core.store import forks
 
 from . import _disk
 from ._holder import TABLE, Holder, read_holder, write_holder
@@ -40,6 +41,7 @@ class Locks:
 
         Within one process every lock is exclusive.
         """
+        _notice_fork()
         with _mutex:
             while True:
                 file = self._file or _open(self._path)
@@ -66,6 +68,7 @@ class Locks:
 
     def holder(self, position: int) -> Holder | None:
         """Tell who holds a lock that was just found taken, as far as is known."""
+        _notice_fork()
         with _mutex:
             file = self._file
             if file is None:
@@ -74,15 +77,23 @@ class Locks:
 
     def wait(self, position: int, *, shared: bool) -> Lock:
         """Take a lock that nobody holds for long as soon as it is free. Raises `StoreError` after 30 s."""
-        lock = self.take(position, shared=shared)
+        if not shared and (lock := self.take(position)):
+            return lock
+        # Who has to wait holds the gate meanwhile, and every reader passes it: readers that overlap would keep a writer out.
         deadline = time.monotonic() + WAIT_LIMIT
+        gate = self._wait(position_of("gate", str(position)), deadline)
+        try:
+            return self._wait(position, deadline, shared=shared)
+        finally:
+            gate.release()
+
+    def _wait(self, position: int, deadline: float, *, shared: bool = False) -> Lock:
         pause = 0.0001
-        while lock is None:
+        while (lock := self.take(position, shared=shared)) is None:
             if time.monotonic() > deadline:
                 raise StoreError(f"another process has kept the log locked by {self._path} for {WAIT_LIMIT:g} s; is it stopped?")
             time.sleep(pause * random.random())
             pause = min(pause * 2, _LONGEST_PAUSE)
-            lock = self.take(position, shared=shared)
         return lock
 
     def close(self) -> None:
@@ -105,9 +116,11 @@ class Lock:
     @property
     def held(self) -> bool:
         """False in a forked child, which inherits no lock, and after `release`."""
+        _notice_fork()
         return self._position in self._file.held
 
     def release(self) -> None:
+        _notice_fork()
         with _mutex:
             if self._position in self._file.held:
                 del self._file.held[self._position]
@@ -129,6 +142,7 @@ class _LockFile:
 # Guards all lock files of the process, and the position that each is read and written at.
 _mutex = threading.Lock()
 _files: Final[dict[tuple[int, int], _LockFile]] = {}
+_noticed = forks()
 
 
 def _open(path: Path) -> _LockFile:
@@ -161,9 +175,16 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def _notice_fork() -> None:
+    """Do in a child what its fork did not, where a server forked it without telling Python."""
+    if forks() != _noticed:
+        _forget_all()
+
+
 def _forget_all() -> None:
     """In a forked child: leave every lock to the parent, and let none of them outlive it."""
-    global _mutex
+    global _mutex, _noticed
+    _noticed = forks()
     _mutex = threading.Lock()
     for file in _files.values():
         os.close(file.fd)

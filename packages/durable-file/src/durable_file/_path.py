@@ -18,7 +18,8 @@ def path_of(url: StoreURL) -> str:
     if parts.fragment or str(url).endswith("#"):
         raise StoreError(f"{url} holds a '#', which ends a URL's path; write it as %23")
     if parts.netloc not in ("", "localhost"):
-        raise StoreError(f"{url} names the machine {parts.netloc!r}; write 'file:./{parts.netloc}{parts.path}' or 'file:///…'")
+        machine = parts.netloc.rpartition("@")[2]
+        raise StoreError(f"{url} names the machine {machine!r}; write 'file:./{machine}{parts.path}' or 'file:///…'")
     path = os.fsdecode(unquote_to_bytes(parts.path))
     if not path:
         raise StoreError(f"{url} names no path; write 'file:./runs' for a folder or 'file:./runs.jsonl' for one log")

@@ -74,6 +74,18 @@ class EntryTests:
                     assert got.revision == record.revision
             assert await _ids(other, "step") == [record.id for record in chain]
 
+    async def test_the_highest_revision_is_the_newest_entry(self, open_store: OpenStore) -> None:
+        """`get` goes by the revision's number, also where a lower one was appended later."""
+        revisions = [2, 0, 10, 1, 9]
+        async with open_store() as store, open_store() as other:
+            for appended, revision in enumerate(revisions, 1):
+                await store.append(entry(revision=revision))
+                for reader in (store, other):
+                    got = await reader.get("run", "step")
+                    assert got is not None
+                    assert got.revision == max(revisions[:appended])
+            assert sorted(record.revision for record in await other.list("run")) == sorted(revisions)
+
     async def test_list_is_in_order_of_append(self, open_store: OpenStore) -> None:
         """Entries come in the order in which they were appended, whatever their ids, times and revisions, run by run."""
         slots = [("z", 0), ("a", 0), ("z", 1), ("m", 0), ("10", 0), ("9", 0), ("a", 1), ("z", 2), ("B", 0), ("b", 0), ("0", 0)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -135,74 +137,58 @@ async def test_leaving_waits_for_running_steps(store: FlakyStore, effects: Effec
     assert await sibling == "effect"
 
 
-async def test_a_cancelled_exit_gives_the_lock_back_when_the_running_steps_have_ended(
-    store: FlakyStore, effects: Effects
-) -> None:
-    """The exit does not wait any longer, and nobody else gets the run while its function still works on it."""
-    started, go = asyncio.Event(), asyncio.Event()
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_cancelled_exit_cancels_the_running_steps_and_waits_for_them(store: FlakyStore, times: int) -> None:
+    """Nobody gets the run while a function still works on it, however often the exit is cancelled meanwhile."""
+    order: list[str] = []
+    started, go, thread_started, thread_go = asyncio.Event(), asyncio.Event(), threading.Event(), threading.Event()
 
-    async def slow() -> str:
-        started.set()
-        await go.wait()
-        return effects.happen()
+    async def slow() -> None:
+        try:
+            started.set()
+            await asyncio.Event().wait()
+        finally:
+            order.append("cleaning up")
+            while not go.is_set():
+                with suppress(asyncio.CancelledError):
+                    await go.wait()
+            order.append("cleaned up")
 
-    async def flow() -> asyncio.Task[str]:
+    def in_thread() -> str:
+        thread_started.set()
+        thread_go.wait()
+        return "recorded"
+
+    async def flow() -> None:
         async with Runner(store, "run") as runner:
-            sibling = asyncio.create_task(runner.step("slow", slow))
-            siblings.append(sibling)
+            siblings.append(asyncio.create_task(runner.step("slow", slow)))
+            siblings.append(asyncio.create_task(runner.step("thread", in_thread)))
             await started.wait()
-            return sibling
+            await asyncio.to_thread(thread_started.wait)
+            left.set()
 
-    siblings: list[asyncio.Task[str]] = []
+    siblings: list[asyncio.Task[Any]] = []
+    left = asyncio.Event()
     leaving = asyncio.create_task(flow())
-    await started.wait()
-    await asyncio.sleep(0)
-    leaving.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await leaving
+    await left.wait()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for _ in range(times):
+        leaving.cancel()
+        for _ in range(3):
+            await asyncio.sleep(0)
+    assert order == ["cleaning up"]
     with pytest.raises(RunBusy):
         async with Runner(store, "run"):
             raise AssertionError
     go.set()
-    async with Runner(store, "run", lock_wait=30) as runner:
-        assert await runner.step("slow", slow) == "effect"
-    assert await siblings[0] == "effect"
-    assert effects == {"effect": 1}
-
-
-def test_a_loop_that_shuts_down_gives_the_lock_back_once_nothing_runs(store: FlakyStore) -> None:
-    """Every task is cancelled then, also the one that waits for the others."""
-    order: list[str] = []
-
-    async def slow() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            for _ in range(5):
-                await asyncio.sleep(0)
-            order.append("ended")
-
-    async def flow() -> None:
-        async with Runner(store, "run") as runner:
-            steps.append(asyncio.create_task(runner.step("slow", slow)))
-            await asyncio.sleep(0)
-
-    async def main() -> None:
-        leaving = asyncio.create_task(flow())
-        while not steps:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        leaving.cancel()
-        await asyncio.wait((leaving,))
-
-    async def again() -> None:
-        async with Runner(store, "run"):
-            order.append("entered")
-
-    steps: list[asyncio.Task[None]] = []
-    asyncio.run(main())
-    asyncio.run(again())
-    assert order == ["ended", "entered"]
+    thread_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    async with Runner(store, "run") as runner:
+        assert [record.step_id for record in await runner.history()] == ["thread"]
+    assert order == ["cleaning up", "cleaned up"]
+    assert [type(outcome) for outcome in await asyncio.gather(*siblings, return_exceptions=True)] == [asyncio.CancelledError] * 2
 
 
 class Forgetful(MemoryStore):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio import current_task
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, Final, TypeVar
@@ -36,10 +35,8 @@ class TimeLimit:
         self._waiting: Final[dict[Wait, asyncio.Task[Any]]] = {}
         self._next = _NEVER
 
-    def start(self, seconds: float) -> Wait | None:
-        """Let the current task wait for at most `seconds`; return None if it is one of another loop."""
-        if (task := current_task(self.loop)) is None:
-            return None
+    def start(self, task: asyncio.Task[Any], seconds: float) -> Wait:
+        """Let a task of the loop wait for at most `seconds`."""
         deadline = monotonic() + seconds
         wait = Wait(deadline, task.cancelling())
         self._waiting[wait] = task

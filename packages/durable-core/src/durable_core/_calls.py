@@ -76,11 +76,13 @@ def with_arguments(function: Identity, arguments: tuple[Any, ...]) -> tuple[Iden
     except Exception:
         data, held = _canonical(arguments)
     fingerprint = blake2b(data, digest_size=8).hexdigest()
-    if not TOLD.issuperset(map(type, arguments)):
-        try:
-            held = (held, [*map(untold, arguments)])
-        except Exception:  # a cycle, or a class whose attributes raise
-            held = arguments
+    for argument in arguments:
+        if type(argument) not in TOLD:
+            try:
+                held = (held, [*map(untold, arguments)])
+            except Exception:  # a cycle, or a class whose attributes raise
+                held = arguments
+            break
     return (function, fingerprint, held), fingerprint
 
 

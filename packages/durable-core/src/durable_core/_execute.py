@@ -32,7 +32,7 @@ async def execute(run: Run, call: Call) -> Any:
             await run.emit_record("step:replay", latest)
         return outcome_of(run, latest, call)
     codec, policy, clock = call.codec, call.policy, run.clock
-    run.running[step_id] = None
+    task = run.running[step_id] = asyncio.current_task()
     try:
         revision = 0
         if latest is not None:
@@ -92,7 +92,7 @@ async def execute(run: Run, call: Call) -> Any:
         try:  # as `outcome` does, with one coroutine less to resume
             if cancelled is not None:
                 raise cancelled
-            recorded = await run.log.append(record, run.log.timeout)
+            recorded = await run.log.append(record, run.log.timeout, task=task)
         except (Exception, asyncio.CancelledError) as failure:
             await run.log.rescue(record, value, failure)
         if run.on_event is not None:

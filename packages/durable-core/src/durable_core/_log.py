@@ -146,20 +146,23 @@ class RunLog:
                 _logger.error("%s", ResultNotRecorded(record, value), exc_info=error)
                 break
 
-    async def append(self, record: StepRecord, within: float, *, decide: bool = True) -> StepRecord:
-        """Append until the store answers, for so many seconds, and return the entry that counts.
+    async def append(
+        self, record: StepRecord, within: float, *, decide: bool = True, task: asyncio.Task[Any] | None = None
+    ) -> StepRecord:
+        """Append until the store answers, for so many seconds, and return the entry that counts. `task` is the caller's.
 
         That is harmless: the same record has the same id, whether it was written or not. To `decide` goes past entries that
         decide nothing, to the next revision, because the outcome's effect has happened.
         """
+        task = task or asyncio.current_task()
+        assert task is not None
         began, remaining, attempt = self._clock.monotonic(), within, 1
         reason: Exception | None = None
         while True:
             limit = self._limit
-            if limit is None or (wait := limit.start(remaining)) is None:
+            if limit is None or limit.loop is not task.get_loop():
                 limit = self._limit = time_limit()
-                wait = limit.start(remaining)
-                assert wait is not None  # it is a task that appends
+            wait = limit.start(task, remaining)
             try:
                 holder = await self._store.append(record)
             except BaseException as error:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from contextlib import suppress
-from typing import Final, Literal, TypeGuard
+from typing import Any, Final, Literal, TypeGuard
 
 from ._calls import Identity
 from ._lock import RunLock
@@ -61,15 +60,16 @@ class Run:
         self.lock: Final = RunLock(store, run_id, clock, lock_wait)
         self.wait_limit: Final = wait_limit
         self.on_event: Final = on_event
-        self.running: Final[dict[str, asyncio.Future[None] | None]] = {}
-        """The steps whose functions are running, and what is waiting for them to end."""
+        self.running: Final[dict[str, asyncio.Task[Any] | None]] = {}
+        """The steps whose functions are running, and the tasks that run them."""
+        self._ended: Final[dict[str, asyncio.Future[None]]] = {}
+        """What is waiting for some of them to end."""
         self.waiting: Final[list[StepRecord]] = []
         self.suspended: RunSuspended | None = None
         self.calls: Final[dict[str, Identity]] = {}
         """What each id was used for on this runner."""
         self._on_drift: Final = on_drift
         self._loading: Final = asyncio.Lock()
-        self._leaving: asyncio.Task[None] | None = None  # the loop itself holds tasks weakly
         self.loaded = False
         self._looking: Final = _on_the_system_clock if type(clock) is SystemClock else _Looking()
         self._look_from = self._look_by = 0.0
@@ -86,26 +86,24 @@ class Run:
             raise
 
     async def leave(self) -> None:
-        """Let no further step start, wait for those that run, and give the lock back.
-
-        If this is cancelled, it ends at once, and the lock is given back when the last of them has ended.
-        """
+        """Let no further step start, wait for those that run, and give the lock back. Cancelled, it cancels them first."""
         self.lock.close()
+        cancelled: asyncio.CancelledError | None = None
         try:
-            while not await self.idle():
-                pass
+            while True:
+                try:
+                    if await self.idle():
+                        break
+                except asyncio.CancelledError as cancellation:
+                    cancelled = cancellation
+                    for task in self.running.values():
+                        if task is not None:
+                            task.cancel()
             await self.log.settle_if_possible()
         finally:
-            if self.running:
-                self._leaving = asyncio.create_task(self._let_go(), name="durable-leave")
-            else:
-                await self.lock.__aexit__(None, None, None)
-
-    async def _let_go(self) -> None:
-        while self.running:
-            with suppress(asyncio.CancelledError):  # a loop that shuts down cancels the steps, too
-                await self.idle()
-        await self.lock.__aexit__(None, None, None)
+            await self.lock.__aexit__(None, None, None)
+        if cancelled is not None:
+            raise cancelled
 
     def forget(self) -> None:
         """Begin anew with what the store then holds: the run is about to be cleared."""
@@ -172,8 +170,11 @@ class Run:
 
     def stopped(self, step_id: str) -> None:
         """Take the step off those that run, and wake who waits for that."""
-        if (waited := self.running.pop(step_id)) is not None:
-            waited.set_result(None)
+        del self.running[step_id]
+        if self._ended:
+            ended = self._ended.pop(step_id, None)
+            if ended is not None:
+                ended.set_result(None)
 
     async def idle(self) -> bool:
         """Return False after one of the running steps ended, True if there was none."""
@@ -185,10 +186,9 @@ class Run:
 
     async def ended(self, step_id: str) -> None:
         """Wait until the step's function is not running any more."""
-        future = self.running[step_id]
-        if future is None:
-            future = self.running[step_id] = asyncio.get_running_loop().create_future()
-        await asyncio.wait((future,))
+        if step_id not in self._ended:
+            self._ended[step_id] = asyncio.get_running_loop().create_future()
+        await asyncio.wait((self._ended[step_id],))
 
     def check_kind(self, record: StepRecord, kind: Kind) -> None:
         """Raise `StepDrift` if an earlier run recorded something of another kind under the id."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 from ._calls import Call
@@ -37,7 +38,7 @@ async def transact(run: Run, store: TransactionStore, call: Call) -> Any:
     if decided(latest):
         await run.emit_record("step:replay", latest)
         return outcome_of(run, latest, call)
-    run.running[call.step_id] = None
+    run.running[call.step_id] = asyncio.current_task()
     try:
         return await _execute(run, store, call, latest)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, Final
@@ -91,7 +92,7 @@ async def _ask(run: Run, asked: Wait, revision: int) -> StepRecord:
     )
     while asked.step_id in run.running:  # the same wait elsewhere, which asks for both
         await run.ended(asked.step_id)
-    run.running[asked.step_id] = None  # a sibling that suspends lets this be recorded first
+    run.running[asked.step_id] = asyncio.current_task()  # a sibling that suspends lets this be recorded first
     try:
         return await run.log.claim(record)
     finally:

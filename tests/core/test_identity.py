@@ -223,7 +223,7 @@ async def test_code_put_into_a_function_counts(store: FlakyStore) -> None:
     async def fetch() -> int:
         return 5
 
-    def fetch_text() -> str:
+    async def fetch_text() -> str:
         return "five"
 
     assert await Runner(store, "one").step("fetch", fetch) == 5

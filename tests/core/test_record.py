@@ -321,11 +321,18 @@ class TestStepError:
         ResultNotRecorded(FULL, {"a": 1}),
         LockLost("lost"),
         CorruptLog("line 7"),
+        errors.StepInterrupted(FULL),
+        errors.StepInterrupted(FULL, unlocked=True),
+        errors.RunCancelled(FULL),
+        errors.AlreadyDecided(FULL, "approved by 'alice'"),
+        errors.RunSuspended("run", waiting_for=("ask", "nap"), until=MOMENT),
+        errors.RunSuspended("run", waiting_for=("ask",), until=None),
         *(made("text") for made in (errors.StepReused, errors.NestedStep, errors.StepDrift, errors.UnrecordableValue)),
+        *(made("text") for made in (errors.Refused, errors.DeadlinePassed, errors.CopyConflict)),
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_errors_can_be_pickled(error: errors.DurableError) -> None:
+def test_errors_can_be_pickled(error: BaseException) -> None:
     """Errors come back from worker processes as they were."""
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)

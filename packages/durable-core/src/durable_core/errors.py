@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -99,9 +100,10 @@ class StepInterrupted(DurableError):
         self.record = record
         self.run_id: str = record.run_id
         self.step_id: str = record.step_id
+        self._unlocked = unlocked
 
     def __reduce__(self) -> tuple[object, ...]:
-        return StepInterrupted, (self.record,)
+        return partial(StepInterrupted, unlocked=self._unlocked), (self.record,)
 
 
 class RunCancelled(DurableError):

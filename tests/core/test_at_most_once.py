@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,14 +13,17 @@ from durable_core import (
     DurableError,
     MemoryStore,
     Recovered,
+    RunCancelled,
     Runner,
     StepContext,
+    StepDrift,
     StepFailed,
     StepInterrupted,
     StepRecord,
     control,
     current_step,
 )
+from durable_core.testing import FakeClock
 
 from .conftest import Effects, FlakyStore
 
@@ -116,6 +121,95 @@ async def test_recover_records_what_had_happened(store: FlakyStore, effects: Eff
     assert effects["effect"] == 1
     assert await entries(store) == [(0, "started"), (1, "success")]
     assert contexts[0].step_id == "pay"
+
+
+async def test_an_intent_tells_the_arguments(store: FlakyStore) -> None:
+    """What is set by hand for an interrupted step is the outcome of the call that was made."""
+
+    async def pay(amount: int) -> str:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await Runner(store, "run").step("pay", pay, 90, at_most_once=True)
+    await control.resolve(store, "run", "pay", "paid", reason="seen in the bank's log")
+    assert await Runner(store, "run", on_drift="raise").step("pay", pay, 90, at_most_once=True) == "paid"
+    with pytest.raises(StepDrift, match="other arguments"):
+        await Runner(store, "run", on_drift="raise").step("pay", pay, 900, at_most_once=True)
+
+
+async def test_what_recover_found_is_recorded_as_of_the_attempt_that_was_interrupted(store: FlakyStore) -> None:
+    """Its number, its arguments, when it started, and that it was recovered."""
+    attempts = 0
+
+    async def pay(amount: int) -> str:
+        nonlocal attempts
+        attempts += 1
+        raise OSError if attempts == 1 else asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await Runner(store, "run").step("pay", pay, 90, at_most_once=True, max_attempts=2)
+    seen: list[int] = []
+
+    def look() -> Recovered[str]:
+        seen.append(current_step().attempt)
+        return Recovered("paid")
+
+    async with Runner(store, "run") as runner:
+        assert await runner.step("pay", pay, 90, at_most_once=True, recover=look) == "paid"
+    *_, started, recovered = await store.list("run")
+    assert (started.status, started.attempt, recovered.status, recovered.attempt) == ("started", 2, "success", 2)
+    assert (recovered.started_at, recovered.note) == (started.started_at, {"recovered": True})
+    assert seen == [2]
+    assert await Runner(store, "run", on_drift="raise").step("pay", pay, 90, at_most_once=True) == "paid"
+
+
+@pytest.mark.parametrize("found", [None, Recovered("paid")], ids=["nothing", "paid"])
+async def test_a_caller_that_is_cancelled_while_a_thread_recovers_goes_no_further(
+    store: FlakyStore, effects: Effects, found: Recovered[str] | None
+) -> None:
+    """The thread is waited for; the next run asks again."""
+    await interrupted(store, effects)
+    started, go = threading.Event(), threading.Event()
+
+    def look() -> Recovered[str] | None:
+        started.set()
+        go.wait()
+        return found
+
+    async with Runner(store, "run") as runner:
+        step = asyncio.create_task(runner.step("pay", effects.happen, at_most_once=True, recover=look))
+        await asyncio.to_thread(started.wait)
+        step.cancel()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await step
+    assert effects["effect"] == 1
+    assert await entries(store) == [(0, "started")]
+
+
+async def test_nothing_is_recovered_before_it_started(store: FlakyStore) -> None:
+    """A clock that was set back since then makes no record that ends before it begins."""
+    clock = FakeClock()
+
+    async def die() -> str:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await Runner(store, "run", clock=clock).step("pay", die, at_most_once=True)
+    clock.jump(-3600)
+    async with Runner(store, "run", clock=clock) as runner:
+        assert await runner.step("pay", die, at_most_once=True, recover=lambda: Recovered("paid")) == "paid"
+    assert (await store.list("run"))[-1].duration == timedelta(0)
+
+
+async def test_recover_is_not_asked_in_a_run_that_was_cancelled(store: FlakyStore, effects: Effects) -> None:
+    """Nothing new begins in it, no look into the outside world either."""
+    await interrupted(store, effects)
+    await control.cancel(store, "run")
+    async with Runner(store, "run") as runner:
+        with pytest.raises(RunCancelled):
+            await runner.step("pay", effects.happen, at_most_once=True, recover=lambda: Recovered(effects.happen("look")))
+    assert effects == {"effect": 1}
 
 
 async def test_recover_lets_the_step_start_again(store: FlakyStore, effects: Effects) -> None:
@@ -282,6 +376,33 @@ async def test_two_runners_without_the_lock_in_every_interleaving(effects: Effec
     assert [record.status for record in await shared.list("run")] == ["started", "success"]
     assert "paid" in results
     assert all(result == "paid" or isinstance(result, StepInterrupted) for result in results)
+
+
+async def test_an_intent_that_loses_to_an_outcome_runs_nothing(store: FlakyStore, effects: Effects) -> None:
+    """The step has been decided meanwhile, by a runner whose code doesn't say at most once, or by hand."""
+
+    async def rival(record: StepRecord) -> None:
+        store.before = None
+        await store.append(StepRecord(run_id="run", step_id="pay", result=b'"rival"'))
+
+    store.before = rival
+    assert await Runner(store, "run").step("pay", effects.happen, at_most_once=True) == "rival"
+    assert not effects
+    assert await entries(store) == [(0, "success")]
+
+
+@pytest.mark.parametrize("status", ["waiting", "reopened"])
+async def test_an_intent_that_loses_to_another_kind_is_drift(store: FlakyStore, effects: Effects, status: Any) -> None:
+    """Another runner asks people under the same id."""
+
+    async def rival(record: StepRecord) -> None:
+        store.before = None
+        await store.append(StepRecord(run_id="run", step_id="pay", kind="approval", status=status))
+
+    store.before = rival
+    with pytest.raises(StepDrift, match="'approval'.*'step'"):
+        await Runner(store, "run").step("pay", effects.happen, at_most_once=True)
+    assert not effects
 
 
 async def test_an_outcome_survives_being_reopened_meanwhile(store: FlakyStore, effects: Effects) -> None:

@@ -1,6 +1,7 @@
 """Many concurrent submissions, few flushes; nobody's trouble is another's."""
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -135,6 +136,15 @@ async def test_a_refused_batch_goes_again_row_by_row() -> None:
     assert log.batches == [["leader"], ["a", "bad", "b"], ["a"], ["bad"], ["b"]]
 
 
+async def test_a_refused_batch_of_two_goes_again_row_by_row() -> None:
+    """The smallest batch there is keeps its good item, too."""
+    log = Log()
+    log.failures["bad"] = Refused("bad row")
+    tasks = await log.begin("a", "bad")
+    log.open.set()
+    assert await asyncio.gather(*tasks, return_exceptions=True) == ["LEADER", "A", log.failures["bad"]]
+
+
 async def test_another_error_goes_to_all_of_the_batch() -> None:
     """A connection lost is everyone's; nobody is tried again behind their back."""
     log = Log()
@@ -229,9 +239,10 @@ async def test_a_follower_cancelled_during_its_flush_takes_nobody_along() -> Non
     assert [type(result) for result in results] == [asyncio.CancelledError, asyncio.CancelledError, str]
 
 
-async def test_a_full_batch_is_under_way_before_the_last_one_is_answered() -> None:
+@pytest.mark.parametrize("limit", ["max_items", "max_bytes"])
+async def test_a_full_batch_is_under_way_before_the_last_one_is_answered(limit: str) -> None:
     """The callers of one batch work while the next is written; a batch that may still grow waits for them."""
-    log = Log(max_items=2)
+    log = Log(**{limit: 2})
     under_way: dict[str, list[str]] = {}
 
     async def caller(item: str) -> None:
@@ -330,10 +341,14 @@ async def test_when_the_drain_is_cancelled_over_a_full_batch_nothing_overlaps() 
             assert await batcher.submit(7) == 7
         return answer
 
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     answers = await asyncio.gather(*map(caller, range(7)), return_exceptions=True)
     assert answers[:3] == [0, 1, 2]
     assert all(isinstance(answer, StoreError) for answer in answers[3:])
     assert set(at_once) == {1}
+    gc.collect()
+    assert complaints == []
 
 
 class TestLoops:
@@ -357,9 +372,10 @@ class TestLoops:
         assert all(task.cancelled() for task in tasks)
         assert asyncio.run(resume()) == "LATER"
 
+    @pytest.mark.parametrize("collected", [False, True], ids=["kept", "collected"])
     @pytest.mark.parametrize("drained", [False, True], ids=["leader", "drain"])
-    def test_a_loop_closed_over_unfinished_tasks(self, drained: bool) -> None:
-        """A loop closed without cancelling anything leaves a batcher that the next loop can use."""
+    def test_a_loop_closed_over_unfinished_tasks(self, drained: bool, collected: bool) -> None:
+        """A loop closed without cancelling anything leaves a batcher that the next loop can use, for its own items alone."""
         loop = asyncio.new_event_loop()
         log: Log | None = None
 
@@ -376,8 +392,10 @@ class TestLoops:
         complaints: list[object] = []
         loop.set_exception_handler(lambda _, context: complaints.append(context["message"]))
         loop.close()
-        for task in [*tasks, log.batcher._drain]:
-            if task is not None and not task.done():
+        unfinished = [task for task in [*tasks, log.batcher._drain] if task is not None and not task.done()]
+
+        def collect() -> None:
+            for task in unfinished:
                 with suppress(RuntimeError):
                     task.get_coro().close()  # what the interpreter does when it collects them
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -385,6 +403,15 @@ class TestLoops:
         async def resume() -> str:
             log.open = asyncio.Event()
             log.open.set()
-            return await log.batcher.submit("later")
+            answer = await asyncio.wait_for(log.batcher.submit("later"), 10)
+            while len(asyncio.all_tasks()) > 1:
+                await asyncio.sleep(0)
+            return answer
 
+        if collected:
+            collect()
+        flushed = len(log.batches)
         assert asyncio.run(resume()) == "LATER"
+        assert log.batches[flushed:] == [["later"]]
+        collect()
+        assert complaints == []

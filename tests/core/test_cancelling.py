@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from durable_core import MemoryStore, RunCancelled, Runner, StepRecord
+from durable_core import CorruptLog, MemoryStore, RunCancelled, Runner, StepRecord
 from durable_core.control import cancel
 from durable_core.testing import FakeClock
 
@@ -122,4 +122,35 @@ async def test_a_run_that_was_cancelled_before_it_is_read_starts_nothing() -> No
     await cancel(store, "run")
     with pytest.raises(RunCancelled):
         await Runner(store, "run", clock=clock).step("second", ran.append, 2, returns=None)
+    assert ran == [1]
+
+
+async def test_a_store_that_took_long_to_read_is_looked_at_again_at_once() -> None:
+    """Another process may have cancelled the run meanwhile, of which this one hears nothing by itself."""
+    clock, ran = FakeClock(), list[int]()
+
+    class Unhurried(MemoryStore):
+        async def list(self, run_id: str) -> Sequence[StepRecord]:
+            clock.advance(20)
+            return await super().list(run_id)
+
+    store = Unhurried()
+    async with Runner(store, "run", clock=clock) as runner:
+        await store.append(StepRecord(run_id="run", step_id="$cancel", kind="flow"))
+        with pytest.raises(RunCancelled):
+            await runner.step("first", ran.append, 1, returns=None)
+    assert ran == []
+
+
+async def test_a_look_at_a_damaged_log_is_not_repeated() -> None:
+    """Waiting doesn't mend it."""
+    store, clock, ran = Slow(), FakeClock(), list[int]()
+    runner = Runner(store, "run", clock=clock)
+    await step(runner, ran, 1)
+    asked = store.asked
+    store.answer = lambda _: CorruptLog("line 3")
+    clock.advance(2)
+    with pytest.raises(CorruptLog):
+        await step(runner, ran, 2)
+    assert store.asked == asked + 1
     assert ran == [1]

@@ -32,6 +32,14 @@ async def _charge(effects: Effects, customer: str) -> str:
     return effects.happen(customer)
 
 
+class Customer:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def charge(self) -> str:
+        return self.name
+
+
 FORGETFUL: dict[str, Callable[[Runner, Effects, list[str]], list[Callable[[], Awaitable[Any]]]]] = {
     "arguments": lambda runner, effects, names: [partial(runner.step, "charge", effects.happen, c) for c in names],
     "async arguments": lambda runner, effects, names: [partial(runner.step, "charge", _charge, effects, c) for c in names],
@@ -39,11 +47,16 @@ FORGETFUL: dict[str, Callable[[Runner, Effects, list[str]], list[Callable[[], Aw
     "partial positional": lambda runner, effects, names: [
         partial(runner.step, "charge", partial(effects.happen, c)) for c in names
     ],
+    "partial of objects": lambda runner, effects, names: [
+        partial(runner.step, "charge", partial(Customer.charge, self=Customer(c))) for c in names
+    ],
     "default": lambda runner, effects, names: [partial(runner.step, "charge", lambda c=c: effects.happen(c)) for c in names],
     "keyword default": lambda runner, effects, names: [
         partial(runner.step, "charge", lambda *, c=c: effects.happen(c)) for c in names
     ],
     "method": lambda runner, effects, names: [partial(runner.step, "charge", c.upper) for c in names],
+    "method of a class": lambda runner, effects, names: [partial(runner.step, "charge", Customer(c).charge) for c in names],
+    "keyword default alone": lambda runner, effects, names: [partial(runner.step, "charge", lambda *, c=c: c) for c in names],
 }
 
 
@@ -123,12 +136,16 @@ async def test_values_that_refuse_comparison_are_not_equal(store: FlakyStore) ->
 
         __hash__ = None  # type: ignore[assignment]
 
+    def use(array: Array) -> Callable[[], int]:
+        return lambda array=array: 1  # type: ignore[misc]
+
     runner = Runner(store, "run")
     arrays = [Array(), Array()]
-    await runner.step("a", lambda array=arrays[0]: 1)
-    await runner.step("b", lambda array=arrays[0]: 1)
+    for _ in range(2):
+        await runner.step("a", use(arrays[0]))
+        await runner.step("b", use(arrays[1]))
     with pytest.raises(StepReused):
-        await runner.step("a", lambda array=arrays[1]: 1)
+        await runner.step("a", use(arrays[1]))
 
 
 @dataclass

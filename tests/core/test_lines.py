@@ -14,6 +14,8 @@ async def test_lines_read_as_records() -> None:
     assert lines[-1] == records[-1]
     assert lines[1:3] == records[1:3]
     assert lines != records[1:]
+    assert lines != records[:-1]
+    assert lines != [*records, records[0]]
     assert repr(lines) == "<4 step records>"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from durable_core import DurableError, Lease, LockLost, MemoryStore, RunBusy, Runner, StepRecord
+from durable_core.testing import FakeClock
 
 from .conftest import Effects, FlakyStore
 
@@ -51,6 +52,19 @@ async def test_lock_wait_waits(store: FlakyStore) -> None:
     await holder
 
 
+async def test_lock_wait_is_how_long_a_runner_waits(store: FlakyStore) -> None:
+    """No longer, and then the run is still another's; once it is free, the runner may be entered after all."""
+    clock = FakeClock()
+    late = Runner(store, "run", lock_wait=3, clock=clock)
+    async with Runner(store, "run"):
+        with pytest.raises(RunBusy):
+            async with late:
+                raise AssertionError
+    assert clock.monotonic() == pytest.approx(3)
+    async with late:
+        pass
+
+
 async def test_lock_wait_ends(store: FlakyStore) -> None:
     """After `lock_wait` seconds RunBusy is raised."""
     async with Runner(store, "run"):
@@ -82,6 +96,20 @@ async def test_the_lock_is_given_back_after_an_error(store: FlakyStore) -> None:
     store.list = real  # type: ignore[method-assign]
     async with Runner(store, "run"):
         pass
+
+
+async def test_a_runner_that_could_not_be_entered_starts_no_step(store: FlakyStore, effects: Effects) -> None:
+    """It gave the lock back when the log could not be read."""
+    real = store.list
+    store.list = lambda run_id: (_ for _ in ()).throw(OSError("read"))  # type: ignore[method-assign]
+    runner = Runner(store, "run")
+    with pytest.raises(OSError, match="read"):
+        async with runner:
+            raise AssertionError
+    store.list = real  # type: ignore[method-assign]
+    with pytest.raises(LockLost):
+        await runner.step("a", effects.happen)
+    assert not effects
 
 
 async def test_a_runner_that_was_left_starts_no_step(store: FlakyStore, effects: Effects) -> None:
@@ -189,6 +217,54 @@ async def test_a_cancelled_exit_cancels_the_running_steps_and_waits_for_them(sto
         assert [record.step_id for record in await runner.history()] == ["thread"]
     assert order == ["cleaning up", "cleaned up"]
     assert [type(outcome) for outcome in await asyncio.gather(*siblings, return_exceptions=True)] == [asyncio.CancelledError] * 2
+
+
+async def test_while_a_runner_is_left_no_step_starts(store: FlakyStore, effects: Effects) -> None:
+    """Only those that run already are finished, under the lock."""
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> str:
+        started.set()
+        await go.wait()
+        return effects.happen()
+
+    runner = Runner(store, "run")
+
+    async def flow() -> asyncio.Task[str]:
+        async with runner:
+            sibling = asyncio.create_task(runner.step("slow", slow))
+            await started.wait()
+            return sibling
+
+    ending = asyncio.create_task(flow())
+    await started.wait()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    with pytest.raises(LockLost, match="was left"):
+        await runner.step("late", effects.happen, "late")
+    go.set()
+    assert await (await ending) == "effect"
+    assert effects == {"effect": 1}
+
+
+async def test_entering_that_is_cancelled_gives_the_lock_back(store: FlakyStore) -> None:
+    """The log of a store that hangs is read under the lock."""
+    reading = asyncio.Event()
+    real = store.list
+
+    async def hang(run_id: str) -> Any:
+        reading.set()
+        await asyncio.Event().wait()
+
+    store.list = hang  # type: ignore[method-assign]
+    entering = asyncio.create_task(Runner(store, "run").__aenter__())
+    await reading.wait()
+    entering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    store.list = real  # type: ignore[method-assign]
+    async with Runner(store, "run"):
+        pass
 
 
 class Forgetful(MemoryStore):

@@ -6,11 +6,14 @@ import asyncio
 import gc
 import logging
 import weakref
+from collections.abc import Coroutine
+from inspect import CORO_CLOSED, getcoroutinestate
 from typing import Any
 
 import pytest
 
-from durable_core import CorruptLog, MemoryStore, ResultNotRecorded, Runner, StepFailed, StepRecord
+from durable_core import CorruptLog, MemoryStore, ResultNotRecorded, Runner, StepEvent, StepFailed, StepRecord
+from durable_core.testing import FakeClock
 
 from .conftest import Effects, FlakyStore
 
@@ -69,6 +72,19 @@ async def test_when_the_store_stays_away_the_result_is_not_lost(store: FlakyStor
     assert await runner.step("a", effects.happen, "first") == "first"
     assert effects == {"first": 1, "second": 1}
     assert [record.step_id for record in await store.list("run")] == ["a", "b"]
+
+
+async def test_what_was_kept_is_appended_once(store: FlakyStore, effects: Effects) -> None:
+    """Once the store has it, steps go on as ever."""
+    store.before = outage = Outage(float("inf"))
+    runner = Runner(store, "run", store_timeout=0.01)
+    with pytest.raises(ResultNotRecorded):
+        await runner.step("a", effects.happen, "first")
+    outage.times = 0
+    outage.seen.clear()
+    for name in "bcd":
+        await runner.step(name, effects.happen, name)
+    assert [record.step_id for record in outage.seen] == ["a", "b", "c", "d"]
 
 
 async def test_a_failure_that_was_not_recorded_is_kept_too(store: FlakyStore) -> None:
@@ -151,6 +167,84 @@ async def test_a_store_that_hangs_is_given_up(effects: Effects) -> None:
     with pytest.raises(ResultNotRecorded):
         await Runner(Hanging(), "run", store_timeout=0.01).step("a", effects.happen)
     assert effects["effect"] == 1
+
+
+async def test_what_the_store_said_before_it_hung_is_told(effects: Effects) -> None:
+    """It says more than that the time is over."""
+
+    class Hanging(MemoryStore):
+        appends = 0
+
+        async def append(self, record: StepRecord) -> StepRecord:
+            self.appends += 1
+            if self.appends > 1:
+                await asyncio.Event().wait()
+            raise Away
+
+    with pytest.raises(ResultNotRecorded) as lost:
+        await Runner(Hanging(), "run", store_timeout=0.2).step("a", effects.happen)
+    assert isinstance(lost.value.__cause__, Away)
+    assert isinstance(lost.value.__cause__.__cause__, TimeoutError)
+
+
+async def test_a_long_time_limit_ends_too(effects: Effects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its timer, which stays in the loop for a while only, is set again until it is over."""
+    monkeypatch.setattr("durable_core._await._LONGEST", 0.01)
+    answer = asyncio.Event()
+
+    class Hanging(MemoryStore):
+        async def append(self, record: StepRecord) -> StepRecord:
+            await answer.wait()
+            raise Away
+
+    step = asyncio.create_task(Runner(Hanging(), "run", store_timeout=0.05).step("a", effects.happen))
+    done, _ = await asyncio.wait([step], timeout=10)
+    answer.set()
+    assert done
+    with pytest.raises(ResultNotRecorded):
+        await step
+
+
+async def test_the_shorter_of_two_time_limits_ends_first(effects: Effects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the longer one began before it."""
+    monkeypatch.setattr("durable_core._await._LONGEST", 60)
+    hanging = asyncio.Event()
+
+    class Hanging(MemoryStore):
+        async def append(self, record: StepRecord) -> StepRecord:
+            hanging.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    patient = asyncio.create_task(Runner(Hanging(), "run").step("a", asyncio.sleep, 0, returns=None))
+    await hanging.wait()
+    with pytest.raises(ResultNotRecorded):
+        await asyncio.wait_for(Runner(Hanging(), "run", store_timeout=0.01).step("a", effects.happen), 10)
+    assert not patient.done()
+    monkeypatch.setattr("durable_core._log._CANCELLED_WITHIN", 0.01)
+    patient.cancel()
+    await asyncio.wait([patient])
+
+
+async def test_a_cancellation_that_comes_with_the_end_of_the_time_counts(store: FlakyStore, effects: Effects) -> None:
+    """A store that takes its time to give up meets both, and the caller's own is not lost."""
+    giving_up = asyncio.Event()
+
+    async def hang(record: StepRecord) -> None:
+        store.before = None
+        try:
+            await asyncio.Event().wait()
+        finally:
+            giving_up.set()
+            await asyncio.Event().wait()
+
+    store.before = hang
+    step = asyncio.create_task(Runner(store, "run", store_timeout=0.01).step("a", effects.happen))
+    await giving_up.wait()
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert [record.status for record in await store.list("run")] == ["success"]
 
 
 async def test_a_store_that_makes_steps_of_its_own_is_given_up(effects: Effects) -> None:
@@ -263,6 +357,23 @@ async def test_an_outcome_that_loses_to_a_failure_raises_it(store: FlakyStore, e
         await Runner(store, "run").step("a", effects.happen)
 
 
+async def test_a_listener_hears_of_the_outcome_that_counts(store: FlakyStore) -> None:
+    """A failure that lost to a success is none."""
+
+    def fail() -> str:
+        raise ValueError
+
+    async def rival(record: StepRecord) -> None:
+        store.before = None
+        await store.append(StepRecord(run_id="run", step_id="a", result=b'"rival"'))
+
+    seen: list[StepEvent] = []
+    store.before = rival
+    assert await Runner(store, "run", on_event=seen.append).step("a", fail) == "rival"
+    assert [event.type for event in seen] == ["step:start", "step:success"]
+    assert seen[1].record == (await store.list("run"))[0]
+
+
 @pytest.mark.parametrize("status", ["started", "waiting", "reopened"])
 async def test_an_outcome_that_loses_to_an_open_entry_goes_to_the_next_revision(
     store: FlakyStore, effects: Effects, status: Any
@@ -362,6 +473,26 @@ async def test_a_cancelled_step_whose_store_is_away_keeps_its_outcome(
     assert effects["effect"] == 1
 
 
+async def test_a_cancelled_step_gives_the_store_five_seconds(store: FlakyStore, effects: Effects) -> None:
+    """Not `store_timeout`, which a program that is told to end can't wait for."""
+    clock = FakeClock()
+    reached = asyncio.Event()
+
+    async def fail(record: StepRecord) -> None:
+        reached.set()
+        await asyncio.sleep(0)
+        raise Away
+
+    store.before = fail
+    step = asyncio.create_task(Runner(store, "run", clock=clock).step("a", effects.happen))
+    await reached.wait()
+    began = clock.monotonic()
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert 2 < clock.monotonic() - began <= 5
+
+
 async def test_a_timeout_around_a_step_is_a_timeout(store: FlakyStore) -> None:
     """`asyncio.timeout` in a flow works as everywhere."""
     with pytest.raises(TimeoutError):
@@ -440,6 +571,31 @@ async def test_a_cancelled_thread_that_fails_is_not_retried(store: FlakyStore) -
     with pytest.raises(asyncio.CancelledError):
         await step
     assert calls == 1
+    assert await runner.history() == ()
+
+
+async def test_a_cancelled_thread_that_returns_an_awaitable_begins_nothing_more(store: FlakyStore, effects: Effects) -> None:
+    """What a lambda would have had awaited has not begun, and doesn't."""
+    import threading
+
+    started, go = threading.Event(), threading.Event()
+    made: list[Coroutine[Any, Any, str]] = []
+
+    def call() -> Any:
+        started.set()
+        go.wait()
+        made.append(effects.happen_async())
+        return made[0]
+
+    runner = Runner(store, "run")
+    step = asyncio.create_task(runner.step("a", call))
+    await asyncio.to_thread(started.wait)
+    step.cancel()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert getcoroutinestate(made[0]) == CORO_CLOSED
+    assert not effects
     assert await runner.history() == ()
 
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
+import os
+import signal
+import sys
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
 from durable_core import (
     DurableError,
     MemoryStore,
     NestedStep,
+    RunBusy,
     Runner,
     StepDrift,
     StepEvent,
@@ -23,14 +31,21 @@ from durable_core import (
     StepRecord,
     current_step,
 )
+from durable_core.testing import FakeClock
 
 from .conftest import Effects, FlakyStore
+from .value_types import Account as PydanticAccount
+from .value_types import Day, Reading, label
 
 
 @dataclass
 class Account:
     id: int
     opened: datetime
+
+
+class Link(pydantic.BaseModel):
+    url: pydantic.HttpUrl
 
 
 async def test_second_run_returns_the_recorded_value_without_running(store: FlakyStore, effects: Effects) -> None:
@@ -104,6 +119,45 @@ async def test_every_field_of_the_record_is_filled(store: FlakyStore) -> None:
     assert record.value(int) == 3
 
 
+async def test_the_end_is_the_start_plus_the_time_that_passed(store: FlakyStore) -> None:
+    """Whatever the machine's clock is set to meanwhile."""
+    clock = FakeClock()
+
+    async def work() -> None:
+        clock.advance(5)
+        clock.jump(-3600)
+
+    began = clock.now()
+    await Runner(store, "run", clock=clock).step("work", work)
+    (record,) = await store.list("run")
+    assert (record.started_at, record.duration) == (began, timedelta(seconds=5))
+
+
+async def test_what_the_store_takes_is_no_time_of_the_step() -> None:
+    """Neither a look for a cancellation nor the record of an intent, before the function is called, counts."""
+    clock = FakeClock()
+
+    class Slow(MemoryStore):
+        async def append(self, record: StepRecord) -> StepRecord:
+            clock.advance(7)
+            return await super().append(record)
+
+        async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+            clock.advance(7)
+            return await super().get(run_id, step_id)
+
+    async def work() -> None:
+        clock.advance(5)
+
+    runner = Runner(Slow(), "run", clock=clock)
+    await runner.step("first", work)
+    await runner.step("second", work)  # by now it is time to look
+    await runner.step("third", work, at_most_once=True)
+    assert clock.monotonic() > 5 * 3 + 7 * 4
+    records = [record for record in await runner.history() if record.status == "success"]
+    assert [record.duration for record in records] == [timedelta(seconds=5)] * 3
+
+
 async def test_sync_functions_run_in_a_thread(store: FlakyStore) -> None:
     """A blocking function doesn't hold up the loop."""
     main = threading.get_ident()
@@ -114,6 +168,38 @@ async def test_sync_functions_run_in_a_thread(store: FlakyStore) -> None:
         return threading.get_ident()
 
     assert await runner.step("loop", ident) == main
+
+
+async def test_busy_steps_leave_the_threads_of_others_alone(store: FlakyStore) -> None:
+    """However many block, name look-ups and stores that use the loop's own threads go on."""
+    go = threading.Event()
+    runner = Runner(store, "run")
+    steps = [asyncio.create_task(runner.step(f"wait-{number}", go.wait)) for number in range(40)]
+    try:
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(asyncio.to_thread(int), 10) == 0
+        assert not any(step.done() for step in steps)
+    finally:
+        go.set()
+        await asyncio.wait(steps)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+async def test_threads_in_a_forked_child(store: FlakyStore, effects: Effects) -> None:
+    """A child has none of its parent's, and starts its own."""
+    await Runner(store, "run").step("a", effects.happen)
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)  # ends a child that hangs: waiting for a thread can't be given up
+            asyncio.run(Runner(store, "run").step("b", effects.happen))
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 async def test_awaitable_from_a_sync_function_is_awaited_on_the_loop(store: FlakyStore, effects: Effects) -> None:
@@ -168,6 +254,16 @@ async def test_idempotency_key_is_stable_across_attempts_and_processes(store: Fl
     assert len({key for _, key in keys}) == 1
 
 
+async def test_idempotency_keys_are_told_apart(store: FlakyStore) -> None:
+    """Two runs, or two steps, are two calls to a service, whatever their ids look like joined."""
+
+    def key() -> str:
+        return current_step().idempotency_key
+
+    ids = [("a", "bc"), ("ab", "c"), ("a", "b"), ("b", "b")]
+    assert len({await Runner(store, run_id).step(step_id, key) for run_id, step_id in ids}) == len(ids)
+
+
 async def test_history_and_reset(store: FlakyStore, effects: Effects) -> None:
     """`history` reads the entries in order; `reset` clears this run and gives a fresh one."""
     other = Runner(store, "other")
@@ -183,6 +279,60 @@ async def test_history_and_reset(store: FlakyStore, effects: Effects) -> None:
     assert len(await other.history()) == 1
 
 
+async def test_the_highest_revision_counts_however_entries_are_listed(store: FlakyStore, effects: Effects) -> None:
+    """A store may list the entries of one step in another order than they were appended."""
+    await store.append(StepRecord(run_id="run", step_id="a", revision=1, result=b'"newest"'))
+    await store.append(StepRecord(run_id="run", step_id="a", status="reopened"))
+    runner = Runner(store, "run")
+    assert [record.revision for record in await runner.history()] == [1, 0]
+    assert await runner.step("a", effects.happen) == "newest"
+    assert not effects
+
+
+async def test_a_reset_that_fails_forgets_nothing(store: FlakyStore, effects: Effects) -> None:
+    """What the store still holds is replayed."""
+
+    async def fail(run_id: str) -> None:
+        raise OSError("away")
+
+    runner = Runner(store, "run")
+    await runner.step("a", effects.happen)
+    store.clear = fail  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="away"):
+        await runner.reset()
+    assert await runner.step("a", effects.happen) == "effect"
+    assert effects["effect"] == 1
+
+
+async def test_the_log_is_read_once(effects: Effects) -> None:
+    """However many steps begin at once; who came later undoes nothing that the others did meanwhile."""
+
+    class Slow(MemoryStore):
+        reads = 0
+
+        async def list(self, run_id: str) -> Sequence[StepRecord]:
+            self.reads += 1
+            found = await super().list(run_id)
+            for _ in range(self.reads * 10):
+                await asyncio.sleep(0)
+            return found
+
+    store = Slow()
+    runner = Runner(store, "run")
+    await asyncio.gather(*(runner.step(f"s{number}", effects.happen_async, f"s{number}") for number in range(3)))
+    await asyncio.gather(*(runner.step(f"s{number}", effects.happen_async, f"s{number}") for number in range(3)))
+    assert effects == {"s0": 1, "s1": 1, "s2": 1}
+    assert store.reads == 1
+
+
+async def test_after_a_reset_an_id_may_mean_something_else(store: FlakyStore, effects: Effects) -> None:
+    """What it was used for before is gone with the run."""
+    runner = Runner(store, "run")
+    await runner.step("a", effects.happen, "one")
+    await runner.reset()
+    assert await runner.step("a", effects.happen, "two") == "two"
+
+
 async def test_reset_inside_async_with_keeps_the_lock(store: FlakyStore, effects: Effects) -> None:
     """A runner that holds the lock clears under it."""
     async with Runner(store, "run") as runner:
@@ -190,6 +340,15 @@ async def test_reset_inside_async_with_keeps_the_lock(store: FlakyStore, effects
         await runner.reset()
         await runner.step("a", effects.happen)
     assert effects["effect"] == 2
+
+
+async def test_reset_takes_the_lock(store: FlakyStore, effects: Effects) -> None:
+    """A run that another works on is not cleared under its hands."""
+    async with Runner(store, "run") as other:
+        await other.step("a", effects.happen)
+        with pytest.raises(RunBusy):
+            await Runner(store, "run").reset()
+        assert len(await other.history()) == 1
 
 
 async def test_reset_while_a_step_runs_is_refused(store: FlakyStore) -> None:
@@ -271,20 +430,26 @@ async def test_another_runner_inside_a_step_is_fine(store: FlakyStore, effects: 
     assert await Runner(store, "run").step("outer", other) == "effect"
 
 
-async def test_a_task_left_behind_by_a_step_may_start_steps(store: FlakyStore, effects: Effects) -> None:
-    """Only while the outer function runs is a step nested."""
+@pytest.mark.parametrize("options", [{}, {"timeout": 60}], ids=["plain", "timeout"])
+async def test_a_task_left_behind_by_a_step_may_start_steps(store: FlakyStore, effects: Effects, options: Any) -> None:
+    """Only while the outer function runs is a step nested, and has what it calls a current step."""
     runner = Runner(store, "run")
-    go = asyncio.Event()
+    begun, go = asyncio.Event(), asyncio.Event()
     tasks: list[asyncio.Task[str]] = []
 
     async def later() -> str:
+        assert current_step().step_id == "spawn"
+        begun.set()
         await go.wait()
+        with pytest.raises(DurableError, match="outside a step"):
+            current_step()
         return await runner.step("later", effects.happen)
 
     async def spawn() -> None:
         tasks.append(asyncio.create_task(later()))
+        await begun.wait()
 
-    await runner.step("spawn", spawn)
+    await runner.step("spawn", spawn, **options)
     go.set()
     assert await tasks[0] == "effect"
 
@@ -343,6 +508,79 @@ async def test_other_arguments_than_recorded_are_drift(store: FlakyStore, effect
     with pytest.raises(StepDrift, match="other arguments"):
         await Runner(store, "run", on_drift="raise").step("value", effects.happen, "after")
     assert effects == {"before": 1}
+
+
+async def test_drift_is_an_error_where_that_is_asked_for(store: FlakyStore, effects: Effects) -> None:
+    """Whatever the program does with warnings."""
+    await Runner(store, "run").step("value", effects.happen, "before")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert await Runner(store, "run").step("value", effects.happen, "after") == "before"
+        with pytest.raises(StepDrift, match="other arguments"):
+            await Runner(store, "run", on_drift="raise").step("value", effects.happen, "after")
+
+
+async def test_arguments_that_came_or_went_are_drift(store: FlakyStore) -> None:
+    """No argument at all is other than one."""
+
+    def work(*args: str) -> int:
+        return len(args)
+
+    await Runner(store, "run").step("had-one", work, "x")
+    await Runner(store, "run").step("had-none", work)
+    with pytest.raises(StepDrift, match="other arguments"):
+        await Runner(store, "run", on_drift="raise").step("had-one", work)
+    with pytest.raises(StepDrift, match="other arguments"):
+        await Runner(store, "run", on_drift="raise").step("had-none", work, "x")
+
+
+async def test_keyword_arguments_of_a_partial_count(store: FlakyStore) -> None:
+    """They are how a function gets keyword arguments."""
+
+    def pay(*, amount: int) -> int:
+        return amount
+
+    assert await Runner(store, "run").step("pay", functools.partial(pay, amount=1)) == 1
+    assert await Runner(store, "run", on_drift="raise").step("pay", functools.partial(pay, amount=1)) == 1
+    with pytest.raises(StepDrift, match="other arguments"):
+        await Runner(store, "run", on_drift="raise").step("pay", functools.partial(pay, amount=2))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Path("a"), Path("b")),
+        (Reading(value=1.5), Reading(value=2.5)),
+        (Day(day=date(2024, 1, 1)), Day(day=date(2024, 1, 2))),
+        (Link(url="https://example.com/a"), Link(url="https://example.com/b")),
+        ([PydanticAccount(email="ann@example.com")], [PydanticAccount(email="bob@example.com")]),
+    ],
+    ids=label,
+)
+async def test_arguments_of_many_types_count_by_what_they_hold(store: FlakyStore, before: Any, after: Any) -> None:
+    """An equal one is the same, another is drift."""
+
+    def work(argument: Any) -> int:
+        return 1
+
+    await Runner(store, "run").step("a", work, before)
+    await Runner(store, "run", on_drift="raise").step("a", work, copy.deepcopy(before))
+    with pytest.raises(StepDrift, match="other arguments"):
+        await Runner(store, "run", on_drift="raise").step("a", work, after)
+
+
+async def test_other_arguments_than_those_of_a_failure_are_drift(store: FlakyStore) -> None:
+    """What was recorded as failed is as little what is asked for now."""
+
+    def fail(amount: int) -> None:
+        raise OSError
+
+    with pytest.raises(StepFailed):
+        await Runner(store, "run").step("pay", fail, 1)
+    with pytest.warns(StepDrift, match="other arguments"), pytest.raises(StepFailed):
+        await Runner(store, "run").step("pay", fail, 2)
+    with pytest.raises(StepDrift, match="other arguments"):
+        await Runner(store, "run", on_drift="raise").step("pay", fail, 2)
 
 
 async def test_another_kind_than_recorded_is_drift(store: FlakyStore, effects: Effects) -> None:
@@ -464,6 +702,7 @@ def _bad(**options: Any) -> Any:
         (_bad(on_event=1), TypeError, "on_event"),
         (_bad(on_drift="ignore"), ValueError, "'ignore'"),
         (_bad(lock_wait=-1), ValueError, "lock_wait"),
+        (_bad(lock_wait=True), TypeError, "not True"),
         (_bad(store_timeout=0), ValueError, "store_timeout"),
     ],
 )

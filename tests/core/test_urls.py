@@ -139,6 +139,17 @@ def test_a_url_without_a_scheme(url: str) -> None:
         StoreURL(url)
 
 
+@pytest.mark.parametrize(
+    "url", ["//user:SECRET@host/db", "//user:SEC/RET@host/db", "host/db?password=SECRET", "./a?token=SECRET"]
+)
+def test_a_url_without_a_scheme_keeps_its_secret(url: str) -> None:
+    """Where the scheme was forgotten the advice shows no password either."""
+    with pytest.raises(StoreError, match="has no scheme") as refused:
+        StoreURL(url)
+    assert "***" in str(refused.value)
+    assert not any(part in str(refused.value) for part in ("SEC", "RET"))
+
+
 @pytest.mark.parametrize("url", [None, 7, b"file:x"])
 def test_a_url_that_is_no_text(url: object) -> None:
     """Anything but a str is a TypeError."""

@@ -192,6 +192,7 @@ def test_the_repeated_hour_keeps_its_instant() -> None:
         back = record(datetime, value)
         assert back.utcoffset() == value.utcoffset() == timedelta(hours=2 - fold)
         assert back.astimezone(UTC) == value.astimezone(UTC)
+        assert record(datetime, LateDatetime(2024, 10, 27, 2, 30, fold=fold, tzinfo=BERLIN)) == back
         assert record(set[datetime], {value}) == {back}
         assert record(dict[datetime, int], {value: 1}) == {back: 1}
 

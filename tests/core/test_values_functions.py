@@ -203,7 +203,10 @@ def test_generators_are_refused() -> None:
     async def stream() -> AsyncIterator[int]:
         yield 1
 
-    for fn in (generator, stream, functools.partial(generator)):
+    async def unannotated():
+        yield 1
+
+    for fn in (generator, stream, unannotated, functools.partial(generator)):
         for _ in range(2):
             with pytest.raises(TypeError, match="generator"):
                 codec_of(fn)

@@ -9,6 +9,7 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Annotated, Any
 
+import attrs
 import msgspec
 import pydantic
 import pydantic.dataclasses
@@ -31,9 +32,11 @@ from tests.core.value_types import (
     Derived,
     Dog,
     Excluding,
+    Extra,
     Items,
     Level,
     Line,
+    LonelyElement,
     Loose,
     Mood,
     Node,
@@ -276,6 +279,68 @@ def test_slots_beside_the_fields_are_not_lost_silently() -> None:
     assert record(Slotted, slotted) == slotted
     slotted.extra = 2
     assert "at `$.extra`: 2 (int) did not come back" in refused(Slotted, slotted)
+
+
+class _Shortened(pydantic.BaseModel):
+    """Writes less, or more, than it holds."""
+
+    amount: Annotated[Decimal, pydantic.PlainSerializer(lambda amount: str(amount.normalize()))] = Decimal(1)
+    at: Annotated[datetime, pydantic.PlainSerializer(lambda at: at.replace(microsecond=0).isoformat())] = datetime(2024, 1, 1)
+    items: Annotated[list[int], pydantic.PlainSerializer(lambda items: items[:1])] = []
+    names: Annotated[set[str], pydantic.PlainSerializer(lambda names: sorted(names)[:1])] = set()
+    prices: Annotated[dict[str, int], pydantic.PlainSerializer(lambda prices: {**prices, "more": 1})] = {"more": 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"amount": Decimal("1.50")}, "$.amount"),
+        ({"at": datetime(2024, 1, 1, microsecond=7)}, "$.at"),
+        ({"items": [1, 2]}, "$.items"),
+        ({"names": {"a", "b"}}, "$.names"),
+        ({"prices": {}}, "$.prices.more"),
+    ],
+)
+def test_what_a_class_writes_shorter_or_longer_is_refused(fields: dict[str, Any], path: str) -> None:
+    """A decimal's zeros, a part of a second, and members that came or went count, however equal the rest is."""
+    assert record(_Shortened, _Shortened()) == _Shortened()
+    assert f"at `{path}`" in refused(_Shortened, _Shortened(**fields))
+
+
+@attrs.define
+class _Priced:
+    net: int
+    gross: int = attrs.field(init=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.gross = self.net * 2
+
+
+@attrs.define(eq=False)
+class _Unequal:
+    number: int
+
+
+def test_attrs_classes_are_compared_by_their_fields() -> None:
+    """By those that their own equality leaves out, too, and where they have none."""
+    priced = _Priced(3)
+    assert record(_Priced, priced) == priced
+    priced.gross = 7
+    assert "at `$.gross`: 7 (int) came back as 6 (int)" in refused(_Priced, priced)
+    assert codec_for(_Unequal).record(_Unequal(1))[1].number == 1
+
+
+def test_what_a_model_takes_beyond_its_fields_counts() -> None:
+    """An extra value that JSON has no form for would come back as text."""
+    extra = Extra.model_validate({"number": 1, "when": datetime(2024, 1, 1)})
+    assert "at `$.__pydantic_extra__.when`" in refused(Extra, extra)
+
+
+def test_what_is_equal_to_nothing_else_is_looked_into_in_a_set() -> None:
+    """Such elements are paired by their JSON."""
+    element = LonelyElement(1)
+    object.__setattr__(element, "extra", 1)
+    assert "at `$[...].extra`" in refused(frozenset[LonelyElement], frozenset({element}))
 
 
 def test_a_value_that_contains_itself_is_refused() -> None:

@@ -12,9 +12,9 @@ from durable_file import FileStore
 Child = Callable[..., "subprocess.Popen[str]"]
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    """Return what the process printed; it must end well."""
-    output, _ = process.communicate(timeout=60)
+def finish(process: subprocess.Popen[str], answer: str | None = None) -> str:
+    """Give the process an answer that it waits for, if any, and return what it printed; it must end well."""
+    output, _ = process.communicate(answer, timeout=60)
     assert process.returncode == 0
     return output
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -47,6 +48,17 @@ async def test_clearing_is_a_line(log: Path) -> None:
     assert json.loads(added)["clear"] == "one"
 
 
+async def test_cleared_again_and_again(log: Path) -> None:
+    """What stood before the last clearing is gone, in a scan too, and what came after it is there."""
+    async with FileStore(log) as store:
+        await store.append(step("a", "other"))
+        for name in "abc":
+            await store.clear("run")
+            await store.append(step(name))
+        assert [record.step_id async for record in store.scan("run")] == ["c"]
+    assert await steps_in(log) == ["c"]
+
+
 async def test_last_run_takes_the_file_along(path: Path) -> None:
     """When the only run of a log is cleared, its file goes."""
     async with FileStore(path) as store:
@@ -87,6 +99,19 @@ async def test_mostly_cleared_is_rewritten(log: Path) -> None:
         assert held == kept[1]
         await other.append(step("c", "run-19"))
     assert await steps_in(log, "run-19") == ["a", "b", "c"]
+
+
+async def test_rewriting_keeps_every_entry(log: Path) -> None:
+    """However many a run has."""
+    async with FileStore(log) as store:
+        kept = await asyncio.gather(*(store.append(step(f"s{n}", "kept")) for n in range(2_500)))
+        for n in range(100):
+            await store.append(step(f"s{n}", "gone", result=BIG))
+        size = log.stat().st_size
+        await store.clear("gone")
+        assert log.stat().st_size < size / 2
+    async with FileStore(log) as store:
+        assert [*await store.list("kept")] == kept
 
 
 @pytest.mark.parametrize("failing", ["sync", "sync_folder"])

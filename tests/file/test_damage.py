@@ -51,6 +51,41 @@ async def test_tail_of_nul(log: Path, lines: list[bytes], tail: bytes) -> None:
     assert b"\0" not in log.read_bytes()
 
 
+async def test_torn_append_of_megabytes(log: Path, lines: list[bytes]) -> None:
+    """However much was written of an append that never returned, what stands before it is read and stays."""
+    log.write_bytes(b"".join(lines) + b'{"crc":"' + b"x" * 2_500_000)
+    assert await steps_in(log) == ["a", "b", "c"]
+    async with FileStore(log) as store:
+        assert [record.step_id async for record in store.scan("run")] == ["a", "b", "c"]
+        await store.append(step("d"))
+    assert await steps_in(log) == ["a", "b", "c", "d"]
+
+
+async def test_clearing_a_torn_log(log: Path, lines: list[bytes], caplog: pytest.LogCaptureFixture) -> None:
+    """Clearing is writing, too: the torn append is cut off first."""
+    async with FileStore(log) as store:
+        await store.append(step("a", "other"))
+    log.write_bytes(log.read_bytes() + lines[2][:-10])
+    async with FileStore(log) as store:
+        await store.clear("run")
+    assert "cut off" in caplog.text
+    assert await steps_in(log) == []
+    assert await steps_in(log, "other") == ["a"]
+
+
+async def test_scan_of_a_torn_log_that_goes_on(log: Path) -> None:
+    """What is written in the place of a torn append after a scan began is none of its entries."""
+    big = b'"' + b"x" * 700_000 + b'"'
+    async with FileStore(log) as store:
+        for name in "abc":
+            await store.append(step(name, result=big))
+        log.write_bytes(log.read_bytes() + b'{"crc":"' + b"x" * 5_000)
+        scan = store.scan("run")
+        first = await anext(scan)
+        await store.append(step("d"))
+        assert [first.step_id, *[record.step_id async for record in scan]] == ["a", "b", "c"]
+
+
 async def test_torn_first_append(log: Path, lines: list[bytes]) -> None:
     """A log whose only append was torn holds no run."""
     log.write_bytes(lines[0][:-1])

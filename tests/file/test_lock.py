@@ -13,6 +13,8 @@ import pytest
 
 from durable_core import LockLost, RunBusy, StoreError
 from durable_file import FileStore, _locks, _ranges
+from durable_file._holder import TABLE
+from durable_file._locks import position_of
 from tests.file.support import Child, finish, step
 
 HOLD = """
@@ -97,6 +99,15 @@ async def test_lease(path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(("one", "other"), [("All.jsonl", "all.jsonl"), ("caf\u00e9.jsonl", "cafe\u0301.jsonl")])
+async def test_two_spellings_of_one_file(tmp_path: Path, one: str, other: str) -> None:
+    """Names that are one file on a disk which tells neither case nor composition apart share their locks everywhere."""
+    async with FileStore(tmp_path / one) as store, store.lock("run"), FileStore(tmp_path / other) as second:
+        with pytest.raises(RunBusy):
+            async with second.lock("run"):
+                pass
+
+
 async def test_error_inside(path: Path) -> None:
     """The lock is given back when its context ends with an error."""
     async with FileStore(path) as store:
@@ -131,6 +142,44 @@ async def test_holder_that_can_not_be_read(tmp_path: Path, child: Child) -> None
             async with store.lock("run"):
                 pass
         assert raised.value.since is None
+
+
+@pytest.mark.parametrize("program", ["x", "long-" * 60])
+async def test_holder_after_one_of_another_name(tmp_path: Path, child: Child, program: str) -> None:
+    """What an earlier holder wrote down, however long, doesn't spoil the note of the one who holds the run now."""
+    script = f"sys.argv[0] = {{!r}}{HOLD}"
+    for name in ("longer-than-the-next", program):
+        holder = child(script.format(name), tmp_path, "run")
+        assert holder.stdout
+        pid = int(holder.stdout.readline())
+        async with FileStore(tmp_path) as store:
+            with pytest.raises(RunBusy) as raised:
+                async with store.lock("run"):
+                    pass
+        assert raised.value.holder == f"process {pid} on {platform.node()[:40]} ({name[:40]})"
+        holder.communicate("\n")
+
+
+async def test_two_holders_with_one_note(tmp_path: Path, child: Child) -> None:
+    """Where chance lets two runs note their holders in one place, the first is busy all the same, and nobody is named for it."""
+    found: dict[int, str] = {}
+    for n in range(10_000):
+        run_id = f"run-{n}"
+        slot = position_of("run", f"{run_id}.jsonl", run_id) % (TABLE // 256)
+        if slot in found:
+            break
+        found[slot] = run_id
+    for held in (found[slot], run_id):
+        holder = child(HOLD, tmp_path, held)
+        assert holder.stdout
+        pid = int(holder.stdout.readline())
+    async with FileStore(tmp_path) as store:
+        with pytest.raises(RunBusy, match="is held by another process; "):
+            async with store.lock(found[slot]):
+                pass
+        with pytest.raises(RunBusy, match=f"is held by process {pid} on "):
+            async with store.lock(run_id):
+                pass
 
 
 async def test_writer_that_is_stopped(log: Path, child: Child, monkeypatch: pytest.MonkeyPatch) -> None:

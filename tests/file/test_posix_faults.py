@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import random
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from durable_core import LockLost, RunBusy
-from durable_file import FileStore
+from durable_core import LockLost, RunBusy, StoreError
+from durable_file import FileStore, _disk, _locks
 from tests.file.support import Child, finish, step, steps_in
 
 WRITE_FOR_EVER = """
@@ -75,6 +76,24 @@ async def test_fork(path: Path) -> None:
     assert {*steps[1:]} == {f"{who}-{n}" for who in ("child", "parent") for n in range(50)}
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+async def test_closing_in_a_forked_child(path: Path) -> None:
+    """A child that leaves `async with` closes nothing of its parent's, and doesn't wait for a thread that it hasn't got."""
+    async with FileStore(path) as store:
+        await store.append(step("a"))
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                asyncio.run(asyncio.wait_for(store.__aexit__(None, None, None), 10))
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        await store.append(step("b"))
+    assert await steps_in(path) == ["a", "b"]
+
+
 async def append_all(store: FileStore, who: str) -> None:
     assert (await store.list("run"))[0].step_id == "before"
     await asyncio.gather(*(store.append(step(f"{who}-{n}")) for n in range(50)))
@@ -119,6 +138,40 @@ async def test_fork_takes_no_lock(path: Path, child: Child, fork: str) -> None:
         parent.wait()
         async with store.lock("run"):
             pass
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+async def test_fork_while_another_thread_opens_the_lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child gets no descriptor of it, which would keep the parent's locks when the parent dies."""
+    opened = threading.Event()
+
+    class LockFile(_locks._LockFile):
+        def __init__(self, fd: int) -> None:
+            super().__init__(fd)
+            opened.set()
+            threading.Event().wait(0.2)  # a fork that waits for nobody gets in here
+
+    monkeypatch.setattr(_locks, "_LockFile", LockFile)
+    async with FileStore(tmp_path) as store:
+        appending = asyncio.create_task(store.append(step("a")))
+        await asyncio.to_thread(opened.wait)
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                lock_file = (tmp_path / _locks.LOCK_FILE).stat()
+                status = any(_is_open_as(int(fd.name), lock_file) for fd in [*Path("/dev/fd").iterdir()])
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        await appending
+
+
+def _is_open_as(fd: int, file: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), file)
+    except OSError:  # that of the folder which was just listed
+        return False
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
@@ -215,6 +268,29 @@ async def test_lock_without_room(path: Path, child: Child) -> None:
     assert output.endswith("File too large (EFBIG)\n")
 
 
+async def test_lock_without_room_keeps_nobody_out(path: Path, child: Child) -> None:
+    """A process that could not write down that it holds a run, and goes on, does not keep the run from others."""
+    script = """
+    import resource, signal
+    from durable_core import StoreError
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    async def main():
+        async with FileStore(sys.argv[1]) as store:
+            try:
+                await store.lock("run").__aenter__()
+            except StoreError as error:
+                os.write(1, b"refused\\n")
+                sys.stdin.readline()
+    asyncio.run(main())
+    """
+    full = child(script, path)
+    assert full.stdout
+    assert full.stdout.readline() == "refused\n"
+    async with FileStore(path) as store, store.lock("run") as lease:
+        lease.check()
+
+
 async def test_private_to_the_owner(path: Path) -> None:
     """What the store creates can be read by its owner only, whatever the umask; what was there keeps its mode."""
     place = path.parent / "new" / path.name
@@ -254,6 +330,21 @@ async def test_no_permission(path: Path, child: Child) -> None:
     for line, doing in zip(output, ("append to", "lock a run of"), strict=True):
         assert line.startswith(f"can't {doing} ")
         assert "Permission denied; the folder and its files must be readable and writable" in line
+
+
+async def test_scan_that_fails_closes_its_file(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that refuses a sync, again and again, does not use up the process's files."""
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with FileStore(log) as store:
+        await store.append(step("a"))
+        before = len([*Path("/dev/fd").iterdir()])
+        monkeypatch.setattr(_disk, "sync", fail)
+        with pytest.raises(StoreError, match="EIO"):
+            [record async for record in store.scan("run")]
+        assert len([*Path("/dev/fd").iterdir()]) == before
 
 
 async def test_thread_and_files_end(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,15 +101,13 @@ async def test_replaced(log: Path, tmp_path: Path, in_place: bool) -> None:
             await store.append(step(name))
         for length in (1, 3, 3, 5):
             async with FileStore(tmp_path / "other.jsonl") as other:
-                for name in "vwxyz"[:length]:
-                    await other.append(step(name))
+                written = [await other.append(step(name)) for name in "vwxyz"[:length]]
             if in_place:
                 shutil.copyfile(tmp_path / "other.jsonl", log)
             else:
                 (tmp_path / "other.jsonl").replace(log)
-            assert [record.step_id for record in await store.list("run")] == [*"vwxyz"[:length]]
-            first = (await store.list("run"))[0]
-            assert await store.append(step("v")) == first
+            assert [*await store.list("run")] == written
+            assert await store.append(step("v")) == written[0]
             (tmp_path / "other.jsonl").unlink(missing_ok=True)
 
 
@@ -212,6 +211,32 @@ async def test_readers_let_a_waiting_writer_pass(log: Path, child: Child) -> Non
     assert await reading == "reading\n"
     assert second.stdout.readline() == "a b\n"
     locks.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its locks have no shared kind")
+async def test_readers_do_not_wait_for_each_other(log: Path, child: Child) -> None:
+    """A reader reads while another process is in the middle of reading; a writer waits for both."""
+    script = """
+    from durable_file import _disk
+    real = _disk.read_lines
+    def read_lines(*args):
+        print("reading", flush=True)
+        sys.stdin.readline()
+        return real(*args)
+    _disk.read_lines = read_lines
+    print(len(asyncio.run(FileStore(sys.argv[1]).list("run"))))
+    """
+    async with FileStore(log) as store:
+        await store.append(step("a"))
+        reader = child(script, log)
+        assert reader.stdout
+        assert reader.stdout.readline() == "reading\n"
+        assert len(await asyncio.wait_for(store.list("run"), 10)) == 1
+        writing = asyncio.create_task(store.append(step("b")))
+        done, _ = await asyncio.wait([writing], timeout=0.2)
+        assert not done
+        assert finish(reader, "\n") == "1\n"
+        await writing
 
 
 async def test_readable_by_line(log: Path) -> None:

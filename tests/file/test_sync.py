@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from durable_core import StoreError
-from durable_file import FileStore, _disk
+from durable_file import FileStore, _disk, _logs
 from tests.file.support import Child, finish, step, steps_in
 
 
@@ -98,6 +99,39 @@ async def test_new_names_are_synced(log: Path, disk: Disk) -> None:
     assert disk.folders == [log.parent.parent, log.parent, deep.parent]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have calls of their own")
+async def test_syncs_reach_the_system(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the system's own `fdatasync` that a log waits for, and its `fsync` that the names of new files and folders do."""
+    synced: list[tuple[str, Path]] = []
+
+    def noting(name: str, real: Callable[[int], None]) -> Callable[[int], None]:
+        def call(fd: int) -> None:
+            real(fd)
+            synced.append((name, Path(f"/proc/self/fd/{fd}").readlink()))
+
+        return call
+
+    for name in ("fdatasync", "fsync"):
+        monkeypatch.setattr(os, name, noting(name, getattr(os, name)))
+    async with FileStore(log) as store:
+        await store.append(step("a"))
+        assert {*synced} == {("fsync", log.parent.parent), ("fsync", log.parent), ("fdatasync", log)}
+        assert synced[-1] == ("fdatasync", log)
+
+
+@pytest.mark.parametrize("removable", [True, False])
+async def test_removal_is_synced(log: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, removable: bool) -> None:
+    """When clearing a log's only run returns, the file's end is on the disk, or its emptiness where its name has to stay."""
+    async with FileStore(log) as store:
+        await store.append(step("a"))
+        disk.folders.clear()
+        if not removable:
+            monkeypatch.setattr(Path, "unlink", _refuse)
+        await store.clear("run")
+        assert disk.folders == [log.parent] if removable else disk.covers(log)
+        assert log.exists() is not removable
+
+
 async def test_name_put_there_by_another(log: Path, disk: Disk) -> None:
     """A log that another put in the place of the old one is not read before its name is on the disk, whatever it holds."""
     async with FileStore(log) as store:
@@ -152,6 +186,24 @@ async def test_failure_reaches_all_of_a_batch(log: Path, disk: Disk) -> None:
         assert [record.step_id for record in await store.list("run")] == ["a"]
 
 
+@pytest.mark.parametrize("code", [code for code in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, code)])
+async def test_a_batch_that_there_is_no_room_for(log: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """On a full disk, or over a quota, what fits is stored, and only what is too large fails."""
+    real = _disk.write
+
+    def write(fd: int, data: bytes) -> None:
+        if len(data) > 20_000:
+            raise OSError(getattr(errno, code), "no room")
+        real(fd, data)
+
+    monkeypatch.setattr(_disk, "write", write)
+    records = [step("a"), step("b"), step("large", result=b'"' + b"x" * 20_000 + b'"'), step("c")]
+    async with FileStore(log) as store:
+        results = await asyncio.gather(*map(store.append, records), return_exceptions=True)
+        assert [isinstance(result, StoreError) for result in results] == [False, False, True, False]
+    assert await steps_in(log) == ["a", "b", "c"]
+
+
 async def test_cut_that_fails(log: Path, disk: Disk) -> None:
     """If not even the cut can be made sure of, the log is written anew before anything of it is returned."""
     async with FileStore(log) as store:
@@ -165,6 +217,91 @@ async def test_cut_that_fails(log: Path, disk: Disk) -> None:
         assert disk.covers(log)
         await store.append(step("b"))
     assert await steps_in(log) == ["a", "b"]
+
+
+async def test_doubt_ends_once_the_log_is_written_anew(log: Path, disk: Disk) -> None:
+    """Not before that has succeeded, and then for good."""
+    async with FileStore(log) as store:
+        await store.append(step("a"))
+        inode = log.stat().st_ino
+        disk.fail("sync", times=2)
+        with pytest.raises(StoreError, match="EIO"):
+            await store.append(step("b"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "replace", _refuse)
+            with pytest.raises(StoreError, match="Permission denied"):
+                await store.list("run")
+        assert log.stat().st_ino == inode
+        assert len(await store.list("run")) == 1
+        anew = log.stat().st_ino
+        assert anew != inode
+        await store.append(step("b"))
+        assert log.stat().st_ino == anew
+    assert await steps_in(log) == ["a", "b"]
+
+
+async def test_doubt_ends_with_a_log_that_is_removed(log: Path, disk: Disk) -> None:
+    """The one that takes its place is written by appends alone."""
+    async with FileStore(log) as store:
+        await store.append(step("a"))
+        disk.fail("sync", times=2)
+        with pytest.raises(StoreError, match="EIO"):
+            await store.append(step("b"))
+        log.unlink()
+        await store.append(step("c"))
+        inode = log.stat().st_ino
+        assert [record.step_id for record in await store.list("run")] == ["c"]
+        assert log.stat().st_ino == inode
+
+
+async def test_doubt_outlives_a_full_memory(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log is not forgotten before it was written anew, however many others are used."""
+    monkeypatch.setattr(_logs, "ROOM", 0)
+    async with FileStore(tmp_path) as store:
+        await store.append(step("a"))
+        inode = (tmp_path / "run.jsonl").stat().st_ino
+        disk.fail("sync", times=2)
+        with pytest.raises(StoreError, match="EIO"):
+            await store.append(step("b"))
+        for n in range(20):
+            await store.append(step("a", f"run-{n}"))
+        assert [record.step_id for record in await store.list("run")] == ["a"]
+        assert (tmp_path / "run.jsonl").stat().st_ino != inode
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its locks have no shared kind")
+async def test_nothing_is_written_anew_while_others_read(log: Path, disk: Disk, child: Child) -> None:
+    """A reader that finds its log doubtful waits until it is alone: two that write it anew at once would mix their lines."""
+    script = """
+    from durable_file import _disk
+    real = _disk.read_lines
+    def read_lines(*args):
+        print("reading", flush=True)
+        sys.stdin.readline()
+        return real(*args)
+    _disk.read_lines = read_lines
+    print(len(asyncio.run(FileStore(sys.argv[1]).list("run"))))
+    """
+    async with FileStore(log) as store:
+        await store.append(step("a"))
+        disk.fail("sync", times=2)
+        with pytest.raises(StoreError, match="EIO"):
+            await store.append(step("b"))
+        inode = log.stat().st_ino
+        reader = child(script, log)
+        assert reader.stdout
+        assert reader.stdout.readline() == "reading\n"
+        reading = asyncio.create_task(store.list("run"))
+        done, _ = await asyncio.wait([reading], timeout=0.2)
+        assert not done
+        assert log.stat().st_ino == inode
+        assert finish(reader, "\n") == "1\n"
+        assert len(await reading) == 1
+        assert log.stat().st_ino != inode
+
+
+def _refuse(*args: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 LEFT_UNSYNCED = """
@@ -219,6 +356,19 @@ async def test_sync_that_fails_while_reading(log: Path, disk: Disk, child: Child
         assert disk.covers(log)
 
 
+async def test_append_that_fails_above_lines_of_a_killed_writer(log: Path, disk: Disk, child: Child) -> None:
+    """The failed sync was theirs, too: the cut leaves them, and they are written anew before anyone gets them."""
+    child(LEFT_UNSYNCED, log).wait()
+    inode = log.stat().st_ino
+    async with FileStore(log) as store:
+        disk.fail("sync")
+        with pytest.raises(StoreError, match="EIO"):
+            await store.append(step("b"))
+        assert [record.step_id for record in await store.list("run")] == ["left"]
+        assert log.stat().st_ino != inode
+        assert disk.covers(log)
+
+
 async def test_one_sync_for_many(log: Path, disk: Disk) -> None:
     """Appends that wait at the same time share syncs, 500 at most to one."""
 
@@ -227,6 +377,16 @@ async def test_one_sync_for_many(log: Path, disk: Disk) -> None:
         disk.syncs = 0
         await asyncio.gather(*(store.append(step(f"s{n}")) for n in range(2000)))
         assert 4 <= disk.syncs <= 6
+
+
+async def test_large_appends_share_less(log: Path, disk: Disk) -> None:
+    """No more than 4 MiB go out at once, however many wait."""
+    async with FileStore(log) as store:
+        await store.append(step("first"))
+        disk.syncs = 0
+        big = b'"' + b"x" * 1_000_000 + b'"'
+        await asyncio.gather(*(store.append(step(f"s{n}", result=big)) for n in range(13)))
+        assert disk.syncs == 4  # of one, and of four each
 
 
 async def test_other_process_reads_what_was_returned(log: Path, child: Child) -> None:

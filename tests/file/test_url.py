@@ -46,6 +46,7 @@ async def test_absolute(prefix: str, tmp_path: Path) -> None:
         ("file:", "names no path; write 'file:./runs'"),
         ("file:./runs?sync=off", "unknown option 'sync'"),
         ("file:./runs#1", "write it as %23"),
+        ("file:./runs#", "write it as %23"),
         ("file://runs/a", "names the machine 'runs'; write 'file:./runs/a'"),
         ("file://me:secret@runs/a", "^file://me:\\*\\*\\*@runs/a names the machine 'runs'; write 'file:./runs/a'"),
         ("file:a%00b", "holds a NUL"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -57,6 +58,181 @@ async def left_open(store: Store) -> None:
         await Runner(store, "run").step("charge", crash, at_most_once=True)
 
 
+class Turning(MemoryStore):
+    """Lets others have their turn before each answer, as every real store does."""
+
+    async def append(self, record: StepRecord) -> StepRecord:
+        await asyncio.sleep(0)
+        return await super().append(record)
+
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        await asyncio.sleep(0)
+        return await super().get(run_id, step_id)
+
+
+async def test_two_people_who_approve_at_once_are_two() -> None:
+    """Neither vote is lost to the other."""
+    store = Turning()
+    await ask(store, quorum=2)
+    await asyncio.gather(*(control.approve(store, "run", "refund", by=name) for name in ("alice", "bob")))
+    waiting, one, both = await store.list("run")
+    assert [record.status for record in (waiting, one, both)] == ["waiting", "waiting", "success"]
+    assert {vote["by"] for vote in both.note["votes"]} == {"alice", "bob"}
+
+
+@pytest.mark.parametrize("what", ["decision", "event", "resolve"])
+async def test_of_two_unlike_acts_at_once_one_is_refused(what: str) -> None:
+    """It is told what the other one did, which is what counts."""
+    store = Turning()
+    if what == "decision":
+        await ask(store)
+        acts = [control.approve(store, "run", "refund", by="alice"), control.reject(store, "run", "refund", by="bob")]
+    elif what == "event":
+        acts = [control.send(store, "run", "packed", number) for number in range(2)]
+    else:
+        await charge_fails(store, [])
+        acts = [control.resolve(store, "run", "charge", number, reason="by phone") for number in range(2)]
+    one, other = await asyncio.gather(*acts, return_exceptions=True)
+    assert isinstance(other, AlreadyDecided)
+    assert other.record == one == (await store.list("run"))[-1]
+
+
+async def test_two_people_who_retry_at_the_same_moment_did_the_same() -> None:
+    """Both get the entry that reopened the step."""
+    store = Turning()
+    await charge_fails(store, [])
+    one, other = await asyncio.gather(*(control.retry(store, "run", "charge") for _ in range(2)))
+    assert one == other
+    assert [record.status for record in await store.list("run")] == ["failure", "reopened"]
+
+
+async def test_a_failed_step_is_reopened_while_the_run_is_held(store: MemoryStore) -> None:
+    """It is not running, whoever holds the run."""
+    await charge_fails(store, [])
+    async with Runner(store, "run"):
+        assert (await control.retry(store, "run", "charge")).status == "reopened"
+
+
+async def test_terms_are_those_first_recorded(store: MemoryStore) -> None:
+    """A decision binds to what was shown; other terms, asked for later, neither count nor stop the run."""
+    await ask(store, quorum=2, approvers=["alice", "bob"])
+    await ask(store)
+    assert (await control.approve(store, "run", "refund", by="alice")).status == "waiting"
+    with pytest.raises(Refused, match="'carol' may not decide"):
+        await control.approve(store, "run", "refund", by="carol")
+    await control.approve(store, "run", "refund", by="bob")
+    assert (await Runner(store, "run").approval("refund", {"amount": 90})).approved
+
+
+async def test_what_was_shown_and_said_stays_with_a_wait(store: MemoryStore) -> None:
+    """Whether it expires, is reopened, or is decided by hand."""
+    clock = FakeClock()
+    with pytest.raises(RunSuspended):
+        await Runner(store, "run", wait_limit=0, clock=clock).approval("refund", {"amount": 90}, quorum=2, timeout=60)
+    await control.approve(store, "run", "refund", by="alice", clock=clock)
+    clock.advance(60)
+    with pytest.raises(DeadlinePassed):
+        await control.approve(store, "run", "refund", by="bob", clock=clock)
+    await control.retry(store, "run", "refund", reason="they were ill", clock=clock)
+    for record in await store.list("run"):
+        assert record.note["show"] == {"amount": 90}
+        assert [vote["by"] for vote in record.note.get("votes", [])] == (["alice"] if record.revision else [])
+
+
+async def test_an_expired_approval_that_is_resolved_shows_what_it_was_about(store: MemoryStore) -> None:
+    """And why it was decided by hand."""
+    clock = FakeClock()
+    with pytest.raises(StepFailed):
+        await Runner(store, "run", clock=clock).approval("refund", {"amount": 90}, timeout=60)
+    decision = Decision(True, "alice", None, clock.now())
+    record = await control.resolve(store, "run", "refund", decision, reason="by phone", clock=clock)
+    assert record.note == {"show": {"amount": 90}, "reason": "by phone"}
+
+
+async def test_a_reopened_approval_is_not_decided_before_it_is_asked_again(store: MemoryStore) -> None:
+    """What would be shown nobody knows yet."""
+    clock = FakeClock()
+    with pytest.raises(StepFailed):
+        await Runner(store, "run", clock=clock).approval("refund", timeout=60)
+    await control.retry(store, "run", "refund", clock=clock)
+    with pytest.raises(Refused, match="doesn't wait for an approval.*'reopened'"):
+        await control.approve(store, "run", "refund", by="alice", clock=clock)
+
+
+async def test_a_reopened_event_may_be_sent_before_anyone_waits_again(store: MemoryStore) -> None:
+    """The deadline that passed was that of the wait before."""
+    clock = FakeClock()
+    with pytest.raises(StepFailed):
+        await Runner(store, "run", clock=clock).event("packed", timeout=60)
+    await control.retry(store, "run", "packed", clock=clock)
+    await control.send(store, "run", "packed", "late", clock=clock)
+    assert await Runner(store, "run", clock=clock).event("packed", timeout=60) == "late"
+
+
+async def test_a_vote_for_what_was_rejected_is_told_so(store: MemoryStore) -> None:
+    """Also to the one who had said the same before."""
+    await ask(store, quorum=2)
+    await control.approve(store, "run", "refund", by="alice")
+    await control.reject(store, "run", "refund", by="bob")
+    with pytest.raises(AlreadyDecided, match="rejected by 'bob'"):
+        await control.approve(store, "run", "refund", by="alice")
+
+
+async def test_a_step_that_succeeded_by_itself_was_not_resolved(store: MemoryStore) -> None:
+    """To set the value that it has is refused like any other, and does not let a failed flow go on."""
+
+    @flow
+    async def pays(runner: Runner) -> None:
+        await runner.step("look-up", lambda: 7)
+        await runner.step("charge", lambda: 1 / 0)
+
+    with pytest.raises(StepFailed):
+        await pays.run(store, run_id="run")
+    with pytest.raises(Refused, match="neither failed nor was interrupted"):
+        await control.resolve(store, "run", "look-up", 7, reason="by phone")
+    assert (await control.status(store, "run")).status == "failed"
+
+
+async def test_no_act_ends_before_it_began(store: MemoryStore) -> None:
+    """Whoever acts may do so on a machine whose clock is behind."""
+    clock = FakeClock()
+    with pytest.raises(RunSuspended):
+        await Runner(store, "run", wait_limit=0, clock=clock).approval("refund")
+    clock.jump(-3600)
+    assert (await control.approve(store, "run", "refund", by="alice", clock=clock)).duration == timedelta(0)
+
+
+async def test_an_unknown_step_is_told_the_steps_that_people_made(store: MemoryStore) -> None:
+    """The library's own entries are none of them."""
+    await settle.run(store, run_id="run", amount=3)
+    with pytest.raises(Refused, match=r"no step 'refund' in run 'run'; its last steps: 'charge'$"):
+        await control.approve(store, "run", "refund", by="alice")
+
+
+async def test_the_highest_revision_counts_however_entries_are_listed(store: MemoryStore) -> None:
+    """For how a run stands, for who is waited for, and for what a fork takes along."""
+    for step_id, revision, status in [("a", 0, "success"), ("b", 1, "success"), ("b", 0, "waiting"), ("c", 0, "success")]:
+        kind: Any = "approval" if step_id == "b" else "step"
+        await store.append(StepRecord(run_id="run", step_id=step_id, revision=revision, status=status, kind=kind))  # type: ignore[arg-type]
+    assert (await control.status(store, "run")).waiting_for == ()
+    assert [record async for record in control.pending(store)] == []
+    assert await control.fork(store, "run", "new", before="c") == 3
+
+
+async def test_runs_that_are_cleared_meanwhile_are_left_out() -> None:
+    """Between being named and being read."""
+
+    class Clearing(MemoryStore):
+        async def list(self, run_id: str) -> Any:
+            await self.clear("b")
+            return await super().list(run_id)
+
+    store = Clearing()
+    for run_id in "ab":
+        await store.append(StepRecord(run_id=run_id, step_id="step"))
+    assert [status.run_id async for status in control.runs(store)] == ["a"]
+
+
 async def test_the_same_decision_again_changes_nothing(store: MemoryStore) -> None:
     """A person may click twice."""
     await ask(store)
@@ -82,6 +258,7 @@ async def test_one_rejection_decides(store: MemoryStore) -> None:
     await control.approve(store, "run", "refund", by="alice")
     record = await control.reject(store, "run", "refund", by="alice", reason="on second thought")
     assert record.status == "success"
+    assert [(vote["by"], vote["approved"]) for vote in record.note["votes"]] == [("alice", False)]
     decision = await Runner(store, "run").approval("refund", {"amount": 90}, quorum=3)
     assert (decision.approved, decision.by, decision.reason) == (False, "alice", "on second thought")
 
@@ -216,6 +393,10 @@ async def test_a_vote_that_counted_may_be_repeated_after_the_decision(store: Mem
         await control.reject(store, "run", "refund", by="alice")
 
 
+class Cents(int):
+    """Would come back as an int."""
+
+
 def refusals() -> list[Any]:
     return [
         (lambda s: control.approve(s, "nowhere", "refund", by="a"), Refused, "no run 'nowhere'.*'run'"),
@@ -226,6 +407,7 @@ def refusals() -> list[Any]:
         (lambda s: control.send(s, "run", "refund", 1), Refused, "no event but an approval with status 'waiting'"),
         (lambda s: control.send(s, "run", "new", {"f": lambda: 1}), TypeError, "f"),
         (lambda s: control.send(s, "run", "new", float("nan")), TypeError, "nan"),
+        (lambda s: control.send(s, "run", "new", [Cents(90)]), TypeError, r"\$\[0\]"),
         (lambda s: control.send(s, "", "new", 1), ValueError, "run_id ''"),
         (lambda s: control.send(s, "run", "$x", 1), ValueError, "library's own"),
         (lambda s: control.resolve(s, "run", "plain", 1, reason="r"), Refused, "neither failed nor was interrupted"),
@@ -264,7 +446,7 @@ async def test_pending_names_what_waits_for_a_person(store: MemoryStore) -> None
             await asyncio.gather(run.approval("refund", {"run": run_id}, timeout=60 if run_id == "a-3" else None), run.event("e"))
     await control.approve(store, "a-2", "refund", by="alice", clock=clock)
     await control.cancel(store, "a-4", clock=clock)
-    clock.advance(61)
+    clock.advance(60)
     found = [record async for record in control.pending(store, clock=clock)]
     assert {(record.run_id, record.step_id) for record in found} == {("a-1", "refund"), ("b-1", "refund")}
     assert {record.note["show"]["run"] for record in found} == {"a-1", "b-1"}
@@ -321,6 +503,44 @@ async def test_fork_takes_whole_chains_and_leaves_undecided_steps_out(store: Mem
         ("charge", "reopened"),
         ("charge", "success"),
     ]
+
+
+async def test_fork_takes_failures_and_nothing_of_the_library(store: MemoryStore) -> None:
+    """A failure that the flow caught is what was decided; how the run ended, and that it was cancelled, is left behind."""
+
+    @flow
+    async def order(runner: Runner) -> str:
+        with contextlib.suppress(StepFailed):
+            await runner.step("look-up", lambda: 1 / 0)
+        return await runner.step("charge", _charge_or_fail)
+
+    fails = [True]
+
+    async def _charge_or_fail() -> str:
+        if fails.pop():
+            raise OSError
+        return "charged"
+
+    with pytest.raises(StepFailed):
+        await order.run(store, run_id="run")
+    await control.cancel(store, "run")
+    assert await control.fork(store, "run", "new", before="charge") == 1
+    assert [(record.step_id, record.status) for record in await store.list("new")] == [("look-up", "failure")]
+    fails.append(False)
+    assert await order.run(store, run_id="new") == "charged"
+
+
+async def test_a_copy_that_loses_a_slot_meanwhile_is_a_conflict(store: MemoryStore) -> None:
+    """Somebody began the same run in the other place."""
+
+    class Rival(MemoryStore):
+        async def append(self, record: StepRecord) -> StepRecord:
+            await super().append(StepRecord(run_id="run", step_id="a"))
+            return await super().append(record)
+
+    await Runner(store, "run").step("a", lambda: 1)
+    with pytest.raises(CopyConflict, match="'a'"):
+        await control.copy(store, "run", Rival())
 
 
 async def test_fork_and_copy_are_safe_to_repeat_after_a_crash(store: MemoryStore) -> None:
@@ -398,6 +618,36 @@ async def test_status_tells_runs_apart(store: MemoryStore) -> None:
     assert found["fail"].error.matches(StepFailed)
     assert (found["end"].flow, found["end"].input, found["end"].steps) == ("order", {"what": "end"}, 1)
     assert await control.status(store, "wait") == found["wait"]
+
+
+async def test_status_of_a_flow_that_is_not_over(store: MemoryStore) -> None:
+    """A failure that the flow caught is no end; the earliest time of its waits is told, and when something last changed."""
+    clock = FakeClock()
+    began = clock.now()
+
+    @flow(wait_limit=0, clock=clock)
+    async def order(runner: Runner) -> None:
+        with contextlib.suppress(StepFailed):
+            await runner.step("look-up", lambda: 1 / 0)
+        await asyncio.gather(runner.sleep("nap", 3600), runner.approval("ask", timeout=60), return_exceptions=True)
+
+    with pytest.raises(RunSuspended):
+        await order.run(store, run_id="run")
+    status = await control.status(store, "run")
+    assert (status.status, status.error) == ("waiting", None)
+    assert {*status.waiting_for} == {"nap", "ask"}
+    assert status.until == began + timedelta(seconds=60)
+    clock.advance(5)
+    await control.approve(store, "run", "ask", by="alice", clock=clock)
+    status = await control.status(store, "run")
+    assert (status.started_at, status.changed_at) == (began, began + timedelta(seconds=5))
+
+
+async def test_status_of_a_run_that_was_cancelled_after_its_end(store: MemoryStore) -> None:
+    """It has ended."""
+    await settle.run(store, run_id="run", amount=3)
+    await control.cancel(store, "run")
+    assert (await control.status(store, "run")).status == "ended"
 
 
 async def test_status_of_a_run_without_a_flow(store: MemoryStore) -> None:

@@ -16,6 +16,7 @@ from durable_core import (
     RunCancelled,
     Runner,
     RunSuspended,
+    StepDrift,
     StepFailed,
     StepRecord,
     StoreError,
@@ -102,6 +103,26 @@ async def test_a_cancellation_is_no_outcome(store: FailingStore, how: str) -> No
                 group.create_task(runner.step("pay", lambda: 1))
 
     with pytest.raises(RunCancelled if how == "swallowed" else ExceptionGroup):
+        await pays.run(store, run_id="run")
+    assert await outcome(store) == ["started"]
+
+
+async def test_drift_beside_a_failure_is_no_outcome(store: FailingStore) -> None:
+    """Mended code goes on with the run, and what failed beside it may go well then."""
+
+    @flow
+    async def pays(runner: Runner) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail(runner))
+            group.create_task(drift(runner))
+
+    async def fail(runner: Runner) -> None:
+        raise ValueError
+
+    async def drift(runner: Runner) -> None:
+        raise StepDrift("asked for something else")
+
+    with pytest.raises(ExceptionGroup):
         await pays.run(store, run_id="run")
     assert await outcome(store) == ["started"]
 
@@ -219,3 +240,57 @@ async def test_a_flow_that_returns_what_cant_be_recorded_has_failed() -> None:
     for _ in range(2):
         with pytest.raises(StepFailed, match="nan"):
             await number.run(store, run_id="run")
+
+
+async def test_an_outcome_that_was_kept_comes_before_a_failure_of_the_flow(store: FailingStore) -> None:
+    """Also when what fails the flow was recorded before it."""
+
+    def pay() -> int:
+        store.appends = 1
+        return 1
+
+    @flow(store_timeout=0.01)
+    async def pays(runner: Runner) -> None:
+        try:
+            await runner.step("fail", lambda: 1 / 0)
+        finally:
+            with contextlib.suppress(ResultNotRecorded):
+                await runner.step("pay", pay)
+
+    with pytest.raises(StepFailed, match="ZeroDivisionError"):
+        await pays.run(store, run_id="run")
+    assert [record.step_id for record in await store.list("run")] == ["$flow", "fail", "pay", "$flow"]
+
+
+async def test_no_flow_begins_in_a_run_that_was_cancelled(store: FailingStore) -> None:
+    """Nothing is recorded of it."""
+
+    @flow
+    async def pays(runner: Runner) -> None:
+        raise AssertionError
+
+    await Runner(store, "run").step("a", lambda: 1)
+    await control.cancel(store, "run")
+    with pytest.raises(RunCancelled):
+        await pays.run(store, run_id="run")
+    assert await outcome(store) == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_flow_that_ends_second_ends_as_the_first(fails: bool) -> None:
+    """Where nothing keeps two runners apart, one outcome is recorded, and it is that of both."""
+
+    class Rival(MemoryStore):
+        async def append(self, record: StepRecord) -> StepRecord:
+            if record.step_id == "$flow" and record.revision == 1:
+                fields = {"revision": 1, "kind": "flow", "name": "pays", "result": b'"rival"', "fingerprint": record.fingerprint}
+                await super().append(StepRecord(run_id="run", step_id="$flow", **fields))  # type: ignore[arg-type]
+            return await super().append(record)
+
+    @flow
+    async def pays(runner: Runner) -> str:
+        if fails:
+            raise ValueError
+        return "own"
+
+    assert await pays.run(Rival(), run_id="run") == "rival"

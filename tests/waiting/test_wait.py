@@ -12,6 +12,7 @@ import pytest
 from durable_core import (
     DeadlinePassed,
     Decision,
+    DurableError,
     LockLost,
     MemoryStore,
     NestedStep,
@@ -111,6 +112,95 @@ async def test_wait_limit_is_how_long_a_process_waits(store: MemoryStore, clock:
     assert not isinstance(suspended.value, Exception)
 
 
+async def test_no_wait_is_longer_than_it_has_to_be(store: MemoryStore, clock: FakeClock) -> None:
+    """The last pause ends with the wait: at its wake-up time or deadline, or when the process stops waiting."""
+    await runner(store, clock).sleep("nap", 61)
+    assert clock.monotonic() == pytest.approx(61)
+    with pytest.raises(StepFailed):
+        await runner(store, clock).approval("ask", timeout=7)
+    assert clock.monotonic() == pytest.approx(68)
+    with pytest.raises(RunSuspended):
+        await runner(store, clock, wait_limit=5).sleep("cool-off", timedelta(days=1))
+    assert clock.monotonic() == pytest.approx(73)
+
+
+@pytest.mark.parametrize("first", ["ask", "nap"])
+async def test_a_suspension_tells_the_earliest_time(store: MemoryStore, clock: FakeClock, first: str) -> None:
+    """Of all that is waited for, whichever was found to wait for too long first; what is over is not among them."""
+    waits = {"ask": lambda: run.approval("ask", timeout=60), "nap": lambda: run.sleep("nap", 3600)}
+    with pytest.raises(RunSuspended) as suspended:
+        async with runner(store, clock, wait_limit=2) as run:
+            await run.sleep("moment", 1)
+            names = sorted(waits, key=lambda name: name != first)
+            await asyncio.gather(*(waits[name]() for name in names), return_exceptions=True)
+    asked = await store.get("run", "ask")
+    assert asked is not None
+    assert suspended.value.until == asked.until
+    assert {*suspended.value.waiting_for} == {"ask", "nap"}
+
+
+async def test_a_run_that_waits_is_not_reset(store: MemoryStore, clock: FakeClock) -> None:
+    """What would be decided is gone then."""
+    run = runner(store, clock)
+    waiting = asyncio.create_task(run.approval("ask"))
+    while not await store.list("run"):
+        await asyncio.sleep(0)
+    with pytest.raises(DurableError, match="'ask'"):
+        await run.reset()
+    await control.approve(store, "run", "ask", by="alice", clock=clock)
+    assert (await waiting).approved
+
+
+async def test_a_wait_that_is_over_does_not_keep_the_run_from_being_reset(store: MemoryStore, clock: FakeClock) -> None:
+    """However it ended."""
+    run = runner(store, clock, wait_limit=0)
+    with pytest.raises(StepFailed):
+        await run.approval("late", timeout=0)
+    with pytest.raises(RunSuspended):
+        await run.approval("ask")
+    await run.reset()
+    assert await store.list("run") == ()
+
+
+async def test_events_of_waits(store: MemoryStore, clock: FakeClock) -> None:
+    """A listener hears of the wait, of how it ended, and of its replay."""
+    seen: list[tuple[str, str]] = []
+
+    def listen(event: StepEvent) -> None:
+        assert event.record
+        seen.append((event.type, event.record.status))
+
+    for _ in range(2):
+        await runner(store, clock, on_event=listen).sleep("nap", 1)
+        with pytest.raises(StepFailed):
+            await runner(store, clock, on_event=listen).event("packed", timeout=1)
+    assert seen == [
+        ("step:wait", "waiting"),
+        ("step:success", "success"),
+        ("step:wait", "waiting"),
+        ("step:failure", "failure"),
+        ("step:replay", "success"),
+        ("step:replay", "failure"),
+    ]
+
+
+async def test_no_wait_ends_before_it_began(store: MemoryStore, clock: FakeClock) -> None:
+    """A clock that is set back makes no entry of less than no time."""
+    past = clock.now() - timedelta(hours=2)
+    await runner(store, clock, on_event=lambda event: clock.jump(-3600)).sleep("until", past)
+    assert [record.duration for record in await store.list("run")] == [timedelta(0)] * 2
+
+
+async def test_a_decision_that_came_since_the_log_was_read_is_found_at_once(store: MemoryStore, clock: FakeClock) -> None:
+    """By a runner that doesn't wait at all, too."""
+    with pytest.raises(RunSuspended):
+        await runner(store, clock, wait_limit=0).approval("ask")
+    late = runner(store, clock, wait_limit=0)
+    await late.step("a", lambda: 1)
+    await control.approve(store, "run", "ask", by="alice", clock=clock)
+    assert (await late.approval("ask")).approved
+
+
 async def test_a_decision_during_the_wait_ends_it(store: MemoryStore, clock: FakeClock) -> None:
     """A runner in process sees what another process appends."""
     seen: list[str] = []
@@ -136,6 +226,12 @@ async def test_typed_values_are_shown_and_sent(store: MemoryStore, clock: FakeCl
         await runner(store, clock).event("when", returns=int)
 
 
+async def test_an_event_whose_value_nobody_needs(store: MemoryStore, clock: FakeClock) -> None:
+    """With `returns=None` it is not read, whatever was sent."""
+    await control.send(store, "run", "packed", {"box": 1}, clock=clock)
+    assert await runner(store, clock).event("packed", returns=None) is None
+
+
 async def test_a_decision_binds_to_what_was_shown(store: MemoryStore, clock: FakeClock) -> None:
     """Asked again with another payload, the run stops, decided or not, whatever on_drift says."""
     with pytest.raises(RunSuspended):
@@ -146,6 +242,25 @@ async def test_a_decision_binds_to_what_was_shown(store: MemoryStore, clock: Fak
         if (await store.list("run"))[-1].status == "waiting":
             await control.approve(store, "run", "refund", by="alice", clock=clock)
     assert (await runner(store, clock).approval("refund", {"amount": 90})).approved
+
+
+async def test_what_another_runner_showed_at_the_same_time_is_not_decided_here(clock: FakeClock) -> None:
+    """Of two that ask at once under one id one is recorded, and the other one stops."""
+
+    class Rival(MemoryStore):
+        asked = False
+
+        async def append(self, record: StepRecord) -> StepRecord:
+            if not self.asked:
+                self.asked = True
+                with pytest.raises(RunSuspended):
+                    await runner(self, clock, wait_limit=0).approval("refund", {"amount": 900})
+            return await super().append(record)
+
+    store = Rival()
+    with pytest.raises(StepDrift, match="something else to show"):
+        await runner(store, clock, wait_limit=0).approval("refund", {"amount": 90})
+    assert [record.note["show"] for record in await store.list("run")] == [{"amount": 900}]
 
 
 async def test_another_kind_than_recorded_stops_the_run(store: MemoryStore, clock: FakeClock) -> None:
@@ -182,12 +297,44 @@ async def test_a_bare_except_does_not_swallow_a_suspension(store: MemoryStore, c
     assert [record.step_id for record in await store.list("run")] == ["ask"]
 
 
+async def test_a_suspended_runner_may_be_entered_again(store: MemoryStore, clock: FakeClock) -> None:
+    """What it waited for may have come."""
+    run = runner(store, clock, wait_limit=0)
+    with pytest.raises(RunSuspended):
+        async with run:
+            await run.approval("ask")
+    await control.approve(store, "run", "ask", by="alice", clock=clock)
+    async with run:
+        assert (await run.approval("ask")).approved
+
+
+async def test_a_suspended_run_that_is_reset_begins_anew(store: MemoryStore, clock: FakeClock) -> None:
+    """It waits for nothing any more."""
+    run = runner(store, clock, wait_limit=0)
+    with pytest.raises(RunSuspended):
+        await run.approval("ask")
+    await run.reset()
+    assert await run.step("a", lambda: 1) == 1
+    assert [record.step_id for record in await store.list("run")] == ["a"]
+
+
 async def test_a_task_group_does_not_swallow_a_suspension(store: MemoryStore, clock: FakeClock) -> None:
     """What leaves the runner's block is the suspension, not a group around it."""
     with pytest.raises(RunSuspended, match="'ask'"):
         async with runner(store, clock, wait_limit=0) as run, asyncio.TaskGroup() as group:
             group.create_task(run.approval("ask"))
             group.create_task(run.event("packed"))
+
+
+async def test_an_error_beside_a_suspension_is_not_swallowed_by_it(store: MemoryStore, clock: FakeClock) -> None:
+    """Who catches what leaves the block has to hear of both."""
+    with pytest.raises(BaseExceptionGroup) as both:
+        async with runner(store, clock, wait_limit=0) as run:
+            try:
+                await run.approval("ask")
+            except RunSuspended as suspended:
+                raise BaseExceptionGroup("both", [suspended, ValueError("no")]) from None
+    assert [type(error) for error in both.value.exceptions] == [RunSuspended, ValueError]
 
 
 @pytest.mark.parametrize("return_exceptions", [False, True])
@@ -240,6 +387,24 @@ async def test_a_sibling_in_the_middle_of_an_effect_is_finished_and_recorded_fir
     }
 
 
+async def test_a_sibling_that_is_about_to_ask_is_recorded_first(clock: FakeClock) -> None:
+    """Whoever runs the flow again later finds all that it waits for."""
+
+    class Slow(MemoryStore):
+        async def append(self, record: StepRecord) -> StepRecord:
+            for _ in range(50 if record.step_id == "packed" else 0):
+                await asyncio.sleep(0)
+            return await super().append(record)
+
+    store = Slow()
+    with pytest.raises(RunSuspended) as suspended:
+        async with runner(store, clock, wait_limit=0) as run, asyncio.TaskGroup() as group:
+            group.create_task(run.approval("ask"))
+            group.create_task(run.event("packed"))
+    assert {record.step_id for record in await store.list("run")} == {"ask", "packed"}
+    assert {*suspended.value.waiting_for} == {"ask", "packed"}
+
+
 async def test_a_deadline_in_the_past_still_asks_once(store: MemoryStore, clock: FakeClock) -> None:
     """The entries are those of every other wait."""
     with pytest.raises(StepFailed):
@@ -280,6 +445,14 @@ async def test_one_id_is_one_wait(store: MemoryStore, clock: FakeClock) -> None:
         await run.sleep("pause", 2)
     with pytest.raises(StepReused):
         await run.step("pause", lambda: 1)
+    await control.send(store, "run", "packed", 7)
+    await run.event("packed")
+    with pytest.raises(StepReused):
+        await run.approval("packed")
+    with pytest.raises(StepFailed):
+        await run.approval("refund", {"amount": 90}, timeout=1)
+    with pytest.raises(StepReused):
+        await run.approval("refund", {"amount": 900}, timeout=1)
 
 
 async def test_a_wait_inside_a_step_is_refused(store: MemoryStore, clock: FakeClock) -> None:
@@ -330,6 +503,8 @@ async def test_a_store_that_is_away_for_a_moment_does_not_end_a_wait(clock: Fake
         (lambda run: run.approval("a", quorum=0), ValueError, "not 0"),
         (lambda run: run.approval("a", quorum=True), TypeError, "not True"),
         (lambda run: run.approval("a", quorum=2, approvers=["alice"]), ValueError, "to 1.*not 2"),
+        (lambda run: run.approval("a", quorum=2, approvers=["alice", "alice"]), ValueError, "to 1.*not 2"),
+        (lambda run: run.approval("a", approvers=["alice", ""]), TypeError, "not ''"),
         (lambda run: run.approval("a", approvers="alice"), TypeError, r"\['alice'\]"),
         (lambda run: run.approval("a", approvers=[]), ValueError, "approvers"),
         (lambda run: run.approval("a", approvers=[7]), TypeError, "not 7"),
@@ -370,6 +545,16 @@ async def test_cancelling_a_run_ends_its_waits_and_starts_no_step(store: MemoryS
         assert cancelled.value.reason == "customer left"
         with pytest.raises(RunCancelled):
             await again.approval("ask")
+
+
+async def test_a_cancelled_run_asks_nobody(store: MemoryStore, clock: FakeClock) -> None:
+    """Nothing is recorded of a wait that did not begin."""
+    await runner(store, clock).step("a", lambda: 1)
+    await control.cancel(store, "run", clock=clock)
+    for wait in (lambda run: run.approval("ask"), lambda run: run.event("packed"), lambda run: run.sleep("nap", 1)):
+        with pytest.raises(RunCancelled):
+            await wait(runner(store, clock))
+    assert [record.step_id for record in await store.list("run")] == ["a", "$cancel"]
 
 
 async def test_a_run_that_is_busy_notices_its_cancellation_before_its_next_step(store: MemoryStore) -> None:

@@ -11,6 +11,18 @@ from durable_file import FileStore
 
 Child = Callable[..., "subprocess.Popen[str]"]
 
+READ_SLOWLY = """
+from durable_file import _disk
+real = _disk.read_lines
+def read_lines(*args):
+    print("reading", flush=True)
+    sys.stdin.readline()
+    return real(*args)
+_disk.read_lines = read_lines
+print("trying", flush=True)
+print(*(record.step_id for record in asyncio.run(FileStore(sys.argv[1]).list("run"))))
+"""
+
 
 def finish(process: subprocess.Popen[str], answer: str | None = None) -> str:
     """Give the process an answer that it waits for, if any, and return what it printed; it must end well."""

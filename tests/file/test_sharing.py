@@ -13,7 +13,7 @@ import pytest
 from durable_core import StepRecord
 from durable_file import FileStore
 from durable_file._locks import Locks, position_of
-from tests.file.support import Child, finish, step, steps_in
+from tests.file.support import READ_SLOWLY, Child, finish, step, steps_in
 
 
 async def test_two_stores_in_one_process(path: Path) -> None:
@@ -173,21 +173,10 @@ async def test_reader_waits_for_the_writer(log: Path, child: Child) -> None:
 
 async def test_readers_let_a_waiting_writer_pass(log: Path, child: Child) -> None:
     """Readers share the log, but none overtakes a writer that waits: readers that overlap would keep it out for ever."""
-    reader = """
-    from durable_file._log import Log
-    real = Log.refresh
-    def refresh(log, fd):
-        print("reading", flush=True)
-        sys.stdin.readline()
-        return real(log, fd)
-    Log.refresh = refresh
-    print("trying", flush=True)
-    print(*(record.step_id for record in asyncio.run(FileStore(sys.argv[1]).list("run"))))
-    """
     writer = 'asyncio.run(FileStore(sys.argv[1]).append(StepRecord(run_id="run", step_id="b")))'
     async with FileStore(log) as store:
         await store.append(step("a"))
-    first = child(reader, log)
+    first = child(READ_SLOWLY, log)
     assert first.stdout
     assert [first.stdout.readline(), first.stdout.readline()] == ["trying\n", "reading\n"]
     waiting = child(writer, log)
@@ -196,7 +185,7 @@ async def test_readers_let_a_waiting_writer_pass(log: Path, child: Child) -> Non
     while (lock := locks.take(gate)) is not None:  # until the writer holds it
         lock.release()
         await asyncio.sleep(0)
-    second = child(reader, log)
+    second = child(READ_SLOWLY, log)
     assert second.stdout
     assert second.stdout.readline() == "trying\n"
     reading = asyncio.create_task(asyncio.to_thread(second.stdout.readline))
@@ -216,26 +205,16 @@ async def test_readers_let_a_waiting_writer_pass(log: Path, child: Child) -> Non
 @pytest.mark.skipif(sys.platform == "win32", reason="its locks have no shared kind")
 async def test_readers_do_not_wait_for_each_other(log: Path, child: Child) -> None:
     """A reader reads while another process is in the middle of reading; a writer waits for both."""
-    script = """
-    from durable_file import _disk
-    real = _disk.read_lines
-    def read_lines(*args):
-        print("reading", flush=True)
-        sys.stdin.readline()
-        return real(*args)
-    _disk.read_lines = read_lines
-    print(len(asyncio.run(FileStore(sys.argv[1]).list("run"))))
-    """
     async with FileStore(log) as store:
         await store.append(step("a"))
-        reader = child(script, log)
+        reader = child(READ_SLOWLY, log)
         assert reader.stdout
-        assert reader.stdout.readline() == "reading\n"
+        assert [reader.stdout.readline(), reader.stdout.readline()] == ["trying\n", "reading\n"]
         assert len(await asyncio.wait_for(store.list("run"), 10)) == 1
         writing = asyncio.create_task(store.append(step("b")))
         done, _ = await asyncio.wait([writing], timeout=0.2)
         assert not done
-        assert finish(reader, "\n") == "1\n"
+        assert finish(reader, "\n") == "a\n"
         await writing
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from durable_core import StoreError
 from durable_file import FileStore, _disk, _logs
-from tests.file.support import Child, finish, step, steps_in
+from tests.file.support import READ_SLOWLY, Child, finish, step, steps_in
 
 
 class Disk:
@@ -272,30 +272,20 @@ async def test_doubt_outlives_a_full_memory(tmp_path: Path, disk: Disk, monkeypa
 @pytest.mark.skipif(sys.platform == "win32", reason="its locks have no shared kind")
 async def test_nothing_is_written_anew_while_others_read(log: Path, disk: Disk, child: Child) -> None:
     """A reader that finds its log doubtful waits until it is alone: two that write it anew at once would mix their lines."""
-    script = """
-    from durable_file import _disk
-    real = _disk.read_lines
-    def read_lines(*args):
-        print("reading", flush=True)
-        sys.stdin.readline()
-        return real(*args)
-    _disk.read_lines = read_lines
-    print(len(asyncio.run(FileStore(sys.argv[1]).list("run"))))
-    """
     async with FileStore(log) as store:
         await store.append(step("a"))
         disk.fail("sync", times=2)
         with pytest.raises(StoreError, match="EIO"):
             await store.append(step("b"))
         inode = log.stat().st_ino
-        reader = child(script, log)
+        reader = child(READ_SLOWLY, log)
         assert reader.stdout
-        assert reader.stdout.readline() == "reading\n"
+        assert [reader.stdout.readline(), reader.stdout.readline()] == ["trying\n", "reading\n"]
         reading = asyncio.create_task(store.list("run"))
         done, _ = await asyncio.wait([reading], timeout=0.2)
         assert not done
         assert log.stat().st_ino == inode
-        assert finish(reader, "\n") == "1\n"
+        assert finish(reader, "\n") == "a\n"
         assert len(await reading) == 1
         assert log.stat().st_ino != inode
 

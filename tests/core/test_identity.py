@@ -14,14 +14,16 @@ from decimal import Decimal
 from enum import Enum
 from functools import partial
 from pathlib import PurePosixPath
+from types import ModuleType
 from typing import Any, NamedTuple
+from unittest.mock import AsyncMock, MagicMock, create_autospec
 
 import attrs
 import msgspec
 import pydantic
 import pytest
 
-from durable_core import Runner, StepReused
+from durable_core import Runner, StepDrift, StepReused
 
 from .conftest import Effects, FlakyStore
 
@@ -335,16 +337,7 @@ async def test_fingerprints_are_the_same_in_every_process(args: str) -> None:
         "from functools import partial\nfrom durable_core._calls import fingerprint_of\n"
         f"print(fingerprint_of({args}) == fingerprint_of({args}), fingerprint_of({args}))"
     )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", source],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-        for seed in ("1", "2", "3")
-    }
+    found = {_in_child(source, seed) for seed in ("1", "2", "3")}
     assert len(found) == 1
     assert found.pop().startswith("True ")
 
@@ -360,3 +353,260 @@ async def test_a_partial_whose_argument_was_changed_is_another_call(store: Flaky
     order["customer"] = "bob"
     with pytest.raises(StepReused):
         await runner.step("charge", partial(charge, order))
+
+
+def module(name: str, source: str) -> Any:
+    """Make a module of its own."""
+    made = ModuleType(name)
+    exec(source, made.__dict__)
+    return made
+
+
+async def test_functions_of_two_modules_with_the_same_text_are_two(store: FlakyStore) -> None:
+    """Plugins, tenants and migrations look alike; in arguments and closures, too."""
+    source = "NAME = __name__\ndef settle():\n    return NAME\n"
+    eu, us = module("eu", source), module("us", source)
+
+    def call(fn: Callable[[], str]) -> str:
+        return fn()
+
+    def calling(fn: Callable[[], str]) -> Callable[[], str]:
+        return lambda: fn()
+
+    runner = Runner(store, "run")
+    for steps in (
+        [eu.settle, us.settle],
+        [partial(call, eu.settle), partial(call, us.settle)],
+        [calling(eu.settle), calling(us.settle)],
+    ):
+        await runner.reset()
+        assert await runner.step("settle", steps[0]) == "eu"
+        with pytest.raises(StepReused):
+            await runner.step("settle", steps[1])
+
+
+async def test_a_loop_that_stands_in_no_function(store: FlakyStore) -> None:
+    """Its variable is a global, as in a notebook; of a lambda it counts."""
+    notebook = module("notebook", "def fetch(url):\n    return url\nmake = lambda: (lambda: fetch(url))\n")
+    runner = Runner(store, "run")
+    notebook.url = "a"
+    for _ in range(2):
+        assert await runner.step("fetch", notebook.make()) == "a"
+    notebook.url = "b"
+    with pytest.raises(StepReused):
+        await runner.step("fetch", notebook.make())
+
+
+async def test_what_a_function_counts_itself_does_not_count(store: FlakyStore) -> None:
+    """A flow that keeps a total replays on the same runner."""
+    calls = total = 0
+
+    def work() -> int:
+        nonlocal calls
+        calls += 1
+
+        def add() -> None:
+            nonlocal total
+            total += 10
+
+        add()
+        return total
+
+    runner = Runner(store, "run")
+    for _ in range(2):
+        assert await runner.step("work", work) == 10
+    assert calls == 1
+
+
+async def test_a_variable_of_its_own_by_the_same_name_counts(store: FlakyStore) -> None:
+    """What an inner function assigns is another variable where it says nothing."""
+
+    def making(customer: str) -> Callable[[], str]:
+        def charge() -> str:
+            def inner() -> str:
+                customer = "inner"
+                return (lambda: customer)()
+
+            return customer + inner()
+
+        return charge
+
+    runner = Runner(store, "run")
+    await runner.step("charge", making("ada"))
+    with pytest.raises(StepReused):
+        await runner.step("charge", making("bob"))
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_a_lambda_runs_with_the_values_that_were_read(store: FlakyStore, effects: Effects, sync: bool) -> None:
+    """Those of the call: a loop that numbers its steps and goes on does not do the last one's again and again."""
+    happen: Callable[[str], Any] = effects.happen if sync else effects.happen_async
+    runner, names = Runner(store, "run"), ["ada", "bob", "eve"]
+    together = (runner.step(f"gather-{c}", lambda: happen(c)) for c in names)  # noqa: B023
+    assert await asyncio.gather(*together) == names
+    steps = []
+    for c in names:
+        steps.append(asyncio.create_task(runner.step(f"task-{c}", lambda: happen(c))))  # noqa: B023
+        await asyncio.sleep(0)
+    assert await asyncio.gather(*steps) == names
+    assert effects == dict.fromkeys(names, 2)
+
+
+async def test_a_lambda_may_watch_what_changes(store: FlakyStore) -> None:
+    """What a function inside it asks for, or what has no value yet, is read when it is."""
+    done = False
+
+    async def until(met: Callable[[], object]) -> None:
+        while not met():
+            await asyncio.sleep(0)
+
+    runner = Runner(store, "run")
+    watching = asyncio.create_task(runner.step("watch", lambda: until(lambda: done)))
+    ending = asyncio.create_task(runner.step("end", lambda: watching_too.get_name()))
+    watching_too = watching
+    await asyncio.sleep(0)
+    done = True
+    await asyncio.wait_for(watching, 10)
+    assert await ending == watching.get_name()
+
+
+async def test_functions_made_anew_for_keywords_replay(store: FlakyStore) -> None:
+    """As those that are passed in order do."""
+
+    def work(*, key: Callable[[], int]) -> int:
+        return key()
+
+    runner = Runner(store, "run")
+    for _ in range(2):
+        assert await runner.step("partial", partial(work, key=lambda: 1)) == 1
+        assert await runner.step("default", lambda *, key=lambda: 2: key()) == 2
+
+
+async def test_one_and_true_are_two_values(store: FlakyStore) -> None:
+    """Though Python says that they are equal."""
+
+    def holding(value: Any) -> Callable[[], str]:
+        return lambda: repr(value)
+
+    runner = Runner(store, "run")
+    assert await runner.step("a", holding(1)) == "1"
+    for value in (True, 1.0):
+        with pytest.raises(StepReused):
+            await runner.step("a", holding(value))
+
+
+async def test_functions_that_name_one_another_are_looked_into_once(store: FlakyStore) -> None:
+    """Each has the others in its closure; all paths between them would take for ever."""
+    helpers: list[Callable[[], int]] = []
+
+    def naming(a: Any, b: Any, c: Any) -> Callable[[], int]:
+        return lambda: (a, b, c) and 1
+
+    for _ in range(60):
+        helpers.append(naming(*([*helpers, len, len, len][-3:] if len(helpers) < 3 else helpers[-3:])))
+    runner = Runner(store, "run")
+    for _ in range(2):
+        assert await runner.step("a", helpers[-1]) == 1
+    with pytest.raises(StepReused):
+        await runner.step("a", helpers[-2])
+
+
+class Masked(pydantic.BaseModel):
+    number: str
+    amount: float = 0
+
+    @pydantic.field_serializer("number")
+    def _mask(self, number: str) -> str:
+        return "****"
+
+    @pydantic.field_serializer("amount")
+    def _round(self, amount: float) -> int:
+        return round(amount)
+
+
+class Gold(Masked):
+    points: int = 0
+
+
+@dataclass
+class Payment:
+    card: Masked
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Masked(number="1"), Masked(number="2")),
+        (Masked(number="1", amount=1.2), Masked(number="1", amount=1.4)),
+        (Payment(Masked(number="1")), Payment(Masked(number="2"))),
+        ([Gold(number="1", points=1)], [Gold(number="1", points=2)]),
+        (["\ud800", 1], ["\ud800", 2]),
+        ({("a", 1): 1}, {("a", 1): 2}),
+        ({None: 1}, {None: 2}),
+        ((10**5000, 1), (10**5000, 2)),
+    ],
+    ids=["masked", "rounded", "inside", "subclass", "surrogate", "tuple key", "None key", "long"],
+)
+async def test_what_json_would_hide_counts(store: FlakyStore, one: Any, other: Any) -> None:
+    """On one runner, and as drift from what an earlier run recorded."""
+
+    def work(value: Any) -> int:
+        return 1
+
+    runner = Runner(store, "run", on_drift="raise")
+    for _ in range(2):
+        assert await runner.step("a", work, copy.deepcopy(one)) == 1
+    with pytest.raises(StepReused):
+        await runner.step("a", work, other)
+    await Runner(store, "run", on_drift="raise").step("a", work, one)
+    with pytest.raises(StepDrift):
+        await Runner(store, "run", on_drift="raise").step("a", work, other)
+
+
+@pytest.mark.parametrize("made", [lambda: ["\ud800"], lambda: {("a", 1): 1}], ids=["surrogate", "tuple key"])
+async def test_odd_arguments_that_were_changed_are_others(store: FlakyStore, made: Callable[[], Any]) -> None:
+    """They are held by what they hold, as any."""
+    runner, value = Runner(store, "run"), made()
+    await runner.step("a", lambda _: 1, value)
+    if isinstance(value, list):
+        value.append("more")
+    else:
+        value["a", 1] = 2
+    with pytest.raises(StepReused):
+        await runner.step("a", lambda _: 1, value)
+
+
+async def test_a_model_with_a_set_has_one_fingerprint() -> None:
+    """Whatever order a process gives to its sets."""
+    source = (
+        "import pydantic\nfrom durable_core._calls import fingerprint_of\n"
+        "class Model(pydantic.BaseModel):\n    tags: set[str]\n"
+        "print(fingerprint_of((Model(tags=set('abcdefgh')),)))"
+    )
+    assert len({_in_child(source, seed) for seed in ("1", "2", "3")}) == 1
+
+
+def _in_child(source: str, seed: str) -> str:
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    command = [sys.executable, "-c", source]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("mock", "args"),
+    [
+        (lambda: create_autospec(_charge), (1, 2)),
+        (lambda: create_autospec(Customer, instance=True).charge, ()),
+        (lambda: MagicMock(spec=_in_child), ()),
+        (lambda: AsyncMock(spec=_charge), ()),
+        (AsyncMock, ()),
+    ],
+    ids=["async function", "method", "spec", "async spec", "async"],
+)
+async def test_mocks_can_be_steps(store: FlakyStore, mock: Callable[[], Any], args: tuple[Any, ...]) -> None:
+    """Programs are tested with them."""
+    fn = mock()
+    fn.return_value = 7
+    assert await Runner(store, "run").step("a", fn, *args) == 7
+    assert await Runner(store, "run").step("a", fn, *args) == 7
+    assert fn.call_count == 1

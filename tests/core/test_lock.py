@@ -219,6 +219,57 @@ async def test_a_cancelled_exit_cancels_the_running_steps_and_waits_for_them(sto
     assert [type(outcome) for outcome in await asyncio.gather(*siblings, return_exceptions=True)] == [asyncio.CancelledError] * 2
 
 
+@pytest.mark.parametrize("how", ["wait", "as_completed", "background"])
+async def test_a_block_that_is_cancelled_cancels_the_steps_of_its_tasks(store: FlakyStore, how: str) -> None:
+    """Those that it left to others, too: nobody waits for them, and what they would have done is not recorded."""
+    started = asyncio.Event()
+    steps: list[asyncio.Task[Any]] = []
+
+    async def slow() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    async def flow() -> None:
+        async with Runner(store, "run") as runner:
+            steps.append(asyncio.create_task(runner.step("slow", slow)))
+            if how == "wait":
+                await asyncio.wait(steps)
+            elif how == "as_completed":
+                for step in asyncio.as_completed(steps):
+                    await step
+            await asyncio.Event().wait()
+
+    running = asyncio.create_task(flow())
+    await started.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 10)
+    assert steps[0].cancelled()
+    assert await store.list("run") == ()
+
+
+async def test_a_block_that_raises_lets_its_steps_end(store: FlakyStore, effects: Effects) -> None:
+    """An error of the flow's own stops nothing that has begun."""
+    started = asyncio.Event()
+
+    async def slow() -> str:
+        started.set()
+        await asyncio.sleep(0)
+        return effects.happen()
+
+    async def flow() -> asyncio.Task[str]:
+        async with Runner(store, "run") as runner:
+            steps.append(asyncio.create_task(runner.step("slow", slow)))
+            await started.wait()
+            raise ValueError
+
+    steps: list[asyncio.Task[str]] = []
+    with pytest.raises(ValueError):
+        await flow()
+    assert await steps[0] == "effect"
+    assert [record.status for record in await store.list("run")] == ["success"]
+
+
 async def test_while_a_runner_is_left_no_step_starts(store: FlakyStore, effects: Effects) -> None:
     """Only those that run already are finished, under the lock."""
     started, go = asyncio.Event(), asyncio.Event()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -310,6 +311,34 @@ class TestStepError:
         error = ValueError("round")
         error.__cause__ = error
         assert StepError.from_exception(error).message == "round"
+
+
+CARDS = """
+import sys
+from durable_core.record import StepError
+class Declined(Exception):
+    pass
+def record():
+    return StepError.from_exception(Declined())
+if __name__ == "__main__":
+    import cards
+    mine, theirs = record(), cards.record()
+    assert mine.type == theirs.type == sys.argv[1], (mine.type, theirs.type)
+    assert mine.matches(Declined) and mine.matches(cards.Declined) and theirs.matches(Declined)
+"""
+
+
+@pytest.mark.parametrize("how", [["cards.py"], ["-m", "cards"]])
+def test_a_class_of_the_program_itself_has_one_name(tmp_path: Path, how: list[str]) -> None:
+    """Whether it is run as a script or a module, or imported by the worker that takes over."""
+    (tmp_path / "cards.py").write_text(CARDS)
+    subprocess.run([sys.executable, *how, "cards.Declined"], cwd=tmp_path, check=True)
+
+
+def test_a_class_of_a_program_without_a_file_keeps_its_module() -> None:
+    """As on the command line."""
+    source = "from durable_core.record import StepError\nclass E(Exception): pass\nprint(StepError.from_exception(E()).type)"
+    assert subprocess.check_output([sys.executable, "-c", source], text=True) == "__main__.E\n"
 
 
 @pytest.mark.parametrize(

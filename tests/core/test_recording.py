@@ -156,6 +156,37 @@ async def test_reset_drops_what_was_kept(store: FlakyStore, effects: Effects) ->
     assert effects["effect"] == 2
 
 
+@pytest.mark.parametrize("seconds", [0.5, 3, 30])
+async def test_a_store_is_tried_until_the_end_of_store_timeout(store: FlakyStore, effects: Effects, seconds: float) -> None:
+    """The last try comes near the end, however long the pauses have become."""
+    clock, tries = FakeClock(), list[float]()
+
+    def fail(record: StepRecord) -> None:
+        tries.append(clock.monotonic())
+        raise Away
+
+    store.before = fail
+    began = clock.monotonic()
+    with pytest.raises(ResultNotRecorded):
+        await Runner(store, "run", store_timeout=seconds, clock=clock).step("a", effects.happen)
+    assert seconds - 0.11 < tries[-1] - began <= seconds
+    assert len(tries) < 30
+
+
+async def test_of_what_was_kept_each_is_offered_as_a_runner_is_left(store: FlakyStore, effects: Effects) -> None:
+    """One that the store still refuses holds up no other."""
+
+    def refuse(record: StepRecord) -> None:
+        if record.step_id == "big":
+            raise Away
+
+    store.before = Outage(float("inf"))
+    async with Runner(store, "run", store_timeout=0.01) as runner:
+        await asyncio.gather(*(runner.step(name, effects.happen, name) for name in ("big", "small")), return_exceptions=True)
+        store.before = refuse
+    assert [record.step_id for record in await store.list("run")] == ["small"]
+
+
 async def test_a_store_that_hangs_is_given_up(effects: Effects) -> None:
     """`store_timeout` holds for a store that never answers, too."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import functools
 import os
@@ -10,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 
 from durable_core import (
     DurableError,
+    Lease,
     MemoryStore,
     NestedStep,
     RunBusy,
@@ -264,6 +266,13 @@ async def test_idempotency_keys_are_told_apart(store: FlakyStore) -> None:
     assert len({await Runner(store, run_id).step(step_id, key) for run_id, step_id in ids}) == len(ids)
 
 
+async def test_a_step_that_nobody_awaits_is_named_as_one(store: FlakyStore, effects: Effects) -> None:
+    """In Python's own warning."""
+    with pytest.warns(RuntimeWarning, match=r"coroutine 'Runner\.step' was never awaited"):
+        Runner(store, "run").step("mail", effects.happen)
+    assert not effects
+
+
 async def test_history_and_reset(store: FlakyStore, effects: Effects) -> None:
     """`history` reads the entries in order; `reset` clears this run and gives a fresh one."""
     other = Runner(store, "other")
@@ -323,6 +332,59 @@ async def test_the_log_is_read_once(effects: Effects) -> None:
     await asyncio.gather(*(runner.step(f"s{number}", effects.happen_async, f"s{number}") for number in range(3)))
     assert effects == {"s0": 1, "s1": 1, "s2": 1}
     assert store.reads == 1
+
+
+@pytest.mark.parametrize("entered", [True, False])
+async def test_a_step_that_begins_during_a_reset_is_of_the_fresh_run(effects: Effects, entered: bool) -> None:
+    """It waits until the run is cleared; its outcome is not cleared with the rest."""
+    clearing, go = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def clear(self, run_id: str) -> None:
+            clearing.set()
+            await go.wait()
+            await super().clear(run_id)
+
+    store = Slow()
+    runner = Runner(store, "run")
+    async with runner if entered else contextlib.nullcontext():
+        await runner.step("a", effects.happen, "a")
+        resetting = asyncio.create_task(runner.reset())
+        await clearing.wait()
+        steps = [asyncio.create_task(runner.step(name, effects.happen, name)) for name in "ab"]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        go.set()
+        await resetting
+        assert await asyncio.gather(*steps) == ["a", "b"]
+        assert {record.step_id for record in await runner.history()} == {"a", "b"}
+    assert effects == {"a": 2, "b": 1}
+
+
+async def test_a_step_that_begins_while_a_reset_waits_for_the_lock_refuses_it(effects: Effects) -> None:
+    """As one that ran before."""
+    locking, go = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryStore):
+        @contextlib.asynccontextmanager
+        async def lock(self, run_id: str) -> AsyncIterator[Lease]:
+            async with super().lock(run_id) as lease:
+                locking.set()
+                await go.wait()
+                yield lease
+
+    runner = Runner(Slow(), "run")
+    resetting = asyncio.create_task(runner.reset())
+    await locking.wait()
+    running = asyncio.create_task(runner.step("a", asyncio.Event().wait))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(DurableError, match="can't be reset while it is at 'a'"):
+        await resetting
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
 
 async def test_after_a_reset_an_id_may_mean_something_else(store: FlakyStore, effects: Effects) -> None:
@@ -688,7 +750,7 @@ def _bad(**options: Any) -> Any:
         (lambda: Runner(MemoryStore(), "x" * 513), ValueError, "513 bytes"),
         (lambda: Runner(MemoryStore(), 7), TypeError, "run_id must be a str, not 7"),  # type: ignore[arg-type]
         (lambda: Runner(MemoryStore(), "$flow"), ValueError, "starts with '\\$'"),
-        (lambda: Runner("file:./runs", "run"), TypeError, "'file:./runs' has no 'append'"),  # type: ignore[arg-type]
+        (lambda: Runner("file:./runs", "run"), TypeError, "open_store"),  # type: ignore[arg-type]
         (_bad(max_attempts=0), ValueError, "starts at 1, not 0"),
         (_bad(max_attempts=True), TypeError, "not True"),
         (_bad(max_attempts=2.0), TypeError, r"not 2\.0"),

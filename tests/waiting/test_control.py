@@ -233,6 +233,31 @@ async def test_runs_that_are_cleared_meanwhile_are_left_out() -> None:
     assert [status.run_id async for status in control.runs(store)] == ["a"]
 
 
+async def test_a_decision_is_true_if_it_approves(store: MemoryStore) -> None:
+    """`if await runner.approval(...)` means what it says."""
+    for step_id, decide in (("yes", control.approve), ("no", control.reject)):
+        with pytest.raises(RunSuspended):
+            await Runner(store, "run", wait_limit=0).approval(step_id)
+        await decide(store, "run", step_id, by="alice")
+        decision = await Runner(store, "run").approval(step_id)
+        assert bool(decision) is decision.approved is (step_id == "yes")
+
+
+@pytest.mark.parametrize("store", ["file:./runs", MemoryStore], ids=["url", "class"])
+async def test_what_is_no_store_is_refused(store: Any) -> None:
+    """A URL is opened first, and a class is made."""
+    acts: list[Any] = [
+        lambda: control.approve(store, "run", "ask", by="alice"),
+        lambda: control.send(store, "run", "packed", 1),
+        lambda: control.cancel(store, "run"),
+        lambda: control.status(store, "run"),
+        lambda: settle.run(store, run_id="run", amount=1),
+    ]
+    for act in acts:
+        with pytest.raises(TypeError, match="a store is needed, not "):
+            await act()
+
+
 async def test_the_same_decision_again_changes_nothing(store: MemoryStore) -> None:
     """A person may click twice."""
     await ask(store)

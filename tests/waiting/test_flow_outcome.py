@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -294,3 +295,55 @@ async def test_a_flow_that_ends_second_ends_as_the_first(fails: bool) -> None:
         return "own"
 
     assert await pays.run(Rival(), run_id="run") == "rival"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_flow_has_not_ended_while_its_steps_run(store: FailingStore, fails: bool) -> None:
+    """Or else nobody would run the flow again for the one that was cut off by a crash."""
+    left: list[asyncio.Task[int]] = []
+
+    async def mail() -> int:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return 1
+
+    @flow
+    async def pays(runner: Runner) -> None:
+        left.append(asyncio.create_task(runner.step("mail", mail)))
+        if fails:
+            raise ValueError
+
+    with pytest.raises(StepFailed) if fails else contextlib.nullcontext():
+        await pays.run(store, run_id="run")
+    assert [record.step_id for record in await store.list("run")] == ["$flow", "mail", "$flow"]
+    assert await left[0] == 1
+
+
+async def test_a_replayed_failure_says_how_to_go_on(store: FailingStore) -> None:
+    """Of a flow that failed because of a step, that is the step."""
+
+    def fail() -> None:
+        raise ValueError("no such card")
+
+    @flow
+    async def pays(runner: Runner, *, itself: bool) -> None:
+        if itself:
+            fail()
+        await runner.step("pay", fail)
+
+    for itself, notes in (
+        (False, "find the step that failed in the message above"),
+        (True, "retry\\(store, 'True', '\\$flow'\\)"),
+    ):
+        run = str(itself)
+        with pytest.raises(StepFailed) as first:
+            await pays.run(store, run_id=run, itself=itself)
+        assert not hasattr(first.value, "__notes__")
+        with pytest.raises(StepFailed) as again:
+            await pays.run(store, run_id=run, itself=itself)
+        assert again.value == first.value
+        (note,) = again.value.__notes__
+        assert re.search(f"^recorded at .*; nothing was run again; .*{notes}", note)
+    with pytest.raises(StepFailed) as replayed:
+        await Runner(store, "False").step("pay", fail)
+    assert replayed.value.__notes__[0].endswith("to let it run anew: durable_core.control.retry(store, 'False', 'pay')")

@@ -19,6 +19,7 @@ NOTHING: Final = inspect.Signature.empty
 
 # More than anyone stacks: a wrapper can, by mistake, wrap itself.
 _WRAPPERS: Final = 100
+_GENERATOR: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _AWAITABLES: Final = (collections.abc.Awaitable, collections.abc.Coroutine, asyncio.Future, asyncio.Task)
 
 
@@ -30,13 +31,24 @@ def return_type(fn: Callable[..., Any]) -> Any:
     called = called_by(fn)
     if isinstance(called, type) or typing.get_origin(called) is not None:
         return called
-    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+    code = getattr(called, "__code__", None)  # of a mock it is one, too, and `inspect` takes that for a generator's
+    if isinstance(code, types.CodeType) and code.co_flags & _GENERATOR:
         raise TypeError(f"{name_of(fn)} is a generator function, and a generator can't be recorded: return a list instead")
     function = innermost(called)
     annotation = annotation_of(function)
     if annotation is NOTHING:
         return NOTHING
     return _awaited(function, _resolved(fn, function, annotation))
+
+
+def parameter_types(fn: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types that the parameters of `fn` are annotated with, without those that can't be resolved."""
+    function = innermost(called_by(fn))
+    types_: dict[str, Any] = {}
+    for name, annotation in annotations_of(function).items():
+        with contextlib.suppress(Exception):
+            types_[name] = _evaluated(function, annotation)
+    return types_
 
 
 def called_by(fn: Any) -> Any:
@@ -67,11 +79,16 @@ def innermost(called: Any) -> Any:
 
 def annotation_of(function: Any) -> Any:
     """Return the return annotation as it is written, without resolving it."""
+    return annotations_of(function).get("return", NOTHING)
+
+
+def annotations_of(function: Any) -> dict[str, Any]:
+    """Return the annotations as they are written."""
     try:
         annotations = function.__annotations__
     except Exception:  # builtins have none; Python 3.14 evaluates those of the parameters, too, and may fail at one
         annotations = _unevaluated(function)
-    return annotations.get("return", NOTHING)
+    return annotations if isinstance(annotations, dict) else {}  # a mock's are anything
 
 
 def _unevaluated(function: Any) -> dict[str, Any]:
@@ -97,17 +114,21 @@ def name_of(fn: Any) -> str:
 
 
 def _resolved(fn: Any, function: Any, annotation: Any) -> Any:
-    def returning() -> None: ...
-
-    returning.__annotations__ = {"return": annotation}
-    names = getattr(function, "__globals__", {})
     try:
-        return typing.get_type_hints(returning, names, _local_names(function), include_extras=True)["return"]
+        return _evaluated(function, annotation)
     except Exception as error:
         raise TypeError(
             f"the return annotation {annotation!r} of {name_of(fn)} can't be resolved ({error}):"
             " make the name importable at run time, or pass the type as `returns=`"
         ) from error
+
+
+def _evaluated(function: Any, annotation: Any) -> Any:
+    def returning() -> None: ...
+
+    returning.__annotations__ = {"return": annotation}
+    names = getattr(function, "__globals__", {})
+    return typing.get_type_hints(returning, names, _local_names(function), include_extras=True)["return"]
 
 
 def _local_names(function: Any) -> dict[str, Any]:

@@ -6,18 +6,19 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from hashlib import blake2b
 from pathlib import PurePath
-from types import FunctionType, MethodType
 from typing import Any, Final
 
 import msgspec
 
+from ._class_names import class_name
+from ._functions import Identity, value_of
+from ._json import is_model
 from ._untold import TOLD, untold
 from ._values import Codec
 from .retry import Policy
 
-Identity = object
 _EMPTY: Final[tuple[Any, ...]] = ()
-_FUNCTIONS: Final = (FunctionType, partial, MethodType)
+_PYDANTIC: Final = ("pydantic", "pydantic_core", "pydantic_extra_types")  # whose other values are told by their text
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -35,26 +36,6 @@ class Call(msgspec.Struct, frozen=True):
     """Whether its id was used for nothing else on this runner."""
     is_coroutine: bool
     """Whether `fn` is a plain async function, which is called on the loop as it is."""
-
-
-def function_of(fn: Any, within: tuple[object, ...] = _EMPTY) -> Identity:
-    """Return what tells `fn` from other functions: its code, defaults, closure values and bound object, all read now.
-
-    Now, because a loop's variable is one cell, which holds another value by the time the step runs. For a function that is
-    nothing but its code, as most are, it is that code.
-    """
-    if type(fn) is FunctionType:
-        closure, defaults, keywords = fn.__closure__, fn.__defaults__, fn.__kwdefaults__
-        if (closure is None and defaults is None and keywords is None) or fn in within:
-            return fn.__code__  # a recursive function stands in its own closure
-        within = (*within, fn)
-        cells = [_cell(cell, within) for cell in closure or _EMPTY]
-        return (fn.__code__, cells, [_value(value, within) for value in defaults or _EMPTY], keywords)
-    if isinstance(fn, partial):
-        return (function_of(fn.func, within), [_value(value, within) for value in fn.args], fn.keywords)
-    if isinstance(fn, MethodType):
-        return (function_of(fn.__func__, within), fn.__self__)
-    return fn
 
 
 def arguments_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -103,36 +84,43 @@ def same(one: Identity, other: Identity) -> bool:
         return False
 
 
-def _cell(cell: Any, within: tuple[object, ...]) -> Identity:
-    try:
-        return _value(cell.cell_contents, within)
-    except ValueError:
-        return _EMPTY
-
-
-def _value(value: object, within: tuple[object, ...]) -> Identity:
-    """A function made anew by each run of a flow is another object, and the same function."""
-    return function_of(value, within) if isinstance(value, _FUNCTIONS) else value
-
-
 def _canonical(arguments: object) -> tuple[bytes, tuple[Identity, ...]]:
     """Return arguments as JSON, and those of which that tells nothing but the type."""
     opaque: list[object] = []
 
-    def hook(found: object) -> object:
-        dump = getattr(type(found), "model_dump", None)
-        if dump is not None:
-            return dump(found, mode="json")
-        if isinstance(found, PurePath):
+    def hook(found: Any) -> object:
+        kind: Any = type(found)
+        if is_model(kind):  # by its fields: what it dumps may be masked, rounded, or in the order of a set
+            return {name: getattr(found, name, None) for name in (*kind.model_fields, "__pydantic_extra__")}
+        if isinstance(found, PurePath) or kind.__module__.partition(".")[0] in _PYDANTIC:
             return str(found)
         opaque.append(found)
-        return f"<{type(found).__module__}.{type(found).__qualname__}>"
+        return f"<{class_name(kind)}>"
 
+    encode = msgspec.json.Encoder(enc_hook=hook, order="deterministic").encode
     try:
-        data = msgspec.json.Encoder(enc_hook=hook, order="deterministic").encode(arguments)
-    except Exception:  # a key, a cycle or a number that JSON can't hold
-        data, opaque = f"<{type(arguments).__qualname__}>".encode(), [arguments]
-    return data, tuple([_value(value, _EMPTY) for value in opaque])
+        data = encode(arguments)
+    except Exception:  # a key, a text or a number that JSON can't hold
+        opaque.clear()
+        try:
+            data = encode(_spelled(arguments))
+        except Exception:  # a cycle, or a class whose attributes raise
+            data, opaque = f"<{type(arguments).__qualname__}>".encode(), [arguments]
+    return data, tuple([value_of(value, {}) for value in opaque])
+
+
+def _spelled(value: Any) -> Any:
+    """Return builtin values as lists and plain text, whatever their keys, characters and numbers are."""
+    kind = type(value)
+    if kind is str:
+        return ascii(value)
+    if kind is int:
+        return f"{value:x}"
+    if kind is dict:
+        return sorted(([_spelled(key), _spelled(member)] for key, member in value.items()), key=repr)
+    if kind in (list, tuple):
+        return [*map(_spelled, value)]
+    return sorted(map(_spelled, value), key=repr) if kind in (set, frozenset) else value
 
 
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode

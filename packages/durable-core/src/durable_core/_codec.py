@@ -79,9 +79,10 @@ class Codec(Generic[T]):
 
     def _refused(self, path: str, problem: str) -> UnrecordableValue:
         advice = _UNTYPED_ADVICE if self._exact else _TYPED_ADVICE.format(type_name(self.type))
-        return UnrecordableValue(
-            f"the value can't be recorded, at `{path}`: {problem}; {advice} (`returns=None` records no value)"
-        )
+        reason = f"at `{path}`: {problem}"
+        refusal = UnrecordableValue(f"the value can't be recorded, {reason}; {advice} (`returns=None` records no value)")
+        refusal.reason = reason
+        return refusal
 
     def _unencodable(self, value: Any, error: Exception) -> UnrecordableValue:
         try:

@@ -12,7 +12,7 @@ from ._calls import Call
 from ._invoke import invoke, is_nested
 from ._log import OUTCOMES
 from ._prepare import turn
-from ._run import Run
+from ._run import FLOW, Run
 from ._values import Codec
 from .context import running
 from .errors import StepDrift, StepFailed, StepInterrupted, UnrecordableValue
@@ -107,6 +107,9 @@ async def execute(run: Run, call: Call) -> Any:
         run.stopped(step_id)
 
 
+execute.__qualname__ = "Runner.step"  # which is what Python says of one that was never awaited
+
+
 def ended(
     run: Run,
     call: Call,
@@ -140,8 +143,19 @@ def outcome_of(run: Run, record: StepRecord, call: Call) -> Any:
     if call.fingerprint != record.fingerprint:
         run.drifted(record)
     if record.status == "failure":
-        raise StepFailed(record)
+        raise failed_before(record)
     return None if call.codec is None else value_of(record, call.codec)
+
+
+def failed_before(record: StepRecord) -> StepFailed:
+    """Return the failure that is recorded, with a note that says why it is raised although nothing ran."""
+    failed = StepFailed(record)
+    if record.step_id == FLOW and failed.error.matches(StepFailed):
+        advice = "find the step that failed in the message above, and reopen it with durable_core.control.retry or resolve"
+    else:
+        advice = f"to let it run anew: durable_core.control.retry(store, {record.run_id!r}, {record.step_id!r})"
+    failed.add_note(f"recorded at {record.ended_at.isoformat(timespec='seconds')}; nothing was run again; {advice}")
+    return failed
 
 
 def value_of(record: StepRecord, codec: Codec[Any]) -> Any:

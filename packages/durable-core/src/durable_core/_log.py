@@ -21,7 +21,8 @@ from .store import Store
 CANCEL: Final = "$cancel"
 OUTCOMES: Final = frozenset({"success", "failure"})
 _CANCELLED_WITHIN: Final = 5.0
-_pause: Final = exponential(0.05, limit=2)
+_SHORTEST: Final = 0.05  # seconds between two tries
+_pause: Final = exponential(_SHORTEST, limit=2)
 _logger: Final = logging.getLogger("durable_core")
 
 
@@ -97,8 +98,8 @@ class RunLog:
             except CorruptLog:
                 raise
             except Exception as error:
-                pause = _pause(attempt)
-                if self._clock.monotonic() + pause >= deadline:
+                pause = min(_pause(attempt), (deadline - self._clock.monotonic()) / 2)
+                if pause < _SHORTEST:
                     raise _away(f"look for {step_id!r} of run {run_id!r}", error) from error
                 _logger.warning("could not look for %r of run %r, trying again: %r", step_id, run_id, error)
                 await self._clock.sleep(pause)
@@ -139,12 +140,12 @@ class RunLog:
 
     async def settle_if_possible(self) -> None:
         """Append what was kept, if the store is back: in another process these steps would run again."""
+        deadline = self._clock.monotonic() + min(self.timeout, _CANCELLED_WITHIN)
         for record, value in [*self.kept.values()]:
             try:
-                await self.append(record, min(self.timeout, _CANCELLED_WITHIN))
+                await self.append(record, max(deadline - self._clock.monotonic(), _SHORTEST))
             except Exception as error:
                 _logger.error("%s", ResultNotRecorded(record, value), exc_info=error)
-                break
 
     async def append(
         self, record: StepRecord, within: float, *, decide: bool = True, task: asyncio.Task[Any] | None = None
@@ -179,9 +180,10 @@ class RunLog:
                 if self.kept and decide:
                     self.kept.pop(record.step_id, None)
                 return holder
-            pause = _pause(attempt)
-            remaining = began + within - self._clock.monotonic() - pause
-            if remaining <= 0:
+            remaining = began + within - self._clock.monotonic()
+            pause = min(_pause(attempt), remaining / 2)  # so that the last of them comes near the end
+            remaining -= pause
+            if pause < _SHORTEST:
                 if reason is not None and isinstance(failure, TimeoutError):
                     raise reason from failure  # what the store said before says more
                 raise failure

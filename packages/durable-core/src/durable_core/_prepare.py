@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
-from ._calls import Call, Identity, arguments_of, function_of, same, with_arguments
-from ._ids import check_own_id
+from ._calls import Call, arguments_of, same, with_arguments
+from ._functions import Identity, as_it_is, function_of, is_bare
+from ._ids import check_id, check_own_id
 from ._invoke import may_be_awaited
 from ._run import Run, decided
 from ._values import Codec, codec_for, codec_of
@@ -23,8 +24,8 @@ from .retry import Policy
 ANNOTATED: Final = msgspec.UNSET
 """Stands for the type that a function's annotation tells."""
 
-_Known = tuple[Identity, Codec[Any] | None, bool]
-"""What is known of a function: what tells it from others, how its values are recorded, and whether it is a plain async one."""
+_Known = tuple[CodeType | None, Identity, Codec[Any] | None, bool]
+"""Of a function: its code if that is all it is, what tells it from others, how its values are recorded, and if it is async."""
 _REMEMBERED: Final = 4096
 _plain: Final[dict[FunctionType, _Known]] = {}
 """Of functions that are nothing but their code, as most are."""
@@ -45,12 +46,11 @@ def prepare(
         refuse_nested(run, step_id)
     arguments = args
     known = _plain.get(fn) if type(fn) is FunctionType and returns is ANNOTATED else None
-    if known is not None and known[0] is fn.__code__:  # which tools that reload code replace
-        function, codec, is_coroutine = known
-    else:
-        function, codec, is_coroutine = _look_at(step_id, fn, returns)
+    if known is None or known[0] is not fn.__code__:  # which tools that reload code replace
+        known = _look_at(step_id, fn, returns)
         if isinstance(fn, partial):
             arguments = arguments_of(fn, args)
+    _, function, codec, is_coroutine = known
     identity, fingerprint = with_arguments(function, arguments) if arguments else (function, None)
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name of step {step_id!r} must be a str, not {name!r}")
@@ -66,22 +66,29 @@ def prepare(
         step_id = check_own_id("step_id", step_id)
         first = run.calls.setdefault(step_id, identity)
     is_same = first is identity or same(first, identity)
+    if known[0] is None:
+        fn = as_it_is(fn)
     return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, is_same, is_coroutine)
 
 
 def _look_at(step_id: str, fn: Callable[..., Any], returns: Any) -> _Known:
     if not callable(fn):
-        raise TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
+        raise _not_callable(step_id, fn)
     function = function_of(fn)
     is_coroutine = type(fn) is FunctionType and bool(fn.__code__.co_flags & CO_COROUTINE)
     if returns is not ANNOTATED:
-        return function, None if returns is None else codec_for(returns), is_coroutine
-    known = function, codec_of(fn), is_coroutine
-    if type(function) is CodeType and type(fn) is FunctionType:
-        if len(_plain) >= _REMEMBERED:
-            _plain.clear()
-        _plain[fn] = known
+        return None, function, None if returns is None else codec_for(returns), is_coroutine
+    if type(fn) is not FunctionType or not is_bare(fn):
+        return None, function, codec_of(fn), is_coroutine
+    if len(_plain) >= _REMEMBERED:
+        _plain.clear()
+    known = _plain[fn] = fn.__code__, function, codec_of(fn), is_coroutine
     return known
+
+
+def _not_callable(step_id: object, fn: object) -> TypeError:
+    check_id("step_id", step_id)  # the two may have changed places
+    return TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
 
 
 async def turn(run: Run, call: Call) -> StepRecord | None:

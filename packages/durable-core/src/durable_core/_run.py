@@ -6,12 +6,12 @@ import asyncio
 import warnings
 from typing import Any, Final, Literal, TypeGuard
 
-from ._calls import Identity
+from ._functions import Identity
 from ._lock import RunLock
 from ._log import CANCEL, OUTCOMES, RunLog
 from .clock import Clock, SystemClock
 from .context import StepContext
-from .errors import RunCancelled, RunSuspended, StepDrift
+from .errors import DurableError, RunCancelled, RunSuspended, StepDrift
 from .events import EventType, OnEvent, StepEvent, deliver
 from .record import Kind, StepRecord
 from .store import Store
@@ -69,7 +69,8 @@ class Run:
         self.calls: Final[dict[str, Identity]] = {}
         """What each id was used for on this runner."""
         self._on_drift: Final = on_drift
-        self._loading: Final = asyncio.Lock()
+        self.loading: Final = asyncio.Lock()
+        """Held while the log is read or cleared: steps that begin meanwhile wait."""
         self.loaded = False
         self._looking: Final = _on_the_system_clock if type(clock) is SystemClock else _Looking()
         self._look_from = self._look_by = 0.0
@@ -85,10 +86,15 @@ class Run:
             await self.lock.__aexit__(None, None, None)
             raise
 
-    async def leave(self) -> None:
-        """Let no further step start, wait for those that run, and give the lock back. Cancelled, it cancels them first."""
+    async def leave(self, *, stopped: bool = False) -> None:
+        """Let no further step start, wait for those that run, and give the lock back.
+
+        It cancels them first where the program was `stopped`, by a cancellation or an interrupt, before this or meanwhile.
+        """
         self.lock.close()
         cancelled: asyncio.CancelledError | None = None
+        if stopped:
+            self._cancel_steps()
         try:
             while True:
                 try:
@@ -96,14 +102,17 @@ class Run:
                         break
                 except asyncio.CancelledError as cancellation:
                     cancelled = cancellation
-                    for task in self.running.values():
-                        if task is not None:
-                            task.cancel()
+                    self._cancel_steps()
             await self.log.settle_if_possible()
         finally:
             await self.lock.__aexit__(None, None, None)
         if cancelled is not None:
             raise cancelled
+
+    def _cancel_steps(self) -> None:
+        for task in self.running.values():
+            if task is not None:
+                task.cancel()
 
     def forget(self) -> None:
         """Begin anew with what the store then holds: the run is about to be cleared."""
@@ -112,9 +121,15 @@ class Run:
         self.calls.clear()
         self.suspended = None
 
+    def refuse_reset(self) -> None:
+        """Raise `DurableError` while anything runs or waits: its outcome would be lost, or land in the cleared run."""
+        if self.running or self.waiting:
+            busy = ", ".join(map(repr, [*self.running, *(record.step_id for record in self.waiting)]))
+            raise DurableError(f"run {self.id!r} can't be reset while it is at {busy}")
+
     async def load(self, *, again: bool = False) -> None:
         """Read the log, once."""
-        async with self._loading:
+        async with self.loading:
             if again or not self.loaded:
                 began, announced = self.clock.monotonic(), _announced
                 self.log.load(await self.store.list(self.id))

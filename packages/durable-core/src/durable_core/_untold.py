@@ -6,7 +6,6 @@ from math import isfinite
 from typing import Any, Final
 
 from ._difference import field_names
-from ._json import is_model
 
 TOLD: Final = frozenset({str, int, bool, type(None)})
 """Types whose values JSON tells from those of all others."""
@@ -39,10 +38,9 @@ def untold(value: Any) -> object:
     names = field_names(kind)
     if names is None:
         return kind
-    return kind, {name: part for name in names if (part := _field(value, kind, name)) is not None}
+    return kind, {name: part for name in names if (part := _field(value, name)) is not None}
 
 
-def _field(value: Any, kind: Any, name: str) -> object:
+def _field(value: Any, name: str) -> object:
     part = getattr(value, name, None)
-    is_left_out = kind.model_fields[name].exclude if is_model(kind) and name in kind.model_fields else name.startswith("_")
-    return (type(part), part) if is_left_out else untold(part)
+    return (type(part), part) if name.startswith("_") else untold(part)

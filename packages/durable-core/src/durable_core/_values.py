@@ -110,14 +110,20 @@ def _learn(fn: Callable[..., Any], function: Any) -> Codec[Any]:
     return codec
 
 
-def record_any(value: object) -> bytes:
+def record_any(value: object, what: str) -> bytes:
     """Return a value that comes from outside as JSON: plain JSON as it is, anything else by its own type.
 
-    Raises `UnrecordableValue`, a `TypeError`, for one that would not come back the same.
+    Raises `UnrecordableValue`, a `TypeError`, for one that would not come back the same, and calls it `what`.
     """
     try:
         return UNTYPED.record(value)[0]
-    except UnrecordableValue:
-        if type(value) in (dict, list, tuple):
-            raise
-    return codec_for(type(value)).record(value)[0]
+    except UnrecordableValue as error:
+        reason = error.reason
+    if type(value) not in (dict, list, tuple):
+        try:
+            return codec_for(type(value)).record(value)[0]
+        except UnrecordableValue as error:
+            reason = error.reason
+        except TypeError:  # there is no codec for its type, as the first refusal says
+            pass
+    raise UnrecordableValue(f"{what} can't be recorded, {reason}")

@@ -21,6 +21,10 @@ class Decision(msgspec.Struct, frozen=True):
     reason: str | None
     at: datetime
 
+    def __bool__(self) -> bool:
+        """Tell whether it approves, so that `if await runner.approval(...):` means what it says."""
+        return self.approved
+
 
 class Vote(msgspec.Struct, frozen=True):
     """What one person said."""
@@ -40,7 +44,7 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     votes: tuple[Vote, ...] = ()
 
     @classmethod
-    def make(cls, show: object, quorum: int, approvers: Iterable[str] | None) -> Request:
+    def make(cls, step_id: str, show: object, quorum: int, approvers: Iterable[str] | None) -> Request:
         """Check what is asked for. Raises `ValueError` for a quorum out of reach, `TypeError` for what can't be shown."""
         if isinstance(approvers, str):
             raise TypeError(f"approvers must be several names, not one text; write [{approvers!r}]")
@@ -54,7 +58,8 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
         if quorum < 1 or (most is not None and quorum > most):
             limit = "" if most is None else f" to {most}, the number of approvers"
             raise ValueError(f"quorum must be from 1{limit}, not {quorum!r}")
-        return cls(msgspec.json.decode(record_any(show)), quorum, names)
+        shown = msgspec.json.decode(record_any(show, f"what approval {step_id!r} shows"))
+        return cls(shown, quorum, names)
 
     @property
     def fingerprint(self) -> str | None:

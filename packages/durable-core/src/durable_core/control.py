@@ -19,7 +19,7 @@ from .clock import Clock
 from .copying import copy, fork
 from .errors import AlreadyDecided, DeadlinePassed, Refused
 from .record import StepRecord
-from .store import Store, supports_lock, supports_runs
+from .store import Store, check_store, supports_lock, supports_runs
 
 __all__ = ["RunStatus", "approve", "cancel", "copy", "fork", "pending", "reject", "resolve", "retry", "runs", "send", "status"]
 
@@ -50,7 +50,8 @@ async def send(store: Store, run_id: str, step_id: str, value: Any = None, *, cl
     """
     check_own_id("run_id", run_id)
     check_own_id("step_id", step_id)
-    result = record_any(value)
+    check_store(store)
+    result = record_any(value, f"the value of event {step_id!r}")
     latest = await store.get(run_id, step_id)
     while True:
         if latest is not None and latest.kind != "event":
@@ -77,7 +78,7 @@ async def resolve(
     A flow that failed because of it goes on when it is run again. Raises `Refused` for a step in any other state,
     `AlreadyDecided` if it got an outcome meanwhile, and `TypeError` for a value that can't be recorded.
     """
-    result = record_any(value)
+    result = record_any(value, f"the value of step {step_id!r}")
     latest = await _known_step(store, run_id, step_id)
     is_there = (latest.status, latest.result, (latest.note or {}).get("reason")) == ("success", result, reason)
     if is_there and await _let_flow_go_on(store, latest, clock):
@@ -226,6 +227,7 @@ def _next(latest: StepRecord | None, now: datetime, **fields: Any) -> StepRecord
 
 
 async def _known_run(store: Store, run_id: str) -> Sequence[StepRecord]:
+    check_store(store)
     if entries := await store.list(run_id):
         return entries
     there = ""
@@ -240,6 +242,7 @@ async def _known_run(store: Store, run_id: str) -> Sequence[StepRecord]:
 
 
 async def _known_step(store: Store, run_id: str, step_id: str) -> StepRecord:
+    check_store(store)
     latest = await store.get(run_id, step_id)
     if latest is None:
         there = [name for name in _latest(await _known_run(store, run_id)) if not name.startswith("$")]
@@ -272,7 +275,7 @@ def _refuse_decided(record: StepRecord) -> NoReturn:
         raise DeadlinePassed(record.error.message)
     if record.kind == "approval" and record.status == "success":
         decision = msgspec.convert(record.note or {}, Request).decision()
-        what = f"{'approved' if decision.approved else 'rejected'} by {decision.by!r}" if decision else "set by hand"
+        what = "set by hand" if decision is None else f"{'approved' if decision else 'rejected'} by {decision.by!r}"
     else:
         what = f"it is {_describe(record)}"
     raise AlreadyDecided(record, what)

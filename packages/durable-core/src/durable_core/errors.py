@@ -174,6 +174,9 @@ class CopyConflict(Refused):
 class UnrecordableValue(DurableError, TypeError):
     """A value would not come back from the log as it is; the message names the path to the first bad field."""
 
+    reason = ""
+    """Where and why, without what to do about it."""
+
 
 class ResultNotRecorded(DurableError):
     """A step's function ran, but its outcome could not be appended within `store_timeout`.

@@ -8,14 +8,14 @@ from datetime import timedelta
 from functools import update_wrapper
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
 
-import msgspec
-
 from ._calls import fingerprint_of
-from ._execute import value_of
+from ._execute import failed_before, value_of
+from ._input import Input, Parameters
 from ._run import FLOW, Run, decided
-from ._values import codec_of, record_any
+from ._values import codec_of
 from .errors import DurableError, StepDrift, StepFailed, UnrecordableValue
 from .record import StepError, StepRecord
+from .retry import unknown_option
 from .runner import Runner, RunnerOptions
 from .store import Store
 
@@ -29,44 +29,47 @@ class Flow(Generic[P, T]):
     def __init__(self, fn: Callable[Concatenate[Runner, P], Awaitable[T]], name: str | None, options: RunnerOptions) -> None:
         if not inspect.iscoroutinefunction(fn):
             raise TypeError(f"a flow is an async function (runner, **input), not {fn!r}")
-        _, *others = inspect.signature(fn).parameters.values()
-        for parameter in others:
-            if parameter.name in ("store", "run_id") or parameter.kind is parameter.VAR_POSITIONAL:
-                raise TypeError(f"flow {fn.__name__!r} can't take '{parameter}': input is passed by name beside store and run_id")
         self.name: Final = name or fn.__name__
+        self._parameters: Final = Parameters(fn, self.name)
         self._fn: Final[Callable[..., Awaitable[T]]] = fn
         self._options: Final = options
         self._codec: Final = codec_of(fn)
-        self._signature: Final = inspect.signature(fn)
         update_wrapper(self, fn)
 
     def __repr__(self) -> str:
         return f"<flow {self.name!r}>"
 
     def __call__(self, runner: Runner, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        if not hasattr(runner, "step"):
+            raise TypeError(f"flow {self.name!r} is called with a Runner, not {runner!r}; or write .run(store, run_id=…)")
         return self._fn(runner, *args, **kwargs)
 
     async def run(self, store: Store, run_id: str, *args: P.args, **input: P.kwargs) -> T:
         """Run the flow as `run_id`, resume it, or return its recorded outcome.
 
+        Input may be given as it is, or as the JSON that was recorded of it; the function gets it as its parameters are annotated.
         The run's lock is held meanwhile. Raises `StepFailed`, now and on every later run, if the flow raised; `StepDrift` if the
         run was started with another input or another flow; `RunBusy` if another runner works on it. What keeps a run from going
         on, such as a lost lock, a cancellation or a suspension, is raised and not recorded: run it again.
         """
         if args:
             raise TypeError(f"flow {self.name!r} takes its input by name")
-        self._signature.bind(None, **input)
-        shown = {name: msgspec.json.decode(record_any(value)) for name, value in input.items()}
-        fingerprint = fingerprint_of((), input)
+        taken = self._parameters.read(input)
         async with Runner(store, run_id, **self._options) as runner:
-            record = await self._begin(runner._run, shown, fingerprint)
+            record = await self._begin(runner._run, taken)
+            if (values := self._parameters.resume(taken, record.note or {})) is None:
+                began = (record.note or {}).get("input")
+                raise StepDrift(
+                    f"run {run_id!r} of flow {self.name!r} was started with other input, {began!r}, not {taken.given!r}; choose"
+                    " another run id for new input"
+                )
             if not decided(record):
-                record = await self._outcome(runner, record, input)
+                record = await self._outcome(runner, record, values)
             if record.status == "failure":
-                raise StepFailed(record)
+                raise failed_before(record)
             return value_of(record, self._codec)  # type: ignore[no-any-return]  # the codec is that of T
 
-    async def _begin(self, run: Run, shown: Any, fingerprint: str | None) -> StepRecord:
+    async def _begin(self, run: Run, input: Input) -> StepRecord:
         record = run.log.latest(FLOW)
         if record is None:
             await run.begin()
@@ -78,29 +81,24 @@ class Flow(Generic[P, T]):
                     status="started",
                     kind="flow",
                     name=self.name,
-                    note={"input": shown},
+                    note=input.note(),
                     started_at=now,
                     ended_at=now,
-                    fingerprint=fingerprint,
+                    fingerprint=fingerprint_of((), input.given),
                 )
             )
         if record.name != self.name:
             raise StepDrift(f"run {run.id!r} was started by flow {record.name!r}, not {self.name!r}; choose another run id")
-        if record.fingerprint != fingerprint:
-            raise StepDrift(
-                f"run {run.id!r} of flow {self.name!r} was started with other input, {(record.note or {}).get('input')!r}; choose"
-                " another run id for new input"
-            )
         return record
 
-    async def _outcome(self, runner: Runner, record: StepRecord, input: dict[str, Any]) -> StepRecord:
+    async def _outcome(self, runner: Runner, record: StepRecord, values: dict[str, Any]) -> StepRecord:
         run, clock = runner._run, runner._run.clock
         started_at, began = clock.now(), clock.monotonic()
         error: Exception | None = None
         result: bytes | None = None
         value: Any = None
         try:
-            returned = await self._fn(runner, **input)
+            returned = await self._fn(runner, **values)
         except Exception as failure:
             if _keeps_from_going_on(failure):
                 raise  # and says nothing of how the run ends
@@ -110,6 +108,8 @@ class Flow(Generic[P, T]):
                 result, value = self._codec.record(returned)
             except UnrecordableValue as refusal:
                 error = refusal
+        while not await run.idle():  # a step that was left running in a task may still fail, or never be recorded
+            pass
         if run.log.kept:
             await run.log.settle()
         if not isinstance(error, StepFailed):  # the flow may have swallowed what kept it from going on
@@ -153,6 +153,9 @@ def flow(fn: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
     `await onboard.run(store, run_id="user-42", email=...)` records the name and the input, runs the function under the run's
     lock, and records its outcome, so that a store can tell which runs have ended.
     """
+    for option in options:
+        if option not in RunnerOptions.__annotations__:
+            raise unknown_option(option, ("name", *RunnerOptions.__annotations__))
     if fn is not None:
         return Flow(fn, name, {})
     return lambda function: Flow(function, name, options)  # type: ignore[arg-type]  # checked when a runner is made

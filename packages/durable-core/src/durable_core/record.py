@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, TypeVar, get_args, overload
 
 import msgspec
 
+from ._class_names import class_name
 from ._ids import check_id as check_id  # for stores too
 from ._ids import legal_ids, new_id
 from ._values import codec_for
@@ -29,7 +30,10 @@ class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What is recorded of an exception: text only, so that reading a log never imports or runs anything."""
 
     type: str
-    """The class, with its module unless it is a builtin: `TimeoutError`, `stripe.error.CardError`."""
+    """The class, with its module unless it is a builtin: `TimeoutError`, `stripe.error.CardError`.
+
+    The module that a program was started with, `__main__`, goes by the name that others import it by.
+    """
     message: str = ""
     traceback: str = ""
     bases: tuple[str, ...] = ()
@@ -246,8 +250,7 @@ def _unreadable(line: bytes | bytearray | memoryview | str, error: Exception) ->
 
 
 def _class_name(type_: type) -> str:
-    name = type_.__qualname__ if type_.__module__ == "builtins" else f"{type_.__module__}.{type_.__qualname__}"
-    return _safe(name)
+    return _safe(class_name(type_))
 
 
 def _safe(text: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
 from inspect import iscoroutinefunction
@@ -12,6 +13,7 @@ from typing import Any, Final, Generic, TypedDict, TypeVar
 
 import msgspec
 
+from ._path import short
 from .errors import UnrecordableValue
 
 T = TypeVar("T")
@@ -78,9 +80,7 @@ class Policy(msgspec.Struct, frozen=True):
         """Return this policy with `options` in place. Raises `TypeError` or `ValueError` for one that can't be."""
         for name, value in options.items():
             if name not in _CHECKS:
-                near = get_close_matches(name, _CHECKS, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(_CHECKS)}"
-                raise TypeError(f"unknown option {name!r}{hint}")
+                raise unknown_option(name, ("name", "returns", *_CHECKS), "what fn takes by name goes through functools.partial")
             _CHECKS[name](value)
         if isinstance(options.get("timeout"), timedelta):
             options = {**options, "timeout": options["timeout"].total_seconds()}
@@ -111,13 +111,20 @@ class Policy(msgspec.Struct, frozen=True):
             raise failure from error
 
 
+def unknown_option(name: str, known: Collection[str], advice: str = "") -> TypeError:
+    """Make the error of an option that there isn't."""
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}" + (f"; {advice}" if advice else "")
+    return TypeError(f"unknown option {name!r}; {hint}")
+
+
 def duration(what: str, value: object, *, zero: bool = True) -> float:
     """Return a number of seconds, or a timedelta, as seconds. Raises for one that is negative, endless or not a number."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(f"{what} must be a number of seconds or a timedelta, not {value!r}")
-    if not 0 <= seconds < math.inf or (seconds == 0 and not zero):
-        raise ValueError(f"{what} must be a finite number of seconds {'from' if zero else 'above'} 0, not {value!r}")
+    if not 0 <= seconds <= sys.float_info.max or (seconds == 0 and not zero):
+        raise ValueError(f"{what} must be a finite number of seconds {'from' if zero else 'above'} 0, not {short(value)}")
     return float(seconds)
 
 
@@ -125,14 +132,14 @@ def _check_max_attempts(value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"max_attempts must be a whole number from 1, not {value!r}")
     if value < 1:
-        raise ValueError(f"max_attempts counts all attempts, so it starts at 1, not {value!r}")
+        raise ValueError(f"max_attempts counts all attempts, so it starts at 1, not {short(value)}")
 
 
 def _check_retry_delay(value: object) -> None:
     if callable(value):
         _refuse_async("retry_delay", value)
     else:
-        duration("retry_delay", value)
+        duration("retry_delay, unless it is a function of the attempt,", value)
 
 
 def _refuse_async(what: str, value: object) -> None:
@@ -145,7 +152,9 @@ def _check_retry_on(value: object) -> None:
     if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
         return
     if isinstance(value, type | tuple) or not callable(value):
-        raise TypeError(f"retry_on must be exception types or a function of the exception, not {value!r}")
+        raise TypeError(
+            f"retry_on must be exception types, one or a tuple of them, or a function of the exception, not {value!r}"
+        )
     _refuse_async("retry_on", value)
 
 

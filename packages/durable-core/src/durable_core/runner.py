@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
@@ -19,11 +20,13 @@ from ._values import UNTYPED, codec_for
 from ._wait import Wait, moment, wait
 from .approval import Decision, Request
 from .clock import Clock, SystemClock
-from .errors import DurableError, RunSuspended, StepFailed
+from .errors import RunSuspended, StepFailed
 from .events import OnEvent
 from .record import StepRecord
 from .retry import Delay, Policy, RetryOn, StepOptions, duration
-from .store import Store, supports_transaction
+from .store import Store, check_store, supports_transaction
+
+_STOPPED: Final = (CancelledError, KeyboardInterrupt, SystemExit)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -74,9 +77,7 @@ class Runner:
         clock: Clock | None = None,
     ) -> None:
         run_id = check_own_id("run_id", run_id)
-        for method in ("append", "get", "list", "clear"):
-            if not callable(getattr(store, method, None)):
-                raise TypeError(f"store must have the methods of durable_core.Store; {store!r} has no {method!r}")
+        check_store(store)
         if on_event is not None and not callable(on_event):
             raise TypeError(f"on_event must be a function of one StepEvent, not {on_event!r}")
         if on_drift not in ("warn", "raise"):
@@ -105,7 +106,7 @@ class Runner:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        await self._run.leave()
+        await self._run.leave(stopped=kind is not None and issubclass(kind, _STOPPED))
         # A task group wraps it, and gather may have swallowed it: a suspension is told as what it is.
         if (suspended := self._run.suspended) is not None and suspended is not error and _is_only(suspended, error):
             raise suspended from None
@@ -230,7 +231,7 @@ class Runner:
         raises `StepDrift`. When `timeout` passes first, that is a failure: `StepFailed`, whose error matches `TimeoutError`.
         Raises `RunSuspended` after `wait_limit` seconds.
         """
-        request = Request.make(show, quorum, approvers)
+        request = Request.make(step_id, show, quorum, approvers)
         until = None if timeout is None else moment(self._run, "timeout", timeout)
         asked = Wait(step_id, name or step_id, "approval", until, request.note(), request.fingerprint)
         record = await self._wait(asked, ("approval", request.fingerprint))
@@ -269,12 +270,12 @@ class Runner:
         of this runner is running.
         """
         run = self._run
-        if run.running or run.waiting:
-            busy = ", ".join(map(repr, [*run.running, *(record.step_id for record in run.waiting)]))
-            raise DurableError(f"run {self.run_id!r} can't be reset while it is at {busy}")
+        run.refuse_reset()
         async with AsyncExitStack() as stack:
             if not run.lock.held:
                 await stack.enter_async_context(run.lock.again())
+            await stack.enter_async_context(run.loading)
+            run.refuse_reset()  # what began while the lock was waited for
             run.forget()
             await self.store.clear(self.run_id)
 

@@ -52,6 +52,17 @@ class Store(Protocol):
         raise NotImplementedError
 
 
+def check_store(store: object) -> None:
+    """Raise `TypeError` for what is no store, before anything is done with it."""
+    if isinstance(store, str):
+        raise TypeError("a store is needed, not its URL: write `async with open_store(url) as store:`")
+    if isinstance(store, type):
+        raise TypeError(f"a store is needed, not the class {store.__name__}: make one first")
+    for method in ("append", "get", "list", "clear"):
+        if not callable(getattr(store, method, None)):
+            raise TypeError(f"store must have the methods of durable_core.Store; {store!r} has no {method!r}")
+
+
 class SupportsRuns(Protocol):
     """A store that can name the runs it holds."""
 

@@ -1,0 +1,178 @@
+"""The input of a flow: recorded as JSON, and given to its function as that is annotated, whoever runs it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from durable_core import MemoryStore, Runner, RunSuspended, StepDrift, StepRecord, UnrecordableValue, control, flow
+
+
+@dataclass
+class Order:
+    number: int
+    total: Decimal
+
+
+async def begun(store: MemoryStore, fn: Any, **input: Any) -> Any:
+    """Run a flow up to its approval, approve that, and return how the run stands."""
+    with pytest.raises(RunSuspended):
+        await fn.run(store, run_id="run", **input)
+    await control.approve(store, "run", "ask", by="alice")
+    return await control.status(store, "run")
+
+
+async def test_a_run_that_is_resumed_gets_the_types_it_began_with() -> None:
+    """From the JSON that `control.status` tells, as a worker that goes through all runs does it."""
+    store, seen = MemoryStore(), list[Any]()
+
+    @flow(wait_limit=0)
+    async def pay(
+        runner: Runner, amount: Decimal, day: date, orders: list[Order], rate: float, tags: set[str], **more: Decimal
+    ) -> Decimal:
+        seen.append((amount, day, orders, rate, tags, more))
+        await runner.approval("ask")
+        return amount * 2
+
+    orders = [Order(7, Decimal("1.50"))]
+    input = {"amount": Decimal("90.00"), "day": date(2024, 2, 29), "orders": orders, "rate": 1, "tags": {"a"}, "tip": Decimal(5)}
+    status = await begun(store, pay, **input)
+    assert status.input["amount"] == "90.00"
+    assert await pay.run(store, run_id="run", **status.input) == Decimal("180.00")
+    assert await pay.run(store, run_id="run", **input) == Decimal("180.00")
+    first, again = seen
+    assert first == again == (Decimal("90.00"), date(2024, 2, 29), orders, 1.0, {"a"}, {"tip": Decimal(5)})
+    assert [type(value) for value in first] == [Decimal, date, list, float, set, dict]
+
+
+@pytest.mark.parametrize(
+    ("input", "match"),
+    [
+        ({"number": "notint"}, "input 'number' of flow 'pay' can't be recorded as it is annotated, at `\\$`: 'notint'"),
+        ({"number": 1.5}, "'number'.*1.5"),
+        ({"number": 1, "order": {"number": "x", "total": "1"}}, "'order'"),
+        ({"number": 1, "anything": object()}, "input 'anything' of flow 'pay' can't be recorded, at"),
+        ({"number": 1, "anything": [float("nan")]}, r"'anything'.*at `\$\[0\]`: nan"),
+        ({}, "input of flow 'pay': missing a required argument: 'number'; it takes"),
+        ({"number": 1, "more": 2}, "unexpected keyword argument 'more'"),
+    ],
+)
+async def test_what_an_input_cant_hold_is_refused(input: dict[str, Any], match: str) -> None:
+    """Before anything is recorded, by the name of the input."""
+    store = MemoryStore()
+
+    @flow
+    async def pay(runner: Runner, number: int, order: Order | None = None, anything=None) -> None:  # type: ignore[no-untyped-def]
+        raise AssertionError
+
+    with pytest.raises(TypeError, match=match) as refused:
+        await pay.run(store, run_id="run", **input)
+    assert "returns=" not in str(refused.value)
+    assert isinstance(refused.value, UnrecordableValue) is ("argument" not in match)
+    assert await store.list("run") == ()
+
+
+async def test_a_run_keeps_the_defaults_that_it_began_with() -> None:
+    """Code that changes a default changes it for new runs; a parameter that was added has its own."""
+    store, seen = MemoryStore(), list[Any]()
+
+    @flow(name="pay", wait_limit=0)
+    async def before(runner: Runner, order: str, fee: Decimal = Decimal(5), marker: object = ...) -> None:
+        seen.append((order, fee, marker))
+        await runner.approval("ask")
+
+    status = await begun(store, before, order="7")
+    assert status.input == {"order": "7"}
+
+    @flow(name="pay")
+    async def after(runner: Runner, order: str, fee: Decimal = Decimal(9), marker: object = ..., note: str = "new") -> None:
+        seen.append((order, fee, marker, note))
+
+    for other in ({"fee": Decimal(9)}, {"note": "other"}, {"fee": Decimal(5), "note": "new"}):
+        with pytest.raises(StepDrift, match="started with other input, {'order': '7'}"):
+            await after.run(store, run_id="run", order="7", **other)
+    await after.run(store, run_id="run", order="7", fee=Decimal(5))
+    await after.run(store, run_id="run", order="7")
+    assert seen == [("7", Decimal(5), ...), ("7", Decimal(5), ..., "new")]
+
+
+async def test_a_default_that_is_given_is_no_other_input() -> None:
+    """Nor is one that was given, and is left out now."""
+
+    @flow
+    async def pay(runner: Runner, fee: int = 5) -> int:
+        return fee
+
+    store = MemoryStore()
+    assert await pay.run(store, run_id="given", fee=5) == 5
+    assert await pay.run(store, run_id="given") == 5
+    assert await pay.run(store, run_id="left out") == 5
+    assert await pay.run(store, run_id="left out", fee=5) == 5
+    await pay.run(store, run_id="other", fee=6)
+    with pytest.raises(StepDrift):
+        await pay.run(store, run_id="other")
+
+
+async def test_a_type_that_cant_be_read_leaves_the_value_as_it_is() -> None:
+    """As without an annotation."""
+
+    class Local:
+        pass
+
+    @flow
+    async def pay(runner: Runner, amount: Missing, other: Local, third=1) -> Any:  # type: ignore[no-untyped-def,name-defined]  # noqa: F821
+        return [amount, other, third]
+
+    assert await pay.run(MemoryStore(), run_id="run", amount=90, other="text") == [90, "text", 1]
+
+
+async def test_a_value_that_its_annotation_no_longer_holds_is_drift() -> None:
+    """What the run began with as a default can't be given to the code of today."""
+
+    @flow(name="pay", wait_limit=0)
+    async def before(runner: Runner, fee: str = "five") -> None:
+        await runner.approval("ask")
+
+    @flow(name="pay")
+    async def after(runner: Runner, fee: int = 5) -> None:
+        raise AssertionError
+
+    store = MemoryStore()
+    await begun(store, before)
+    with pytest.raises(StepDrift):
+        await after.run(store, run_id="run")
+
+
+async def test_what_a_flow_cant_be_is_told_where_it_is_made() -> None:
+    """Not when it is run."""
+    with pytest.raises(TypeError, match="takes its runner first"):
+
+        @flow
+        async def nothing() -> None: ...
+
+    with pytest.raises(TypeError, match="unknown option 'max_attemps'; did you mean 'max_attempts'"):
+        flow(max_attemps=3)  # type: ignore[call-overload]
+
+    @flow
+    async def pay(runner: Runner) -> None: ...
+
+    with pytest.raises(TypeError, match=r"flow 'pay' is called with a Runner, not .*\.run\(store, run_id="):
+        pay(MemoryStore())  # type: ignore[arg-type]
+
+
+async def test_a_record_without_defaults_is_read() -> None:
+    """They are those of today then."""
+
+    @flow
+    async def pay(runner: Runner, order: str, fee: int = 5) -> int:
+        return fee
+
+    store = MemoryStore()
+    await store.append(
+        StepRecord(run_id="run", step_id="$flow", kind="flow", status="started", name="pay", note={"input": {"order": "7"}})
+    )
+    assert await pay.run(store, run_id="run", order="7") == 5

@@ -1,7 +1,8 @@
 """From a URL to a store, through the entry points of what is installed."""
 
 import sys
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -85,13 +86,16 @@ def test_an_unknown_scheme_names_those_installed(install: Install) -> None:
     assert "SECRET" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "distribution"),
-    [
-        *(("file", "durable-file"), ("s3", "durable-s3"), ("redis", "durable-redis"), ("rediss", "durable-redis")),
-        *(("postgres", "durable-postgres"), ("postgresql", "durable-postgres")),
-    ],
-)
+def served() -> Iterator[tuple[str, str]]:
+    """Yield each scheme that a package of ours declares, but core's own, with its distribution."""
+    for file in sorted(Path(__file__).parents[2].glob("packages/*/pyproject.toml")):
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        for scheme in project.get("entry-points", {}).get("durable_core.stores", ()):
+            if scheme != "memory":
+                yield scheme, project["name"]
+
+
+@pytest.mark.parametrize(("scheme", "distribution"), [*served()])
 def test_our_own_schemes_name_the_distribution(monkeypatch: pytest.MonkeyPatch, scheme: str, distribution: str) -> None:
     """Of our own family the message says what to install."""
     monkeypatch.setattr(sys, "path", [])  # nothing is installed

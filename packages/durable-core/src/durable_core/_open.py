@@ -18,6 +18,7 @@ _FAMILY: Final = {
     "postgres": "durable-postgres",
     "postgresql": "durable-postgres",
     "s3": "durable-s3",
+    "unix": "durable-redis",
 }
 
 

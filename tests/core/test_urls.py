@@ -140,7 +140,11 @@ def test_a_url_without_a_scheme(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["//user:SECRET@host/db", "//user:SEC/RET@host/db", "host/db?password=SECRET", "./a?token=SECRET"]
+    "url",
+    [
+        *("//user:SECRET@host/db", "//user:SEC/RET@host/db", "host/db?password=SECRET", "./a?token=SECRET"),
+        *("u:SECRET@host/x", "u:SEC@RET:SEC/RET@host", ":SECRET@host", "my_app:SECRET@host", "u:SEC\nRET@host"),
+    ],
 )
 def test_a_url_without_a_scheme_keeps_its_secret(url: str) -> None:
     """Where the scheme was forgotten the advice shows no password either."""
@@ -148,6 +152,22 @@ def test_a_url_without_a_scheme_keeps_its_secret(url: str) -> None:
         StoreURL(url)
     assert "***" in str(refused.value)
     assert not any(part in str(refused.value) for part in ("SEC", "RET"))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "advice"),
+    [
+        ("", "", "for a folder of run logs write 'file:./runs'"),
+        ("C:\\runs", "C:\\runs", "for a folder of run logs write 'file:C:\\\\runs'"),
+        ("u:SECRET@h/x", "u:***@h/x", "begin it with one such as redis:// or postgresql://, or with file: for a path"),
+        ("~/runs", "~/runs", "for a folder of run logs write 'file:' and the path, with the home folder written out"),
+    ],
+)
+def test_what_is_told_to_write_is_a_url(url: str, shown: str, advice: str) -> None:
+    """Nothing is proposed that would be refused, or taken for a folder where it is an address."""
+    with pytest.raises(StoreError) as refused:
+        StoreURL(url)
+    assert str(refused.value) == f"{shown!r} has no scheme; {advice}"
 
 
 @pytest.mark.parametrize("url", [None, 7, b"file:x"])

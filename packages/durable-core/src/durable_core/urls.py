@@ -27,7 +27,7 @@ class StoreURL:
             raise TypeError(f"a store's URL must be a str such as 'file:./runs', not {url!r}")
         match = _SCHEME.match(url)
         if match is None:
-            raise StoreError(f"{redacted(url)!r} has no scheme; for a folder of run logs write {'file:' + redacted(url)!r}")
+            raise _without_scheme(url)
         self._text: Final = url
         self.scheme: Final = match["scheme"].lower()
         try:
@@ -98,6 +98,18 @@ def redacted(url: str) -> str:
         lambda match: f"{match[1]}{match[2]}=***" if _SECRET.search(unquote(match[2])) else match[0],
         url,
     )
+
+
+def _without_scheme(url: str) -> StoreError:
+    # Of `u:secret@host` nothing tells where the secret begins but the colon, and nothing where it ends but the last @.
+    shown = re.sub(r"(?s):.*@", ":***@", redacted(url))
+    if "@" in url:
+        advice = "begin it with one such as redis:// or postgresql://, or with file: for a path"
+    elif url.startswith("~"):
+        advice = "for a folder of run logs write 'file:' and the path, with the home folder written out"
+    else:
+        advice = f"for a folder of run logs write {'file:' + (shown or './runs')!r}"
+    return StoreError(f"{shown!r} has no scheme; {advice}")
 
 
 def boolean(text: str) -> bool:

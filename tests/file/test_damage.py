@@ -115,8 +115,9 @@ async def test_every_flipped_bit(log: Path, lines: list[bytes]) -> None:
         log.write_bytes(damaged)
         where = r"all\.jsonl, line 2: "
         async with FileStore(log) as store:
-            with pytest.raises(CorruptLog, match=where):
+            with pytest.raises(CorruptLog, match=where) as refused:
                 await store.list("run")
+            assert "its runs then begin anew, and every step of theirs runs again" in str(refused.value)
             with pytest.raises(CorruptLog, match=where):
                 [record async for record in store.scan("run")]
             with pytest.raises(CorruptLog, match=where):

@@ -20,6 +20,8 @@ from tests.file.support import step
         ("file:./runs/user-42.jsonl", "runs/user-42.jsonl"),
         ("file:my%20runs%23%3F%25", "my runs#?%/run.jsonl"),
         ("file:münchen.jsonl", "münchen.jsonl"),
+        ("file:./~/runs", "~/runs/run.jsonl"),
+        ("file:runs~/~a", "runs~/~a/run.jsonl"),
     ],
 )
 async def test_relative(url: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +52,11 @@ async def test_absolute(prefix: str, tmp_path: Path) -> None:
         ("file://runs/a", "names the machine 'runs'; write 'file:./runs/a'"),
         ("file://me:secret@runs/a", "^file://me:\\*\\*\\*@runs/a names the machine 'runs'; write 'file:./runs/a'"),
         ("file:a%00b", "holds a NUL"),
+        ("file:~/runs", "write the home folder out, .* or 'file:\\./~/runs' for a folder of that name"),
+        ("file:~ann", "or 'file:\\./~ann' for"),
+        ("file:%7E/my%20runs", "or 'file:\\./%7E/my%20runs' for"),
+        ("file:///~/runs", "or 'file:/\\./~/runs' for"),
+        ("file://~/runs", "or 'file:\\./~/runs' for"),
     ],
 )
 def test_refused(url: str, complaint: str) -> None:

@@ -65,7 +65,8 @@ def read_key(line: bytes, path: Path, number: int) -> LineKey:
         shown = line[:80].decode(errors="backslashreplace")
         raise CorruptLog(
             f"{path}, line {number}: the checksum doesn't match: {shown!r}; the log was damaged or edited."
-            " Nothing was skipped or changed: restore the line from a copy, or move the log away"
+            " Nothing was skipped or changed: restore the line from a copy. Or move the log away, in full knowledge of what it"
+            " holds: its runs then begin anew, and every step of theirs runs again"
         )
     try:
         key = _key(line)

@@ -125,6 +125,7 @@ async def test_waitaof_asks_for_the_disk() -> None:
                 await store.append(entry())
 
 
+@pytest.mark.filterwarnings("ignore::durable_redis.DataLossWarning")
 async def test_waitaof_needs_appendonly() -> None:
     """A server that writes no appendonly file can't confirm it; the error says what to do."""
     with redis_server("--appendonly", "no") as server:

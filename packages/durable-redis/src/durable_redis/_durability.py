@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from types import FrameType
+from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
+# What may stand between the program and the place that warns: the library, and what its coroutines run in.
+_NOT_THE_PROGRAM: Final = frozenset({"asyncio", "contextlib", "durable_core", "durable_redis"})
+
 
 class DataLossWarning(UserWarning):
-    """The server is set up in a way that loses runs: it keeps nothing on disk, or may evict keys."""
+    """The server is set up in a way that loses runs: it writes no appendonly file, or may evict keys."""
 
 
 async def loss(client: Any, *, expires: bool) -> str | None:
@@ -25,9 +30,21 @@ async def loss(client: Any, *, expires: bool) -> str | None:
     except ResponseError:  # Forbidden, or renamed away, as hosted servers do.
         return None
     found = []
-    if settings.get("save") == "" and settings.get("appendonly") == "no":
-        found.append("keeps nothing on disk, so a restart loses every run: set appendonly to yes")
+    if settings.get("appendonly") == "no":
+        if settings.get("save"):
+            found.append("keeps snapshots only, so a crash loses everything since the last one: set appendonly to yes")
+        else:
+            found.append("keeps nothing on disk, so a restart loses every run: set appendonly to yes")
     policy = settings.get("maxmemory-policy", "noeviction")
     if policy != "noeviction" and (expires or not policy.startswith("volatile-")):
         found.append(f"may evict runs when it is full (maxmemory-policy {policy}): set it to noeviction")
     return f"this Redis server {'; it '.join(found)}" if found else None
+
+
+def level_of_the_program() -> int:
+    """Return the `stacklevel` with which a warning of the caller's points at the program, not at the library."""
+    level = 1
+    frame: FrameType | None = sys._getframe(1)  # `skip_file_prefixes` needs Python 3.12
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_PROGRAM:
+        level, frame = level + 1, frame.f_back
+    return level

@@ -15,7 +15,7 @@ from redis.exceptions import AskError, ConnectionError, NoScriptError, ReadOnlyE
 from durable_core.errors import StoreError
 
 from ._copies import Copies
-from ._durability import DataLossWarning, loss
+from ._durability import DataLossWarning, level_of_the_program, loss
 from ._errors import explained
 from ._held import HeldConnection
 from ._scripts import Script
@@ -154,7 +154,7 @@ class Server:
             self._examined = False
             raise
         if danger:
-            warnings.warn(danger, DataLossWarning, stacklevel=2)
+            warnings.warn(danger, DataLossWarning, stacklevel=level_of_the_program())
 
     async def _alone(self, call: Call) -> Any:
         """Send a call that waits for no copies, so touches nothing: a server that refuses writes may still be read."""

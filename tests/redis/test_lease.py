@@ -11,11 +11,11 @@ from functools import partial
 
 import pytest
 
-from durable_core import LockLost, RunBusy, StepRecord, StoreError
+from durable_core import LockLost, RunBusy, Runner, StepRecord, StoreError
 from durable_core.testing._processes import Child, Pipe
 from durable_redis import RedisStore
 from tests.servers.proxy import Proxy, proxied
-from tests.servers.redis import KEEPING, RedisServer, redis_pair, redis_server
+from tests.servers.redis import KEEPING, RedisServer, free_port, redis_pair, redis_server
 
 pytestmark = pytest.mark.asyncio
 LOCK = "durable:{run}:lock"
@@ -152,6 +152,38 @@ async def test_an_answer_lost_while_the_lock_was_taken(server: RedisServer, prox
                 pass
         async with other.lock("run"):
             pass
+
+
+async def test_a_server_that_was_never_there(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the server can't be reached no lock was taken and nothing appended, and nothing says so."""
+    async with opened(free_port()) as store:
+        with pytest.raises(StoreError, match=r"^no answer from the server \(.*\); is it up\? check .* the URL") as refused:
+            async with Runner(store, "run"):
+                pass
+        assert "append" not in str(refused.value)
+        with pytest.raises(StoreError, match=r"no answer from the server \(.*\); is it up\?") as refused:
+            await store.append(StepRecord(run_id="run", step_id="step"))
+        assert "append" not in str(refused.value)
+    assert caplog.text == ""
+
+
+async def test_a_server_that_went_away_before_the_lock(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A request that may have reached the server may have taken the lock: that much is logged, and not that it was taken."""
+    async with opened(server.port) as store:
+        assert await store.list("run") == []
+        server.kill()
+        with pytest.raises(StoreError, match="no answer from the server") as refused:
+            async with Runner(store, "run"):
+                pass
+        assert "append" not in str(refused.value)
+        assert "the lock of run 'run', if the server gave it, expires by itself within 1 seconds: no answer" in caplog.text
+
+
+async def test_a_lock_that_could_not_be_given_back(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A lock that was held when the server went away is one that expires."""
+    async with opened(server.port) as store, store.lock("run"):
+        server.kill()
+    assert "the lock of run 'run' expires by itself within 1 seconds: no answer" in caplog.text
 
 
 async def test_a_cancelled_wait_for_the_lock(server: RedisServer) -> None:

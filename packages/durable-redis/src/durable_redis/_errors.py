@@ -20,8 +20,8 @@ from durable_core.errors import CorruptLog, StoreError
 from ._scripts import FOREIGN, HOLE
 
 
-def explained(error: Exception, keys: str) -> StoreError:
-    """Make the `StoreError` for what the driver raised while it worked on `keys`."""
+def explained(error: Exception, keys: str, *, appends: bool = False) -> StoreError:
+    """Make the `StoreError` for what the driver raised while it worked on `keys`, perhaps having sent what `appends` there."""
     said = str(error)
     if isinstance(error, StoreError):
         return error
@@ -32,7 +32,7 @@ def explained(error: Exception, keys: str) -> StoreError:
     if isinstance(error, NoPermissionError):
         return StoreError(f"the server's user may not do this ({said}); the documentation lists the rights that a store needs")
     if isinstance(error, OutOfMemoryError) or said.startswith("OOM"):
-        return StoreError(f"the server is full ({said}); nothing was written: raise its maxmemory or make room, and append again")
+        return StoreError(f"the server is full ({said}); nothing was written: raise its maxmemory or make room, and try again")
     if said.startswith("WRONGTYPE") or FOREIGN in said:
         return StoreError(f"{keys} holds something that is not a run's; use another prefix, or remove that key")
     if HOLE in said:
@@ -41,12 +41,14 @@ def explained(error: Exception, keys: str) -> StoreError:
         return StoreError("the server is a node of a cluster; add cluster=true to the URL, or use RedisStore(RedisCluster(...))")
     if isinstance(error, (AskError, TryAgainError)):
         return StoreError(
-            f"{keys} is moving to another node of the cluster ({said}), so its copies can't be confirmed yet; append again"
+            f"{keys} is moving to another node of the cluster ({said}), so its copies can't be confirmed yet; try again"
         )
     if isinstance(error, ReadOnlyError):
         return StoreError(f"the server is a replica ({said}); connect to the primary")
     if isinstance(error, (ConnectionError, TimeoutError, OSError)):
-        return StoreError(f"no answer from the server ({said}); what was being appended may be there or not: append again")
+        if appends:
+            return StoreError(f"no answer from the server ({said}); what was being appended may be there or not: append again")
+        return StoreError(f"no answer from the server ({said}); is it up? check its address in the URL, and try again")
     if "WAITAOF" in said:
         return _no_waitaof(said)
     if isinstance(error, ResponseError):

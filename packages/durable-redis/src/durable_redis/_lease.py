@@ -69,6 +69,10 @@ class RedisLease(Lease):
                 " another runner may be at work, so start the run again"
             )
 
+    async def reach(self) -> None:
+        """Raise `StoreError` where the server can't be reached, and so can't have given the lock."""
+        await self._server.reach()
+
     async def acquire(self) -> None:
         """Take the lock, or raise `RunBusy`."""
         asked = now()
@@ -105,7 +109,10 @@ class RedisLease(Lease):
             async with asyncio.timeout(self._seconds):
                 await self._server.call(Call(RELEASE, self._keys, self._value))
         except (StoreError, TimeoutError) as error:
-            _log.warning("the lock of run %r expires by itself: %s", self._run_id, error)
+            given = "" if self._deadline else ", if the server gave it,"
+            _log.warning(
+                "the lock of run %r%s expires by itself within %g seconds: %s", self._run_id, given, self._seconds, error
+            )
 
     @property
     def _ms(self) -> int:
@@ -119,6 +126,7 @@ class RedisLease(Lease):
 @asynccontextmanager
 async def held(lease: RedisLease) -> AsyncIterator[Lease]:
     """Hold the lock while the context lasts."""
+    await lease.reach()
     try:
         await lease.acquire()
     except RunBusy:

@@ -18,7 +18,7 @@ from ._copies import Copies
 from ._durability import DataLossWarning, level_of_the_program, loss
 from ._errors import explained
 from ._held import HeldConnection
-from ._scripts import Script
+from ._scripts import APPEND, Script
 
 T = TypeVar("T")
 
@@ -37,6 +37,10 @@ class Call:
         self.script = script
         self.keys = keys
         self.args = args
+
+    @property
+    def appends(self) -> bool:
+        return self.script is APPEND
 
     def command(self, *, known: bool = True) -> tuple[object, ...]:
         return self.script.command(self.keys, self.args, known=known)
@@ -57,6 +61,12 @@ class Server:
         self._held: HeldConnection | None = None
         self._examined = False
 
+    async def reach(self) -> None:
+        """Have the server answer once, about its settings. Where it doesn't, nothing else was sent to it."""
+        if not self._examined:
+            async with self._turn:
+                await self._reach()
+
     async def call(self, call: Call, *, confirm: bool = False) -> Any:
         """Run one script; with `confirm`, the copies asked for exist when this returns."""
         if confirm and self.copies:
@@ -64,18 +74,19 @@ class Server:
             if isinstance(reply, StoreError):
                 raise reply
             return reply
-        return await self._guarded(partial(self._alone, call), call.keys[0])
+        return await self._guarded(partial(self._alone, call), call)
 
     async def append(self, call: Call) -> Any:
         """Run one script of appends, and confirm it; one at a time."""
         if self._held is None:
             return await self.call(call, confirm=True)
-        return await self._explained(partial(_by_hash, self._held.execute, call), call.keys[0])
+        await self._reach()
+        return await self._explained(partial(_by_hash, self._held.execute, call), call.keys[0], appends=call.appends)
 
     async def call_all(self, calls: Sequence[Call], *, confirm: bool = False) -> list[Any]:
         """Run scripts as one pipeline. Where one of them failed, its reply is the `StoreError`."""
         work = partial(self._rounds, calls, confirm=confirm and bool(self.copies))
-        return await self._guarded(work, calls[0].keys[0])
+        return await self._guarded(work, calls[0])
 
     def hold(self) -> None:
         """Keep one of the connections for appends: not of a pool that others use too, and may have made small."""
@@ -89,23 +100,26 @@ class Server:
         if self._held is not None:
             await self._held.close()
 
-    async def _guarded(self, work: Callable[[], Awaitable[T]], keys: str) -> T:
+    async def _guarded(self, work: Callable[[], Awaitable[T]], call: Call) -> T:
         async with self._turn:
-            return await self._explained(work, keys)
+            await self._reach()
+            return await self._explained(work, call.keys[0], appends=call.appends)
 
-    async def _explained(self, work: Callable[[], Awaitable[T]], keys: str) -> T:
+    async def _reach(self) -> None:
+        if not self._examined:
+            await self._explained(self._examine, "its settings")
+
+    async def _explained(self, work: Callable[[], Awaitable[T]], keys: str, *, appends: bool = False) -> T:
         task = asyncio.current_task()
         cancellations = task.cancelling() if task else 0
         try:
-            if not self._examined:
-                await self._examine()
             answer = await (self._on_cluster(work) if self._cluster else work())
         except Warning:  # where warnings are errors, this one stays what it is
             raise
         except Exception as error:
             if isinstance(error, ReadOnlyError):
                 await self._leave()
-            raise explained(error, keys) from error
+            raise explained(error, keys, appends=appends) from error
         if task and task.cancelling() > cancellations:
             raise asyncio.CancelledError  # redis-py awaits with wait_for, which loses a cancellation in Python 3.11
         return answer
@@ -231,5 +245,5 @@ async def _by_hash(execute: Callable[[tuple[object, ...]], Awaitable[Any]], call
 
 def _explained(reply: Any, call: Call) -> Any:
     if isinstance(reply, Exception) and not isinstance(reply, StoreError):
-        return explained(reply, call.keys[0])
+        return explained(reply, call.keys[0], appends=call.appends)
     return reply

@@ -1,19 +1,22 @@
 """Bad input: one clear error each, and never a password in it."""
 
 import logging
+import socket
 import traceback
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
-from durable_core import StoreError, open_store
-from durable_postgres import PostgresStore, schema_sql
+from durable_core import StepRecord, StoreError, open_store
+from durable_postgres import ConnectionLost, PostgresStore, RowRefused, _connections, schema_sql
+from durable_postgres._options import parsed
 from tests.servers.postgres import PostgresServer, free_port
 
 pytestmark = pytest.mark.asyncio
 
 SECRET = "s3cr3t"
+AWAY = "; is the server up? check host and port in the URL, PGHOST or PGPORT"
 
 
 async def refusal(url: str) -> str:
@@ -32,13 +35,75 @@ def with_place(url: str, *, host: str | None = None, path: str | None = None) ->
 
 
 async def test_nobody_listens(postgres_server_url: str) -> None:
-    """A server that is down is told from one that refuses."""
-    assert "Connect call failed" in await refusal(with_place(postgres_server_url, host=f"127.0.0.1:{free_port()}"))
+    """A server that is down is told from one that refuses, and named."""
+    place = f"127.0.0.1:{free_port()}"
+    said = await refusal(with_place(postgres_server_url, host=place))
+    assert f'PostgreSQL table "durable"."steps" at {place}/postgres: ' in said
+    assert "Connect call failed" in said
+    assert said.endswith(AWAY)
 
 
 async def test_an_unknown_host(postgres_server_url: str) -> None:
-    """A name that can't be resolved is the resolver's error."""
-    assert "PostgreSQL table" in await refusal(with_place(postgres_server_url, host="no-such-host.invalid"))
+    """A name that can't be resolved is the resolver's error, with the name and what to look at."""
+    said = await refusal(with_place(postgres_server_url, host="no-such-host.invalid"))
+    assert " at no-such-host.invalid:5432/postgres: [Errno " in said
+    assert said.endswith(AWAY)
+
+
+async def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something that takes the connection and says nothing is a server that is away: it was asked for no work."""
+    monkeypatch.setattr(_connections, "_CONNECT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"127.0.0.1:{silent.getsockname()[1]}"
+        said = await refusal(f"postgresql://ann:{SECRET}@{place}/app?sslmode=disable")
+    assert said.endswith(
+        f" at {place}/app: no answer in time; is the server up? check host and port in the URL, PGHOST or PGPORT"
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        (f"postgresql://ann:{SECRET}@db.internal/app", "db.internal:5432/app"),
+        (f"postgresql://ann:{SECRET}@db.internal:6432/app?schema=x&application_name=y", "db.internal:6432/app"),
+        (f"postgresql://ann:pa@{SECRET}@db.internal/app", "db.internal:5432/app"),
+        (f"postgresql://ann:pa@ss/{SECRET}@db.internal/app", "db.internal:5432/app"),
+        ("postgresql://[::1]/app", "[::1]:5432/app"),
+        ("postgresql://[::1]:6432/app", "[::1]:6432/app"),
+        ("postgresql://a:1,b:2/app", "a:1,b:2/app"),
+        ("postgresql://ann@db.internal", "db.internal:5432"),
+        (f"postgresql:///app?host=db.internal&port=6432&password={SECRET}", "db.internal:6432/app"),
+        ("postgresql:///?host=/run/postgresql&dbname=app", "app by the socket in /run/postgresql"),
+        ("postgresql://ann@/app?host=db.internal", "db.internal:5432/app"),
+        ("postgresql:///app", "the default host/app"),
+    ],
+)
+async def test_the_place_that_errors_name(url: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors name the server and the database, as the URL gives them, and nothing else of it."""
+    for name in ("PGHOST", "PGPORT", "PGDATABASE"):
+        monkeypatch.delenv(name, raising=False)
+    assert parsed(url)[2] == place
+
+
+async def test_the_place_that_the_environment_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the URL leaves out is looked for where the driver looks."""
+    for name, value in (("PGHOST", "db.internal"), ("PGPORT", "6432"), ("PGDATABASE", "app")):
+        monkeypatch.setenv(name, value)
+    assert parsed("postgresql://")[2] == "db.internal:6432/app"
+
+
+async def test_errors_are_of_public_classes(postgres_server_url: str, postgres_url: str) -> None:
+    """The names that a traceback shows can be imported: of a server that is away, and of a row that is refused."""
+    async with open_store(with_place(postgres_server_url, host=f"127.0.0.1:{free_port()}")) as store:
+        with pytest.raises(ConnectionLost) as lost:
+            await store.list("run")
+    async with open_store(postgres_url) as store:
+        with pytest.raises(RowRefused) as refused:
+            await store.append(StepRecord(run_id="run", step_id="step", revision=2**63))
+    for error in (lost.value, refused.value):
+        shown = traceback.format_exception_only(error)[0]
+        assert shown.startswith(f"durable_postgres.errors.{type(error).__name__}: ")
+        assert isinstance(error, StoreError)
 
 
 async def test_a_missing_database(postgres_server_url: str) -> None:
@@ -56,6 +121,17 @@ async def test_a_wrong_password(postgres_server: PostgresServer) -> None:
     postgres_server.psql("select pg_reload_conf()")
     url = postgres_server.url.replace("//postgres@", f"//locked:{SECRET}@")
     assert 'password authentication failed for user "locked"; check user and password' in await refusal(url)
+
+
+async def test_an_unknown_role(postgres_server: PostgresServer) -> None:
+    """A user that the server doesn't know, or doesn't let in, is told with where it may come from."""
+    url = postgres_server.url.replace("//postgres@", f"//nouser:{SECRET}@")
+    advice = "; check the user in the URL or PGUSER, and that the server's pg_hba.conf lets it in"
+    assert f'role "nouser" does not exist{advice}' in await refusal(url)
+    rules = postgres_server.folder / "data" / "pg_hba.conf"
+    rules.write_text("host all postgres 127.0.0.1/32 trust\n")
+    postgres_server.psql("select pg_reload_conf()")
+    assert (await refusal(url)).endswith(advice)
 
 
 @pytest.mark.parametrize(

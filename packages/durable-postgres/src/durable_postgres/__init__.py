@@ -2,6 +2,7 @@
 
 from ._schema import schema_sql
 from ._transaction import Transaction
+from .errors import ConnectionLost, RowRefused, TransactionConflict
 from .store import PostgresStore
 
-__all__ = ["PostgresStore", "Transaction", "schema_sql"]
+__all__ = ["ConnectionLost", "PostgresStore", "RowRefused", "Transaction", "TransactionConflict", "schema_sql"]

@@ -11,8 +11,9 @@ from asyncpg import Connection
 from durable_core import Batcher, StepRecord
 
 from ._connections import Connections, Kept
-from ._errors import Refused, persistently
+from ._errors import persistently
 from ._rows import Row, Statements, as_json, size_of, slot_of, to_record
+from .errors import RowRefused
 
 WRITERS: Final = 2
 _SECONDS: Final = 10.0
@@ -40,7 +41,7 @@ class Writer:
     def __init__(self, connections: Connections, statements: Statements) -> None:
         self._kept: Final = Kept(connections)
         self._statements: Final = statements
-        self.submit: Final = Batcher(self._flush, size=size_of, refused=Refused).submit
+        self.submit: Final = Batcher(self._flush, size=size_of, refused=RowRefused).submit
 
     async def close(self) -> None:
         await self._kept.close()

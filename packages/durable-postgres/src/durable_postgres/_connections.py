@@ -14,9 +14,10 @@ from asyncpg import Connection, Pool
 
 from durable_core import StoreError
 
-from ._errors import Conflict, Lost, Refused, explained
+from ._errors import AWAY, explained
 from ._options import LEAST_CONNECTIONS
 from ._schema import Table
+from .errors import ConnectionLost, RowRefused, TransactionConflict
 
 _log: Final = logging.getLogger("durable_postgres")
 
@@ -28,8 +29,17 @@ TURN_SECONDS: Final = 60.0
 class Connections:
     """A pool that was given, or one of our own from a DSN; every connection it lends reaches a database with the table in it."""
 
-    def __init__(self, table: Table, *, pool: Pool | None = None, dsn: str = "", options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        table: Table,
+        *,
+        pool: Pool | None = None,
+        dsn: str = "",
+        options: dict[str, Any] | None = None,
+        place: str = "",
+    ) -> None:
         self.table: Final = table
+        self._place: Final = place
         self._given: Final = pool
         self._dsn: Final = dsn
         self._options: Final = options or {}
@@ -38,7 +48,7 @@ class Connections:
         self._closed = False
 
     def __str__(self) -> str:
-        return f"PostgreSQL table {self.table.sql}"
+        return f"PostgreSQL table {self.table.sql}{self._place and f' at {self._place}'}"
 
     async def acquire(self, *, within: float | None = None) -> Connection:
         """Take a connection out of the pool; it goes back with `release`, or when it is terminated."""
@@ -55,7 +65,7 @@ class Connections:
                 return cast("Connection", await pool.acquire(timeout=within))
             except TimeoutError as error:
                 if within is None or pool.get_idle_size() or pool.get_size() < pool.get_max_size():
-                    raise
+                    raise StoreError(f"{self}: no answer in time; {AWAY}") from error
                 raise StoreError(
                     f"{self}: none of the pool's {pool.get_max_size()} connections came free within {within:g} seconds; each scan"
                     " and transaction that is open holds one: close some, or have more of them (pool_max in the URL)"
@@ -93,7 +103,7 @@ class Connections:
         try:
             with explained(self):
                 yield
-        except (Conflict, Refused):
+        except (TransactionConflict, RowRefused):
             raise
         except BaseException:
             cut(connection)
@@ -106,7 +116,7 @@ class Connections:
                 async with asyncio.timeout(within):
                     await work
             except TimeoutError as error:
-                raise Lost(f"{self}: no answer in time; whether the server did the work is not known") from error
+                raise ConnectionLost(f"{self}: no answer in time; whether the server did the work is not known") from error
 
     def reopen(self) -> None:
         self._closed = False

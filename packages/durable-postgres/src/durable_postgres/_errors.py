@@ -12,6 +12,8 @@ import asyncpg
 
 from durable_core import StoreError
 
+from .errors import ConnectionLost, RowRefused, TransactionConflict
+
 T = TypeVar("T")
 
 _CONFLICTS: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
@@ -35,18 +37,7 @@ _REFUSED: Final = (
 )
 _PREPARED: Final = (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError)
 _MAX_CONFLICTS: Final = 10
-
-
-class Lost(StoreError):
-    """The connection was lost, or could not be made: what was under way may have happened or not."""
-
-
-class Conflict(StoreError):
-    """The server rolled the transaction back for the sake of another one."""
-
-
-class Refused(StoreError):
-    """This row can't be written, or can't be read, now or later."""
+AWAY: Final = "is the server up? check host and port in the URL, PGHOST or PGPORT"
 
 
 @contextmanager
@@ -63,7 +54,7 @@ def is_retryable(error: BaseException | None) -> bool:
     seen: set[int] = set()  # `raise error from error` makes a ring
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, (Lost, Conflict, *_CONFLICTS)):
+        if isinstance(error, (ConnectionLost, TransactionConflict, *_CONFLICTS)):
             return True
         if isinstance(error, _LOST) and isinstance(error, asyncpg.PostgresError):
             return True
@@ -81,11 +72,11 @@ async def persistently(work: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await work()
-        except Lost:
+        except ConnectionLost:
             if lost:
                 raise
             lost = True
-        except Conflict:
+        except TransactionConflict:
             conflicts += 1
             if conflicts == _MAX_CONFLICTS:
                 raise
@@ -97,13 +88,17 @@ def _explain(error: Exception, target: object) -> StoreError:
     if isinstance(error, TimeoutError):
         return StoreError(f"{target}: no answer in time; whether the server did the work is not known")
     if isinstance(error, _CONFLICTS):
-        return Conflict(said)
+        return TransactionConflict(said)
     if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
-        return Lost(f"{said}; if the pool is of your own making, give asyncpg.create_pool target_session_attrs='read-write'")
+        return ConnectionLost(f"{said}; if you made the pool, give asyncpg.create_pool target_session_attrs='read-write'")
+    if isinstance(error, OSError):
+        return ConnectionLost(f"{said}; {AWAY}")
     if isinstance(error, _LOST):
-        return Lost(said)
+        return ConnectionLost(said)
     if isinstance(error, asyncpg.InvalidPasswordError):
         return StoreError(f"{said}; check user and password in the URL, PGPASSWORD or ~/.pgpass")
+    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+        return StoreError(f"{said}; check the user in the URL or PGUSER, and that the server's pg_hba.conf lets it in")
     if isinstance(error, asyncpg.InvalidCatalogNameError):
         return StoreError(f"{said}; create the database first: the store creates only its schema and table")
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
@@ -117,5 +112,5 @@ def _explain(error: Exception, target: object) -> StoreError:
             " (to asyncpg.create_pool, where you made the pool)"
         )
     if isinstance(error, asyncpg.InterfaceError) and not isinstance(error, asyncpg.DataError) and "closed" in str(error):
-        return Lost(said)
-    return (Refused if isinstance(error, _REFUSED) else StoreError)(said)
+        return ConnectionLost(said)
+    return (RowRefused if isinstance(error, _REFUSED) else StoreError)(said)

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from durable_core import StoreError, StoreURL
 from durable_core.urls import integer
@@ -45,8 +46,8 @@ _OURS: Final[Mapping[str, Callable[[str], Any]]] = {
 }
 
 
-def parsed(url: str) -> tuple[str, dict[str, Any]]:
-    """Split a store's URL into the driver's DSN and our own options."""
+def parsed(url: str) -> tuple[str, dict[str, Any], str]:
+    """Split a store's URL into the driver's DSN, our own options, and the place to be named in errors."""
     store_url = StoreURL(url)
     rest = url.partition(store_url.parts.netloc)[2] if store_url.parts.netloc else ""
     hosts = store_url.parts.netloc.rpartition("@")[2].split(",")
@@ -60,4 +61,16 @@ def parsed(url: str) -> tuple[str, dict[str, Any]]:
     given = dict(store_url.query)
     if (len(hosts) > 1 or "," in given.get("host", "")) and not (_SESSION in given or os.environ.get("PGTARGETSESSIONATTRS")):
         options[_SESSION] = "read-write"  # the first host that answers may be a standby
-    return store_url.without(_OURS), options
+    return store_url.without(_OURS), options, _place(store_url)
+
+
+def _place(url: StoreURL) -> str:
+    """Say where the driver looks for the database, and nothing of the URL but that."""
+    shown, given = urlsplit(str(url)), dict(url.query)  # without the password
+    hosts = shown.netloc.rpartition("@")[2] or given.get("host") or os.environ.get("PGHOST", "")
+    database = shown.path.lstrip("/") or given.get("dbname") or given.get("database") or os.environ.get("PGDATABASE", "")
+    if hosts.startswith("/"):
+        return f"{database} by the socket in {hosts}".lstrip()
+    if hosts and not re.search(r",|:[0-9]*$", hosts):
+        hosts += f":{given.get('port') or os.environ.get('PGPORT') or 5432}"
+    return "/".join(filter(None, (hosts or "the default host", database)))

@@ -10,8 +10,9 @@ from asyncpg import Connection
 from durable_core import Batcher, StepRecord
 
 from ._connections import Connections, Kept, is_open
-from ._errors import Refused, persistently
+from ._errors import persistently
 from ._rows import Statements, to_record
+from .errors import RowRefused
 
 SHORT: Final = 200
 _PAGE: Final = 1_000
@@ -28,7 +29,7 @@ class Reads:
         self._connections: Final = connections
         self._statements: Final = statements
         self._kept: Final = Kept(connections)
-        self._batcher: Final = Batcher(self._flush, size=len, max_items=100, refused=Refused)
+        self._batcher: Final = Batcher(self._flush, size=len, max_items=100, refused=RowRefused)
 
     async def step(self, run_id: str, step_id: str) -> StepRecord | None:
         """Read the newest entry of a step."""

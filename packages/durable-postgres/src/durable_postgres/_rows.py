@@ -14,8 +14,8 @@ import msgspec
 from durable_core import StepError, StepRecord
 from durable_core.record import Kind, Status
 
-from ._errors import Refused
 from ._schema import Table
+from .errors import RowRefused
 
 # JSON travels as text: a pool may have codecs of its own for json, and `null` is a value where NULL is none.
 _COLUMNS: Final = {
@@ -80,11 +80,11 @@ class Row(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     @classmethod
     def of_all(cls, records: Iterable[StepRecord]) -> list[Row]:
-        """Make the rows; raises `Refused` where a record holds what is no JSON, so that it fails alone."""
+        """Make the rows; raises `RowRefused` where a record holds what is no JSON, so that it fails alone."""
         try:
             return [*map(cls.of, records)]
         except (TypeError, ValueError) as error:
-            raise Refused(f"the record can't be written: {error}") from error
+            raise RowRefused(f"the record can't be written: {error}") from error
 
     @property
     def values(self) -> tuple[Any, ...]:
@@ -114,7 +114,7 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def to_record(row: Iterable[Any], /) -> StepRecord:
-    """Make a record of what `Statements` selects; raises `Refused` for what is none."""
+    """Make a record of what `Statements` selects; raises `RowRefused` for what is none."""
     (run_id, step_id, revision, status, kind, name, attempt, started, ended, id_, fingerprint, result, error, note, until) = row
     try:
         return StepRecord(
@@ -136,7 +136,7 @@ def to_record(row: Iterable[Any], /) -> StepRecord:
             fingerprint=fingerprint,
         )
     except (msgspec.DecodeError, ValueError) as error_:
-        raise Refused(
+        raise RowRefused(
             f"the row of run {run_id!r}, step {step_id!r}, revision {revision} is no step record ({error_}): it was written by"
             " something else, or by a newer durable-postgres: then upgrade this one"
         ) from error_

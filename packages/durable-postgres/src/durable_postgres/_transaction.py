@@ -13,8 +13,8 @@ from durable_core import StepRecord, StoreError
 
 from ._appends import claim
 from ._connections import Connections, cut, is_open
-from ._errors import Lost
 from ._rows import Statements
+from .errors import ConnectionLost
 
 _SECONDS: Final = 10.0
 _COMMIT_SECONDS: Final = 60.0  # constraints that were deferred are checked then
@@ -61,8 +61,8 @@ class Transaction:
                 yield transaction
             except BaseException as error:
                 if not is_open(connection):
-                    if isinstance(error, Exception) and not isinstance(error, Lost):
-                        raise Lost(f"{connections}: the connection was lost within a transaction") from error
+                    if isinstance(error, Exception) and not isinstance(error, ConnectionLost):
+                        raise ConnectionLost(f"{connections}: the connection was lost within a transaction") from error
                     raise
                 try:
                     await connections.answered(connection, sql.rollback(), within=_SECONDS)

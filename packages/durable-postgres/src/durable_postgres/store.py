@@ -47,10 +47,10 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
 
     @classmethod
     def from_url(cls, url: str) -> Self:
-        dsn, options = parsed(url)
+        dsn, options, place = parsed(url)
         table = Table(options.pop("schema", "durable"), options.pop("table", "steps"))
         self = cls.__new__(cls)
-        self._start(Connections(table, dsn=dsn, options=options))
+        self._start(Connections(table, dsn=dsn, options=options, place=place))
         return self
 
     def _start(self, connections: Connections) -> None:

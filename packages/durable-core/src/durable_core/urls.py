@@ -92,12 +92,15 @@ class StoreURL:
 def redacted(url: str) -> str:
     """Return `url` with its password, and every option that looks like one, as `***`."""
     # A password that holds @ : / ? or # unescaped is one that its owner forgot to escape: hide as far as it may reach.
-    url = re.sub(r"(?s)((?://|^[^/?#:]+:)[^/?#:]*):.*@", r"\1:***@", url)
-    return re.sub(
-        r"([?&;])([^=&;]*)=([^&;]*)",
-        lambda match: f"{match[1]}{match[2]}=***" if _SECRET.search(unquote(match[2])) else match[0],
-        url,
-    )
+    url = re.sub(r"(?s)((?://|^[^/?#:]+:/?)[^/?#:]*):.*@", r"\1:***@", url)
+    return re.sub(r"(?<=[?&#])[^&]*", lambda option: _redacted_option(option[0]), url)
+
+
+def _redacted_option(option: str) -> str:
+    for name in re.finditer(r"(?:^|(?<=[;#]))[^=;#]*(?==)", option):  # a ; may part two options, or be part of a password
+        if _SECRET.search(unquote(name[0])):
+            return f"{option[: name.end()]}=***"
+    return option
 
 
 def _without_scheme(url: str) -> StoreError:

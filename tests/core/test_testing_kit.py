@@ -206,11 +206,17 @@ class TestCrashingStore:
 
     @pytest.mark.parametrize(
         ("options", "complaint"),
-        [({"at": 0}, "counted from 1"), ({"when": "on"}, "'before' or 'after'"), ({"how": "x"}, "'fail' or 'kill'")],
+        [
+            ({"at": 0}, "counted from 1"),
+            ({"at": 1.5}, "the number of an append"),
+            ({"at": "1"}, "the number of an append"),
+            ({"when": "on"}, "'before' or 'after'"),
+            ({"how": "x"}, "'fail' or 'kill'"),
+        ],
     )
     def test_bad_arguments(self, options: dict[str, object], complaint: str) -> None:
         """Each wrong argument says what was expected."""
-        with pytest.raises(ValueError, match=complaint):
+        with pytest.raises((TypeError, ValueError), match=complaint):
             CrashingStore(MemoryStore(), **{"at": 1, **options})  # type: ignore[arg-type]
 
     async def test_concurrent_appends_are_counted_as_they_begin(self) -> None:

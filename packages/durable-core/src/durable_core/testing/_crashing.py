@@ -33,6 +33,8 @@ class CrashingStore(Store):
         when: Literal["before", "after"] = "before",
         how: Literal["fail", "kill"] = "fail",
     ) -> None:
+        if isinstance(at, bool) or not isinstance(at, int):
+            raise TypeError(f"at={at!r}: expected the number of an append, from 1")
         if at < 1:
             raise ValueError(f"at={at!r}: appends are counted from 1")
         if when not in ("before", "after"):

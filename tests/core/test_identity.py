@@ -437,6 +437,60 @@ async def test_a_variable_of_its_own_by_the_same_name_counts(store: FlakyStore) 
         await runner.step("charge", making("bob"))
 
 
+async def test_of_a_comprehension_s_own_variable_a_function_has_none(store: FlakyStore) -> None:
+    """Where the two have one name, whether the comprehension is a function of its own or not."""
+
+    def making(k: str) -> Callable[[], str]:
+        def charge() -> str:
+            first = k
+            return first + "".join([(lambda: k)() for k in "xy"])
+
+        return charge
+
+    runner = Runner(store, "run")
+    assert await runner.step("charge", making("ada")) == "adaxy"
+    assert await runner.step("charge", making("ada")) == "adaxy"
+    with pytest.raises(StepReused):
+        await runner.step("charge", making("bob"))
+
+
+async def test_globals_count_where_a_lambda_reads_them(store: FlakyStore) -> None:
+    """In a comprehension inside it, too; not what is an attribute by that name, nor what a function closes over."""
+    source = """
+def counting():
+    total = 0
+    def count():
+        nonlocal total
+        total += 1
+        return total
+    def look():
+        return total
+    return count, look
+count, look = counting()
+fetch = lambda url, page: f"{url}{page}"
+inside = lambda: [fetch(url, page) for page in "12"]
+lazily = lambda: "".join(fetch(url, page) for page in "12")
+attribute = lambda: thing.url
+counts = lambda: count() and look()
+def named(more=""): return url + more
+"""
+    notebook = module("notebook", source)
+    notebook.url, notebook.thing = "a", type("Thing", (), {"url": "an attribute"})
+    runner = Runner(store, "run")
+    assert await runner.step("inside", notebook.inside) == ["a1", "a2"]
+    assert await runner.step("lazily", notebook.lazily) == "a1a2"
+    assert await runner.step("attribute", notebook.attribute) == "an attribute"
+    assert await runner.step("named", notebook.named) == "a"
+    assert await runner.step("counts", notebook.counts) == 1
+    notebook.url = "b"
+    for name in ("inside", "lazily"):
+        with pytest.raises(StepReused, match="other values of the variables that it uses"):
+            await runner.step(name, getattr(notebook, name))
+    assert await runner.step("attribute", notebook.attribute) == "an attribute"
+    assert await runner.step("named", notebook.named) == "a"
+    assert await runner.step("counts", notebook.counts) == 1
+
+
 @pytest.mark.parametrize("sync", [True, False])
 async def test_a_lambda_runs_with_the_values_that_were_read(store: FlakyStore, effects: Effects, sync: bool) -> None:
     """Those of the call: a loop that numbers its steps and goes on does not do the last one's again and again."""
@@ -450,6 +504,10 @@ async def test_a_lambda_runs_with_the_values_that_were_read(store: FlakyStore, e
         await asyncio.sleep(0)
     assert await asyncio.gather(*steps) == names
     assert effects == dict.fromkeys(names, 2)
+    partials = (runner.step(f"partial-{c}", partial(lambda more: c + more, "!")) for c in names)  # noqa: B023
+    assert await asyncio.gather(*partials) == ["ada!", "bob!", "eve!"]
+    listed = (runner.step(f"listed-{c}", lambda: [c + each for each in "12"]) for c in names)  # noqa: B023
+    assert await asyncio.gather(*listed) == [["ada1", "ada2"], ["bob1", "bob2"], ["eve1", "eve2"]]
 
 
 async def test_a_lambda_may_watch_what_changes(store: FlakyStore) -> None:
@@ -528,6 +586,10 @@ class Gold(Masked):
     points: int = 0
 
 
+class Open(pydantic.BaseModel, extra="allow"):
+    pass
+
+
 @dataclass
 class Payment:
     card: Masked
@@ -544,8 +606,11 @@ class Payment:
         ({("a", 1): 1}, {("a", 1): 2}),
         ({None: 1}, {None: 2}),
         ((10**5000, 1), (10**5000, 2)),
+        ([{"\ud800"}, 1], [{"\ud801"}, 1]),
+        (Open(extra=1), Open(extra=2)),
+        (["'a'", "\ud800"], ["a", "\ud800"]),
     ],
-    ids=["masked", "rounded", "inside", "subclass", "surrogate", "tuple key", "None key", "long"],
+    ids=["masked", "rounded", "inside", "subclass", "surrogate", "tuple key", "None key", "long", "set", "extra", "quotes"],
 )
 async def test_what_json_would_hide_counts(store: FlakyStore, one: Any, other: Any) -> None:
     """On one runner, and as drift from what an earlier run recorded."""

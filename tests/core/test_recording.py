@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 import weakref
 from collections.abc import Coroutine
 from inspect import CORO_CLOSED, getcoroutinestate
@@ -185,6 +186,23 @@ async def test_of_what_was_kept_each_is_offered_as_a_runner_is_left(store: Flaky
         await asyncio.gather(*(runner.step(name, effects.happen, name) for name in ("big", "small")), return_exceptions=True)
         store.before = refuse
     assert [record.step_id for record in await store.list("run")] == ["small"]
+
+
+async def test_leaving_a_runner_waits_for_a_store_that_hangs_once(store: FlakyStore, effects: Effects) -> None:
+    """However much was kept: all of it is offered together."""
+    hanging, names = asyncio.Event(), [f"s{number}" for number in range(50)]
+
+    async def hang(record: StepRecord) -> None:
+        hanging.set()
+        await asyncio.Event().wait()
+
+    store.before = Outage(float("inf"))
+    async with Runner(store, "run", store_timeout=0.2) as runner:
+        await asyncio.gather(*(runner.step(name, effects.happen, name) for name in names), return_exceptions=True)
+        store.before = hang
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert hanging.is_set()
 
 
 async def test_a_store_that_hangs_is_given_up(effects: Effects) -> None:

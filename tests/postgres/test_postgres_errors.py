@@ -50,6 +50,13 @@ async def test_an_unknown_host(postgres_server_url: str) -> None:
     assert said.endswith(AWAY)
 
 
+async def test_a_server_without_tls(postgres_server_url: str) -> None:
+    """It is up: the advice would lead astray."""
+    said = await refusal(f"{postgres_server_url}{'&' if '?' in postgres_server_url else '?'}sslmode=require")
+    assert "rejected SSL upgrade" in said
+    assert "is the server up" not in said
+
+
 async def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Something that takes the connection and says nothing is a server that is away: it was asked for no work."""
     monkeypatch.setattr(_connections, "_CONNECT_SECONDS", 0.2)
@@ -72,6 +79,7 @@ async def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) ->
         ("postgresql://[::1]:6432/app", "[::1]:6432/app"),
         ("postgresql://a:1,b:2/app", "a:1,b:2/app"),
         ("postgresql://ann@db.internal", "db.internal:5432"),
+        ("postgresql://%2Fvar%2Frun/app", "app by the socket in /var/run"),
         (f"postgresql:///app?host=db.internal&port=6432&password={SECRET}", "db.internal:6432/app"),
         ("postgresql:///?host=/run/postgresql&dbname=app", "app by the socket in /run/postgresql"),
         ("postgresql://ann@/app?host=db.internal", "db.internal:5432/app"),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import pytest
 
@@ -47,6 +52,107 @@ async def test_a_run_that_is_resumed_gets_the_types_it_began_with() -> None:
     first, again = seen
     assert first == again == (Decimal("90.00"), date(2024, 2, 29), orders, 1.0, {"a"}, {"tip": Decimal(5)})
     assert [type(value) for value in first] == [Decimal, date, list, float, set, dict]
+
+
+SETS = """
+import asyncio, sys
+from durable_core import RunSuspended, control, flow, open_store
+
+@flow(wait_limit=0)
+async def tagged(runner, tags: set[str], bare, default: frozenset[str] = frozenset("abcdef")):
+    await runner.approval("ask")
+
+async def main(path):
+    async with open_store(f"file:{path}") as store:
+        given = [dict(tags=set("abcdef"), bare=set("abcdef"))]
+        for input in [*given, *([(await control.status(store, "run")).input] if await store.list("run") else [])]:
+            try:
+                await tagged.run(store, run_id="run", **input)
+            except RunSuspended:
+                print("suspended")
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def test_a_set_is_the_same_input_in_every_process(tmp_path: Path) -> None:
+    """In whatever order its JSON was written."""
+    for seed in ("1", "2", "3"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", SETS, str(tmp_path / "runs")]
+        output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        assert output.split() == ["suspended"] * (1 if seed == "1" else 2)
+
+
+class Line(TypedDict):
+    number: int
+
+
+@dataclass
+class Address:
+    city: str
+    country: str = "DE"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "given", "recorded"),
+    [
+        (Line, {"number": 1, "note": "keep me"}, None),
+        (float, 2**63 + 1, None),
+        (int, "90", None),
+        (set[int], [1, 1], None),
+        (Address, {"city": "Bonn"}, {"city": "Bonn"}),
+        (Address, {"city": "Bonn", "street": "unknown"}, None),
+        (list[Address], [{"city": "Bonn"}], [{"city": "Bonn"}]),
+        (set[str], ["b", "a"], ["a", "b"]),
+        (datetime, "2024-01-01T10:00:00+00:00", "2024-01-01T10:00:00Z"),
+        (Decimal, "90.00", "90.00"),
+        (Decimal, 90.5, "90.5"),
+        (bytes, "aGk=", "aGk="),
+        (float, 3, 3),
+    ],
+)
+async def test_input_as_json_says_all_that_was_given(annotation: Any, given: Any, recorded: Any) -> None:
+    """Or is refused: nothing of it is left out, and no number changes."""
+
+    async def take(runner: Runner, value: Any) -> None:
+        return None
+
+    take.__annotations__["value"] = annotation
+    store = MemoryStore()
+    if recorded is None:
+        with pytest.raises(UnrecordableValue, match="can't be recorded as it is annotated"):
+            await flow(take).run(store, run_id="run", value=given)
+        return
+    await flow(take).run(store, run_id="run", value=given)
+    found = (await control.status(store, "run")).input["value"]
+    assert sorted(found) == recorded if annotation == set[str] else found == recorded
+    await flow(take).run(store, run_id="run", value=found)
+
+
+async def test_none_is_what_a_default_of_none_allows() -> None:
+    """Though the annotation doesn't say so."""
+
+    @flow
+    async def pay(runner: Runner, fee: int = None, *, more: str = "x") -> Any:  # type: ignore[assignment]  # noqa: RUF013
+        return [fee, more]
+
+    assert await pay.run(MemoryStore(), run_id="run", fee=None) == [None, "x"]
+
+
+async def test_other_input_is_told_for_any_names() -> None:
+    """Those that `**more` takes are input, too, annotated or not."""
+
+    @flow
+    async def pay(runner: Runner, **more: Any) -> Any:
+        return more
+
+    store = MemoryStore()
+    assert await pay.run(store, run_id="run", a=1, b="x") == {"a": 1, "b": "x"}
+    assert await pay.run(store, run_id="run", b="x", a=1) == {"a": 1, "b": "x"}
+    for other in ({"a": 1}, {"a": 1, "b": "y"}, {"a": 1, "b": "x", "c": None}):
+        with pytest.raises(StepDrift):
+            await pay.run(store, run_id="run", **other)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +249,51 @@ async def test_a_value_that_its_annotation_no_longer_holds_is_drift() -> None:
 
     store = MemoryStore()
     await begun(store, before)
-    with pytest.raises(StepDrift):
+    with pytest.raises(StepDrift, match="began with fee='five', its default then, which 'fee' can't be any more"):
         await after.run(store, run_id="run")
+    await before.run(store, run_id="run")
+
+    @flow(name="pay")
+    async def later(runner: Runner, fee: int = 5) -> None:
+        raise AssertionError
+
+    await later.run(store, run_id="run")  # it has ended, and its outcome is that
+
+
+async def test_a_default_without_an_annotation_keeps_its_type() -> None:
+    """That of the default of today."""
+    seen: list[Any] = []
+
+    @flow(name="pay", wait_limit=0)
+    async def before(runner: Runner, fee=Decimal(1), codes=("a",)) -> None:  # type: ignore[no-untyped-def]
+        await runner.approval("ask")
+
+    @flow(name="pay")
+    async def after(runner: Runner, fee=Decimal(2), codes=("b",)) -> None:  # type: ignore[no-untyped-def]
+        seen.append((fee, codes))
+
+    store = MemoryStore()
+    await begun(store, before)
+    await after.run(store, run_id="run")
+    assert seen == [(Decimal(1), ("a",))]
+
+
+async def test_defaults_are_left_to_the_function() -> None:
+    """A decorator may have a say in them."""
+
+    def fees(fn: Any) -> Any:
+        @functools.wraps(fn)
+        async def wrapper(runner: Runner, **given: Any) -> Any:
+            return await fn(runner, **{"fee": 99, **given})
+
+        return wrapper
+
+    @flow
+    @fees
+    async def pay(runner: Runner, fee: int = 5) -> int:
+        return fee
+
+    assert await pay.run(MemoryStore(), run_id="run") == 99
 
 
 async def test_what_a_flow_cant_be_is_told_where_it_is_made() -> None:

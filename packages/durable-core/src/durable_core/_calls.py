@@ -91,7 +91,8 @@ def _canonical(arguments: object) -> tuple[bytes, tuple[Identity, ...]]:
     def hook(found: Any) -> object:
         kind: Any = type(found)
         if is_model(kind):  # by its fields: what it dumps may be masked, rounded, or in the order of a set
-            return {name: getattr(found, name, None) for name in (*kind.model_fields, "__pydantic_extra__")}
+            extra = getattr(found, "__pydantic_extra__", None) or {}
+            return {**{name: getattr(found, name, None) for name in kind.model_fields}, **extra}
         if isinstance(found, PurePath) or kind.__module__.partition(".")[0] in _PYDANTIC:
             return str(found)
         opaque.append(found)

@@ -98,7 +98,7 @@ async def execute(run: Run, call: Call) -> Any:
         if run.on_event is not None:
             await run.emit_record("step:success" if recorded.status == "success" else "step:failure", recorded, error)
         if recorded.id != record.id:
-            return outcome_of(run, recorded, call)
+            return outcome_of(run, recorded, call, ran=True)
         if error is not None:
             raise StepFailed(recorded) from error
         return value
@@ -136,14 +136,14 @@ def ended(
     )
 
 
-def outcome_of(run: Run, record: StepRecord, call: Call) -> Any:
+def outcome_of(run: Run, record: StepRecord, call: Call, *, ran: bool = False) -> Any:
     """Return the value of a recorded outcome, or raise its failure. Raises `StepDrift` where it doesn't fit the code."""
     if record.kind != "step":
         run.check_kind(record, "step")
     if call.fingerprint != record.fingerprint:
         run.drifted(record)
     if record.status == "failure":
-        raise failed_before(record)
+        raise StepFailed(record) if ran else failed_before(record)
     return None if call.codec is None else value_of(record, call.codec)
 
 

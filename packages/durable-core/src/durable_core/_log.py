@@ -140,12 +140,12 @@ class RunLog:
 
     async def settle_if_possible(self) -> None:
         """Append what was kept, if the store is back: in another process these steps would run again."""
-        deadline = self._clock.monotonic() + min(self.timeout, _CANCELLED_WITHIN)
-        for record, value in [*self.kept.values()]:
-            try:
-                await self.append(record, max(deadline - self._clock.monotonic(), _SHORTEST))
-            except Exception as error:
-                _logger.error("%s", ResultNotRecorded(record, value), exc_info=error)
+        kept, within = [*self.kept.values()], min(self.timeout, _CANCELLED_WITHIN)
+        # All at once: one that is refused, or a store that hangs, holds up none of the others.
+        outcomes = await asyncio.gather(*(self.append(record, within) for record, _ in kept), return_exceptions=True)
+        for (record, value), outcome in zip(kept, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                _logger.error("%s", ResultNotRecorded(record, value), exc_info=outcome)
 
     async def append(
         self, record: StepRecord, within: float, *, decide: bool = True, task: asyncio.Task[Any] | None = None

@@ -66,7 +66,7 @@ def prepare(
         step_id = check_own_id("step_id", step_id)
         first = run.calls.setdefault(step_id, identity)
     is_same = first is identity or same(first, identity)
-    if known[0] is None:
+    if known[0] is None and not decided(run.log.latest(step_id)):
         fn = as_it_is(fn)
     return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, is_same, is_coroutine)
 
@@ -112,6 +112,6 @@ def refuse_nested(run: Run, step_id: str) -> None:
 def reused(run: Run, step_id: str) -> StepReused:
     """Make the error of an id that was used for something else."""
     return StepReused(
-        f"step {step_id!r} of run {run.id!r} was called before with another function, other arguments or other values in its"
-        " closure; nothing was run. In a loop, number the steps: f'charge-{order.id}'"
+        f"step {step_id!r} of run {run.id!r} was called before with another function, other arguments, or other values of the"
+        " variables that it uses; nothing was run. In a loop, number the steps: f'charge-{order.id}'"
     )

@@ -10,7 +10,7 @@ import msgspec
 from ._ids import check_own_id
 from .errors import CopyConflict, Refused
 from .record import StepRecord
-from .store import Store, supports_lock
+from .store import Store, check_store, supports_lock
 
 
 async def copy(store: Store, run_id: str, to_store: Store) -> int:
@@ -20,6 +20,8 @@ async def copy(store: Store, run_id: str, to_store: Store) -> int:
     original stays as it is. Safe to repeat after a crash. Raises `CopyConflict` if `to_store` holds anything else under this run
     id, and `Refused` for a run that isn't there.
     """
+    check_store(store)
+    check_store(to_store)
     async with AsyncExitStack() as stack:
         if supports_lock(store):
             await stack.enter_async_context(store.lock(run_id))
@@ -36,6 +38,7 @@ async def fork(store: Store, run_id: str, new_run_id: str, *, before: str) -> in
     were taken. The original stays as it is. Safe to repeat after a crash, until the new run itself has gone on. Raises
     `CopyConflict` if the new run holds anything else, and `Refused` for a run or step that isn't there.
     """
+    check_store(store)
     check_own_id("new_run_id", new_run_id)
     entries = await store.list(run_id)
     begun: dict[str, list[StepRecord]] = {}

@@ -57,14 +57,14 @@ class Flow(Generic[P, T]):
         taken = self._parameters.read(input)
         async with Runner(store, run_id, **self._options) as runner:
             record = await self._begin(runner._run, taken)
-            if (values := self._parameters.resume(taken, record.note or {})) is None:
-                began = (record.note or {}).get("input")
+            note = record.note or {}
+            if not self._parameters.is_same(taken, note):
                 raise StepDrift(
-                    f"run {run_id!r} of flow {self.name!r} was started with other input, {began!r}, not {taken.given!r}; choose"
-                    " another run id for new input"
+                    f"run {run_id!r} of flow {self.name!r} was started with other input, {note.get('input')!r}, not"
+                    f" {taken.note()['input']!r}; choose another run id for new input"
                 )
             if not decided(record):
-                record = await self._outcome(runner, record, values)
+                record = await self._outcome(runner, record, self._parameters.values(taken, note))
             if record.status == "failure":
                 raise failed_before(record)
             return value_of(record, self._codec)  # type: ignore[no-any-return]  # the codec is that of T

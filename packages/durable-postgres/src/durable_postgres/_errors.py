@@ -91,7 +91,7 @@ def _explain(error: Exception, target: object) -> StoreError:
         return TransactionConflict(said)
     if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
         return ConnectionLost(f"{said}; if you made the pool, give asyncpg.create_pool target_session_attrs='read-write'")
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and "SSL" not in said:
         return ConnectionLost(f"{said}; {AWAY}")
     if isinstance(error, _LOST):
         return ConnectionLost(said)

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from durable_core import StoreError, StoreURL
 from durable_core.urls import integer
@@ -67,7 +67,7 @@ def parsed(url: str) -> tuple[str, dict[str, Any], str]:
 def _place(url: StoreURL) -> str:
     """Say where the driver looks for the database, and nothing of the URL but that."""
     shown, given = urlsplit(str(url)), dict(url.query)  # without the password
-    hosts = shown.netloc.rpartition("@")[2] or given.get("host") or os.environ.get("PGHOST", "")
+    hosts = unquote(shown.netloc.rpartition("@")[2]) or given.get("host") or os.environ.get("PGHOST", "")
     database = shown.path.lstrip("/") or given.get("dbname") or given.get("database") or os.environ.get("PGDATABASE", "")
     if hosts.startswith("/"):
         return f"{database} by the socket in {hosts}".lstrip()

@@ -248,6 +248,22 @@ async def test_a_block_that_is_cancelled_cancels_the_steps_of_its_tasks(store: F
     assert await store.list("run") == ()
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+async def test_a_program_that_ends_in_the_block_cancels_its_steps(store: FlakyStore, stop: type[BaseException]) -> None:
+    """Nobody who interrupts a program, or lets it exit, wants to wait for a step that hangs."""
+    started = asyncio.Event()
+
+    async def slow() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    runner = await Runner(store, "run").__aenter__()
+    step = asyncio.create_task(runner.step("slow", slow))
+    await started.wait()
+    await asyncio.wait_for(runner.__aexit__(stop, stop(), None), 10)
+    assert step.cancelled()
+
+
 async def test_a_block_that_raises_lets_its_steps_end(store: FlakyStore, effects: Effects) -> None:
     """An error of the flow's own stops nothing that has begun."""
     started = asyncio.Event()

@@ -335,6 +335,25 @@ def test_a_class_of_the_program_itself_has_one_name(tmp_path: Path, how: list[st
     subprocess.run([sys.executable, *how, "cards.Declined"], cwd=tmp_path, check=True)
 
 
+SPAWNING = """
+import multiprocessing
+from durable_core.record import StepError
+class Declined(Exception):
+    pass
+def name():
+    return StepError.from_exception(Declined()).type
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(name) == name() == "spawning.Declined", pool.apply(name)
+"""
+
+
+def test_a_class_of_the_program_itself_has_that_name_in_its_children(tmp_path: Path) -> None:
+    """Those of multiprocessing know the program as `__mp_main__`."""
+    (tmp_path / "spawning.py").write_text(SPAWNING)
+    subprocess.run([sys.executable, "spawning.py"], cwd=tmp_path, check=True)
+
+
 def test_a_class_of_a_program_without_a_file_keeps_its_module() -> None:
     """As on the command line."""
     source = "from durable_core.record import StepError\nclass E(Exception): pass\nprint(StepError.from_exception(E()).type)"

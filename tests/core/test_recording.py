@@ -497,11 +497,8 @@ async def test_cancelling_twice_while_recording_still_records(store: FlakyStore,
     assert len(await store.list("run")) == 1
 
 
-async def test_a_cancelled_step_whose_store_is_away_keeps_its_outcome(
-    store: FlakyStore, effects: Effects, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Recording gives up after a while, so that the program can end; the runner still has the outcome."""
-    monkeypatch.setattr("durable_core._log._CANCELLED_WITHIN", 0.01)
+def go_away(store: FlakyStore) -> asyncio.Event:
+    """Let each append fail, a moment after it began; the event tells that one did."""
     reached = asyncio.Event()
 
     async def fail(record: StepRecord) -> None:
@@ -510,6 +507,15 @@ async def test_a_cancelled_step_whose_store_is_away_keeps_its_outcome(
         raise Away
 
     store.before = fail
+    return reached
+
+
+async def test_a_cancelled_step_whose_store_is_away_keeps_its_outcome(
+    store: FlakyStore, effects: Effects, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recording gives up after a while, so that the program can end; the runner still has the outcome."""
+    monkeypatch.setattr("durable_core._log._CANCELLED_WITHIN", 0.01)
+    reached = go_away(store)
     runner = Runner(store, "run")
     step = asyncio.create_task(runner.step("a", effects.happen))
     await reached.wait()
@@ -525,14 +531,7 @@ async def test_a_cancelled_step_whose_store_is_away_keeps_its_outcome(
 async def test_a_cancelled_step_gives_the_store_five_seconds(store: FlakyStore, effects: Effects) -> None:
     """Not `store_timeout`, which a program that is told to end can't wait for."""
     clock = FakeClock()
-    reached = asyncio.Event()
-
-    async def fail(record: StepRecord) -> None:
-        reached.set()
-        await asyncio.sleep(0)
-        raise Away
-
-    store.before = fail
+    reached = go_away(store)
     step = asyncio.create_task(Runner(store, "run", clock=clock).step("a", effects.happen))
     await reached.wait()
     began = clock.monotonic()

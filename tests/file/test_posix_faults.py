@@ -9,6 +9,7 @@ import os
 import random
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,21 +57,31 @@ async def test_killed_writers(path: Path, child: Child, round_: int) -> None:
     assert returned <= {*found}
 
 
+def forked(work: Callable[[], object]) -> int:
+    """Do something in a forked child, which then ends, and return its process id."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return pid
+
+
+def ended_well(pid: int) -> bool:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 async def test_fork(path: Path) -> None:
     """A store goes on in a forked child, beside the same store in the parent; neither loses what the other wrote."""
     async with FileStore(path) as store:
         await store.append(step("before"))
-        pid = os.fork()
-        if not pid:
-            status = 1
-            try:
-                asyncio.run(asyncio.wait_for(append_all(store, "child"), 30))
-                status = 0
-            finally:
-                os._exit(status)
+        pid = forked(lambda: asyncio.run(asyncio.wait_for(append_all(store, "child"), 30)))
         await append_all(store, "parent")
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert ended_well(pid)
     steps = await steps_in(path)
     assert steps[0] == "before"
     assert {*steps[1:]} == {f"{who}-{n}" for who in ("child", "parent") for n in range(50)}
@@ -81,15 +92,7 @@ async def test_closing_in_a_forked_child(path: Path) -> None:
     """A child that leaves `async with` closes nothing of its parent's, and doesn't wait for a thread that it hasn't got."""
     async with FileStore(path) as store:
         await store.append(step("a"))
-        pid = os.fork()
-        if not pid:
-            status = 1
-            try:
-                asyncio.run(asyncio.wait_for(store.__aexit__(None, None, None), 10))
-                status = 0
-            finally:
-                os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert ended_well(forked(lambda: asyncio.run(asyncio.wait_for(store.__aexit__(None, None, None), 10))))
         await store.append(step("b"))
     assert await steps_in(path) == ["a", "b"]
 
@@ -151,19 +154,15 @@ async def test_fork_while_another_thread_opens_the_lock_file(tmp_path: Path, mon
             opened.set()
             threading.Event().wait(0.2)  # a fork that waits for nobody gets in here
 
+    def look() -> None:
+        lock_file = (tmp_path / _locks.LOCK_FILE).stat()
+        assert not any(_is_open_as(int(fd.name), lock_file) for fd in [*Path("/dev/fd").iterdir()])
+
     monkeypatch.setattr(_locks, "_LockFile", LockFile)
     async with FileStore(tmp_path) as store:
         appending = asyncio.create_task(store.append(step("a")))
         await asyncio.to_thread(opened.wait)
-        pid = os.fork()
-        if not pid:
-            status = 1
-            try:
-                lock_file = (tmp_path / _locks.LOCK_FILE).stat()
-                status = any(_is_open_as(int(fd.name), lock_file) for fd in [*Path("/dev/fd").iterdir()])
-            finally:
-                os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert ended_well(forked(look))
         await appending
 
 
@@ -178,14 +177,12 @@ def _is_open_as(fd: int, file: os.stat_result) -> bool:
 async def test_lease_after_fork(path: Path) -> None:
     """The parent keeps its lock when a child that was forked ends."""
     async with FileStore(path) as store, store.lock("run") as lease:
-        pid = os.fork()
-        if not pid:
-            try:
+
+        def lost() -> None:
+            with pytest.raises(LockLost):
                 lease.check()
-            except LockLost:
-                os._exit(0)
-            os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+        assert ended_well(forked(lost))
         lease.check()
         with pytest.raises(RunBusy):
             async with store.lock("run"):

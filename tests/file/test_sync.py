@@ -204,14 +204,19 @@ async def test_a_batch_that_there_is_no_room_for(log: Path, monkeypatch: pytest.
     assert await steps_in(log) == ["a", "b", "c"]
 
 
+async def make_doubtful(store: FileStore, disk: Disk) -> None:
+    """Let an append fail and not even the cut be made sure of, so that nobody knows what the disk holds."""
+    disk.fail("sync", times=2)
+    with pytest.raises(StoreError, match="EIO"):
+        await store.append(step("b"))
+
+
 async def test_cut_that_fails(log: Path, disk: Disk) -> None:
     """If not even the cut can be made sure of, the log is written anew before anything of it is returned."""
     async with FileStore(log) as store:
         await store.append(step("a"))
         inode = log.stat().st_ino
-        disk.fail("sync", times=2)
-        with pytest.raises(StoreError, match="EIO"):
-            await store.append(step("b"))
+        await make_doubtful(store, disk)
         assert [record.step_id for record in await store.list("run")] == ["a"]
         assert log.stat().st_ino != inode
         assert disk.covers(log)
@@ -224,9 +229,7 @@ async def test_doubt_ends_once_the_log_is_written_anew(log: Path, disk: Disk) ->
     async with FileStore(log) as store:
         await store.append(step("a"))
         inode = log.stat().st_ino
-        disk.fail("sync", times=2)
-        with pytest.raises(StoreError, match="EIO"):
-            await store.append(step("b"))
+        await make_doubtful(store, disk)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Path, "replace", _refuse)
             with pytest.raises(StoreError, match="Permission denied"):
@@ -244,9 +247,7 @@ async def test_doubt_ends_with_a_log_that_is_removed(log: Path, disk: Disk) -> N
     """The one that takes its place is written by appends alone."""
     async with FileStore(log) as store:
         await store.append(step("a"))
-        disk.fail("sync", times=2)
-        with pytest.raises(StoreError, match="EIO"):
-            await store.append(step("b"))
+        await make_doubtful(store, disk)
         log.unlink()
         await store.append(step("c"))
         inode = log.stat().st_ino
@@ -260,9 +261,7 @@ async def test_doubt_outlives_a_full_memory(tmp_path: Path, disk: Disk, monkeypa
     async with FileStore(tmp_path) as store:
         await store.append(step("a"))
         inode = (tmp_path / "run.jsonl").stat().st_ino
-        disk.fail("sync", times=2)
-        with pytest.raises(StoreError, match="EIO"):
-            await store.append(step("b"))
+        await make_doubtful(store, disk)
         for n in range(20):
             await store.append(step("a", f"run-{n}"))
         assert [record.step_id for record in await store.list("run")] == ["a"]
@@ -274,9 +273,7 @@ async def test_nothing_is_written_anew_while_others_read(log: Path, disk: Disk, 
     """A reader that finds its log doubtful waits until it is alone: two that write it anew at once would mix their lines."""
     async with FileStore(log) as store:
         await store.append(step("a"))
-        disk.fail("sync", times=2)
-        with pytest.raises(StoreError, match="EIO"):
-            await store.append(step("b"))
+        await make_doubtful(store, disk)
         inode = log.stat().st_ino
         reader = child(READ_SLOWLY, log)
         assert reader.stdout

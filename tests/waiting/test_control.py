@@ -251,6 +251,9 @@ async def test_what_is_no_store_is_refused(store: Any) -> None:
         lambda: control.send(store, "run", "packed", 1),
         lambda: control.cancel(store, "run"),
         lambda: control.status(store, "run"),
+        lambda: anext(control.pending(store)),
+        lambda: control.fork(store, "run", "new", before="a"),
+        lambda: control.copy(MemoryStore(), "run", store),
         lambda: settle.run(store, run_id="run", amount=1),
     ]
     for act in acts:
@@ -482,7 +485,7 @@ async def test_pending_on_a_store_that_cant_list_runs() -> None:
     """It says so."""
 
     class Plain:
-        append = get = list = clear = None
+        append, get, list, clear = MemoryStore.append, MemoryStore.get, MemoryStore.list, MemoryStore.clear
 
     with pytest.raises(Refused, match="can't list its runs"):
         async for _ in control.pending(Plain()):  # type: ignore[arg-type]

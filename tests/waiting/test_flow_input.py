@@ -6,6 +6,7 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
@@ -140,6 +141,23 @@ async def test_none_is_what_a_default_of_none_allows() -> None:
     assert await pay.run(MemoryStore(), run_id="run", fee=None) == [None, "x"]
 
 
+async def test_the_fingerprint_of_a_flow_is_that_of_its_input() -> None:
+    """As a step's is that of its arguments."""
+
+    @flow
+    async def pay(runner: Runner, order: str = "none", fee: int = 5) -> None: ...
+
+    store = MemoryStore()
+    found = []
+    for number, input in enumerate([{"order": "a"}, {"order": "a"}, {"order": "b"}, {"order": "a", "fee": 6}, {}]):
+        await pay.run(store, run_id=f"run-{number}", **input)  # type: ignore[arg-type]
+        (fingerprint,) = {record.fingerprint for record in await store.list(f"run-{number}")}
+        found.append(fingerprint)
+    assert found[0] == found[1]
+    assert found[-1] is None
+    assert len({*found}) == 4
+
+
 async def test_other_input_is_told_for_any_names() -> None:
     """Those that `**more` takes are input, too, annotated or not."""
 
@@ -258,6 +276,24 @@ async def test_a_value_that_its_annotation_no_longer_holds_is_drift() -> None:
         raise AssertionError
 
     await later.run(store, run_id="run")  # it has ended, and its outcome is that
+
+
+async def test_a_default_is_kept_as_its_annotation_says() -> None:
+    """Down to what a list of it holds."""
+    seen: list[Any] = []
+
+    @flow(name="pay", wait_limit=0)
+    async def before(runner: Runner, fees: Sequence[Decimal] = (Decimal(1),)) -> None:
+        await runner.approval("ask")
+
+    @flow(name="pay")
+    async def after(runner: Runner, fees: Sequence[Decimal] = (Decimal(2),)) -> None:
+        seen.extend(fees)
+
+    store = MemoryStore()
+    await begun(store, before)
+    await after.run(store, run_id="run")
+    assert seen == [Decimal(1)]
 
 
 async def test_a_default_without_an_annotation_keeps_its_type() -> None:

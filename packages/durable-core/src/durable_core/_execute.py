@@ -12,7 +12,7 @@ from ._calls import Call
 from ._invoke import invoke, is_nested
 from ._log import OUTCOMES
 from ._prepare import turn
-from ._run import FLOW, Run
+from ._run import Run
 from ._values import Codec
 from .context import running
 from .errors import StepDrift, StepFailed, StepInterrupted, UnrecordableValue
@@ -143,19 +143,20 @@ def outcome_of(run: Run, record: StepRecord, call: Call, *, ran: bool = False) -
     if call.fingerprint != record.fingerprint:
         run.drifted(record)
     if record.status == "failure":
-        raise StepFailed(record) if ran else failed_before(record)
+        raise StepFailed(record) if ran else failed_before(record, to_retry(record))
     return None if call.codec is None else value_of(record, call.codec)
 
 
-def failed_before(record: StepRecord) -> StepFailed:
-    """Return the failure that is recorded, with a note that says why it is raised although nothing ran."""
+def failed_before(record: StepRecord, advice: str) -> StepFailed:
+    """Return the failure that is recorded, with a note that says why it is raised although nothing ran, and what to do."""
     failed = StepFailed(record)
-    if record.step_id == FLOW and failed.error.matches(StepFailed):
-        advice = "find the step that failed in the message above, and reopen it with durable_core.control.retry or resolve"
-    else:
-        advice = f"to let it run anew: durable_core.control.retry(store, {record.run_id!r}, {record.step_id!r})"
     failed.add_note(f"recorded at {record.ended_at.isoformat(timespec='seconds')}; nothing was run again; {advice}")
     return failed
+
+
+def to_retry(record: StepRecord) -> str:
+    """Say how a failure is taken back."""
+    return f"to let it run anew: durable_core.control.retry(store, {record.run_id!r}, {record.step_id!r})"
 
 
 def value_of(record: StepRecord, codec: Codec[Any]) -> Any:

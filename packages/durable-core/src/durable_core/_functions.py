@@ -24,7 +24,7 @@ def function_of(fn: Any, seen: dict[int, int] | None = None) -> Identity:
     seen = {} if seen is None else seen
     if type(fn) is FunctionType:
         code, closure, defaults, keywords = fn.__code__, fn.__closure__, fn.__defaults__, fn.__kwdefaults__
-        itself = code, id(fn.__globals__)  # two modules may hold the same text
+        itself = _bare(fn)
         if is_bare(fn):
             return itself
         if id(fn) in seen:
@@ -35,7 +35,7 @@ def function_of(fn: Any, seen: dict[int, int] | None = None) -> Identity:
             assigned = _names_in(code).assigned
             parts += [_cell(cell, seen) for name, cell in zip(code.co_freevars, closure, strict=True) if name not in assigned]
         if _is_lambda(code):
-            parts += [_global(fn.__globals__.get(name)) for name in _names_in(code).globals]
+            parts += [_global(fn.__globals__.get(name), seen) for name in _names_in(code).globals]
         if defaults is not None:
             parts.append([value_of(value, seen) for value in defaults])
         if keywords:
@@ -72,6 +72,10 @@ def _as_it_is(cell: CellType) -> CellType:
         return CellType(cell.cell_contents)
     except ValueError:  # it gets its value later
         return cell
+
+
+def _bare(fn: FunctionType) -> tuple[CodeType, int]:
+    return fn.__code__, id(fn.__globals__)  # two modules may hold the same text
 
 
 def is_bare(fn: FunctionType) -> bool:
@@ -137,8 +141,6 @@ def value_of(value: object, seen: dict[int, int]) -> Identity:
     return (type(value), value) if isinstance(value, (int, float)) else value
 
 
-def _global(value: object) -> Identity:
+def _global(value: object, seen: dict[int, int]) -> Identity:
     """Return what a global is, a function without what it closes over: that is a matter of its own module."""
-    if type(value) is FunctionType:
-        return value.__code__, id(value.__globals__)
-    return (type(value), value) if isinstance(value, (int, float)) else value
+    return _bare(value) if type(value) is FunctionType else value_of(value, seen)

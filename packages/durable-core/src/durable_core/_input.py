@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Final
 
@@ -17,19 +18,25 @@ from .errors import StepDrift, UnrecordableValue
 
 
 class Input(msgspec.Struct, frozen=True):
-    """What a run is given."""
+    """What a run is given, and the function's defaults for the rest, where those can be recorded."""
 
-    given: dict[str, Any]
-    """What the caller gave, as the function takes it."""
-    defaults: dict[str, Any]
-    """What the function's defaults add to that, where it can be recorded."""
+    values: dict[str, Any]
+    """As the function takes them."""
     recorded: dict[str, Any]
-    """All of it as JSON."""
+    """As JSON."""
+    given: tuple[str, ...]
+    """The names of those that are no defaults."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """A hash of what was given."""
+        return fingerprint_of((), {name: self.values[name] for name in self.given})
 
     def note(self) -> dict[str, Any]:
         """Return what is recorded as the run begins."""
-        note = {"input": {name: self.recorded[name] for name in self.given}}
-        return {**note, "defaults": {name: self.recorded[name] for name in self.defaults}} if self.defaults else note
+        given = {name: self.recorded[name] for name in self.given}
+        defaults = {name: value for name, value in self.recorded.items() if name not in given}
+        return {"input": given, "defaults": defaults} if defaults else {"input": given}
 
 
 class Parameters:
@@ -55,23 +62,24 @@ class Parameters:
             self._signature.bind(None, **given)
         except TypeError as error:
             raise TypeError(f"input of flow {self._flow!r}: {error}; it takes {self._signature}") from None
-        taken = Input({}, {}, {})
+        values: dict[str, Any] = {}
+        recorded: dict[str, Any] = {}
         for name, value in given.items():
-            taken.recorded[name], taken.given[name] = self._record(name, value)
+            recorded[name], values[name] = self._record(name, value)
         for name, parameter in self._signature.parameters.items():
             if name not in given and parameter.default is not parameter.empty:
                 try:
-                    taken.recorded[name], taken.defaults[name] = self._record(name, parameter.default)
+                    recorded[name], values[name] = self._record(name, parameter.default)
                 except TypeError:  # such as a marker of the function's own, which is left to it
                     continue
-        return taken
+        return Input(values, recorded, tuple(given))
 
     def is_same(self, taken: Input, note: Mapping[str, Any]) -> bool:
         """Tell whether a run that began with `note` was given the same input; it makes no difference who gave a default."""
-        began = {**note.get("defaults", {}), **note.get("input", {})}
-        now = {**taken.defaults, **taken.given}
-        asked = {*taken.given, *note.get("input", {})}
-        return all(name in began and name in now and self._equal(taken, name, began[name]) for name in asked)
+        given = note.get("input", {})
+        began = {**note.get("defaults", {}), **given}
+        asked = {*taken.given, *given}
+        return all(name in began and name in taken.recorded and self._equal(taken, name, began[name]) for name in asked)
 
     def values(self, taken: Input, note: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the function of a run that began with `note` is called with.
@@ -79,11 +87,11 @@ class Parameters:
         A default is the one that the run began with; a parameter that was added since then has its own. Raises `StepDrift` where
         the parameter can't take that any more.
         """
-        values = dict(taken.given)
+        values = {name: taken.values[name] for name in taken.given}
         for name, began in note.get("defaults", {}).items():
-            if name in taken.defaults and name not in values and not self._equal(taken, name, began):
+            if name in taken.recorded and name not in values and not self._equal(taken, name, began):
                 try:
-                    values[name] = self._codec(name, taken.defaults[name]).decode(msgspec.json.encode(began))
+                    values[name] = self._decoded(taken, name, began)
                 except msgspec.DecodeError as error:
                     raise StepDrift(
                         f"the run of flow {self._flow!r} began with {name}={began!r}, its default then, which {name!r} can't be"
@@ -95,35 +103,36 @@ class Parameters:
         """Tell whether a value is the one of which `began` was recorded; a set may stand in another order there."""
         if taken.recorded[name] == began:
             return True
-        value = taken.given[name] if name in taken.given else taken.defaults[name]
         try:
-            return fingerprint_of((value,)) == fingerprint_of((self._codec(name, value).decode(msgspec.json.encode(began)),))
+            return fingerprint_of((taken.values[name],)) == fingerprint_of((self._decoded(taken, name, began),))
         except msgspec.DecodeError:
             return False
 
-    def _codec(self, name: str, value: Any) -> Codec[Any]:
-        """Return the codec of a parameter: that of its annotation, or else of the value's own type."""
-        codec = self._codecs.get(name if name in self._signature.parameters else [*self._signature.parameters][-1])
-        return codec or codec_for(type(value))
+    def _decoded(self, taken: Input, name: str, began: Any) -> Any:
+        """Decode what was recorded, by the annotation, or else as the type of today's value."""
+        codec = self._annotated(name) or codec_for(type(taken.values[name]))
+        return codec.decode(msgspec.json.encode(began))
+
+    def _annotated(self, name: str) -> Codec[Any] | None:
+        """Return how values of a parameter are recorded, if its annotation says so; the last one may take any names."""
+        parameters = self._signature.parameters
+        return self._codecs.get(name if name in parameters else [*parameters][-1])
 
     @cached_property
     def _codecs(self) -> dict[str, Codec[Any]]:
         """How values are recorded, by parameter; a type that can't be resolved or decoded counts as none."""
         codecs: dict[str, Codec[Any]] = {}
         for name, type_ in parameter_types(self._fn).items():
-            try:
-                codecs[name] = codec_for(type_)
-            except TypeError:
-                continue
-        return {name: codec for name, codec in codecs.items() if codec is not UNTYPED}
+            with suppress(TypeError):
+                if (codec := codec_for(type_)) is not UNTYPED:
+                    codecs[name] = codec
+        return codecs
 
     def _record(self, name: str, value: Any) -> tuple[Any, Any]:
         """Return a value as JSON, and as its type holds it."""
         what = f"input {name!r} of flow {self._flow!r}"
-        parameters = self._signature.parameters
-        # The last parameter takes names of all kinds.
-        codec = self._codecs.get(name if name in parameters else [*parameters][-1])
-        if codec is None or (value is None and name in parameters and parameters[name].default is None):
+        codec, parameter = self._annotated(name), self._signature.parameters.get(name)
+        if codec is None or (value is None and parameter is not None and parameter.default is None):
             return msgspec.json.decode(record_any(value, what)), value
         try:
             data, value = codec.record(value)
@@ -131,9 +140,9 @@ class Parameters:
         except UnrecordableValue as error:
             reason = error.reason
         try:
-            plain = msgspec.json.decode(UNTYPED.record(value)[0])
-            data, back = codec.record(codec.decode(msgspec.json.encode(plain)))
-            if _holds(recorded := msgspec.json.decode(data), plain):
+            plain, given = UNTYPED.record(value)
+            data, back = codec.record(codec.decode(plain))
+            if _holds(recorded := msgspec.json.decode(data), given):
                 return recorded, back
         except (UnrecordableValue, msgspec.DecodeError):
             pass

@@ -260,9 +260,8 @@ def _latest(entries: Sequence[StepRecord]) -> dict[str, StepRecord]:
 
 
 async def _runs(store: Store, prefix: str) -> AsyncIterator[str]:
+    check_store(store)
     if not supports_runs(store):
-        if isinstance(store, (str, type)):
-            check_store(store)
         raise Refused(f"{store!r} can't list its runs: it has no method runs(prefix)")
     async for run_id in store.runs(prefix):
         yield run_id

@@ -8,8 +8,7 @@ from datetime import timedelta
 from functools import update_wrapper
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
 
-from ._calls import fingerprint_of
-from ._execute import failed_before, value_of
+from ._execute import failed_before, to_retry, value_of
 from ._input import Input, Parameters
 from ._run import FLOW, Run, decided
 from ._values import codec_of
@@ -18,6 +17,10 @@ from .record import StepError, StepRecord
 from .retry import unknown_option
 from .runner import Runner, RunnerOptions
 from .store import Store
+
+_RETRY_THE_STEP: Final = (
+    "find the step that failed in the message above, and reopen it with durable_core.control.retry or resolve"
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,7 +69,8 @@ class Flow(Generic[P, T]):
             if not decided(record):
                 record = await self._outcome(runner, record, self._parameters.values(taken, note))
             if record.status == "failure":
-                raise failed_before(record)
+                because_of_a_step = record.error is not None and record.error.matches(StepFailed)
+                raise failed_before(record, _RETRY_THE_STEP if because_of_a_step else to_retry(record))
             return value_of(record, self._codec)  # type: ignore[no-any-return]  # the codec is that of T
 
     async def _begin(self, run: Run, input: Input) -> StepRecord:
@@ -84,7 +88,7 @@ class Flow(Generic[P, T]):
                     note=input.note(),
                     started_at=now,
                     ended_at=now,
-                    fingerprint=fingerprint_of((), input.given),
+                    fingerprint=input.fingerprint,
                 )
             )
         if record.name != self.name:

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import pytest
 
-from durable_core.batcher import Batcher
 from durable_core.errors import StoreError
+from durable_core.stores.batcher import Batcher
 
 
 class Refused(Exception):

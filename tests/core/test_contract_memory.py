@@ -2,7 +2,7 @@
 
 import pytest
 
-from durable_core.memory import MemoryStore
+from durable_core.stores.memory import MemoryStore
 from durable_core.testing import OpenStore, StoreTests
 
 

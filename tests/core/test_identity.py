@@ -334,7 +334,7 @@ async def test_reused_is_told_before_anything_runs_and_loses_nothing(store: Flak
 async def test_fingerprints_are_the_same_in_every_process(args: str) -> None:
     """Hash seeds and addresses leave no trace, and no argument is too odd for a fingerprint."""
     source = (
-        "from functools import partial\nfrom durable_core._calls import fingerprint_of\n"
+        "from functools import partial\nfrom durable_core._calls.arguments import fingerprint_of\n"
         f"print(fingerprint_of({args}) == fingerprint_of({args}), fingerprint_of({args}))"
     )
     found = {_in_child(source, seed) for seed in ("1", "2", "3")}
@@ -644,7 +644,7 @@ async def test_odd_arguments_that_were_changed_are_others(store: FlakyStore, mad
 async def test_a_model_with_a_set_has_one_fingerprint() -> None:
     """Whatever order a process gives to its sets."""
     source = (
-        "import pydantic\nfrom durable_core._calls import fingerprint_of\n"
+        "import pydantic\nfrom durable_core._calls.arguments import fingerprint_of\n"
         "class Model(pydantic.BaseModel):\n    tags: set[str]\n"
         "print(fingerprint_of((Model(tags=set('abcdefgh')),)))"
     )

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from durable_core._open import open_store
 from durable_core.errors import StoreError
-from durable_core.memory import MemoryStore
 from durable_core.record import StepRecord
+from durable_core.stores.memory import MemoryStore
+from durable_core.stores.opening import open_store
 
 Install = Callable[..., None]
 
@@ -34,8 +34,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 
 PLUGIN = """
-from durable_core.memory import MemoryStore
-from durable_core.urls import StoreURL, seconds
+from durable_core.stores.memory import MemoryStore
+from durable_core.stores.urls import StoreURL, seconds
 
 class PluginStore(MemoryStore):
     @classmethod

@@ -238,7 +238,7 @@ async def test_what_the_store_said_before_it_hung_is_told(effects: Effects) -> N
 
 async def test_a_long_time_limit_ends_too(effects: Effects, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its timer, which stays in the loop for a while only, is set again until it is over."""
-    monkeypatch.setattr("durable_core._await._LONGEST", 0.01)
+    monkeypatch.setattr("durable_core._system.waits._LONGEST", 0.01)
     answer = asyncio.Event()
 
     class Hanging(MemoryStore):
@@ -256,7 +256,7 @@ async def test_a_long_time_limit_ends_too(effects: Effects, monkeypatch: pytest.
 
 async def test_the_shorter_of_two_time_limits_ends_first(effects: Effects, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the longer one began before it."""
-    monkeypatch.setattr("durable_core._await._LONGEST", 60)
+    monkeypatch.setattr("durable_core._system.waits._LONGEST", 60)
     hanging = asyncio.Event()
 
     class Hanging(MemoryStore):
@@ -270,7 +270,7 @@ async def test_the_shorter_of_two_time_limits_ends_first(effects: Effects, monke
     with pytest.raises(ResultNotRecorded):
         await asyncio.wait_for(Runner(Hanging(), "run", store_timeout=0.01).step("a", effects.happen), 10)
     assert not patient.done()
-    monkeypatch.setattr("durable_core._log._CANCELLED_WITHIN", 0.01)
+    monkeypatch.setattr("durable_core._log.runlog._CANCELLED_WITHIN", 0.01)
     patient.cancel()
     await asyncio.wait([patient])
 
@@ -514,7 +514,7 @@ async def test_a_cancelled_step_whose_store_is_away_keeps_its_outcome(
     store: FlakyStore, effects: Effects, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Recording gives up after a while, so that the program can end; the runner still has the outcome."""
-    monkeypatch.setattr("durable_core._log._CANCELLED_WITHIN", 0.01)
+    monkeypatch.setattr("durable_core._log.runlog._CANCELLED_WITHIN", 0.01)
     reached = go_away(store)
     runner = Runner(store, "run")
     step = asyncio.create_task(runner.step("a", effects.happen))

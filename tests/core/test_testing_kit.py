@@ -13,9 +13,9 @@ import pytest
 
 import durable_core.testing
 from durable_core.errors import StoreError
-from durable_core.memory import MemoryStore
 from durable_core.record import StepRecord
 from durable_core.store import supports_lock, supports_runs, supports_scan
+from durable_core.stores.memory import MemoryStore
 from durable_core.testing import CrashingStore, InjectedFault
 
 from .author_stores import BROKEN
@@ -132,7 +132,7 @@ class TestCrashingStore:
         """The process is gone on the spot: nothing after the append runs, no handler and no `finally`."""
         code = f"""if True:
             import asyncio, atexit, sys
-            from durable_core.memory import MemoryStore
+            from durable_core.stores.memory import MemoryStore
             from durable_core.record import StepRecord
             from durable_core.testing import CrashingStore
 

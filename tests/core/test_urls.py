@@ -3,7 +3,7 @@
 import pytest
 
 from durable_core.errors import StoreError
-from durable_core.urls import StoreURL, boolean, integer, redacted, seconds
+from durable_core.stores.urls import StoreURL, boolean, integer, redacted, seconds
 
 KNOWN = {"ttl": seconds, "lease": seconds, "create": boolean, "pool_size": integer(least=1), "password": integer()}
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from durable_core._values import codec_for
+from durable_core._values.returns import codec_for
 from tests.core.value_types import (
     ACCOUNT,
     BERLIN,

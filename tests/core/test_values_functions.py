@@ -13,8 +13,8 @@ from unittest.mock import AsyncMock, MagicMock, Mock
 
 import pytest
 
-from durable_core import _values
-from durable_core._values import UNTYPED, codec_for, codec_of
+from durable_core._values import returns
+from durable_core._values.returns import UNTYPED, codec_for, codec_of
 from durable_core.errors import UnrecordableValue
 
 if typing.TYPE_CHECKING:
@@ -257,8 +257,8 @@ def test_equal_code_in_two_modules_is_not_confused() -> None:
 def test_functions_made_in_a_loop_are_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lambda or a nested function of a loop has one code, which is looked up; the table stays bounded."""
     seen: list[Any] = []
-    resolve = _values.return_type
-    monkeypatch.setattr(_values, "return_type", lambda fn: seen.append(fn) or resolve(fn))
+    resolve = returns.return_type
+    monkeypatch.setattr(returns, "return_type", lambda fn: seen.append(fn) or resolve(fn))
 
     def use(customer: int) -> None:
         def charge() -> Order:
@@ -270,12 +270,12 @@ def test_functions_made_in_a_loop_are_resolved_once(monkeypatch: pytest.MonkeyPa
     for customer in range(100):
         use(customer)
     assert len(seen) == 2
-    monkeypatch.setattr(_values, "_KNOWN_FUNCTIONS", 10)
+    monkeypatch.setattr(returns, "_KNOWN_FUNCTIONS", 10)
     for number in range(50):
         scope: dict[str, Any] = {}
         exec(f"def f{number}(): ...", scope)
         codec_of(scope[f"f{number}"])
-    assert len(_values._functions) <= 10
+    assert len(returns._functions) <= 10
 
 
 def test_odd_functions_end_in_an_answer() -> None:

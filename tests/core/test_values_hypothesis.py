@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from durable_core._values import UNTYPED, codec_for
+from durable_core._values.returns import UNTYPED, codec_for
 from durable_core.errors import UnrecordableValue
 
 BOUNDED = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))

@@ -15,7 +15,7 @@ import pydantic
 import pydantic.dataclasses
 import pytest
 
-from durable_core._values import codec_for
+from durable_core._values.returns import codec_for
 from durable_core.errors import UnrecordableValue
 from tests.core.value_types import (
     ACCOUNT,

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 import pytest
 
-from durable_core._values import UNTYPED, codec_for
+from durable_core._values.returns import UNTYPED, codec_for
 from durable_core.errors import UnrecordableValue
 from tests.core.value_types import (
     Account,

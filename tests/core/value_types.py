@@ -15,7 +15,7 @@ import pydantic
 import pydantic.dataclasses
 import pytest
 
-from durable_core._values import Codec, codec_for
+from durable_core._values.returns import Codec, codec_for
 from durable_core.errors import UnrecordableValue
 
 T = TypeVar("T")

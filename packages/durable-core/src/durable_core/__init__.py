@@ -1,8 +1,6 @@
 """Durable execution for Python, on the store you already run."""
 
-from ._open import open_store
-from .approval import Decision
-from .batcher import Batcher
+from ._waiting.approval import Decision
 from .clock import Clock, SystemClock
 from .context import StepContext, current_step
 from .errors import (
@@ -27,13 +25,15 @@ from .errors import (
 )
 from .events import OnEvent, StepEvent
 from .flow import Flow, flow
-from .lines import RecordLines
-from .memory import MemoryStore
+from .options import Delay, Recovered, RetryOn, StepOptions, exponential
 from .record import StepError, StepRecord
-from .retry import Delay, Recovered, RetryOn, StepOptions, exponential
 from .runner import Runner, RunnerOptions
 from .store import Lease, OpenableStore, Store, StoreTransaction, SupportsLock, SupportsRuns, SupportsScan, SupportsTransaction
-from .urls import StoreURL
+from .stores.batcher import Batcher
+from .stores.lines import RecordLines
+from .stores.memory import MemoryStore
+from .stores.opening import open_store
+from .stores.urls import StoreURL
 
 __all__ = [
     "AlreadyDecided",

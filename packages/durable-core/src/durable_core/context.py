@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from .errors import DurableError, NestedStep
+from ._system.roots import DurableError, NestedStep
 
 
 class StepContext(msgspec.Struct):

@@ -8,15 +8,15 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from ._ids import check_own_id
-from ._log import CANCEL
-from ._run import FLOW, announce_cancellation, decided
-from ._status import RunStatus, status_of
-from ._values import record_any
-from ._wait import expired
-from .approval import Decision, Request, Vote
+from ._log.copying import copy, fork
+from ._log.runlog import CANCEL
+from ._log.status import RunStatus, status_of
+from ._running.run import FLOW, announce_cancellation, decided
+from ._system.ids import check_own_id
+from ._values.returns import record_any
+from ._waiting.approval import Decision, Request, Vote
+from ._waiting.wait import expired
 from .clock import Clock
-from .copying import copy, fork
 from .errors import AlreadyDecided, DeadlinePassed, Refused
 from .record import StepRecord
 from .store import Store, check_store, supports_lock, supports_runs

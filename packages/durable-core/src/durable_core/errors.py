@@ -5,22 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ._system.roots import CorruptLog as CorruptLog
+from ._system.roots import DurableError as DurableError
+from ._system.roots import NestedStep as NestedStep
+from ._system.roots import StoreError as StoreError
+from ._system.roots import UnrecordableValue as UnrecordableValue
+
 if TYPE_CHECKING:
     from datetime import datetime
 
     from .record import StepError, StepRecord
-
-
-class DurableError(Exception):
-    """The root of everything that the library raises on its own account."""
-
-
-class StoreError(DurableError):
-    """A store could not be opened, or could not do what it was asked."""
-
-
-class CorruptLog(StoreError):
-    """A stored entry is damaged. Nothing was skipped and nothing was changed; the message says where it stands."""
 
 
 class RunBusy(DurableError):
@@ -171,13 +165,6 @@ class CopyConflict(Refused):
     """The place that a run is copied to already holds something else."""
 
 
-class UnrecordableValue(DurableError, TypeError):
-    """A value would not come back from the log as it is; the message names the path to the first bad field."""
-
-    reason = ""
-    """Where and why, without what to do about it."""
-
-
 class ResultNotRecorded(DurableError):
     """A step's function ran, but its outcome could not be appended within `store_timeout`.
 
@@ -199,10 +186,6 @@ class ResultNotRecorded(DurableError):
 
 class StepReused(DurableError):
     """One step id was used for two different calls on one runner; the second one was not run."""
-
-
-class NestedStep(DurableError):
-    """A step was started inside the function of another step of the same runner. Neither is recorded."""
 
 
 class StepDrift(DurableError, UserWarning):

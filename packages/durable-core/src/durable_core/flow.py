@@ -8,13 +8,13 @@ from datetime import timedelta
 from functools import update_wrapper
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
 
-from ._execute import failed_before, to_retry, value_of
-from ._input import Input, Parameters
-from ._run import FLOW, Run, decided
-from ._values import codec_of
+from ._calls.parameters import Input, Parameters
+from ._running.run import FLOW, Run, decided
+from ._running.step import failed_before, to_retry, value_of
+from ._values.returns import codec_of
 from .errors import DurableError, StepDrift, StepFailed, UnrecordableValue
+from .options import unknown_option
 from .record import StepError, StepRecord
-from .retry import unknown_option
 from .runner import Runner, RunnerOptions
 from .store import Store
 

@@ -8,11 +8,11 @@ from typing import Any, Final, Literal, TypeVar, get_args, overload
 
 import msgspec
 
-from ._class_names import class_name
-from ._ids import check_id as check_id  # for stores too
-from ._ids import legal_ids, new_id
-from ._values import codec_for
-from .errors import StoreError
+from ._system.class_names import class_name
+from ._system.ids import check_id as check_id  # for stores too
+from ._system.ids import legal_ids, new_id
+from ._system.roots import StoreError
+from ._values.returns import codec_for
 
 T = TypeVar("T")
 

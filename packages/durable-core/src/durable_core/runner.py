@@ -9,21 +9,21 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
 
-from ._calls import same
-from ._execute import execute, value_of
-from ._ids import check_own_id
-from ._invoke import may_be_awaited
-from ._prepare import ANNOTATED, prepare, refuse_nested, reused
-from ._run import Run
-from ._transact import transact
-from ._values import UNTYPED, codec_for
-from ._wait import Wait, moment, wait
-from .approval import Decision, Request
+from ._calls.arguments import same
+from ._running.attempt import may_be_awaited
+from ._running.call import ANNOTATED, prepare, refuse_nested, reused
+from ._running.run import Run
+from ._running.step import execute, value_of
+from ._running.transaction import transact
+from ._system.ids import check_own_id
+from ._values.returns import UNTYPED, codec_for
+from ._waiting.approval import Decision, Request
+from ._waiting.wait import Wait, moment, wait
 from .clock import Clock, SystemClock
 from .errors import RunSuspended, StepFailed
 from .events import OnEvent
+from .options import Delay, Policy, RetryOn, StepOptions, duration
 from .record import StepRecord
-from .retry import Delay, Policy, RetryOn, StepOptions, duration
 from .store import Store, check_store, supports_transaction
 
 _STOPPED: Final = (CancelledError, KeyboardInterrupt, SystemExit)

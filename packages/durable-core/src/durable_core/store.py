@@ -8,9 +8,10 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeGuard
 
+from ._system.forks import forks as forks
+
 # For stores, whose locks must not stay half taken, nor be shared with a forked child.
-from ._await import to_the_end as to_the_end
-from ._forks import forks as forks
+from ._system.waits import to_the_end as to_the_end
 from .record import StepRecord
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from durable_core import StoreError, StoreURL
-from durable_core.urls import integer
+from durable_core.stores.urls import integer
 
 # What asyncpg takes itself, and server settings that people do put into URLs.
 # fmt: off

@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError
 
 from durable_core.errors import StoreError
-from durable_core.urls import StoreURL, boolean, integer, seconds
+from durable_core.stores.urls import StoreURL, boolean, integer, seconds
 
 _PATIENCE: Final = 5.0
 _DRIVER: Final = frozenset(

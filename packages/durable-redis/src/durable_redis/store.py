@@ -10,11 +10,11 @@ from typing import Any, Final, Self
 
 from redis.asyncio import Redis, RedisCluster
 
-from durable_core.batcher import Batcher
 from durable_core.errors import StoreError
-from durable_core.lines import RecordLines
 from durable_core.record import StepRecord
 from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns, SupportsScan
+from durable_core.stores.batcher import Batcher
+from durable_core.stores.lines import RecordLines
 
 from ._copies import Copies
 from ._errors import explained

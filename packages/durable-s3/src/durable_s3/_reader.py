@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from durable_core.errors import CorruptLog, StoreError
-from durable_core.lines import RecordLines
 from durable_core.record import StepRecord
+from durable_core.stores.lines import RecordLines
 
 from . import _entry, _faults, _snapshot
 from ._bucket import Bucket

@@ -11,7 +11,7 @@ from botocore.config import Config  # type: ignore[import-untyped]  # as above
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]  # as above
 
 from durable_core.errors import StoreError
-from durable_core.urls import StoreURL, boolean, integer, seconds
+from durable_core.stores.urls import StoreURL, boolean, integer, seconds
 
 from . import _listing
 

@@ -1,0 +1,1 @@
+"""What makes two calls the same call: functions, arguments, a flow's input."""

@@ -1,0 +1,74 @@
+"""Another run, or another place, with the same entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+
+import msgspec
+
+from durable_core._system.ids import check_own_id
+from durable_core.errors import CopyConflict, Refused
+from durable_core.record import StepRecord
+from durable_core.store import Store, check_store, supports_lock
+
+
+async def copy(store: Store, run_id: str, to_store: Store) -> int:
+    """Copy a run to another store, entry for entry and in order; return how many entries it has.
+
+    Holds the run's lock in `store` meanwhile, so that a live run can be moved: `RunBusy` is raised if another holds it. The
+    original stays as it is. Safe to repeat after a crash. Raises `CopyConflict` if `to_store` holds anything else under this run
+    id, and `Refused` for a run that isn't there.
+    """
+    check_store(store)
+    check_store(to_store)
+    async with AsyncExitStack() as stack:
+        if supports_lock(store):
+            await stack.enter_async_context(store.lock(run_id))
+        entries = await store.list(run_id)
+        if not entries:
+            raise Refused(f"there is no run {run_id!r} to copy")
+        return await _append_all(entries, run_id, to_store)
+
+
+async def fork(store: Store, run_id: str, new_run_id: str, *, before: str) -> int:
+    """Begin a new run with what was decided before the step `before` began, so that this step and all after it run anew.
+
+    Whole chains of entries are taken, of the steps that began before it; undecided steps are left out. Returns how many entries
+    were taken. The original stays as it is. Safe to repeat after a crash, until the new run itself has gone on. Raises
+    `CopyConflict` if the new run holds anything else, and `Refused` for a run or step that isn't there.
+    """
+    check_store(store)
+    check_own_id("new_run_id", new_run_id)
+    entries = await store.list(run_id)
+    begun: dict[str, list[StepRecord]] = {}
+    for record in entries:
+        if not record.step_id.startswith("$"):
+            begun.setdefault(record.step_id, []).append(record)
+    if before not in begun:
+        there = ", ".join(map(repr, begun)) if entries else f"there is no run {run_id!r}"
+        raise Refused(f"run {run_id!r} has no step {before!r} to fork before; its steps: {there}")
+    earlier = [*begun][: [*begun].index(before)]
+    kept = {step for step in earlier if max(begun[step], key=lambda entry: entry.revision).status in ("success", "failure")}
+    taken = [msgspec.structs.replace(record, run_id=new_run_id) for record in entries if record.step_id in kept]
+    return await _append_all(taken, new_run_id, store)
+
+
+async def _append_all(entries: Iterable[StepRecord], run_id: str, store: Store) -> int:
+    taken = {(record.step_id, record.revision): record for record in entries}
+    there = {(record.step_id, record.revision): record for record in await store.list(run_id)}
+    for slot, record in there.items():
+        if slot not in taken or taken[slot].id != record.id:
+            raise _conflict(record)
+    for slot, record in taken.items():
+        holder = there.get(slot) or await store.append(record)
+        if holder.id != record.id:
+            raise _conflict(holder)
+    return len(taken)
+
+
+def _conflict(record: StepRecord) -> CopyConflict:
+    return CopyConflict(
+        f"run {record.run_id!r} holds another entry for {record.step_id!r}, revision {record.revision}, already; choose"
+        " another run id, or clear that run"
+    )

@@ -1,0 +1,213 @@
+"""A run's log as its runner holds it: read once, then looked up, and appended to until the store takes it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from itertools import count
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from durable_core._system.waits import TimeLimit, Wait, time_limit, undisturbed
+from durable_core.clock import Clock
+from durable_core.errors import CorruptLog, ResultNotRecorded, StoreError
+from durable_core.options import exponential
+from durable_core.record import StepRecord
+from durable_core.store import Store
+from durable_core.stores.lines import heads_of
+
+CANCEL: Final = "$cancel"
+OUTCOMES: Final = frozenset({"success", "failure"})
+_CANCELLED_WITHIN: Final = 5.0
+_SHORTEST: Final = 0.05  # seconds between two tries
+_pause: Final = exponential(_SHORTEST, limit=2)
+_logger: Final = logging.getLogger("durable_core")
+
+
+class RunLog:
+    """The newest entry of each step, and what happened but could not be appended yet.
+
+    Entries stay in the sequence that the store gave, which may decode them only when asked.
+    """
+
+    def __init__(self, store: Store, clock: Clock, store_timeout: float) -> None:
+        self._store: Final = store
+        self._clock: Final = clock
+        self.timeout: Final = store_timeout
+        self._limit: TimeLimit | None = None
+        self.kept: Final[dict[str, tuple[StepRecord, Any]]] = {}
+        """What happened and the store has not taken yet."""
+        self.load(())
+
+    def load(self, entries: Sequence[StepRecord]) -> None:
+        """Begin with `entries`: what the store holds now."""
+        self._entries = entries
+        self._newest: dict[str, int | StepRecord] = {}
+        """Where each step's newest entry stands among those that were loaded; an entry itself that came later."""
+        self.reopened: dict[str, int] = {}
+        """At which revision steps were last reopened."""
+        revisions: dict[str, int] = {}  # only of steps with more than one entry
+        for index, record in enumerate(heads_of(entries)):
+            step_id, revision = record.step_id, record.revision
+            if revision or step_id in self._newest:
+                if revision < revisions.get(step_id, 0):
+                    continue
+                revisions[step_id] = revision
+                if record.status == "reopened":
+                    self.reopened[step_id] = revision
+            self._newest[step_id] = index
+        self.cancelled = self.latest(CANCEL)
+        """The entry that says the run is to stop."""
+
+    def forget(self) -> None:
+        """Begin anew, after the run was cleared."""
+        self.kept.clear()
+        self.load(())
+
+    def latest(self, step_id: str) -> StepRecord | None:
+        """Return the step's entry with the highest revision."""
+        newest = self._newest.get(step_id)
+        return self._entries[newest] if type(newest) is int else newest  # type: ignore[return-value]  # mypy narrows no else here
+
+    def add(self, record: StepRecord) -> StepRecord:
+        """Take in an entry that the store holds."""
+        known = self.latest(record.step_id)
+        if known is None or known.revision <= record.revision:
+            self._newest[record.step_id] = record
+            if record.status == "reopened":
+                self.reopened[record.step_id] = record.revision
+            if record.step_id == CANCEL:
+                self.cancelled = record
+        return record
+
+    async def claim(self, record: StepRecord) -> StepRecord:
+        """Append `record` and return the slot's holder. A store that stays away is a `StoreError`."""
+        try:
+            return await self.append(record, self.timeout, decide=False)
+        except Exception as error:
+            raise _away(f"append {record.step_id!r} to run {record.run_id!r}", error) from error
+
+    async def newest(self, run_id: str, step_id: str) -> StepRecord | None:
+        """Ask the store for the step's newest entry. A store that stays away is a `StoreError`."""
+        deadline = self._clock.monotonic() + self.timeout
+        for attempt in count(1):
+            try:
+                return await self._store.get(run_id, step_id)
+            except CorruptLog:
+                raise
+            except Exception as error:
+                pause = min(_pause(attempt), (deadline - self._clock.monotonic()) / 2)
+                if pause < _SHORTEST:
+                    raise _away(f"look for {step_id!r} of run {run_id!r}", error) from error
+                _logger.warning("could not look for %r of run %r, trying again: %r", step_id, run_id, error)
+                await self._clock.sleep(pause)
+        raise AssertionError("counting ended")
+
+    async def outcome(self, record: StepRecord, value: Any) -> StepRecord:
+        """Record an outcome and return the one that counts: this one, or another that was there first.
+
+        What `rescue` does is done where the store does not take it, or the caller is cancelled.
+        """
+        try:
+            return await self.append(record, self.timeout)
+        except (Exception, asyncio.CancelledError) as failure:
+            await self.rescue(record, value, failure)
+
+    async def rescue(self, record: StepRecord, value: Any, failure: Exception | asyncio.CancelledError) -> NoReturn:
+        """Record an outcome in spite of a cancellation, and then raise that; keep one that the store did not take.
+
+        Raises `ResultNotRecorded` where the store stayed away.
+        """
+        if not isinstance(failure, asyncio.CancelledError):
+            self.kept[record.step_id] = record, value
+            raise ResultNotRecorded(record, value) from failure
+        try:
+            try:
+                await undisturbed(self.append(record, _CANCELLED_WITHIN))
+            except asyncio.CancelledError:  # a loop that shuts down cancels that task, too; of a new one it knows nothing
+                await undisturbed(self.append(record, _CANCELLED_WITHIN))
+        except (Exception, asyncio.CancelledError) as error:
+            self.kept[record.step_id] = record, value
+            _logger.error("%s", ResultNotRecorded(record, value), exc_info=error)
+        raise failure
+
+    async def settle(self) -> None:
+        """Append what was kept. Raises `ResultNotRecorded` if the store is still away."""
+        for record, value in [*self.kept.values()]:
+            await self.outcome(record, value)
+
+    async def settle_if_possible(self) -> None:
+        """Append what was kept, if the store is back: in another process these steps would run again."""
+        kept, within = [*self.kept.values()], min(self.timeout, _CANCELLED_WITHIN)
+        # All at once: one that is refused, or a store that hangs, holds up none of the others.
+        outcomes = await asyncio.gather(*(self.append(record, within) for record, _ in kept), return_exceptions=True)
+        for (record, value), outcome in zip(kept, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                _logger.error("%s", ResultNotRecorded(record, value), exc_info=outcome)
+
+    async def append(
+        self, record: StepRecord, within: float, *, decide: bool = True, task: asyncio.Task[Any] | None = None
+    ) -> StepRecord:
+        """Append until the store answers, for so many seconds, and return the entry that counts. `task` is the caller's.
+
+        That is harmless: the same record has the same id, whether it was written or not. To `decide` goes past entries that
+        decide nothing, to the next revision, because the outcome's effect has happened.
+        """
+        task = task or asyncio.current_task()
+        assert task is not None
+        began, remaining, attempt = self._clock.monotonic(), within, 1
+        reason: Exception | None = None
+        while True:
+            limit = self._limit
+            if limit is None or limit.loop is not task.get_loop():
+                limit = self._limit = time_limit()
+            wait = limit.start(task, remaining)
+            try:
+                holder = await self._store.append(record)
+            except BaseException as error:
+                failure = _failure(error, wait, remaining, alone=limit.stop(wait))
+            else:
+                limit.stop(wait)
+                if holder.id == record.id:
+                    self._newest[record.step_id] = holder
+                elif holder.status in OUTCOMES or not decide:
+                    self.add(holder)
+                else:
+                    record = msgspec.structs.replace(record, revision=holder.revision + 1)
+                    continue
+                if self.kept and decide:
+                    self.kept.pop(record.step_id, None)
+                return holder
+            remaining = began + within - self._clock.monotonic()
+            pause = min(_pause(attempt), remaining / 2)  # so that the last of them comes near the end
+            remaining -= pause
+            if pause < _SHORTEST:
+                if reason is not None and isinstance(failure, TimeoutError):
+                    raise reason from failure  # what the store said before says more
+                raise failure
+            reason = failure
+            _logger.warning("append of step %r of run %r failed, trying again: %r", record.step_id, record.run_id, failure)
+            attempt += 1
+            await self._clock.sleep(pause)
+
+
+def _failure(error: BaseException, wait: Wait, within: float, *, alone: bool) -> Exception:
+    """Return what an append may be tried again after, and raise anything else, as a cancellation that was meant for the run."""
+    if isinstance(error, asyncio.CancelledError) and alone:
+        failure: Exception = StoreError("the store gave it up, though nobody cancelled it")
+        if wait.expired:
+            failure = TimeoutError(f"no answer within {within:g} s")
+        failure.__cause__ = error
+        return failure
+    if not isinstance(error, Exception) or isinstance(error, CorruptLog):
+        raise error
+    return error
+
+
+def _away(what: str, error: Exception) -> Exception:
+    """Return a store's failure as a `StoreError`, whatever the driver raised: it must not pass for a failure of the flow."""
+    if isinstance(error, StoreError):
+        return error
+    return StoreError(f"the store could not {what}: {type(error).__name__}: {error}")

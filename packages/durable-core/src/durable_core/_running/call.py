@@ -1,0 +1,118 @@
+"""One call of a step: checked when it is made, and held until its turn comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import CO_COROUTINE
+from types import CodeType, FunctionType
+from typing import Any, Final
+
+import msgspec
+
+from durable_core._calls.arguments import Call, arguments_of, same, with_arguments
+from durable_core._calls.functions import Identity, as_it_is, function_of, is_bare
+from durable_core._system.ids import check_id, check_own_id
+from durable_core._values.returns import Codec, codec_for, codec_of
+from durable_core.context import running
+from durable_core.errors import StepReused
+from durable_core.options import Policy
+from durable_core.record import StepRecord
+
+from .attempt import may_be_awaited
+from .run import Run, decided
+
+ANNOTATED: Final = msgspec.UNSET
+"""Stands for the type that a function's annotation tells."""
+
+_Known = tuple[CodeType | None, Identity, Codec[Any] | None, bool]
+"""Of a function: its code if that is all it is, what tells it from others, how its values are recorded, and if it is async."""
+_REMEMBERED: Final = 4096
+_plain: Final[dict[FunctionType, _Known]] = {}
+"""Of functions that are nothing but their code, as most are."""
+
+
+def prepare(
+    run: Run,
+    step_id: str,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    name: str | None,
+    returns: Any,
+    policy: Policy,
+    options: Mapping[str, Any],
+) -> Call:
+    """Check the call and note what it is, now: by the time that its coroutine runs, a loop's variable has moved on."""
+    if running.get() is not None:
+        refuse_nested(run, step_id)
+    arguments = args
+    known = _plain.get(fn) if type(fn) is FunctionType and returns is ANNOTATED else None
+    if known is None or known[0] is not fn.__code__:  # which tools that reload code replace
+        known = _look_at(step_id, fn, returns)
+        if isinstance(fn, partial):
+            arguments = arguments_of(fn, args)
+    _, function, codec, is_coroutine = known
+    identity, fingerprint = with_arguments(function, arguments) if arguments else (function, None)
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name of step {step_id!r} must be a str, not {name!r}")
+    if options:
+        policy = policy.override(options)
+        if policy.timeout is not None and not may_be_awaited(fn):
+            raise TypeError(
+                f"timeout={policy.timeout:g} for step {step_id!r}, but {fn!r} is a plain function: its thread can't be stopped."
+                " Make it async, or give the time limit to what it calls"
+            )
+    first = run.calls.get(step_id) if type(step_id) is str else None
+    if first is None:
+        step_id = check_own_id("step_id", step_id)
+        first = run.calls.setdefault(step_id, identity)
+    is_same = first is identity or same(first, identity)
+    if known[0] is None and not decided(run.log.latest(step_id)):
+        fn = as_it_is(fn)
+    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, is_same, is_coroutine)
+
+
+def _look_at(step_id: str, fn: Callable[..., Any], returns: Any) -> _Known:
+    if not callable(fn):
+        raise _not_callable(step_id, fn)
+    function = function_of(fn)
+    is_coroutine = type(fn) is FunctionType and bool(fn.__code__.co_flags & CO_COROUTINE)
+    if returns is not ANNOTATED:
+        return None, function, None if returns is None else codec_for(returns), is_coroutine
+    if type(fn) is not FunctionType or not is_bare(fn):
+        return None, function, codec_of(fn), is_coroutine
+    if len(_plain) >= _REMEMBERED:
+        _plain.clear()
+    known = _plain[fn] = fn.__code__, function, codec_of(fn), is_coroutine
+    return known
+
+
+def _not_callable(step_id: object, fn: object) -> TypeError:
+    check_id("step_id", step_id)  # the two may have changed places
+    return TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
+
+
+async def turn(run: Run, call: Call) -> StepRecord | None:
+    """Wait until the call may go on, and return the step's newest entry. Raises what keeps it from that."""
+    step_id = call.step_id
+    if not call.is_same:
+        raise reused(run, step_id)
+    await run.ready()
+    while not decided(latest := run.log.latest(step_id)) and step_id in run.running:
+        await run.ended(step_id)  # the same call elsewhere; if that is cancelled, this one takes over
+        await run.ready()  # unless its outcome is kept, or the run was suspended meanwhile
+    return latest
+
+
+def refuse_nested(run: Run, step_id: str) -> None:
+    """Raise `NestedStep` inside the function of another step of this run."""
+    if (outer := running.get()) is not None:
+        outer.refuse(run, step_id)
+
+
+def reused(run: Run, step_id: str) -> StepReused:
+    """Make the error of an id that was used for something else."""
+    return StepReused(
+        f"step {step_id!r} of run {run.id!r} was called before with another function, other arguments, or other values of the"
+        " variables that it uses; nothing was run. In a loop, number the steps: f'charge-{order.id}'"
+    )

@@ -1,0 +1,30 @@
+"""The errors that the lowest floors raise. Users know them from `durable_core.errors`, and logs hold that name."""
+
+from __future__ import annotations
+
+
+class DurableError(Exception):
+    """The root of everything that the library raises on its own account."""
+
+
+class StoreError(DurableError):
+    """A store could not be opened, or could not do what it was asked."""
+
+
+class CorruptLog(StoreError):
+    """A stored entry is damaged. Nothing was skipped and nothing was changed; the message says where it stands."""
+
+
+class UnrecordableValue(DurableError, TypeError):
+    """A value would not come back from the log as it is; the message names the path to the first bad field."""
+
+    reason = ""
+    """Where and why, without what to do about it."""
+
+
+class NestedStep(DurableError):
+    """A step was started inside the function of another step of the same runner. Neither is recorded."""
+
+
+for _root in (DurableError, StoreError, CorruptLog, UnrecordableValue, NestedStep):
+    _root.__module__ = "durable_core.errors"

@@ -1,0 +1,118 @@
+"""The codec of one type: JSON on one line, and never a value that comes back changed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from durable_core._system.roots import UnrecordableValue
+
+from . import json
+from .difference import PLAIN, difference, same_bytes
+from .locate import innermost, not_finite
+from .paths import describe, message, short
+from .types import is_builtin, type_name
+
+T = TypeVar("T")
+
+_UNTYPED_ADVICE: Final = (
+    "without a type only JSON's own values are recorded: annotate what the function returns, or pass `returns=`"
+)
+_TYPED_ADVICE: Final = "as {} it would not be the same on a replay: return a value that is, or pass another type as `returns=`"
+
+
+class Codec(Generic[T]):
+    """Encodes values of one type as JSON on one line, and decodes them.
+
+    Without a type (`Any`) it takes JSON's own values, a tuple as a list and a subclass of dict as a dict.
+    """
+
+    __slots__ = ("_builtin", "_decode", "_encode", "_exact", "type")
+
+    def __init__(self, type_: Any) -> None:
+        self.type = type_
+        self._exact = type_ is Any
+        self._encode = json.encode_untyped if self._exact else json.encode
+        self._decode = json.decoder(type_)
+        self._builtin = is_builtin(msgspec.inspect.type_info(type_))
+
+    def __repr__(self) -> str:
+        return f"Codec({type_name(self.type)})"
+
+    def encode(self, value: T) -> bytes:
+        """Return `value` as JSON; raises `UnrecordableValue` if it would not come back as it is."""
+        return self.record(value)[0]
+
+    def decode(self, data: bytes) -> T:
+        """Return the value that `data` holds; raises `msgspec.DecodeError`, whatever a class's own validation raised."""
+        try:
+            return self._decode(data)  # type: ignore[no-any-return]
+        except (msgspec.DecodeError, MemoryError):
+            raise
+        except Exception as error:
+            raise msgspec.ValidationError(f"{type(error).__name__}: {message(error)}") from error
+
+    def record(self, value: T) -> tuple[bytes, T]:
+        """Return `value` as JSON and as that JSON decodes; raises `UnrecordableValue` if the two values differ."""
+        try:
+            data = self._encode(value)
+        except Exception as error:
+            raise self._unencodable(value, error) from error
+        try:
+            back = self._decode(data)
+        except Exception as error:
+            raise self._undecodable(value, error) from error
+        kind = type(value)
+        if kind is type(back) and (value == back if kind in PLAIN else self._builtin and same_bytes(value, back, data)):
+            return data, back
+        try:
+            found = difference(value, back, self._exact)
+        except RecursionError as error:
+            raise self._refused("$", f"{short(value)} is nested too deeply") from error
+        except Exception as error:
+            problem = f"{short(value)} could not be compared with what came back ({type(error).__name__}: {message(error)})"
+            raise self._refused("$", problem) from error
+        if found is not None:
+            raise self._refused(found.path, found.problem)
+        return data, back
+
+    def _refused(self, path: str, problem: str) -> UnrecordableValue:
+        advice = _UNTYPED_ADVICE if self._exact else _TYPED_ADVICE.format(type_name(self.type))
+        reason = f"at `{path}`: {problem}"
+        refusal = UnrecordableValue(f"the value can't be recorded, {reason}; {advice} (`returns=None` records no value)")
+        refusal.reason = reason
+        return refusal
+
+    def _unencodable(self, value: Any, error: Exception) -> UnrecordableValue:
+        try:
+            path, part, cycle = innermost(value, self._fails)
+        except Exception:  # a class's own attributes may raise
+            path, part, cycle = "$", value, False
+        if cycle:
+            return self._refused(path, f"the {type(part).__name__} contains itself")
+        if isinstance(error, RecursionError):
+            return self._refused(path, f"the {type(value).__name__} is nested too deeply")
+        return self._refused(path, f"{describe(part)} can't be written as JSON ({message(self._error_of(part) or error)})")
+
+    def _error_of(self, part: Any) -> Exception | None:
+        try:
+            self._encode(part)
+        except Exception as error:
+            return error
+        return None
+
+    def _fails(self, part: Any) -> bool:
+        return self._error_of(part) is not None
+
+    def _undecodable(self, value: Any, error: Exception) -> UnrecordableValue:
+        try:
+            found = not_finite(value)
+        except Exception:  # a class's own attributes may raise
+            found = None
+        if found is not None:
+            return self._refused(found[0], f"{describe(found[1])} came back as null, since JSON has no such number")
+        problem, _, place = message(error).partition(" - at ")
+        path = re.search(r"\$[^`]*", place)
+        return self._refused(path[0] if path else "$", f"{describe(value)} does not come back ({problem})")

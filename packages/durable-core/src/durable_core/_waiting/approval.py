@@ -1,0 +1,87 @@
+"""What a person is asked, and what the person decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from durable_core._calls.arguments import fingerprint_of
+from durable_core._values.returns import record_any
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """The outcome of an approval. The record's note holds what was shown and every vote."""
+
+    approved: bool
+    by: str
+    """Who cast the vote that decided: recorded as given, not authenticated."""
+    reason: str | None
+    at: datetime
+
+    def __bool__(self) -> bool:
+        """Tell whether it approves, so that `if await runner.approval(...):` means what it says."""
+        return self.approved
+
+
+class Vote(msgspec.Struct, frozen=True):
+    """What one person said."""
+
+    by: str
+    approved: bool
+    reason: str | None
+    at: datetime
+
+
+class Request(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an approval's entries carry as their note."""
+
+    show: Any = None
+    quorum: int = 1
+    approvers: tuple[str, ...] | None = None
+    votes: tuple[Vote, ...] = ()
+
+    @classmethod
+    def make(cls, step_id: str, show: object, quorum: int, approvers: Iterable[str] | None) -> Request:
+        """Check what is asked for. Raises `ValueError` for a quorum out of reach, `TypeError` for what can't be shown."""
+        if isinstance(approvers, str):
+            raise TypeError(f"approvers must be several names, not one text; write [{approvers!r}]")
+        names = None if approvers is None else tuple(dict.fromkeys(approvers))
+        for name in names or ():
+            if not isinstance(name, str) or not name:
+                raise TypeError(f"approvers must be names, not {name!r}")
+        if isinstance(quorum, bool) or not isinstance(quorum, int):
+            raise TypeError(f"quorum must be a whole number of people from 1, not {quorum!r}")
+        most = None if names is None else len(names)
+        if quorum < 1 or (most is not None and quorum > most):
+            limit = "" if most is None else f" to {most}, the number of approvers"
+            raise ValueError(f"quorum must be from 1{limit}, not {quorum!r}")
+        shown = msgspec.json.decode(record_any(show, f"what approval {step_id!r} shows"))
+        return cls(shown, quorum, names)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """A hash of what is shown: a decision holds for that alone."""
+        return fingerprint_of((self.show,))
+
+    def note(self) -> Any:
+        """Return this as JSON."""
+        return msgspec.json.decode(msgspec.json.encode(self))
+
+    def decision(self) -> Decision | None:
+        """Return what the votes amount to: one rejection decides, and so do `quorum` different people who approve."""
+        last = self.votes[-1] if self.votes else None
+        if last is None or (last.approved and sum(vote.approved for vote in self.votes) < self.quorum):
+            return None
+        return Decision(last.approved, last.by, last.reason, last.at)
+
+    def holds(self, vote: Vote) -> bool:
+        """Tell whether the same person said the same before."""
+        return any((vote.by, vote.approved) == (other.by, other.approved) for other in self.votes)
+
+    def with_vote(self, vote: Vote) -> Request:
+        """Return this with one more vote, in place of what the same person said before."""
+        others = tuple(other for other in self.votes if other.by != vote.by)
+        return msgspec.structs.replace(self, votes=(*others, vote))

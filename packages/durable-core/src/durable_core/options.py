@@ -1,0 +1,183 @@
+"""When a failed attempt is followed by another, and after how long."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections.abc import Callable, Collection, Mapping
+from datetime import timedelta
+from difflib import get_close_matches
+from inspect import iscoroutinefunction
+from typing import Any, Final, Generic, TypedDict, TypeVar
+
+import msgspec
+
+from ._values.paths import short
+from .errors import UnrecordableValue
+
+T = TypeVar("T")
+
+Delay = float | timedelta | Callable[[int], float | timedelta]
+RetryOn = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], object]
+
+
+def exponential(
+    initial: float | timedelta = 0.5, *, factor: float = 2, limit: float | timedelta = 60, jitter: bool = False
+) -> Callable[[int], float]:
+    """Make a delay that grows: `initial` seconds after the first attempt, `factor` times longer after each, at most `limit`.
+
+    With `jitter` each delay is drawn evenly between 0 and that, so that many runs that failed together don't return together.
+    """
+    first, most = duration("initial", initial), duration("limit", limit)
+    if not (isinstance(factor, int | float) and 1 <= factor < math.inf):
+        raise ValueError(f"factor must be a number of at least 1, not {factor!r}")
+
+    def delay(attempt: int) -> float:
+        try:
+            seconds = min(first * factor ** (attempt - 1), most)
+        except OverflowError:
+            seconds = most
+        return random.uniform(0, seconds) if jitter else seconds
+
+    return delay
+
+
+class StepOptions(TypedDict, total=False):
+    """The options that one step may set for itself, in place of the runner's."""
+
+    max_attempts: int
+    """Attempts in all, from 1."""
+    retry_delay: Delay
+    """Seconds between attempts: a number, a timedelta, or a function of the attempt that failed."""
+    retry_on: RetryOn
+    """Exception types, or a predicate; what doesn't match fails the step at once."""
+    timeout: float | timedelta | None
+    """Seconds that an attempt may await; only for functions that are awaited."""
+    at_most_once: bool
+    """Record the intent before each attempt, so that a crash never leads to a second one; `max_attempts` is 1 unless given."""
+    recover: Callable[[], object] | None
+    """For an attempt that left no outcome: returns `Recovered(value)` to record that, or None to let the step start again."""
+
+
+class Recovered(msgspec.Struct, Generic[T], frozen=True):
+    """What `recover` found out: the step had happened, and this is the value that it would have returned."""
+
+    value: T
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """The options in force for a step, checked."""
+
+    max_attempts: int = 1
+    retry_delay: Delay = 0.0
+    retry_on: RetryOn = Exception
+    timeout: float | None = None
+    at_most_once: bool = False
+    recover: Callable[[], object] | None = None
+
+    def override(self, options: Mapping[str, Any]) -> Policy:
+        """Return this policy with `options` in place. Raises `TypeError` or `ValueError` for one that can't be."""
+        for name, value in options.items():
+            if name not in _CHECKS:
+                raise unknown_option(name, ("name", "returns", *_CHECKS), "what fn takes by name goes through functools.partial")
+            _CHECKS[name](value)
+        if isinstance(options.get("timeout"), timedelta):
+            options = {**options, "timeout": options["timeout"].total_seconds()}
+        if options.get("at_most_once"):
+            options = {"max_attempts": 1, **options}
+        elif options.get("recover") is not None:
+            raise TypeError("recover= is for steps with at_most_once=True: others simply run again after a crash")
+        return msgspec.structs.replace(self, **options)
+
+    def retries(self, error: Exception, attempt: int) -> bool:
+        """Tell whether another attempt follows this one, which ended in `error`. Raises what a predicate raises, from `error`."""
+        if attempt >= self.max_attempts or isinstance(error, UnrecordableValue):
+            return False
+        if isinstance(self.retry_on, type | tuple):
+            return isinstance(error, self.retry_on)
+        try:
+            return bool(self.retry_on(error))
+        except Exception as failure:
+            raise failure from error
+
+    def delay(self, attempt: int, error: Exception) -> float:
+        """Return the seconds between this attempt and the next. Raises what goes wrong with them from `error`."""
+        if not callable(self.retry_delay):
+            return duration("retry_delay", self.retry_delay)
+        try:
+            return duration(f"retry_delay({attempt})", self.retry_delay(attempt))
+        except Exception as failure:
+            raise failure from error
+
+
+def unknown_option(name: str, known: Collection[str], advice: str = "") -> TypeError:
+    """Make the error of an option that there isn't."""
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}" + (f"; {advice}" if advice else "")
+    return TypeError(f"unknown option {name!r}; {hint}")
+
+
+def duration(what: str, value: object, *, zero: bool = True) -> float:
+    """Return a number of seconds, or a timedelta, as seconds. Raises for one that is negative, endless or not a number."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"{what} must be a number of seconds or a timedelta, not {value!r}")
+    if not 0 <= seconds <= sys.float_info.max or (seconds == 0 and not zero):
+        raise ValueError(f"{what} must be a finite number of seconds {'from' if zero else 'above'} 0, not {short(value)}")
+    return float(seconds)
+
+
+def _check_max_attempts(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"max_attempts must be a whole number from 1, not {value!r}")
+    if value < 1:
+        raise ValueError(f"max_attempts counts all attempts, so it starts at 1, not {short(value)}")
+
+
+def _check_retry_delay(value: object) -> None:
+    if callable(value):
+        _refuse_async("retry_delay", value)
+    else:
+        duration("retry_delay, unless it is a function of the attempt,", value)
+
+
+def _refuse_async(what: str, value: object) -> None:
+    if iscoroutinefunction(value):
+        raise TypeError(f"{what} must be a plain function, not the async {value!r}: nobody would await what it returns")
+
+
+def _check_retry_on(value: object) -> None:
+    kinds = value if isinstance(value, tuple) else (value,)
+    if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        return
+    if isinstance(value, type | tuple) or not callable(value):
+        raise TypeError(
+            f"retry_on must be exception types, one or a tuple of them, or a function of the exception, not {value!r}"
+        )
+    _refuse_async("retry_on", value)
+
+
+def _check_timeout(value: object) -> None:
+    if value is not None:
+        duration("timeout", value, zero=False)
+
+
+def _check_at_most_once(value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"at_most_once must be True or False, not {value!r}")
+
+
+def _check_recover(value: object) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"recover must be a function without arguments, not {value!r}")
+
+
+_CHECKS: Final[dict[str, Callable[[object], None]]] = {
+    "max_attempts": _check_max_attempts,
+    "retry_delay": _check_retry_delay,
+    "retry_on": _check_retry_on,
+    "timeout": _check_timeout,
+    "at_most_once": _check_at_most_once,
+    "recover": _check_recover,
+}

@@ -1,0 +1,1 @@
+"""What stores are made of: `MemoryStore`, `open_store`, and parts for those who write stores."""

@@ -1,0 +1,78 @@
+"""The store for tests and for trying things: a dictionary."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Final, Self
+
+from durable_core.errors import RunBusy
+from durable_core.record import StepRecord
+from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns
+
+from .urls import StoreURL
+
+
+class MemoryStore(OpenableStore, SupportsRuns, SupportsLock):
+    """Keeps runs for as long as the process lives; its locks hold within the process."""
+
+    def __init__(self) -> None:
+        self._runs: Final[dict[str, tuple[dict[tuple[str, int], StepRecord], dict[str, StepRecord]]]] = {}
+        """Of each run its entries by their slots, and the newest of each step."""
+        self._held: Final[dict[str, tuple[object, datetime]]] = {}
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        StoreURL(url).refuse_options()
+        return cls()
+
+    async def append(self, record: StepRecord) -> StepRecord:
+        step_id, revision = record.step_id, record.revision
+        if (run := self._runs.get(record.run_id)) is None:
+            run = self._runs[record.run_id] = {}, {}
+        entries, newest = run
+        holder = entries.setdefault((step_id, revision), record)
+        if holder is record and ((known := newest.get(step_id)) is None or known.revision < revision):
+            newest[step_id] = record
+        return holder
+
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        return run[1].get(step_id) if (run := self._runs.get(run_id)) else None
+
+    async def list(self, run_id: str) -> Sequence[StepRecord]:
+        return tuple(run[0].values()) if (run := self._runs.get(run_id)) else ()
+
+    async def clear(self, run_id: str) -> None:
+        self._runs.pop(run_id, None)
+
+    async def runs(self, prefix: str = "") -> AsyncIterator[str]:
+        for run_id in [*self._runs]:
+            if run_id.startswith(prefix):
+                yield run_id
+
+    @asynccontextmanager
+    async def lock(self, run_id: str) -> AsyncIterator[Lease]:
+        mine = object()
+        holder, since = self._held.setdefault(run_id, (mine, datetime.now(UTC)))
+        if holder is not mine:
+            raise RunBusy(run_id, holder=f"a runner in this process ({os.getpid()})", since=since)
+        try:
+            yield _Held()
+        finally:
+            del self._held[run_id]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        return None
+
+
+class _Held(Lease):
+    def check(self) -> None:
+        """A lock in this process can't be lost while the process lives."""

@@ -1,0 +1,50 @@
+"""From a URL to a store, through entry points."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Final, cast
+
+from durable_core.errors import StoreError
+from durable_core.store import OpenableStore
+
+from .urls import StoreURL
+
+GROUP: Final = "durable_core.stores"
+# Our own family only: to name a distribution that doesn't exist is to invite squatters.
+_FAMILY: Final = {
+    "file": "durable-file",
+    "redis": "durable-redis",
+    "rediss": "durable-redis",
+    "postgres": "durable-postgres",
+    "postgresql": "durable-postgres",
+    "s3": "durable-s3",
+    "unix": "durable-redis",
+}
+
+
+def open_store(url: str) -> OpenableStore:
+    """Make the store that `url` names, such as `file:./runs` or `s3://bucket/prefix`; it connects when first used.
+
+    Use it as `async with open_store(url) as store:`. Which class serves a scheme is told by the installed distributions, through
+    the entry-point group `durable_core.stores`. Raises `StoreError` for a scheme that nobody or more than one distribution
+    serves, or an option that the store doesn't know. An error while the store's own module is imported is let through.
+    """
+    parsed = StoreURL(url)
+    points = entry_points(group=GROUP)
+    found = {_owner(point): point for point in points if point.name == parsed.scheme}
+    if not found:
+        installed = ", ".join(sorted({point.name for point in points})) or "none"
+        package = _FAMILY.get(parsed.scheme)
+        advice = f" To use it: pip install {package}" if package else ""
+        # Without the URL: of `user:secret@host`, where the scheme was forgotten, redaction could not know the secret.
+        raise StoreError(f"no store is installed for the scheme {parsed.scheme!r}; installed: {installed}.{advice}")
+    if len(found) > 1:
+        owners = " and ".join(sorted(found))
+        raise StoreError(f"more than one distribution serves {parsed.scheme!r}: {owners}; uninstall all but one")
+    (point,) = found.values()
+    return cast("type[OpenableStore]", point.load()).from_url(url)
+
+
+def _owner(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value

@@ -14,7 +14,7 @@ import pytest
 import durable_core.testing
 from durable_core.errors import StoreError
 from durable_core.record import StepRecord
-from durable_core.store import supports_lock, supports_runs, supports_scan
+from durable_core.store import lock_of, runs_of, scan_of
 from durable_core.stores.memory import MemoryStore
 from durable_core.testing import CrashingStore, InjectedFault
 
@@ -180,9 +180,9 @@ class TestCrashingStore:
             first = await store.append(record(1))
             assert await store.get("run", "step 1") == first
             assert await store.list("run") == (first,)
-            assert supports_runs(store)
-            assert supports_lock(store)
-            assert not supports_scan(store)
+            assert runs_of(store)
+            assert lock_of(store)
+            assert not scan_of(store)
             assert [run_id async for run_id in store.runs("r")] == ["run"]
             async with store.lock("run") as lease:
                 lease.check()
@@ -201,7 +201,7 @@ class TestCrashingStore:
                 self._runs: dict[str, object] = {}
 
         async with CrashingStore(Bare(), at=1) as store:  # type: ignore[arg-type]
-            assert not supports_runs(store)
+            assert not runs_of(store)
             assert repr(store).startswith("CrashingStore(<")
 
     @pytest.mark.parametrize(

@@ -28,7 +28,19 @@ from .flow import Flow, flow
 from .options import Delay, Recovered, RetryOn, StepOptions, exponential
 from .record import StepError, StepRecord
 from .runner import Runner, RunnerOptions
-from .store import Lease, OpenableStore, Store, StoreTransaction, SupportsLock, SupportsRuns, SupportsScan, SupportsTransaction
+from .store import (
+    Holder,
+    Lease,
+    OpenableStore,
+    Store,
+    StoreTransaction,
+    SupportsHolder,
+    SupportsLock,
+    SupportsPolling,
+    SupportsRuns,
+    SupportsScan,
+    SupportsTransaction,
+)
 from .stores.batcher import Batcher
 from .stores.lines import RecordLines
 from .stores.memory import MemoryStore
@@ -46,6 +58,7 @@ __all__ = [
     "Delay",
     "DurableError",
     "Flow",
+    "Holder",
     "Lease",
     "LockLost",
     "MemoryStore",
@@ -75,7 +88,9 @@ __all__ = [
     "StoreError",
     "StoreTransaction",
     "StoreURL",
+    "SupportsHolder",
     "SupportsLock",
+    "SupportsPolling",
     "SupportsRuns",
     "SupportsScan",
     "SupportsTransaction",

@@ -19,7 +19,7 @@ from ._waiting.wait import expired
 from .clock import Clock
 from .errors import AlreadyDecided, DeadlinePassed, Refused
 from .record import StepRecord
-from .store import Store, check_store, supports_lock, supports_runs
+from .store import Store, check_store, lock_of, runs_of
 
 __all__ = ["RunStatus", "approve", "cancel", "copy", "fork", "pending", "reject", "resolve", "retry", "runs", "send", "status"]
 
@@ -102,8 +102,8 @@ async def retry(store: Store, run_id: str, step_id: str, *, reason: str | None =
     _refuse_unless_stuck(latest)
     note = latest.note if reason is None else {**(latest.note or {}), "reason": reason}
     record = _next(latest, _now(clock), status="reopened", note=note)
-    if latest.status == "started" and step_id != FLOW and supports_lock(store):
-        async with store.lock(run_id):
+    if latest.status == "started" and step_id != FLOW and (locks := lock_of(store)):
+        async with locks.lock(run_id):
             return await _mend(store, record, clock)
     return await _mend(store, record, clock)
 
@@ -231,9 +231,9 @@ async def _known_run(store: Store, run_id: str) -> Sequence[StepRecord]:
     if entries := await store.list(run_id):
         return entries
     there = ""
-    if supports_runs(store):
+    if listing := runs_of(store):
         found: list[str] = []
-        async for other in store.runs():
+        async for other in listing.runs():
             found.append(other)
             if len(found) == 10:
                 break
@@ -261,9 +261,10 @@ def _latest(entries: Sequence[StepRecord]) -> dict[str, StepRecord]:
 
 async def _runs(store: Store, prefix: str) -> AsyncIterator[str]:
     check_store(store)
-    if not supports_runs(store):
+    listing = runs_of(store)
+    if listing is None:
         raise Refused(f"{store!r} can't list its runs: it has no method runs(prefix)")
-    async for run_id in store.runs(prefix):
+    async for run_id in listing.runs(prefix):
         yield run_id
 
 

@@ -24,7 +24,7 @@ from .errors import RunSuspended, StepFailed
 from .events import OnEvent
 from .options import Delay, Policy, RetryOn, StepOptions, duration
 from .record import StepRecord
-from .store import Store, check_store, supports_transaction
+from .store import Store, check_store, transaction_of
 
 _STOPPED: Final = (CancelledError, KeyboardInterrupt, SystemExit)
 
@@ -197,9 +197,11 @@ class Runner:
         counts as no attempt. `fn` is async, and leaves commit and rollback alone. Options and errors are those of `step`; a
         store without transactions is a `TypeError`. durable-postgres has them.
         """
-        store = self.store
-        if not supports_transaction(store):
-            raise TypeError(f"{store!r} has no transactions: use runner.step, or a store that has them, such as durable-postgres")
+        store = transaction_of(self.store)
+        if store is None:
+            raise TypeError(
+                f"{self.store!r} has no transactions: use runner.step, or a store that has them, such as durable-postgres"
+            )
         if options.get("at_most_once"):
             raise TypeError("at_most_once= means nothing for a transaction: it happens exactly once anyhow")
         if callable(fn) and not may_be_awaited(fn):

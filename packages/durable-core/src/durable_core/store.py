@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeGuard
+from typing import Any, Protocol, Self
+
+import msgspec
 
 from ._system.forks import forks as forks
 
@@ -18,7 +21,8 @@ from .record import StepRecord
 class Store(Protocol):
     """A place that keeps the logs of runs. These docstrings are the specification; `durable_core.testing.StoreTests` checks it.
 
-    A store is used from one event loop. A method either does what it says or raises; it does not wait for ever.
+    A method either does what it says or raises; it does not wait for ever, and it never blocks the event loop. A store with
+    connections belongs to one event loop; the others serve any.
     """
 
     @abstractmethod
@@ -104,6 +108,44 @@ class SupportsLock(Protocol):
         raise NotImplementedError
 
 
+class Holder(msgspec.Struct, frozen=True):
+    """Who holds a run's lock."""
+
+    name: str
+    """A process and its machine, as far as the store knows."""
+    since: datetime | None
+    """When the lock was taken, or None where that is not known."""
+
+
+class SupportsHolder(Protocol):
+    """A store that can tell who holds a run's lock, without taking it."""
+
+    @abstractmethod
+    async def holder(self, run_id: str) -> Holder | None:
+        """Return who holds the run's lock, or None if nobody does."""
+        raise NotImplementedError
+
+    @abstractmethod
+    async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
+        """Return the holders of those of the runs that are held, in one request where the store can."""
+        raise NotImplementedError
+
+
+class SupportsPolling(Protocol):
+    """A store that can look at many steps in one request: the runs that wait in a process share their looks."""
+
+    poll_seconds: float
+    """How often who waits should look: seconds between two rounds of `newer`."""
+
+    @abstractmethod
+    async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
+        """Return the newest entry of each `(run_id, step_id, revision)` whose newest revision is above the one given.
+
+        A revision of -1 stands for a step without entries. The order of what is returned means nothing.
+        """
+        raise NotImplementedError
+
+
 class StoreTransaction(Protocol):
     """An open transaction of a store."""
 
@@ -154,34 +196,36 @@ class OpenableStore(Store, Protocol):
         raise NotImplementedError
 
 
-class RunsStore(Store, SupportsRuns, Protocol):
-    """A store that names its runs."""
-
-
-class ScanStore(Store, SupportsScan, Protocol):
-    """A store that reads a log piece by piece."""
-
-
-class LockStore(Store, SupportsLock, Protocol):
-    """A store with locks."""
-
-
-class TransactionStore(Store, SupportsTransaction, Protocol):
-    """A store with transactions."""
-
-
 # A wrapper may pass abilities on through `__getattr__`, which `isinstance` with a protocol does not see.
-def supports_runs(store: Store) -> TypeGuard[RunsStore]:
-    return callable(getattr(store, "runs", None))
+def _having(store: object, *methods: str) -> Any:
+    return store if all(callable(getattr(store, method, None)) for method in methods) else None
 
 
-def supports_scan(store: Store) -> TypeGuard[ScanStore]:
-    return callable(getattr(store, "scan", None))
+def runs_of(store: Store) -> SupportsRuns | None:
+    """Return the store if it can name its runs, else None."""
+    return _having(store, "runs")  # type: ignore[no-any-return]  # its methods were looked for
 
 
-def supports_lock(store: Store) -> TypeGuard[LockStore]:
-    return callable(getattr(store, "lock", None))
+def scan_of(store: Store) -> SupportsScan | None:
+    """Return the store if it can read a log piece by piece, else None."""
+    return _having(store, "scan")  # type: ignore[no-any-return]  # its methods were looked for
 
 
-def supports_transaction(store: Store) -> TypeGuard[TransactionStore]:
-    return callable(getattr(store, "transaction", None))
+def lock_of(store: Store) -> SupportsLock | None:
+    """Return the store if it has locks, else None."""
+    return _having(store, "lock")  # type: ignore[no-any-return]  # its methods were looked for
+
+
+def holder_of(store: Store) -> SupportsHolder | None:
+    """Return the store if it can tell who holds a run, else None."""
+    return _having(store, "holder", "holders")  # type: ignore[no-any-return]  # its methods were looked for
+
+
+def polling_of(store: Store) -> SupportsPolling | None:
+    """Return the store if it can look at many steps in one request, else None."""
+    return _having(store, "newer")  # type: ignore[no-any-return]  # its methods were looked for
+
+
+def transaction_of(store: Store) -> SupportsTransaction | None:
+    """Return the store if it has transactions, else None."""
+    return _having(store, "transaction", "is_retryable")  # type: ignore[no-any-return]  # its methods were looked for

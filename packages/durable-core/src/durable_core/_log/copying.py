@@ -10,7 +10,7 @@ import msgspec
 from durable_core._system.ids import check_own_id
 from durable_core.errors import CopyConflict, Refused
 from durable_core.record import StepRecord
-from durable_core.store import Store, check_store, supports_lock
+from durable_core.store import Store, check_store, lock_of
 
 
 async def copy(store: Store, run_id: str, to_store: Store) -> int:
@@ -23,8 +23,8 @@ async def copy(store: Store, run_id: str, to_store: Store) -> int:
     check_store(store)
     check_store(to_store)
     async with AsyncExitStack() as stack:
-        if supports_lock(store):
-            await stack.enter_async_context(store.lock(run_id))
+        if locks := lock_of(store):
+            await stack.enter_async_context(locks.lock(run_id))
         entries = await store.list(run_id)
         if not entries:
             raise Refused(f"there is no run {run_id!r} to copy")

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 from durable_core.clock import Clock
 from durable_core.errors import DurableError, LockLost, RunBusy
 from durable_core.options import exponential
-from durable_core.store import Lease, Store, supports_lock
+from durable_core.store import Lease, Store, lock_of
 
 _pause: Final = exponential(0.05, limit=1)
 
@@ -45,7 +45,8 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
             raise DurableError(f"the runner of run {self._run_id!r} is in use already; make a second Runner for a second use")
         self._entered = True
         try:
-            self.lease = await self._take(self._store.lock) if supports_lock(self._store) else _no_lock
+            store = lock_of(self._store)
+            self.lease = await self._take(store.lock) if store else _no_lock
         except BaseException:
             self._entered = False
             raise

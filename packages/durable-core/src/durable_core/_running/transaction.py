@@ -9,7 +9,7 @@ from durable_core._calls.arguments import Call
 from durable_core.errors import StepFailed, StepInterrupted, StoreError, UnrecordableValue
 from durable_core.options import exponential
 from durable_core.record import StepRecord
-from durable_core.store import TransactionStore
+from durable_core.store import SupportsTransaction
 
 from .attempt import invoke, is_nested
 from .call import turn
@@ -33,7 +33,7 @@ class _Lost(Exception):
         self.holder = holder
 
 
-async def transact(run: Run, store: TransactionStore, call: Call) -> Any:
+async def transact(run: Run, store: SupportsTransaction, call: Call) -> Any:
     """Return the step's recorded value, or raise its failure; run it if it has no outcome yet."""
     latest = await turn(run, call)
     if decided(latest):
@@ -46,7 +46,7 @@ async def transact(run: Run, store: TransactionStore, call: Call) -> Any:
         run.stopped(call.step_id)
 
 
-async def _execute(run: Run, store: TransactionStore, call: Call, latest: StepRecord | None) -> Any:
+async def _execute(run: Run, store: SupportsTransaction, call: Call, latest: StepRecord | None) -> Any:
     """Run `fn(connection, *args)` in a transaction that also holds the record, until one of them is committed."""
     if latest is not None:
         run.check_kind(latest, "step")
@@ -113,7 +113,7 @@ async def _execute(run: Run, store: TransactionStore, call: Call, latest: StepRe
     raise StepFailed(recorded) from error
 
 
-async def _once(run: Run, store: TransactionStore, call: Call, revision: int, attempt: int) -> tuple[StepRecord, Any]:
+async def _once(run: Run, store: SupportsTransaction, call: Call, revision: int, attempt: int) -> tuple[StepRecord, Any]:
     """Run one transaction; return its record and value once both are committed."""
     async with store.transaction() as transaction:
         started_at, began = run.clock.now(), run.clock.monotonic()

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 from durable_core.errors import RunBusy
 from durable_core.record import StepRecord
-from durable_core.store import supports_lock
+from durable_core.store import lock_of
 
 from ._samples import OpenStore
 
@@ -107,10 +107,11 @@ async def append_all(pipe: Pipe, open_store: OpenStore, records: list[StepRecord
 async def hold_lock(pipe: Pipe, open_store: OpenStore, run_id: str) -> None:
     """Take the run's lock, say so, and hold it until told to leave it; say "busy" where another holds it."""
     async with open_store() as store:
-        assert supports_lock(store)
+        locks = lock_of(store)
+        assert locks
         with suppress(EOFError):  # the test is over
             try:
-                async with store.lock(run_id):
+                async with locks.lock(run_id):
                     await pipe.send("held")
                     await pipe.receive()
             except RunBusy:

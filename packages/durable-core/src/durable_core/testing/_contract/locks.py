@@ -11,11 +11,9 @@ from time import monotonic
 import pytest
 
 from durable_core.errors import RunBusy
-from durable_core.store import Lease, Store, supports_lock
+from durable_core.store import Lease, Store, lock_of, runs_of
 from durable_core.testing._processes import Child, hold_lock
 from durable_core.testing._samples import SIMILAR_IDS, OpenStore, entry
-
-from .reading import runs_of
 
 
 class LockTests:
@@ -25,7 +23,7 @@ class LockTests:
     async def test_a_lock_keeps_others_out(self, open_store: OpenStore) -> None:
         """While a lock is held, the same store and others get `RunBusy`, which says who holds it and since when."""
         async with open_store() as store, open_store() as other:
-            lock, others = lock_of(store), lock_of(other)
+            lock, others = _lock(store), _lock(other)
             if lock is None or others is None:
                 return
             async with lock("run") as lease:
@@ -39,7 +37,7 @@ class LockTests:
     async def test_a_lock_is_free_after_its_holder(self, open_store: OpenStore) -> None:
         """A lock is given back when its context ends, by an exception or a cancellation too, and can be taken again and again."""
         async with open_store() as store, open_store() as other:
-            lock, others = lock_of(store), lock_of(other)
+            lock, others = _lock(store), _lock(other)
             if lock is None or others is None:
                 return
             for contend in (lock, others, lock, lock, others):
@@ -67,7 +65,7 @@ class LockTests:
     async def test_a_refused_lock_does_not_free_the_holders(self, open_store: OpenStore) -> None:
         """However often others are refused, the holder keeps its lock."""
         async with open_store() as store, open_store() as other:
-            lock, others = lock_of(store), lock_of(other)
+            lock, others = _lock(store), _lock(other)
             if lock is None or others is None:
                 return
             async with lock("run") as lease:
@@ -81,7 +79,7 @@ class LockTests:
         """Of tasks that ask at once, on several stores, never two hold the lock; all get it or `RunBusy`, and it ends free."""
         async with AsyncExitStack() as stack:
             stores = [await stack.enter_async_context(open_store()) for _ in range(3)]
-            locks = [lock for lock in map(lock_of, stores) if lock is not None]
+            locks = [lock for lock in map(_lock, stores) if lock is not None]
             if not locks:
                 return
             inside = won = 0
@@ -106,7 +104,7 @@ class LockTests:
     async def test_locks_of_other_runs_are_free(self, open_store: OpenStore) -> None:
         """Each run has a lock of its own, however alike their ids are."""
         async with open_store() as store, AsyncExitStack() as stack:
-            lock = lock_of(store)
+            lock = _lock(store)
             if lock is None:
                 return
             for run_id in SIMILAR_IDS:
@@ -118,13 +116,13 @@ class LockTests:
     async def test_a_lock_is_no_entry(self, open_store: OpenStore) -> None:
         """A held lock shows in no log, keeps nobody from appending, and outlives the clearing of its run."""
         async with open_store() as store, open_store() as other:
-            lock, others = lock_of(store), lock_of(other)
+            lock, others = _lock(store), _lock(other)
             if lock is None or others is None:
                 return
             async with lock("run") as lease:
                 assert len(await other.list("run")) == 0
-                if runs := runs_of(other):
-                    assert [run_id async for run_id in runs()] == []
+                if listing := runs_of(other):
+                    assert [run_id async for run_id in listing.runs()] == []
                 record = entry()
                 assert (await other.append(record)).id == record.id
                 await store.clear("run")
@@ -136,7 +134,7 @@ class LockTests:
     async def test_a_lock_is_kept_for_as_long_as_it_is_held(self, open_store: OpenStore) -> None:
         """A lock that would expire without its holder is renewed by it."""
         async with open_store() as store, open_store() as other:
-            lock, others = lock_of(store), lock_of(other)
+            lock, others = _lock(store), _lock(other)
             if lock is None or others is None or not self.lock_expiry:
                 return
             async with lock("run") as lease:
@@ -148,7 +146,7 @@ class LockTests:
     async def test_processes_keep_each_other_out(self, open_store: OpenStore) -> None:
         """A lock holds among processes, both ways, and is free for the other when it is given back."""
         async with open_store() as store:
-            lock = lock_of(store)
+            lock = _lock(store)
             if lock is None:
                 return
             async with Child(hold_lock, open_store, "run") as child:
@@ -164,7 +162,7 @@ class LockTests:
     async def test_a_killed_process_frees_its_lock(self, open_store: OpenStore) -> None:
         """When its holder dies by SIGKILL, a lock is free within `lock_expiry` seconds."""
         async with open_store() as store:
-            lock = lock_of(store)
+            lock = _lock(store)
             if lock is None:
                 return
             async with Child(hold_lock, open_store, "run") as child:
@@ -183,8 +181,8 @@ class LockTests:
                     await asyncio.sleep(0.02)
 
 
-def lock_of(store: Store) -> Callable[[str], AbstractAsyncContextManager[Lease]] | None:
-    return store.lock if supports_lock(store) else None
+def _lock(store: Store) -> Callable[[str], AbstractAsyncContextManager[Lease]] | None:
+    return locks.lock if (locks := lock_of(store)) else None
 
 
 async def _take(lock: Callable[[str], AbstractAsyncContextManager[Lease]], run_id: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from durable_core.store import Store, supports_runs, supports_scan
+from durable_core.store import Store, runs_of, scan_of
 from durable_core.testing._samples import HOSTILE_IDS, SIMILAR_IDS, OpenStore, entry
 
 
@@ -16,7 +16,7 @@ class RunsTests:
     async def test_runs_names_each_run_once(self, open_store: OpenStore) -> None:
         """However many entries and runs there are, each run is named once; none where there are none."""
         async with open_store() as store, open_store() as other:
-            if runs_of(store) is None or runs_of(other) is None:
+            if _runs(store) is None or _runs(other) is None:
                 return
             assert await _named(store) == []
             expected = [f"run {number:05}" for number in range(self.many_runs)]
@@ -29,7 +29,7 @@ class RunsTests:
     async def test_runs_takes_a_prefix_as_it_is(self, open_store: OpenStore) -> None:
         """A prefix is compared character by character: it is no pattern, no path, and its case counts."""
         async with open_store() as store:
-            if runs_of(store) is None:
+            if _runs(store) is None:
                 return
             await asyncio.gather(*(store.append(entry(run_id)) for run_id in HOSTILE_IDS))
             assert await _named(store) == sorted(HOSTILE_IDS)
@@ -41,7 +41,7 @@ class RunsTests:
     async def test_runs_leaves_out_what_was_cleared(self, open_store: OpenStore) -> None:
         """A cleared run is not named, until it has an entry again."""
         async with open_store() as store, open_store() as other:
-            if runs_of(store) is None or runs_of(other) is None:
+            if _runs(store) is None or _runs(other) is None:
                 return
             for run_id in ("one", "two", "three"):
                 await store.append(entry(run_id))
@@ -54,7 +54,7 @@ class RunsTests:
     async def test_runs_while_runs_come_and_go(self, open_store: OpenStore) -> None:
         """Runs that are there all the time are named once while others are added and cleared; one may stop reading early."""
         async with open_store() as store:
-            if (runs := runs_of(store)) is None:
+            if (runs := _runs(store)) is None:
                 return
             stay = [f"stay {number}" for number in range(30)]
             await asyncio.gather(*(store.append(entry(run_id)) for run_id in [*stay, "going"]))
@@ -74,7 +74,7 @@ class ScanTests:
     async def test_scan_reads_what_list_returns(self, open_store: OpenStore) -> None:
         """`scan` yields the entries of one run, in the order of `list`; nothing for a run that isn't there."""
         async with open_store() as store, open_store() as other:
-            scan = other.scan if supports_scan(other) else None
+            scan = scanning.scan if (scanning := scan_of(other)) else None
             if scan is None:
                 return
             assert [record async for record in scan("run")] == []
@@ -87,11 +87,11 @@ class ScanTests:
             assert [record async for record in scan("run")] == []
 
 
-def runs_of(store: Store) -> Callable[..., AsyncIterator[str]] | None:
-    return store.runs if supports_runs(store) else None
+def _runs(store: Store) -> Callable[..., AsyncIterator[str]] | None:
+    return listing.runs if (listing := runs_of(store)) else None
 
 
 async def _named(store: Store, prefix: str = "") -> list[str]:
-    runs = runs_of(store)
+    runs = _runs(store)
     assert runs is not None
     return sorted([run_id async for run_id in runs(prefix)])

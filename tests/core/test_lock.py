@@ -29,8 +29,8 @@ async def test_a_second_runner_gets_run_busy(store: FlakyStore) -> None:
         pass
 
 
-async def test_lock_wait_waits(store: FlakyStore) -> None:
-    """The second runner enters once the first is gone, and reads what that one recorded."""
+async def test_lock_wait_waits(store: FlakyStore, effects: Effects) -> None:
+    """The second runner enters once the first is gone, reads what that one recorded, and runs nothing of it again."""
     entered, leave = asyncio.Event(), asyncio.Event()
 
     async def first() -> None:
@@ -41,7 +41,7 @@ async def test_lock_wait_waits(store: FlakyStore) -> None:
 
     async def second() -> int:
         async with Runner(store, "run", lock_wait=30) as runner:
-            return await runner.step("a", lambda: 2)
+            return await runner.step("a", lambda: len(effects.happen()))
 
     holder = asyncio.create_task(first())
     await entered.wait()
@@ -49,6 +49,7 @@ async def test_lock_wait_waits(store: FlakyStore) -> None:
     await asyncio.sleep(0)
     leave.set()
     assert await waiter == 1
+    assert effects["effect"] == 0
     await holder
 
 

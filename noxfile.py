@@ -182,6 +182,13 @@ def benchmarks(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def broken(session: nox.Session) -> None:
+    """Break each guarantee on purpose and see its tests fail; takes parts of the names in tests/broken/patches.py."""
+    session.install(*editable(), *group("tests"))
+    session.run("python", "-m", "tests.broken.run", *session.posargs)
+
+
+@nox.session(default=False)
 def ceph(session: nox.Session) -> None:
     """Run the S3 contract on Ceph's object gateway, from Debian's radosgw, ceph-mon, ceph-osd, ceph-mgr and ceph-common."""
     session.install(*editable(), *group("tests"))

@@ -1,0 +1,31 @@
+"""The table of what is broken on purpose fits the code and the tests of today."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.broken.patches import PATCHES, Patch
+from tests.broken.run import ROOT
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
+def test_what_is_replaced_stands_there_once(patch: Patch) -> None:
+    """A row names the one place that it breaks."""
+    assert (ROOT / patch.file).read_text(encoding="utf-8").count(patch.old) == 1
+    assert patch.new != patch.old
+
+
+def test_names_are_unlike() -> None:
+    """A name tells which row it is."""
+    assert len({patch.name for patch in PATCHES}) == len(PATCHES)
+
+
+def test_every_test_exists() -> None:
+    """A row names tests that pytest finds."""
+    tests = sorted({test for patch in PATCHES for test in patch.tests})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -175,9 +175,9 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def benchmarks(session: nox.Session) -> None:
-    """Measure every file in benchmarks/, or those named after `--`."""
+    """Measure every file in benchmarks/, or those named after `--`; a figure beyond its limit shows and fails nothing."""
     session.install(*editable(), *group("tests"))
-    for path in session.posargs or sorted(map(str, Path("benchmarks").glob("*.py"))):
+    for path in session.posargs or sorted(str(path) for path in Path("benchmarks").glob("*.py") if path.name != "rows.py"):
         session.run("python", path)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from durable_core import MemoryStore, RecordLines, Runner, StepRecord
+from durable_core.errors import CorruptLog, StoreError
+from durable_core.stores.lines import Head
 
 
 async def test_lines_read_as_records() -> None:
@@ -34,3 +38,43 @@ async def test_a_runner_finds_the_newest_entry_of_each_step_in_lines() -> None:
         for record in (chain[0], done, chain[1]):
             await target.append(record)
         assert await Runner(target, "run").step("a", int) == 7
+
+
+@pytest.mark.parametrize("bad", [b"", b"PONG", b"{}", b'{"step_id":7}', b"[" * 100_000, b'{"x":"\xff"}'])
+def test_a_bad_line_is_named(bad: bytes) -> None:
+    """Whoever comes upon a bad line, by its head or by its record, says where it stands."""
+    lines = RecordLines([StepRecord(run_id="run", step_id="s").to_json(), bad], where="the hash runs:1 in Redis")
+    match = r"^the hash runs:1 in Redis, entry 2: not a step record \("
+    with pytest.raises(CorruptLog, match=match):
+        [*lines.heads()]
+    with pytest.raises(CorruptLog, match=match):
+        list(lines)
+    for index in (1, -1):
+        with pytest.raises(CorruptLog, match=match):
+            lines[index]
+    with pytest.raises(CorruptLog, match=match):
+        lines[1:][0]
+
+
+def test_a_line_of_a_newer_version_is_named() -> None:
+    """It is no damage, and the advice is to upgrade."""
+    line = StepRecord(run_id="run", step_id="s").to_json()
+    for newer in (line.replace(b'"v":1', b'"v":2'), line.replace(b'"success"', b'"paused"')):
+        lines = RecordLines([newer], where="here")
+        with pytest.raises(StoreError, match=r"^here, entry 1: .*upgrade durable-core$") as refused:
+            list(lines)
+        assert not isinstance(refused.value, CorruptLog)
+
+
+async def test_heads_that_the_store_knows_are_not_decoded_again() -> None:
+    """At a resume a line is decoded only when its record is asked for."""
+    unread = [b"no JSON at all", StepRecord(run_id="run", step_id="b", result=b"7").to_json()]
+    heads = [Head("a", 0, "success"), Head("b", 0, "success")]
+
+    class Lines(MemoryStore):
+        async def list(self, run_id: str) -> RecordLines:
+            return RecordLines(unread, heads=heads)
+
+    assert [*RecordLines(unread, heads=heads).heads()] == heads
+    assert [*RecordLines(unread, heads=heads)[1:].heads()] == heads[1:]
+    assert await Runner(Lines(), "run").step("b", int) == 7

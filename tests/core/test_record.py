@@ -113,6 +113,17 @@ class TestChecks:
         with pytest.raises(TypeError, match="result must be JSON as bytes"):
             record(result='"text"')
 
+    @pytest.mark.parametrize("fields", [{"status": []}, {"kind": {}}, {"result": b"[" * 100_000 + b"]" * 100_000}])
+    def test_a_value_that_cannot_be_looked_up_is_refused(self, fields: dict[str, Any]) -> None:
+        """Whatever is given for a status, a kind or a result, the error is a ValueError that names the field."""
+        with pytest.raises(ValueError, match=next(iter(fields))):
+            record(**fields)
+
+    def test_a_moment_outside_the_calendar(self) -> None:
+        """A time that UTC has no year for is refused as any bad value is."""
+        with pytest.raises(ValueError, match="started_at .* is not between the years 1 and 9999 in UTC"):
+            record(started_at=datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))))
+
     @pytest.mark.parametrize("result", [b'{"a":\n1}', b'{"a":\r1}', b' {"a":1}', b'{"a":1}\r\n'])
     def test_a_result_on_several_lines_is_put_on_one(self, result: bytes) -> None:
         """White space that could end a line, or that the wire form drops, is dropped at once."""
@@ -200,7 +211,6 @@ class TestWire:
             *(b"", b"\xff", b"null", b"{", b"[]", b"{}", b'{"v":1}', b'{"v":"1"}'),
             FULL.to_json().replace(b'"revision":3', b'"revision":-3'),
             FULL.to_json().replace(b'"run_id":"run"', b'"run_id":""'),
-            FULL.to_json().replace(b'"status":"failure"', b'"status":"odd"'),
             FULL.to_json().replace(b"59.999999Z", b"59.999999"),
         ],
     )
@@ -210,6 +220,52 @@ class TestWire:
             StepRecord.from_json(line)
         assert refused.value.__cause__ is not None
         assert len(str(refused.value)) < 500
+
+    @pytest.mark.parametrize(
+        ("good", "bad"),
+        [
+            (b'"result":{"b":1.0,"a":1e400}', b'"result":' + b"[" * 100_000 + b"]" * 100_000),
+            (b'"note":{"by":"alice","votes":[1,null]}', b'"note":' + b"[" * 100_000 + b"]" * 100_000),
+            (b'"started_at":"2026-03-29T01:59:59.999999Z"', b'"started_at":"9999-12-31T23:59:59-12:00"'),
+            (b'"until":"2026-03-29T01:59:59.999999Z"', b'"until":"0001-01-01T00:00:00+12:00"'),
+            (b'"kind":"approval"', b'"kind":["approval"]'),
+            (b'"status":"failure"', b'"status":{}'),
+            (b'"name":"Charge the card"', b'"name":7'),
+            (b'"attempt":2', b'"attempt":1e999'),
+            (b'"message":"m"', b'"message":"\xed\xa0\x80"'),
+        ],
+        ids=["deep result", "deep note", "after 9999", "before 1", "kind", "status", "name", "attempt", "surrogate"],
+    )
+    def test_whatever_stands_in_a_line_is_a_damaged_entry(self, good: bytes, bad: bytes) -> None:
+        """No line is answered with a bare error of decoding, recursion or arithmetic; the place is named where it is known."""
+        line = FULL.to_json()
+        assert good in line
+        with pytest.raises(CorruptLog, match=r"^runs\.jsonl, line 7: not a step record \(") as refused:
+            StepRecord.from_json(line.replace(good, bad), where="runs.jsonl, line 7")
+        assert len(str(refused.value)) < 500
+
+    @pytest.mark.parametrize(
+        ("known", "new", "named"),
+        [(b'"failure"', b'"paused"', "status 'paused'"), (b'"approval"', b'"signal"', "kind 'signal'")],
+    )
+    def test_an_unknown_kind_or_status_is_of_a_newer_version(self, known: bytes, new: bytes, named: str) -> None:
+        """It is no damage: the message names it and says what to upgrade."""
+        with pytest.raises(StoreError, match=rf"^here: {named} .*: upgrade durable-core$") as refused:
+            StepRecord.from_json(FULL.to_json().replace(known, new), where="here")
+        assert not isinstance(refused.value, CorruptLog)
+
+    @pytest.mark.parametrize("kind", ["first", "map", "published"])
+    def test_the_kinds_that_come_next_are_read(self, kind: str) -> None:
+        """A log that a newer version wrote with these can be read."""
+        assert StepRecord.from_json(FULL.to_json().replace(b'"approval"', f'"{kind}"'.encode())).kind == kind
+
+    @pytest.mark.parametrize("note", [None, [1], 7, "text", True])
+    def test_a_note_of_another_shape_says_nothing(self, note: Any) -> None:
+        """It comes back as it is, and has no members."""
+        made = StepRecord.from_json(record(note=note).to_json())
+        assert made.note == note
+        assert made.notes == {}
+        assert FULL.notes == {"by": "alice", "votes": [1, None]}
 
     def test_value_decodes(self) -> None:
         """`value` decodes as the type asked for, or as plain JSON."""

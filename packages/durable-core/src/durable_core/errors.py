@@ -104,7 +104,7 @@ class RunCancelled(DurableError):
     """The run was cancelled from outside: nothing new begins in it. `record` tells when and why."""
 
     def __init__(self, record: StepRecord) -> None:
-        reason = (record.note or {}).get("reason")
+        reason = record.notes.get("reason")
         super().__init__(
             f"run {record.run_id!r} was cancelled at {record.ended_at.isoformat(timespec='seconds')}"
             + (f": {reason}" if reason else "")

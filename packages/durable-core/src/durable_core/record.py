@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeVar, get_args, overload
 
@@ -11,13 +12,13 @@ import msgspec
 from ._system.class_names import class_name
 from ._system.ids import check_id as check_id  # for stores too
 from ._system.ids import legal_ids, new_id
-from ._system.roots import StoreError
+from ._system.roots import CorruptLog, StoreError
 from ._values.returns import codec_for
 
 T = TypeVar("T")
 
 Status = Literal["success", "failure", "started", "waiting", "reopened"]
-Kind = Literal["step", "sleep", "approval", "event", "flow"]
+Kind = Literal["step", "sleep", "approval", "event", "flow", "first", "map", "published"]
 
 FORMAT: Final = 1
 _STATUSES: Final = frozenset(get_args(Status))
@@ -70,7 +71,7 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One entry of one step's history: who, which revision, what came out, when.
 
     Raises `ValueError` for an id that is empty, longer than 512 bytes of UTF-8, or holds control characters or lone surrogates,
-    for an unknown status or kind, and for a datetime without a zone.
+    for an unknown status or kind, and for a datetime without a zone or outside the years 1 to 9999.
     """
 
     run_id: str
@@ -106,9 +107,9 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
                 msgspec.structs.force_setattr(self, "name", self.step_id)
         if self.revision < 0 or self.attempt < 1:
             raise ValueError(f"revision counts from 0 and attempt from 1, not {self.revision} and {self.attempt}")
-        if self.status not in _STATUSES:
+        if not (isinstance(self.status, str) and self.status in _STATUSES):
             raise ValueError(f"status {self.status!r} is not one of {', '.join(get_args(Status))}")
-        if self.kind not in _KINDS:
+        if not (isinstance(self.kind, str) and self.kind in _KINDS):
             raise ValueError(f"kind {self.kind!r} is not one of {', '.join(get_args(Kind))}")
         if name is not step_id and not (type(name) is str and name and name.isascii() and name.isprintable()):
             if not isinstance(name, str):
@@ -121,7 +122,7 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
                 bare = len(_skip(result))
                 if not result.isascii():
                     result.decode()
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise ValueError(f"result must be JSON, not {result[:80]!r}: {error}") from error
             # On one line, and without the space around it that the wire form drops.
             if bare != len(result) or 10 in result or 13 in result:
@@ -135,6 +136,11 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     def duration(self) -> timedelta:
         """How long it took."""
         return self.ended_at - self.started_at
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """The members of `note`; none where it is no JSON object."""
+        return self.note if isinstance(self.note, dict) else {}
 
     @overload
     def value(self) -> Any: ...
@@ -173,21 +179,22 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         )
 
     @classmethod
-    def from_json(cls, line: bytes | bytearray | memoryview | str) -> StepRecord:
+    def from_json(cls, line: bytes | bytearray | memoryview | str, *, where: str = "") -> StepRecord:
         """Decode what `to_json` wrote; keys that this version does not know are ignored.
 
-        Raises `StoreError` where `line` is no record, or one of a newer format.
+        `where` is the place of `line`, for the error. Raises `CorruptLog` where `line` is no record, and `StoreError` where a
+        newer version wrote it: with another format, or an unknown status or kind.
         """
         try:
             wire = _decode(line)
-            if wire.v > FORMAT:
-                raise ValueError(f"format {wire.v}")
+            if wire.v > FORMAT or wire.status not in _STATUSES or wire.kind not in _KINDS:
+                raise ValueError("written by a newer version")
             return cls(
                 run_id=wire.run_id,
                 step_id=wire.step_id,
                 revision=wire.revision,
-                status=wire.status,
-                kind=wire.kind,
+                status=wire.status,  # type: ignore[arg-type]  # it was looked up
+                kind=wire.kind,  # type: ignore[arg-type]  # it was looked up
                 name=wire.name,
                 result=None if wire.result is msgspec.UNSET else bytes(wire.result),
                 error=wire.error,
@@ -199,8 +206,8 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
                 id=wire.id,
                 fingerprint=wire.fingerprint,
             )
-        except (msgspec.DecodeError, ValueError) as error:
-            raise _unreadable(line, error) from error
+        except _UNREADABLE as error:
+            raise _refusal(line, error, f"{where}: " if where else "") from error
 
 
 class _Wire(msgspec.Struct, gc=False, omit_defaults=True):
@@ -210,8 +217,8 @@ class _Wire(msgspec.Struct, gc=False, omit_defaults=True):
     run_id: str
     step_id: str
     revision: int
-    status: Status
-    kind: Kind
+    status: str
+    kind: str
     name: str
     result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     error: StepError | None = None
@@ -229,24 +236,39 @@ _decode: Final = msgspec.json.Decoder(_Wire).decode
 _skip: Final = msgspec.json.Decoder(msgspec.Raw).decode
 
 
+# Besides what msgspec says of bad JSON: text that is no UTF-8, nesting without end, a year that UTC doesn't have.
+_UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
+
+
 def _utc(field: str, moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError(f"{field} {moment!r} has no zone; give an aware datetime, such as datetime.now(UTC)")
-    return moment.astimezone(UTC)
-
-
-def _unreadable(line: bytes | bytearray | memoryview | str, error: Exception) -> StoreError:
-    class Version(msgspec.Struct):
-        v: int = 0
-
     try:
-        version = msgspec.json.decode(line, type=Version).v
-    except msgspec.DecodeError:
-        version = 0
-    if version > FORMAT:
-        return StoreError(f"a record of format {version}; this durable-core reads up to {FORMAT}: upgrade durable-core")
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{field} {moment.isoformat()} is not between the years 1 and 9999 in UTC") from error
+
+
+class _Version(msgspec.Struct):
+    """What tells who wrote a line, whatever else stands in it."""
+
+    v: int = 0
+    status: str = ""
+    kind: str = ""
+
+
+def _refusal(line: bytes | bytearray | memoryview | str, error: Exception, place: str) -> StoreError:
+    try:
+        wrote = msgspec.json.decode(line, type=_Version)
+    except _UNREADABLE:
+        wrote = _Version()
+    if wrote.v > FORMAT:
+        return StoreError(f"{place}a record of format {wrote.v}; this durable-core reads up to {FORMAT}: upgrade durable-core")
+    for field, value, known in (("status", wrote.status, _STATUSES), ("kind", wrote.kind, _KINDS)):
+        if value and value not in known:
+            return StoreError(f"{place}{field} {value[:80]!r} was written by a newer version: upgrade durable-core")
     text = line if isinstance(line, str) else bytes(line[:200]).decode(errors="replace")
-    return StoreError(f"not a step record ({error}): {text[:200]!r}")
+    return CorruptLog(f"{place}not a step record ({error}): {text[:200]!r}")
 
 
 def _class_name(type_: type) -> str:

@@ -323,6 +323,85 @@ class TestStepError:
         """What databases refuse is written as an escape."""
         assert StepError.from_exception(ValueError("a\0b\ud800c")).message == "a\\x00b\\ud800c"
 
+    @pytest.mark.parametrize("control", ["\x1b", "\r", "\x07", "\x7f", "\x9b", "\0"])
+    def test_terminal_escapes_are_escaped(self, control: str) -> None:
+        """A message, a class or a name that would move a terminal's cursor or colour its text is shown as text."""
+        shown = f"a\\x{ord(control):02x}b\n\tc"
+        odd = type(f"Odd{control.strip(chr(0))}", (ValueError,), {})
+        kept = StepError.from_exception(odd(f"a{control}b\n\tc"))
+        assert kept.message == shown
+        assert control not in f"{kept.type}{kept.traceback}{kept.bases}"
+        assert record(name=f"a{control}b\n\tc").name == shown
+        assert StepError("T", f"a{control}b\n\tc").message == shown
+
+    def test_an_old_log_with_raw_escapes_is_shown_escaped(self) -> None:
+        """What an earlier version wrote is read, and shown as text."""
+        line = record(name="N", error=StepError("T", "M", "B", ("S",))).to_json()
+        for field in (b'"N"', b'"T"', b'"M"', b'"B"', b'"S"'):
+            assert field in line
+            line = line.replace(field, field[:2] + b'\\u001b[2J"')
+        read = StepRecord.from_json(line)
+        assert read.name == "N\\x1b[2J"
+        assert read.error == StepError("T\\x1b[2J", "M\\x1b[2J", "B\\x1b[2J", ("S\\x1b[2J",))
+
+    def test_it_says_the_class_without_its_path(self) -> None:
+        """People read the class's own name; `type` keeps the whole."""
+        assert str(StepError("stripe.error.CardError", "declined")) == "CardError: declined"
+        assert str(StepError("stripe.error.CardError")) == "CardError"
+        assert str(StepError("tests.test_pay.<locals>.Declined", "no")) == "Declined: no"
+
+    @pytest.mark.parametrize("data", [{"code": "declined", "retry": [1, 2.5, None]}, "text", 7, False, [], "a\x1bb"])
+    def test_what_an_exception_offers_is_kept(self, data: Any) -> None:
+        """`__durable_data__`, an attribute or a property, comes back from the log as it was."""
+
+        class ByAttribute(Exception):
+            __durable_data__ = data
+
+        class ByProperty(Exception):
+            @property
+            def __durable_data__(self) -> Any:
+                return data
+
+        for error in (ByAttribute(), ByProperty()):
+            kept = StepError.from_exception(error)
+            assert kept.data == data
+            assert StepRecord.from_json(record(error=kept).to_json()).error == kept
+
+    @pytest.mark.parametrize(
+        "data",
+        [object(), {1: 2}, {"a": {1, 2}}, (1, 2), float("nan"), "\ud800", "x" * 20_000, [[]] * 9_000, MOMENT, b"bytes"],
+        ids=lambda data: type(data).__name__,
+    )
+    def test_what_would_not_come_back_is_left_out(self, data: Any) -> None:
+        """Data that is no JSON, or too long, hides no failure and is not kept."""
+
+        class Offers(Exception):
+            __durable_data__ = data
+
+        kept = StepError.from_exception(Offers("message"))
+        assert (kept.message, kept.data) == ("message", None)
+
+    def test_data_whose_reading_fails_is_left_out(self) -> None:
+        """Whatever the property raises."""
+
+        class Odd(Exception):
+            @property
+            def __durable_data__(self) -> Any:
+                raise RuntimeError("no")
+
+        kept = StepError.from_exception(Odd("message"))
+        assert (kept.message, kept.data) == ("message", None)
+
+    def test_data_counts_into_the_16_kb(self) -> None:
+        """All of a description together has one limit."""
+
+        class Offers(Exception):
+            __durable_data__ = "x" * 3_000
+
+        kept = StepError.from_exception(Offers("m" * 100_000))
+        assert kept.data == "x" * 3_000
+        assert len(msgspec.json.encode(kept)) <= 16_200
+
     def test_of_a_long_traceback_the_end_is_kept(self) -> None:
         """The end says what happened."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -24,11 +25,15 @@ FORMAT: Final = 1
 _STATUSES: Final = frozenset(get_args(Status))
 _KINDS: Final = frozenset(get_args(Kind))
 _ERROR_BYTES: Final = 16_000
+_DATA_BYTES: Final = 4_000
 _ExceptionType = type[BaseException]  # by another name, since an error's own `type` hides the builtin
 
 
 class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """What is recorded of an exception: text only, so that reading a log never imports or runs anything."""
+    """What is recorded of an exception: text and JSON, so that reading a log never imports or runs anything.
+
+    Lone surrogates, and control characters other than newline and tab, are escaped: no text of an error moves a terminal.
+    """
 
     type: str
     """The class, with its module unless it is a builtin: `TimeoutError`, `stripe.error.CardError`.
@@ -39,6 +44,15 @@ class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     traceback: str = ""
     bases: tuple[str, ...] = ()
     """The names of the classes it derives from, nearest first."""
+    data: Any = None
+    """JSON that the exception offers as `__durable_data__`, an attribute or a property; None for anything else or over 4 kB."""
+
+    def __post_init__(self) -> None:
+        for field in ("type", "message", "traceback"):
+            if _UNSAFE.search(text := getattr(self, field)):
+                msgspec.structs.force_setattr(self, field, _safe(text))
+        if any(map(_UNSAFE.search, self.bases)):
+            msgspec.structs.force_setattr(self, "bases", tuple(map(_safe, self.bases)))
 
     @classmethod
     def from_exception(cls, error: BaseException) -> StepError:
@@ -51,12 +65,13 @@ class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         name = _clip(names[0], 500)
         bases = tuple(_clip(base, 200) for base in names[1:16])
         text = _clip(message, 4_000)
-        used = sum(len(part.encode()) for part in (name, text, *bases))
+        data, size = _data_of(error)
+        used = size + sum(len(part.encode()) for part in (name, text, *bases))
         try:
             lines = "".join(traceback.format_exception(error))
         except Exception as unprintable:
             lines = f"<the traceback can't be shown: {_class_name(type(unprintable))}>"
-        return cls(name, text, _clip(lines, _ERROR_BYTES - used, end=True), bases)
+        return cls(name, text, _clip(lines, _ERROR_BYTES - used, end=True), bases, data)
 
     def matches(self, *types: _ExceptionType) -> bool:
         """Tell whether the exception was an instance of one of `types`, by the recorded names."""
@@ -64,7 +79,8 @@ class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         return any(_class_name(type_) in recorded for type_ in types)
 
     def __str__(self) -> str:
-        return f"{self.type}: {self.message}" if self.message else self.type
+        name = self.type.rpartition(".")[2]
+        return f"{name}: {self.message}" if self.message else name
 
 
 class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -81,7 +97,7 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     status: Status = "success"
     kind: Kind = "step"
     name: str = ""
-    """What people read; the step id unless given. NUL and lone surrogates are escaped."""
+    """What people read; the step id unless given. Escaped as an error's text is."""
     result: bytes | None = None
     """The value as JSON on one line, or None where no value was recorded; `value()` decodes it."""
     error: StepError | None = None
@@ -275,8 +291,28 @@ def _class_name(type_: type) -> str:
     return _safe(class_name(type_))
 
 
+_UNSAFE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
 def _safe(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
+    return _UNSAFE.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def _data_of(error: BaseException) -> tuple[Any, int]:
+    """Return what the exception offers as JSON, and its size; None where that would not come back equal."""
+    try:
+        if (offered := getattr(error, "__durable_data__", None)) is None:
+            return None, 0
+        encoded = msgspec.json.encode(offered)
+        data = msgspec.json.decode(encoded)
+        return (data, len(encoded)) if len(encoded) <= _DATA_BYTES and data == offered else (None, 0)
+    except Exception:  # whatever a property raises: the failure itself is what has to be recorded
+        return None, 0
 
 
 def _clip(text: str, limit: int, *, end: bool = False) -> str:

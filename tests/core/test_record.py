@@ -1,6 +1,7 @@
 """One entry of a log: its ids, its checks, its one wire form, and what it keeps of an exception."""
 
 import asyncio
+import copy
 import json
 import pickle
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import durable_core
 from durable_core import MemoryStore, errors
 from durable_core.errors import CorruptLog, LockLost, ResultNotRecorded, RunBusy, StepFailed, StoreError
 from durable_core.record import FORMAT, StepError, StepRecord
@@ -511,16 +513,61 @@ def test_a_class_of_a_program_without_a_file_keeps_its_module() -> None:
         errors.RunSuspended("run", waiting_for=("ask", "nap"), until=MOMENT),
         errors.RunSuspended("run", waiting_for=("ask",), until=None),
         *(made("text") for made in (errors.StepReused, errors.NestedStep, errors.StepDrift, errors.UnrecordableValue)),
-        *(made("text") for made in (errors.Refused, errors.DeadlinePassed, errors.CopyConflict)),
+        *(made("text") for made in (errors.Refused, errors.NotFound, errors.DeadlinePassed, errors.CopyConflict)),
     ],
     ids=lambda error: type(error).__name__,
 )
 def test_errors_can_be_pickled(error: BaseException) -> None:
-    """Errors come back from worker processes as they were."""
-    copy = pickle.loads(pickle.dumps(error))
-    assert type(copy) is type(error)
-    assert str(copy) == str(error)
-    assert vars(copy) == vars(error)
+    """Errors come back from worker processes, and are copied, as they were: message, attributes and notes."""
+    error.add_note("a note")
+    for made in (*(pickle.loads(pickle.dumps(error, protocol)) for protocol in range(6)), copy.copy(error), copy.deepcopy(error)):
+        assert type(made) is type(error)
+        assert (str(made), made.args) == (str(error), error.args)
+        assert vars(made) == vars(error)
+
+
+def test_an_error_of_a_users_own_can_be_pickled() -> None:
+    """A subclass need not know how its attributes travel."""
+    error = _OurRefusal(7, why="it is late")
+    made = pickle.loads(pickle.dumps(error))
+    assert (str(made), vars(made)) == ("7 is refused", {"number": 7, "why": "it is late"})
+
+
+class _OurRefusal(errors.Refused):
+    def __init__(self, number: int, *, why: str) -> None:
+        super().__init__(f"{number} is refused")
+        self.number = number
+        self.why = why
+
+
+BANK = StepError("bank.errors.Closed", "the bank is closed")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "run 'run' failed at step 'pay-back': Closed: the bank is closed"),
+        ({"attempt": 3}, "run 'run' failed at step 'pay-back' after 3 attempts: Closed: the bank is closed"),
+        ({"error": StepError("KeyError")}, "run 'run' failed at step 'pay-back': KeyError"),
+        ({"step_id": "$flow", "kind": "flow"}, "run 'run' failed: Closed: the bank is closed"),
+    ],
+)
+def test_a_failure_says_run_step_and_error_first(fields: dict[str, Any], message: str) -> None:
+    """The class stands there by its own name; of `$flow`, which is the library's, nothing is said."""
+    assert str(StepFailed(record(**{"step_id": "pay-back", "status": "failure", "error": BANK, **fields}))) == message
+
+
+def test_a_failed_flow_says_what_its_step_said() -> None:
+    """The failure of a step that ended a flow is told once."""
+    step = StepFailed(record(step_id="pay-back", status="failure", error=BANK))
+    flow = StepFailed(record(step_id="$flow", kind="flow", status="failure", error=StepError.from_exception(step)))
+    assert str(flow) == str(step) == "run 'run' failed at step 'pay-back': Closed: the bank is closed"
+
+
+def test_what_is_not_there_is_refused() -> None:
+    """`NotFound` is one of the refusals that callers catch together."""
+    assert issubclass(errors.NotFound, errors.Refused)
+    assert durable_core.NotFound is errors.NotFound
 
 
 def test_a_failure_replayed_equals_the_failure_raised() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ._system.roots import CorruptLog as CorruptLog
@@ -10,6 +9,7 @@ from ._system.roots import DurableError as DurableError
 from ._system.roots import NestedStep as NestedStep
 from ._system.roots import StoreError as StoreError
 from ._system.roots import UnrecordableValue as UnrecordableValue
+from ._system.roots import reduced
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -30,13 +30,6 @@ class RunBusy(DurableError):
         self.holder = holder
         self.since = since
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _run_busy, (self.run_id, self.holder, self.since)
-
-
-def _run_busy(run_id: str, holder: str, since: datetime | None) -> RunBusy:
-    return RunBusy(run_id, holder=holder, since=since)
-
 
 class LockLost(DurableError):
     """The run's lock was lost while it was held, so another runner may be at work: no further step is started."""
@@ -52,13 +45,9 @@ class StepFailed(DurableError):
     def __init__(self, record: StepRecord) -> None:
         if record.error is None:
             raise ValueError(f"{record!r} holds no error; StepFailed is made from a record with status 'failure'")
-        attempts = f" after {record.attempt} attempts" if record.attempt > 1 else ""
-        super().__init__(f"step {record.step_id!r} of run {record.run_id!r} failed{attempts}: {record.error}")
+        super().__init__(_failure(record, record.error))
         self.record = record
         self.error: StepError = record.error
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return StepFailed, (self.record,)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StepFailed) and self.record == other.record
@@ -73,6 +62,13 @@ class StepFailed(DurableError):
     @property
     def step_id(self) -> str:
         return self.record.step_id
+
+
+def _failure(record: StepRecord, error: StepError) -> str:
+    if record.step_id == "$flow":  # which users don't know; the message of the step's failure says all of it
+        return error.message if error.matches(StepFailed) else f"run {record.run_id!r} failed: {error}"
+    attempts = f" after {record.attempt} attempts" if record.attempt > 1 else ""
+    return f"run {record.run_id!r} failed at step {record.step_id!r}{attempts}: {error}"
 
 
 class StepInterrupted(DurableError):
@@ -94,10 +90,6 @@ class StepInterrupted(DurableError):
         self.record = record
         self.run_id: str = record.run_id
         self.step_id: str = record.step_id
-        self._unlocked = unlocked
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return partial(StepInterrupted, unlocked=self._unlocked), (self.record,)
 
 
 class RunCancelled(DurableError):
@@ -112,9 +104,6 @@ class RunCancelled(DurableError):
         self.record = record
         self.run_id: str = record.run_id
         self.reason: str | None = reason
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return RunCancelled, (self.record,)
 
 
 class RunSuspended(BaseException):
@@ -132,15 +121,15 @@ class RunSuspended(BaseException):
         self.until = until
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _run_suspended, (self.run_id, self.waiting_for, self.until)
-
-
-def _run_suspended(run_id: str, waiting_for: tuple[str, ...], until: datetime | None) -> RunSuspended:
-    return RunSuspended(run_id, waiting_for=waiting_for, until=until)
+        return reduced(self)
 
 
 class Refused(DurableError):
     """Something that was asked of a run from outside doesn't fit what is there; nothing was appended."""
+
+
+class NotFound(Refused):
+    """There is no such run or step; the message says what is there."""
 
 
 class AlreadyDecided(Refused):
@@ -151,10 +140,6 @@ class AlreadyDecided(Refused):
             f"{record.step_id!r} of run {record.run_id!r} was decided at {record.ended_at.isoformat(timespec='seconds')}: {what}"
         )
         self.record = record
-        self._what = what
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return AlreadyDecided, (self.record, self._what)
 
 
 class DeadlinePassed(Refused, TimeoutError):
@@ -179,9 +164,6 @@ class ResultNotRecorded(DurableError):
         )
         self.record = record
         self.result = result
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return ResultNotRecorded, (self.record, self.result)
 
 
 class StepReused(DurableError):

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import copyreg
+
+
+def reduced(error: BaseException) -> tuple[object, ...]:
+    """Return what pickle and copy make the error of: its message and its attributes, not the arguments it was made with."""
+    return copyreg.__newobj__, (type(error), *error.args), vars(error)  # type: ignore[attr-defined]  # typeshed lacks it
+
 
 class DurableError(Exception):
     """The root of everything that the library raises on its own account."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return reduced(self)
 
 
 class StoreError(DurableError):

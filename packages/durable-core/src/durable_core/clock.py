@@ -7,7 +7,9 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Final, Protocol
+
+_LONGEST: Final = 30.0  # seconds of a pause on the way to a time of day, which comes sooner or later when a clock is set
 
 
 class Clock(Protocol):
@@ -27,6 +29,11 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Pause the calling task for `seconds`."""
         raise NotImplementedError
+
+    async def sleep_until(self, moment: datetime) -> None:
+        """Pause the calling task until the time of day is `moment`; `now` is read again at least every 30 seconds."""
+        while (left := (moment - self.now()).total_seconds()) > 0:
+            await self.sleep(min(left, _LONGEST))
 
 
 class SystemClock(Clock):

@@ -25,6 +25,10 @@ class FlakyStore(MemoryStore):
         return holder
 
 
+class Killed(BaseException):
+    """Stands for the end of the process: nothing is recorded of it."""
+
+
 class Effects(Counter[str]):
     """Counts what really happened."""
 

@@ -25,7 +25,7 @@ from durable_core import (
 )
 from durable_core.testing import FakeClock
 
-from .conftest import Effects, FlakyStore
+from .conftest import Effects, FlakyStore, Killed
 
 
 async def entries(store: MemoryStore, run_id: str = "run") -> list[tuple[int, str]]:
@@ -127,9 +127,9 @@ async def test_an_intent_tells_the_arguments(store: FlakyStore) -> None:
     """What is set by hand for an interrupted step is the outcome of the call that was made."""
 
     async def pay(amount: int) -> str:
-        raise asyncio.CancelledError
+        raise Killed
 
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(Killed):
         await Runner(store, "run").step("pay", pay, 90, at_most_once=True)
     await control.resolve(store, "run", "pay", "paid", reason="seen in the bank's log")
     assert await Runner(store, "run", on_drift="raise").step("pay", pay, 90, at_most_once=True) == "paid"
@@ -144,9 +144,9 @@ async def test_what_recover_found_is_recorded_as_of_the_attempt_that_was_interru
     async def pay(amount: int) -> str:
         nonlocal attempts
         attempts += 1
-        raise OSError if attempts == 1 else asyncio.CancelledError
+        raise OSError if attempts == 1 else Killed
 
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(Killed):
         await Runner(store, "run").step("pay", pay, 90, at_most_once=True, max_attempts=2)
     seen: list[int] = []
 
@@ -192,9 +192,9 @@ async def test_nothing_is_recovered_before_it_started(store: FlakyStore) -> None
     clock = FakeClock()
 
     async def die() -> str:
-        raise asyncio.CancelledError
+        raise Killed
 
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(Killed):
         await Runner(store, "run", clock=clock).step("pay", die, at_most_once=True)
     clock.jump(-3600)
     async with Runner(store, "run", clock=clock) as runner:
@@ -230,12 +230,12 @@ async def test_recover_keeps_the_idempotency_key(store: FlakyStore) -> None:
 
     async def die() -> None:
         keys.append(current_step().idempotency_key)
-        raise asyncio.CancelledError
+        raise Killed
 
     def look() -> None:
         keys.append(current_step().idempotency_key)
 
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(Killed):
         await Runner(store, "run").step("pay", die, at_most_once=True)
     async with Runner(store, "run") as runner:
         with pytest.raises(StepFailed):
@@ -244,7 +244,7 @@ async def test_recover_keeps_the_idempotency_key(store: FlakyStore) -> None:
     assert len(set(keys)) == 1
     await control.retry(store, "run", "pay")
     async with Runner(store, "run") as runner:
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(Killed):
             await runner.step("pay", die, at_most_once=True)
     async with Runner(store, "run") as runner:
         with pytest.raises(StepFailed):

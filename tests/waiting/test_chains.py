@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from durable_core import Decision, Recovered, Runner, RunSuspended, StepFailed, Store, control, flow
 from durable_core.testing import FakeClock
+from tests.core.conftest import Killed
 
 
 async def chain(store: Store, step_id: str = "step", run_id: str = "run") -> list[tuple[int, str]]:
@@ -21,7 +21,7 @@ def fail() -> None:
 
 
 async def crash() -> str:
-    raise asyncio.CancelledError
+    raise Killed
 
 
 def runner(store: Store, clock: FakeClock, **options: Any) -> Runner:
@@ -50,7 +50,7 @@ async def test_at_most_once(store: Store, clock: FakeClock) -> None:
 )
 async def test_at_most_once_interrupted_and_recovered(store: Store, clock: FakeClock, found: Any, expected: Any) -> None:
     """0 `started`, 1 `success`; or, when it starts again, 1 `started`, 2 `success`."""
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(Killed):
         await runner(store, clock).step("step", crash, at_most_once=True)
     async with runner(store, clock) as second:
         await second.step("step", lambda: "again", at_most_once=True, recover=lambda: found, returns=str)
@@ -140,7 +140,7 @@ async def test_flow(store: Store, clock: FakeClock) -> None:
 
 async def test_interrupted_step_resolved_by_hand(store: Store, clock: FakeClock) -> None:
     """0 `started`, 1 `success` with the reason."""
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(Killed):
         await runner(store, clock).step("step", crash, at_most_once=True)
     await control.resolve(store, "run", "step", "paid", reason="seen in the bank's log")
     assert await runner(store, clock).step("step", crash, at_most_once=True) == "paid"

@@ -332,7 +332,7 @@ async def test_a_replayed_failure_says_how_to_go_on(store: FailingStore) -> None
         await runner.step("pay", fail)
 
     for itself, notes in (
-        (False, "find the step that failed in the message above"),
+        (False, "retry\\(store, 'False', 'pay'\\)"),
         (True, "retry\\(store, 'True', '\\$flow'\\)"),
     ):
         run = str(itself)

@@ -219,12 +219,13 @@ async def test_a_failure_in_a_task_group_names_its_step() -> None:
         return task.result()
 
     told = r"^run 'refund-1003' failed at step 'pay-back': ConnectionError: the bank is closed"
-    for _ in range(2):
+    for again in (False, True):
         with pytest.raises(StepFailed, match=told) as failed:
             await refund.run(store, run_id="refund-1003")
         assert failed.value.step_id == "pay-back"
         assert failed.value.error.matches(ConnectionError)
-        assert "retry(store, 'refund-1003', 'pay-back')" in "".join(failed.value.__notes__)
+        notes = "".join(getattr(failed.value, "__notes__", ()))
+        assert ("retry(store, 'refund-1003', 'pay-back')" in notes) is again
     refuses = False
     await control.retry(store, "refund-1003", "pay-back")
     assert await refund.run(store, run_id="refund-1003") == "paid"

@@ -26,9 +26,9 @@ from .errors import (
 )
 from .events import OnEvent, StepEvent
 from .flow import Flow, flow
-from .options import Delay, Recovered, RetryOn, StepOptions, exponential
+from .options import Delay, Recovered, RetryOn, RunnerOptions, StepOptions, exponential
 from .record import StepError, StepRecord
-from .runner import Runner, RunnerOptions
+from .runner import Runner
 from .store import (
     Holder,
     Lease,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from ._system.waits import cancellations
 from .record import StepRecord
 
 EventType = Literal["step:replay", "step:start", "step:success", "step:failure", "step:retry", "step:wait"]
@@ -38,13 +39,12 @@ OnEvent = Callable[[StepEvent], Awaitable[Any] | Any]
 
 async def deliver(handler: OnEvent, event: StepEvent) -> None:
     """Call `handler`, awaiting what it returns; what it raises is logged and does no harm."""
-    task = asyncio.current_task()
-    cancelling = task.cancelling() if task else 0
+    before = cancellations()
     try:
         answer = handler(event)
         if isawaitable(answer):
             await answer
     except (Exception, asyncio.CancelledError) as error:
-        if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > cancelling):
+        if isinstance(error, asyncio.CancelledError) and cancellations() > before:
             raise  # it was meant for the step, not raised by what the handler awaited
         _log.exception("on_event raised for %s of step %r of run %r", event.type, event.step_id, event.run_id)

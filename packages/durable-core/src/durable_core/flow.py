@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -9,13 +10,16 @@ from functools import update_wrapper
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from ._calls.parameters import Input, Parameters
-from ._running.run import FLOW, Run, decided
-from ._running.step import failed_before, to_retry, value_of
+from ._log.chain import FLOW, decided, successor
+from ._running.ending import failed_steps, keeps_from_going_on
+from ._running.outcome import failed_before, to_retry, value_of
+from ._running.run import Run
+from ._system.waits import cancellations
 from ._values.returns import codec_of
-from .errors import DurableError, StepDrift, StepFailed, UnrecordableValue
-from .options import unknown_option
+from .errors import StepDrift, StepFailed, UnrecordableValue
+from .options import RunnerOptions, unknown_option
 from .record import StepError, StepRecord
-from .runner import Runner, RunnerOptions
+from .runner import Runner
 from .store import Store
 
 _RETRY_THE_STEP: Final = (
@@ -60,7 +64,7 @@ class Flow(Generic[P, T]):
         taken = self._parameters.read(input)
         async with Runner(store, run_id, **self._options) as runner:
             record = await self._begin(runner._run, taken)
-            note = record.note or {}
+            note = record.notes
             if not self._parameters.is_same(taken, note):
                 raise StepDrift(
                     f"run {run_id!r} of flow {self.name!r} was started with other input, {note.get('input')!r}, not"
@@ -69,8 +73,9 @@ class Flow(Generic[P, T]):
             if not decided(record):
                 record = await self._outcome(runner, record, self._parameters.values(taken, note))
             if record.status == "failure":
-                because_of_a_step = record.error is not None and record.error.matches(StepFailed)
-                raise failed_before(record, _RETRY_THE_STEP if because_of_a_step else to_retry(record))
+                failure = _failure(runner._run, record)
+                old = failure is record and record.error is not None and record.error.matches(StepFailed)
+                raise failed_before(failure, _RETRY_THE_STEP if old else to_retry(failure))
             return value_of(record, self._codec)  # type: ignore[no-any-return]  # the codec is that of T
 
     async def _begin(self, run: Run, input: Input) -> StepRecord:
@@ -98,13 +103,18 @@ class Flow(Generic[P, T]):
     async def _outcome(self, runner: Runner, record: StepRecord, values: dict[str, Any]) -> StepRecord:
         run, clock = runner._run, runner._run.clock
         started_at, began = clock.now(), clock.monotonic()
-        error: Exception | None = None
+        error: BaseException | None = None
         result: bytes | None = None
         value: Any = None
+        before = cancellations()
         try:
             returned = await self._fn(runner, **values)
+        except asyncio.CancelledError as cancellation:
+            if cancellations() > before:
+                raise
+            error = cancellation  # of a task that the flow awaited and somebody else cancelled
         except Exception as failure:
-            if _keeps_from_going_on(failure):
+            if keeps_from_going_on(failure):
                 raise  # and says nothing of how the run ends
             error = failure
         else:
@@ -116,33 +126,45 @@ class Flow(Generic[P, T]):
             pass
         if run.log.kept:
             await run.log.settle()
-        if not isinstance(error, StepFailed):  # the flow may have swallowed what kept it from going on
+        failed = [] if error is None else failed_steps(error, run.id)
+        if not failed:  # the flow may have swallowed what kept it from going on
             await run.ready()
-            run.must_look(run.clock.monotonic())
-        outcome = StepRecord(
-            run_id=run.id,
-            step_id=FLOW,
-            revision=record.revision + 1,
+            await run.begin()
+        if error is None:
+            _tell_unasked(run)
+        outcome = successor(
+            record,
+            clock.now(),
             status="success" if error is None else "failure",
-            kind="flow",
-            name=self.name,
             result=result,
-            error=None if error is None else StepError.from_exception(error),
-            note=record.note,
+            error=None if error is None else failed[0].error if failed else StepError.from_exception(error),
+            note={**record.notes, "failed": [each.step_id for each in failed]} if failed else record.note,
             started_at=started_at,
             ended_at=started_at + timedelta(seconds=clock.monotonic() - began),
-            fingerprint=record.fingerprint,
         )
         recorded = await run.log.outcome(outcome, value)
         if recorded.id == outcome.id and error is not None:
-            raise StepFailed(recorded) from error
+            raise StepFailed(_failure(run, recorded)) from error
         return recorded
 
 
-def _keeps_from_going_on(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return any(map(_keeps_from_going_on, error.exceptions))
-    return isinstance(error, DurableError) and not isinstance(error, StepFailed)
+def _failure(run: Run, record: StepRecord) -> StepRecord:
+    """Return what a flow failed by: the first step whose failure left it, or its own code."""
+    names = record.notes.get("failed")
+    step = run.log.latest(names[0]) if isinstance(names, list) and names and isinstance(names[0], str) else None
+    return step if step is not None and step.status == "failure" else record
+
+
+def _tell_unasked(run: Run) -> None:
+    """Tell of recorded steps that the flow never asked for: they were renamed, or are not there any more."""
+    unasked = [step_id for step_id in run.log if step_id not in run.calls and not step_id.startswith("$")]
+    # An event may be sent whether anybody waits for it or not.
+    unasked = [step_id for step_id in unasked if (step := run.log.latest(step_id)) and (step.kind != "event" or step.revision)]
+    if unasked:
+        run.drifted(
+            f"run {run.id!r} recorded steps that its flow did not ask for: {', '.join(map(repr, unasked[:10]))}; were they"
+            " renamed, or taken out? A renamed step runs anew under its new id",
+        )
 
 
 @overload

@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import random
 import sys
+from asyncio import CancelledError
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
-from inspect import iscoroutinefunction
-from typing import Any, Final, Generic, TypedDict, TypeVar
+from inspect import Parameter, iscoroutinefunction, signature
+from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
 
 import msgspec
 
 from ._values.paths import short
+from .clock import Clock
 from .errors import UnrecordableValue
+from .events import OnEvent
 
 T = TypeVar("T")
 
-Delay = float | timedelta | Callable[[int], float | timedelta]
+Delay = float | timedelta | Callable[[int], float | timedelta] | Callable[[int, BaseException], float | timedelta]
 RetryOn = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], object]
 
 
@@ -35,7 +38,7 @@ def exponential(
 
     def delay(attempt: int) -> float:
         try:
-            seconds = min(first * factor ** (attempt - 1), most)
+            seconds = min(first * float(factor) ** (attempt - 1), most)
         except OverflowError:
             seconds = most
         return random.uniform(0, seconds) if jitter else seconds
@@ -49,7 +52,7 @@ class StepOptions(TypedDict, total=False):
     max_attempts: int
     """Attempts in all, from 1."""
     retry_delay: Delay
-    """Seconds between attempts: a number, a timedelta, or a function of the attempt that failed."""
+    """Seconds between attempts: a number, a timedelta, or a function of the attempt that failed, or of it and its error."""
     retry_on: RetryOn
     """Exception types, or a predicate; what doesn't match fails the step at once."""
     timeout: float | timedelta | None
@@ -58,6 +61,20 @@ class StepOptions(TypedDict, total=False):
     """Record the intent before each attempt, so that a crash never leads to a second one; `max_attempts` is 1 unless given."""
     recover: Callable[[], object] | None
     """For an attempt that left no outcome: returns `Recovered(value)` to record that, or None to let the step start again."""
+
+
+class RunnerOptions(TypedDict, total=False):
+    """The options of a `Runner`, which tells what they mean."""
+
+    max_attempts: int
+    retry_delay: Delay
+    retry_on: RetryOn
+    on_event: OnEvent | None
+    on_drift: Literal["warn", "raise"]
+    wait_limit: float | timedelta | None
+    lock_wait: float | timedelta
+    store_timeout: float | timedelta
+    clock: Clock | None
 
 
 class Recovered(msgspec.Struct, Generic[T], frozen=True):
@@ -90,25 +107,39 @@ class Policy(msgspec.Struct, frozen=True):
             raise TypeError("recover= is for steps with at_most_once=True: others simply run again after a crash")
         return msgspec.structs.replace(self, **options)
 
-    def retries(self, error: Exception, attempt: int) -> bool:
+    def retries(self, error: BaseException, attempt: int) -> bool:
         """Tell whether another attempt follows this one, which ended in `error`. Raises what a predicate raises, from `error`."""
         if attempt >= self.max_attempts or isinstance(error, UnrecordableValue):
             return False
         if isinstance(self.retry_on, type | tuple):
-            return isinstance(error, self.retry_on)
+            kinds = self.retry_on if isinstance(self.retry_on, tuple) else (self.retry_on,)
+            # A task that somebody else cancelled fails whoever awaits it like any other exception.
+            return isinstance(error, kinds) or (isinstance(error, CancelledError) and Exception in kinds)
         try:
             return bool(self.retry_on(error))
         except Exception as failure:
             raise failure from error
 
-    def delay(self, attempt: int, error: Exception) -> float:
+    def delay(self, attempt: int, error: BaseException) -> float:
         """Return the seconds between this attempt and the next. Raises what goes wrong with them from `error`."""
-        if not callable(self.retry_delay):
-            return duration("retry_delay", self.retry_delay)
+        given: Any = self.retry_delay
+        if not callable(given):
+            return duration("retry_delay", given)
         try:
-            return duration(f"retry_delay({attempt})", self.retry_delay(attempt))
+            delay = given(attempt, error) if _takes_error(given) else given(attempt)
+            return duration(f"retry_delay({attempt})", delay)
         except Exception as failure:
             raise failure from error
+
+
+def _takes_error(fn: Callable[..., Any]) -> bool:
+    """Tell whether a function of the attempt needs the error, too."""
+    try:
+        parameters = signature(fn).parameters.values()
+    except (TypeError, ValueError):  # some builtins tell nothing of theirs
+        return False
+    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each.default is each.empty and each.kind in positional for each in parameters) > 1
 
 
 def unknown_option(name: str, known: Collection[str], advice: str = "") -> TypeError:

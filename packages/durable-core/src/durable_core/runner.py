@@ -7,14 +7,15 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Final, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
 
 from ._calls.arguments import same
 from ._running.attempt import may_be_awaited
 from ._running.call import ANNOTATED, prepare, refuse_nested, reused
+from ._running.outcome import value_of
 from ._running.run import Run
-from ._running.step import execute, value_of
-from ._running.transaction import transact
+from ._running.step import run_step
+from ._running.transaction import committing_in
 from ._system.ids import check_own_id
 from ._values.returns import UNTYPED, codec_for
 from ._waiting.approval import Decision, Request
@@ -30,20 +31,6 @@ _STOPPED: Final = (CancelledError, KeyboardInterrupt, SystemExit)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-
-class RunnerOptions(TypedDict, total=False):
-    """The options of a `Runner`, which tells what they mean."""
-
-    max_attempts: int
-    retry_delay: Delay
-    retry_on: RetryOn
-    on_event: OnEvent | None
-    on_drift: Literal["warn", "raise"]
-    wait_limit: float | timedelta | None
-    lock_wait: float | timedelta
-    store_timeout: float | timedelta
-    clock: Clock | None
 
 
 class Runner:
@@ -179,7 +166,7 @@ class Runner:
         `StepReused` if the id was used for another call on this runner; `StepDrift` if the record doesn't fit the code;
         `LockLost` before anything runs if the run may be another's by now.
         """
-        return execute(self._run, prepare(self._run, step_id, fn, args, name, returns, self._policy, options))
+        return run_step(self._run, prepare(self._run, step_id, fn, args, name, returns, self._policy, options))
 
     def transaction(
         self,
@@ -206,7 +193,8 @@ class Runner:
             raise TypeError("at_most_once= means nothing for a transaction: it happens exactly once anyhow")
         if callable(fn) and not may_be_awaited(fn):
             raise TypeError(f"fn of transaction {step_id!r} must be async, not {fn!r}: a connection belongs to the loop")
-        return transact(self._run, store, prepare(self._run, step_id, fn, args, name, returns, self._policy, options))
+        call = prepare(self._run, step_id, fn, args, name, returns, self._policy, options)
+        return run_step(self._run, call, committing_in(store))
 
     async def sleep(self, step_id: str, duration: float | timedelta | datetime, *, name: str | None = None) -> None:
         """Wait for `duration`, in seconds or as a timedelta, from when this was first reached; or until an aware datetime.

@@ -12,31 +12,12 @@ import msgspec
 
 from durable_core._system.class_names import class_name
 from durable_core._values.json import is_model
-from durable_core._values.returns import Codec
-from durable_core.options import Policy
 
 from .functions import Identity, value_of
 from .untold import TOLD, untold
 
 _EMPTY: Final[tuple[Any, ...]] = ()
 _PYDANTIC: Final = ("pydantic", "pydantic_core", "pydantic_extra_types")  # whose other values are told by their text
-
-
-class Call(msgspec.Struct, frozen=True):
-    """One call of `Runner.step`, checked and ready to run."""
-
-    step_id: str
-    name: str
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    fingerprint: str | None
-    codec: Codec[Any] | None
-    """How the value is recorded; None to record none."""
-    policy: Policy
-    is_same: bool
-    """Whether its id was used for nothing else on this runner."""
-    is_coroutine: bool
-    """Whether `fn` is a plain async function, which is called on the loop as it is."""
 
 
 def arguments_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:

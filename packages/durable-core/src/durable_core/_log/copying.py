@@ -7,10 +7,12 @@ from contextlib import AsyncExitStack
 
 import msgspec
 
-from durable_core._system.ids import check_own_id
-from durable_core.errors import CopyConflict, Refused
+from durable_core._system.ids import check_id, check_own_id
+from durable_core.errors import CopyConflict, NotFound
 from durable_core.record import StepRecord
-from durable_core.store import Store, check_store, lock_of
+from durable_core.store import Store, check_store, lock_of, runs_of
+
+from .chain import decided, newest
 
 
 async def copy(store: Store, run_id: str, to_store: Store) -> int:
@@ -18,16 +20,17 @@ async def copy(store: Store, run_id: str, to_store: Store) -> int:
 
     Holds the run's lock in `store` meanwhile, so that a live run can be moved: `RunBusy` is raised if another holds it. The
     original stays as it is. Safe to repeat after a crash. Raises `CopyConflict` if `to_store` holds anything else under this run
-    id, and `Refused` for a run that isn't there.
+    id, and `NotFound` for a run that isn't there.
     """
     check_store(store)
     check_store(to_store)
+    check_id("run_id", run_id)
     async with AsyncExitStack() as stack:
         if locks := lock_of(store):
             await stack.enter_async_context(locks.lock(run_id))
         entries = await store.list(run_id)
         if not entries:
-            raise Refused(f"there is no run {run_id!r} to copy")
+            raise await no_run(store, run_id)
         return await _append_all(entries, run_id, to_store)
 
 
@@ -36,20 +39,23 @@ async def fork(store: Store, run_id: str, new_run_id: str, *, before: str) -> in
 
     Whole chains of entries are taken, of the steps that began before it; undecided steps are left out. Returns how many entries
     were taken. The original stays as it is. Safe to repeat after a crash, until the new run itself has gone on. Raises
-    `CopyConflict` if the new run holds anything else, and `Refused` for a run or step that isn't there.
+    `CopyConflict` if the new run holds anything else, and `NotFound` for a run or step that isn't there.
     """
     check_store(store)
+    check_id("run_id", run_id)
     check_own_id("new_run_id", new_run_id)
-    entries = await store.list(run_id)
+    check_id("before", before)
+    if not (entries := await store.list(run_id)):
+        raise await no_run(store, run_id)
     begun: dict[str, list[StepRecord]] = {}
     for record in entries:
         if not record.step_id.startswith("$"):
             begun.setdefault(record.step_id, []).append(record)
     if before not in begun:
-        there = ", ".join(map(repr, begun)) if entries else f"there is no run {run_id!r}"
-        raise Refused(f"run {run_id!r} has no step {before!r} to fork before; its steps: {there}")
+        raise NotFound(f"run {run_id!r} has no step {before!r} to fork before; its steps: {', '.join(map(repr, begun))}")
     earlier = [*begun][: [*begun].index(before)]
-    kept = {step for step in earlier if max(begun[step], key=lambda entry: entry.revision).status in ("success", "failure")}
+    latest = newest(entries)
+    kept = {step for step in earlier if decided(latest[step])}
     taken = [msgspec.structs.replace(record, run_id=new_run_id) for record in entries if record.step_id in kept]
     return await _append_all(taken, new_run_id, store)
 
@@ -72,3 +78,16 @@ def _conflict(record: StepRecord) -> CopyConflict:
         f"run {record.run_id!r} holds another entry for {record.step_id!r}, revision {record.revision}, already; choose"
         " another run id, or clear that run"
     )
+
+
+async def no_run(store: Store, run_id: str) -> NotFound:
+    """Return the error for a run that isn't there, which names some that are."""
+    there = ""
+    if listing := runs_of(store):
+        found: list[str] = []
+        async for other in listing.runs():
+            found.append(other)
+            if len(found) == 10:
+                break
+        there = f"; runs there: {', '.join(map(repr, sorted(found)))}" if found else "; there are no runs at all"
+    return NotFound(f"there is no run {run_id!r} in this store{there}")

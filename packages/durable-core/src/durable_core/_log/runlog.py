@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import count
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
-import msgspec
-
-from durable_core._system.waits import TimeLimit, Wait, time_limit, undisturbed
+from durable_core._system.waits import Deadline, TimeLimit, time_limit, undisturbed
 from durable_core.clock import Clock
 from durable_core.errors import CorruptLog, ResultNotRecorded, StoreError
 from durable_core.options import exponential
@@ -18,8 +17,8 @@ from durable_core.record import StepRecord
 from durable_core.store import Store
 from durable_core.stores.lines import heads_of
 
-CANCEL: Final = "$cancel"
-OUTCOMES: Final = frozenset({"success", "failure"})
+from .chain import CANCEL, advance, past
+
 _CANCELLED_WITHIN: Final = 5.0
 _SHORTEST: Final = 0.05  # seconds between two tries
 _pause: Final = exponential(_SHORTEST, limit=2)
@@ -61,6 +60,14 @@ class RunLog:
         self.cancelled = self.latest(CANCEL)
         """The entry that says the run is to stop."""
 
+    def __len__(self) -> int:
+        """Return how many steps have an entry."""
+        return len(self._newest)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the ids of the steps that have an entry."""
+        return iter([*self._newest])
+
     def forget(self) -> None:
         """Begin anew, after the run was cleared."""
         self.kept.clear()
@@ -85,7 +92,7 @@ class RunLog:
     async def claim(self, record: StepRecord) -> StepRecord:
         """Append `record` and return the slot's holder. A store that stays away is a `StoreError`."""
         try:
-            return await self.append(record, self.timeout, decide=False)
+            return await self.append(record, within=self.timeout)
         except Exception as error:
             raise _away(f"append {record.step_id!r} to run {record.run_id!r}", error) from error
 
@@ -105,33 +112,37 @@ class RunLog:
                 await self._clock.sleep(pause)
         raise AssertionError("counting ended")
 
-    async def outcome(self, record: StepRecord, value: Any) -> StepRecord:
+    async def outcome(self, record: StepRecord, value: Any, cancelled: asyncio.CancelledError | None = None) -> StepRecord:
         """Record an outcome and return the one that counts: this one, or another that was there first.
 
-        What `rescue` does is done where the store does not take it, or the caller is cancelled.
+        If the caller is cancelled, or was `cancelled` before, recording completes first, within 5 s. An outcome that the store
+        does not take is kept for the next step. Raises `ResultNotRecorded` then.
         """
         try:
-            return await self.append(record, self.timeout)
-        except (Exception, asyncio.CancelledError) as failure:
-            await self.rescue(record, value, failure)
-
-    async def rescue(self, record: StepRecord, value: Any, failure: Exception | asyncio.CancelledError) -> NoReturn:
-        """Record an outcome in spite of a cancellation, and then raise that; keep one that the store did not take.
-
-        Raises `ResultNotRecorded` where the store stayed away.
-        """
-        if not isinstance(failure, asyncio.CancelledError):
+            if cancelled is not None:
+                raise cancelled
+            return await self._settle(record, self.timeout)
+        except asyncio.CancelledError:
+            await self._record_all_the_same(record, value)
+            raise
+        except Exception as failure:
             self.kept[record.step_id] = record, value
             raise ResultNotRecorded(record, value) from failure
+
+    async def _record_all_the_same(self, record: StepRecord, value: Any) -> None:
         try:
             try:
-                await undisturbed(self.append(record, _CANCELLED_WITHIN))
+                await undisturbed(self._settle(record, _CANCELLED_WITHIN))
             except asyncio.CancelledError:  # a loop that shuts down cancels that task, too; of a new one it knows nothing
-                await undisturbed(self.append(record, _CANCELLED_WITHIN))
+                await undisturbed(self._settle(record, _CANCELLED_WITHIN))
         except (Exception, asyncio.CancelledError) as error:
             self.kept[record.step_id] = record, value
             _logger.error("%s", ResultNotRecorded(record, value), exc_info=error)
-        raise failure
+
+    async def _settle(self, record: StepRecord, within: float) -> StepRecord:
+        holder = await advance(partial(self.append, within=within), None, partial(past, record))
+        self.kept.pop(record.step_id, None)
+        return holder
 
     async def settle(self) -> None:
         """Append what was kept. Raises `ResultNotRecorded` if the store is still away."""
@@ -142,24 +153,21 @@ class RunLog:
         """Append what was kept, if the store is back: in another process these steps would run again."""
         kept, within = [*self.kept.values()], min(self.timeout, _CANCELLED_WITHIN)
         # All at once: one that is refused, or a store that hangs, holds up none of the others.
-        outcomes = await asyncio.gather(*(self.append(record, within) for record, _ in kept), return_exceptions=True)
+        outcomes = await asyncio.gather(*(self._settle(record, within) for record, _ in kept), return_exceptions=True)
         for (record, value), outcome in zip(kept, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 _logger.error("%s", ResultNotRecorded(record, value), exc_info=outcome)
 
-    async def append(
-        self, record: StepRecord, within: float, *, decide: bool = True, task: asyncio.Task[Any] | None = None
-    ) -> StepRecord:
-        """Append until the store answers, for so many seconds, and return the entry that counts. `task` is the caller's.
+    async def append(self, record: StepRecord, *, within: float) -> StepRecord:
+        """Append until the store answers, for so many seconds, and return the slot's holder.
 
-        That is harmless: the same record has the same id, whether it was written or not. To `decide` goes past entries that
-        decide nothing, to the next revision, because the outcome's effect has happened.
+        Appending again is harmless: the same record has the same id, whether it was written or not.
         """
-        task = task or asyncio.current_task()
+        task = asyncio.current_task()
         assert task is not None
-        began, remaining, attempt = self._clock.monotonic(), within, 1
+        began, remaining = self._clock.monotonic(), within
         reason: Exception | None = None
-        while True:
+        for attempt in count(1):
             limit = self._limit
             if limit is None or limit.loop is not task.get_loop():
                 limit = self._limit = time_limit()
@@ -170,18 +178,9 @@ class RunLog:
                 failure = _failure(error, wait, remaining, alone=limit.stop(wait))
             else:
                 limit.stop(wait)
-                if holder.id == record.id:
-                    self._newest[record.step_id] = holder
-                elif holder.status in OUTCOMES or not decide:
-                    self.add(holder)
-                else:
-                    record = msgspec.structs.replace(record, revision=holder.revision + 1)
-                    continue
-                if self.kept and decide:
-                    self.kept.pop(record.step_id, None)
-                return holder
+                return self.add(holder)
             remaining = began + within - self._clock.monotonic()
-            pause = min(_pause(attempt), remaining / 2)  # so that the last of them comes near the end
+            pause = min(_pause(attempt), remaining / 2)  # so that the last try comes near the end
             remaining -= pause
             if pause < _SHORTEST:
                 if reason is not None and isinstance(failure, TimeoutError):
@@ -189,11 +188,11 @@ class RunLog:
                 raise failure
             reason = failure
             _logger.warning("append of step %r of run %r failed, trying again: %r", record.step_id, record.run_id, failure)
-            attempt += 1
             await self._clock.sleep(pause)
+        raise AssertionError("counting ended")
 
 
-def _failure(error: BaseException, wait: Wait, within: float, *, alone: bool) -> Exception:
+def _failure(error: BaseException, wait: Deadline, within: float, *, alone: bool) -> Exception:
     """Return what an append may be tried again after, and raise anything else, as a cancellation that was meant for the run."""
     if isinstance(error, asyncio.CancelledError) and alone:
         failure: Exception = StoreError("the store gave it up, though nobody cancelled it")

@@ -53,7 +53,7 @@ def status_of(run_id: str, latest: Mapping[str, StepRecord]) -> RunStatus:
         run_id=run_id,
         status=status,
         flow=None if flow is None else flow.name,
-        input=None if flow is None else (flow.note or {}).get("input"),
+        input=None if flow is None else flow.notes.get("input"),
         waiting_for=tuple(record.step_id for record in waiting),
         until=min((record.until for record in waiting if record.until is not None), default=None),
         error=None if ending is None else ending.error,

@@ -1,24 +1,110 @@
-"""One attempt: calling a step's function, in a worker thread or on the loop."""
+"""One attempt: calling a function once, on the loop or in a worker thread."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from inspect import CO_COROUTINE, CO_ITERABLE_COROUTINE, isawaitable, iscoroutine
 from types import CodeType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from durable_core._system.forks import forks
-from durable_core._system.waits import finished
+from durable_core._system.waits import cancellations, finished
 from durable_core.context import StepContext, running
 from durable_core.errors import NestedStep
 
 _ASYNC: Final = CO_COROUTINE | CO_ITERABLE_COROUTINE
 _THREADS: Final = 40
+
+Failure = Exception | asyncio.CancelledError
+"""What a function raised. A `CancelledError` that nobody meant for the task is a failure like any other."""
+
+
+class Outcome(NamedTuple):
+    """How an attempt ended."""
+
+    value: Any = None
+    error: Failure | None = None
+    cancelled: asyncio.CancelledError | None = None
+    """The caller's own cancellation, which waits until a thread's outcome is recorded."""
+
+
+class Threads:
+    """Worker threads for synchronous functions. A step takes one before it begins, so that no step waits once it has begun."""
+
+    def __init__(self, depth: int) -> None:
+        self._pool: Final = ThreadPoolExecutor(_THREADS, "durable-step", initializer=_enter, initargs=(depth + 1,))
+        self._mutex: Final = threading.Lock()  # steps of several loops may share the threads
+        self._free = _THREADS
+        self._queue: Final[deque[asyncio.Future[None]]] = deque()
+
+    async def take(self) -> Thread:
+        """Wait until a thread is free, and take it."""
+        with self._mutex:
+            if self._free:
+                self._free -= 1
+                return Thread(self)
+            turn = asyncio.get_running_loop().create_future()
+            self._queue.append(turn)
+        try:
+            await turn
+        except BaseException:
+            with self._mutex:
+                waits = turn in self._queue
+                if waits:
+                    self._queue.remove(turn)
+            if not waits:  # it was given a thread just now
+                self.give()
+            raise
+        return Thread(self)
+
+    def give(self) -> None:
+        """Give a thread to who waits longest, or back."""
+        while True:
+            with self._mutex:
+                if not self._queue:
+                    self._free += 1
+                    return
+                turn = self._queue.popleft()
+            try:
+                turn.get_loop().call_soon_threadsafe(_grant, turn)
+            except RuntimeError:  # its loop was closed
+                continue
+            return
+
+    def call(self, check: Callable[[], object], fn: Callable[..., Any], args: tuple[Any, ...]) -> asyncio.Future[Any]:
+        return asyncio.wrap_future(self._pool.submit(copy_context().run, _called, check, fn, args))
+
+
+class Thread:
+    """A thread that was taken, for one call."""
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads: Final = threads
+        self._given = False
+
+    async def call(self, check: Callable[[], object], fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
+        """Call `check`, and then `fn`, in the thread. It can't be cancelled: it is waited for."""
+        try:
+            call = self._threads.call(check, fn, args)
+            cancelled = await finished(call)
+            value, error = call.result()
+        finally:
+            self.give()
+        if error is not None and not isinstance(error, Failure):
+            raise error
+        return Outcome(value, error, cancelled)
+
+    def give(self) -> None:
+        """Give the thread back, once."""
+        if not self._given:
+            self._given = True
+            self._threads.give()
 
 
 class _Inside(threading.local):
@@ -28,23 +114,33 @@ class _Inside(threading.local):
 
 
 _inside: Final = _Inside()
-_pools: Final[dict[tuple[int, int], ThreadPoolExecutor]] = {}
+_threads: Final[dict[tuple[int, int], Threads]] = {}
 
 
-def _pool() -> ThreadPoolExecutor:
+def threads() -> Threads:
     """Return the worker threads of synchronous steps; the loop's own executor stays free for stores and name look-ups.
 
     A step in such a thread may drive another run, whose steps get other threads: else all might wait for one another.
     """
     key = forks(), _inside.depth  # a forked child has none of its parent's threads
-    if (pool := _pools.get(key)) is None:
-        inner = ThreadPoolExecutor(_THREADS, "durable-step", initializer=_enter, initargs=(_inside.depth + 1,))
-        pool = _pools.setdefault(key, inner)
-    return pool
+    return _threads.get(key) or _threads.setdefault(key, Threads(_inside.depth))
 
 
 def _enter(depth: int) -> None:
     _inside.depth = depth
+
+
+def _grant(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_result(None)
+
+
+def _called(check: Callable[[], object], fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
+    check()
+    try:  # a future refuses to carry StopIteration, and would never be done
+        return fn(*args), None
+    except BaseException as error:
+        return None, error
 
 
 def code_of(fn: Callable[..., Any]) -> CodeType | None:
@@ -70,58 +166,59 @@ def may_be_awaited(fn: Callable[..., Any]) -> bool:
     return is_async(fn) or (code is not None and code.co_name == "<lambda>")
 
 
-Outcome = tuple[Any, Exception | None, asyncio.CancelledError | None]
-"""How an attempt ended: with a value or an error, and whether the caller was cancelled while a thread was waited for."""
+async def attempt(
+    context: StepContext,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    timeout: float | None = None,
+    *,
+    thread: Thread | None = None,
+    check: Callable[[], object] = lambda: None,
+) -> Outcome:
+    """Call `fn` once, as the step of `context`: in `thread`, or on the loop where that is None.
 
-
-async def invoke(context: StepContext, fn: Callable[..., Any], args: tuple[Any, ...], timeout: float | None) -> Outcome:
-    """Call `fn` once, as the step of `context`. Raises only what ends a program: a cancellation, KeyboardInterrupt, SystemExit.
-
-    A thread can't be cancelled: when the caller is cancelled after it began, it is waited for, and the cancellation is
-    returned beside the outcome, to be raised once that is recorded.
+    `check` is called last, and what it raises is raised. So is what ends a program: a cancellation of the caller,
+    KeyboardInterrupt, SystemExit.
     """
     token = running.set(context)
     try:
-        if is_async(fn):
-            if timeout is None:
-                return await fn(*args), None, None
-            async with asyncio.timeout(timeout):
-                return await fn(*args), None, None
-        outcome = await _in_thread(fn, args)
-        value, _, cancelled = outcome
-        if not isawaitable(value):
-            return outcome
-        if cancelled is not None:
-            if iscoroutine(value):
-                value.close()
-            raise cancelled
-        async with asyncio.timeout(timeout):
-            return await value, None, None
-    except Exception as error:
-        return None, error, None
+        if thread is None:
+            check()
+            outcome = await _awaited(fn, args, timeout)
+        else:
+            outcome = await thread.call(check, fn, args)
+            if isawaitable(value := outcome.value):
+                if outcome.cancelled is not None:
+                    if iscoroutine(value):
+                        value.close()
+                    raise outcome.cancelled
+                outcome = await _awaited(lambda: value, (), timeout)
+        if outcome.error is not None and _is_nested(outcome.error):
+            raise outcome.error
+        return outcome
     finally:
         context.end()
         running.reset(token)
 
 
-async def _in_thread(fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
-    queued = _pool().submit(copy_context().run, _called, fn, args)
-    call = asyncio.wrap_future(queued)
-    cancelled = await finished(call, unless=queued.cancel)
-    value, error = call.result()
-    if error is not None and not isinstance(error, Exception):
-        raise error
-    return value, error, cancelled
-
-
-def _called(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
-    """Return what `fn` raised instead of raising it: a future refuses to carry StopIteration, and would never be done."""
+async def _awaited(fn: Callable[..., Any], args: tuple[Any, ...], timeout: float | None) -> Outcome:
+    before = cancellations()
     try:
-        return fn(*args), None
-    except BaseException as error:
-        return None, error
+        if timeout is None:
+            return Outcome(await fn(*args))
+        async with asyncio.timeout(timeout) as limit:
+            value = await fn(*args)
+        if limit.expired():  # the function caught the cancellation, and returned
+            raise TimeoutError(f"it took longer than its timeout of {timeout:g} s, and caught the cancellation")
+        return Outcome(value)
+    except Exception as error:
+        return Outcome(error=error)
+    except asyncio.CancelledError as error:
+        if cancellations() > before:
+            raise
+        return Outcome(error=error)
 
 
-def is_nested(error: Exception) -> bool:
+def _is_nested(error: BaseException) -> bool:
     """Tell whether a step was started inside the function that raised `error`, perhaps by a task group of it."""
     return isinstance(error, NestedStep) or (isinstance(error, ExceptionGroup) and error.subgroup(NestedStep) is not None)

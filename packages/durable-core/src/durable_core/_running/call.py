@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from inspect import CO_COROUTINE
 from types import CodeType, FunctionType
 from typing import Any, Final
 
 import msgspec
 
-from durable_core._calls.arguments import Call, arguments_of, same, with_arguments
+from durable_core._calls.arguments import arguments_of, same, with_arguments
 from durable_core._calls.functions import Identity, as_it_is, function_of, is_bare
+from durable_core._log.chain import decided
 from durable_core._system.ids import check_id, check_own_id
 from durable_core._values.returns import Codec, codec_for, codec_of
 from durable_core.context import running
@@ -19,11 +19,29 @@ from durable_core.errors import StepReused
 from durable_core.options import Policy
 from durable_core.record import StepRecord
 
-from .attempt import may_be_awaited
-from .run import Run, decided
+from .attempt import is_async, may_be_awaited
+from .run import Run
 
 ANNOTATED: Final = msgspec.UNSET
 """Stands for the type that a function's annotation tells."""
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One call of `Runner.step`, checked and ready to run."""
+
+    step_id: str
+    name: str
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    fingerprint: str | None
+    codec: Codec[Any] | None
+    """How the value is recorded; None to record none."""
+    policy: Policy
+    reuses_id: bool
+    """Whether the id was used before for another call."""
+    is_async: bool
+    """Whether `fn` is called on the loop, and not in a thread."""
+
 
 _Known = tuple[CodeType | None, Identity, Codec[Any] | None, bool]
 """Of a function: its code if that is all it is, what tells it from others, how its values are recorded, and if it is async."""
@@ -51,7 +69,7 @@ def prepare(
         known = _look_at(step_id, fn, returns)
         if isinstance(fn, partial):
             arguments = arguments_of(fn, args)
-    _, function, codec, is_coroutine = known
+    _, function, codec, is_async_ = known
     identity, fingerprint = with_arguments(function, arguments) if arguments else (function, None)
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name of step {step_id!r} must be a str, not {name!r}")
@@ -66,24 +84,24 @@ def prepare(
     if first is None:
         step_id = check_own_id("step_id", step_id)
         first = run.calls.setdefault(step_id, identity)
-    is_same = first is identity or same(first, identity)
+    reuses_id = not (first is identity or same(first, identity))
     if known[0] is None and not decided(run.log.latest(step_id)):
         fn = as_it_is(fn)
-    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, is_same, is_coroutine)
+    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, reuses_id, is_async_)
 
 
 def _look_at(step_id: str, fn: Callable[..., Any], returns: Any) -> _Known:
     if not callable(fn):
         raise _not_callable(step_id, fn)
     function = function_of(fn)
-    is_coroutine = type(fn) is FunctionType and bool(fn.__code__.co_flags & CO_COROUTINE)
+    is_async_ = is_async(fn)
     if returns is not ANNOTATED:
-        return None, function, None if returns is None else codec_for(returns), is_coroutine
+        return None, function, None if returns is None else codec_for(returns), is_async_
     if type(fn) is not FunctionType or not is_bare(fn):
-        return None, function, codec_of(fn), is_coroutine
+        return None, function, codec_of(fn), is_async_
     if len(_plain) >= _REMEMBERED:
         _plain.clear()
-    known = _plain[fn] = fn.__code__, function, codec_of(fn), is_coroutine
+    known = _plain[fn] = fn.__code__, function, codec_of(fn), is_async_
     return known
 
 
@@ -95,7 +113,7 @@ def _not_callable(step_id: object, fn: object) -> TypeError:
 async def turn(run: Run, call: Call) -> StepRecord | None:
     """Wait until the call may go on, and return the step's newest entry. Raises what keeps it from that."""
     step_id = call.step_id
-    if not call.is_same:
+    if call.reuses_id:
         raise reused(run, step_id)
     await run.ready()
     while not decided(latest := run.log.latest(step_id)) and step_id in run.running:

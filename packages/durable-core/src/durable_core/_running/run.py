@@ -1,41 +1,28 @@
-"""What everything that goes on in one run shares: its log, its lock, its clock, and who is at work."""
+"""State shared by all steps and waits of one run: its log, its lock, its clock, and who is at work."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import warnings
-from typing import Any, Final, Literal, TypeGuard
+from typing import Final, Literal
 
 from durable_core._calls.functions import Identity
+from durable_core._log import news
+from durable_core._log.chain import CANCEL
 from durable_core._log.lock import RunLock
-from durable_core._log.runlog import CANCEL, OUTCOMES, RunLog
-from durable_core.clock import Clock, SystemClock
+from durable_core._log.runlog import RunLog
+from durable_core._system.waits import to_the_end
+from durable_core.clock import Clock
 from durable_core.context import StepContext
 from durable_core.errors import DurableError, RunCancelled, RunSuspended, StepDrift
 from durable_core.events import EventType, OnEvent, StepEvent, deliver
 from durable_core.record import Kind, StepRecord
 from durable_core.store import Store
 
-FLOW: Final = "$flow"
-_LOOKING: Final = 0.01  # the share of its time that a process may spend on looking for cancellations,
-_LOOK_WITHIN: Final = 2.0  # and yet, however slow the store, each run looks every so many seconds
+from .cancelling import CancellationPoll
 
-
-class _Looking:
-    """What the runs that share a clock spend on looking for their cancellations."""
-
-    pause = 0.0
-    """Before this time nobody looks who has looked lately."""
-
-
-_on_the_system_clock: Final = _Looking()
-_announced = 0  # cancellations, by this process
-
-
-def announce_cancellation() -> None:
-    """Let every run in this process look before its next step."""
-    global _announced
-    _announced += 1
+_logger: Final = logging.getLogger("durable_core")
 
 
 class Run:
@@ -60,21 +47,19 @@ class Run:
         self.lock: Final = RunLock(store, run_id, clock, lock_wait)
         self.wait_limit: Final = wait_limit
         self.on_event: Final = on_event
-        self.running: Final[dict[str, asyncio.Task[Any] | None]] = {}
+        self.on_drift: Final = on_drift
+        self.running: Final[dict[str, asyncio.Task[object] | None]] = {}
         """The steps whose functions are running, and the tasks that run them."""
-        self._ended: Final[dict[str, asyncio.Future[None]]] = {}
-        """What is waiting for some of them to end."""
+        self._ends: Final[dict[str, asyncio.Future[None]]] = {}
+        """Of running steps that somebody waits for: done when the step has ended."""
         self.waiting: Final[list[StepRecord]] = []
         self.suspended: RunSuspended | None = None
         self.calls: Final[dict[str, Identity]] = {}
         """What each id was used for on this runner."""
-        self._on_drift: Final = on_drift
         self.loading: Final = asyncio.Lock()
         """Held while the log is read or cleared: steps that begin meanwhile wait."""
         self.loaded = False
-        self._looking: Final = _on_the_system_clock if type(clock) is SystemClock else _Looking()
-        self._look_from = self._look_by = 0.0
-        self._announced = 0
+        self._cancellation: Final = CancellationPoll(store, run_id, clock)
 
     async def enter(self) -> None:
         """Take the lock, then read the log."""
@@ -83,8 +68,10 @@ class Run:
             self.suspended = None
             await self.load(again=True)
         except BaseException:
-            await self.lock.__aexit__(None, None, None)
+            await to_the_end(self.lock.__aexit__(None, None, None))
             raise
+        if self.log:
+            _logger.info("resuming run %r: %d steps are recorded", self.id, len(self.log), extra={"run_id": self.id})
 
     async def leave(self, *, stopped: bool = False) -> None:
         """Let no further step start, wait for those that run, and give the lock back.
@@ -92,26 +79,23 @@ class Run:
         It cancels them first where the program was `stopped`, by a cancellation or an interrupt, before this or meanwhile.
         """
         self.lock.close()
-        cancelled: asyncio.CancelledError | None = None
+        news.tell(self.id)  # waits that nobody awaits any more end
         if stopped:
             self._cancel_steps()
+        await to_the_end(self._leave(), on_cancel=self._cancel_steps)
+
+    async def _leave(self) -> None:
         try:
-            while True:
-                try:
-                    if await self.idle():
-                        break
-                except asyncio.CancelledError as cancellation:
-                    cancelled = cancellation
-                    self._cancel_steps()
+            while not await self.idle():
+                pass
             await self.log.settle_if_possible()
         finally:
             await self.lock.__aexit__(None, None, None)
-        if cancelled is not None:
-            raise cancelled
 
     def _cancel_steps(self) -> None:
+        """Cancel each running step once; a scope that cancels anew on every turn would keep it from recording its outcome."""
         for task in self.running.values():
-            if task is not None:
+            if task is not None and not task.cancelling():
                 task.cancel()
 
     def forget(self) -> None:
@@ -131,9 +115,9 @@ class Run:
         """Read the log, once."""
         async with self.loading:
             if again or not self.loaded:
-                began, announced = self.clock.monotonic(), _announced
+                seen = self._cancellation.begin()
                 self.log.load(await self.store.list(self.id))
-                self._looked(began, announced)
+                self._cancellation.end(seen)
                 self.loaded = True
 
     async def ready(self) -> None:
@@ -145,39 +129,25 @@ class Run:
         if self.suspended is not None:
             raise self.suspended
 
-    async def begin(self) -> None:
-        """Raise what keeps anything new from beginning: a lock that was lost, or the run's cancellation."""
-        if self.must_look(self.clock.monotonic()):
-            await self.look(CANCEL)
-            self.must_look(self.clock.monotonic())
-
-    def must_look(self, now: float) -> bool:
-        """Raise what is known to keep anything new from beginning; tell whether it is time to look for a cancellation."""
+    def check(self) -> None:
+        """Raise what is known to keep anything new from beginning: a lost lock, or the run's cancellation. For any thread."""
         self.lock.lease.check()
         if self.log.cancelled is not None:
             raise RunCancelled(self.log.cancelled)
-        due = now >= self._look_from and now >= self._looking.pause
-        return due or now >= self._look_by or self._announced != _announced
+
+    async def begin(self) -> None:
+        """Raise what keeps anything new from beginning, after a look for the run's cancellation where that is due."""
+        self.check()
+        if self._cancellation.due():
+            seen = self._cancellation.begin()
+            await self.look(CANCEL)
+            self._cancellation.end(seen)
+            self.check()
 
     async def look(self, step_id: str) -> StepRecord | None:
         """Ask the store for the step's newest entry, which another process may have appended."""
-        if step_id != CANCEL:
-            record = await self.log.newest(self.id, step_id)
-        else:
-            began, announced = self.clock.monotonic(), _announced
-            self._look_by = self._looking.pause = began + _LOOK_WITHIN  # or all would begin to look at once
-            record = await self.log.newest(self.id, step_id)
-            self._looking.pause = self._looked(began, announced)
-        if record is not None:
-            self.log.add(record)
-        return record
-
-    def _looked(self, began: float, announced: int) -> float:
-        """Note what was true when a look began, and return when the next is due; an earlier one may have been overtaken."""
-        now = self.clock.monotonic()
-        self._announced, self._look_by = max(self._announced, announced), began + _LOOK_WITHIN
-        self._look_from = now + min((now - began) / _LOOKING, _LOOK_WITHIN)
-        return self._look_from
+        record = await self.log.newest(self.id, step_id)
+        return None if record is None else self.log.add(record)
 
     def context(self, step_id: str, attempt: int) -> StepContext:
         """Return what the function of a step may know of it."""
@@ -186,10 +156,9 @@ class Run:
     def stopped(self, step_id: str) -> None:
         """Take the step off those that run, and wake who waits for that."""
         del self.running[step_id]
-        if self._ended:
-            ended = self._ended.pop(step_id, None)
-            if ended is not None:
-                ended.set_result(None)
+        end = self._ends.pop(step_id, None)
+        if end is not None and not end.done():
+            end.set_result(None)
 
     async def idle(self) -> bool:
         """Return False after one of the running steps ended, True if there was none."""
@@ -201,9 +170,9 @@ class Run:
 
     async def ended(self, step_id: str) -> None:
         """Wait until the step's function is not running any more."""
-        if step_id not in self._ended:
-            self._ended[step_id] = asyncio.get_running_loop().create_future()
-        await asyncio.wait((self._ended[step_id],))
+        if step_id not in self._ends:
+            self._ends[step_id] = asyncio.get_running_loop().create_future()
+        await asyncio.wait((self._ends[step_id],))
 
     def check_kind(self, record: StepRecord, kind: Kind) -> None:
         """Raise `StepDrift` if an earlier run recorded something of another kind under the id."""
@@ -213,15 +182,11 @@ class Run:
                 f" as {kind!r}; give it another id"
             )
 
-    def drifted(self, record: StepRecord) -> None:
-        """Tell that the arguments are not those that were recorded."""
-        drift = StepDrift(
-            f"step {record.step_id!r} of run {self.id!r} was recorded with other arguments than it is now called with; the"
-            " recorded outcome is used. Give it another id to run it anew"
-        )
-        if self._on_drift == "raise":
-            raise drift
-        warnings.warn(drift, stacklevel=4)
+    def drifted(self, drift: str, *, stacklevel: int = 4) -> None:
+        """Tell what the code asks for that is not what was recorded: a warning or an error, as the runner's `on_drift` says."""
+        if self.on_drift == "raise":
+            raise StepDrift(drift)
+        warnings.warn(StepDrift(drift), stacklevel=stacklevel)
 
     async def emit(
         self,
@@ -231,7 +196,7 @@ class Run:
         attempt: int,
         *,
         record: StepRecord | None = None,
-        error: Exception | None = None,
+        error: BaseException | None = None,
         delay: float | None = None,
     ) -> None:
         """Tell the listener, if there is one."""
@@ -248,12 +213,10 @@ class Run:
             )
             await deliver(self.on_event, event)
 
-    async def emit_record(self, type_: EventType, record: StepRecord, error: Exception | None = None) -> None:
-        """Tell the listener of a recorded entry."""
+    async def emit_record(self, type_: EventType, record: StepRecord, error: BaseException | None = None) -> None:
+        """Tell the listener of a recorded entry, and the log of a replay."""
+        if type_ == "step:replay" and _logger.isEnabledFor(logging.DEBUG):
+            ids = {"run_id": self.id, "step_id": record.step_id}
+            _logger.debug("replaying step %r of run %r", record.step_id, self.id, extra=ids)
         if self.on_event is not None:
             await self.emit(type_, record.step_id, record.name, record.attempt, record=record, error=error)
-
-
-def decided(record: StepRecord | None) -> TypeGuard[StepRecord]:
-    """Tell whether an entry is an outcome."""
-    return record is not None and record.status in OUTCOMES

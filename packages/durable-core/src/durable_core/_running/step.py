@@ -3,205 +3,191 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final, NamedTuple
 
-import msgspec
-
-from durable_core._calls.arguments import Call
-from durable_core._log.runlog import OUTCOMES
-from durable_core._values.returns import Codec
-from durable_core.context import running
-from durable_core.errors import StepDrift, StepFailed, StepInterrupted, UnrecordableValue
+from durable_core._log.chain import advance, decided
+from durable_core.errors import StepFailed, StepInterrupted, UnrecordableValue
 from durable_core.options import Recovered
 from durable_core.record import StepError, StepRecord
 
-from .attempt import invoke, is_nested
-from .call import turn
+from .attempt import Failure, Thread, attempt, is_async, threads
+from .call import Call, turn
+from .outcome import outcome_of
 from .run import Run
 
+_logger: Final = logging.getLogger("durable_core")
 
-async def execute(run: Run, call: Call) -> Any:
-    """Return the step's recorded value, or raise its failure; run it until it has an outcome, and record that, if it has none."""
-    step_id = call.step_id
-    if call.is_same and run.loaded and not run.log.kept and run.suspended is None and step_id not in run.running:
-        latest = run.log.latest(step_id)  # as `turn` does where nothing is to be waited for
-    else:
-        latest = await turn(run, call)
-    if latest is not None and latest.status in OUTCOMES:
-        if run.on_event is not None:  # asked here too: a step without listeners pays for no event
-            await run.emit_record("step:replay", latest)
+
+class Tried(NamedTuple):
+    """What came of one attempt."""
+
+    record: StepRecord
+    """Its outcome; or that of a rival, which is `recorded` then."""
+    value: Any = None
+    error: Failure | None = None
+    cancelled: asyncio.CancelledError | None = None
+    recorded: bool = False
+    """Whether the store holds the record."""
+    rival: bool = False
+    """Whether somebody else's outcome was there first."""
+
+
+TryOnce = Callable[[Run, Call, StepRecord | None, int], Awaitable[Tried]]
+
+
+async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
+    """Return the step's recorded value, or raise its failure; run it until it has an outcome, if it has none.
+
+    `once` is another way to try once, such as a transaction's.
+    """
+    latest = await turn(run, call)
+    if decided(latest):
+        await run.emit_record("step:replay", latest)
         return outcome_of(run, latest, call)
-    codec, policy, clock = call.codec, call.policy, run.clock
-    task = run.running[step_id] = asyncio.current_task()
+    run.running[call.step_id] = asyncio.current_task()
     try:
-        revision = 0
-        if latest is not None:
-            run.check_kind(latest, "step")
-            if latest.status == "started" and (found := await _recover(run, call, latest)):
-                return outcome_of(run, found, call)
-            revision = latest.revision + 1
-        attempt = 1
-        while True:
-            if run.on_event is not None:
-                await run.emit("step:start", step_id, call.name, attempt)
-            began = clock.monotonic()
-            if run.must_look(began):  # asked here: most steps need no look
-                await run.begin()
-                began = clock.monotonic()
-            if policy.at_most_once:
-                holder = await _intend(run, call, revision, attempt)
-                if holder.status in OUTCOMES:
-                    return outcome_of(run, holder, call)
-                revision = holder.revision + 1
-                began = clock.monotonic()
-            context, started_at = run.context(step_id, attempt), clock.now()
-            fn, result, error, cancelled = call.fn, None, None, None
-            if call.is_coroutine and policy.timeout is None:
-                token = running.set(context)
-                try:  # as `invoke` does, with one coroutine less
-                    value = await fn(*call.args)
-                except Exception as failure:
-                    value, error = None, failure
-                finally:
-                    context.end()
-                    running.reset(token)
-                    del context, token  # a thousand steps that wait for their records keep little
-            else:
-                value, error, cancelled = await invoke(context, fn, call.args, policy.timeout)
-            if error is None:
-                if codec is None:
-                    value = None
-                    break
-                try:
-                    result, value = codec.record(value)
-                    break
-                except UnrecordableValue as refusal:
-                    error, value = refusal, None
-            if is_nested(error):
-                raise error
-            if not policy.retries(error, attempt):
-                break
-            if cancelled is not None:
-                raise cancelled
-            delay = policy.delay(attempt, error)
-            if run.on_event is not None:
-                await run.emit("step:retry", step_id, call.name, attempt, error=error, delay=delay)
-            await clock.sleep(delay)
-            attempt += 1
-        record = ended(run, call, revision, attempt, started_at, began, result, error)
-        try:  # as `outcome` does, with one coroutine less to resume
-            if cancelled is not None:
-                raise cancelled
-            recorded = await run.log.append(record, run.log.timeout, task=task)
-        except (Exception, asyncio.CancelledError) as failure:
-            await run.log.rescue(record, value, failure)
-        if run.on_event is not None:
-            await run.emit_record("step:success" if recorded.status == "success" else "step:failure", recorded, error)
-        if recorded.id != record.id:
-            return outcome_of(run, recorded, call, ran=True)
-        if error is not None:
-            raise StepFailed(recorded) from error
-        return value
+        return await _decide(run, call, latest, once or _once)
     finally:
-        error = None  # whose traceback holds this frame
-        run.stopped(step_id)
+        run.stopped(call.step_id)
 
 
-execute.__qualname__ = "Runner.step"  # which is what Python says of one that was never awaited
+run_step.__qualname__ = "Runner.step"  # which is what Python says of one that was never awaited
 
 
-def ended(
-    run: Run,
-    call: Call,
-    revision: int,
-    attempt: int,
-    started_at: datetime,
-    began: float,
-    result: bytes | None,
-    error: Exception | None,
-) -> StepRecord:
-    """Make the record of an outcome: the end is the start plus monotonic time."""
+async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce) -> Any:
+    """Try until the step has an outcome, record it, and return its value."""
+    if latest is not None:
+        run.check_kind(latest, "step")
+        if latest.status == "started" and (found := await _recover(run, call, latest)):
+            return outcome_of(run, found, call)
+    number = 1
+    while True:
+        await run.emit("step:start", call.step_id, call.name, number)
+        tried = await once(run, call, latest, number)
+        if tried.error is None or not call.policy.retries(tried.error, number):
+            break
+        if tried.cancelled is not None:
+            raise tried.cancelled
+        await _pause(run, call, number, tried.error)
+        latest = run.log.latest(call.step_id)
+        number += 1
+    try:
+        recorded = tried.record if tried.recorded else await run.log.outcome(tried.record, tried.value, tried.cancelled)
+        if tried.rival:
+            return outcome_of(run, recorded, call, ran=True)
+        await run.emit_record("step:success" if recorded.status == "success" else "step:failure", recorded, tried.error)
+        if recorded.id != tried.record.id:
+            return outcome_of(run, recorded, call, ran=True)
+        if tried.error is not None:
+            raise StepFailed(recorded) from tried.error
+        return tried.value
+    finally:
+        del tried  # its error's traceback holds this frame
+
+
+async def _pause(run: Run, call: Call, number: int, error: Failure) -> None:
+    delay = call.policy.delay(number, error)
+    ids = {"run_id": run.id, "step_id": call.step_id}
+    _logger.info(
+        "attempt %d of step %r of run %r failed, next in %g s: %r", number, call.step_id, run.id, delay, error, extra=ids
+    )
+    await run.emit("step:retry", call.step_id, call.name, number, error=error, delay=delay)
+    await run.clock.sleep(delay)
+
+
+async def _once(run: Run, call: Call, latest: StepRecord | None, number: int) -> Tried:
+    """Call the function once. What could keep it from being called is checked last, when nothing is waited for any more."""
+    thread = None if call.is_async else await threads().take()
+    try:
+        await run.begin()
+        if call.policy.at_most_once:
+            latest = await _intend(run, call, latest, number)
+            if decided(latest):
+                return Tried(latest, recorded=True, rival=True)
+        return await tried_by(run, call, latest, number, call.args, thread)
+    finally:
+        if thread is not None:
+            thread.give()
+
+
+async def tried_by(
+    run: Run, call: Call, latest: StepRecord | None, number: int, args: tuple[Any, ...], thread: Thread | None = None
+) -> Tried:
+    """Call the function with `args`, and make the record of what came of it."""
+    started_at, began = run.clock.now(), run.clock.monotonic()
+    context = run.context(call.step_id, number)
+    value, error, cancelled = await attempt(context, call.fn, args, call.policy.timeout, thread=thread, check=run.check)
+    result: bytes | None = None
+    if error is None and call.codec is not None:
+        try:
+            result, value = call.codec.record(value)
+        except UnrecordableValue as refusal:
+            error = refusal
+    record = _entry(
+        run,
+        call,
+        latest,
+        status="success" if error is None else "failure",
+        result=result,
+        error=None if error is None else StepError.from_exception(error),
+        attempt=number,
+        started_at=started_at,
+        ended_at=started_at + timedelta(seconds=run.clock.monotonic() - began),
+    )
+    return Tried(record, None if error is not None or call.codec is None else value, error, cancelled)
+
+
+def _entry(run: Run, call: Call, latest: StepRecord | None, **fields: Any) -> StepRecord:
+    """Return the entry of this call that follows `latest`."""
     return StepRecord(
         run_id=run.id,
         step_id=call.step_id,
-        revision=revision,
-        status="success" if error is None else "failure",
+        revision=0 if latest is None else latest.revision + 1,
         name=call.name,
-        result=result,
-        error=None if error is None else StepError.from_exception(error),
-        attempt=attempt,
-        started_at=started_at,
-        ended_at=started_at + timedelta(0, run.clock.monotonic() - began),
         fingerprint=call.fingerprint,
+        **fields,
     )
 
 
-def outcome_of(run: Run, record: StepRecord, call: Call, *, ran: bool = False) -> Any:
-    """Return the value of a recorded outcome, or raise its failure. Raises `StepDrift` where it doesn't fit the code."""
-    if record.kind != "step":
-        run.check_kind(record, "step")
-    if call.fingerprint != record.fingerprint:
-        run.drifted(record)
-    if record.status == "failure":
-        raise StepFailed(record) if ran else failed_before(record, to_retry(record))
-    return None if call.codec is None else value_of(record, call.codec)
+async def _intend(run: Run, call: Call, latest: StepRecord | None, number: int) -> StepRecord:
+    """Record that an attempt begins; return that entry, or an outcome if another was there first."""
+    before, mine = latest, ""
 
-
-def failed_before(record: StepRecord, advice: str) -> StepFailed:
-    """Return the failure that is recorded, with a note that says why it is raised although nothing ran, and what to do."""
-    failed = StepFailed(record)
-    failed.add_note(f"recorded at {record.ended_at.isoformat(timespec='seconds')}; nothing was run again; {advice}")
-    return failed
-
-
-def to_retry(record: StepRecord) -> str:
-    """Say how a failure is taken back."""
-    return f"to let it run anew: durable_core.control.retry(store, {record.run_id!r}, {record.step_id!r})"
-
-
-def value_of(record: StepRecord, codec: Codec[Any]) -> Any:
-    """Decode a recorded value. Raises `StepDrift` if today's type can't."""
-    try:
-        return codec.decode(record.result or b"null")
-    except msgspec.DecodeError as error:
-        raise StepDrift(
-            f"the recorded value of step {record.step_id!r} of run {record.run_id!r} is no {codec.type!r} any more ({error});"
-            " nothing was run. Let the type read the old value too, or give the step another id"
-        ) from error
-
-
-async def _intend(run: Run, call: Call, revision: int, attempt: int) -> StepRecord:
-    """Record that an attempt begins; return that entry if it may, and an outcome if another was there first."""
-    while True:
+    def propose(latest: StepRecord | None) -> StepRecord | None:
+        nonlocal mine
+        if latest is not None and (latest.id == mine or decided(latest)):
+            return None
+        if latest is not None and latest is not before:
+            run.check_kind(latest, "step")
+            if latest.status != "reopened":
+                raise StepInterrupted(latest)
         now = run.clock.now()
-        intent = StepRecord(
-            run_id=run.id,
-            step_id=call.step_id,
-            revision=revision,
-            status="started",
-            name=call.name,
-            attempt=attempt,
-            started_at=now,
-            ended_at=now,
-            fingerprint=call.fingerprint,
-        )
-        holder = await run.log.claim(intent)
-        if holder.id == intent.id or holder.status in OUTCOMES:
-            return holder
-        run.check_kind(holder, "step")
-        if holder.status != "reopened":
-            raise StepInterrupted(holder)
-        revision = holder.revision + 1
+        intent = _entry(run, call, latest, status="started", attempt=number, started_at=now, ended_at=now)
+        mine = intent.id
+        return intent
+
+    return await advance(run.log.claim, latest, propose)
 
 
 async def _recover(run: Run, call: Call, started: StepRecord) -> StepRecord | None:
     """Ask what came of an attempt that left no outcome; return one to record it, None to let the step start again."""
-    if call.policy.recover is None or not run.lock.held:
-        raise StepInterrupted(started, unlocked=call.policy.recover is not None)
-    await run.begin()
-    began = run.clock.now()
-    found, error, cancelled = await invoke(run.context(call.step_id, started.attempt), call.policy.recover, (), None)
+    recover = call.policy.recover
+    if recover is None or not run.lock.held:
+        raise StepInterrupted(started, unlocked=recover is not None)
+    thread = None if is_async(recover) else await threads().take()
+    try:
+        await run.begin()
+        began: datetime = run.clock.now()
+        context = run.context(call.step_id, started.attempt)
+        found, error, cancelled = await attempt(context, recover, (), thread=thread, check=run.check)
+    finally:
+        if thread is not None:
+            thread.give()
+    if isinstance(error, asyncio.CancelledError):  # raised as it is, a task group would take it for its own
+        raise StepInterrupted(started) from error
     if error is not None:
         raise error
     if cancelled is not None:
@@ -211,17 +197,15 @@ async def _recover(run: Run, call: Call, started: StepRecord) -> StepRecord | No
     if not isinstance(found, Recovered):
         raise TypeError(f"recover of step {call.step_id!r} must return Recovered(value), or None to start again, not {found!r}")
     result, value = (None, None) if call.codec is None else call.codec.record(found.value)
-    record = StepRecord(
-        run_id=run.id,
-        step_id=call.step_id,
-        revision=started.revision + 1,
+    record = _entry(
+        run,
+        call,
+        started,
         status="success",
-        name=call.name,
         result=result,
         note={"recovered": True},
         attempt=started.attempt,
         started_at=started.started_at,
         ended_at=max(began, started.started_at),
-        fingerprint=call.fingerprint,
     )
     return await run.log.outcome(record, value)

@@ -16,10 +16,10 @@ _NEVER: Final = float("inf")
 _LONGEST: Final = 1.0  # seconds of a timer, which stays in the loop when nothing waits any more
 
 
-class Wait(msgspec.Struct, eq=False, gc=False):
+class Deadline(msgspec.Struct, eq=False, gc=False):
     """Until when a task may wait, and how often others had cancelled it before."""
 
-    deadline: float
+    at: float
     cancelling: int
     expired: bool = False
 
@@ -32,20 +32,20 @@ class TimeLimit:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: Final = loop
-        self._waiting: Final[dict[Wait, asyncio.Task[Any]]] = {}
+        self._waiting: Final[dict[Deadline, asyncio.Task[Any]]] = {}
         self._next = _NEVER
 
-    def start(self, task: asyncio.Task[Any], seconds: float) -> Wait:
+    def start(self, task: asyncio.Task[Any], seconds: float) -> Deadline:
         """Let a task of the loop wait for at most `seconds`."""
         deadline = monotonic() + seconds
-        wait = Wait(deadline, task.cancelling())
+        wait = Deadline(deadline, task.cancelling())
         self._waiting[wait] = task
         if deadline < self._next:
             self._watch(seconds, deadline - seconds)
         return wait
 
-    def stop(self, wait: Wait) -> bool:
-        """End the wait; tell whether nobody else cancelled it, so that a `CancelledError` is none that was meant for the task."""
+    def stop(self, wait: Deadline) -> bool:
+        """End the wait; return True if nobody but this limit cancelled the task meanwhile."""
         task = self._waiting.pop(wait)
         # Taken back even where the store made another error of the cancellation, or an answer.
         return (task.uncancel() if wait.expired else task.cancelling()) <= wait.cancelling
@@ -60,10 +60,10 @@ class TimeLimit:
             self._next = _NEVER
         now = monotonic()
         for wait, task in self._waiting.items():
-            if wait.deadline <= now and not wait.expired:
+            if wait.at <= now and not wait.expired:
                 wait.expired = True
                 task.cancel()
-        left = min((wait.deadline for wait in self._waiting if not wait.expired), default=_NEVER)
+        left = min((wait.at for wait in self._waiting if not wait.expired), default=_NEVER)
         if left < self._next:
             self._watch(left - now, now)
 
@@ -81,10 +81,13 @@ def time_limit() -> TimeLimit:
     return limit
 
 
-async def finished(future: asyncio.Future[Any], *, unless: Callable[[], bool] = lambda: False) -> asyncio.CancelledError | None:
-    """Wait until `future` is done, whatever happens to the caller; return the caller's cancellation, if there was one.
+async def finished(
+    future: asyncio.Future[Any], *, on_cancel: Callable[[], object] = lambda: None
+) -> asyncio.CancelledError | None:
+    """Wait until `future` is done, whatever happens to the caller; return the caller's last cancellation, if there was one.
 
-    `unless` is asked when the caller is cancelled: if it says yes, the cancellation is raised at once.
+    `on_cancel` is called whenever the caller is cancelled. Some scopes cancel on every turn of the loop until they are left: so
+    nothing but a future that others complete is ever awaited here.
     """
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
@@ -92,8 +95,7 @@ async def finished(future: asyncio.Future[Any], *, unless: Callable[[], bool] = 
             await asyncio.wait((future,))
         except asyncio.CancelledError as cancellation:
             cancelled = cancellation
-            if unless():
-                raise
+            on_cancel()
     return cancelled
 
 
@@ -104,10 +106,16 @@ async def undisturbed(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+async def to_the_end(work: Coroutine[Any, Any, T], *, on_cancel: Callable[[], object] = lambda: None) -> T:
     """Await `work` to its end, however often the caller is cancelled meanwhile, and raise that cancellation then."""
     task = asyncio.ensure_future(work)
-    cancelled = await finished(task)
+    cancelled = await finished(task, on_cancel=on_cancel)
     if cancelled is not None:
         raise cancelled from None if task.cancelled() else task.exception()
     return task.result()
+
+
+def cancellations() -> int:
+    """Return how often the running task was cancelled; a `CancelledError` without a new one is some other task's."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0

@@ -10,6 +10,8 @@ import msgspec
 
 from durable_core._calls.arguments import fingerprint_of
 from durable_core._values.returns import record_any
+from durable_core.errors import CorruptLog
+from durable_core.record import StepRecord
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -60,6 +62,15 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ValueError(f"quorum must be from 1{limit}, not {quorum!r}")
         shown = msgspec.json.decode(record_any(show, f"what approval {step_id!r} shows"))
         return cls(shown, quorum, names)
+
+    @classmethod
+    def of(cls, record: StepRecord) -> Request:
+        """Return what an approval's entry carries. Raises `CorruptLog` for a note that no approval has."""
+        try:
+            return msgspec.convert(record.note or {}, cls)
+        except msgspec.ValidationError as error:
+            where = f"approval {record.step_id!r} of run {record.run_id!r}, revision {record.revision}"
+            raise CorruptLog(f"the note of {where} can't be read: {error}") from error
 
     @property
     def fingerprint(self) -> str | None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
-from itertools import count
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from durable_core._log.runlog import CANCEL
-from durable_core._running.run import Run, decided
+from durable_core._log.chain import CANCEL, decided, expired
+from durable_core._running.run import Run
 from durable_core._system.ids import check_own_id
-from durable_core.errors import DeadlinePassed, RunCancelled, RunSuspended, StepDrift
-from durable_core.options import duration, exponential
-from durable_core.record import Kind, StepError, StepRecord
+from durable_core.errors import RunSuspended, StepDrift
+from durable_core.options import duration
+from durable_core.record import Kind, StepRecord
 
-_pause: Final = exponential(0.05, limit=2)
-_sleep_pause: Final = exponential(2, limit=30)  # a sleep asks nobody but the clock, which may jump
+from .looking import Listener, listening
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -62,25 +61,29 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
             await run.emit_record("step:replay", record)
             return record
     await run.begin()
-    if record is None or record.status == "reopened":
-        record = await _ask(run, asked, 0 if record is None else record.revision + 1)
-        _check(run, record, asked)
-    else:
-        record = await run.look(asked.step_id) or record
-    await run.emit_record("step:wait", record)
-    run.waiting.append(record)
-    try:
-        return await _decision(run, asked, record)
-    finally:
-        run.waiting.remove(record)
+    with listening(run, asked.step_id) as listener:
+        if record is None or record.status == "reopened":
+            record = await _ask(run, asked, record)
+            _check(run, record, asked)
+        else:
+            record = await run.look(asked.step_id) or record
+        await run.emit_record("step:wait", record)
+        run.waiting.append(record)
+        try:
+            decision = await _decision(run, asked, record, listener)
+        finally:
+            run.waiting.remove(record)
+    await run.emit_record("step:success" if decision.status == "success" else "step:failure", decision)
+    return decision
 
 
-async def _ask(run: Run, asked: Wait, revision: int) -> StepRecord:
+async def _ask(run: Run, asked: Wait, reopened: StepRecord | None) -> StepRecord:
+    """Record what is waited for, and return the entry that holds its slot."""
     now = run.clock.now()
     record = StepRecord(
         run_id=run.id,
         step_id=asked.step_id,
-        revision=revision,
+        revision=0 if reopened is None else reopened.revision + 1,
         status="waiting",
         kind=asked.kind,
         name=asked.name,
@@ -108,29 +111,50 @@ def _check(run: Run, record: StepRecord, asked: Wait) -> None:
         )
 
 
-async def _decision(run: Run, asked: Wait, record: StepRecord) -> StepRecord:
-    clock, began = run.clock, run.clock.monotonic()
-    for attempt in count(1):
-        if decided(record):
-            await run.emit_record("step:success" if record.status == "success" else "step:failure", record)
-            return record
-        remaining = float("inf") if record.until is None else (record.until - clock.now()).total_seconds()
-        if remaining <= 0:
-            record = await run.log.claim(expired(record, clock.now()))
-            continue
-        left = float("inf") if run.wait_limit is None else began + run.wait_limit - clock.monotonic()
-        if left > 0:
-            pause = _sleep_pause if record.kind == "sleep" else _pause
-            await clock.sleep(min(pause(attempt), remaining, left))
+async def _decision(run: Run, asked: Wait, record: StepRecord, listener: Listener) -> StepRecord:
+    """Wait until the newest entry is an outcome, its time has come, or this process has waited for long enough."""
+    clock = run.clock
+    limit = None if run.wait_limit is None else clock.monotonic() + run.wait_limit
+    while not decided(record):
+        now = clock.now()
+        if record.status == "reopened":  # its deadline passed elsewhere, and somebody asks for another try
+            record = await _ask(run, asked, record)
+        elif record.until is not None and record.until <= now:
+            record = await run.log.claim(expired(record, now))
+        elif limit is None or clock.monotonic() < limit:
+            await _pause(run, record.until, limit, listener)
+            record = await _newest(run, record, listener)
         elif await run.idle():
             raise _suspension(run)
-        run.lock.lease.check()  # once the runner was left, nobody waits for this any more
-        if (cancelled := await run.look(CANCEL)) is not None:
-            raise RunCancelled(cancelled)
-        record = await run.look(record.step_id) or record
-        if record.status == "reopened":  # its deadline passed elsewhere, and somebody asks for another try
-            record = await _ask(run, asked, record.revision + 1)
-    raise AssertionError("counting ended")
+        else:
+            record = await _newest(run, record, listener)
+    return record
+
+
+async def _pause(run: Run, until: datetime | None, limit: float | None, listener: Listener) -> None:
+    """Wait until somebody acts, or a time comes."""
+    pauses: list[Coroutine[Any, Any, object]] = [listener.heard.wait()]
+    if until is not None:
+        pauses.append(run.clock.sleep_until(until))
+    if limit is not None:
+        pauses.append(run.clock.sleep(limit - run.clock.monotonic()))
+    tasks = [asyncio.ensure_future(pause) for pause in pauses]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _newest(run: Run, record: StepRecord, listener: Listener) -> StepRecord:
+    """Return the newest entry after a pause, asking the store where that has to be. Raises what ends the wait."""
+    listener.heard.clear()
+    if listener.must_look:
+        listener.must_look = False
+        await run.look(CANCEL)
+        await run.look(record.step_id)
+    run.check()
+    return run.log.latest(record.step_id) or record
 
 
 def _suspension(run: Run) -> RunSuspended:
@@ -142,26 +166,3 @@ def _suspension(run: Run) -> RunSuspended:
         times.append(earlier.until)
     run.suspended = RunSuspended(run.id, waiting_for=tuple(names), until=min(times, default=None))
     return run.suspended
-
-
-def expired(record: StepRecord, now: datetime) -> StepRecord:
-    """Return the entry that ends a wait whose time has come: a sleep is over, anything else failed."""
-    error: StepError | None = None
-    if record.kind != "sleep":
-        assert record.until is not None
-        passed = DeadlinePassed(f"nobody decided {record.step_id!r} before {record.until.isoformat(timespec='seconds')}")
-        error = StepError.from_exception(passed)
-    return StepRecord(
-        run_id=record.run_id,
-        step_id=record.step_id,
-        revision=record.revision + 1,
-        status="failure" if error else "success",
-        kind=record.kind,
-        name=record.name,
-        error=error,
-        note=record.note,
-        until=record.until,
-        started_at=record.started_at,
-        ended_at=max(now, record.started_at),
-        fingerprint=record.fingerprint,
-    )

@@ -1,0 +1,87 @@
+"""The one rule. A step's history is a chain of entries, and every actor appends the next one or loses it to another.
+
+A chain is numbered by revisions, and a store gives each number away once. So whoever wants to act on a step takes the newest
+entry, makes the one that follows, and appends it. The entry that comes back holds the slot: the actor's own, or a rival's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
+from typing import Any, Final, TypeGuard
+
+import msgspec
+
+from durable_core.errors import DeadlinePassed
+from durable_core.record import StepError, StepRecord
+
+FLOW: Final = "$flow"
+"""The step that stands for the whole run: its input, and how it ended."""
+CANCEL: Final = "$cancel"
+"""The step whose first entry says that the run is to stop."""
+OUTCOMES: Final = frozenset({"success", "failure"})
+
+Append = Callable[[StepRecord], Awaitable[StepRecord]]
+
+
+def decided(record: StepRecord | None) -> TypeGuard[StepRecord]:
+    """Tell whether an entry is an outcome."""
+    return record is not None and record.status in OUTCOMES
+
+
+def successor(latest: StepRecord, now: datetime, **fields: Any) -> StepRecord:
+    """Return the entry that follows `latest`, alike but for `fields`. It begins with the chain and ends now."""
+    alike = {
+        "run_id": latest.run_id,
+        "step_id": latest.step_id,
+        "status": latest.status,
+        "kind": latest.kind,
+        "name": latest.name,
+        "note": latest.note,
+        "until": latest.until if latest.status == "waiting" else None,
+        "attempt": latest.attempt,
+        "fingerprint": latest.fingerprint,
+        "started_at": min(latest.started_at, now),  # a clock may have been set back
+        "ended_at": now,
+    }
+    return StepRecord(**{**alike, **fields}, revision=latest.revision + 1)
+
+
+def expired(waiting: StepRecord, now: datetime) -> StepRecord:
+    """Return the entry that ends a wait whose time has come: a sleep is over, anything else failed."""
+    if waiting.kind == "sleep":
+        return successor(waiting, now, status="success")
+    assert waiting.until is not None
+    passed = DeadlinePassed(f"nobody decided {waiting.step_id!r} before {waiting.until.isoformat(timespec='seconds')}")
+    return successor(waiting, now, status="failure", error=StepError.from_exception(passed))
+
+
+def newest(entries: Iterable[StepRecord]) -> dict[str, StepRecord]:
+    """Return the newest entry of each step, in the order in which the steps began."""
+    found: dict[str, StepRecord] = {}
+    for record in entries:
+        if record.step_id not in found or found[record.step_id].revision < record.revision:
+            found[record.step_id] = record
+    return found
+
+
+async def advance(
+    append: Append, latest: StepRecord | None, propose: Callable[[StepRecord | None], StepRecord | None]
+) -> StepRecord:
+    """Append what `propose` makes of the newest entry, until it has nothing to add; return the newest entry then.
+
+    `propose` is asked anew after each append, with the entry that holds the slot: its own, or that of a rival who was first.
+    """
+    while (record := propose(latest)) is not None:
+        latest = await append(record)
+    assert latest is not None, "of a step without entries there is always one to add"
+    return latest
+
+
+def past(record: StepRecord, latest: StepRecord | None) -> StepRecord | None:
+    """Propose an outcome whose effect has happened: it goes to the next revision until it or another outcome holds the slot."""
+    if latest is None or latest.revision < record.revision:
+        return record
+    if decided(latest):
+        return None
+    return msgspec.structs.replace(record, revision=latest.revision + 1)

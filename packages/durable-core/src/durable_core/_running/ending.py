@@ -1,0 +1,33 @@
+"""What it means for a run that an exception left its flow."""
+
+from __future__ import annotations
+
+from durable_core.errors import DurableError, StepFailed
+
+
+def keeps_from_going_on(error: BaseException) -> bool:
+    """Tell whether an exception says nothing of how the run ends, such as a lost lock: run it again."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(keeps_from_going_on, error.exceptions))
+    return isinstance(error, DurableError) and not isinstance(error, StepFailed)
+
+
+def failed_steps(error: BaseException, run_id: str) -> list[StepFailed]:
+    """Return the failures of the run's steps that left its flow: alone, in groups, or behind what they led to."""
+    found: dict[str, StepFailed] = {}
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        each = waiting.pop(0)
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, StepFailed) and each.run_id == run_id:
+            found.setdefault(each.step_id, each)
+            continue
+        if isinstance(each, BaseExceptionGroup):
+            waiting.extend(each.exceptions)
+        behind = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+        if behind is not None:
+            waiting.append(behind)
+    return [*found.values()]

@@ -1,0 +1,50 @@
+"""What a recorded outcome gives back: its value, or its failure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from durable_core._values.codec import Codec
+from durable_core.errors import StepDrift, StepFailed
+from durable_core.record import StepRecord
+
+from .call import Call
+from .run import Run
+
+
+def outcome_of(run: Run, record: StepRecord, call: Call, *, ran: bool = False) -> Any:
+    """Return the value of a recorded outcome, or raise its failure. Raises `StepDrift` where it doesn't fit the code."""
+    run.check_kind(record, "step")
+    if call.fingerprint != record.fingerprint:
+        run.drifted(
+            f"step {record.step_id!r} of run {run.id!r} was recorded with other arguments than it is now called with; the"
+            " recorded outcome is used. Give it another id to run it anew"
+        )
+    if record.status == "failure":
+        raise StepFailed(record) if ran else failed_before(record, to_retry(record))
+    return None if call.codec is None else value_of(record, call.codec)
+
+
+def failed_before(record: StepRecord, advice: str) -> StepFailed:
+    """Return the failure that is recorded, with a note that says why it is raised although nothing ran, and what to do."""
+    failed = StepFailed(record)
+    failed.add_note(f"recorded at {record.ended_at.isoformat(timespec='seconds')}; nothing was run again; {advice}")
+    return failed
+
+
+def to_retry(record: StepRecord) -> str:
+    """Say how a failure is taken back."""
+    return f"to let it run anew: durable_core.control.retry(store, {record.run_id!r}, {record.step_id!r})"
+
+
+def value_of(record: StepRecord, codec: Codec[Any]) -> Any:
+    """Decode a recorded value. Raises `StepDrift` if today's type can't."""
+    try:
+        return codec.decode(record.result or b"null")
+    except msgspec.DecodeError as error:
+        raise StepDrift(
+            f"the recorded value of step {record.step_id!r} of run {record.run_id!r} is no {codec.type!r} any more ({error});"
+            " nothing was run. Let the type read the old value too, or give the step another id"
+        ) from error

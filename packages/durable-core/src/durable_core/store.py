@@ -91,7 +91,7 @@ class Lease(Protocol):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise `LockLost` once the lock may no longer be held; costs no input or output."""
+        """Raise `LockLost` once the lock may no longer be held. Asked before every step, from any thread; never waits."""
         raise NotImplementedError
 
 
@@ -103,7 +103,7 @@ class SupportsLock(Protocol):
         """Hold the run exclusively, among all processes and machines, until the context ends or its process dies.
 
         Entering raises `RunBusy` at once where another holds it. The lock keeps nobody from appending: it saves work, while the
-        slots keep the log right.
+        slots keep the log right. The context may be left in another task than it was entered in.
         """
         raise NotImplementedError
 

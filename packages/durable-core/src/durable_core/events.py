@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -15,7 +15,8 @@ from .record import StepRecord
 
 EventType = Literal["step:replay", "step:start", "step:success", "step:failure", "step:retry", "step:wait"]
 
-_log = logging.getLogger("durable_core")
+_logger: Final = logging.getLogger("durable_core")
+_LEVELS: Final = {"step:retry": logging.INFO, "step:replay": logging.DEBUG}
 
 
 class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,14 +38,24 @@ class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
 OnEvent = Callable[[StepEvent], Awaitable[Any] | Any]
 
 
-async def deliver(handler: OnEvent, event: StepEvent) -> None:
-    """Call `handler`, awaiting what it returns; what it raises is logged and does no harm."""
+def is_logged(type_: EventType) -> bool:
+    """Tell whether events of this type go to the log of this program."""
+    return (level := _LEVELS.get(type_)) is not None and _logger.isEnabledFor(level)
+
+
+async def tell(on_event: OnEvent | None, event: StepEvent) -> None:
+    """Log the event, then call `on_event` and await what it returns; what it raises is logged and does no harm."""
+    if is_logged(event.type):
+        text, ids = f"{event.type} {event.step_id!r} of run {event.run_id!r}", {"run_id": event.run_id, "step_id": event.step_id}
+        if event.type == "step:retry":
+            text += f" in {event.delay:g} s, after attempt {event.attempt} failed: {event.error!r}"
+        _logger.log(_LEVELS[event.type], "%s", text, extra=ids)
     before = cancellations()
     try:
-        answer = handler(event)
+        answer = None if on_event is None else on_event(event)
         if isawaitable(answer):
             await answer
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, asyncio.CancelledError) and cancellations() > before:
             raise  # it was meant for the step, not raised by what the handler awaited
-        _log.exception("on_event raised for %s of step %r of run %r", event.type, event.step_id, event.run_id)
+        _logger.exception("on_event raised for %s of step %r of run %r", event.type, event.step_id, event.run_id)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from inspect import CO_COROUTINE, CO_ITERABLE_COROUTINE, isawaitable, iscoroutine
 from types import CodeType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
-from durable_core._system.forks import forks
 from durable_core._system.waits import cancellations, finished
 from durable_core.context import StepContext, running
 from durable_core.errors import NestedStep
@@ -35,63 +32,38 @@ class Outcome(NamedTuple):
 
 
 class Threads:
-    """Worker threads for synchronous functions. A step takes one before it begins, so that no step waits once it has begun."""
+    """Worker threads for the synchronous steps of one loop, whose own executor stays free for stores and name look-ups."""
 
-    def __init__(self, depth: int) -> None:
-        self._pool: Final = ThreadPoolExecutor(_THREADS, "durable-step", initializer=_enter, initargs=(depth + 1,))
-        self._mutex: Final = threading.Lock()  # steps of several loops may share the threads
-        self._free = _THREADS
-        self._queue: Final[deque[asyncio.Future[None]]] = deque()
+    def __init__(self) -> None:
+        self.free: Final = asyncio.Semaphore(_THREADS)
+        self.pool: Final = ThreadPoolExecutor(_THREADS, "durable-step")
 
-    async def take(self) -> Thread:
-        """Wait until a thread is free, and take it."""
-        with self._mutex:
-            if self._free:
-                self._free -= 1
-                return Thread(self)
-            turn = asyncio.get_running_loop().create_future()
-            self._queue.append(turn)
-        try:
-            await turn
-        except BaseException:
-            with self._mutex:
-                waits = turn in self._queue
-                if waits:
-                    self._queue.remove(turn)
-            if not waits:  # it was given a thread just now
-                self.give()
-            raise
-        return Thread(self)
 
-    def give(self) -> None:
-        """Give a thread to who waits longest, or back."""
-        while True:
-            with self._mutex:
-                if not self._queue:
-                    self._free += 1
-                    return
-                turn = self._queue.popleft()
-            try:
-                turn.get_loop().call_soon_threadsafe(_grant, turn)
-            except RuntimeError:  # its loop was closed
-                continue
-            return
-
-    def call(self, check: Callable[[], object], fn: Callable[..., Any], args: tuple[Any, ...]) -> asyncio.Future[Any]:
-        return asyncio.wrap_future(self._pool.submit(copy_context().run, _called, check, fn, args))
+_threads: Final[dict[asyncio.AbstractEventLoop, Threads]] = {}
 
 
 class Thread:
-    """A thread that was taken, for one call."""
+    """A worker thread for one call. A step takes it before it begins, so that it waits for nothing once it has begun."""
 
     def __init__(self, threads: Threads) -> None:
         self._threads: Final = threads
-        self._given = False
+        self._taken = True
+
+    @classmethod
+    async def take(cls) -> Thread:
+        """Wait until a thread of the running loop is free, and take it."""
+        loop = asyncio.get_running_loop()
+        if loop not in _threads:
+            for closed in [each for each in [*_threads] if each.is_closed()]:
+                _threads.pop(closed, None)
+        threads = _threads.setdefault(loop, Threads())
+        await threads.free.acquire()
+        return cls(threads)
 
     async def call(self, check: Callable[[], object], fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
-        """Call `check`, and then `fn`, in the thread. It can't be cancelled: it is waited for."""
+        """Call `check` and then `fn` in the thread. It can't be cancelled: it is waited for."""
         try:
-            call = self._threads.call(check, fn, args)
+            call = asyncio.wrap_future(self._threads.pool.submit(copy_context().run, _called, check, fn, args))
             cancelled = await finished(call)
             value, error = call.result()
         finally:
@@ -102,37 +74,9 @@ class Thread:
 
     def give(self) -> None:
         """Give the thread back, once."""
-        if not self._given:
-            self._given = True
-            self._threads.give()
-
-
-class _Inside(threading.local):
-    """How many synchronous steps, one in another's run, the thread is inside of."""
-
-    depth = 0
-
-
-_inside: Final = _Inside()
-_threads: Final[dict[tuple[int, int], Threads]] = {}
-
-
-def threads() -> Threads:
-    """Return the worker threads of synchronous steps; the loop's own executor stays free for stores and name look-ups.
-
-    A step in such a thread may drive another run, whose steps get other threads: else all might wait for one another.
-    """
-    key = forks(), _inside.depth  # a forked child has none of its parent's threads
-    return _threads.get(key) or _threads.setdefault(key, Threads(_inside.depth))
-
-
-def _enter(depth: int) -> None:
-    _inside.depth = depth
-
-
-def _grant(turn: asyncio.Future[None]) -> None:
-    if not turn.done():
-        turn.set_result(None)
+        if self._taken:
+            self._taken = False
+            self._threads.free.release()
 
 
 def _called(check: Callable[[], object], fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
@@ -163,7 +107,7 @@ def is_async(fn: Callable[..., Any]) -> bool:
 def may_be_awaited(fn: Callable[..., Any]) -> bool:
     """Tell whether a time limit can mean anything for `fn`: it is async, or a lambda, which may return an awaitable."""
     code = code_of(fn)
-    return is_async(fn) or (code is not None and code.co_name == "<lambda>")
+    return code is not None and (bool(code.co_flags & _ASYNC) or code.co_name == "<lambda>")
 
 
 async def attempt(
@@ -193,7 +137,7 @@ async def attempt(
                         value.close()
                     raise outcome.cancelled
                 outcome = await _awaited(lambda: value, (), timeout)
-        if outcome.error is not None and _is_nested(outcome.error):
+        if _is_nested(outcome.error):
             raise outcome.error
         return outcome
     finally:
@@ -219,6 +163,6 @@ async def _awaited(fn: Callable[..., Any], args: tuple[Any, ...], timeout: float
         return Outcome(error=error)
 
 
-def _is_nested(error: BaseException) -> bool:
+def _is_nested(error: BaseException | None) -> TypeGuard[BaseException]:
     """Tell whether a step was started inside the function that raised `error`, perhaps by a task group of it."""
     return isinstance(error, NestedStep) or (isinstance(error, ExceptionGroup) and error.subgroup(NestedStep) is not None)

@@ -17,7 +17,6 @@ from durable_core._values.returns import Codec, codec_for, codec_of
 from durable_core.context import running
 from durable_core.errors import StepReused
 from durable_core.options import Policy
-from durable_core.record import StepRecord
 
 from .attempt import is_async, may_be_awaited
 from .run import Run
@@ -108,18 +107,6 @@ def _look_at(step_id: str, fn: Callable[..., Any], returns: Any) -> _Known:
 def _not_callable(step_id: object, fn: object) -> TypeError:
     check_id("step_id", step_id)  # the two may have changed places
     return TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
-
-
-async def turn(run: Run, call: Call) -> StepRecord | None:
-    """Wait until the call may go on, and return the step's newest entry. Raises what keeps it from that."""
-    step_id = call.step_id
-    if call.reuses_id:
-        raise reused(run, step_id)
-    await run.ready()
-    while not decided(latest := run.log.latest(step_id)) and step_id in run.running:
-        await run.ended(step_id)  # the same call elsewhere; if that is cancelled, this one takes over
-        await run.ready()  # unless its outcome is kept, or the run was suspended meanwhile
-    return latest
 
 
 def refuse_nested(run: Run, step_id: str) -> None:

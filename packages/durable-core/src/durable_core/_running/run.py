@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from durable_core._calls.functions import Identity
 from durable_core._log import news
@@ -16,7 +16,7 @@ from durable_core._system.waits import to_the_end
 from durable_core.clock import Clock
 from durable_core.context import StepContext
 from durable_core.errors import DurableError, RunCancelled, RunSuspended, StepDrift
-from durable_core.events import EventType, OnEvent, StepEvent, deliver
+from durable_core.events import EventType, OnEvent, StepEvent, is_logged, tell
 from durable_core.record import Kind, StepRecord
 from durable_core.store import Store
 
@@ -191,32 +191,19 @@ class Run:
     async def emit(
         self,
         type_: EventType,
-        step_id: str,
-        name: str,
+        step: Any,
         attempt: int,
         *,
         record: StepRecord | None = None,
         error: BaseException | None = None,
         delay: float | None = None,
     ) -> None:
-        """Tell the listener, if there is one."""
-        if self.on_event is not None:
-            event = StepEvent(
-                type=type_,
-                run_id=self.id,
-                step_id=step_id,
-                name=name,
-                attempt=attempt,
-                record=record,
-                error=error,
-                delay=delay,
-            )
-            await deliver(self.on_event, event)
+        """Tell the log and the listener what happened to a step, given as a call or as a record."""
+        if self.on_event is not None or is_logged(type_):
+            ids = {"run_id": self.id, "step_id": step.step_id, "name": step.name}
+            event = StepEvent(type=type_, attempt=attempt, record=record, error=error, delay=delay, **ids)
+            await tell(self.on_event, event)
 
     async def emit_record(self, type_: EventType, record: StepRecord, error: BaseException | None = None) -> None:
-        """Tell the listener of a recorded entry, and the log of a replay."""
-        if type_ == "step:replay" and _logger.isEnabledFor(logging.DEBUG):
-            ids = {"run_id": self.id, "step_id": record.step_id}
-            _logger.debug("replaying step %r of run %r", record.step_id, self.id, extra=ids)
-        if self.on_event is not None:
-            await self.emit(type_, record.step_id, record.name, record.attempt, record=record, error=error)
+        """Tell of a recorded entry."""
+        await self.emit(type_, record, record.attempt, record=record, error=error)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from durable_core._log.chain import advance, decided
 from durable_core.errors import StepFailed, StepInterrupted, UnrecordableValue
 from durable_core.options import Recovered
 from durable_core.record import StepError, StepRecord
 
-from .attempt import Failure, Thread, attempt, is_async, threads
-from .call import Call, turn
+from .attempt import Failure, Thread, attempt, is_async
+from .call import Call, reused
 from .outcome import outcome_of
 from .run import Run
-
-_logger: Final = logging.getLogger("durable_core")
 
 
 class Tried(NamedTuple):
@@ -43,7 +40,7 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
 
     `once` is another way to try once, such as a transaction's.
     """
-    latest = await turn(run, call)
+    latest = await _turn(run, call)
     if decided(latest):
         await run.emit_record("step:replay", latest)
         return outcome_of(run, latest, call)
@@ -57,6 +54,18 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
 run_step.__qualname__ = "Runner.step"  # which is what Python says of one that was never awaited
 
 
+async def _turn(run: Run, call: Call) -> StepRecord | None:
+    """Wait until the call may go on, and return the step's newest entry. Raises what keeps it from that."""
+    step_id = call.step_id
+    if call.reuses_id:
+        raise reused(run, step_id)
+    await run.ready()
+    while not decided(latest := run.log.latest(step_id)) and step_id in run.running:
+        await run.ended(step_id)  # the same call elsewhere; if that is cancelled, this one takes over
+        await run.ready()  # unless its outcome is kept, or the run was suspended meanwhile
+    return latest
+
+
 async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce) -> Any:
     """Try until the step has an outcome, record it, and return its value."""
     if latest is not None:
@@ -65,13 +74,15 @@ async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce
             return outcome_of(run, found, call)
     number = 1
     while True:
-        await run.emit("step:start", call.step_id, call.name, number)
+        await run.emit("step:start", call, number)
         tried = await once(run, call, latest, number)
         if tried.error is None or not call.policy.retries(tried.error, number):
             break
         if tried.cancelled is not None:
             raise tried.cancelled
-        await _pause(run, call, number, tried.error)
+        delay = call.policy.delay(number, tried.error)
+        await run.emit("step:retry", call, number, error=tried.error, delay=delay)
+        await run.clock.sleep(delay)
         latest = run.log.latest(call.step_id)
         number += 1
     try:
@@ -88,19 +99,9 @@ async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce
         del tried  # its error's traceback holds this frame
 
 
-async def _pause(run: Run, call: Call, number: int, error: Failure) -> None:
-    delay = call.policy.delay(number, error)
-    ids = {"run_id": run.id, "step_id": call.step_id}
-    _logger.info(
-        "attempt %d of step %r of run %r failed, next in %g s: %r", number, call.step_id, run.id, delay, error, extra=ids
-    )
-    await run.emit("step:retry", call.step_id, call.name, number, error=error, delay=delay)
-    await run.clock.sleep(delay)
-
-
 async def _once(run: Run, call: Call, latest: StepRecord | None, number: int) -> Tried:
     """Call the function once. What could keep it from being called is checked last, when nothing is waited for any more."""
-    thread = None if call.is_async else await threads().take()
+    thread = None if call.is_async else await Thread.take()
     try:
         await run.begin()
         if call.policy.at_most_once:
@@ -177,7 +178,7 @@ async def _recover(run: Run, call: Call, started: StepRecord) -> StepRecord | No
     recover = call.policy.recover
     if recover is None or not run.lock.held:
         raise StepInterrupted(started, unlocked=recover is not None)
-    thread = None if is_async(recover) else await threads().take()
+    thread = None if is_async(recover) else await Thread.take()
     try:
         await run.begin()
         began: datetime = run.clock.now()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from durable_core._system.waits import Deadline, TimeLimit, time_limit, undisturbed
 from durable_core.clock import Clock
@@ -18,6 +18,8 @@ from durable_core.store import Store
 from durable_core.stores.lines import heads_of
 
 from .chain import CANCEL, advance, past
+
+T = TypeVar("T")
 
 _CANCELLED_WITHIN: Final = 5.0
 _SHORTEST: Final = 0.05  # seconds between two tries
@@ -94,23 +96,14 @@ class RunLog:
         try:
             return await self.append(record, within=self.timeout)
         except Exception as error:
-            raise _away(f"append {record.step_id!r} to run {record.run_id!r}", error) from error
+            raise _away("append", record.run_id, record.step_id, error) from error
 
     async def newest(self, run_id: str, step_id: str) -> StepRecord | None:
         """Ask the store for the step's newest entry. A store that stays away is a `StoreError`."""
-        deadline = self._clock.monotonic() + self.timeout
-        for attempt in count(1):
-            try:
-                return await self._store.get(run_id, step_id)
-            except CorruptLog:
-                raise
-            except Exception as error:
-                pause = min(_pause(attempt), (deadline - self._clock.monotonic()) / 2)
-                if pause < _SHORTEST:
-                    raise _away(f"look for {step_id!r} of run {run_id!r}", error) from error
-                _logger.warning("could not look for %r of run %r, trying again: %r", step_id, run_id, error)
-                await self._clock.sleep(pause)
-        raise AssertionError("counting ended")
+        try:
+            return await self._persistently(partial(self._store.get, run_id, step_id), self.timeout, "look for", run_id, step_id)
+        except Exception as error:
+            raise _away("look for", run_id, step_id, error) from error
 
     async def outcome(self, record: StepRecord, value: Any, cancelled: asyncio.CancelledError | None = None) -> StepRecord:
         """Record an outcome and return the one that counts: this one, or another that was there first.
@@ -163,22 +156,26 @@ class RunLog:
 
         Appending again is harmless: the same record has the same id, whether it was written or not.
         """
+        ask = partial(self._store.append, record)
+        return self.add(await self._persistently(ask, within, "append", record.run_id, record.step_id))
+
+    async def _persistently(self, ask: Callable[[], Awaitable[T]], within: float, verb: str, run_id: str, step_id: str) -> T:
+        """Ask the store until it answers, for so many seconds, and raise what it said last."""
         task = asyncio.current_task()
         assert task is not None
         began, remaining = self._clock.monotonic(), within
         reason: Exception | None = None
         for attempt in count(1):
-            limit = self._limit
-            if limit is None or limit.loop is not task.get_loop():
-                limit = self._limit = time_limit()
-            wait = limit.start(task, remaining)
+            if self._limit is None or self._limit.loop is not task.get_loop():
+                self._limit = time_limit()
+            deadline = self._limit.start(task, remaining)
             try:
-                holder = await self._store.append(record)
+                answer = await ask()
             except BaseException as error:
-                failure = _failure(error, wait, remaining, alone=limit.stop(wait))
+                failure = _failure(error, deadline, remaining, alone=self._limit.stop(deadline))
             else:
-                limit.stop(wait)
-                return self.add(holder)
+                self._limit.stop(deadline)
+                return answer
             remaining = began + within - self._clock.monotonic()
             pause = min(_pause(attempt), remaining / 2)  # so that the last try comes near the end
             remaining -= pause
@@ -187,16 +184,16 @@ class RunLog:
                     raise reason from failure  # what the store said before says more
                 raise failure
             reason = failure
-            _logger.warning("append of step %r of run %r failed, trying again: %r", record.step_id, record.run_id, failure)
+            _logger.warning("could not %s step %r of run %r, trying again: %r", verb, step_id, run_id, failure)
             await self._clock.sleep(pause)
         raise AssertionError("counting ended")
 
 
-def _failure(error: BaseException, wait: Deadline, within: float, *, alone: bool) -> Exception:
-    """Return what an append may be tried again after, and raise anything else, as a cancellation that was meant for the run."""
+def _failure(error: BaseException, deadline: Deadline, within: float, *, alone: bool) -> Exception:
+    """Return what the store may be asked again after, and raise anything else, as a cancellation that was meant for the run."""
     if isinstance(error, asyncio.CancelledError) and alone:
         failure: Exception = StoreError("the store gave it up, though nobody cancelled it")
-        if wait.expired:
+        if deadline.expired:
             failure = TimeoutError(f"no answer within {within:g} s")
         failure.__cause__ = error
         return failure
@@ -205,8 +202,8 @@ def _failure(error: BaseException, wait: Deadline, within: float, *, alone: bool
     return error
 
 
-def _away(what: str, error: Exception) -> Exception:
+def _away(verb: str, run_id: str, step_id: str, error: Exception) -> Exception:
     """Return a store's failure as a `StoreError`, whatever the driver raised: it must not pass for a failure of the flow."""
     if isinstance(error, StoreError):
         return error
-    return StoreError(f"the store could not {what}: {type(error).__name__}: {error}")
+    return StoreError(f"the store could not {verb} step {step_id!r} of run {run_id!r}: {type(error).__name__}: {error}")

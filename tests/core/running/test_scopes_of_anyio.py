@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
 
-from durable_core import MemoryStore, Runner, StepRecord, flow
+from durable_core import Lease, MemoryStore, Runner, StepRecord, flow
 from tests.core.conftest import FlakyStore
 
 SECONDS = 20
@@ -111,3 +113,41 @@ async def test_entering_under_a_cancelled_scope_takes_no_lock() -> None:
     await within(work())
     async with Runner(store, "run"):
         pass
+
+
+def test_a_loop_that_shuts_down_gives_the_lock_back_after_the_last_step() -> None:
+    """It cancels every task, also the one in which a runner waits for its steps."""
+    told: list[str] = []
+
+    class Telling(MemoryStore):
+        @asynccontextmanager
+        async def lock(self, run_id: str) -> AsyncIterator[Lease]:
+            async with super().lock(run_id) as lease:
+                yield lease
+            told.append("given back")
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            told.append("ended")
+
+    async def run(store: MemoryStore, began: asyncio.Event) -> None:
+        async with Runner(store, "run") as runner:
+            step = asyncio.ensure_future(runner.step("s", stubborn))
+            await asyncio.sleep(0)
+            began.set()
+            await step
+
+    async def main() -> None:
+        began = asyncio.Event()
+        main.task = asyncio.ensure_future(run(Telling(), began))  # type: ignore[attr-defined]
+        await began.wait()
+        main.task.cancel()  # type: ignore[attr-defined]
+        for _ in range(5):
+            await asyncio.sleep(0)  # it is leaving by then
+
+    asyncio.run(main())
+    assert told == ["ended", "given back"]

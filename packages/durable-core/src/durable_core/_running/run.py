@@ -86,8 +86,12 @@ class Run:
 
     async def _leave(self) -> None:
         try:
-            while not await self.idle():
-                pass
+            while True:
+                try:
+                    if await self.idle():
+                        break
+                except asyncio.CancelledError:  # of the loop, which shuts down, and cancels its tasks once
+                    self._cancel_steps()
             await self.log.settle_if_possible()
         finally:
             await self.lock.__aexit__(None, None, None)

@@ -140,7 +140,8 @@ def test_a_loop_that_shuts_down_gives_the_lock_back_after_the_last_step() -> Non
             step = asyncio.ensure_future(runner.step("s", stubborn))
             await asyncio.sleep(0)
             began.set()
-            await step
+            await asyncio.Event().wait()
+        await step
 
     async def main() -> None:
         began = asyncio.Event()

@@ -16,6 +16,7 @@ import pytest
 
 from durable_core.errors import RunBusy
 from durable_core.record import StepRecord
+from durable_core.store import Holder
 from durable_core.testing import StoreTests
 
 TABLE = """
@@ -336,6 +337,104 @@ class TellsNobody(LocksInProcess):
             raise RunBusy(run_id, holder="", since=busy.since and busy.since.replace(tzinfo=None)) from busy
 
 
+class TellsHolders(LocksInProcess):
+    """Right within a process, holders too."""
+
+    async def holder(self, run_id):
+        since = HELD.get((self._path, run_id))
+        return Holder("somebody", since) if since else None
+
+    async def holders(self, run_ids):
+        return {run_id: holder for run_id in run_ids if (holder := await self.holder(run_id))}
+
+
+class RemembersHolders(TellsHolders):
+    @asynccontextmanager
+    async def lock(self, run_id):
+        async with super().lock(run_id) as lease:
+            self.last = {**getattr(self, "last", {}), run_id: HELD[self._path, run_id]}
+            yield lease
+
+    async def holder(self, run_id):
+        since = getattr(self, "last", {}).get(run_id)
+        return Holder("somebody", since) if since else await super().holder(run_id)
+
+
+class TakesTheLockToLook(TellsHolders):
+    async def holder(self, run_id):
+        try:
+            async with self.lock(run_id):
+                await asyncio.sleep(0)
+        except RunBusy as busy:
+            return Holder(busy.holder, busy.since)
+        return None
+
+
+class NamesHoldersOfAll(TellsHolders):
+    async def holders(self, run_ids):
+        return {run_id: await self.holder(run_id) for run_id in run_ids}
+
+
+class Polls(SQLiteStore):
+    """Keeps the contract, with the ability to look at many steps at once."""
+
+    poll_seconds = 1.0
+
+    async def newer(self, known):
+        newest = [(await self.get(run_id, step_id), revision) for run_id, step_id, revision in known]
+        return [record for record, revision in newest if record and record.revision > revision]
+
+
+class PollsAllTheTime(Polls):
+    poll_seconds = 0
+
+
+class FindsNothingNew(Polls):
+    async def newer(self, known):
+        return [record for record in await super().newer(known) if record.revision]
+
+
+class FindsWhatIsKnown(Polls):
+    async def newer(self, known):
+        return await super().newer([(run_id, step_id, revision - 1) for run_id, step_id, revision in known])
+
+
+class FindsTheNextOnly(Polls):
+    async def newer(self, known):
+        found = [self._select("run = ? and step = ? and revision > ?", *slot, order="revision", limit=1) for slot in known]
+        return [record for records in found for record in records]
+
+
+class FindsStepsOfAllRuns(Polls):
+    async def newer(self, known):
+        return [record for _, step, revision in known for record in self._select("step = ? and revision > ?", step, revision)]
+
+
+class LooksAtAHundred(Polls):
+    async def newer(self, known):
+        return await super().newer(known[:100])
+
+
+class MisspellsLock(SQLiteStore):
+    abilities = frozenset({"lock"})
+
+    @asynccontextmanager
+    async def lokc(self, run_id):
+        yield Lease()
+
+
+class HidesItsRuns(NamesRuns):
+    abilities = frozenset()
+
+
+class NamesWhatIsNoAbility(NamesRuns):
+    abilities = frozenset({"runs", "locks"})
+
+
+class DeclaresNothing(NamesRuns):
+    abilities = None
+
+
 class IsUnlockedByClear(LocksInProcess):
     async def clear(self, run_id):
         HELD.pop((self._path, run_id), None)
@@ -386,27 +485,65 @@ BROKEN = {
     LocksAllRunsAtOnce: "test_locks_of_other_runs_are_free",
     TellsNobody: "test_a_lock_keeps_others_out",
     IsUnlockedByClear: "test_a_lock_is_no_entry",
+    RemembersHolders: "test_nobody_holds_a_lock_that_was_given_back",
+    TakesTheLockToLook: "test_asking_who_holds_a_lock_does_not_take_it",
+    NamesHoldersOfAll: "test_holders_names_only_runs_that_are_held",
+    PollsAllTheTime: "test_how_often_to_look_is_told",
+    FindsNothingNew: "test_a_step_without_entries_is_known_by_minus_one",
+    FindsWhatIsKnown: "test_nothing_newer_is_nothing",
+    FindsTheNextOnly: "test_the_newest_entry_is_found",
+    FindsStepsOfAllRuns: "test_a_look_finds_no_other_runs_entries",
+    LooksAtAHundred: "test_many_steps_are_looked_at_in_one_call",
+    MisspellsLock: "test_the_store_has_the_abilities_that_are_declared",
+    HidesItsRuns: "test_the_store_has_the_abilities_that_are_declared",
+    NamesWhatIsNoAbility: "test_the_store_has_the_abilities_that_are_declared",
+    DeclaresNothing: "test_the_store_has_the_abilities_that_are_declared",
 }
 
 
 class TestNamesRuns(StoreTests):
+    abilities = frozenset({"runs"})
+
     @pytest.fixture
     def open_store(self, tmp_path):
         return functools.partial(NamesRuns, tmp_path / "log.sqlite")
 
 
+class TestTellsHolders(StoreTests):
+    abilities = frozenset({"lock", "holder"})
+
+    @pytest.fixture
+    def open_store(self, tmp_path):
+        return functools.partial(TellsHolders, tmp_path / "log.sqlite")
+
+
+class TestPolls(StoreTests):
+    abilities = frozenset({"polling"})
+
+    @pytest.fixture
+    def open_store(self, tmp_path):
+        return functools.partial(Polls, tmp_path / "log.sqlite")
+
+
 class TestUnpicklable(StoreTests):
+    abilities = frozenset()
+
     @pytest.fixture
     def open_store(self, tmp_path):
         return lambda: SQLiteStore(tmp_path / "log.sqlite")
 
 
 class TestForgotten(StoreTests):
-    pass
+    abilities = frozenset()
+
+
+METHODS = {"runs": "runs", "scan": "scan", "lock": "lock", "holder": "holder", "polling": "newer"}
 
 
 def _tests_of(store):
     class Tests(StoreTests):
+        abilities = getattr(store, "abilities", {name for name, method in METHODS.items() if hasattr(store, method)})
+
         @pytest.fixture
         def open_store(self, tmp_path):
             return functools.partial(store, tmp_path / "log.sqlite")

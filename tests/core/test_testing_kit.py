@@ -28,62 +28,101 @@ def record(number: int) -> StepRecord:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str | None]:
-    """Run the authors' tests in a place of their own; None for a test that passed, or the text of its failure."""
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[str, str]]:
+    """Run the authors' tests in a place of their own; for each test "passed", "skipped" or "failed", and why."""
     place = tmp_path_factory.mktemp("author")
     shutil.copy(Path(__file__).with_name("author_stores.py"), place / "test_stores.py")
     (place / "pytest.ini").write_text(
         "[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n", encoding="utf-8"
     )
     wanted = [f"test_stores.py::{class_}::{test}" for class_, test in CAUGHT_BY.items()]
-    wanted += ["test_stores.py::TestNamesRuns", "test_stores.py::TestForgotten::test_an_empty_store_holds_nothing"]
+    wanted += [f"test_stores.py::{class_}" for class_ in ("TestNamesRuns", "TestTellsHolders", "TestPolls")]
+    wanted += ["test_stores.py::TestForgotten::test_an_empty_store_holds_nothing"]
     wanted += ["test_stores.py::TestUnpicklable::test_processes_race_for_slots"]
+    wanted += ["test_stores.py::TestDeclaresNothing::test_a_lock_keeps_others_out"]
+    wanted += ["test_stores.py::TestMisspellsLock::test_a_lock_keeps_others_out"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--asyncio-mode=strict", "--junitxml=report.xml"]
     ran = subprocess.run([*command, *wanted], cwd=place, capture_output=True, text=True, timeout=250, check=False)
     assert (place / "report.xml").exists(), ran.stdout + ran.stderr
-    found: dict[tuple[str, str], str | None] = {}
+    found: dict[tuple[str, str], tuple[str, str]] = {}
     for case in ElementTree.parse(place / "report.xml").iter("testcase"):
-        assert case.find("skipped") is None
-        trouble = case.find("failure")
-        trouble = case.find("error") if trouble is None else trouble
         key = case.attrib["classname"].rpartition(".")[2], case.attrib["name"].partition("[")[0]
-        found[key] = found.get(key) or (None if trouble is None else trouble.text or "")
+        outcome = "passed", ""
+        for element in case:
+            if element.tag == "skipped":
+                outcome = "skipped", element.attrib["message"]
+            elif element.tag in ("failure", "error"):
+                outcome = "failed", element.text or ""
+        if found.get(key, ("passed", ""))[0] != "failed":
+            found[key] = outcome
     return found
 
 
-def test_a_store_that_keeps_the_contract_passes(outcomes: dict[tuple[str, str], str | None]) -> None:
-    """A whole store in forty lines passes every test, without a skip, and without abilities that it doesn't offer."""
-    results = {test: trouble for (class_, test), trouble in outcomes.items() if class_ == "TestNamesRuns"}
-    assert len(results) > 35
-    assert {test: trouble for test, trouble in results.items() if trouble is not None} == {}
+@pytest.mark.parametrize(
+    ("class_", "skipped"),
+    [
+        ("TestNamesRuns", {"scan", "lock", "holder", "polling"}),
+        ("TestTellsHolders", {"runs", "scan", "polling"}),
+        ("TestPolls", {"runs", "scan", "lock", "holder"}),
+    ],
+)
+def test_a_store_that_keeps_the_contract_passes(
+    outcomes: dict[tuple[str, str], tuple[str, str]], class_: str, skipped: set[str]
+) -> None:
+    """A whole store in forty lines passes every test but those of the abilities that it doesn't declare, which are skipped."""
+    results = {test: outcome for (found, test), outcome in outcomes.items() if found == class_}
+    between_processes = {
+        "test_processes_keep_each_other_out",
+        "test_a_killed_process_frees_its_lock",
+        "test_a_process_that_holds_a_lock_is_told",
+    }
+    failed = {test: why for test, (outcome, why) in results.items() if outcome == "failed"}
+    assert failed.keys() <= (between_processes if class_ == "TestTellsHolders" else set())
+    assert sum(outcome == "passed" for outcome, _ in results.values()) > 30
+    reasons = {why for outcome, why in results.values() if outcome == "skipped"} - {"lock_expiry is 0: this lock never expires"}
+    assert reasons == {f"{class_}.abilities has no {name!r}" for name in skipped}
+
+
+def test_abilities_that_are_not_declared(outcomes: dict[tuple[str, str], tuple[str, str]]) -> None:
+    """An author who declares none is told how, by every test of an ability; a misspelled method is named."""
+    outcome, why = outcomes["TestDeclaresNothing", "test_a_lock_keeps_others_out"]
+    assert outcome == "failed"
+    assert "TestDeclaresNothing needs `abilities`" in why
+    outcome, why = outcomes["TestDeclaresNothing", "test_the_store_has_the_abilities_that_are_declared"]
+    assert "abilities = frozenset({'runs'})" in why
+    outcome, why = outcomes["TestMisspellsLock", "test_a_lock_keeps_others_out"]
+    assert outcome == "failed"
+    assert "declares 'lock', and the store has no method lock" in why
+    outcome, why = outcomes["TestNamesWhatIsNoAbility", "test_the_store_has_the_abilities_that_are_declared"]
+    assert "'locks'" in why
 
 
 @pytest.mark.parametrize(("class_", "test"), CAUGHT_BY.items(), ids=CAUGHT_BY.keys())
-def test_a_broken_store_is_caught(outcomes: dict[tuple[str, str], str | None], class_: str, test: str) -> None:
+def test_a_broken_store_is_caught(outcomes: dict[tuple[str, str], tuple[str, str]], class_: str, test: str) -> None:
     """A store that breaks the contract in one way fails the test of that promise, with a comparison to read."""
-    trouble = outcomes[class_, test]
-    assert trouble is not None, f"{class_} passed {test}"
+    outcome, _ = outcomes[class_, test]
+    assert outcome == "failed", f"{class_} {outcome} {test}"
 
 
-def test_failures_show_what_was_compared(outcomes: dict[tuple[str, str], str | None]) -> None:
+def test_failures_show_what_was_compared(outcomes: dict[tuple[str, str], tuple[str, str]]) -> None:
     """The kit's asserts are rewritten by pytest: a failure shows both sides."""
-    trouble = outcomes["TestGetsTheLowest", "test_revisions_chain"]
-    assert trouble is not None
+    outcome, trouble = outcomes["TestGetsTheLowest", "test_revisions_chain"]
+    assert outcome == "failed"
     assert "assert 0 == 1" in trouble
 
 
-def test_a_function_that_cannot_reach_another_process(outcomes: dict[tuple[str, str], str | None]) -> None:
+def test_a_function_that_cannot_reach_another_process(outcomes: dict[tuple[str, str], tuple[str, str]]) -> None:
     """The error says what the fixture should return, or how to leave the test out."""
-    trouble = outcomes["TestUnpicklable", "test_processes_race_for_slots"]
-    assert trouble is not None
+    outcome, trouble = outcomes["TestUnpicklable", "test_processes_race_for_slots"]
+    assert outcome == "failed"
     assert "functools.partial(durable_core.open_store, url)" in trouble
     assert "override this test" in trouble
 
 
-def test_a_forgotten_fixture(outcomes: dict[tuple[str, str], str | None]) -> None:
+def test_a_forgotten_fixture(outcomes: dict[tuple[str, str], tuple[str, str]]) -> None:
     """The error names the class and the fixture that is missing."""
-    trouble = outcomes["TestForgotten", "test_an_empty_store_holds_nothing"]
-    assert trouble is not None
+    outcome, trouble = outcomes["TestForgotten", "test_an_empty_store_holds_nothing"]
+    assert outcome == "failed"
     assert "TestForgotten needs a fixture `open_store`" in trouble
 
 

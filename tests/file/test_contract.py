@@ -8,14 +8,20 @@ import pytest
 from durable_core import open_store
 from durable_core.testing import OpenStore, StoreTests
 
+ABILITIES = frozenset({"runs", "scan", "lock"})
+
 
 class TestFileFolder(StoreTests):
+    abilities = ABILITIES
+
     @pytest.fixture
     def open_store(self, tmp_path: Path) -> OpenStore:
         return partial(open_store, f"file:{(tmp_path / 'runs').as_posix()}")
 
 
 class TestFileOneLog(StoreTests):
+    abilities = ABILITIES
+
     @pytest.fixture
     def open_store(self, tmp_path: Path) -> OpenStore:
         return partial(open_store, f"file:{(tmp_path / 'runs' / 'all.jsonl').as_posix()}")

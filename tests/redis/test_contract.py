@@ -10,8 +10,11 @@ from durable_core import open_store
 from durable_core.testing import OpenStore, StoreTests
 from tests.servers.redis import KEEPING, redis_cluster
 
+ABILITIES = frozenset({"runs", "scan", "lock"})
+
 
 class TestRedisStore(StoreTests):
+    abilities = ABILITIES
     lock_expiry = 8.0
 
     @pytest.fixture
@@ -26,6 +29,7 @@ def cluster_url() -> Iterator[str]:
 
 
 class TestRedisStoreOnCluster(StoreTests):
+    abilities = ABILITIES
     lock_expiry = 8.0
 
     @pytest.fixture

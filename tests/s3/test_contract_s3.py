@@ -9,8 +9,11 @@ from durable_core.testing import OpenStore, StoreTests
 from tests.s3.support import open_with_small_pages
 from tests.servers.s3 import SERVERS
 
+ABILITIES = frozenset({"runs", "lock"})
+
 
 class TestS3Store(StoreTests):
+    abilities = ABILITIES
     lock_expiry = 14.0
     long_run = 1_020
 
@@ -23,6 +26,7 @@ class TestS3Store(StoreTests):
 class TestS3StoreWithSmallPages(StoreTests):
     """Every LIST is cut into pages of seven keys."""
 
+    abilities = ABILITIES
     lock_expiry = 14.0
     long_run = 130
     many_runs = 30

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from types import TracebackType
@@ -11,18 +11,20 @@ from typing import Final, Self
 
 from durable_core.errors import RunBusy
 from durable_core.record import StepRecord
-from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns
+from durable_core.store import Holder, Lease, OpenableStore, SupportsHolder, SupportsLock, SupportsPolling, SupportsRuns
 
 from .urls import StoreURL
 
 
-class MemoryStore(OpenableStore, SupportsRuns, SupportsLock):
+class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, SupportsPolling):
     """Keeps runs for as long as the process lives; its locks hold within the process."""
+
+    poll_seconds = 30.0  # only this process can append, and who acts in it tells those who wait
 
     def __init__(self) -> None:
         self._runs: Final[dict[str, tuple[dict[tuple[str, int], StepRecord], dict[str, StepRecord]]]] = {}
         """Of each run its entries by their slots, and the newest of each step."""
-        self._held: Final[dict[str, tuple[object, datetime]]] = {}
+        self._held: Final[dict[str, Holder]] = {}
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -55,14 +57,24 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock):
 
     @asynccontextmanager
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
-        mine = object()
-        holder, since = self._held.setdefault(run_id, (mine, datetime.now(UTC)))
+        mine = Holder(f"a runner in this process ({os.getpid()})", datetime.now(UTC))
+        holder = self._held.setdefault(run_id, mine)
         if holder is not mine:
-            raise RunBusy(run_id, holder=f"a runner in this process ({os.getpid()})", since=since)
+            raise RunBusy(run_id, holder=holder.name, since=holder.since)
         try:
             yield _Held()
         finally:
             del self._held[run_id]
+
+    async def holder(self, run_id: str) -> Holder | None:
+        return self._held.get(run_id)
+
+    async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
+        return {run_id: self._held[run_id] for run_id in run_ids if run_id in self._held}
+
+    async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
+        newest = [(await self.get(run_id, step_id), revision) for run_id, step_id, revision in known]
+        return [record for record, revision in newest if record is not None and record.revision > revision]
 
     async def __aenter__(self) -> Self:
         return self

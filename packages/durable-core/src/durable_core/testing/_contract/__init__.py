@@ -8,38 +8,59 @@ import pytest
 
 from durable_core.testing._samples import OpenStore
 
+from .abilities import AbilityTests
 from .clearing import ClearTests
 from .entries import EntryTests
+from .holders import HolderTests
 from .ids import IdTests
 from .locks import LockTests
+from .polling import PollingTests
 from .races import RaceTests
 from .reading import RunsTests, ScanTests
 from .slots import SlotTests
 
 
 # The last base's tests run first: what is simple before what builds on it.
-class StoreTests(LockTests, ScanTests, RunsTests, ClearTests, IdTests, RaceTests, SlotTests, EntryTests):
-    """The contract of a store: subclass it in a test module and provide the fixture `open_store`.
+class StoreTests(
+    PollingTests,
+    HolderTests,
+    LockTests,
+    ScanTests,
+    RunsTests,
+    ClearTests,
+    IdTests,
+    RaceTests,
+    SlotTests,
+    EntryTests,
+    AbilityTests,
+):
+    """The contract of a store: subclass it in a test module, declare `abilities`, and provide the fixture `open_store`.
+
+    `abilities` names what the store has beyond the four methods, of `runs`, `scan`, `lock`, `holder`, `polling` and
+    `transaction`. A named one that isn't there fails, an unnamed one that is there fails, and the tests of the rest are skipped.
 
     `open_store` returns a function without arguments whose every call gives an async context manager that opens one more store
     on the same place, which is empty when a test begins:
 
         class TestFileStore(StoreTests):
+            abilities = frozenset({"runs", "scan", "lock"})
+
             @pytest.fixture
             def open_store(self, tmp_path):
                 return functools.partial(durable_core.open_store, f"file:{tmp_path}")
 
     Some tests open the place from other processes, so the function must be one that pickle can send: one of a module, or a
-    `functools.partial` of one. What a store offers beyond the four methods (`runs`, `scan`, `lock`) is checked where offered.
+    `functools.partial` of one.
 
     Three attributes may be overridden: `lock_expiry`, the seconds after which the lock of a killed process is free again (open
     the store with a short lease), and `long_run` and `many_runs`, the entries and the runs that make the backend answer in pages.
 
-    A test that can't hold for a store is overridden in plain sight, by a method of the same name whose docstring gives the
-    reason; there is no other way to leave one out:
+    A test that can't hold for a store is overridden in plain sight, by one that is skipped and gives the reason; there is no
+    other way to leave one out:
 
+            @pytest.mark.skip(reason="its data live in one process")
             async def test_processes_race_for_slots(self):
-                '''Not for this store: its data live in one process.'''
+                '''Not for this store.'''
     """
 
     pytestmark: ClassVar[pytest.MarkDecorator] = pytest.mark.asyncio

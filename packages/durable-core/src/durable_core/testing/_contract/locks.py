@@ -15,17 +15,17 @@ from durable_core.store import Lease, Store, lock_of, runs_of
 from durable_core.testing._processes import Child, hold_lock
 from durable_core.testing._samples import SIMILAR_IDS, OpenStore, entry
 
+from .abilities import AbilityTests
 
-class LockTests:
+
+class LockTests(AbilityTests):
     lock_expiry: float = 0.0
     """Seconds after which the lock of a killed process is free again, at the latest."""
 
     async def test_a_lock_keeps_others_out(self, open_store: OpenStore) -> None:
         """While a lock is held, the same store and others get `RunBusy`, which says who holds it and since when."""
         async with open_store() as store, open_store() as other:
-            lock, others = _lock(store), _lock(other)
-            if lock is None or others is None:
-                return
+            lock, others = self._lock(store), self._lock(other)
             async with lock("run") as lease:
                 lease.check()
                 for contend in (lock, others):
@@ -37,9 +37,7 @@ class LockTests:
     async def test_a_lock_is_free_after_its_holder(self, open_store: OpenStore) -> None:
         """A lock is given back when its context ends, by an exception or a cancellation too, and can be taken again and again."""
         async with open_store() as store, open_store() as other:
-            lock, others = _lock(store), _lock(other)
-            if lock is None or others is None:
-                return
+            lock, others = self._lock(store), self._lock(other)
             for contend in (lock, others, lock, lock, others):
                 await _take(contend, "run")
 
@@ -65,9 +63,7 @@ class LockTests:
     async def test_a_refused_lock_does_not_free_the_holders(self, open_store: OpenStore) -> None:
         """However often others are refused, the holder keeps its lock."""
         async with open_store() as store, open_store() as other:
-            lock, others = _lock(store), _lock(other)
-            if lock is None or others is None:
-                return
+            lock, others = self._lock(store), self._lock(other)
             async with lock("run") as lease:
                 for contend in (others, lock) * 3:
                     with pytest.raises(RunBusy):
@@ -79,9 +75,7 @@ class LockTests:
         """Of tasks that ask at once, on several stores, never two hold the lock; all get it or `RunBusy`, and it ends free."""
         async with AsyncExitStack() as stack:
             stores = [await stack.enter_async_context(open_store()) for _ in range(3)]
-            locks = [lock for lock in map(_lock, stores) if lock is not None]
-            if not locks:
-                return
+            locks = [self._lock(store) for store in stores]
             inside = won = 0
 
             async def contend(lock: Callable[[str], AbstractAsyncContextManager[Lease]]) -> None:
@@ -104,9 +98,7 @@ class LockTests:
     async def test_locks_of_other_runs_are_free(self, open_store: OpenStore) -> None:
         """Each run has a lock of its own, however alike their ids are."""
         async with open_store() as store, AsyncExitStack() as stack:
-            lock = _lock(store)
-            if lock is None:
-                return
+            lock = self._lock(store)
             for run_id in SIMILAR_IDS:
                 await stack.enter_async_context(lock(run_id))
             for run_id in SIMILAR_IDS:
@@ -116,9 +108,7 @@ class LockTests:
     async def test_a_lock_is_no_entry(self, open_store: OpenStore) -> None:
         """A held lock shows in no log, keeps nobody from appending, and outlives the clearing of its run."""
         async with open_store() as store, open_store() as other:
-            lock, others = _lock(store), _lock(other)
-            if lock is None or others is None:
-                return
+            lock, others = self._lock(store), self._lock(other)
             async with lock("run") as lease:
                 assert len(await other.list("run")) == 0
                 if listing := runs_of(other):
@@ -134,9 +124,9 @@ class LockTests:
     async def test_a_lock_is_kept_for_as_long_as_it_is_held(self, open_store: OpenStore) -> None:
         """A lock that would expire without its holder is renewed by it."""
         async with open_store() as store, open_store() as other:
-            lock, others = _lock(store), _lock(other)
-            if lock is None or others is None or not self.lock_expiry:
-                return
+            lock, others = self._lock(store), self._lock(other)
+            if not self.lock_expiry:
+                pytest.skip("lock_expiry is 0: this lock never expires")
             async with lock("run") as lease:
                 await asyncio.sleep(1.5 * self.lock_expiry)
                 lease.check()
@@ -146,9 +136,7 @@ class LockTests:
     async def test_processes_keep_each_other_out(self, open_store: OpenStore) -> None:
         """A lock holds among processes, both ways, and is free for the other when it is given back."""
         async with open_store() as store:
-            lock = _lock(store)
-            if lock is None:
-                return
+            lock = self._lock(store)
             async with Child(hold_lock, open_store, "run") as child:
                 assert await child.receive() == "held"
                 with pytest.raises(RunBusy) as refused:
@@ -162,9 +150,7 @@ class LockTests:
     async def test_a_killed_process_frees_its_lock(self, open_store: OpenStore) -> None:
         """When its holder dies by SIGKILL, a lock is free within `lock_expiry` seconds."""
         async with open_store() as store:
-            lock = _lock(store)
-            if lock is None:
-                return
+            lock = self._lock(store)
             async with Child(hold_lock, open_store, "run") as child:
                 assert await child.receive() == "held"
                 with pytest.raises(RunBusy):
@@ -180,9 +166,8 @@ class LockTests:
                             raise
                     await asyncio.sleep(0.02)
 
-
-def _lock(store: Store) -> Callable[[str], AbstractAsyncContextManager[Lease]] | None:
-    return locks.lock if (locks := lock_of(store)) else None
+    def _lock(self, store: Store) -> Callable[[str], AbstractAsyncContextManager[Lease]]:
+        return self.ability(lock_of, store).lock
 
 
 async def _take(lock: Callable[[str], AbstractAsyncContextManager[Lease]], run_id: str) -> None:

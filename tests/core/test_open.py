@@ -126,6 +126,29 @@ def test_a_path_is_no_url(url: str) -> None:
         open_store(url)
 
 
+@pytest.mark.parametrize("name", ["memory", "acme", "MEMORY"])
+def test_the_bare_name_of_a_scheme(install: Install, name: str) -> None:
+    """What is installed and only lacks its colon is no path."""
+    install("acme-durable", "acme")
+    with pytest.raises(StoreError, match=rf"^'{name}' lacks a colon: a URL of this store begins with '{name.lower()}:'$"):
+        open_store(name)
+
+
+async def test_the_environment_names_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an argument `DURABLE_STORE` is opened; an error says so where it is not set."""
+    monkeypatch.setenv("DURABLE_STORE", "memory:")
+    assert isinstance(open_store(), MemoryStore)
+    for value in ("", None):
+        if value is None:
+            monkeypatch.delenv("DURABLE_STORE")
+        else:
+            monkeypatch.setenv("DURABLE_STORE", value)
+        with pytest.raises(
+            StoreError, match=r"^no store is named: give open_store a URL such as 'file:./runs', or set DURABLE_STORE"
+        ):
+            open_store()
+
+
 def test_a_forgotten_scheme_shows_no_secret() -> None:
     """`user:secret@host` looks like the scheme `user`; the rest of it is not shown."""
     with pytest.raises(StoreError, match="'admin'") as refused:

@@ -3,82 +3,87 @@
 import pytest
 
 from durable_core.errors import StoreError
-from durable_core.stores.urls import StoreURL, boolean, integer, redacted, seconds
+from durable_core.stores.urls import StoreURL, boolean, integer, seconds
 
 KNOWN = {"ttl": seconds, "lease": seconds, "create": boolean, "pool_size": integer(least=1), "password": integer()}
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "shown"),
     [
-        "redis://user:SECRET@host:6379/0",
-        "redis://:SECRET@host",
-        "redis://user:SECRET@[::1]:6379",
-        "postgresql://user:SEC@RET@host/db",
-        "postgresql://user@example.com:SECRET@host/db",
-        "redis:user:SECRET@host",
-        "postgresql://user:SEC:RET@host/db",
-        "postgresql://user:SEC\nRET@host/db",
-        "postgresql:///db?host=/tmp&password=SECRET",
-        "postgresql:///db?PASSWORD=SECRET&user=x",
-        "postgresql:///db?p%61ssword=SECRET",
-        "postgresql:///db?pwd=SECRET&sig=SECRET&auth=SECRET&credentials=SECRET",
-        "postgresql:///db?user=x;password=SECRET",
-        "postgresql:///db?password=SEC;RET",
-        "postgresql:///db?user=x&password=SEC;RET=1;",
-        "postgresql:///db#password=SECRET",
-        "postgresql:/user:SECRET@host/db",
-        "postgresql:///db?password=SEC#RET",
-        "postgresql:///db?password=SEC=RET",
-        "s3://bucket/prefix?aws_secret_access_key=SECRET&aws_session_token=SECRET",
-        "s3://bucket/prefix?endpoint_url=http://user:SECRET@localhost:9000",
+        ("redis://user:SECRET@host:6379/0", "redis://host:6379/…"),
+        ("redis://:SECRET@host", "redis://host"),
+        ("redis://user:SECRET@[::1]:6379", "redis://[::1]:6379"),
+        ("postgresql://user:SEC@RET@host/db", "postgresql://host/…"),
+        ("postgresql://user:SECRET@one:5432,two:5433/db", "postgresql://one:5432,two:5433/…"),
+        ("postgresql://user@example.com:SECRET@host/db", "postgresql://host/…"),
+        ("redis:user:SECRET@host", "redis:…"),
+        ("postgresql:/user:SECRET@host/db", "postgresql:…"),
+        ("postgresql:///db?host=/tmp&password=SECRET", "postgresql:…?host=…&password=…"),
+        ("postgresql:///db?p%61ssword=SECRET", "postgresql:…?password=…"),
+        ("postgresql:///db?user=x;password=SECRET", "postgresql:…?user=…"),
+        ("postgresql:///db?user=x&password=SEC;RET=1;", "postgresql:…?user=…&password=…"),
+        ("postgresql:///db?password=SEC=RET", "postgresql:…?password=…"),
+        ("postgresql:///db?two words=SECRET", "postgresql:…?…=…"),
+        ("s3://bucket/prefix?aws_secret_access_key=SECRET", "s3://bucket/…?aws_secret_access_key=…"),
+        ("s3://bucket/prefix?endpoint_url=http://user:SECRET@localhost:9000", "s3:…"),
+        ("redis://user:1234/SECRET@host", "redis:…"),
+        ("file:./SECRET", "file:…"),
+        ("file:///SECRET/runs?fsync=false", "file:…?fsync=…"),
+        ("memory:", "memory:"),
     ],
 )
-def test_passwords_are_never_shown(url: str) -> None:
-    """Neither `str` nor `repr` nor an error shows a password, however carelessly it is written."""
+def test_a_url_shows_its_scheme_its_host_and_the_names_of_its_options(url: str, shown: str) -> None:
+    """Neither `str` nor `repr` nor an error shows more, however carelessly the URL is written."""
     parsed = StoreURL(url)
-    with pytest.raises(StoreError) as unknown:
-        parsed.refuse_options()
-    for shown in (str(parsed), repr(parsed), redacted(url), str(unknown.value), repr(unknown.value.__cause__)):
-        assert not any(part in shown for part in ("SEC", "RET"))
-    assert "***" in str(parsed)
+    assert str(parsed) == shown
+    assert repr(parsed) == f"StoreURL({shown!r})"
+    if url != "memory:":
+        with pytest.raises(StoreError) as unknown:
+            parsed.refuse_options()
+        told = f"{unknown.value}{unknown.value.__cause__!r}"
+        assert shown in told
+        assert not any(part in told for part in ("SEC", "RET"))
 
 
-@pytest.mark.parametrize("password", ["SEC/RET", "SEC?RET", "SEC#RET", "SEC?RET=1", "SEC/R@E:T?", "SE[CRET", "SEC\u2100RET"])
+@pytest.mark.parametrize(
+    "password", ["SEC/RET", "SEC?RET", "SEC?RET=1", "SEC/R@E:T?", "SE[CRET", "SEC\u2100RET", "SEC/RET@x", "SEC:RET/RET"]
+)
 def test_a_password_that_breaks_the_url(password: str) -> None:
     """What would end the host's part must be escaped; the error says so and keeps the secret, its causes too."""
-    with pytest.raises(StoreError, match=r"^postgresql://user:\*\*\*@host/db is not a URL; percent-encode") as refused:
+    with pytest.raises(StoreError, match=r"^the URL that begins with 'postgresql:' can't be read; percent-encode") as refused:
         StoreURL(f"postgresql://user:{password}@host/db")
+    assert not any(part in str(refused.value) for part in ("SEC", "RET", "user"))
     assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__
 
 
-def test_a_secret_option_that_does_not_convert() -> None:
-    """The value of an option that looks like a secret is not shown when it is refused."""
-    with pytest.raises(StoreError, match="option password in ") as refused:
-        StoreURL("redis://host?password=SECRET").options(KNOWN)
-    assert "SECRET" not in str(refused.value)
-    assert refused.value.__suppress_context__
-
-
 @pytest.mark.parametrize(
-    "url",
-    [
-        *(
-            "file:./runs",
-            "file:runs/user@example.com.jsonl",
-            "file:./a:b@c/d",
-            "file:///var/runs",
-            "memory:",
-            "s3://bucket/a:b@c",
-        ),
-        *("redis://user@host:6379/0", "postgresql:///db?host=/tmp&user=me", "file:./a b?fsync=false"),
-    ],
+    "url", ["postgresql:///db#password=SECRET", "postgresql://user:SEC#RET@host/db", "file:./a#b", "file:./a#"]
 )
-def test_a_url_without_a_secret_is_shown_as_it_was_written(url: str) -> None:
-    """Nothing is rewritten on the way to a message."""
-    assert str(StoreURL(url)) == url
-    assert repr(StoreURL(url)) == f"StoreURL({url!r})"
+def test_a_fragment_is_refused(url: str) -> None:
+    """No store has any: the rest of the path, or of a password, would be lost."""
+    with pytest.raises(StoreError, match=r"holds a '#', which ends a URL's path; write it as %23$") as refused:
+        StoreURL(url)
+    assert not any(part in str(refused.value) for part in ("SEC", "RET"))
+
+
+@pytest.mark.parametrize("url", ["postgresql:/app:SECRET@db/prod", "redis:app:SECRET@cache:6379/0", "redis:", "redis:cache"])
+def test_a_server_without_slashes(url: str) -> None:
+    """The address would be taken for a path, and the default server be used: it is refused, and shown to nobody."""
+    scheme = url.partition(":")[0]
+    with pytest.raises(StoreError, match=rf"names no server; write {scheme}://host with two slashes$") as refused:
+        StoreURL(url).require_server()
+    assert "SECRET" not in str(refused.value)
+    StoreURL(f"{scheme}://host/x").require_server()
+    StoreURL(f"{scheme}:///x").require_server()
+
+
+def test_the_value_of_an_option_is_not_shown() -> None:
+    """It may be a secret: the message names the option and what was expected."""
+    with pytest.raises(StoreError, match=r"^option 'password' in redis://host\?password=…: expected a whole number") as refused:
+        StoreURL("redis://host?password=SECRET").options(KNOWN)
+    assert "SECRET" not in f"{refused.value}{refused.value.__cause__!r}"
 
 
 def test_options_are_converted() -> None:
@@ -91,7 +96,7 @@ def test_options_are_converted() -> None:
 def test_an_unknown_option_names_those_known() -> None:
     """All known options are listed, the driver's too, and the nearest one is suggested."""
     with pytest.raises(
-        StoreError, match=r"unknown option 'leese' in xx://h.leese=1; known: create, .*ttl.* Did you mean 'lease'"
+        StoreError, match=r"unknown option 'leese' in xx://h.leese=…; known: create, .*ttl.* Did you mean 'lease'"
     ):
         StoreURL("xx://h?leese=1").options(KNOWN)
     with pytest.raises(StoreError, match=r"known: sslmode, .* Did you mean 'sslmode'"):
@@ -127,16 +132,14 @@ def test_an_option_given_twice(query: str) -> None:
     ],
 )
 def test_a_value_that_does_not_convert(query: str, expected: str) -> None:
-    """The message gives the option, the value, and what was expected."""
-    name, _, text = query.partition("=")
+    """The message gives the option and what was expected."""
+    name = query.partition("=")[0]
     with pytest.raises(StoreError) as refused:
         StoreURL(f"xx://h?{query}").options(KNOWN)
-    assert str(refused.value) == f"option {name}={text!r} in xx://h?{query}: expected {expected}"
+    assert str(refused.value) == f"option {name!r} in xx://h?{name}=…: expected {expected}"
 
 
-@pytest.mark.parametrize(
-    "url", ["runs", "./runs", "C:\\runs", "c:/runs", "/var/runs", "", "//host/x", "1x:y", "user:pw@host"[:4]]
-)
+@pytest.mark.parametrize("url", ["runs", "./runs", "C:\\runs", "c:/runs", "/var/runs", "", "//host/x", "user"])
 def test_a_url_without_a_scheme(url: str) -> None:
     """A bare path, of Windows too, is told how to be written."""
     with pytest.raises(StoreError, match="has no scheme; for a folder of run logs write 'file:"):
@@ -146,16 +149,17 @@ def test_a_url_without_a_scheme(url: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        *("//user:SECRET@host/db", "//user:SEC/RET@host/db", "host/db?password=SECRET", "./a?token=SECRET"),
+        *("//user:SECRET@host/db", "//user:SEC/RET@host/db", "host/db?password=SECRET", "./a?token=SECRET", "1user:SECRET"),
         *("u:SECRET@host/x", "u:SEC@RET:SEC/RET@host", ":SECRET@host", "my_app:SECRET@host", "u:SEC\nRET@host"),
     ],
 )
 def test_a_url_without_a_scheme_keeps_its_secret(url: str) -> None:
-    """Where the scheme was forgotten the advice shows no password either."""
-    with pytest.raises(StoreError, match="has no scheme") as refused:
+    """Where the scheme was forgotten nothing is shown of what may be an address."""
+    with pytest.raises(StoreError) as refused:
         StoreURL(url)
-    assert "***" in str(refused.value)
-    assert not any(part in str(refused.value) for part in ("SEC", "RET"))
+    assert str(refused.value) == (
+        "the store's URL has no scheme; begin it with one such as redis:// or postgresql://, or with file: for a path"
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,12 +167,11 @@ def test_a_url_without_a_scheme_keeps_its_secret(url: str) -> None:
     [
         ("", "", "for a folder of run logs write 'file:./runs'"),
         ("C:\\runs", "C:\\runs", "for a folder of run logs write 'file:C:\\\\runs'"),
-        ("u:SECRET@h/x", "u:***@h/x", "begin it with one such as redis:// or postgresql://, or with file: for a path"),
         ("~/runs", "~/runs", "for a folder of run logs write 'file:' and the path, with the home folder written out"),
     ],
 )
 def test_what_is_told_to_write_is_a_url(url: str, shown: str, advice: str) -> None:
-    """Nothing is proposed that would be refused, or taken for a folder where it is an address."""
+    """Nothing is proposed that would be refused."""
     with pytest.raises(StoreError) as refused:
         StoreURL(url)
     assert str(refused.value) == f"{shown!r} has no scheme; {advice}"
@@ -187,7 +190,7 @@ def test_a_scheme_is_lower_case() -> None:
 
 
 def test_a_path_is_decoded() -> None:
-    """`path` is what the URL means, `without` and `str` what it says."""
+    """`path` is what the URL means."""
     assert StoreURL("file:./a%20b%25").path == "./a b%"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final, cast
 
@@ -23,15 +24,20 @@ _FAMILY: Final = {
 }
 
 
-def open_store(url: str) -> OpenableStore:
+def open_store(url: str | None = None) -> OpenableStore:
     """Make the store that `url` names, such as `file:./runs` or `s3://bucket/prefix`; it connects when first used.
 
-    Use it as `async with open_store(url) as store:`. Which class serves a scheme is told by the installed distributions, through
-    the entry-point group `durable_core.stores`. Raises `StoreError` for a scheme that nobody or more than one distribution
-    serves, or an option that the store doesn't know. An error while the store's own module is imported is let through.
+    Without an argument the environment variable `DURABLE_STORE` names it. Use it as `async with open_store(url) as store:`.
+    Which class serves a scheme is told by the installed distributions, through the entry-point group `durable_core.stores`.
+    Raises `StoreError` for a scheme that nobody or more than one distribution serves, or an option that the store doesn't know.
+    An error while the store's own module is imported is let through.
     """
-    parsed = StoreURL(url)
+    if url is None and not (url := os.environ.get("DURABLE_STORE")):
+        raise StoreError("no store is named: give open_store a URL such as 'file:./runs', or set DURABLE_STORE to one")
     points = entry_points(group=GROUP)
+    if isinstance(url, str) and url.lower() in points.names:
+        raise StoreError(f"{url!r} lacks a colon: a URL of this store begins with '{url.lower()}:'")
+    parsed = StoreURL(url)
     found = {_owner(point): point for point in points if point.name == parsed.scheme}
     if not found:
         installed = ", ".join(sorted({point.name for point in points})) or "none"

@@ -11,15 +11,15 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 from durable_core.errors import StoreError
 
 _SCHEME: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: `C:\runs` is a path
-# A password with an unescaped / ? or #: text that is no port after the colon, and an @ behind what ends the host.
-_CUT_SHORT: Final = re.compile(r"[^:/?#]+://[^/?#@]*:(?![0-9]*(?:[/?#]|$))[^/?#@\]]*[/?#].*@", re.DOTALL)
-_SECRET: Final = re.compile(r"pass|pwd|secret|token|key|sig|auth|cred", re.IGNORECASE)
+_HOST: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
+_NAME: Final = re.compile(r"[\w-]+")
+_PATH: Final = re.compile(r"([A-Za-z]:)?[^:@?#\n]*")
 
 
 class StoreURL:
-    """A store's URL, split; `repr()` and `str()` show it without passwords.
+    """A store's URL, split. `repr()`, `str()` and every error show its scheme, its host and the names of its options.
 
-    Raises `StoreError` where `url` has no scheme or can't be split.
+    Raises `StoreError` where `url` has no scheme, holds a `#`, or can't be split.
     """
 
     def __init__(self, url: str) -> None:
@@ -30,19 +30,25 @@ class StoreURL:
             raise _without_scheme(url)
         self._text: Final = url
         self.scheme: Final = match["scheme"].lower()
+        if "#" in url:
+            raise StoreError(
+                f"the URL that begins with '{self.scheme}:' holds a '#', which ends its path; percent-encode it: write it as %23"
+            )
         try:
             self.parts: Final[SplitResult] = urlsplit(url)
-            if _CUT_SHORT.match(url):
+            self._host: Final = self.parts.netloc.rpartition("@")[2]
+            if not all(map(_HOST.fullmatch, self._host.split(","))):
                 raise ValueError
         except ValueError:
             # Not `from` it: urllib's message can hold the password.
-            raise StoreError(f"{self} is not a URL; percent-encode what is special in a user name or password") from None
+            raise self._unreadable() from None
         self.query: Final = parse_qsl(self.parts.query, keep_blank_values=True)
 
     def options(self, known: Mapping[str, Callable[[str], Any]], *, also: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Convert the query parameters by `known`; those in `also` belong to the driver and are left to `without`.
 
-        Raises `StoreError` for an option that is neither, given twice, or refused by its converter with a `ValueError`.
+        Raises `StoreError` for an option that is neither, given twice, or refused by its converter with a `ValueError`, whose
+        message says what was expected and not what was given.
         """
         found: dict[str, Any] = {}
         for name, text in self.query:
@@ -59,9 +65,7 @@ class StoreURL:
             try:
                 found[name] = known[name](text)
             except ValueError as error:
-                if _SECRET.search(name):
-                    raise StoreError(f"option {name} in {self} is not as expected") from None
-                raise StoreError(f"option {name}={text!r} in {self}: {error}") from error
+                raise StoreError(f"option {name!r} in {self}: {error}") from error
         return found
 
     def refuse_options(self) -> None:
@@ -70,12 +74,21 @@ class StoreURL:
         if self.parts.netloc or self.parts.path:
             raise StoreError(f"{self} takes no path; write '{self.scheme}:'")
 
+    def require_server(self) -> None:
+        """Raise `StoreError` where a driver would take part of the server's address for a path.
+
+        That is where no `//` follows the scheme, or an `@` follows the host: a password that its owner forgot to escape.
+        """
+        if not self._text.startswith("//", len(self.scheme) + 1):
+            raise StoreError(f"{self} names no server; write {self.scheme}://host with two slashes")
+        if "@" in self.parts.path:
+            raise self._unreadable()
+
     def without(self, names: Mapping[str, object]) -> str:
         """Return the URL, secrets included, less the options in `names`: what the driver gets."""
         # Not through `urlunsplit`, which turns `postgresql:///db` into `postgresql:/db`.
-        base, _, fragment = self._text.partition("#")
         kept = urlencode([(name, text) for name, text in self.query if name not in names])
-        return base.partition("?")[0] + (kept and f"?{kept}") + (fragment and f"#{fragment}")
+        return self._text.partition("?")[0] + (kept and f"?{kept}")
 
     @property
     def path(self) -> str:
@@ -83,36 +96,33 @@ class StoreURL:
         return unquote(self.parts.path)
 
     def __str__(self) -> str:
-        return redacted(self._text)
+        if "@" in self.parts.path + self.parts.query:  # all before it may be a password that its owner forgot to escape
+            return f"{self.scheme}:…"
+        names = [name if _NAME.fullmatch(name) else "…" for name, _ in self.query]
+        shown = f"{self.scheme}:{'//' if self._host else ''}{self._host}"
+        if self.parts.path.strip("/"):
+            shown += "/…" if self._host else "…"
+        return shown + ("?" if names else "") + "&".join(f"{name}=…" for name in names)
+
+    def _unreadable(self) -> StoreError:
+        return StoreError(
+            f"the URL that begins with '{self.scheme}:' can't be read; percent-encode what is special in a password"
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
 
 
-def redacted(url: str) -> str:
-    """Return `url` with its password, and every option that looks like one, as `***`."""
-    # A password that holds @ : / ? or # unescaped is one that its owner forgot to escape: hide as far as it may reach.
-    url = re.sub(r"(?s)((?://|^[^/?#:]+:/?)[^/?#:]*):.*@", r"\1:***@", url)
-    return re.sub(r"(?<=[?&#])[^&]*", lambda option: _redacted_option(option[0]), url)
-
-
-def _redacted_option(option: str) -> str:
-    for name in re.finditer(r"(?:^|(?<=[;#]))[^=;#]*(?==)", option):  # a ; may part two options, or be part of a password
-        if _SECRET.search(unquote(name[0])):
-            return f"{option[: name.end()]}=***"
-    return option
-
-
 def _without_scheme(url: str) -> StoreError:
-    # Of `u:secret@host` nothing tells where the secret begins but the colon, and nothing where it ends but the last @.
-    shown = re.sub(r"(?s):.*@", ":***@", redacted(url))
-    if "@" in url:
-        advice = "begin it with one such as redis:// or postgresql://, or with file: for a path"
-    elif url.startswith("~"):
+    if not _PATH.fullmatch(url) or url.startswith("//"):  # an address, and nothing tells which part of it is a secret
+        return StoreError(
+            "the store's URL has no scheme; begin it with one such as redis:// or postgresql://, or with file: for a path"
+        )
+    if url.startswith("~"):
         advice = "for a folder of run logs write 'file:' and the path, with the home folder written out"
     else:
-        advice = f"for a folder of run logs write {'file:' + (shown or './runs')!r}"
-    return StoreError(f"{shown!r} has no scheme; {advice}")
+        advice = f"for a folder of run logs write {'file:' + (url or './runs')!r}"
+    return StoreError(f"{url!r} has no scheme; {advice}")
 
 
 def boolean(text: str) -> bool:

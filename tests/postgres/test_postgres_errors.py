@@ -74,7 +74,6 @@ async def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) ->
         (f"postgresql://ann:{SECRET}@db.internal/app", "db.internal:5432/app"),
         (f"postgresql://ann:{SECRET}@db.internal:6432/app?schema=x&application_name=y", "db.internal:6432/app"),
         (f"postgresql://ann:pa@{SECRET}@db.internal/app", "db.internal:5432/app"),
-        (f"postgresql://ann:pa@ss/{SECRET}@db.internal/app", "db.internal:5432/app"),
         ("postgresql://[::1]/app", "[::1]:5432/app"),
         ("postgresql://[::1]:6432/app", "[::1]:6432/app"),
         ("postgresql://a:1,b:2/app", "a:1,b:2/app"),
@@ -145,18 +144,18 @@ async def test_an_unknown_role(postgres_server: PostgresServer) -> None:
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        ("schema=x; drop", r"option schema='x; drop' .* expected a name"),
-        ("table=a.b", r"option table='a.b' .* expected a name"),
-        ("schema=", r"option schema='' .* expected a name"),
+        ("schema=x; drop", r"option 'schema' .* expected a name"),
+        ("table=a.b", r"option 'table' .* expected a name"),
+        ("schema=", r"option 'schema' .* expected a name"),
         ("shema=x", r"unknown option 'shema' .* Did you mean 'schema'\?"),
-        ("pool_max=4", r"option pool_max='4' .* at least 5"),
-        ("pool_max=many", r"option pool_max='many' .* expected a whole number"),
+        ("pool_max=4", r"option 'pool_max' .* at least 5"),
+        ("pool_max=many", r"option 'pool_max' .* expected a whole number"),
         ("schema=a&schema=b", r"option 'schema' is given twice"),
-        ("statement_cache_size=-1", r"option statement_cache_size='-1' .* expected a whole number"),
+        ("statement_cache_size=-1", r"option 'statement_cache_size' .* expected a whole number"),
     ],
 )
 async def test_bad_options(query: str, expected: str) -> None:
-    """An option is refused when the store is made, with its value and what was expected."""
+    """An option is refused when the store is made, with its name and what was expected."""
     with pytest.raises(StoreError, match=expected) as refused:
         open_store(f"postgresql://ann:{SECRET}@localhost/app?{query}")
     assert SECRET not in "".join(traceback.format_exception(refused.value))

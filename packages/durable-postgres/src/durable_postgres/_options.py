@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from durable_core import StoreError, StoreURL
 from durable_core.stores.urls import integer
@@ -49,6 +49,7 @@ _OURS: Final[Mapping[str, Callable[[str], Any]]] = {
 def parsed(url: str) -> tuple[str, dict[str, Any], str]:
     """Split a store's URL into the driver's DSN, our own options, and the place to be named in errors."""
     store_url = StoreURL(url)
+    store_url.require_server()
     rest = url.partition(store_url.parts.netloc)[2] if store_url.parts.netloc else ""
     hosts = store_url.parts.netloc.rpartition("@")[2].split(",")
     # What a stray `/`, `?` or `#` in a password cuts off must not reach an error message.
@@ -66,7 +67,7 @@ def parsed(url: str) -> tuple[str, dict[str, Any], str]:
 
 def _place(url: StoreURL) -> str:
     """Say where the driver looks for the database, and nothing of the URL but that."""
-    shown, given = urlsplit(str(url)), dict(url.query)  # without the password
+    shown, given = url.parts, dict(url.query)
     hosts = unquote(shown.netloc.rpartition("@")[2]) or given.get("host") or os.environ.get("PGHOST", "")
     database = shown.path.lstrip("/") or given.get("dbname") or given.get("database") or os.environ.get("PGDATABASE", "")
     if hosts.startswith("/"):

@@ -1,4 +1,4 @@
-"""Ids: which ones people may give to runs and steps, and those that tell one append from another."""
+"""Ids: those that people give to runs and steps, and those that tell one append from another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _KEPT: Final = 4096
 
 legal_ids: Final[set[str]] = set()
-"""Printable ones that were found legal lately: most ids are looked at again and again."""
+"""Printable ids that were checked lately: most ids are checked again and again."""
 
 
 def check_id(what: str, value: object) -> str:
@@ -56,15 +56,15 @@ def check_own_id(what: str, value: object) -> str:
 
 
 _unused: list[str] = []
-_noticed = 0  # forks
+_process = 0
 
 
 def new_id() -> str:
-    """Return 12 random bytes as text, which are never those that a forked child or parent has."""
-    global _unused, _noticed
+    """Return 12 random bytes as text, never the same in a forked child and its parent."""
+    global _unused, _process
     while True:
-        if forks() != _noticed:
-            _unused, _noticed = [], forks()
+        if (process := forks()) != _process:
+            _unused, _process = [], process
         try:
             return _unused.pop()
         except IndexError:

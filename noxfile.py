@@ -177,7 +177,8 @@ def demo(session: nox.Session) -> None:
 def benchmarks(session: nox.Session) -> None:
     """Measure every file in benchmarks/, or those named after `--`; a figure beyond its limit shows and fails nothing."""
     session.install(*editable(), *group("tests"))
-    for path in session.posargs or sorted(str(path) for path in Path("benchmarks").glob("*.py") if path.name != "rows.py"):
+    shared = {"rows.py", "runs.py"}
+    for path in session.posargs or sorted(str(path) for path in Path("benchmarks").glob("*.py") if path.name not in shared):
         session.run("python", path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -46,9 +47,10 @@ async def async_seconds(work: Awaitable[object]) -> float:
     return perf_counter() - began
 
 
-def in_child(file: str, *arguments: object) -> list[float]:
-    """Run `file` with `arguments` in a new interpreter, and return the numbers that it printed."""
-    output = subprocess.check_output([sys.executable, file, *map(str, arguments)], text=True)
+def in_child(*arguments: object) -> list[float]:
+    """Run a new interpreter with `arguments`, such as a file and its own, and return the numbers that it printed."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # nobody compiles the library for each process
+    output = subprocess.check_output([sys.executable, *map(str, arguments)], text=True, env=environment)
     return [float(word) for word in output.split()]
 
 

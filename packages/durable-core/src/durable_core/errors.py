@@ -125,7 +125,7 @@ class RunSuspended(BaseException):
 
 
 class Refused(DurableError):
-    """Something that was asked of a run from outside doesn't fit what is there; nothing was appended."""
+    """A request from outside doesn't fit the run as it stands; nothing was appended."""
 
 
 class NotFound(Refused):
@@ -147,7 +147,7 @@ class DeadlinePassed(Refused, TimeoutError):
 
 
 class CopyConflict(Refused):
-    """The place that a run is copied to already holds something else."""
+    """The target of a copy already holds other entries of the run."""
 
 
 class ResultNotRecorded(DurableError):
@@ -171,7 +171,7 @@ class StepReused(DurableError):
 
 
 class StepDrift(DurableError, UserWarning):
-    """The code asks for something else than what an earlier run recorded under the same step id.
+    """The code asks for another thing than an earlier run recorded under the same step id.
 
     A warning where the recorded outcome can still be used, an error where it can't.
     """

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeVar, get_args, overload
 import msgspec
 
 from ._system.class_names import class_name
-from ._system.ids import check_id as check_id  # for stores too
+from ._system.ids import check_id as check_id  # stores use it too
 from ._system.ids import legal_ids, new_id
 from ._system.roots import CorruptLog, StoreError
 from ._values.returns import codec_for
@@ -26,7 +26,7 @@ _STATUSES: Final = frozenset(get_args(Status))
 _KINDS: Final = frozenset(get_args(Kind))
 _ERROR_BYTES: Final = 16_000
 _DATA_BYTES: Final = 4_000
-_ExceptionType = type[BaseException]  # by another name, since an error's own `type` hides the builtin
+_ExceptionType = type[BaseException]  # in StepError the field `type` hides the builtin
 
 
 class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -74,7 +74,7 @@ class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         return cls(name, text, _clip(lines, _ERROR_BYTES - used, end=True), bases, data)
 
     def matches(self, *types: _ExceptionType) -> bool:
-        """Tell whether the exception was an instance of one of `types`, by the recorded names."""
+        """Return True if the exception was an instance of one of `types`, by the recorded names."""
         recorded = {self.type, *self.bases}
         return any(_class_name(type_) in recorded for type_ in types)
 

@@ -81,7 +81,7 @@ class RecordLines(Sequence[StepRecord]):
 
 
 def heads_of(entries: Sequence[StepRecord]) -> Iterable[Head | StepRecord]:
-    """Return what tells each entry's place: its head where that is cheaper than the record."""
+    """Return the heads of lines, and records themselves, for they are decoded already."""
     return entries.heads() if isinstance(entries, RecordLines) else entries
 
 

@@ -28,9 +28,9 @@ def open_store(url: str | None = None) -> OpenableStore:
     """Make the store that `url` names, such as `file:./runs` or `s3://bucket/prefix`; it connects when first used.
 
     Without an argument the environment variable `DURABLE_STORE` names it. Use it as `async with open_store(url) as store:`.
-    Which class serves a scheme is told by the installed distributions, through the entry-point group `durable_core.stores`.
+    The installed distributions say which class serves a scheme, through the entry-point group `durable_core.stores`.
     Raises `StoreError` for a scheme that nobody or more than one distribution serves, or an option that the store doesn't know.
-    An error while the store's own module is imported is let through.
+    An error raised by importing the store's own module passes through.
     """
     if url is None and not (url := os.environ.get("DURABLE_STORE")):
         raise StoreError("no store is named: give open_store a URL such as 'file:./runs', or set DURABLE_STORE to one")
@@ -43,7 +43,7 @@ def open_store(url: str | None = None) -> OpenableStore:
         installed = ", ".join(sorted({point.name for point in points})) or "none"
         package = _FAMILY.get(parsed.scheme)
         advice = f" To use it: pip install {package}" if package else ""
-        # Without the URL: of `user:secret@host`, where the scheme was forgotten, redaction could not know the secret.
+        # Without the URL: in `user:secret@host` the scheme was forgotten, and the rest is a secret.
         raise StoreError(f"no store is installed for the scheme {parsed.scheme!r}; installed: {installed}.{advice}")
     if len(found) > 1:
         owners = " and ".join(sorted(found))

@@ -22,7 +22,7 @@ _SECONDS: Final = 60
 
 
 class Pipe:
-    """One end of the talk between a test and its child; waiting leaves the event loop free, so that leases are renewed."""
+    """One end of a pipe between a test and its child; it waits in a thread, so that the event loop goes on renewing leases."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection: Final = connection

@@ -47,7 +47,7 @@ RESULTS: Final = (
     *(b"[]", b"{}", b"[1, 2,3]", b'{ "b":1,"a" : 2}', b'{"a":1,"a":2}', b'{"\\u0000":{"":[]}}'),
     *(b'{"1":1}', b'"null"', b"[" * 200 + b"]" * 200),
 )
-"""JSON that is spelled in its own way: what comes back is the same bytes."""
+"""JSON in unusual spellings: a store returns the same bytes."""
 
 _NOTES: Final[tuple[Any, ...]] = (
     *(False, 0, 1.0, 2**53 + 1, "", "a\0b", [], {}),
@@ -69,7 +69,7 @@ def entry(run_id: str = "run", step_id: str = "step", revision: int = 0, **field
 
 
 def varied() -> list[StepRecord]:
-    """Records that between them give every field values that are easily bent."""
+    """Records that give every field the values that a store changes most easily."""
     plain = [
         entry(step_id="defaults"),
         entry(step_id="name", name="Charge the card — 'é😀' %s\n\\x00"),

@@ -61,7 +61,7 @@ class RaceTests:
 
 
 def _agree(held: list[StepRecord], listed: list[str], *, contenders: list[StepRecord]) -> None:
-    """Assert that whoever asked for a slot was given its one holder, which is one of those who asked."""
+    """Assert that each slot has one holder, which is among its contenders, and that all of them got it."""
     holders: dict[str, set[str]] = {}
     for asked, given in zip(contenders, held, strict=True):
         assert given.step_id == asked.step_id

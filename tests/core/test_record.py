@@ -564,6 +564,14 @@ def test_a_failed_flow_says_what_its_step_said() -> None:
     assert str(flow) == str(step) == "run 'run' failed at step 'pay-back': Closed: the bank is closed"
 
 
+@pytest.mark.parametrize(("reason", "shown"), [("a\x1b[2Jb", ": a\\x1b[2Jb"), (7, ": 7"), (None, "")])
+def test_a_cancellation_shows_its_reason_as_text(reason: Any, shown: str) -> None:
+    """Whatever stands in the note, a terminal is not moved by it."""
+    assert str(errors.RunCancelled(record(note={"reason": reason}, ended_at=MOMENT))).endswith(
+        f"at 2026-03-29T01:59:59+00:00{shown}"
+    )
+
+
 def test_what_is_not_there_is_refused() -> None:
     """`NotFound` is one of the refusals that callers catch together."""
     assert issubclass(errors.NotFound, errors.Refused)

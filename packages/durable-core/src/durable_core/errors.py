@@ -10,6 +10,7 @@ from ._system.roots import NestedStep as NestedStep
 from ._system.roots import StoreError as StoreError
 from ._system.roots import UnrecordableValue as UnrecordableValue
 from ._system.roots import reduced
+from ._system.text import safe
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -99,7 +100,7 @@ class RunCancelled(DurableError):
         reason = record.notes.get("reason")
         super().__init__(
             f"run {record.run_id!r} was cancelled at {record.ended_at.isoformat(timespec='seconds')}"
-            + (f": {reason}" if reason else "")
+            + (f": {safe(str(reason))}" if reason else "")
         )
         self.record = record
         self.run_id: str = record.run_id

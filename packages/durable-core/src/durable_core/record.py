@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ from ._system.class_names import class_name
 from ._system.ids import check_id as check_id  # stores use it too
 from ._system.ids import legal_ids, new_id
 from ._system.roots import CorruptLog, StoreError
+from ._system.text import UNSAFE, clip, safe
 from ._values.returns import codec_for
 
 T = TypeVar("T")
@@ -49,34 +49,34 @@ class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     def __post_init__(self) -> None:
         for field in ("type", "message", "traceback"):
-            if _UNSAFE.search(text := getattr(self, field)):
-                msgspec.structs.force_setattr(self, field, _safe(text))
-        if any(map(_UNSAFE.search, self.bases)):
-            msgspec.structs.force_setattr(self, "bases", tuple(map(_safe, self.bases)))
+            if UNSAFE.search(text := getattr(self, field)):
+                msgspec.structs.force_setattr(self, field, safe(text))
+        if any(map(UNSAFE.search, self.bases)):
+            msgspec.structs.force_setattr(self, "bases", tuple(map(safe, self.bases)))
 
     @classmethod
     def from_exception(cls, error: BaseException) -> StepError:
         """Describe `error` in at most 16 kB of UTF-8; of a long traceback the end is kept."""
-        names = [_class_name(base) for base in type(error).__mro__[:-1]]
+        names = [class_name(base) for base in type(error).__mro__[:-1]]
         try:
             message = str(error)
         except Exception as unprintable:
-            message = f"<{_class_name(type(error))} whose message raised {_class_name(type(unprintable))}>"
-        name = _clip(names[0], 500)
-        bases = tuple(_clip(base, 200) for base in names[1:16])
-        text = _clip(message, 4_000)
+            message = f"<{class_name(type(error))} whose message raised {class_name(type(unprintable))}>"
+        name = clip(names[0], 500)
+        bases = tuple(clip(base, 200) for base in names[1:16])
+        text = clip(message, 4_000)
         data, size = _data_of(error)
         used = size + sum(len(part.encode()) for part in (name, text, *bases))
         try:
             lines = "".join(traceback.format_exception(error))
         except Exception as unprintable:
-            lines = f"<the traceback can't be shown: {_class_name(type(unprintable))}>"
-        return cls(name, text, _clip(lines, _ERROR_BYTES - used, end=True), bases, data)
+            lines = f"<the traceback can't be shown: {class_name(type(unprintable))}>"
+        return cls(name, text, clip(lines, _ERROR_BYTES - used, end=True), bases, data)
 
     def matches(self, *types: _ExceptionType) -> bool:
         """Return True if the exception was an instance of one of `types`, by the recorded names."""
         recorded = {self.type, *self.bases}
-        return any(_class_name(type_) in recorded for type_ in types)
+        return any(safe(class_name(type_)) in recorded for type_ in types)
 
     def __str__(self) -> str:
         name = self.type.rpartition(".")[2]
@@ -130,7 +130,7 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         if name is not step_id and not (type(name) is str and name and name.isascii() and name.isprintable()):
             if not isinstance(name, str):
                 raise TypeError(f"name must be a str, not {name!r}")
-            msgspec.structs.force_setattr(self, "name", _safe(name) if name else self.step_id)
+            msgspec.structs.force_setattr(self, "name", safe(name) if name else self.step_id)
         if result is not None:
             if type(result) is not bytes:
                 raise TypeError(f"result must be JSON as bytes, not {result!r}")
@@ -287,22 +287,6 @@ def _refusal(line: bytes | bytearray | memoryview | str, error: Exception, place
     return CorruptLog(f"{place}not a step record ({error}): {text[:200]!r}")
 
 
-def _class_name(type_: type) -> str:
-    return _safe(class_name(type_))
-
-
-_UNSAFE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def _safe(text: str) -> str:
-    return _UNSAFE.sub(_escape, text)
-
-
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-
-
 def _data_of(error: BaseException) -> tuple[Any, int]:
     """Return what the exception offers as JSON, and its size; None where that would not come back equal."""
     try:
@@ -313,12 +297,3 @@ def _data_of(error: BaseException) -> tuple[Any, int]:
         return (data, len(encoded)) if len(encoded) <= _DATA_BYTES and data == offered else (None, 0)
     except Exception:  # whatever a property raises: the failure itself is what has to be recorded
         return None, 0
-
-
-def _clip(text: str, limit: int, *, end: bool = False) -> str:
-    data = _safe(text).encode()
-    if len(data) <= limit:
-        return data.decode()
-    kept = data[-limit + 3 :] if end else data[: limit - 3]
-    clipped = kept.decode(errors="ignore")
-    return f"…{clipped}" if end else f"{clipped}…"

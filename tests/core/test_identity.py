@@ -315,11 +315,15 @@ async def test_a_changed_list_in_a_closure_counts_as_a_changed_argument_does(sto
     """It is compared by what it holds: a loop that talks to its step through one is noticed."""
     runner = Runner(store, "run")
     state = {"page": 1}
-    await runner.step("fetch", lambda: state["page"])
-    await runner.step("fetch", lambda: state["page"])
+
+    def fetch() -> int:
+        return state["page"]
+
+    await runner.step("fetch", fetch)
+    await runner.step("fetch", fetch)
     state["page"] = 2
     with pytest.raises(StepReused):
-        await runner.step("fetch", lambda: state["page"])
+        await runner.step("fetch", fetch)
 
 
 async def test_reused_is_told_before_anything_runs_and_loses_nothing(store: FlakyStore, effects: Effects) -> None:

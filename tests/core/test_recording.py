@@ -650,15 +650,14 @@ async def test_a_cancelled_thread_that_returns_an_awaitable_begins_nothing_more(
 async def test_when_the_caller_of_a_shared_step_is_cancelled_another_takes_over(store: FlakyStore) -> None:
     """Sharing an execution doesn't mean sharing a cancellation."""
     runner = Runner(store, "run")
-    calls = 0
+    calls: list[str] = []
     started, go = asyncio.Event(), asyncio.Event()
 
     async def work() -> int:
-        nonlocal calls
-        calls += 1
+        calls.append("call")
         started.set()
         await go.wait()
-        return calls
+        return len(calls)
 
     first, second, third = (asyncio.create_task(runner.step("a", work)) for _ in range(3))
     await started.wait()

@@ -1,10 +1,10 @@
-"""What makes two calls of one step id the same call, and the fingerprint that is recorded of its arguments."""
+"""The fingerprint of arguments, which is recorded, and what their JSON hides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from math import isfinite
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -12,62 +12,67 @@ import msgspec
 
 from durable_core._system.class_names import class_name
 from durable_core._values.json import is_model
+from durable_core._values.locate import parts
 
-from .functions import Identity, value_of
-from .untold import TOLD, untold
-
-_EMPTY: Final[tuple[Any, ...]] = ()
+_PLAIN: Final = frozenset({str, int, bool, type(None)})
+_TEXT: Final = frozenset({str})
 _PYDANTIC: Final = ("pydantic", "pydantic_core", "pydantic_extra_types")  # whose other values are told by their text
-
-
-def arguments_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return `args` with those that a partial adds."""
-    keywords: dict[str, Any] = {}
-    while isinstance(fn, partial):
-        args, keywords, fn = (*fn.args, *args), {**fn.keywords, **keywords}, fn.func
-    return (args, keywords) if keywords else args
-
-
-def with_arguments(function: Identity, arguments: tuple[Any, ...]) -> tuple[Identity, str]:
-    """Return what a later call of the same id has to equal, and the fingerprint of the arguments, which is recorded.
-
-    Arguments are held by their fingerprint, so that a changed list is noticed and nothing large is kept alive, and by what that
-    doesn't tell, such as their types.
-    """
-    try:
-        data, held = _encode(arguments), _EMPTY
-    except Exception:
-        data, held = _canonical(arguments)
-    fingerprint = blake2b(data, digest_size=8).hexdigest()
-    for argument in arguments:
-        if type(argument) not in TOLD:
-            try:
-                held = (held, [*map(untold, arguments)])
-            except Exception:  # a cycle, or a class whose attributes raise
-                held = arguments
-            break
-    return (function, fingerprint, held), fingerprint
 
 
 def fingerprint_of(args: tuple[Any, ...], keywords: Mapping[str, Any] | None = None) -> str | None:
     """Return a short hash of arguments, equal in every process for equal arguments; None without any.
 
-    A value that JSON can't hold counts by its type alone.
+    A value that has no JSON counts by its type alone.
     """
     arguments = (args, keywords) if keywords else args
-    return with_arguments(None, arguments)[1] if arguments else None
+    return content_of(arguments)[0] if arguments else None
 
 
-def same(one: Identity, other: Identity) -> bool:
-    """Tell whether two identities are equal; values that refuse to be compared are not."""
+def content_of(arguments: tuple[Any, ...]) -> tuple[str, int, Sequence[object]]:
+    """Return the fingerprint of arguments, a hash of what their JSON hides, and the parts that have no JSON.
+
+    We keep a hash of the arguments and their types, not the arguments.
+    """
+    opaque: Sequence[object] = ()
     try:
-        return bool(one == other)
-    except Exception:
-        return False
+        data = _encode(arguments)
+    except Exception:  # a part has no JSON
+        data, opaque = _described(arguments)
+    hidden = 0
+    if not _PLAIN.issuperset(map(type, arguments)):
+        try:
+            hidden = hidden_by_json(arguments)
+        except Exception:  # a cycle, or a class whose attributes raise
+            opaque = arguments
+    return blake2b(data, digest_size=8).hexdigest(), hidden, opaque
 
 
-def _canonical(arguments: object) -> tuple[bytes, tuple[Identity, ...]]:
-    """Return arguments as JSON, and those of which that tells nothing but the type."""
+def hidden_by_json(value: Any) -> int:
+    """Return a hash of what JSON hides of `value`: the types in it, and what its classes leave out."""
+    kind: Any = type(value)
+    if kind in _PLAIN or _is_plain(kind, value):
+        return hash(kind)
+    if kind is float:
+        return hash(kind) if isfinite(value) else hash(repr(value))
+    if hasattr(kind, "get_secret_value"):  # pydantic's secrets, which are written as asterisks
+        return hash((kind, fingerprint_of((value.get_secret_value(),))))
+    return hash((kind, frozenset((step, hidden_by_json(part), _left_out(step, part)) for step, part in parts(value))))
+
+
+def _is_plain(kind: type, value: Any) -> bool:
+    """Return True for a container whose JSON tells all but its own type; this saves the walk."""
+    if kind is dict:
+        return _TEXT.issuperset(map(type, value)) and _PLAIN.issuperset(map(type, value.values()))
+    return kind in (list, tuple) and _PLAIN.issuperset(map(type, value))
+
+
+def _left_out(step: str, part: object) -> str | None:
+    """Return the fingerprint of a private attribute, which attrs and pydantic leave out of JSON."""
+    return fingerprint_of((part,)) if step.startswith("._") else None
+
+
+def _described(arguments: object) -> tuple[bytes, list[object]]:
+    """Return arguments as JSON that names the type of each part that has no JSON, and those parts."""
     opaque: list[object] = []
 
     def hook(found: Any) -> object:
@@ -82,14 +87,13 @@ def _canonical(arguments: object) -> tuple[bytes, tuple[Identity, ...]]:
 
     encode = msgspec.json.Encoder(enc_hook=hook, order="deterministic").encode
     try:
-        data = encode(arguments)
+        return encode(arguments), opaque
     except Exception:  # a key, a text or a number that JSON can't hold
         opaque.clear()
-        try:
-            data = encode(_spelled(arguments))
-        except Exception:  # a cycle, or a class whose attributes raise
-            data, opaque = f"<{type(arguments).__qualname__}>".encode(), [arguments]
-    return data, tuple([value_of(value, {}) for value in opaque])
+    try:
+        return encode(_spelled(arguments)), opaque
+    except Exception:  # a cycle, or a class whose attributes raise
+        return f"<{type(arguments).__qualname__}>".encode(), [arguments]
 
 
 def _spelled(value: Any) -> Any:

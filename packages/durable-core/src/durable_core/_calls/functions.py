@@ -1,146 +1,145 @@
-"""What tells one function from another, so that a loop which forgot to number its steps is not taken for a replay."""
+"""What makes two calls of one id the same call: code, closure, defaults, bound object and arguments."""
 
 from __future__ import annotations
 
-import dis
+from collections.abc import Callable
 from functools import partial
-from types import CellType, CodeType, FunctionType, MethodType
+from types import BuiltinMethodType, CellType, FunctionType, MethodType, MethodWrapperType
 from typing import Any, Final
+from weakref import ref
 
-import msgspec
+from .arguments import content_of
 
 Identity = object
-_FUNCTIONS: Final = (FunctionType, partial, MethodType)
-_COMPREHENSIONS: Final = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
-_REMEMBERED: Final = 4096
+Closure = list[tuple[str, CellType, object]]
+"""Variables that a function closes over, each with its cell and with what it held."""
+
+_BUILTIN: Final = (BuiltinMethodType, MethodWrapperType)
+_FUNCTIONS: Final = (FunctionType, partial, MethodType, *_BUILTIN)
+_PLAIN: Final = frozenset({str, int, bool, type(None)})
+_LONG: Final = 100
 
 
-def function_of(fn: Any, seen: dict[int, int] | None = None) -> Identity:
-    """Return what tells `fn` from other functions: its code, defaults, closure values and bound object, all read now.
+def identity_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Identity, str | None]:
+    """Return what a later call of the same id must equal, and the fingerprint of the arguments, which is recorded.
 
-    Now, because a loop's variable is one cell, which holds another value by the time the step runs. The variable of a loop that
-    stands in no function is a global: those that a lambda names count too. A variable that the function assigns is left out.
+    All is read now. The identity holds code, hashes and weak references, so that it keeps no value alive.
     """
-    seen = {} if seen is None else seen
-    if type(fn) is FunctionType:
-        code, closure, defaults, keywords = fn.__code__, fn.__closure__, fn.__defaults__, fn.__kwdefaults__
-        itself = _bare(fn)
-        if is_bare(fn):
-            return itself
-        if id(fn) in seen:
-            return itself, seen[id(fn)]  # functions may stand in each other's closures
-        seen[id(fn)] = len(seen)
-        parts: list[Identity] = [*itself]
-        if closure is not None:
-            assigned = _names_in(code).assigned
-            parts += [_cell(cell, seen) for name, cell in zip(code.co_freevars, closure, strict=True) if name not in assigned]
-        if _is_lambda(code):
-            parts += [_global(fn.__globals__.get(name), seen) for name in _names_in(code).globals]
-        if defaults is not None:
-            parts.append([value_of(value, seen) for value in defaults])
-        if keywords:
-            parts.append({name: value_of(value, seen) for name, value in keywords.items()})
-        return tuple(parts)
-    if isinstance(fn, partial):
-        keywords = {name: value_of(value, seen) for name, value in fn.keywords.items()}
-        return function_of(fn.func, seen), [value_of(value, seen) for value in fn.args], keywords
-    if isinstance(fn, MethodType):
-        return function_of(fn.__func__, seen), fn.__self__
-    return fn
+    keywords: dict[str, Any] = {}
+    while isinstance(fn, partial):
+        args, keywords, fn = (*fn.args, *args), {**fn.keywords, **keywords}, fn.func
+    return with_arguments(_function(fn, {}), (args, keywords) if keywords else args)
 
 
-def as_it_is(fn: Any) -> Any:
-    """Return a lambda with the values that its variables have now: when it runs, a loop over them may have gone on.
-
-    Not those that a function inside it has too, which may be there to watch them change.
-    """
-    if type(fn) is partial:
-        fixed = as_it_is(fn.func)
-        return fn if fixed is fn.func else partial(fixed, *fn.args, **fn.keywords)
-    if type(fn) is not FunctionType or not fn.__closure__ or not _is_lambda(fn.__code__):
-        return fn
-    code, watched = fn.__code__, _names_in(fn.__code__).watched
-    named = zip(code.co_freevars, fn.__closure__, strict=True)
-    cells = tuple(cell if name in watched else _as_it_is(cell) for name, cell in named)
-    function = FunctionType(code, fn.__globals__, fn.__name__, fn.__defaults__, cells)
-    function.__kwdefaults__ = fn.__kwdefaults__
-    return function
-
-
-def _as_it_is(cell: CellType) -> CellType:
-    try:
-        return CellType(cell.cell_contents)
-    except ValueError:  # it gets its value later
-        return cell
-
-
-def _bare(fn: FunctionType) -> tuple[CodeType, int]:
-    return fn.__code__, id(fn.__globals__)  # two modules may hold the same text
+def with_arguments(function: Identity, arguments: tuple[Any, ...]) -> tuple[Identity, str | None]:
+    """Return the identity and the fingerprint of a call, given the identity of its function alone."""
+    if not arguments:
+        return function, None
+    fingerprint, hidden, opaque = content_of(arguments)
+    return (function, fingerprint, hidden, opaque and [_part(part, {}) for part in opaque]), fingerprint
 
 
 def is_bare(fn: FunctionType) -> bool:
-    """Tell whether the function is nothing but its code and its module, as most are."""
-    if fn.__closure__ is not None or fn.__defaults__ is not None or fn.__kwdefaults__ is not None:
-        return False
-    return not (_is_lambda(fn.__code__) and _names_in(fn.__code__).globals)
+    """Return True if the function is nothing but its code and its module, so that its identity never changes."""
+    return fn.__closure__ is None and fn.__defaults__ is None and fn.__kwdefaults__ is None
 
 
-def _is_lambda(code: CodeType) -> bool:
-    return code.co_name == "<lambda>"
+def closure_of(fn: Any) -> Closure:
+    """Return the variables that `fn` closes over, as they are now."""
+    while isinstance(fn, (partial, MethodType)):
+        fn = fn.func if isinstance(fn, partial) else fn.__func__
+    closure: Closure = []
+    if type(fn) is FunctionType and fn.__closure__:
+        for name, cell in zip(fn.__code__.co_freevars, fn.__closure__, strict=True):
+            try:
+                closure.append((name, cell, cell.cell_contents))
+            except ValueError:  # not assigned yet
+                continue
+    return closure
 
 
-class _Names(msgspec.Struct, frozen=True, gc=False):
-    """How code uses the names of others."""
-
-    code: CodeType
-    assigned: frozenset[str]
-    """Variables of an enclosing function that it assigns, or a function within it."""
-    globals: tuple[str, ...]
-    """Globals that it reads, or a function within it."""
-    watched: frozenset[str]
-    """Variables of an enclosing function that a function within it reads whenever that is called."""
-
-
-_names: Final[dict[int, _Names]] = {}
+def changed_variable(closure: Closure) -> str | None:
+    """Return the name of the first variable that holds another object than when `closure` was read."""
+    for name, cell, content in closure:
+        try:
+            if cell.cell_contents is not content:
+                return name
+        except ValueError:  # deleted
+            return name
+    return None
 
 
-def _names_in(code: CodeType) -> _Names:
-    known = _names.get(id(code))
-    if known is None or known.code is not code:
-        assigned, read, watched = set[str](), dict[str, None](), set[str]()
-        for each in dis.get_instructions(code):
-            if each.opname in ("STORE_DEREF", "DELETE_DEREF"):
-                assigned.add(each.argval)
-            elif each.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                read[each.argval] = None
-        for inner in code.co_consts:
-            if isinstance(inner, CodeType):
-                names = _names_in(inner)
-                assigned |= names.assigned
-                read.update(dict.fromkeys(names.globals))
-                watched |= names.watched if inner.co_name in _COMPREHENSIONS else {*inner.co_freevars}
-        if len(_names) >= _REMEMBERED:
-            _names.clear()
-        # A comprehension may have a variable of its own by the name of an enclosing function's.
-        theirs = assigned.intersection(code.co_freevars).difference(code.co_cellvars)
-        known = _names[id(code)] = _Names(code, frozenset(theirs), tuple(read), frozenset(watched))
-    return known
+class _Same:
+    """Stands for an object: equal to what stands for the same one."""
+
+    __slots__ = ("_object",)
+
+    def __init__(self, value: object) -> None:
+        self._object: Callable[[], object]
+        try:
+            self._object = ref(value)
+        except TypeError:  # held, so that no other object gets its address
+            self._object = lambda: value
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is _Same and (found := self._object()) is not None and found is other._object()
+
+    __hash__ = None  # type: ignore[assignment]
 
 
-def _cell(cell: Any, seen: dict[int, int]) -> Identity:
-    try:
-        return value_of(cell.cell_contents, seen)
-    except ValueError:
-        return ()
+class _Value:
+    """Stands for a value: equal to what stands for the same object, or for one that held the same when it was read."""
+
+    __slots__ = ("_content", "_object")
+
+    def __init__(self, value: object, seen: dict[int, int]) -> None:
+        self._object: Callable[[], object] | None
+        try:
+            self._object = ref(value)
+        except TypeError:
+            self._object = None
+        fingerprint, hidden, opaque = content_of((value,))
+        self._content: Identity = fingerprint, hidden, [_part(part, seen) for part in opaque]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not _Value:
+            return False
+        found = None if self._object is None or other._object is None else self._object()
+        return (found is not None and found is other._object()) or self._content == other._content  # type: ignore[misc]
+
+    __hash__ = None  # type: ignore[assignment]
 
 
-def value_of(value: object, seen: dict[int, int]) -> Identity:
-    """A function made anew by each run of a flow is another object, and the same function; `1` is equal to `True`."""
-    if isinstance(value, _FUNCTIONS):
-        return function_of(value, seen)
-    return (type(value), value) if isinstance(value, (int, float)) else value
+def _function(fn: Any, seen: dict[int, int]) -> Identity:
+    kind: Any = type(fn)  # `isinstance` takes the word of a mock
+    if kind is FunctionType:
+        code = fn.__code__, id(fn.__globals__)  # two modules may hold the same text
+        if is_bare(fn):
+            return code
+        if id(fn) in seen:
+            return code, seen[id(fn)]  # functions may stand in each other's closures
+        seen[id(fn)] = len(seen)
+        closure = [(name, _value(content, seen)) for name, _, content in closure_of(fn)]
+        defaults = [_value(value, seen) for value in fn.__defaults__ or ()]
+        return code, closure, defaults, {name: _value(value, seen) for name, value in (fn.__kwdefaults__ or {}).items()}
+    if issubclass(kind, partial):
+        keywords = {name: _value(value, seen) for name, value in fn.keywords.items()}
+        return _function(fn.func, seen), [_value(value, seen) for value in fn.args], keywords
+    if kind is MethodType:
+        return _function(fn.__func__, seen), _value(fn.__self__, seen)
+    if kind in _BUILTIN:
+        return fn.__qualname__, _value(fn.__self__, seen)
+    return _value(fn, seen)
 
 
-def _global(value: object, seen: dict[int, int]) -> Identity:
-    """Return what a global is, a function without what it closes over: that is a matter of its own module."""
-    return _bare(value) if type(value) is FunctionType else value_of(value, seen)
+def _value(value: Any, seen: dict[int, int]) -> Identity:
+    """Return what stands for a value. A function made anew by each run of a flow is another object, and the same function."""
+    kind: Any = type(value)
+    if kind in _PLAIN and (kind is not str or len(value) <= _LONG):
+        return kind, value
+    return _function(value, seen) if issubclass(kind, _FUNCTIONS) else _Value(value, seen)
+
+
+def _part(part: object, seen: dict[int, int]) -> Identity:
+    """Return what stands for a part of a value that has no JSON."""
+    return _function(part, seen) if issubclass(type(part), _FUNCTIONS) else _Same(part)

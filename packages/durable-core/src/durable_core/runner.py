@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
 
-from ._calls.arguments import same
 from ._running.attempt import may_be_awaited
 from ._running.call import ANNOTATED, prepare, refuse_nested, reused
 from ._running.outcome import value_of
@@ -271,7 +270,7 @@ class Runner:
 
     async def _wait(self, asked: Wait, identity: object) -> StepRecord:
         refuse_nested(self._run, asked.step_id)
-        if not same(self._run.calls.setdefault(asked.step_id, identity), identity):
+        if self._run.calls.setdefault(asked.step_id, identity) != identity:
             raise reused(self._run, asked.step_id)
         record = await wait(self._run, asked)
         if record.status == "failure":

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import CodeType, FunctionType
 from typing import Any, Final
 
 import msgspec
 
-from durable_core._calls.arguments import arguments_of, same, with_arguments
-from durable_core._calls.functions import Identity, as_it_is, function_of, is_bare
+from durable_core._calls.functions import Closure, Identity, changed_variable, closure_of, identity_of, is_bare, with_arguments
 from durable_core._log.chain import decided
 from durable_core._system.ids import check_id, check_own_id
 from durable_core._values.returns import Codec, codec_for, codec_of
@@ -40,13 +38,13 @@ class Call(msgspec.Struct, frozen=True):
     """Whether the id was used before for another call."""
     is_async: bool
     """Whether `fn` is called on the loop, and not in a thread."""
+    closure: Closure
+    """The variables that `fn` closes over, as they were when `step` was called; empty where nothing will run."""
 
 
-_Known = tuple[CodeType | None, Identity, Codec[Any] | None, bool]
-"""Of a function: its code if that is all it is, what tells it from others, how its values are recorded, and if it is async."""
 _REMEMBERED: Final = 4096
-_plain: Final[dict[FunctionType, _Known]] = {}
-"""Of functions that are nothing but their code, as most are."""
+_plain: Final[dict[FunctionType, tuple[CodeType, Identity, Codec[Any] | None, bool]]] = {}
+"""Of functions that are nothing but their code, as most are: that, their identity, how values are recorded, if it is async."""
 
 
 def prepare(
@@ -62,14 +60,13 @@ def prepare(
     """Check the call and note what it is, now: by the time that its coroutine runs, a loop's variable has moved on."""
     if running.get() is not None:
         refuse_nested(run, step_id)
-    arguments = args
     known = _plain.get(fn) if type(fn) is FunctionType and returns is ANNOTATED else None
-    if known is None or known[0] is not fn.__code__:  # which tools that reload code replace
-        known = _look_at(step_id, fn, returns)
-        if isinstance(fn, partial):
-            arguments = arguments_of(fn, args)
-    _, function, codec, is_async_ = known
-    identity, fingerprint = with_arguments(function, arguments) if arguments else (function, None)
+    if known is not None and known[0] is fn.__code__:  # which tools that reload code replace
+        identity, fingerprint = with_arguments(known[1], args)
+        codec, runs_on_loop = known[2:]
+    else:
+        codec, runs_on_loop = _look_at(step_id, fn, returns)
+        identity, fingerprint = identity_of(fn, args)
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name of step {step_id!r} must be a str, not {name!r}")
     if options:
@@ -83,30 +80,32 @@ def prepare(
     if first is None:
         step_id = check_own_id("step_id", step_id)
         first = run.calls.setdefault(step_id, identity)
-    reuses_id = not (first is identity or same(first, identity))
-    if known[0] is None and not decided(run.log.latest(step_id)):
-        fn = as_it_is(fn)
-    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, reuses_id, is_async_)
+    reuses_id = first is not identity and first != identity
+    closure = [] if known is not None or decided(run.log.latest(step_id)) else closure_of(fn)
+    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, reuses_id, runs_on_loop, closure)
 
 
-def _look_at(step_id: str, fn: Callable[..., Any], returns: Any) -> _Known:
+def _look_at(step_id: str, fn: Callable[..., Any], returns: Any) -> tuple[Codec[Any] | None, bool]:
     if not callable(fn):
-        raise _not_callable(step_id, fn)
-    function = function_of(fn)
-    is_async_ = is_async(fn)
+        check_id("step_id", step_id)  # the two may have changed places
+        raise TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
     if returns is not ANNOTATED:
-        return None, function, None if returns is None else codec_for(returns), is_async_
-    if type(fn) is not FunctionType or not is_bare(fn):
-        return None, function, codec_of(fn), is_async_
-    if len(_plain) >= _REMEMBERED:
-        _plain.clear()
-    known = _plain[fn] = fn.__code__, function, codec_of(fn), is_async_
-    return known
+        return None if returns is None else codec_for(returns), is_async(fn)
+    codec = codec_of(fn)
+    if type(fn) is FunctionType and is_bare(fn):
+        if len(_plain) >= _REMEMBERED:
+            _plain.clear()
+        _plain[fn] = fn.__code__, identity_of(fn, ())[0], codec, is_async(fn)
+    return codec, is_async(fn)
 
 
-def _not_callable(step_id: object, fn: object) -> TypeError:
-    check_id("step_id", step_id)  # the two may have changed places
-    return TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
+def check_closure(run: Run, call: Call) -> None:
+    """Raise `StepReused` if a loop over the variables of `fn` has gone on since `step` was called."""
+    if call.closure and (name := changed_variable(call.closure)):
+        raise StepReused(
+            f"step {call.step_id!r} of run {run.id!r} was called when the variable {name!r}, which its function closes over, held"
+            f" another value; nothing was run. Pass it as an argument, or fix it with a default: `lambda {name}={name}: …`"
+        )
 
 
 def refuse_nested(run: Run, step_id: str) -> None:

@@ -13,7 +13,7 @@ from durable_core.options import Recovered
 from durable_core.record import StepError, StepRecord
 
 from .attempt import Failure, Thread, attempt, is_async
-from .call import Call, reused
+from .call import Call, check_closure, reused
 from .outcome import outcome_of
 from .run import Run
 
@@ -104,6 +104,8 @@ async def _once(run: Run, call: Call, latest: StepRecord | None, number: int) ->
     thread = None if call.is_async else await Thread.take()
     try:
         await run.begin()
+        if number == 1:
+            check_closure(run, call)
         if call.policy.at_most_once:
             latest = await _intend(run, call, latest, number)
             if decided(latest):
@@ -120,7 +122,13 @@ async def tried_by(
     """Call the function with `args`, and make the record of what came of it."""
     started_at, began = run.clock.now(), run.clock.monotonic()
     context = run.context(call.step_id, number)
-    value, error, cancelled = await attempt(context, call.fn, args, call.policy.timeout, thread=thread, check=run.check)
+
+    def check() -> None:
+        run.check()
+        if number == 1:
+            check_closure(run, call)
+
+    value, error, cancelled = await attempt(context, call.fn, args, call.policy.timeout, thread=thread, check=check)
     result: bytes | None = None
     if error is None and call.codec is not None:
         try:

@@ -180,7 +180,7 @@ class Plain(enum.Enum):
         (list[Login | None], r"`password` of Login"),
         (UserMessage | Login, r"`password` of Login"),
         (Key, r"`key` of Key"),
-        (Session, r"`token` of Session.*exclude=True"),
+        (Session, r"exclude=True.*`token` of Session"),
         (Members, r"`token` of Session"),
         (dict[str, Team], r"`password` of Login"),
         (Sealed, r"`number` of Sealed"),

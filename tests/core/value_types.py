@@ -236,15 +236,6 @@ class Private(pydantic.BaseModel):
     _token: str = pydantic.PrivateAttr(default="none")
 
 
-class Secretive(pydantic.BaseModel):
-    password: pydantic.SecretStr
-
-
-class Excluding(pydantic.BaseModel):
-    shown: int
-    hidden: int = pydantic.Field(default=0, exclude=True)
-
-
 class Numbers(pydantic.RootModel[list[int]]):
     pass
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 import msgspec
 
 from durable_core._system.class_names import class_name
-from durable_core._values.json import is_model
 from durable_core._values.locate import parts
+from durable_core._values.models import is_model
 
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
 _TEXT: Final = frozenset({str})

@@ -12,6 +12,7 @@ from durable_core._system.roots import UnrecordableValue
 from . import json
 from .difference import PLAIN, difference, same_bytes
 from .locate import innermost, not_finite
+from .models import Codecs
 from .paths import describe, message, short
 from .types import is_builtin, type_name
 
@@ -31,12 +32,16 @@ class Codec(Generic[T]):
 
     __slots__ = ("_builtin", "_decode", "_encode", "_exact", "type")
 
-    def __init__(self, type_: Any) -> None:
+    def __init__(self, type_: Any, codecs: Codecs | None = None) -> None:
         self.type = type_
         self._exact = type_ is Any
-        self._encode = json.encode_untyped if self._exact else json.encode
-        self._decode = json.decoder(type_)
-        self._builtin = is_builtin(msgspec.inspect.type_info(type_))
+        if codecs is None:
+            self._encode = json.encode_untyped if self._exact else json.encode
+            self._decode = json.decoder(type_)
+            self._builtin = is_builtin(msgspec.inspect.type_info(type_))
+        else:
+            self._encode, self._decode = codecs
+            self._builtin = False
 
     def __repr__(self) -> str:
         return f"Codec({type_name(self.type)})"

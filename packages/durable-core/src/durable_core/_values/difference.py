@@ -14,7 +14,8 @@ from marshal import dumps
 from typing import Any, Final
 from uuid import UUID
 
-from .json import BASES, encode, is_model
+from .json import BASES, encode
+from .models import is_model
 from .paths import attribute, describe, item, show
 
 PLAIN: Final = frozenset({str, int, bool, type(None), bytes, UUID, date, timedelta})

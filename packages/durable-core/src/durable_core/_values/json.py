@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from datetime import date, datetime
-from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
+
+from .models import is_model, takes_names
 
 
 def _bare_datetime(value: datetime, *, new: type[datetime] = datetime) -> datetime:
@@ -34,22 +34,10 @@ BASES: Final = frozenset({base for base, _ in _BARE} | {list})
 """The classes whose subclasses may come back as the class itself, where that class is declared."""
 
 
-@lru_cache(maxsize=1024)
-def is_model(type_: Any) -> bool:
-    """Tell a pydantic model by what it has, so that pydantic is never imported here."""
-    return isinstance(type_, type) and hasattr(type_, "__pydantic_validator__") and hasattr(type_, "model_validate_json")
-
-
-@lru_cache(maxsize=1024)
-def _takes_names(model: Any) -> bool:
-    """Since pydantic 2.11 names work whatever a model's aliases are; before, aliases have to be the same both ways."""
-    return "by_name" in inspect.signature(model.model_validate_json).parameters
-
-
 def _to_json(value: Any) -> Any:
     kind: Any = type(value)
     if is_model(kind):
-        return value.model_dump(mode="json", by_alias=not _takes_names(kind), round_trip=True, warnings=False)
+        return value.model_dump(mode="json", by_alias=not takes_names(kind.model_validate_json), round_trip=True, warnings=False)
     for base, bare in _BARE:
         if isinstance(value, base):
             return bare(value)
@@ -59,7 +47,7 @@ def _to_json(value: Any) -> Any:
 def _from_json(type_: Any, value: Any) -> Any:
     if is_model(type_):
         # As JSON, not as objects, so that strict models take back what they wrote.
-        options = {"by_alias": True, "by_name": True} if _takes_names(type_) else {}
+        options = {"by_alias": True, "by_name": True} if takes_names(type_.model_validate_json) else {}
         return type_.model_validate_json(msgspec.json.encode(value), **options)
     return value
 

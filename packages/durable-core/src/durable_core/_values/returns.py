@@ -12,6 +12,7 @@ from durable_core._system.roots import UnrecordableValue
 
 from .annotations import NOTHING, annotation_of, called_by, depends_on_closure, innermost, name_of, return_type
 from .codec import Codec
+from .models import adapter, secret_field
 from .paths import message
 from .types import refusal, type_name
 
@@ -46,14 +47,20 @@ def _make_codec(type_: Any) -> Codec[Any]:
         return UNTYPED
     if isinstance(type_, str):
         raise TypeError(f"{type_!r} is text, not a type: pass the type itself, such as `returns=list[int]`")
-    try:
-        codec: Codec[Any] = Codec(type_)
-        reason = refusal(type_)
-    except Exception as error:
-        raise _no_codec(type_, message(error)) from error
-    if reason is not None:
+    if reason := secret_field(type_):
         raise _no_codec(type_, reason)
-    return codec
+    try:
+        if (reason := refusal(type_)) is None:
+            return Codec(type_)
+    except Exception as error:  # msgspec has no codec for it
+        reason = message(error)
+    try:
+        codecs = adapter(type_)
+    except Exception as error:
+        raise _no_codec(type_, message(error).partition("\n")[0]) from error
+    if codecs is None:
+        raise _no_codec(type_, reason)
+    return Codec(type_, codecs)
 
 
 def _no_codec(type_: Any, reason: str) -> TypeError:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from msgspec import inspect
 
-from .json import is_model
+from .models import is_model
 
 # What msgspec would only refuse once a value is there: keys that are no JSON text.
 _NO_KEYS: Final = (

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from durable_core._system.class_names import class_name
-from durable_core._values.locate import parts
+from durable_core._values.difference import parts
 from durable_core._values.models import is_model
 
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
@@ -56,7 +56,7 @@ def hidden_by_json(value: Any) -> int:
         return hash(kind) if isfinite(value) else hash(repr(value))
     if hasattr(kind, "get_secret_value"):  # pydantic's secrets, which are written as asterisks
         return hash((kind, fingerprint_of((value.get_secret_value(),))))
-    return hash((kind, frozenset((step, hidden_by_json(part), _left_out(step, part)) for step, part in parts(value))))
+    return hash((kind, frozenset((key, type(key), hidden_by_json(part), _left_out(key, part)) for key, part in parts(value))))
 
 
 def _is_plain(kind: type, value: Any) -> bool:
@@ -66,9 +66,9 @@ def _is_plain(kind: type, value: Any) -> bool:
     return kind in (list, tuple) and _PLAIN.issuperset(map(type, value))
 
 
-def _left_out(step: str, part: object) -> str | None:
+def _left_out(name: object, part: object) -> str | None:
     """Return the fingerprint of a private attribute, which attrs and pydantic leave out of JSON."""
-    return fingerprint_of((part,)) if step.startswith("._") else None
+    return fingerprint_of((part,)) if isinstance(name, str) and name.startswith("_") else None
 
 
 def _described(arguments: object) -> tuple[bytes, list[object]]:

@@ -10,8 +10,7 @@ import msgspec
 from durable_core._system.roots import UnrecordableValue
 
 from . import json
-from .difference import PLAIN, difference, same_bytes
-from .locate import innermost, not_finite
+from .difference import PLAIN, difference, innermost, not_finite, same_bytes
 from .models import Codecs
 from .paths import describe, message, short
 from .types import is_builtin, type_name

@@ -141,7 +141,7 @@ FINGERPRINTS: dict[str, str] = {
     "several": "af5a647dbf7dddfc",
     "partial": "a22e6a60d1429cfa",
     "nested partial": "ce60a0704849dc72",
-    "flow": "e810a00a8c88ed93",
+    "flow": "11b73e7673affe73",
 }
 
 
@@ -170,14 +170,14 @@ async def test_the_fingerprint_of_a_partial_is_recorded_as_ever() -> None:
 
 
 @flow
-async def order(runner: Runner, id: int, price: Decimal, tags: set[str], at: datetime, note: str = "none") -> None:
+async def order(runner: Runner, id: int, price: Decimal, tags: set[str], due: datetime, note: str = "none") -> None:
     await runner.step("s", take, id)
 
 
 async def test_the_fingerprint_and_note_of_a_flow_are_recorded_as_ever() -> None:
     """A run in flight is given the same input by a later version."""
     store = MemoryStore()
-    await order.run(store, "r", id=1, price=Decimal("9.90"), tags={"b", "a"}, at=AT)
+    await order.run(store, "r", id=1, price=Decimal("9.90"), tags={"b", "a"}, due=AT)
     started = (await store.list("r"))[0]
     assert started.fingerprint == FINGERPRINTS["flow"]
     assert isinstance(started.note, dict)
@@ -187,5 +187,5 @@ async def test_the_fingerprint_and_note_of_a_flow_are_recorded_as_ever() -> None
         "id": 1,
         "price": "9.90",
         "tags": ["a", "b"],
-        "at": "2026-01-02T03:04:05.000678Z",
+        "due": "2026-01-02T03:04:05.000678Z",
     }

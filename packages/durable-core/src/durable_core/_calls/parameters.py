@@ -1,4 +1,4 @@
-"""The input of a flow: as it is recorded, and as its function takes it, which is the same on every run."""
+"""The input of a flow: recorded as JSON, and given to its function as that JSON decodes, on every run."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ import msgspec
 
 from durable_core._values.annotations import parameter_types
 from durable_core._values.codec import Codec
-from durable_core._values.returns import UNTYPED, codec_for, record_any
+from durable_core._values.returns import UNTYPED, codec_for
 from durable_core.errors import StepDrift, UnrecordableValue
 
 from .arguments import fingerprint_of
+
+_RESERVED: Final = ("store", "run_id", "at", "connection", "wait")
 
 
 class Input(msgspec.Struct, frozen=True):
     """What a run is given, and the function's defaults for the rest, where those can be recorded."""
 
     values: dict[str, Any]
-    """As the function takes them."""
+    """As the recorded JSON decodes."""
     recorded: dict[str, Any]
     """As JSON."""
     given: tuple[str, ...]
@@ -51,11 +53,12 @@ class Parameters:
         if not parameters or parameters[0].kind not in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD):
             raise TypeError(f"flow {flow!r} takes its runner first: write `async def {fn.__name__}(runner, …)`")
         for parameter in parameters[1:]:
-            if parameter.name in ("store", "run_id") or parameter.kind is parameter.VAR_POSITIONAL:
-                raise TypeError(f"flow {flow!r} can't take '{parameter}': input is passed by name beside store and run_id")
+            if parameter.name in _RESERVED or parameter.kind is parameter.VAR_POSITIONAL:
+                reserved = ", ".join(_RESERVED)
+                raise TypeError(f"flow {flow!r} can't take '{parameter}': input is passed by name, beside {reserved}; rename it")
 
     def read(self, given: Mapping[str, Any]) -> Input:
-        """Take in what a caller gives, each value as it is or as the JSON that was recorded of it, and add the defaults.
+        """Record what a caller gives, each value as it is or as the JSON that was recorded of it, and add the defaults.
 
         Raises `TypeError` for a name that is missing or unknown, and for a value that can't be recorded as its parameter's type.
         """
@@ -63,20 +66,16 @@ class Parameters:
             self._signature.bind(None, **given)
         except TypeError as error:
             raise TypeError(f"input of flow {self._flow!r}: {error}; it takes {self._signature}") from None
-        values: dict[str, Any] = {}
-        recorded: dict[str, Any] = {}
-        for name, value in given.items():
-            recorded[name], values[name] = self._record(name, value)
+        taken = {name: self._record(name, value) for name, value in given.items()}
         for name, parameter in self._signature.parameters.items():
             if name not in given and parameter.default is not parameter.empty:
-                try:
-                    recorded[name], values[name] = self._record(name, parameter.default)
-                except TypeError:  # such as a marker of the function's own, which is left to it
-                    continue
-        return Input(values, recorded, tuple(given))
+                with suppress(UnrecordableValue):  # such as a marker of the function's own, which is left to it
+                    taken[name] = self._record(name, parameter.default)
+        values = {name: value for name, (_, value) in taken.items()}
+        return Input(values, {name: recorded for name, (recorded, _) in taken.items()}, tuple(given))
 
     def is_same(self, taken: Input, note: Mapping[str, Any]) -> bool:
-        """Tell whether a run that began with `note` was given the same input; it makes no difference who gave a default."""
+        """Return True if a run that began with `note` was given the same input, by its caller or by a default."""
         given = note.get("input", {})
         began = {**note.get("defaults", {}), **given}
         asked = {*taken.given, *given}
@@ -88,11 +87,11 @@ class Parameters:
         A default is the one that the run began with; a parameter that was added since then has its own. Raises `StepDrift` where
         the parameter can't take that any more.
         """
-        values = {name: taken.values[name] for name in taken.given}
+        values = dict(taken.values)
         for name, began in note.get("defaults", {}).items():
-            if name in taken.recorded and name not in values and not self._equal(taken, name, began):
+            if name in taken.recorded and name not in taken.given:
                 try:
-                    values[name] = self._decoded(taken, name, began)
+                    values[name] = self._decode(name, began)
                 except msgspec.DecodeError as error:
                     raise StepDrift(
                         f"the run of flow {self._flow!r} began with {name}={began!r}, its default then, which {name!r} can't be"
@@ -101,57 +100,58 @@ class Parameters:
         return values
 
     def _equal(self, taken: Input, name: str, began: Any) -> bool:
-        """Tell whether a value is the one of which `began` was recorded; a set may stand in another order there."""
+        """Compare a value with the recorded one, as JSON; a set may stand in another order there."""
         if taken.recorded[name] == began:
             return True
         try:
-            return fingerprint_of((taken.values[name],)) == fingerprint_of((self._decoded(taken, name, began),))
+            return fingerprint_of((taken.values[name],)) == fingerprint_of((self._decode(name, began),))
         except msgspec.DecodeError:
             return False
 
-    def _decoded(self, taken: Input, name: str, began: Any) -> Any:
-        """Decode what was recorded, by the annotation, or else as the type of today's value."""
-        codec = self._annotated(name) or codec_for(type(taken.values[name]))
-        return codec.decode(msgspec.json.encode(began))
-
-    def _annotated(self, name: str) -> Codec[Any] | None:
-        """Return how values of a parameter are recorded, if its annotation says so; the last one may take any names."""
-        parameters = self._signature.parameters
-        return self._codecs.get(name if name in parameters else [*parameters][-1])
-
-    @cached_property
-    def _codecs(self) -> dict[str, Codec[Any]]:
-        """How values are recorded, by parameter; a type that can't be resolved or decoded counts as none."""
-        codecs: dict[str, Codec[Any]] = {}
-        for name, type_ in parameter_types(self._fn).items():
-            with suppress(TypeError):
-                if (codec := codec_for(type_)) is not UNTYPED:
-                    codecs[name] = codec
-        return codecs
+    def _decode(self, name: str, recorded: Any) -> Any:
+        return None if recorded is None and self._may_be_none(name) else self._codec(name).decode(msgspec.json.encode(recorded))
 
     def _record(self, name: str, value: Any) -> tuple[Any, Any]:
-        """Return a value as JSON, and as its type holds it."""
-        what = f"input {name!r} of flow {self._flow!r}"
-        codec, parameter = self._annotated(name), self._signature.parameters.get(name)
-        if codec is None or (value is None and parameter is not None and parameter.default is None):
-            return msgspec.json.decode(record_any(value, what)), value
+        """Return a value as JSON, and as that decodes."""
+        if value is None and self._may_be_none(name):
+            return None, None
+        codec = self._codec(name)
         try:
-            data, value = codec.record(value)
-            return msgspec.json.decode(data), value
+            data, back = codec.record(value)
+            return msgspec.json.decode(data), back
         except UnrecordableValue as error:
+            what = f"input {name!r} of flow {self._flow!r} can't be recorded"
+            if codec is UNTYPED:
+                raise UnrecordableValue(f"{what}, {error.reason}; annotate the parameter with its type") from None
             reason = error.reason
-        try:
+        with suppress(UnrecordableValue, msgspec.DecodeError):
             plain, given = UNTYPED.record(value)
             data, back = codec.record(codec.decode(plain))
             if _holds(recorded := msgspec.json.decode(data), given):
                 return recorded, back
-        except (UnrecordableValue, msgspec.DecodeError):
-            pass
-        raise UnrecordableValue(f"{what} can't be recorded as it is annotated, {reason}")
+        raise UnrecordableValue(f"{what} as it is annotated, {reason}")
+
+    def _may_be_none(self, name: str) -> bool:
+        """Return True where the default is None, though the annotation doesn't say so."""
+        return name in self._signature.parameters and self._signature.parameters[name].default is None
+
+    def _codec(self, name: str) -> Codec[Any]:
+        """Return how values of a parameter are recorded; the last one may take any names."""
+        parameters = self._signature.parameters
+        return self._codecs.get(name if name in parameters else [*parameters][-1], UNTYPED)
+
+    @cached_property
+    def _codecs(self) -> dict[str, Codec[Any]]:
+        """Of each parameter; a type that can't be resolved or decoded counts as none, which takes JSON's own values."""
+        codecs: dict[str, Codec[Any]] = {}
+        for name, type_ in parameter_types(self._fn).items():
+            with suppress(TypeError):
+                codecs[name] = codec_for(type_)
+        return codecs
 
 
 def _holds(recorded: Any, given: Any) -> bool:
-    """Tell whether JSON says all that was given as JSON: text may be spelled in another way, and defaults may be added."""
+    """Return True if nothing of JSON that was given is missing: text may be spelled in another way, and defaults be added."""
     if isinstance(given, dict):
         return isinstance(recorded, dict) and all(name in recorded and _holds(recorded[name], given[name]) for name in given)
     if isinstance(given, list):

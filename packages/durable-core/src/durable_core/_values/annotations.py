@@ -1,4 +1,4 @@
-"""Reading what a function says it returns."""
+"""Reading what a function says it takes and returns."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from typing import Any, Final
 NOTHING: Final = inspect.Signature.empty
 """Stands for an annotation that isn't there."""
 
-# More than anyone stacks: a wrapper can, by mistake, wrap itself.
-_WRAPPERS: Final = 100
 _GENERATOR: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _AWAITABLES: Final = (collections.abc.Awaitable, collections.abc.Coroutine, asyncio.Future, asyncio.Task)
 
@@ -31,76 +29,62 @@ def return_type(fn: Callable[..., Any]) -> Any:
     called = called_by(fn)
     if isinstance(called, type) or typing.get_origin(called) is not None:
         return called
-    code = getattr(called, "__code__", None)  # of a mock it is one, too, and `inspect` takes that for a generator's
+    code = getattr(called, "__code__", None)  # a mock has one too, which is no code
     if isinstance(code, types.CodeType) and code.co_flags & _GENERATOR:
         raise TypeError(f"{name_of(fn)} is a generator function, and a generator can't be recorded: return a list instead")
-    function = innermost(called)
+    function = unwrapped(called)
     annotation = annotation_of(function)
     if annotation is NOTHING:
         return NOTHING
-    return _awaited(function, _resolved(fn, function, annotation))
+    try:
+        type_ = _evaluated(function, annotation)
+    except Exception as error:
+        raise TypeError(
+            f"the return annotation {annotation!r} of {name_of(fn)} can't be resolved ({error}):"
+            " make the name importable at run time, or pass the type as `returns=`"
+        ) from error
+    if inspect.iscoroutinefunction(function) or (typing.get_origin(type_) or type_) not in _AWAITABLES:
+        return type_
+    return (typing.get_args(type_) or (NOTHING,))[-1]
 
 
 def parameter_types(fn: Callable[..., Any]) -> dict[str, Any]:
     """Return the types that the parameters of `fn` are annotated with, without those that can't be resolved."""
-    function = innermost(called_by(fn))
-    types_: dict[str, Any] = {}
-    for name, annotation in annotations_of(function).items():
+    function = unwrapped(called_by(fn))
+    found: dict[str, Any] = {}
+    for name, annotation in _annotations(function).items():
         with contextlib.suppress(Exception):
-            types_[name] = _evaluated(function, annotation)
-    return types_
+            found[name] = _evaluated(function, annotation)
+    return found
 
 
 def called_by(fn: Any) -> Any:
     """Take off partials, bound methods and callable objects, down to the function or class that is called."""
-    while True:
-        if isinstance(fn, functools.partial):
-            fn = fn.func
-        elif isinstance(fn, types.MethodType):
-            fn = fn.__func__
-        elif isinstance(fn, (type, types.FunctionType, types.BuiltinFunctionType)) or hasattr(fn, "__wrapped__"):
-            return fn
-        elif not callable(fn):
-            raise TypeError(f"{fn!r} is not callable: pass a function, such as `lambda: charge(customer)`")
-        elif isinstance(method := type(fn).__call__, types.FunctionType):
-            return fn if typing.get_origin(fn) is not None else method
-        else:
-            return fn
+    while isinstance(fn, (functools.partial, types.MethodType)):
+        fn = fn.func if isinstance(fn, functools.partial) else fn.__func__
+    if not callable(fn):
+        raise TypeError(f"{fn!r} is not callable: pass a function, such as `lambda: charge(customer)`")
+    if isinstance(fn, (type, types.FunctionType)) or hasattr(fn, "__wrapped__") or typing.get_origin(fn) is not None:
+        return fn
+    method = type(fn).__call__
+    return method if isinstance(method, types.FunctionType) else fn
 
 
-def innermost(called: Any) -> Any:
+def unwrapped(called: Any) -> Any:
     """Return the function that `functools.wraps` was applied to, whose annotations the wrapper carries."""
-    for _ in range(_WRAPPERS):
-        if not hasattr(called, "__wrapped__"):
-            break
-        called = called_by(called.__wrapped__)
+    with contextlib.suppress(ValueError):  # it wraps itself
+        while (inner := called_by(inspect.unwrap(called))) is not called:
+            called = inner
     return called
 
 
 def annotation_of(function: Any) -> Any:
     """Return the return annotation as it is written, without resolving it."""
-    return annotations_of(function).get("return", NOTHING)
-
-
-def annotations_of(function: Any) -> dict[str, Any]:
-    """Return the annotations as they are written."""
-    try:
-        annotations = function.__annotations__
-    except Exception:  # builtins have none; Python 3.14 evaluates those of the parameters, too, and may fail at one
-        annotations = _unevaluated(function)
-    return annotations if isinstance(annotations, dict) else {}  # a mock's are anything
-
-
-def _unevaluated(function: Any) -> dict[str, Any]:
-    if sys.version_info >= (3, 14) and getattr(function, "__annotate__", None) is not None:
-        import annotationlib
-
-        return annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
-    return {}
+    return _annotations(function).get("return", NOTHING)
 
 
 def depends_on_closure(function: Any, annotation: Any) -> bool:
-    """Tell whether a name in the text of `annotation` may mean something else in another closure over the same code."""
+    """Return True if a name in `annotation` may mean something else in another closure over the same code."""
     if isinstance(annotation, type):
         return False
     text = annotation if isinstance(annotation, str) else repr(annotation)
@@ -108,40 +92,34 @@ def depends_on_closure(function: Any, annotation: Any) -> bool:
 
 
 def name_of(fn: Any) -> str:
+    """Return what a message calls `fn`."""
     called = called_by(fn) if callable(fn) else fn
     name = getattr(called, "__qualname__", None)
     return f"{name}()" if name else repr(fn)
 
 
-def _resolved(fn: Any, function: Any, annotation: Any) -> Any:
+def _annotations(function: Any) -> dict[str, Any]:
+    """Return the annotations as they are written; those that Python 3.14 can't evaluate as references."""
+    annotations: Any = {}
     try:
-        return _evaluated(function, annotation)
-    except Exception as error:
-        raise TypeError(
-            f"the return annotation {annotation!r} of {name_of(fn)} can't be resolved ({error}):"
-            " make the name importable at run time, or pass the type as `returns=`"
-        ) from error
+        annotations = function.__annotations__
+    except Exception:  # a builtin has none
+        if sys.version_info >= (3, 14) and getattr(function, "__annotate__", None) is not None:
+            import annotationlib
+
+            annotations = annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
+    return annotations if isinstance(annotations, dict) else {}  # a mock's are anything
 
 
 def _evaluated(function: Any, annotation: Any) -> Any:
+    """Resolve one annotation, with the names of the function's module, closure and type parameters."""
+
     def returning() -> None: ...
 
     returning.__annotations__ = {"return": annotation}
-    names = getattr(function, "__globals__", {})
-    return typing.get_type_hints(returning, names, _local_names(function), include_extras=True)["return"]
-
-
-def _local_names(function: Any) -> dict[str, Any]:
-    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
     names = {parameter.__name__: parameter for parameter in getattr(function, "__type_params__", ())}
-    for name, cell in zip(code.co_freevars, cells, strict=True) if code and cells else ():
+    code = getattr(function, "__code__", None)
+    for name, cell in zip(getattr(code, "co_freevars", ()), getattr(function, "__closure__", None) or (), strict=True):
         with contextlib.suppress(ValueError):  # not assigned yet
             names[name] = cell.cell_contents
-    return names
-
-
-def _awaited(function: Any, type_: Any) -> Any:
-    origin = typing.get_origin(type_) or type_
-    if inspect.iscoroutinefunction(function) or not any(origin is each for each in _AWAITABLES):
-        return type_
-    return (typing.get_args(type_) or (NOTHING,))[-1]
+    return typing.get_type_hints(returning, getattr(function, "__globals__", {}), names, include_extras=True)["return"]

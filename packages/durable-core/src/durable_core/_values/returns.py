@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from durable_core._system.roots import UnrecordableValue
 
-from .annotations import NOTHING, annotation_of, called_by, depends_on_closure, innermost, name_of, return_type
+from .annotations import NOTHING, annotation_of, called_by, depends_on_closure, name_of, return_type, unwrapped
 from .codec import Codec
 from .models import adapter, secret_field
 from .paths import message
@@ -93,7 +93,7 @@ def codec_of(fn: Callable[..., Any]) -> Codec[Any]:
     called = called_by(called)
     if (known := _known(called)) is not None:
         return known
-    function = innermost(called)
+    function = unwrapped(called)
     if function is not called and (known := _known(function)) is not None:
         return known
     return _learn(fn, function)

@@ -16,9 +16,7 @@ from .models import adapter, secret_field
 from .paths import message
 from .types import refusal, type_name
 
-__all__ = ["UNTYPED", "Codec", "codec_for", "codec_of", "record_any"]
-
-_KNOWN_FUNCTIONS: Final = 4096
+__all__ = ["UNTYPED", "Codec", "FunctionCodecs", "codec_for", "codec_of", "record_any"]
 
 UNTYPED: Final[Codec[Any]] = Codec(Any)
 """The codec for values of which no type is known."""
@@ -72,50 +70,56 @@ def _no_codec(type_: Any, reason: str) -> TypeError:
 
 _codec_for = lru_cache(maxsize=1024)(_make_codec)
 
-# By the identity of code objects: two functions alike in two modules have equal code but resolve names differently.
-_functions: dict[int, tuple[CodeType, Any, Codec[Any]]] = {}
 
+class FunctionCodecs:
+    """The codecs of what functions return, found once for all functions of one code.
 
-def codec_of(fn: Callable[..., Any]) -> Codec[Any]:
-    """Return the codec of what `fn` returns, by its annotation; `UNTYPED` if it has none.
-
-    Raises `TypeError` if the annotation can't be resolved or recorded, and for a generator function.
+    Code counts by identity: two functions alike in two modules have equal code but resolve names differently.
     """
-    called: Any = fn
-    while type(called) is partial:
-        called = called.func
-    try:  # a bound method has its function's code and annotations
-        _, annotation, codec = _functions[id(called.__code__)]
-        if annotation == called.__annotations__.get("return", NOTHING):
-            return codec
-    except Exception:  # no function, one that was not seen yet, or annotations that can't be evaluated
-        pass
-    called = called_by(called)
-    if (known := _known(called)) is not None:
-        return known
-    function = unwrapped(called)
-    if function is not called and (known := _known(function)) is not None:
-        return known
-    return _learn(fn, function)
+
+    def __init__(self, limit: int = 4096, return_type: Callable[[Callable[..., Any]], Any] = return_type) -> None:
+        self._limit: Final = limit
+        self._return_type: Final = return_type
+        self._known: Final[dict[int, tuple[CodeType, Any, Codec[Any]]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def codec_of(self, fn: Callable[..., Any]) -> Codec[Any]:
+        """Return the codec of what `fn` returns, by its annotation; `UNTYPED` if it has none.
+
+        Raises `TypeError` if the annotation can't be resolved or recorded, and for a generator function.
+        """
+        called: Any = fn
+        while type(called) is partial:
+            called = called.func
+        try:  # a bound method has its function's code and annotations
+            _, annotation, codec = self._known[id(called.__code__)]
+            if annotation == called.__annotations__.get("return", NOTHING):
+                return codec
+        except Exception:  # no function, one that was not seen yet, or annotations that can't be evaluated
+            pass
+        function = unwrapped(called_by(called))
+        known = self._known.get(id(getattr(function, "__code__", None)))
+        if known is not None and known[1] == annotation_of(function):
+            return known[2]
+        return self._learn(fn, function)
+
+    def _learn(self, fn: Callable[..., Any], function: Any) -> Codec[Any]:
+        type_ = self._return_type(fn)
+        try:
+            codec = UNTYPED if type_ is NOTHING else codec_for(type_)
+        except TypeError as error:
+            raise TypeError(f"{name_of(fn)}: {error}") from error
+        # Never under the code of a wrapper: all that it wraps shares that code.
+        if type(function) is FunctionType and not depends_on_closure(function, annotation := annotation_of(function)):
+            if len(self._known) >= self._limit:
+                self._known.clear()
+            self._known[id(function.__code__)] = function.__code__, annotation, codec
+        return codec
 
 
-def _known(function: Any) -> Codec[Any] | None:
-    known = _functions.get(id(getattr(function, "__code__", None)))
-    return known[2] if known is not None and known[1] == annotation_of(function) else None
-
-
-def _learn(fn: Callable[..., Any], function: Any) -> Codec[Any]:
-    type_ = return_type(fn)
-    try:
-        codec = UNTYPED if type_ is NOTHING else codec_for(type_)
-    except TypeError as error:
-        raise TypeError(f"{name_of(fn)}: {error}") from error
-    # Never under the code of a wrapper: all that it wraps shares that code.
-    if type(function) is FunctionType and not depends_on_closure(function, annotation := annotation_of(function)):
-        if len(_functions) >= _KNOWN_FUNCTIONS:
-            _functions.clear()
-        _functions[id(function.__code__)] = function.__code__, annotation, codec
-    return codec
+codec_of: Final = FunctionCodecs().codec_of
 
 
 def record_any(value: object, what: str) -> bytes:

@@ -14,8 +14,9 @@ from durable_core._system.class_names import class_name
 from durable_core._values.difference import parts
 from durable_core._values.models import is_model
 
-_PLAIN: Final = frozenset({str, int, bool, type(None)})
-_TEXT: Final = frozenset({str})
+SCALARS: Final = frozenset({str, int, bool, type(None)})
+"""Types whose values JSON tells from those of all others."""
+_KEYS: Final = frozenset({str})
 _PYDANTIC: Final = ("pydantic", "pydantic_core", "pydantic_extra_types")  # whose other values are told by their text
 
 
@@ -39,7 +40,7 @@ def content_of(arguments: tuple[Any, ...]) -> tuple[str, int, Sequence[object]]:
     except Exception:  # a part has no JSON
         data, opaque = _described(arguments)
     hidden = 0
-    if not _PLAIN.issuperset(map(type, arguments)):
+    if not SCALARS.issuperset(map(type, arguments)):
         try:
             hidden = hidden_by_json(arguments)
         except Exception:  # a cycle, or a class whose attributes raise
@@ -50,7 +51,7 @@ def content_of(arguments: tuple[Any, ...]) -> tuple[str, int, Sequence[object]]:
 def hidden_by_json(value: Any) -> int:
     """Return a hash of what JSON hides of `value`: the types in it, and what its classes leave out."""
     kind: Any = type(value)
-    if kind in _PLAIN or _is_plain(kind, value):
+    if kind in SCALARS or _is_plain(kind, value):
         return hash(kind)
     if kind is float:
         return hash(kind) if isfinite(value) else hash(repr(value))
@@ -62,8 +63,8 @@ def hidden_by_json(value: Any) -> int:
 def _is_plain(kind: type, value: Any) -> bool:
     """Return True for a container whose JSON tells all but its own type; this saves the walk."""
     if kind is dict:
-        return _TEXT.issuperset(map(type, value)) and _PLAIN.issuperset(map(type, value.values()))
-    return kind in (list, tuple) and _PLAIN.issuperset(map(type, value))
+        return _KEYS.issuperset(map(type, value)) and SCALARS.issuperset(map(type, value.values()))
+    return kind in (list, tuple) and SCALARS.issuperset(map(type, value))
 
 
 def _left_out(name: object, part: object) -> str | None:

@@ -8,7 +8,7 @@ from types import BuiltinMethodType, CellType, FunctionType, MethodType, MethodW
 from typing import Any, Final
 from weakref import ref
 
-from .arguments import content_of
+from .arguments import SCALARS, content_of
 
 Identity = object
 Closure = list[tuple[str, CellType, object]]
@@ -16,7 +16,6 @@ Closure = list[tuple[str, CellType, object]]
 
 _BUILTIN: Final = (BuiltinMethodType, MethodWrapperType)
 _FUNCTIONS: Final = (FunctionType, partial, MethodType, *_BUILTIN)
-_PLAIN: Final = frozenset({str, int, bool, type(None)})
 _LONG: Final = 100
 
 
@@ -135,7 +134,7 @@ def _function(fn: Any, seen: dict[int, int]) -> Identity:
 def _value(value: Any, seen: dict[int, int]) -> Identity:
     """Return what stands for a value. A function made anew by each run of a flow is another object, and the same function."""
     kind: Any = type(value)
-    if kind in _PLAIN and (kind is not str or len(value) <= _LONG):
+    if kind in SCALARS and (kind is not str or len(value) <= _LONG):
         return kind, value
     return _function(value, seen) if issubclass(kind, _FUNCTIONS) else _Value(value, seen)
 

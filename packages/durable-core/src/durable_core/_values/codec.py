@@ -46,11 +46,11 @@ class Codec(Generic[T]):
         return f"Codec({type_name(self.type)})"
 
     def encode(self, value: T) -> bytes:
-        """Return `value` as JSON; raises `UnrecordableValue` if it would not come back as it is."""
+        """Return `value` as JSON. Raises `UnrecordableValue` if it would not come back as it is."""
         return self.record(value)[0]
 
     def decode(self, data: bytes) -> T:
-        """Return the value that `data` holds; raises `msgspec.DecodeError`, whatever a class's own validation raised."""
+        """Return the value that `data` holds. Raises `msgspec.DecodeError`, whatever a class's own validation raised."""
         try:
             return self._decode(data)  # type: ignore[no-any-return]
         except (msgspec.DecodeError, MemoryError):
@@ -59,7 +59,7 @@ class Codec(Generic[T]):
             raise msgspec.ValidationError(f"{type(error).__name__}: {message(error)}") from error
 
     def record(self, value: T) -> tuple[bytes, T]:
-        """Return `value` as JSON and as that JSON decodes; raises `UnrecordableValue` if the two values differ."""
+        """Return `value` as JSON, and as that JSON decodes. Raises `UnrecordableValue` if the two values differ."""
         try:
             data = self._encode(value)
         except Exception as error:

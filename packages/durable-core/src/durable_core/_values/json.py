@@ -1,4 +1,4 @@
-"""What msgspec is taught beyond its own types: pydantic models, and subclasses of the plain types."""
+"""JSON by msgspec, which is taught pydantic models, and subclasses of the plain types."""
 
 from __future__ import annotations
 

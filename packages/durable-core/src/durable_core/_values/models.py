@@ -31,13 +31,13 @@ Codecs = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
 
 @lru_cache(maxsize=1024)
 def is_model(type_: Any) -> bool:
-    """Tell a pydantic model by what it has, so that pydantic is never imported here."""
+    """Return True for a pydantic model; we look at its attributes, so that pydantic need not be imported."""
     return isinstance(type_, type) and hasattr(type_, "__pydantic_validator__") and hasattr(type_, "model_validate_json")
 
 
 @lru_cache(maxsize=1024)
 def takes_names(validate: Any) -> bool:
-    """Since pydantic 2.11 names work whatever a model's aliases are; before, aliases have to be the same both ways."""
+    """Return True if pydantic can read fields by their names: since 2.11. Before, a field needs one alias for both ways."""
     return "by_name" in inspect.signature(validate).parameters
 
 
@@ -148,7 +148,7 @@ def _children(type_: Any) -> Iterator[tuple[str, Any, Any]]:
             serializers = [each for each in field.metadata if type(each).__name__.endswith("Serializer")]
             if not (name in written or "*" in written or serializers or decorators.model_serializers):
                 yield name, field.annotation, field
-    elif class_.__module__ != "builtins" and hasattr(class_, "__annotations__"):
+    elif class_.__module__ != "builtins":
         try:
             hints = typing.get_type_hints(class_, include_extras=True)
         except Exception:  # msgspec or pydantic says what is wrong with them

@@ -15,11 +15,12 @@ _short.maxother = _short.maxstring = _short.maxlong = _LENGTH
 
 
 def attribute(name: str) -> str:
+    """Return the step to an attribute."""
     return f".{name}"
 
 
 def item(key: object) -> str:
-    """The step into a dict; a key that is no plain name stands in brackets."""
+    """Return the step into a dict; a key that is no plain name stands in brackets."""
     return f".{key}" if type(key) is str and key.isidentifier() and len(key) <= _LENGTH else f"[{short(key)}]"
 
 
@@ -29,7 +30,7 @@ def show(steps: Iterable[str], count: int) -> str:
 
 
 def short(value: object) -> str:
-    """A short repr that never raises, whatever a class's own `__repr__` does."""
+    """Return a short repr. It never raises, whatever a class's own `__repr__` does."""
     try:
         return _short.repr(value)
     except Exception:  # a long int raises ValueError here
@@ -37,12 +38,12 @@ def short(value: object) -> str:
 
 
 def describe(value: object) -> str:
-    """The value and its type, as `nan (float)`."""
+    """Return the value and its type, as `nan (float)`."""
     return f"{short(value)} ({type(value).__qualname__})" if value is not None else "None"
 
 
 def message(error: BaseException) -> str:
-    """The text of an exception, or of the one that it raises instead."""
+    """Return the text of an exception; where making it raises, the name of what was raised."""
     try:
         return str(error) or type(error).__name__
     except Exception as unprintable:

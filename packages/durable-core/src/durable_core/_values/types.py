@@ -1,4 +1,4 @@
-"""Which types a value can be recorded as, told before anything runs."""
+"""The types that msgspec records and brings back. What it would refuse or change later is refused before anything runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _BUILTIN: Final = (
 
 
 def is_builtin(node: inspect.Type) -> bool:
-    """Tell whether values of the type come back as nothing but dicts, lists, text, numbers, booleans and None."""
+    """Return True if values of the type come back as nothing but dicts, lists, text, numbers, booleans and None."""
     return isinstance(node, _BUILTIN) and all(is_builtin(child) for child in _children(node) if isinstance(child, inspect.Type))
 
 
@@ -90,7 +90,7 @@ def _own_refusal(node: inspect.Type) -> str | None:
 
 
 def type_name(type_: Any) -> str:
-    """The name that people know a type by: `int`, `list[int]`, `Order | None`."""
+    """Return the name that people know a type by: `int`, `list[int]`, `Order | None`."""
     if type_ is type(None):
         return "None"
     return type_.__qualname__ if isinstance(type_, type) and not typing.get_args(type_) else repr(type_).replace("typing.", "")

@@ -41,17 +41,19 @@ def takes_names(validate: Any) -> bool:
     return "by_name" in inspect.signature(validate).parameters
 
 
-def secret_field(type_: Any, place: str = "", seen: tuple[Any, ...] = ()) -> str | None:
+def secret_field(type_: Any, place: str = "", seen: dict[int, Any] | None = None) -> str | None:
     """Say which field of a model in `type_` can't come back, because JSON hides it; None if there is none."""
     if hasattr(type_, "get_secret_value"):
         return f"JSON has asterisks for a {type_.__name__}{place}"
-    if any(type_ is each for each in seen):
+    seen = {} if seen is None else seen
+    if id(type_) in seen:
         return None
+    seen[id(type_)] = type_
     for name, child, field in _children(type_):
         within = f", in the field `{name}` of {getattr(type_, '__name__', type_)}" if name else place
         if field is not None and field.exclude:
             return f"JSON leaves it out (exclude=True){within}"
-        if reason := secret_field(child, within, (*seen, type_)):
+        if reason := secret_field(child, within, seen):
             return reason
     return None
 
@@ -61,7 +63,7 @@ def adapter(type_: Any) -> Codecs | None:
 
     Raises `ImportError` where pydantic is needed and not installed, and what pydantic raises for what it doesn't know.
     """
-    types = [*_all_in(type_)]
+    types = [*_all_in(type_, {})]
     if not any(map(_needs_pydantic, types)) or not all(map(_comes_back, types)):
         return None
     try:
@@ -73,7 +75,7 @@ def adapter(type_: Any) -> Codecs | None:
         made = TypeAdapter(type_, config=_BYTES)  # type: ignore[arg-type]  # mypy wants a literal
     except PydanticUserError:  # a class that has a config of its own
         made = TypeAdapter(type_)
-    names = takes_names(made.validate_json)
+    names = takes_names(TypeAdapter.validate_json)
     options: dict[str, Any] = {"by_alias": True, "by_name": True} if names else {}
     return (
         partial(made.dump_json, by_alias=not names, round_trip=True, warnings=False),
@@ -81,13 +83,14 @@ def adapter(type_: Any) -> Codecs | None:
     )
 
 
-def _all_in(type_: Any, seen: tuple[Any, ...] = ()) -> Iterator[Any]:
+def _all_in(type_: Any, seen: dict[int, Any]) -> Iterator[Any]:
     """Yield `type_` and all types that it consists of, but for the fields of models, which are pydantic's affair."""
     type_ = _bare(type_)
-    if not any(type_ is each for each in seen):
+    if id(type_) not in seen:
+        seen[id(type_)] = type_
         yield type_
         for _, child, _ in () if is_model(type_) else _children(type_):
-            yield from _all_in(child, (*seen, type_))
+            yield from _all_in(child, seen)
 
 
 def _needs_pydantic(type_: Any) -> bool:

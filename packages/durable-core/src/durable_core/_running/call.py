@@ -87,8 +87,7 @@ def prepare(
 
 def _look_at(step_id: str, fn: Callable[..., Any], returns: Any) -> tuple[Codec[Any] | None, bool]:
     if not callable(fn):
-        check_id("step_id", step_id)  # the two may have changed places
-        raise TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
+        raise _not_callable(step_id, fn)
     if returns is not ANNOTATED:
         return None if returns is None else codec_for(returns), is_async(fn)
     codec = codec_of(fn)
@@ -97,6 +96,11 @@ def _look_at(step_id: str, fn: Callable[..., Any], returns: Any) -> tuple[Codec[
             _plain.clear()
         _plain[fn] = fn.__code__, identity_of(fn, ())[0], codec, is_async(fn)
     return codec, is_async(fn)
+
+
+def _not_callable(step_id: object, fn: object) -> TypeError:
+    check_id("step_id", step_id)  # the two may have changed places
+    return TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
 
 
 def check_closure(run: Run, call: Call) -> None:

@@ -19,7 +19,7 @@ from .urls import StoreURL
 class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, SupportsPolling):
     """Keeps runs for as long as the process lives; its locks hold within the process."""
 
-    poll_seconds = 30.0  # only this process can append, and who acts in it tells those who wait
+    poll_seconds: float = 30.0  # only this process can append, and who acts in it tells those who wait
 
     def __init__(self) -> None:
         self._runs: Final[dict[str, tuple[dict[tuple[str, int], StepRecord], dict[str, StepRecord]]]] = {}

@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 
 from durable_core import StepRecord, StoreError
-from durable_postgres import PostgresStore, _connections
+from durable_postgres import PostgresStore
+from tests.postgres.limits import with_limits
 from tests.servers.proxy import Proxy, proxied
 
 pytestmark = pytest.mark.asyncio
@@ -54,11 +55,8 @@ async def test_closing_over_cancelled_appends(postgres_server_url: str, postgres
     await observer.close()
 
 
-async def test_a_connection_that_freezes_after_its_work(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_connection_that_freezes_after_its_work(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """What was committed, or read, is no error because the connection can't be reset afterwards; that one is dropped."""
-    monkeypatch.setattr(_connections, "_CLOSE_SECONDS", 0.2)
     caplog.set_level(logging.WARNING, "durable_postgres")
     url, _, schema = postgres_url.partition("?schema=")
     async with PostgresStore.from_url(postgres_url) as direct:
@@ -72,7 +70,7 @@ async def test_a_connection_that_freezes_after_its_work(
                 # The query that resets a connection begins so.
                 class_ = freezing(proxy, "SELECT pg_advisory_unlock_all()", armed)
                 pool = asyncpg.create_pool(through, min_size=0, max_size=5, connection_class=class_)
-                async with asyncio.timeout(10), pool, PostgresStore(pool, schema=schema) as store:
+                async with asyncio.timeout(10), pool, with_limits(close=0.2)(pool, schema=schema) as store:
                     await store.list("other")
                     armed.set()
                     if work == "transaction":
@@ -87,15 +85,12 @@ async def test_a_connection_that_freezes_after_its_work(
                     pool.terminate()
 
 
-async def test_first_use_of_a_pool_that_is_used_up(
-    postgres_server_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_first_use_of_a_pool_that_is_used_up(postgres_server_url: str, postgres_url: str) -> None:
     """Who finds no connection free at first use is told so, as at any other, and once there is one, it is used."""
-    monkeypatch.setattr(_connections, "TURN_SECONDS", 0.2)
     schema = postgres_url.rpartition("schema=")[2]
     async with asyncpg.create_pool(postgres_server_url, min_size=5, max_size=5) as pool, asyncio.timeout(10):
         taken = [await pool.acquire() for _ in range(5)]
-        async with PostgresStore(pool, schema=schema) as store:
+        async with with_limits(turn=0.2)(pool, schema=schema) as store:
             with pytest.raises(StoreError, match=r"none of the pool's 5 connections came free within 0\.2 seconds"):
                 await store.list("run")
             for connection in taken:
@@ -104,9 +99,8 @@ async def test_first_use_of_a_pool_that_is_used_up(
 
 
 @pytest.mark.parametrize("statement", ["BEGIN", "COMMIT"])
-async def test_no_answer_while_the_table_is_made(postgres_url: str, statement: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_answer_while_the_table_is_made(postgres_url: str, statement: str) -> None:
     """A connection that goes silent at first use is noticed in bounded time, and another one serves."""
-    monkeypatch.setattr(_connections, "TURN_SECONDS", 0.5)
     url, _, schema = postgres_url.partition("?schema=")
     parts = urlsplit(url)
     armed = asyncio.Event()
@@ -114,7 +108,7 @@ async def test_no_answer_while_the_table_is_made(postgres_url: str, statement: s
     with proxied(parts.port or 5432) as proxy:
         through = parts._replace(netloc=f"postgres@127.0.0.1:{proxy.port}").geturl()
         pool = asyncpg.create_pool(through, min_size=0, max_size=5, connection_class=freezing(proxy, statement, armed))
-        async with asyncio.timeout(10), pool, PostgresStore(pool, schema=schema) as store:
+        async with asyncio.timeout(10), pool, with_limits(turn=0.5)(pool, schema=schema) as store:
             assert await store.list("run") == []
             assert not armed.is_set()
 

@@ -9,8 +9,9 @@ import asyncpg
 import pytest
 
 from durable_core import StepRecord, StoreError, open_store
-from durable_postgres import ConnectionLost, PostgresStore, RowRefused, _connections, schema_sql
+from durable_postgres import ConnectionLost, PostgresStore, RowRefused, schema_sql
 from durable_postgres._options import parsed
+from tests.postgres.limits import with_limits
 from tests.servers.postgres import PostgresServer, free_port
 
 pytestmark = pytest.mark.asyncio
@@ -57,13 +58,14 @@ async def test_a_server_without_tls(postgres_server_url: str) -> None:
     assert "is the server up" not in said
 
 
-async def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_does_not_answer() -> None:
     """Something that takes the connection and says nothing is a server that is away: it was asked for no work."""
-    monkeypatch.setattr(_connections, "_CONNECT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         place = f"127.0.0.1:{silent.getsockname()[1]}"
-        said = await refusal(f"postgresql://ann:{SECRET}@{place}/app?sslmode=disable")
-    assert said.endswith(
+        async with with_limits(connect=0.2).from_url(f"postgresql://ann:{SECRET}@{place}/app?sslmode=disable") as store:
+            with pytest.raises(StoreError) as refused:
+                await store.list("run")
+    assert str(refused.value).endswith(
         f" at {place}/app: no answer in time; is the server up? check host and port in the URL, PGHOST or PGPORT"
     )
 

@@ -11,7 +11,8 @@ import asyncpg
 import pytest
 
 from durable_core import LockLost, ResultNotRecorded, RunBusy, Runner, StepRecord, StoreError
-from durable_postgres import PostgresStore, _appends, _connections, _reads, schema_sql
+from durable_postgres import PostgresStore, schema_sql
+from tests.postgres.limits import with_limits
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import proxied
 
@@ -137,13 +138,13 @@ async def test_a_connection_that_died_while_idle(postgres_server_url: str, postg
     await observer.close()
 
 
-async def test_an_answer_that_never_comes(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_never_comes(postgres_url: str) -> None:
     """A connection that went silent costs one error, in bounded time; the next call finds another one."""
-    monkeypatch.setattr(_appends, "_SECONDS", 0.2)
-    monkeypatch.setattr(_reads, "_SECONDS", 0.2)
     parts = urlsplit(postgres_url)
     with proxied(parts.port or 5432) as proxy:
-        async with PostgresStore.from_url(parts._replace(netloc=f"postgres@127.0.0.1:{proxy.port}").geturl()) as store:
+        async with with_limits(statement=0.2, read=0.2).from_url(
+            parts._replace(netloc=f"postgres@127.0.0.1:{proxy.port}").geturl()
+        ) as store:
             assert await store.list("run") == []
             record = await store.append(StepRecord(run_id="run", step_id="1"))
             proxy.hold_answers()
@@ -288,10 +289,9 @@ async def test_a_transaction_leaves_a_server_that_is_read_only(postgres_server_u
     await admin.close()
 
 
-async def test_scans_that_use_up_the_pool(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_scans_that_use_up_the_pool(postgres_url: str) -> None:
     """Who finds no connection free is told so, after a while; once a scan is closed there is one again."""
-    monkeypatch.setattr(_connections, "TURN_SECONDS", 0.2)
-    async with PostgresStore.from_url(f"{postgres_url}&pool_max=5") as store:
+    async with with_limits(turn=0.2).from_url(f"{postgres_url}&pool_max=5") as store:
         await store.append(StepRecord(run_id="run", step_id="step"))  # which keeps one for appends
         scans = [store.scan("run") for _ in range(4)]
         for scan in scans:

@@ -11,7 +11,8 @@ import asyncpg
 import pytest
 
 from durable_core import Lease, LockLost, RunBusy, StepRecord
-from durable_postgres import PostgresStore, _locks
+from durable_postgres import PostgresStore
+from tests.postgres.limits import with_limits
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import proxied
 
@@ -34,15 +35,12 @@ async def test_the_holder_is_named(postgres_url: str) -> None:
     assert before <= refused.value.since <= datetime.now(UTC)
 
 
-async def test_one_connection_holds_all_locks(
-    postgres_server_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_connection_holds_all_locks(postgres_server_url: str, postgres_url: str) -> None:
     """However many runs a store holds, they take one connection, and it holds back no vacuum."""
-    monkeypatch.setattr(_locks, "PING_SECONDS", 0.05)
     observer = await asyncpg.connect(postgres_server_url)
     query = "select backend_xid, backend_xmin from pg_stat_activity where application_name like '%(holder)'"
     async with (
-        PostgresStore.from_url(f"{postgres_url}&application_name=holder") as store,
+        with_limits(ping=0.05).from_url(f"{postgres_url}&application_name=holder") as store,
         AsyncExitStack() as stack,
         asyncio.timeout(30),
     ):
@@ -74,14 +72,16 @@ async def test_a_lost_connection_is_a_lost_lock(postgres_server_url: str, postgr
     await observer.close()
 
 
-async def test_a_silent_connection_is_a_lost_lock(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_connection_is_a_lost_lock(postgres_url: str) -> None:
     """A server that is there and answers no more is noticed by asking it from time to time."""
-    monkeypatch.setattr(_locks, "PING_SECONDS", 0.05)
-    monkeypatch.setattr(_locks, "_SECONDS", 0.2)
     parts = urlsplit(postgres_url)
     with proxied(parts.port or 5432) as proxy:
         through = parts._replace(netloc=f"postgres@127.0.0.1:{proxy.port}").geturl()
-        async with PostgresStore.from_url(through) as store, asyncio.timeout(10), store.lock("run") as lease:
+        async with (
+            with_limits(ping=0.05, statement=0.2).from_url(through) as store,
+            asyncio.timeout(10),
+            store.lock("run") as lease,
+        ):
             proxy.hold_answers()
             await _lost(lease)
 

@@ -9,7 +9,8 @@ import pytest
 import pytest_asyncio
 
 from durable_core import StepRecord, StoreError
-from durable_postgres import PostgresStore, _transaction
+from durable_postgres import PostgresStore
+from tests.postgres.limits import with_limits
 from tests.servers.proxy import proxied
 
 pytestmark = pytest.mark.asyncio
@@ -170,15 +171,13 @@ async def test_a_commit_that_is_not_acknowledged(postgres_url: str, accounts: Ac
 
 
 @pytest.mark.parametrize("moment", ["begin", "commit"])
-async def test_an_answer_that_never_comes(
-    postgres_url: str, accounts: Accounts, moment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_answer_that_never_comes(postgres_url: str, accounts: Accounts, moment: str) -> None:
     """A connection that goes silent, even at the commit, is noticed in bounded time, and worth another try."""
-    monkeypatch.setattr(_transaction, "_SECONDS" if moment == "begin" else "_COMMIT_SECONDS", 0.2)
+    hasty = with_limits(**{"statement" if moment == "begin" else "commit": 0.2})
     parts = urlsplit(postgres_url)
     with proxied(parts.port or 5432) as proxy:
         through = parts._replace(netloc=f"postgres@127.0.0.1:{proxy.port}").geturl()
-        async with PostgresStore.from_url(through) as store, asyncio.timeout(20):
+        async with hasty.from_url(through) as store, asyncio.timeout(20):
             mine = record()
             if moment == "begin":
                 async with store.transaction():

@@ -16,7 +16,6 @@ from ._rows import Row, Statements, as_json, size_of, slot_of, to_record
 from .errors import RowRefused
 
 WRITERS: Final = 2
-_SECONDS: Final = 10.0
 
 
 class Appends:
@@ -41,6 +40,7 @@ class Writer:
     def __init__(self, connections: Connections, statements: Statements) -> None:
         self._kept: Final = Kept(connections)
         self._statements: Final = statements
+        self._seconds: Final = connections.limits.statement
         self.submit: Final = Batcher(self._flush, size=size_of, refused=RowRefused).submit
 
     async def close(self) -> None:
@@ -49,21 +49,23 @@ class Writer:
     async def _flush(self, records: Sequence[StepRecord]) -> Sequence[StepRecord]:
         async def write() -> Sequence[StepRecord]:
             async with self._kept.use() as connection:
-                return await claim(connection, self._statements, records)
+                return await claim(connection, self._statements, records, self._seconds)
 
         # A row that was written before the connection broke holds its slot: claiming it again finds it there.
         return await persistently(write)
 
 
-async def claim(connection: Connection, statements: Statements, records: Sequence[StepRecord]) -> Sequence[StepRecord]:
+async def claim(
+    connection: Connection, statements: Statements, records: Sequence[StepRecord], seconds: float
+) -> Sequence[StepRecord]:
     """Claim the slot of each record; return for each the one that holds its slot, which is itself if it won."""
     holders: dict[tuple[str, str, int], StepRecord] = {}
     rows = missing = Row.of_all(records)
     while missing:
-        if await _insert(connection, statements, missing) == len(missing):
+        if await _insert(connection, statements, missing, seconds) == len(missing):
             break
         slots = zip(*map(slot_of, missing), strict=True)
-        for found in await connection.fetch(statements.holders, *map(list, slots), timeout=_SECONDS):
+        for found in await connection.fetch(statements.holders, *map(list, slots), timeout=seconds):
             record = to_record(found)
             holders[record.run_id, record.step_id, record.revision] = record
         # A slot that was taken and is empty now has been cleared in between: claim it again.
@@ -74,11 +76,11 @@ async def claim(connection: Connection, statements: Statements, records: Sequenc
     return [record if holder is None or holder.id == record.id else holder for record, holder in pairs]
 
 
-async def _insert(connection: Connection, statements: Statements, rows: Sequence[Row]) -> int:
+async def _insert(connection: Connection, statements: Statements, rows: Sequence[Row], seconds: float) -> int:
     if len(rows) == 1:
-        done = await connection.execute(statements.insert, *rows[0].values, timeout=_SECONDS)
+        done = await connection.execute(statements.insert, *rows[0].values, timeout=seconds)
     else:
         # In the order of the key, as every other batch, so that no two of them wait for each other.
         ordered = sorted(rows, key=slot_of)
-        done = await connection.execute(statements.insert_many, as_json(ordered), timeout=_SECONDS)
+        done = await connection.execute(statements.insert_many, as_json(ordered), timeout=seconds)
     return int(done.rpartition(" ")[2])

@@ -15,15 +15,12 @@ from asyncpg import Connection, Pool
 from durable_core import StoreError
 
 from ._errors import AWAY, explained
+from ._limits import Limits
 from ._options import LEAST_CONNECTIONS
 from ._schema import Table
 from .errors import ConnectionLost, RowRefused, TransactionConflict
 
 _log: Final = logging.getLogger("durable_postgres")
-
-_CONNECT_SECONDS: Final = 10.0
-_CLOSE_SECONDS: Final = 10.0
-TURN_SECONDS: Final = 60.0
 
 
 class Connections:
@@ -32,6 +29,7 @@ class Connections:
     def __init__(
         self,
         table: Table,
+        limits: Limits,
         *,
         pool: Pool | None = None,
         dsn: str = "",
@@ -39,6 +37,7 @@ class Connections:
         place: str = "",
     ) -> None:
         self.table: Final = table
+        self.limits: Final = limits
         self._place: Final = place
         self._given: Final = pool
         self._dsn: Final = dsn
@@ -80,7 +79,7 @@ class Connections:
             cut(connection)
             return
         try:
-            await pool.release(cast("Any", connection), timeout=_CLOSE_SECONDS)
+            await pool.release(cast("Any", connection), timeout=self.limits.close)
         except Exception as error:
             cut(connection)
             _log.warning(
@@ -90,7 +89,7 @@ class Connections:
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[Connection]:
         """Take a connection for the length of the context, in which the driver's errors become the store's."""
-        connection = await self.acquire(within=TURN_SECONDS)
+        connection = await self.acquire(within=self.limits.turn)
         try:
             with self.checked(connection):
                 yield connection
@@ -134,7 +133,7 @@ class Connections:
         pool, self._pool = self._pool, None
         if pool is not None and pool is not self._given:
             try:
-                await asyncio.wait_for(pool.close(), _CLOSE_SECONDS)
+                await asyncio.wait_for(pool.close(), self.limits.close)
             except TimeoutError:
                 pool.terminate()
 
@@ -164,7 +163,7 @@ class Connections:
                     self._dsn,
                     min_size=options["pool_min"],
                     max_size=options["pool_max"],
-                    timeout=_CONNECT_SECONDS,
+                    timeout=self.limits.connect,
                     **passed,
                 )
                 return pool
@@ -179,10 +178,10 @@ class Connections:
                 f"{self}: the pool's max_size is {pool.get_max_size()}; the store needs {LEAST_CONNECTIONS} connections at least:"
                 " two for appends, one for locks, one for reading, and others for transactions"
             )
-        connection = await self._lent(pool, TURN_SECONDS)
+        connection = await self._lent(pool, self.limits.turn)
         try:
             with explained(self):
-                await self.table.prepare(connection, partial(self.answered, connection, within=TURN_SECONDS))
+                await self.table.prepare(connection, partial(self.answered, connection, within=self.limits.turn))
         except BaseException:
             cut(connection)
             raise
@@ -202,7 +201,7 @@ class Kept:
     async def use(self) -> AsyncIterator[Connection]:
         """Lend the connection, to one user at a time; after one that failed, the next gets another connection."""
         if self._connection is None or not is_open(self._connection):
-            self._connection = await self._connections.acquire(within=TURN_SECONDS)
+            self._connection = await self._connections.acquire(within=self._connections.limits.turn)
         self._lent = True
         try:
             with self._connections.checked(self._connection):

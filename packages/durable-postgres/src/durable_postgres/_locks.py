@@ -15,10 +15,8 @@ from asyncpg import Connection
 from durable_core import Lease, LockLost, RunBusy
 from durable_core.store import to_the_end
 
-from ._connections import TURN_SECONDS, Connections, cut, is_open
+from ._connections import Connections, cut, is_open
 
-PING_SECONDS: Final = 5.0
-_SECONDS: Final = 10.0
 _EPOCH: Final = datetime(2020, 1, 1, tzinfo=UTC)
 # Beside each lock stands a shared one that nobody waits for: its numbers tell whose it is and since when.
 _TAKE: Final = "select pg_try_advisory_lock($1) and pg_try_advisory_lock_shared($2, $3) is not null"
@@ -50,6 +48,7 @@ class Locks:
 
     def __init__(self, connections: Connections) -> None:
         self._connections: Final = connections
+        self._limits: Final = connections.limits
         self._held: Final[dict[int, HeldLock]] = {}
         self._turn: Final = asyncio.Lock()
         self._connection: Connection | None = None
@@ -82,10 +81,10 @@ class Locks:
         async with self._turn:
             connection = await self._connect()
             with self._connections.checked(connection):
-                if await connection.fetchval(_TAKE, lease.key, *lease.stamp, timeout=_SECONDS):
+                if await connection.fetchval(_TAKE, lease.key, *lease.stamp, timeout=self._limits.statement):
                     lease.connection = connection
                     return
-                who = await connection.fetchrow(_WHO, *lease.halves, timeout=_SECONDS)
+                who = await connection.fetchrow(_WHO, *lease.halves, timeout=self._limits.statement)
         raise _busy(lease.run_id, who)
 
     async def _give(self, lease: HeldLock) -> None:
@@ -96,18 +95,18 @@ class Locks:
                 return  # never taken, or gone with its connection
             try:
                 with self._connections.checked(connection):
-                    await connection.execute(_GIVE, lease.key, *lease.stamp, timeout=_SECONDS)
+                    await connection.execute(_GIVE, lease.key, *lease.stamp, timeout=self._limits.statement)
             except Exception:
                 cut(connection)  # which gives it up just as well
 
     async def _connect(self) -> Connection:
         if self._connection is not None and is_open(self._connection):
             return self._connection
-        connection = await self._connections.acquire(within=TURN_SECONDS)
+        connection = await self._connections.acquire(within=self._limits.turn)
         try:
             with self._connections.checked(connection):
-                await connection.execute("begin isolation level read committed", timeout=_SECONDS)
-                await connection.execute(_BEGIN, f"pid {os.getpid()} on {socket.gethostname()}", timeout=_SECONDS)
+                await connection.execute("begin isolation level read committed", timeout=self._limits.statement)
+                await connection.execute(_BEGIN, f"pid {os.getpid()} on {socket.gethostname()}", timeout=self._limits.statement)
         except BaseException:
             await self._connections.release(connection)
             raise
@@ -123,14 +122,14 @@ class Locks:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(PING_SECONDS)
+            await asyncio.sleep(self._limits.ping)
             async with self._turn:
                 if self._connection is None or not self._held or not is_open(self._connection):
                     await self._disconnect()
                     return
                 try:
                     # A simple query: it also ends the portal of the statement before, whose snapshot would hold back vacuum.
-                    await self._connection.execute("select 1", timeout=_SECONDS)
+                    await self._connection.execute("select 1", timeout=self._limits.statement)
                 except Exception:
                     await self._disconnect()
                     return

@@ -16,8 +16,6 @@ from .errors import RowRefused
 
 SHORT: Final = 200
 _PAGE: Final = 1_000
-_SECONDS: Final = 60.0
-_STEP_SECONDS: Final = 10.0
 
 Asked = tuple[str, str | None]
 
@@ -28,6 +26,7 @@ class Reads:
     def __init__(self, connections: Connections, statements: Statements) -> None:
         self._connections: Final = connections
         self._statements: Final = statements
+        self._limits: Final = connections.limits
         self._kept: Final = Kept(connections)
         self._batcher: Final = Batcher(self._flush, size=len, max_items=100, refused=RowRefused)
 
@@ -52,11 +51,11 @@ class Reads:
             async with self._kept.use() as connection:
                 if steps:
                     columns = map(list, zip(*steps, strict=True))
-                    for row in await connection.fetch(self._statements.newest, *columns, timeout=_STEP_SECONDS):
+                    for row in await connection.fetch(self._statements.newest, *columns, timeout=self._limits.statement):
                         record = to_record(row)
                         found[record.run_id, record.step_id].append(record)
                 if runs:
-                    for row in await connection.fetch(self._statements.read_short, runs, SHORT + 1, timeout=_SECONDS):
+                    for row in await connection.fetch(self._statements.read_short, runs, SHORT + 1, timeout=self._limits.read):
                         record = to_record(row)
                         found[record.run_id, None].append(record)
             return [found[each] for each in asked]
@@ -71,11 +70,11 @@ class Reads:
         """Read a run of any length, a page in memory at a time."""
         # One statement, and so one snapshot: separate reads could show a later entry without an earlier one.
         sql = connection.transaction(readonly=True)
-        await self._connections.answered(connection, sql.start(), within=_SECONDS)
+        await self._connections.answered(connection, sql.start(), within=self._limits.read)
         try:
-            cursor = await connection.cursor(self._statements.read, run_id, timeout=_SECONDS)
-            while rows := await cursor.fetch(_PAGE, timeout=_SECONDS):
+            cursor = await connection.cursor(self._statements.read, run_id, timeout=self._limits.read)
+            while rows := await cursor.fetch(_PAGE, timeout=self._limits.read):
                 yield [to_record(row) for row in rows]
         finally:
             if is_open(connection):
-                await self._connections.answered(connection, sql.rollback(), within=_SECONDS)
+                await self._connections.answered(connection, sql.rollback(), within=self._limits.read)

@@ -16,9 +16,6 @@ from ._connections import Connections, cut, is_open
 from ._rows import Statements
 from .errors import ConnectionLost
 
-_SECONDS: Final = 10.0
-_COMMIT_SECONDS: Final = 60.0  # constraints that were deferred are checked then
-
 
 class Transaction:
     """An open transaction: `connection` is asyncpg's, for SQL of one's own, and `append` claims the step's slot within it."""
@@ -37,10 +34,11 @@ class Transaction:
         """
         if not self.connection.is_in_transaction():
             raise StoreError("the transaction was ended before its record was appended; leave commit and rollback to the runner")
+        seconds = self._connections.limits.statement
         with self._connections.checked(self.connection):
             # Others wait for this claim: a process that stops dead between it and the commit must not hold them up for long.
-            await self.connection.execute("set local idle_in_transaction_session_timeout = '10s'", timeout=_SECONDS)
-            (holder,) = await claim(self.connection, self._statements, [record])
+            await self.connection.execute("set local idle_in_transaction_session_timeout = '10s'", timeout=seconds)
+            (holder,) = await claim(self.connection, self._statements, [record], seconds)
         self._won = holder is record
         return holder
 
@@ -55,7 +53,7 @@ class Transaction:
         try:
             with connections.checked(connection):
                 sql = connection.transaction()
-            await connections.answered(connection, sql.start(), within=_SECONDS)
+            await connections.answered(connection, sql.start(), within=connections.limits.statement)
             transaction = cls(connections, statements, connection)
             try:
                 yield transaction
@@ -65,17 +63,17 @@ class Transaction:
                         raise ConnectionLost(f"{connections}: the connection was lost within a transaction") from error
                     raise
                 try:
-                    await connections.answered(connection, sql.rollback(), within=_SECONDS)
+                    await connections.answered(connection, sql.rollback(), within=connections.limits.statement)
                 except StoreError:
                     if isinstance(error, Exception):  # a cancellation stays one
                         raise
                 else:
                     # Perhaps the error was that the server is a standby: the next connection may reach the primary.
-                    if isinstance(error, Exception) and await _is_read_only(connection):
+                    if isinstance(error, Exception) and await _is_read_only(connection, connections.limits.statement):
                         cut(connection)
                 raise
             end = sql.commit() if transaction._won else sql.rollback()
-            await connections.answered(connection, end, within=_COMMIT_SECONDS)
+            await connections.answered(connection, end, within=connections.limits.commit)
         except asyncio.CancelledError:
             cut(connection)
             raise
@@ -83,7 +81,7 @@ class Transaction:
             await connections.release(connection)
 
 
-async def _is_read_only(connection: Connection) -> bool:
+async def _is_read_only(connection: Connection, seconds: float) -> bool:
     with suppress(Exception):
-        return bool(await connection.fetchval("show transaction_read_only", timeout=_SECONDS) == "on")
+        return bool(await connection.fetchval("show transaction_read_only", timeout=seconds) == "on")
     return True

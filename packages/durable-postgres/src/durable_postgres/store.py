@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import ClassVar, Final, Self, TypeVar
 
 from asyncpg import Connection, Pool
 
@@ -22,6 +22,7 @@ from durable_core import (
 from ._appends import Appends
 from ._connections import Connections
 from ._errors import is_retryable, persistently
+from ._limits import Limits
 from ._locks import Locks
 from ._options import parsed
 from ._reads import Reads
@@ -31,7 +32,6 @@ from ._transaction import Transaction
 
 T = TypeVar("T")
 
-_SECONDS: Final = 60.0
 _RUNS: Final = 1_000
 
 
@@ -42,15 +42,17 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
     its commit has returned, as the server is set. Raises `StoreError` for everything that the server or the connection refuses.
     """
 
+    _limits: ClassVar[Limits] = Limits()
+
     def __init__(self, pool: Pool, *, schema: str = "durable", table: str = "steps") -> None:
-        self._start(Connections(Table(schema, table), pool=pool))
+        self._start(Connections(Table(schema, table), self._limits, pool=pool))
 
     @classmethod
     def from_url(cls, url: str) -> Self:
         dsn, options, place = parsed(url)
         table = Table(options.pop("schema", "durable"), options.pop("table", "steps"))
         self = cls.__new__(cls)
-        self._start(Connections(table, dsn=dsn, options=options, place=place))
+        self._start(Connections(table, self._limits, dsn=dsn, options=options, place=place))
         return self
 
     def _start(self, connections: Connections) -> None:
@@ -80,7 +82,7 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
 
     async def clear(self, run_id: str) -> None:
         async def delete(connection: Connection) -> None:
-            await connection.execute(self._statements.clear, run_id, timeout=_SECONDS)
+            await connection.execute(self._statements.clear, run_id, timeout=self._limits.read)
 
         await self._with_connection(delete)
 
@@ -89,7 +91,7 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
         while True:
 
             async def read(connection: Connection, last: str = last) -> Sequence[str]:
-                rows = await connection.fetch(self._statements.runs, prefix, last, _RUNS, timeout=_SECONDS)
+                rows = await connection.fetch(self._statements.runs, prefix, last, _RUNS, timeout=self._limits.read)
                 return [run_id for (run_id,) in rows]
 
             found = await self._with_connection(read)

@@ -1,0 +1,13 @@
+"""Stores that wait less long than others."""
+
+from durable_postgres import PostgresStore
+from durable_postgres._limits import Limits
+
+
+def with_limits(**seconds: float) -> type[PostgresStore]:
+    """Make a class of stores with limits of its own."""
+
+    class Hasty(PostgresStore):
+        _limits = Limits(**seconds)
+
+    return Hasty

@@ -138,6 +138,29 @@ async def test_a_connection_that_died_while_idle(postgres_server_url: str, postg
     await observer.close()
 
 
+async def test_a_farewell_that_comes_before_the_end(postgres_server_url: str, postgres_url: str) -> None:
+    """Where the server's last words arrive before its connection ends, the driver is confused; the store connects anew."""
+    parts = urlsplit(postgres_url)
+    observer = await asyncpg.connect(postgres_server_url)
+    with proxied(parts.port or 5432) as proxy:
+        through = parts._replace(netloc=f"postgres@127.0.0.1:{proxy.port}").geturl()
+        async with PostgresStore.from_url(f"{through}&application_name=farewell") as store, asyncio.timeout(20):
+            record = await store.append(StepRecord(run_id="run", step_id="1"))
+            await store.list("run")
+            proxy.keeps_open = True
+            ended = await observer.fetch(
+                "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'farewell'"
+            )
+            while proxy.farewells < len(ended):
+                await asyncio.sleep(0.01)
+            for _ in range(20):  # the last words are read
+                await asyncio.sleep(0.001)
+            again = await store.append(StepRecord(run_id="run", step_id="1", revision=1))
+            assert await store.list("run") == [record, again]
+            proxy.keeps_open = False
+    await observer.close()
+
+
 async def test_an_answer_that_never_comes(postgres_url: str) -> None:
     """A connection that went silent costs one error, in bounded time; the next call finds another one."""
     parts = urlsplit(postgres_url)

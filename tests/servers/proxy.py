@@ -21,6 +21,10 @@ class Proxy:
         """Whether new connections are closed at once."""
         self.lost_answers = 0
         """How many answers of the server have been dropped."""
+        self.farewells = 0
+        """How many connections the server has closed while `keeps_open` was true, once its last words were passed on."""
+        self.keeps_open = False
+        """Whether a connection that the server closes stays open on the client's side."""
         self.fired = threading.Event()
         """Set once `cut_before` or `cut_after` has struck."""
         self._lose = 0
@@ -108,6 +112,9 @@ class Proxy:
                     self._closed.wait()
                     break
                 client.sendall(data)
+            if self.keeps_open:
+                self.farewells += 1
+                self._closed.wait()
         self._drop(pair)
 
     def _lost(self) -> bool:

@@ -163,6 +163,32 @@ async def test_bad_options(query: str, expected: str) -> None:
     assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql:/app:{SECRET}@db/prod",
+        f"postgres:/app:{SECRET}@db/prod",
+        f"postgresql:app:{SECRET}@db/prod",
+        "postgresql:",
+        f"postgresql:?password={SECRET}",
+    ],
+)
+async def test_a_url_without_two_slashes(url: str) -> None:
+    """It names no server, so nothing is connected to; what stands in it is not shown."""
+    with pytest.raises(StoreError, match="postgresql://user:password@host:port/database") as refused:
+        PostgresStore.from_url(url)
+    assert SECRET not in "".join(traceback.format_exception_only(refused.value))
+    assert "prod" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", [f"postgresql://ann:{SECRET}@a b:x/app", f"postgresql://ann:{SECRET}/x@[db/app"])
+async def test_a_host_that_cannot_be_read(url: str) -> None:
+    """The error shows the scheme and what is expected, and nothing else of the URL."""
+    with pytest.raises(StoreError) as refused:
+        PostgresStore.from_url(url)
+    assert SECRET not in "".join(traceback.format_exception(refused.value)).replace("SECRET", "")
+
+
 @pytest.mark.parametrize("mark", ["/", "?", "#"])
 @pytest.mark.parametrize("beginning", ["pa", "123"])
 async def test_a_password_that_is_not_encoded(mark: str, beginning: str) -> None:

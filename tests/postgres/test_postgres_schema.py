@@ -165,6 +165,60 @@ async def test_two_tables_are_two_stores(postgres_url: str) -> None:
             pass
 
 
+DAMAGE = {
+    "status": "status = 'unheard-of'",
+    "kind": "kind = 'unheard-of'",
+    "control character": "run_id = run_id, name = name, step_id = e'st\\x1bep'",
+    "negative revision": "revision = -1",
+    "attempt": "attempt = 0",
+    "error of another shape": "error = '[1]'",
+    "error without its type": """error = '{"message": 7}'""",
+    "deep note": "note = (repeat('[', 2000) || repeat(']', 2000))::json",
+    "deep error": """error = ('{"type": "E", "data": ' || repeat('[', 2000) || repeat(']', 2000) || '}')::json""",
+    "deep result": "result = (repeat('[', 2000) || repeat(']', 2000))::json",
+    "infinity": "started_at = 'infinity'",
+    "minus infinity": "ended_at = '-infinity'",
+    "until infinity": "until = 'infinity'",
+    "before Christ": "ended_at = '4713-01-01 BC'",
+    "after the year 9999": "ended_at = '10000-01-01'",
+    "until after the year 9999": "until = '294276-01-01'",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_a_row_that_is_damaged(damage: str, postgres_url: str) -> None:
+    """Whatever stands in a row, whoever reads it gets a record, or an error that names table, run, step and revision.
+
+    Others that ask at the same time get their answers.
+    """
+    schema = schema_of(postgres_url)
+    runs = [f"run-{number}" for number in range(5)]
+    connection = await asyncpg.connect(urlsplit(postgres_url)._replace(query="").geturl())
+    async with PostgresStore.from_url(postgres_url) as store:
+        for run in runs:
+            await store.append(StepRecord(run_id=run, step_id="step"))
+        await connection.execute(f"update {schema}.steps set {DAMAGE[damage]} where run_id = 'run-3'")
+        step, revision = await connection.fetchrow(f"select step_id, revision from {schema}.steps where run_id = 'run-3'")
+
+        async def scanned(run: str) -> list[StepRecord]:
+            return [record async for record in store.scan(run)]
+
+        for read in (
+            store.list,
+            scanned,
+            lambda run: store.get(run, step if run == "run-3" else "step"),
+            lambda run: store.append(StepRecord(run_id=run, step_id="step")),
+        ):
+            results = await asyncio.gather(*map(read, runs), return_exceptions=True)
+            outcome = results.pop(3)
+            assert not any(isinstance(result, BaseException) for result in results), results
+            if isinstance(outcome, BaseException):
+                assert isinstance(outcome, StoreError), repr(outcome)
+                for part in (f'"{schema}"."steps"', "'run-3'", repr(step), f"revision {revision}"):
+                    assert part in str(outcome)
+    await connection.close()
+
+
 async def test_a_row_that_cannot_be_read(postgres_server_url: str, postgres_url: str) -> None:
     """A row that is no record is an error that names it, to those who ask for it, and to no others at the same time."""
     connection = await asyncpg.connect(postgres_server_url)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
@@ -84,6 +85,81 @@ async def test_a_silent_connection_is_a_lost_lock(postgres_url: str) -> None:
         ):
             proxy.hold_answers()
             await _lost(lease)
+
+
+async def test_the_locks_session_notices_a_machine_that_vanished(postgres_server_url: str, postgres_url: str) -> None:
+    """The server gives the locks up half a minute after it hears no more of their holder; no other session is changed."""
+    connections: list[asyncpg.Connection] = []
+
+    class Noted(asyncpg.Connection):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)
+            connections.append(self)
+
+    shown: dict[bool, list[str]] = {}
+    async with (
+        asyncpg.create_pool(postgres_server_url, min_size=0, max_size=5, connection_class=Noted) as pool,
+        PostgresStore(pool, schema=postgres_url.rpartition("schema=")[2]) as store,
+    ):
+        await store.append(StepRecord(run_id="run", step_id="step"))
+        async with store.lock("run"):
+            for connection in connections:
+                names = ("tcp_user_timeout", "tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count")
+                settings = [await connection.fetchval(f"select current_setting('{name}')") for name in names]
+                shown[connection.is_in_transaction()] = settings
+    timeout, idle, interval, count = shown[True]
+    assert timeout in ("30s", "30000ms", "30000")
+    assert int(idle) + int(interval) * int(count) == 30
+    assert shown[False] != shown[True]
+
+
+@pytest.mark.parametrize("what", ["lock", "transaction", "closing"])
+async def test_a_cancellation_at_every_turn(postgres_server_url: str, postgres_url: str, what: str) -> None:
+    """Cancelled at every turn of the loop, as anyio does it, work ends, and leaves neither a lock nor a connection taken."""
+    pool = await asyncpg.create_pool(postgres_server_url, min_size=0, max_size=5)
+    store = PostgresStore(pool, schema=postgres_url.rpartition("schema=")[2])
+    inside = asyncio.Event()
+
+    async def lock() -> None:
+        async with store.lock("run"):
+            inside.set()
+            await asyncio.Event().wait()
+
+    async def transaction() -> None:
+        async with store.transaction() as transaction:
+            await transaction.append(StepRecord(run_id="run", step_id="step"))
+            inside.set()
+            await asyncio.Event().wait()
+
+    async def closing() -> None:
+        async with store:
+            await store.lock("run").__aenter__()
+            inside.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task({"lock": lock, "transaction": transaction, "closing": closing}[what]())
+    await inside.wait()
+    deadline = time.monotonic() + 10
+    while not task.done() and time.monotonic() < deadline:
+        task.cancel()
+        await asyncio.sleep(0)
+    try:
+        assert task.cancelled()
+        if what != "closing":
+            await store.__aexit__(None, None, None)
+        async with asyncio.timeout(5), PostgresStore.from_url(postgres_url) as other:
+            record = StepRecord(run_id="run", step_id="step")
+            assert await other.append(record) is record
+            while True:  # the server needs a moment to see that a client is gone
+                try:
+                    async with other.lock("run"):
+                        break
+                except RunBusy:
+                    await asyncio.sleep(0.01)
+            for _ in range(5):
+                await pool.acquire()
+    finally:
+        pool.terminate()
 
 
 @pytest.mark.parametrize("times", [1, 3])

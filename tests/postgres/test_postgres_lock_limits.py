@@ -57,7 +57,7 @@ async def test_one_run_too_many_is_refused(small_server: PostgresServer) -> None
             assert await other.fetchval("select pg_try_advisory_lock($1)", number)
         await other.close()
         async with PostgresStore.from_url(small_server.url) as rival:
-            with pytest.raises(RunBusy):
+            with pytest.raises(StoreError, match="run 'run-0' can't be locked"):
                 async with rival.lock("run-0"):
                     pass
 
@@ -84,6 +84,11 @@ async def test_a_server_that_ran_out_of_locks_takes_none_away(small_server: Post
         for lease in leases:
             assert not isinstance(lease, BaseException)
             lease.check()
+        refused = await hold(stack, store, [f"more-{number}" for number in range(40)])
+        assert {type(refusal) for refusal in refused} == {StoreError}
+        for lease in leases:
+            lease.check()
+        await greedy.execute("select pg_advisory_unlock_all()")
         await greedy.close()
         async with store.lock("more-1") as lease, PostgresStore.from_url(small_server.url) as rival:
             lease.check()
@@ -115,6 +120,7 @@ async def test_a_session_out_of_locks_stays_in_its_transaction(small_server: Pos
             async with store.lock("more"):
                 pass
         assert session.is_in_transaction()
+        await greedy.execute("select pg_advisory_unlock_all()")
         name = await greedy.fetchval("select application_name from pg_stat_activity where pid = $1", session.get_server_pid())
         assert name.startswith("pid ")
         await greedy.close()

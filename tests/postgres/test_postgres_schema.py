@@ -84,7 +84,9 @@ async def test_a_role_without_ddl_rights(postgres_server_url: str, postgres_url:
     connection = await asyncpg.connect(postgres_server_url)
     await connection.execute(schema_sql(schema))
     await connection.execute(f"create role {role} login; grant usage on schema {schema} to {role}")
-    await connection.execute(f"grant select, insert, delete on {schema}.steps to {role}")
+    await connection.execute(
+        f"grant select, insert, delete on {schema}.steps to {role}; grant select, insert, update, delete on {schema}.steps_locks to {role}"
+    )
     async with PostgresStore.from_url(as_role(postgres_url, role)) as store:
         await asyncio.gather(*(store.append(StepRecord(run_id="run", step_id=f"{number}")) for number in range(5)))
         async with store.lock("run"), store.transaction() as transaction:
@@ -119,7 +121,7 @@ async def test_missing_rights_are_named(postgres_server_url: str, postgres_url: 
     [
         ("null", "not a table of this store: its comment is None"),
         ("'our very own steps'", "not a table of this store: its comment is 'our very own steps'"),
-        ("'durable-postgres layout 2'", "has layout 2, and this durable-postgres knows up to 1: upgrade durable-postgres"),
+        ("'durable-postgres layout 3'", "has layout 3, and this durable-postgres knows up to 2: upgrade durable-postgres"),
     ],
 )
 async def test_a_table_that_is_not_ours(postgres_server_url: str, postgres_url: str, comment: str, expected: str) -> None:

@@ -87,9 +87,9 @@ class Connections:
             )
 
     @asynccontextmanager
-    async def borrow(self) -> AsyncIterator[Connection]:
+    async def borrow(self, *, within: float | None = None) -> AsyncIterator[Connection]:
         """Take a connection for the length of the context, in which the driver's errors become the store's."""
-        connection = await self.acquire(within=self.limits.turn)
+        connection = await self.acquire(within=self.limits.turn if within is None else within)
         try:
             with self.checked(connection):
                 yield connection

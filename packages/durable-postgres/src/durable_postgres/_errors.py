@@ -103,8 +103,9 @@ def _explain(error: Exception, target: object) -> StoreError:
         return StoreError(f"{said}; create the database first: the store creates only its schema and table")
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return StoreError(
-            f"{said}; the store needs USAGE on its schema and SELECT, INSERT and DELETE on its table, and CREATE where they are"
-            " not there yet: grant them, or apply what durable_postgres.schema_sql() returns as another role"
+            f"{said}; the store needs USAGE on its schema, SELECT, INSERT and DELETE on its table and the one of its locks, there"
+            " UPDATE too, and CREATE where they are not made yet: grant them, or apply what durable_postgres.schema_sql() returns"
+            " as another role"
         )
     if isinstance(error, _PREPARED):
         return StoreError(

@@ -37,9 +37,14 @@ def name(text: str) -> str:
     return text
 
 
+def table_name(text: str) -> str:
+    """Check the name of a table, beside which another one stands."""
+    return name(f"{text}_locks").removesuffix("_locks")
+
+
 _OURS: Final[Mapping[str, Callable[[str], Any]]] = {
     "schema": name,
-    "table": name,
+    "table": table_name,
     "pool_min": integer(),
     "pool_max": integer(least=LEAST_CONNECTIONS),
     "statement_cache_size": integer(),

@@ -15,7 +15,7 @@ from ._options import name as checked
 
 _log: Final = logging.getLogger("durable_postgres")
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 _MARK: Final = "durable-postgres layout "
 # The statements that lead from layout n to n + 1.
 _MIGRATIONS: Final = (
@@ -40,15 +40,22 @@ create table {table} (
     primary key (run_id, step_id, revision)
 );
 """,
+    """
+create unlogged table {locks} (
+    key bigint primary key,
+    pid integer not null,
+    since timestamptz not null
+);
+""",
 )
 _TIMEOUT: Final = 60.0
 
 
 class Table:
-    """The log's table in a database."""
+    """The log's table in a database, and beside it one that tells since when runs are held."""
 
     def __init__(self, schema: str, table: str) -> None:
-        for name in (schema, table):
+        for name in (schema, f"{table}_locks"):
             try:
                 checked(name)
             except ValueError as error:
@@ -56,6 +63,7 @@ class Table:
         self.schema: Final = schema
         self.name: Final = table
         self.sql: Final = f'"{schema}"."{table}"'
+        self.locks: Final = f'"{schema}"."{table}_locks"'
 
     def lock_key(self, text: str) -> int:
         """Map `text` to one of the 2 ** 64 advisory locks of the database, another one for each table."""
@@ -63,7 +71,7 @@ class Table:
 
     def migration(self, layout: int) -> str:
         """Return the statements that lead from `layout` to the present one."""
-        steps = "".join(_MIGRATIONS[layout:]).format(table=self.sql)
+        steps = "".join(_MIGRATIONS[layout:]).format(table=self.sql, locks=self.locks)
         return f"{steps}comment on table {self.sql} is '{_MARK}{LAYOUT}';\n"
 
     async def prepare(self, connection: Connection, answered: Callable[[Awaitable[None]], Awaitable[None]]) -> None:

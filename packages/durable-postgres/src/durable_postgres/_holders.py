@@ -1,0 +1,78 @@
+"""Who holds a run, and since when."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+from durable_core import Batcher, StoreError
+from durable_core.store import Holder
+
+from ._connections import Connections
+from ._errors import persistently
+from .errors import ConnectionLost, TransactionConflict
+
+_log: Final = logging.getLogger("durable_postgres")
+
+
+class Holders:
+    """Tells who holds a run's lock: the server knows that, and a table beside the log knows since when.
+
+    A lock gets its row there with the next ping after it was taken, so that short runs cost no write.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections: Final = connections
+        self._limits: Final = connections.limits
+        self._noted: Mapping[int, datetime] = {}
+        self._refused = False
+        self.of: Final = Batcher(self._flush, size=lambda key: 8).submit
+        table = connections.table.locks
+        self._forget: Final = (
+            f"delete from {table} where pid = $1 and key = any($2::bigint[])"
+            " or pid <> all (array(select pid from pg_stat_activity))"
+        )
+        self._note: Final = (
+            f"insert into {table} (key, pid, since) select key, $1, since from unnest($2::bigint[], $3::timestamptz[])"
+            " as new(key, since) on conflict (key) do update set pid = excluded.pid, since = excluded.since"
+        )
+        self._read: Final = f"""
+            select held.key, coalesce(nullif(a.application_name, ''), 'the server''s process ' || held.pid), note.since
+            from (select pid, (classid::bigint << 32) | objid::bigint from pg_locks where locktype = 'advisory' and objsubid = 1
+                and granted and database = (select oid from pg_database where datname = current_database())) as held(pid, key)
+            left join pg_stat_activity a on a.pid = held.pid
+            left join {table} note on note.key = held.key and note.pid = held.pid
+            where held.key = any($1::bigint[])"""
+
+    async def find(self, keys: Sequence[int]) -> Mapping[int, Holder]:
+        """Return the holders of those of the locks that are held, by key."""
+
+        async def read() -> Mapping[int, Holder]:
+            async with self._connections.borrow() as connection:
+                rows = await connection.fetch(self._read, keys, timeout=self._limits.statement)
+                return {key: Holder(name, since) for key, name, since in rows}
+
+        return await persistently(read)
+
+    async def note(self, pid: int, held: Mapping[int, datetime]) -> None:
+        """Write down since when the server's process `pid` holds these locks; what can't be written is left out."""
+        new = {key: since for key, since in held.items() if self._noted.get(key) != since}
+        gone = self._noted.keys() - held
+        if self._refused or not (new or gone):
+            return
+        try:
+            async with self._connections.borrow(within=self._limits.ping) as connection:
+                await connection.execute(self._forget, pid, [*gone], timeout=self._limits.statement)
+                await connection.execute(self._note, pid, [*new], [*new.values()], timeout=self._limits.statement)
+        except (ConnectionLost, TransactionConflict):
+            return
+        except StoreError as error:
+            _log.warning("others can't learn since when runs are held: %s", error)
+            self._refused = True
+        self._noted = held
+
+    async def _flush(self, keys: Sequence[int]) -> Sequence[Holder | None]:
+        found = await self.find(keys)
+        return [found.get(key) for key in keys]

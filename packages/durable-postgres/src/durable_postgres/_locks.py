@@ -31,10 +31,14 @@ from (select current_setting('max_locks_per_transaction')::bigint) as setting(mo
 """
 _ADVICE: Final = "work on fewer runs at once, or raise max_locks_per_transaction in the server's settings and restart it"
 # All settings are local to the transaction that holds the locks, so that a pooler's other clients see nothing of them.
+# The server ends the session half a minute after it hears no more of this machine.
 _BEGIN: Final = """
 select pg_backend_pid(), count(done) from (
     select set_config(name, '0', true) from pg_settings
     where name in ('idle_in_transaction_session_timeout', 'statement_timeout', 'transaction_timeout')
+    union all
+    select set_config(name, value, true) from (values ('tcp_user_timeout', '30000'), ('tcp_keepalives_idle', '10'),
+        ('tcp_keepalives_interval', '5'), ('tcp_keepalives_count', '4')) as own(name, value)
     union all
     select set_config('application_name',
         $1 || coalesce(' (' || nullif(current_setting('application_name'), '') || ')', ''), true)

@@ -44,7 +44,8 @@ class Connections:
         self._options: Final = options or {}
         self._pool: Pool | None = None
         self._opening: Final = asyncio.Lock()
-        self._closed = False
+        self.closed = False
+        """Whether no more connections are lent."""
 
     def __str__(self) -> str:
         return f"PostgreSQL table {self.table.sql}{self._place and f' at {self._place}'}"
@@ -52,7 +53,7 @@ class Connections:
     async def acquire(self, *, within: float | None = None) -> Connection:
         """Take a connection out of the pool; it goes back with `release`, or when it is terminated."""
         connection = await self._lent(self._pool or await self._open(), within)
-        if self._closed:
+        if self.closed:
             cut(connection)
             raise self._refusal()
         return connection
@@ -117,19 +118,11 @@ class Connections:
             except TimeoutError as error:
                 raise ConnectionLost(f"{self}: no answer in time; whether the server did the work is not known") from error
 
-    def reopen(self) -> None:
-        self._closed = False
-
-    def shut(self) -> None:
-        """Lend no more connections."""
-        self._closed = True
-
     def _refusal(self) -> StoreError:
         return StoreError(f"{self}: the store is closed; use it inside `async with`")
 
     async def close(self) -> None:
         """Close the pool, if it is our own; connections that are still lent after a while are cut."""
-        self.shut()
         pool, self._pool = self._pool, None
         if pool is not None and pool is not self._given:
             try:
@@ -139,8 +132,10 @@ class Connections:
 
     async def _open(self) -> Pool:
         async with self._opening:
-            if self._closed:
+            if self.closed:
                 raise self._refusal()
+            if getattr(self._given, "_loop", here := asyncio.get_running_loop()) is not here:
+                raise StoreError(f"{self} belongs to another event loop, the pool's: give it a client made on this loop")
             if self._pool is None:
                 pool = self._given or await self._connect()
                 try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, suppress
+from functools import partial
 from types import TracebackType
 from typing import ClassVar, Final, Self, TypeVar
 
@@ -18,6 +19,8 @@ from durable_core import (
     SupportsScan,
     SupportsTransaction,
 )
+from durable_core.store import to_the_end
+from durable_core.stores.loops import OneLoop
 
 from ._appends import Appends
 from ._connections import Connections
@@ -45,53 +48,63 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
     _limits: ClassVar[Limits] = Limits()
 
     def __init__(self, pool: Pool, *, schema: str = "durable", table: str = "steps") -> None:
-        self._start(Connections(Table(schema, table), self._limits, pool=pool))
+        self._start(partial(Connections, Table(schema, table), self._limits, pool=pool), given=True)
 
     @classmethod
     def from_url(cls, url: str) -> Self:
         dsn, options, place = parsed(url)
         table = Table(options.pop("schema", "durable"), options.pop("table", "steps"))
         self = cls.__new__(cls)
-        self._start(Connections(table, self._limits, dsn=dsn, options=options, place=place))
+        self._start(partial(Connections, table, cls._limits, dsn=dsn, options=options, place=place), given=False)
         return self
 
-    def _start(self, connections: Connections) -> None:
-        self._connections = connections
-        self._statements = Statements(connections.table)
-        self._appends = Appends(connections, self._statements)
-        self._reads = Reads(connections, self._statements)
-        self._locks = Locks(connections)
+    def _start(self, connect: Callable[[], Connections], *, given: bool) -> None:
+        self._connect = connect
+        self._name = str(connect())
+        self._loop = OneLoop(self._name, given=given)
+        self._parts: Parts | None = None
+        self._left = False
+
+    def _here(self) -> Parts:
+        """Return what belongs to the running loop; every method goes through here."""
+        if self._loop.enter() or self._parts is None:
+            self._parts = Parts(self._connect())
+            self._parts.connections.closed = self._left
+        return self._parts
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._connections.table.sql}>"
+        return f"<{type(self).__name__} {self._name}>"
 
     async def append(self, record: StepRecord) -> StepRecord:
-        return await self._appends.writer(record.run_id).submit(record)
+        return await self._here().appends.writer(record.run_id).submit(record)
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
-        return await self._reads.step(run_id, step_id)
+        return await self._here().reads.step(run_id, step_id)
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
-        return await self._reads.run(run_id)
+        return await self._here().reads.run(run_id)
 
     async def scan(self, run_id: str) -> AsyncIterator[StepRecord]:
-        async with self._connections.borrow() as connection, aclosing(self._reads.pages(connection, run_id)) as pages:
+        parts = self._here()
+        async with parts.connections.borrow() as connection, aclosing(parts.reads.pages(connection, run_id)) as pages:
             async for page in pages:
                 for record in page:
                     yield record
 
     async def clear(self, run_id: str) -> None:
         async def delete(connection: Connection) -> None:
-            await connection.execute(self._statements.clear, run_id, timeout=self._limits.read)
+            await connection.execute(statements.clear, run_id, timeout=self._limits.read)
 
+        statements = self._here().statements
         await self._with_connection(delete)
 
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
         last = ""
+        statements = self._here().statements
         while True:
 
             async def read(connection: Connection, last: str = last) -> Sequence[str]:
-                rows = await connection.fetch(self._statements.runs, prefix, last, _RUNS, timeout=self._limits.read)
+                rows = await connection.fetch(statements.runs, prefix, last, _RUNS, timeout=self._limits.read)
                 return [run_id for (run_id,) in rows]
 
             found = await self._with_connection(read)
@@ -106,14 +119,15 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
 
         Two runs share a lock if 64 bits of a hash of their ids are equal: one of them then waits for the other for no reason.
         """
-        return self._locks.hold(run_id)
+        return self._here().locks.hold(run_id)
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Open a transaction on a connection of its own, at the isolation level that is the role's default.
 
         It is committed at the end of the context if `append` was called on it and won the slot, and else rolled back.
         """
-        return Transaction.open(self._connections, self._statements)
+        parts = self._here()
+        return Transaction.open(parts.connections, parts.statements)
 
     def is_retryable(self, error: BaseException) -> bool:
         """Tell whether `error` out of a transaction means: run all of it again.
@@ -124,20 +138,47 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
         return is_retryable(error)
 
     async def __aenter__(self) -> Self:
-        self._connections.reopen()
+        self._left = self._here().connections.closed = False
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._connections.shut()
-        async with AsyncExitStack() as closing:  # the last one first, and a failure skips none
-            for part in (self._connections, self._reads, self._appends, self._locks):
-                closing.push_async_callback(part.close)
+        self._left = True
+        await to_the_end(self._here().close())
 
     async def _with_connection(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        connections = self._here().connections
+
         async def once() -> T:
-            async with self._connections.borrow() as connection:
+            async with connections.borrow() as connection:
                 return await work(connection)
 
         return await persistently(once)
+
+
+class Parts:
+    """What belongs to one event loop: connections, and whatever waits for them."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.connections: Final = connections
+        self.statements: Final = Statements(connections.table)
+        self.appends: Final = Appends(connections, self.statements)
+        self.reads: Final = Reads(connections, self.statements)
+        self.locks: Final = Locks(connections)
+        # At its end a loop closes the generators that were begun on it, and so these connections, if nobody else did.
+        self._guard: Final = self._closing()
+        with suppress(StopIteration):
+            self._guard.asend(None).send(None)
+
+    async def close(self) -> None:
+        self.connections.closed = True
+        async with AsyncExitStack() as closing:  # the last one first, and a failure skips none
+            for part in (self.connections, self.reads, self.appends, self.locks):
+                closing.push_async_callback(part.close)
+
+    async def _closing(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            await self.close()

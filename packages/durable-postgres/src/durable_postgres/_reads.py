@@ -40,6 +40,17 @@ class Reads:
         records = await self._batcher.submit((run_id, None))
         return await persistently(lambda: self._long(run_id)) if len(records) > SHORT else records
 
+    async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
+        """Read the newest entries of those steps that have one above the revision that is known."""
+
+        async def read() -> Sequence[StepRecord]:
+            async with self._connections.borrow() as connection:
+                columns = map(list, zip(*known, strict=True))
+                rows = await connection.fetch(self._statements.newer, *columns, timeout=self._limits.statement)
+            return [to_record(row) for row in rows]
+
+        return await persistently(read) if known else []
+
     async def close(self) -> None:
         await self._kept.close()
 

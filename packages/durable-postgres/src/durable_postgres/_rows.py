@@ -172,6 +172,11 @@ class Statements:
             f"select {_SELECTED} from unnest($1::text[], $2::text[]) as asked(run_id, step_id) cross join lateral (select * from"
             f" {table.sql} where run_id = asked.run_id and step_id = asked.step_id order by revision desc limit 1) as t"
         )
+        self.newer: Final = (
+            f"select {_SELECTED} from unnest($1::text[], $2::text[], $3::bigint[]) as known(run_id, step_id, revision)"
+            f" cross join lateral (select * from {table.sql} where run_id = known.run_id and step_id = known.step_id"
+            " and revision > known.revision order by revision desc limit 1) as t"
+        )
         self.read: Final = f"{select} where run_id = $1 order by seq"
         # Without an order inside, so that a long run costs no sort only to be read another way.
         self.read_short: Final = (

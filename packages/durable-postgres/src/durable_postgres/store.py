@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, suppress
 from functools import partial
 from types import TracebackType
@@ -19,7 +19,7 @@ from durable_core import (
     SupportsScan,
     SupportsTransaction,
 )
-from durable_core.store import to_the_end
+from durable_core.store import Holder, SupportsHolder, SupportsPolling, to_the_end
 from durable_core.stores.loops import OneLoop
 
 from ._appends import Appends
@@ -38,13 +38,16 @@ T = TypeVar("T")
 _RUNS: Final = 1_000
 
 
-class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsTransaction):
+class PostgresStore(
+    OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling, SupportsTransaction
+):
     """Keeps runs in one table of a PostgreSQL database, created at first use; `open_store("postgresql://…")` makes one.
 
     `pool` is an asyncpg pool of at least five connections, which the caller closes, after the store. An append is durable when
     its commit has returned, as the server is set. Raises `StoreError` for everything that the server or the connection refuses.
     """
 
+    poll_seconds = 2.0
     _limits: ClassVar[Limits] = Limits()
 
     def __init__(self, pool: Pool, *, schema: str = "durable", table: str = "steps") -> None:
@@ -120,6 +123,15 @@ class PostgresStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Sup
         Two runs share a lock if 64 bits of a hash of their ids are equal: one of them then waits for the other for no reason.
         """
         return self._here().locks.hold(run_id)
+
+    async def holder(self, run_id: str) -> Holder | None:
+        return (await self.holders((run_id,))).get(run_id)
+
+    async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
+        return await self._here().locks.holders(run_ids)
+
+    async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
+        return await self._here().reads.newer(known)
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Open a transaction on a connection of its own, at the isolation level that is the role's default.

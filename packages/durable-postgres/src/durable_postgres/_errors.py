@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
@@ -26,6 +27,7 @@ _LOST: Final = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.TargetServerAttributeNotMatched,  # until one of the hosts has been promoted
+    asyncpg.InternalClientError,  # the driver lost count of the protocol, as when a farewell arrives before a connection's end
     OSError,
 )
 # What one row of a batch can be refused for, so that the others deserve to be sent without it.
@@ -36,6 +38,8 @@ _REFUSED: Final = (
     asyncpg.RaiseError,
 )
 _PREPARED: Final = (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError)
+# What asyncpg says of a connection that can do no work, or does other work that nobody waits for any more.
+_UNUSABLE: Final = re.compile("closed|released|operation is (in progress|cancelling)")
 _MAX_CONFLICTS: Final = 10
 AWAY: Final = "is the server up? check host and port in the URL, PGHOST or PGPORT"
 
@@ -112,6 +116,6 @@ def _explain(error: Exception, target: object) -> StoreError:
             f"{said}; a pooler gives each transaction another connection: add statement_cache_size=0 to the URL"
             " (to asyncpg.create_pool, where you made the pool)"
         )
-    if isinstance(error, asyncpg.InterfaceError) and not isinstance(error, asyncpg.DataError) and "closed" in str(error):
+    if isinstance(error, asyncpg.InterfaceError) and not isinstance(error, asyncpg.DataError) and _UNUSABLE.search(said):
         return ConnectionLost(said)
     return (RowRefused if isinstance(error, _REFUSED) else StoreError)(said)

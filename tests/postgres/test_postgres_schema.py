@@ -209,6 +209,7 @@ async def test_a_row_that_is_damaged(damage: str, postgres_url: str) -> None:
             scanned,
             lambda run: store.get(run, step if run == "run-3" else "step"),
             lambda run: store.append(StepRecord(run_id=run, step_id="step")),
+            lambda run: store.newer([(run, step if run == "run-3" else "step", -2)]),
         ):
             results = await asyncio.gather(*map(read, runs), return_exceptions=True)
             outcome = results.pop(3)
@@ -217,6 +218,8 @@ async def test_a_row_that_is_damaged(damage: str, postgres_url: str) -> None:
                 assert isinstance(outcome, StoreError), repr(outcome)
                 for part in (f'"{schema}"."steps"', "'run-3'", repr(step), f"revision {revision}"):
                     assert part in str(outcome)
+        found = await store.newer([(run, step if run == "run-3" else "step", -2) for run in runs])
+        assert {record.run_id for record in found} >= {*runs} - {"run-3"}, "one damaged row hides no other"
     await connection.close()
 
 

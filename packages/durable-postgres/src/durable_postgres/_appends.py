@@ -12,7 +12,7 @@ from durable_core import Batcher, StepRecord
 
 from ._connections import Connections, Kept
 from ._errors import persistently
-from ._rows import Row, Statements, as_json, size_of, slot_of, to_record
+from ._rows import Row, Statements, as_json, size_of, slot_of
 from .errors import RowRefused
 
 WRITERS: Final = 2
@@ -65,8 +65,8 @@ async def claim(
         if await _insert(connection, statements, missing, seconds) == len(missing):
             break
         slots = zip(*map(slot_of, missing), strict=True)
-        for found in await connection.fetch(statements.holders, *map(list, slots), timeout=seconds):
-            record = to_record(found)
+        found = connection.fetch(statements.holders, *map(list, slots), timeout=seconds)
+        for record in await statements.records(found, connection, {row.run_id for row in missing}, seconds):
             holders[record.run_id, record.step_id, record.revision] = record
         # A slot that was taken and is empty now has been cleared in between: claim it again.
         missing = [row for row in missing if slot_of(row) not in holders]

@@ -116,6 +116,6 @@ def _explain(error: Exception, target: object) -> StoreError:
             f"{said}; a pooler gives each transaction another connection: add statement_cache_size=0 to the URL"
             " (to asyncpg.create_pool, where you made the pool)"
         )
-    if isinstance(error, asyncpg.InterfaceError) and not isinstance(error, asyncpg.DataError) and _UNUSABLE.search(said):
+    if isinstance(error, asyncpg.InterfaceError) and not isinstance(error, asyncpg.DataError) and _UNUSABLE.search(str(error)):
         return ConnectionLost(said)
     return (RowRefused if isinstance(error, _REFUSED) else StoreError)(said)

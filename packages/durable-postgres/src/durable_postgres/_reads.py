@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import Final
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from typing import Any, Final
 
 from asyncpg import Connection
 
@@ -11,7 +11,7 @@ from durable_core import Batcher, StepRecord
 
 from ._connections import Connections, Kept, is_open
 from ._errors import persistently
-from ._rows import Statements, to_record
+from ._rows import Statements
 from .errors import RowRefused
 
 SHORT: Final = 200
@@ -41,15 +41,29 @@ class Reads:
         return await persistently(lambda: self._long(run_id)) if len(records) > SHORT else records
 
     async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
-        """Read the newest entries of those steps that have one above the revision that is known."""
+        """Read the newest entries of those steps that have one above the revision that is known.
+
+        Raises `RowRefused` for a row that can't be read once there is nothing else to return: it hides no other.
+        """
 
         async def read() -> Sequence[StepRecord]:
             async with self._connections.borrow() as connection:
-                columns = map(list, zip(*known, strict=True))
-                rows = await connection.fetch(self._statements.newer, *columns, timeout=self._limits.statement)
-            return [to_record(row) for row in rows]
+                columns = [*map(list, zip(*known, strict=True))]
+                return await self._records(connection, self._statements.newer, columns, columns[0], self._limits.statement)
 
-        return await persistently(read) if known else []
+        refusal: RowRefused | None = None
+        found: Sequence[StepRecord] = []
+        while known:
+            try:
+                found = await persistently(read)
+                break
+            except RowRefused as error:
+                if error.step is None:
+                    raise
+                refusal, known = error, [each for each in known if each[:2] != error.step]
+        if refusal is not None and not found:
+            raise refusal
+        return found
 
     async def close(self) -> None:
         await self._kept.close()
@@ -61,13 +75,15 @@ class Reads:
             runs = [run_id for run_id, step_id in found if step_id is None]
             async with self._kept.use() as connection:
                 if steps:
-                    columns = map(list, zip(*steps, strict=True))
-                    for row in await connection.fetch(self._statements.newest, *columns, timeout=self._limits.statement):
-                        record = to_record(row)
+                    columns = [*map(list, zip(*steps, strict=True))]
+                    for record in await self._records(
+                        connection, self._statements.newest, columns, columns[0], self._limits.statement
+                    ):
                         found[record.run_id, record.step_id].append(record)
                 if runs:
-                    for row in await connection.fetch(self._statements.read_short, runs, SHORT + 1, timeout=self._limits.read):
-                        record = to_record(row)
+                    for record in await self._records(
+                        connection, self._statements.read_short, [runs, SHORT + 1], runs, self._limits.read
+                    ):
                         found[record.run_id, None].append(record)
             return [found[each] for each in asked]
 
@@ -84,8 +100,16 @@ class Reads:
         await self._connections.answered(connection, sql.start(), within=self._limits.read)
         try:
             cursor = await connection.cursor(self._statements.read, run_id, timeout=self._limits.read)
-            while rows := await cursor.fetch(_PAGE, timeout=self._limits.read):
-                yield [to_record(row) for row in rows]
+            while page := await self._statements.records(
+                cursor.fetch(_PAGE, timeout=self._limits.read), connection, (run_id,), self._limits.read
+            ):
+                yield page
         finally:
             if is_open(connection):
                 await self._connections.answered(connection, sql.rollback(), within=self._limits.read)
+
+    async def _records(
+        self, connection: Connection, query: str, arguments: Sequence[Any], run_ids: Iterable[str], seconds: float
+    ) -> Sequence[StepRecord]:
+        rows = connection.fetch(query, *arguments, timeout=seconds)
+        return await self._statements.records(rows, connection, run_ids, seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -10,6 +10,7 @@ from sys import intern
 from typing import Any, Final, cast
 
 import msgspec
+from asyncpg import Connection
 
 from durable_core import StepError, StepRecord
 from durable_core.record import Kind, Status
@@ -113,44 +114,16 @@ def as_json(rows: Sequence[Row]) -> str:
     return _encode(rows).decode()
 
 
-def to_record(row: Iterable[Any], /) -> StepRecord:
-    """Make a record of what `Statements` selects; raises `RowRefused` for what is none."""
-    (run_id, step_id, revision, status, kind, name, attempt, started, ended, id_, fingerprint, result, error, note, until) = row
-    try:
-        return StepRecord(
-            # One string in memory for many rows, or for two columns.
-            run_id=intern(run_id),
-            step_id=step_id,
-            revision=revision,
-            status=cast("Status", intern(status)),
-            kind=cast("Kind", intern(kind)),
-            name=step_id if name == step_id else name,
-            result=None if result is None else result.encode(),
-            error=None if error is None else _decode_error(error),
-            note=None if note is None else msgspec.json.decode(note),
-            until=None if until is None else _aware(until),
-            attempt=attempt,
-            started_at=_aware(started),
-            ended_at=_aware(ended),
-            id=id_,
-            fingerprint=fingerprint,
-        )
-    except (msgspec.DecodeError, ValueError) as error_:
-        raise RowRefused(
-            f"the row of run {run_id!r}, step {step_id!r}, revision {revision} is no step record ({error_}): it was written by"
-            " something else, or by a newer durable-postgres: then upgrade this one"
-        ) from error_
-
-
 def _aware(moment: datetime) -> datetime:
     # asyncpg writes the last moment that there is as infinity, and reads that without a zone.
     return moment if moment.tzinfo is UTC else moment.replace(tzinfo=UTC)
 
 
 class Statements:
-    """The SQL of a store on one table."""
+    """The SQL of a store on one table, and what it finds there."""
 
     def __init__(self, table: Table) -> None:
+        self._table: Final = table.sql
         values = ", ".join(
             f"${number}::text::json" if type_ == "json" else f"${number}"
             for number, type_ in enumerate(_COLUMNS.values(), start=1)
@@ -193,3 +166,53 @@ class Statements:
                 from found where starts_with(found.run_id, $1)
             )
             select run_id from found where starts_with(run_id, $1) limit $3"""
+        self._untimely: Final = f"""
+            select run_id, step_id, revision from {table.sql} where run_id = any($1::text[]) and exists (
+                select from unnest(array[started_at, ended_at, until]) as time(at)
+                where isfinite(at) and at not between '0001-01-01 00:00+00' and '9999-12-31 23:59:59.999999+00') limit 1"""
+
+    async def records(
+        self, rows: Awaitable[Sequence[Iterable[Any]]], connection: Connection, run_ids: Iterable[str], seconds: float
+    ) -> list[StepRecord]:
+        """Await rows of these runs and make records of them; raises `RowRefused` for a row that is none."""
+        try:
+            return [*map(self.record, await rows)]
+        except OverflowError as error:  # a time that Python has no datetime for, in a row that the driver does not name
+            for run_id, step_id, revision in await connection.fetch(self._untimely, [*run_ids], timeout=seconds):
+                raise self._no_record(run_id, step_id, revision, error) from error
+            raise RowRefused(f"{self._table} has a row that can't be read: {error}") from error
+
+    def record(self, row: Iterable[Any], /) -> StepRecord:
+        """Make a record of what the statements select; raises `RowRefused` for what is none."""
+        (run_id, step_id, revision, status, kind, name, attempt, started, ended, id_, fingerprint, result, error, note, until) = (
+            row
+        )
+        try:
+            return StepRecord(
+                # One string in memory for many rows, or for two columns.
+                run_id=intern(run_id),
+                step_id=step_id,
+                revision=revision,
+                status=cast("Status", intern(status)),
+                kind=cast("Kind", intern(kind)),
+                name=step_id if name == step_id else name,
+                result=None if result is None else result.encode(),
+                error=None if error is None else _decode_error(error),
+                note=None if note is None else msgspec.json.decode(note),
+                until=None if until is None else _aware(until),
+                attempt=attempt,
+                started_at=_aware(started),
+                ended_at=_aware(ended),
+                id=id_,
+                fingerprint=fingerprint,
+            )
+        except (msgspec.DecodeError, ValueError, TypeError, OverflowError, RecursionError) as refusal:
+            raise self._no_record(run_id, step_id, revision, refusal) from refusal
+
+    def _no_record(self, run_id: str, step_id: str, revision: int, refusal: Exception) -> RowRefused:
+        error = RowRefused(
+            f"{self._table}: the row of run {run_id!r}, step {step_id!r}, revision {revision} is no step record ({refusal}):"
+            " it was written by something else, or by a newer durable-postgres: then upgrade this one"
+        )
+        error.step = run_id, step_id
+        return error

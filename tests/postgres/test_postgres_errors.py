@@ -181,7 +181,10 @@ async def test_a_url_without_two_slashes(url: str) -> None:
     assert "prod" not in str(refused.value)
 
 
-@pytest.mark.parametrize("url", [f"postgresql://ann:{SECRET}@a b:x/app", f"postgresql://ann:{SECRET}/x@[db/app"])
+@pytest.mark.parametrize(
+    "url",
+    [f"postgresql://ann:{SECRET}@a b:x/app", f"postgresql://ann:{SECRET}/x@[db/app", f"postgresql://ann:pa@ss/{SECRET}@db/app"],
+)
 async def test_a_host_that_cannot_be_read(url: str) -> None:
     """The error shows the scheme and what is expected, and nothing else of the URL."""
     with pytest.raises(StoreError) as refused:

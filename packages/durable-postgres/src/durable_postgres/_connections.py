@@ -16,7 +16,7 @@ from durable_core import StoreError
 
 from ._errors import AWAY, explained
 from ._limits import Limits
-from ._options import LEAST_CONNECTIONS
+from ._options import EXPECTED, LEAST_CONNECTIONS
 from ._schema import Table
 from .errors import ConnectionLost, RowRefused, TransactionConflict
 
@@ -164,8 +164,7 @@ class Connections:
                 return pool
         except ValueError:
             # The driver's own words could repeat a part of the URL that is secret.
-            expected = "expected postgresql://user:password@host:port/database?option=value"
-            raise StoreError(f"{self}: asyncpg can't read the URL; {expected}") from None
+            raise StoreError(f"{self}: asyncpg can't read the URL; {EXPECTED}") from None
 
     async def _prepare(self, pool: Pool) -> None:
         if pool.get_max_size() < LEAST_CONNECTIONS:

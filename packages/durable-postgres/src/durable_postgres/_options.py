@@ -26,6 +26,8 @@ _HOST: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 _SESSION: Final = "target_session_attrs"
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
+EXPECTED: Final = "expected postgresql://user:password@host:port/database?option=value"
+
 # Kept are two connections for appends, one for locks and one for reading; transactions take theirs from the others.
 LEAST_CONNECTIONS: Final = 5
 
@@ -58,10 +60,10 @@ def parsed(url: str) -> tuple[str, dict[str, Any], str]:
     rest = url.partition(store_url.parts.netloc)[2] if store_url.parts.netloc else ""
     hosts = store_url.parts.netloc.rpartition("@")[2].split(",")
     # What a stray `/`, `?` or `#` in a password cuts off must not reach an error message.
-    if not all(map(_HOST.fullmatch, hosts)) or ("@" in rest and "@" not in store_url.parts.netloc):
+    if not all(map(_HOST.fullmatch, hosts)) or "@" in store_url.parts.path or ("@" in rest and "@" not in store_url.parts.netloc):
         raise StoreError(
-            f"cannot read the host and port in {store_url}; expected postgresql://user:password@host:port/database,"
-            " special characters in user and password percent-encoded"
+            f"cannot read the host and port in the {store_url.scheme}:// URL; {EXPECTED}, special characters in user and"
+            " password percent-encoded"
         )
     options = store_url.options(_OURS, also=_DRIVER)
     given = dict(store_url.query)
@@ -72,9 +74,9 @@ def parsed(url: str) -> tuple[str, dict[str, Any], str]:
 
 def _place(url: StoreURL) -> str:
     """Say where the driver looks for the database, and nothing of the URL but that."""
-    shown, given = url.parts, dict(url.query)
-    hosts = unquote(shown.netloc.rpartition("@")[2]) or given.get("host") or os.environ.get("PGHOST", "")
-    database = shown.path.lstrip("/") or given.get("dbname") or given.get("database") or os.environ.get("PGDATABASE", "")
+    given = dict(url.query)
+    hosts = unquote(url.parts.netloc.rpartition("@")[2]) or given.get("host") or os.environ.get("PGHOST", "")
+    database = url.path.lstrip("/") or given.get("dbname") or given.get("database") or os.environ.get("PGDATABASE", "")
     if hosts.startswith("/"):
         return f"{database} by the socket in {hosts}".lstrip()
     if hosts and not re.search(r",|:[0-9]*$", hosts):

@@ -118,7 +118,7 @@ async def test_the_locks_session_notices_a_machine_that_vanished(postgres_server
     assert shown[False] != shown[True]
 
 
-@pytest.mark.parametrize("what", ["lock", "transaction", "closing"])
+@pytest.mark.parametrize("what", ["lock", "transaction", "scan", "closing"])
 async def test_a_cancellation_at_every_turn(postgres_server_url: str, postgres_url: str, what: str) -> None:
     """Cancelled at every turn of the loop, as anyio does it, work ends, and leaves neither a lock nor a connection taken."""
     pool = await asyncpg.create_pool(postgres_server_url, min_size=0, max_size=5)
@@ -136,13 +136,19 @@ async def test_a_cancellation_at_every_turn(postgres_server_url: str, postgres_u
             inside.set()
             await asyncio.Event().wait()
 
+    async def scan() -> None:
+        await store.append(StepRecord(run_id="other", step_id="step"))
+        async for _ in store.scan("other"):
+            inside.set()
+            await asyncio.Event().wait()
+
     async def closing() -> None:
         async with store:
             await store.lock("run").__aenter__()
             inside.set()
             await asyncio.Event().wait()
 
-    task = asyncio.create_task({"lock": lock, "transaction": transaction, "closing": closing}[what]())
+    task = asyncio.create_task({"lock": lock, "transaction": transaction, "scan": scan, "closing": closing}[what]())
     await inside.wait()
     deadline = time.monotonic() + 10
     while not task.done() and time.monotonic() < deadline:

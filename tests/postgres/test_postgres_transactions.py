@@ -196,6 +196,18 @@ async def test_an_answer_that_never_comes(postgres_url: str, accounts: Accounts,
     assert await accounts.balances() == {"ann": 5, "bob": 0}
 
 
+async def test_an_append_without_an_answer(postgres_url: str) -> None:
+    """A rival that neither commits nor rolls back is waited for in bounded time; what was done is worth another try."""
+    async with with_limits(statement=0.2).from_url(postgres_url) as store, PostgresStore.from_url(postgres_url) as other:
+        async with other.transaction() as rival:
+            await rival.append(theirs := record())
+            with pytest.raises(StoreError, match="lost within a transaction") as lost:
+                async with store.transaction() as transaction:
+                    await transaction.append(record())
+        assert store.is_retryable(lost.value)
+        assert await store.list("run") == [theirs]
+
+
 async def test_a_connection_lost_within(postgres_url: str, accounts: Accounts) -> None:
     """A connection that the server ends in the middle is worth another try, however the function puts it."""
     async with PostgresStore.from_url(postgres_url) as store:

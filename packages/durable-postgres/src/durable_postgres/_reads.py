@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ from asyncpg import Connection
 
 from durable_core import Batcher, StepRecord
 
-from ._connections import Connections, Kept, is_open
+from ._connections import Connections, Kept, cut, is_open
 from ._errors import persistently
 from ._rows import Statements
 from .errors import RowRefused
@@ -104,6 +105,9 @@ class Reads:
                 cursor.fetch(_PAGE, timeout=self._limits.read), connection, (run_id,), self._limits.read
             ):
                 yield page
+        except asyncio.CancelledError:
+            cut(connection)  # whoever is cancelled awaits nothing more
+            raise
         finally:
             if is_open(connection):
                 await self._connections.answered(connection, sql.rollback(), within=self._limits.read)

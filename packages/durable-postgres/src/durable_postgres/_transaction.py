@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
@@ -50,32 +49,29 @@ class Transaction:
         When the connection is lost, or the commit fails, the error is one of those that `PostgresStore.is_retryable` knows.
         """
         connection = await connections.acquire()  # however long that takes: a thousand runs may be in the queue
+        limits = connections.limits
         try:
             with connections.checked(connection):
                 sql = connection.transaction()
-            await connections.answered(connection, sql.start(), within=connections.limits.statement)
+            await connections.answered(connection, sql.start(), within=limits.statement)
             transaction = cls(connections, statements, connection)
             try:
                 yield transaction
-            except BaseException as error:
+            except Exception as error:
                 if not is_open(connection):
-                    if isinstance(error, Exception) and not isinstance(error, ConnectionLost):
-                        raise ConnectionLost(f"{connections}: the connection was lost within a transaction") from error
-                    raise
-                try:
-                    await connections.answered(connection, sql.rollback(), within=connections.limits.statement)
-                except StoreError:
-                    if isinstance(error, Exception):  # a cancellation stays one
+                    if isinstance(error, ConnectionLost):
                         raise
-                else:
-                    # Perhaps the error was that the server is a standby: the next connection may reach the primary.
-                    if isinstance(error, Exception) and await _is_read_only(connection, connections.limits.statement):
-                        cut(connection)
+                    raise ConnectionLost(f"{connections}: the connection was lost within a transaction") from error
+                await connections.answered(connection, sql.rollback(), within=limits.statement)
+                # Perhaps the error was that the server is a standby: the next connection may reach the primary.
+                if await _is_read_only(connection, limits.statement):
+                    cut(connection)
                 raise
             end = sql.commit() if transaction._won else sql.rollback()
-            await connections.answered(connection, end, within=connections.limits.commit)
-        except asyncio.CancelledError:
-            cut(connection)
+            await connections.answered(connection, end, within=limits.commit)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                cut(connection)  # which rolls back: whoever is cancelled awaits nothing more
             raise
         finally:
             await connections.release(connection)

@@ -1,17 +1,17 @@
-"""PostgreSQL: appends beside bare inserts of the same rows on the same server, and the resume of a long run."""
+"""PostgreSQL: the store beside hand-written SQL for the same rows on the same server, `python benchmarks/postgres.py`."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import multiprocessing
-import os
-import statistics
+import resource
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from time import perf_counter
+from statistics import median
+from time import perf_counter, process_time
 from uuid import uuid4
 
 import asyncpg
@@ -20,19 +20,34 @@ from durable_core import Runner, StepRecord
 from durable_postgres import PostgresStore
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.rows import async_seconds, in_child, peak_memory, row
 from tests.servers.postgres import start_postgres
 
 ROUNDS = 5
 ALONE = 400
 RUNS, STEPS = 1_000, 10
-TASKS, BARE = 200, 4_000
+BATCH, CONNECTIONS = 500, 2
 LONG = 100_000
 VALUE = "the account 123456 of someone@example.com, as was agreed"
 RESULT = f'"{VALUE}"'.encode()
 
-COLUMNS = (
-    "run_id, step_id, revision, status, kind, name, result, error, note, until, attempt, started_at, ended_at, id, fingerprint"
-)
+COLUMNS = {
+    "run_id": "text",
+    "step_id": "text",
+    "revision": "bigint",
+    "status": "text",
+    "kind": "text",
+    "name": "text",
+    "result": "json",
+    "error": "json",
+    "note": "json",
+    "until": "timestamptz",
+    "attempt": "bigint",
+    "started_at": "timestamptz",
+    "ended_at": "timestamptz",
+    "id": "text",
+    "fingerprint": "text",
+}
 Insert = tuple[object, ...]
 
 
@@ -41,143 +56,189 @@ def record(run_id: str, step_id: str) -> StepRecord:
 
 
 def bare(record: StepRecord) -> Insert:
-    """The row of `record`, as a program without us would have it ready."""
+    """Return the row of `record`, as a program without us would have it ready."""
     return (
         *(record.run_id, record.step_id, record.revision, record.status, record.kind, record.name, RESULT.decode(), None, None),
         *(record.until, record.attempt, record.started_at, record.ended_at, record.id, record.fingerprint),
     )
 
 
-def report(what: str, measured: float, unit: str, ratio: float, target: str, *, good: bool) -> None:
-    print(f"{what:<58} {measured:>10,.1f} {unit:<4} {ratio:>6.2f} x   {target:<12} {'ok' if good else 'MISSED'}")
-
-
-@asynccontextmanager
-async def schema(url: str) -> AsyncIterator[tuple[PostgresStore, str, str]]:
-    """Open a store on a new table; give it, an insert statement for its table, and its URL."""
-    name = f"b_{uuid4().hex}"
-    async with PostgresStore.from_url(f"{url}?schema={name}") as store:
-        await store.list("run")
-        parameters = ", ".join(f"${number}" for number in range(1, 16))
-        yield store, f"insert into {name}.steps ({COLUMNS}) values ({parameters})", f"{url}?schema={name}"
-
-
-async def seconds(work: Callable[[], Awaitable[object]]) -> float:
-    gc.collect()
-    started = perf_counter()
-    await work()
-    return perf_counter() - started
-
-
-async def alone(url: str) -> None:
-    """One run: an append over an insert on a held connection, turn about."""
-    async with schema(url) as (store, insert, _):
-        connection = await asyncpg.connect(url)
-        ratios, appends = [], []
-        for round_ in range(ROUNDS):
-            ours, theirs = [], []
-            for number in range(ALONE):
-                mine, other = record("run", f"{round_}-{number}"), bare(record("bare", f"{round_}-{number}"))
-                theirs.append(await seconds_of(connection.execute(insert, *other)))
-                ours.append(await seconds_of(store.append(mine)))
-            ratios.append(statistics.median(ours) / statistics.median(theirs))
-            appends.append(statistics.median(ours))
-        await connection.close()
-    ratio = statistics.median(ratios)
-    report("append, one run, over a bare insert", statistics.median(appends) * 1e6, "µs", ratio, "<= 1.25", good=ratio <= 1.25)
-
-
-async def seconds_of(work: Awaitable[object]) -> float:
-    started = perf_counter()
-    await work
-    return perf_counter() - started
-
-
-async def many(url: str) -> None:
-    """A thousand runs: appends, and whole steps, a second, over bare inserts by 200 tasks through a pool of 10."""
-    async with schema(url) as (store, insert, _), asyncpg.create_pool(url, min_size=10, max_size=10) as pool:
-
-        async def inserting(task: int, rows: list[Insert]) -> None:
-            for row in rows:
-                await pool.execute(insert, *row)
-
-        async def appending(records: list[StepRecord]) -> None:
-            for one in records:
-                await store.append(one)
-
-        async def stepping(run_id: str) -> None:
-            runner = Runner(store, run_id)
-            for number in range(STEPS):
-                await runner.step(f"{number}", answer, number)
-
-        append_ratios, step_ratios, appends, steps = [], [], [], []
-        for round_ in range(ROUNDS):
-            rows = [
-                [bare(record(f"bare-{round_}-{task}", f"{number}")) for number in range(BARE // TASKS)] for task in range(TASKS)
-            ]
-            floor = BARE / await seconds(lambda: asyncio.gather(*(inserting(task, own) for task, own in enumerate(rows))))  # noqa: B023
-            records = [[record(f"run-{round_}-{run}", f"{number}") for number in range(STEPS)] for run in range(RUNS)]
-            ours = RUNS * STEPS / await seconds(lambda: asyncio.gather(*map(appending, records)))  # noqa: B023
-            names = [f"steps-{round_}-{run}" for run in range(RUNS)]
-            whole = RUNS * STEPS / await seconds(lambda: asyncio.gather(*map(stepping, names)))  # noqa: B023
-            append_ratios.append(ours / floor)
-            step_ratios.append(whole / floor)
-            appends.append(ours)
-            steps.append(whole)
-    ratio = statistics.median(append_ratios)
-    report(
-        "appends, 1,000 runs, over 200 tasks on a pool of 10", statistics.median(appends), "/s", ratio, ">= 8", good=ratio >= 8
-    )
-    ratio = statistics.median(step_ratios)
-    report("whole steps, 1,000 runs, over the same", statistics.median(steps), "/s", ratio, ">= 7", good=ratio >= 7)
-
-
 async def answer(number: int) -> str:
     return VALUE
 
 
+class Bench:
+    """A store on a new table, and hand-written statements for the same table."""
+
+    def __init__(self, store: PostgresStore, url: str, schema: str) -> None:
+        self.store = store
+        self.url = url
+        names = ", ".join(COLUMNS)
+        self.insert = f"insert into {schema}.steps ({names}) values ({', '.join(f'${n}' for n in range(1, 16))})"
+        arrays = ", ".join(f"${n}::{type_}[]" for n, type_ in enumerate(COLUMNS.values(), start=1))
+        self.insert_many = f"insert into {schema}.steps ({names}) select * from unnest({arrays})"
+
+    async def batches(self, rows: list[Insert]) -> float:
+        """Return how many rows a second hand-written inserts of 500 rows write, on held connections."""
+        connections = [await asyncpg.connect(self.url) for _ in range(CONNECTIONS)]
+        batches = [[*zip(*rows[start : start + BATCH], strict=True)] for start in range(0, len(rows), BATCH)]
+
+        async def write(connection: asyncpg.Connection, own: list[list[tuple[object, ...]]]) -> None:
+            for columns in own:
+                await connection.execute(self.insert_many, *columns)
+
+        await asyncio.gather(*(connection.execute("select 1") for connection in connections))
+        gc.collect()
+        shares = [batches[number::CONNECTIONS] for number in range(CONNECTIONS)]
+        took = await async_seconds(asyncio.gather(*map(write, connections, shares)))
+        for connection in connections:
+            await connection.close()
+        return len(rows) / took
+
+    async def steps(self, prefix: str, runs: int, steps: int = STEPS) -> float:
+        """Return the seconds that whole steps take, of runs that are under way at once and hold their locks."""
+
+        async def run(run_id: str) -> None:
+            async with Runner(self.store, run_id) as runner:
+                for number in range(steps):
+                    await runner.step(f"{number}", answer, number)
+
+        gc.collect()
+        return await async_seconds(asyncio.gather(*(run(f"{prefix}-{number}") for number in range(runs))))
+
+    async def appends(self, prefix: str) -> float:
+        """Return how many records a second are appended, by runs that are under way at once and hold their locks."""
+        records = [[record(f"{prefix}-{run}", f"{number}") for number in range(STEPS)] for run in range(RUNS)]
+
+        async def run(own: list[StepRecord]) -> None:
+            async with self.store.lock(own[0].run_id):
+                for one in own:
+                    await self.store.append(one)
+
+        gc.collect()
+        return RUNS * STEPS / await async_seconds(asyncio.gather(*map(run, records)))
+
+
+@asynccontextmanager
+async def bench(url: str) -> AsyncIterator[Bench]:
+    schema = f"b_{uuid4().hex}"
+    async with PostgresStore.from_url(f"{url}?schema={schema}") as store:
+        await store.list("run")
+        yield Bench(store, url, schema)
+
+
+async def alone(url: str) -> None:
+    async with bench(url) as on:
+        connection = await asyncpg.connect(url)
+        ratios, floors = [], []
+        for round_ in range(ROUNDS):
+            ours, theirs = [], []
+            for number in range(ALONE):
+                mine, other = record("run", f"{round_}-{number}"), bare(record("bare", f"{round_}-{number}"))
+                theirs.append(await async_seconds(connection.execute(on.insert, *other)))
+                ours.append(await async_seconds(on.store.append(mine)))
+            ratios.append(median(ours) / median(theirs))
+            floors.append(median(theirs))
+        await connection.close()
+    row("bare insert on a held connection", median(floors) * 1e6, None, "µs")
+    row("append, one run, over a bare insert", median(ratios), 1.25, "x")
+
+
+async def many(url: str) -> None:
+    async with bench(url) as on:
+        floors, appends, steps = [], [], []
+        for round_ in range(ROUNDS):
+            rows = [bare(record(f"bare-{round_}-{run}", f"{number}")) for run in range(RUNS) for number in range(STEPS)]
+            floors.append(await on.batches(rows))
+            appends.append(await on.appends(f"appends-{round_}"))
+            steps.append(RUNS * STEPS / await on.steps(f"steps-{round_}", RUNS))
+    row("inserts of 500 rows on 2 held connections", median(floors), None, "/s")
+    row("appends, 1,000 runs under their locks", median(appends), None, "/s")
+    ratios = [ours / floor for ours, floor in zip(appends, floors, strict=True)]
+    row("appends, 1,000 runs under their locks, over inserts of 500 rows", median(ratios), 0.6, "x", at_most=False)
+    row("whole steps, 1,000 runs under their locks", median(steps), None, "/s")
+    ratios = [ours / floor for ours, floor in zip(steps, floors, strict=True)]
+    row("whole steps, 1,000 runs under their locks, over inserts of 500 rows", median(ratios), 0.2, "x", at_most=False)
+
+
+async def at_once(url: str) -> None:
+    """Compare the cost of a step with 100, 1,000 and 10,000 runs at once."""
+    async with bench(url) as on:
+        costs: dict[int, list[float]] = {100: [], 1_000: [], 10_000: []}
+        for round_ in range(3):
+            for runs, found in costs.items():
+                times = max(1_000 // runs, 1)
+                took = sum([await on.steps(f"{round_}-{runs}-{again}", runs) for again in range(times)])
+                found.append(took / (times * runs * STEPS))
+    least, more, most = (median(found) for found in costs.values())
+    row("whole step, 100 runs at once", least * 1e6, None, "µs")
+    row("whole step, 1,000 runs at once, over 100", more / least, 1.5, "x")
+    row("whole step, 10,000 runs at once (max_locks_per_transaction=256), over 100", most / least, 1.5, "x")
+
+
+async def holding(url: str) -> None:
+    """Compare taking and giving a lock with none and with 10,000 held."""
+
+    async def take(store: PostgresStore) -> float:
+        took = []
+        for number in range(300):
+            began = perf_counter()
+            async with store.lock(f"one-{number}"):
+                pass
+            took.append(perf_counter() - began)
+        return median(took)
+
+    async with bench(url) as on, AsyncExitStack() as stack:
+        await stack.enter_async_context(on.store.lock("first"))
+        before = await take(on.store)
+        await asyncio.gather(*(stack.enter_async_context(on.store.lock(f"held-{number}")) for number in range(10_000)))
+        after = await take(on.store)
+    row("taking and giving a lock", before * 1e6, None, "µs")
+    row("taking and giving a lock, with 10,000 held, over none", after / before, 1.5, "x")
+
+
+async def waiting(url: str) -> None:
+    """The share of a core that polling for 1,000 waiting runs takes."""
+    async with bench(url) as on:
+        known = [(f"waiting-{number}", "approve", 0) for number in range(RUNS)]
+        await asyncio.gather(*(on.store.append(record(run_id, step_id)) for run_id, step_id, _ in known))
+        await on.store.newer(known)
+        began = process_time()
+        for _ in range(100):
+            await on.store.newer(known)
+        share = (process_time() - began) / 100 / on.store.poll_seconds
+    row("polling for 1,000 waiting runs, of a core", share * 100, 1, "%")
+
+
 async def long(url: str) -> None:
-    """Resume of a run of 100,000 steps, in a process of its own."""
-    async with schema(url) as (store, _, store_url):
+    schema = f"b_{uuid4().hex}"
+    async with PostgresStore.from_url(f"{url}?schema={schema}") as store:
         for start in range(0, LONG, 1_000):
             await asyncio.gather(*(store.append(record("long", f"{number}")) for number in range(start, start + 1_000)))
-        results = []
-        for _ in range(ROUNDS):
-            with multiprocessing.get_context("spawn").Pool(1) as processes:
-                results.append(processes.apply(resume, (store_url,)))
-    took, megabytes = (statistics.median(column) for column in zip(*results, strict=True))
-    report("resume of 100,000 steps, over 2 s", took, "s", took / 2, "<= 1", good=took <= 2)
-    report("memory for it, over 100 MB", megabytes, "MB", megabytes / 100, "<= 1", good=megabytes <= 100)
+    results = [in_child(__file__, f"{url}?schema={schema}") for _ in range(ROUNDS)]
+    took, grown = (median(column) for column in zip(*results, strict=True))
+    row("resume of 100,000 steps", took, 2, "s")
+    row("memory for it, over the interpreter", grown, 100, "MB")
 
 
-def resume(url: str) -> tuple[float, float]:
-    async def main() -> tuple[float, float]:
-        async with PostgresStore.from_url(url) as store:
-            await store.list("none")
-            before = resident()
-            runner = Runner(store, "long")
-            took = await seconds_of(runner.step("0", answer, 0, returns=None))
-            return took, peak() - before
-
-    import warnings
-
+async def resume(url: str) -> None:
     warnings.simplefilter("ignore")  # the arguments are others than those recorded
-    return asyncio.run(main())
-
-
-def resident() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def peak() -> float:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    async with PostgresStore.from_url(url) as store:
+        await store.list("none")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        took = await async_seconds(Runner(store, "long").step("0", answer, 0, returns=None))
+    print(took, (peak_memory() - before) / 1e6)
 
 
 def main() -> None:
+    if len(sys.argv) > 1:
+        asyncio.run(resume(sys.argv[1]))
+        return
     for server in start_postgres():
-        for measure in (alone, many, long):
+        for measure in (alone, many, waiting, long):
+            asyncio.run(measure(server.url))
+    for server in start_postgres("max_locks_per_transaction=256", "max_connections=100"):
+        for measure in (at_once, holding):
             asyncio.run(measure(server.url))
 
 

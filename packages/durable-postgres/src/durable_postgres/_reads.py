@@ -21,6 +21,10 @@ _PAGE: Final = 1_000
 Asked = tuple[str, str | None]
 
 
+def _weight(asked: Asked) -> int:
+    return 5 if asked[1] is None else 1
+
+
 class Reads:
     """Reads newest entries and whole runs. Workers start, and look, many at once: what is read together shares statements."""
 
@@ -29,7 +33,8 @@ class Reads:
         self._statements: Final = statements
         self._limits: Final = connections.limits
         self._kept: Final = Kept(connections)
-        self._batcher: Final = Batcher(self._flush, size=len, max_items=100, refused=RowRefused)
+        # At most 500 steps or 100 runs a statement: a step is one row, and a short run may be 200.
+        self._batcher: Final = Batcher(self._flush, size=_weight, max_items=500, max_bytes=500, refused=RowRefused)
 
     async def step(self, run_id: str, step_id: str) -> StepRecord | None:
         """Read the newest entry of a step."""

@@ -10,7 +10,7 @@ import pytest
 
 from durable_core import StepRecord, StoreError, open_store
 from durable_postgres import ConnectionLost, PostgresStore, RowRefused, schema_sql
-from durable_postgres._options import parsed
+from durable_postgres._options import parse_url
 from tests.postgres.limits import with_limits
 from tests.servers.postgres import PostgresServer, free_port
 
@@ -91,14 +91,14 @@ async def test_the_place_that_errors_name(url: str, place: str, monkeypatch: pyt
     """Errors name the server and the database, as the URL gives them, and nothing else of it."""
     for name in ("PGHOST", "PGPORT", "PGDATABASE"):
         monkeypatch.delenv(name, raising=False)
-    assert parsed(url)[2] == place
+    assert parse_url(url)[2] == place
 
 
 async def test_the_place_that_the_environment_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the URL leaves out is looked for where the driver looks."""
     for name, value in (("PGHOST", "db.internal"), ("PGPORT", "6432"), ("PGDATABASE", "app")):
         monkeypatch.setenv(name, value)
-    assert parsed("postgresql://")[2] == "db.internal:6432/app"
+    assert parse_url("postgresql://")[2] == "db.internal:6432/app"
 
 
 async def test_errors_are_of_public_classes(postgres_server_url: str, postgres_url: str) -> None:

@@ -84,7 +84,7 @@ async def test_a_silent_connection_is_a_lost_lock(postgres_url: str) -> None:
     with proxied(parts.port or 5432) as proxy:
         through = parts._replace(netloc=f"postgres@127.0.0.1:{proxy.port}").geturl()
         async with (
-            with_limits(ping=0.05, statement=0.2).from_url(through) as store,
+            with_limits(ping=0.05, statement=1.0).from_url(through) as store,
             asyncio.timeout(10),
             store.lock("run") as lease,
         ):

@@ -1,4 +1,4 @@
-"""Claiming slots: many appends, one statement."""
+"""Claiming slots, many in one statement."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from asyncpg import Connection
 
 from durable_core import Batcher, StepRecord
 
-from ._connections import Connections, Kept
-from ._errors import persistently
+from ._connections import Connections, OwnConnection
+from ._errors import retry
 from ._rows import Row, Statements, as_json, size_of, slot_of
 from .errors import RowRefused
 
@@ -19,13 +19,13 @@ WRITERS: Final = 2
 
 
 class Appends:
-    """Combines concurrent appends into few inserts, by two writers: the server works for one while Python does for the other."""
+    """Combines concurrent appends into few inserts. Of two writers one prepares rows while the server inserts for the other."""
 
     def __init__(self, connections: Connections, statements: Statements) -> None:
         self._writers: Final = tuple(Writer(connections, statements) for _ in range(WRITERS))
 
     def writer(self, run_id: str) -> Writer:
-        """Return the one that all appends of a run go to."""
+        """Return the writer of this run's appends."""
         return self._writers[hash(run_id) % WRITERS]
 
     async def close(self) -> None:
@@ -38,21 +38,21 @@ class Writer:
     """A connection that inserts one batch at a time."""
 
     def __init__(self, connections: Connections, statements: Statements) -> None:
-        self._kept: Final = Kept(connections)
+        self._own: Final = OwnConnection(connections)
         self._statements: Final = statements
         self._seconds: Final = connections.limits.statement
         self.submit: Final = Batcher(self._flush, size=size_of, refused=RowRefused).submit
 
     async def close(self) -> None:
-        await self._kept.close()
+        await self._own.close()
 
     async def _flush(self, records: Sequence[StepRecord]) -> Sequence[StepRecord]:
         async def write() -> Sequence[StepRecord]:
-            async with self._kept.use() as connection:
+            async with self._own.use() as connection:
                 return await claim(connection, self._statements, records, self._seconds)
 
-        # A row that was written before the connection broke holds its slot: claiming it again finds it there.
-        return await persistently(write)
+        # A row that was written before the connection broke holds its slot, and is found there.
+        return await retry(write)
 
 
 async def claim(

@@ -14,7 +14,7 @@ from asyncpg import Connection, Pool
 
 from durable_core import StoreError
 
-from ._errors import AWAY, explained
+from ._errors import AWAY, driver_errors
 from ._limits import Limits
 from ._options import EXPECTED, LEAST_CONNECTIONS
 from ._schema import Table
@@ -24,7 +24,7 @@ _log: Final = logging.getLogger("durable_postgres")
 
 
 class Connections:
-    """A pool that was given, or one of our own from a DSN; every connection it lends reaches a database with the table in it."""
+    """A given pool, or one of our own from a DSN. Before it lends the first connection, it makes sure of the table."""
 
     def __init__(
         self,
@@ -51,15 +51,15 @@ class Connections:
         return f"PostgreSQL table {self.table.sql}{self._place and f' at {self._place}'}"
 
     async def acquire(self, *, within: float | None = None) -> Connection:
-        """Take a connection out of the pool; it goes back with `release`, or when it is terminated."""
-        connection = await self._lent(self._pool or await self._open(), within)
+        """Take a connection out of the pool; give it back with `release`, or drop it."""
+        connection = await self._lend(self._pool or await self._open(), within)
         if self.closed:
-            cut(connection)
+            drop(connection)
             raise self._refusal()
         return connection
 
-    async def _lent(self, pool: Pool, within: float | None) -> Connection:
-        with explained(self):
+    async def _lend(self, pool: Pool, within: float | None) -> Connection:
+        with driver_errors(self):
             try:
                 # A proxy that has all of a connection's methods.
                 return cast("Connection", await pool.acquire(timeout=within))
@@ -72,17 +72,17 @@ class Connections:
                 ) from error
 
     async def release(self, connection: Connection) -> None:
-        """Give a connection back, reset; one that can't be reset is cut, which is no error: the work on it is done."""
+        """Give a connection back, reset; one that can't be reset is dropped without an error: its work is done."""
         await self._give_back(self._pool or self._given, connection)
 
     async def _give_back(self, pool: Pool | None, connection: Connection) -> None:
         if pool is None or not is_open(connection):
-            cut(connection)
+            drop(connection)
             return
         try:
             await pool.release(cast("Any", connection), timeout=self.limits.close)
         except Exception as error:
-            cut(connection)
+            drop(connection)
             _log.warning(
                 "%s: a connection was dropped, since it could not be reset: %s", self, str(error) or type(error).__name__
             )
@@ -92,26 +92,26 @@ class Connections:
         """Take a connection for the length of the context, in which the driver's errors become the store's."""
         connection = await self.acquire(within=self.limits.turn if within is None else within)
         try:
-            with self.checked(connection):
+            with self.guard(connection):
                 yield connection
         finally:
             await self.release(connection)
 
     @contextmanager
-    def checked(self, connection: Connection) -> Iterator[None]:
-        """Turn the driver's errors into the store's, and cut a connection whose state they leave in doubt."""
+    def guard(self, connection: Connection) -> Iterator[None]:
+        """Turn the driver's errors into the store's, and drop a connection whose state is in doubt after them."""
         try:
-            with explained(self):
+            with driver_errors(self):
                 yield
         except (TransactionConflict, RowRefused):
             raise
         except BaseException:
-            cut(connection)
+            drop(connection)
             raise
 
-    async def answered(self, connection: Connection, work: Awaitable[None], *, within: float) -> None:
-        """Await what begins or ends a transaction, which the driver sets no limit to; without answer the connection is lost."""
-        with self.checked(connection):
+    async def timed(self, connection: Connection, work: Awaitable[None], *, within: float) -> None:
+        """Await BEGIN, COMMIT or ROLLBACK, which have no timeout in asyncpg, and drop the connection when the time is over."""
+        with self.guard(connection):
             try:
                 async with asyncio.timeout(within):
                     await work
@@ -122,7 +122,7 @@ class Connections:
         return StoreError(f"{self}: the store is closed; use it inside `async with`")
 
     async def close(self) -> None:
-        """Close the pool, if it is our own; connections that are still lent after a while are cut."""
+        """Close the pool, if it is our own; connections that do not come back in time are cut."""
         pool, self._pool = self._pool, None
         if pool is not None and pool is not self._given:
             try:
@@ -153,7 +153,7 @@ class Connections:
             raise StoreError(f"pool_min is {options['pool_min']}, which is more than pool_max, {options['pool_max']}")
         passed = {name: options[name] for name in ("statement_cache_size", "target_session_attrs") if name in options}
         try:
-            with explained(self):
+            with driver_errors(self):
                 pool: Pool = await asyncpg.create_pool(
                     self._dsn,
                     min_size=options["pool_min"],
@@ -172,55 +172,55 @@ class Connections:
                 f"{self}: the pool's max_size is {pool.get_max_size()}; the store needs {LEAST_CONNECTIONS} connections at least:"
                 " two for appends, one for locks, one for reading, and others for transactions"
             )
-        connection = await self._lent(pool, self.limits.turn)
+        connection = await self._lend(pool, self.limits.turn)
         try:
-            with explained(self):
-                await self.table.prepare(connection, partial(self.answered, connection, within=self.limits.turn))
+            with driver_errors(self):
+                await self.table.prepare(connection, partial(self.timed, connection, within=self.limits.turn))
         except BaseException:
-            cut(connection)
+            drop(connection)
             raise
         finally:
             await self._give_back(pool, connection)
 
 
-class Kept:
-    """One connection that is kept out of the pool, for statements that must not pay for taking and resetting one."""
+class OwnConnection:
+    """One connection kept out of the pool: taking and resetting one for each statement would cost too much."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections: Final = connections
         self._connection: Connection | None = None
-        self._lent = False
+        self._in_use = False
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Connection]:
         """Lend the connection, to one user at a time; after one that failed, the next gets another connection."""
         if self._connection is None or not is_open(self._connection):
             self._connection = await self._connections.acquire(within=self._connections.limits.turn)
-        self._lent = True
+        self._in_use = True
         try:
-            with self._connections.checked(self._connection):
+            with self._connections.guard(self._connection):
                 yield self._connection
         finally:
-            self._lent = False
+            self._in_use = False
 
     async def close(self) -> None:
-        """Give the connection back, or cut it, if work is under way on it that nobody waits for any more."""
+        """Give the connection back, or drop it if it is still at work."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            if self._lent:
-                cut(connection)
+            if self._in_use:
+                drop(connection)
             await self._connections.release(connection)
 
 
 def is_open(connection: Connection) -> bool:
-    """Tell whether a connection is usable, as far as this end knows."""
+    """Return True if the connection is usable, as far as this end knows."""
     try:
         return not connection.is_closed()
     except asyncpg.InterfaceError:  # it died, and the pool took it back
         return False
 
 
-def cut(connection: Connection) -> None:
+def drop(connection: Connection) -> None:
     """Close a connection at once; the pool makes another in its place."""
     with suppress(asyncpg.InterfaceError):
         connection.terminate()

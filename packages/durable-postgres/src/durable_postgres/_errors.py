@@ -1,4 +1,4 @@
-"""What the server or the connection said, as one error that tells what to do."""
+"""The driver's errors as the store's, each with what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .errors import ConnectionLost, RowRefused, TransactionConflict
 T = TypeVar("T")
 
 _CONFLICTS: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
-# A read-only server is what a held connection finds after a failover: the next one may reach the new primary.
+# After a failover a connection may reach a server that is read-only: the next one may reach the new primary.
 _LOST: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
@@ -27,10 +27,10 @@ _LOST: Final = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.TargetServerAttributeNotMatched,  # until one of the hosts has been promoted
-    asyncpg.InternalClientError,  # the driver lost count of the protocol, as when a farewell arrives before a connection's end
+    asyncpg.InternalClientError,  # the protocol is out of step, as after the server's last words
     OSError,
 )
-# What one row of a batch can be refused for, so that the others deserve to be sent without it.
+# The server refuses a single row for these: the others of its batch are sent again without it.
 _REFUSED: Final = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
@@ -38,23 +38,23 @@ _REFUSED: Final = (
     asyncpg.RaiseError,
 )
 _PREPARED: Final = (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError)
-# What asyncpg says of a connection that can do no work, or does other work that nobody waits for any more.
+# asyncpg says this of a connection that is gone, or still busy with work that was given up.
 _UNUSABLE: Final = re.compile("closed|released|operation is (in progress|cancelling)")
 _MAX_CONFLICTS: Final = 10
 AWAY: Final = "is the server up? check host and port in the URL, PGHOST or PGPORT"
 
 
 @contextmanager
-def explained(target: object) -> Iterator[None]:
-    """Turn whatever the driver raises in the context into a `StoreError` that names `target`."""
+def driver_errors(target: object) -> Iterator[None]:
+    """Turn an error of the driver in the context into a `StoreError` that names `target`."""
     try:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
-        raise _explain(error, target) from error
+        raise _store_error(error, target) from error
 
 
 def is_retryable(error: BaseException | None) -> bool:
-    """Tell whether `error`, or one that caused it, means that a transaction left nothing behind and is worth another try."""
+    """Return True if `error`, or one that caused it, means that the transaction left nothing behind and may be run again."""
     seen: set[int] = set()  # `raise error from error` makes a ring
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -66,7 +66,7 @@ def is_retryable(error: BaseException | None) -> bool:
     return False
 
 
-async def persistently(work: Callable[[], Awaitable[T]]) -> T:
+async def retry(work: Callable[[], Awaitable[T]]) -> T:
     """Do `work` again when its connection was lost, once, and when it met another transaction, a few times.
 
     Only for work that may be done twice. An idle connection that a firewall dropped is noticed no earlier than this.
@@ -87,7 +87,7 @@ async def persistently(work: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(random.uniform(0, 0.002 * 2**conflicts))
 
 
-def _explain(error: Exception, target: object) -> StoreError:
+def _store_error(error: Exception, target: object) -> StoreError:
     said = f"{target}: {str(error) or type(error).__name__}"
     if isinstance(error, TimeoutError):
         return StoreError(f"{target}: no answer in time; whether the server did the work is not known")

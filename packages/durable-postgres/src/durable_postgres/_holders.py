@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
+from asyncpg import InsufficientPrivilegeError
+
 from durable_core import Batcher, StoreError
 from durable_core.store import Holder
 
 from ._connections import Connections
-from ._errors import persistently
-from .errors import ConnectionLost, TransactionConflict
+from ._errors import retry
 
 _log: Final = logging.getLogger("durable_postgres")
 
@@ -26,9 +27,9 @@ class Holders:
     def __init__(self, connections: Connections) -> None:
         self._connections: Final = connections
         self._limits: Final = connections.limits
-        self._noted: Mapping[int, datetime] = {}
-        self._refused = False
-        self.of: Final = Batcher(self._flush, size=lambda key: 8).submit
+        self._notes: Mapping[int, datetime] = {}
+        self._is_forbidden = False
+        self.get: Final = Batcher(self._flush, size=lambda key: 8).submit
         table = connections.table.locks
         self._forget: Final = (
             f"delete from {table} where pid = $1 and key = any($2::bigint[])"
@@ -54,24 +55,24 @@ class Holders:
                 rows = await connection.fetch(self._read, keys, timeout=self._limits.statement)
                 return {key: Holder(name, since) for key, name, since in rows}
 
-        return await persistently(read)
+        return await retry(read)
 
     async def note(self, pid: int, held: Mapping[int, datetime]) -> None:
-        """Write down since when the server's process `pid` holds these locks; what can't be written is left out."""
-        new = {key: since for key, since in held.items() if self._noted.get(key) != since}
-        gone = self._noted.keys() - held
-        if self._refused or not (new or gone):
+        """Write down since when the server's process `pid` holds these locks, or leave it to the next time."""
+        new = {key: since for key, since in held.items() if self._notes.get(key) != since}
+        gone = self._notes.keys() - held
+        if self._is_forbidden or not (new or gone):
             return
         try:
-            async with self._connections.borrow(within=self._limits.ping) as connection:
+            async with self._connections.borrow(within=self._limits.statement) as connection:
                 await connection.execute(self._forget, pid, [*gone], timeout=self._limits.statement)
                 await connection.execute(self._note, pid, [*new], [*new.values()], timeout=self._limits.statement)
-        except (ConnectionLost, TransactionConflict):
-            return
         except StoreError as error:
-            _log.warning("others can't learn since when runs are held: %s", error)
-            self._refused = True
-        self._noted = held
+            self._is_forbidden = isinstance(error.__cause__, InsufficientPrivilegeError)
+            if self._is_forbidden:
+                _log.warning("others can't learn since when runs are held: %s", error)
+        else:
+            self._notes = held
 
     async def _flush(self, keys: Sequence[int]) -> Sequence[Holder | None]:
         found = await self.find(keys)

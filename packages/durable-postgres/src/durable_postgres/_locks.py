@@ -16,7 +16,7 @@ from asyncpg import Connection
 from durable_core import Batcher, Lease, LockLost, RunBusy, StoreError
 from durable_core.store import Holder, to_the_end
 
-from ._connections import Connections, cut, is_open
+from ._connections import Connections, drop, is_open
 from ._holders import Holders
 
 _TAKE_AND_GIVE: Final = """
@@ -101,15 +101,15 @@ class Locks:
     async def _take(self, lease: HeldLock) -> None:
         if (refusal := await self._submit((lease, True))) is not None:
             raise refusal
-        if not lease.taken:
-            holder = await self._holders.of(lease.key)
+        if not lease.is_held:
+            holder = await self._holders.get(lease.key)
             if holder is None:
                 holder = Holder("a runner that was about to end", None)
             raise RunBusy(lease.run_id, holder=holder.name, since=holder.since)
 
     async def _give(self, lease: HeldLock) -> None:
         try:
-            if lease.taken:
+            if lease.is_held:
                 await self._submit((lease, False))
         except StoreError:
             pass  # the connection was cut, which gives it up just as well
@@ -124,11 +124,11 @@ class Locks:
             if connection is None:
                 return [None] * len(asked)
             refused: dict[HeldLock, StoreError] = {}
-            with self._connections.checked(connection):
+            with self._connections.guard(connection):
                 try:
                     takes = [lease for lease, take in asked if take]
                     if len(takes) > self._room:
-                        refused = await self._refused(connection, takes)
+                        refused = await self._without_room(connection, takes)
                     await self._send(connection, [each for each in asked if each[0] not in refused])
                 except asyncpg.OutOfMemoryError as error:
                     await self._recover(connection, asked)
@@ -136,7 +136,7 @@ class Locks:
                     refused = {lease: StoreError(f"{text} ({error})") for lease in takes}
         return [refused.get(lease) if take else None for lease, take in asked]
 
-    async def _refused(self, connection: Connection, takes: Sequence[HeldLock]) -> dict[HeldLock, StoreError]:
+    async def _without_room(self, connection: Connection, takes: Sequence[HeldLock]) -> dict[HeldLock, StoreError]:
         """Count the server's locks, and return errors for those of `takes` that have no room in the half that stores may use."""
         ((used, most, total),) = await connection.fetch(_COUNT, timeout=self._limits.statement)
         free = max(total // 2 - used, 0)
@@ -149,7 +149,7 @@ class Locks:
         }
 
     async def _send(self, connection: Connection, asked: Sequence[Asked]) -> None:
-        asked = [(lease, take) for lease, take in asked if take or lease.taken]
+        asked = [(lease, take) for lease, take in asked if take or lease.is_held]
         if asked:
             keys, takes = [lease.key for lease, _ in asked], [take for _, take in asked]
             rows = await connection.fetch(_TAKE_AND_GIVE, keys, takes, timeout=self._limits.statement)
@@ -171,7 +171,7 @@ class Locks:
             return self._connection
         connection = await self._connections.acquire(within=self._limits.turn)
         try:
-            with self._connections.checked(connection):
+            with self._connections.guard(connection):
                 await connection.execute("begin isolation level read committed", timeout=self._limits.statement)
                 await self._begin(connection)
         except BaseException:
@@ -189,13 +189,13 @@ class Locks:
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            cut(connection)
+            drop(connection)
 
     async def _watch(self) -> None:
         """Ask from time to time whether the connection lives, and note since when locks are held."""
         while True:
             await asyncio.sleep(self._limits.ping)
-            await self._holders.note(self._pid, {lease.key: lease.since for lease in self._held.values() if lease.taken})
+            await self._holders.note(self._pid, {lease.key: lease.since for lease in self._held.values() if lease.is_held})
             async with self._turn:
                 self._room = 0  # others may have taken it by now
                 try:
@@ -218,7 +218,7 @@ class HeldLock(Lease):
         self.connection: Connection | None = None
 
     @property
-    def taken(self) -> bool:
+    def is_held(self) -> bool:
         """The very connection that took the lock is there."""
         return self.connection is not None and is_open(self.connection)
 
@@ -227,7 +227,7 @@ class HeldLock(Lease):
         return Holder(f"a runner in this process (pid {os.getpid()})", self.since)
 
     def check(self) -> None:
-        if not self.taken:
+        if not self.is_held:
             raise LockLost(
                 f"the lock of run {self.run_id!r} was lost with its connection to PostgreSQL: another runner may hold it by now"
             )

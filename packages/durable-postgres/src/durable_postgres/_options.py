@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from durable_core import StoreError, StoreURL
 from durable_core.stores.urls import integer
 
-# What asyncpg takes itself, and server settings that people do put into URLs.
+# Options of asyncpg, and settings of the server that people put into URLs.
 # fmt: off
 _DRIVER: Final = frozenset((
     "database", "dbname", "gsslib", "host", "krbsrvname", "passfile", "password", "port", "service", "ssl_max_protocol_version",
@@ -28,7 +28,7 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 EXPECTED: Final = "expected postgresql://user:password@host:port/database?option=value"
 
-# Kept are two connections for appends, one for locks and one for reading; transactions take theirs from the others.
+# The store keeps two connections for appends, one for locks and one for reading; transactions take the others.
 LEAST_CONNECTIONS: Final = 5
 
 
@@ -53,13 +53,13 @@ _OURS: Final[Mapping[str, Callable[[str], Any]]] = {
 }
 
 
-def parsed(url: str) -> tuple[str, dict[str, Any], str]:
-    """Split a store's URL into the driver's DSN, our own options, and the place to be named in errors."""
+def parse_url(url: str) -> tuple[str, dict[str, Any], str]:
+    """Split a store's URL into the driver's DSN, our own options, and the place that errors name."""
     store_url = StoreURL(url)
     store_url.require_server()
     rest = url.partition(store_url.parts.netloc)[2] if store_url.parts.netloc else ""
     hosts = store_url.parts.netloc.rpartition("@")[2].split(",")
-    # What a stray `/`, `?` or `#` in a password cuts off must not reach an error message.
+    # A `/`, `?` or `#` in a password ends the host too early: the rest of the password must not reach an error message.
     if not all(map(_HOST.fullmatch, hosts)) or "@" in store_url.parts.path or ("@" in rest and "@" not in store_url.parts.netloc):
         raise StoreError(
             f"cannot read the host and port in the {store_url.scheme}:// URL; {EXPECTED}, special characters in user and"
@@ -73,7 +73,7 @@ def parsed(url: str) -> tuple[str, dict[str, Any], str]:
 
 
 def _place(url: StoreURL) -> str:
-    """Say where the driver looks for the database, and nothing of the URL but that."""
+    """Return host, port and database as the driver finds them, without user and password."""
     given = dict(url.query)
     hosts = unquote(url.parts.netloc.rpartition("@")[2]) or given.get("host") or os.environ.get("PGHOST", "")
     database = url.path.lstrip("/") or given.get("dbname") or given.get("database") or os.environ.get("PGDATABASE", "")

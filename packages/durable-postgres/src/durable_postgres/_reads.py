@@ -1,4 +1,4 @@
-"""Reading: many steps or short runs in one statement, a long run page by page."""
+"""Reading many steps or short runs in one statement, and a long run page by page."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from asyncpg import Connection
 
 from durable_core import Batcher, StepRecord
 
-from ._connections import Connections, Kept, cut, is_open
-from ._errors import persistently
+from ._connections import Connections, OwnConnection, drop, is_open
+from ._errors import retry
 from ._rows import Statements
 from .errors import RowRefused
 
@@ -26,13 +26,13 @@ def _weight(asked: Asked) -> int:
 
 
 class Reads:
-    """Reads newest entries and whole runs. Workers start, and look, many at once: what is read together shares statements."""
+    """Reads newest entries and whole runs; concurrent reads share statements."""
 
     def __init__(self, connections: Connections, statements: Statements) -> None:
         self._connections: Final = connections
         self._statements: Final = statements
         self._limits: Final = connections.limits
-        self._kept: Final = Kept(connections)
+        self._own: Final = OwnConnection(connections)
         # At most 500 steps or 100 runs a statement: a step is one row, and a short run may be 200.
         self._batcher: Final = Batcher(self._flush, size=_weight, max_items=500, max_bytes=500, refused=RowRefused)
 
@@ -44,7 +44,7 @@ class Reads:
     async def run(self, run_id: str) -> Sequence[StepRecord]:
         """Read all entries of a run in order."""
         records = await self._batcher.submit((run_id, None))
-        return await persistently(lambda: self._long(run_id)) if len(records) > SHORT else records
+        return await retry(lambda: self._long(run_id)) if len(records) > SHORT else records
 
     async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
         """Read the newest entries of those steps that have one above the revision that is known.
@@ -61,7 +61,7 @@ class Reads:
         found: Sequence[StepRecord] = []
         while known:
             try:
-                found = await persistently(read)
+                found = await retry(read)
                 break
             except RowRefused as error:
                 if error.step is None:
@@ -72,14 +72,14 @@ class Reads:
         return found
 
     async def close(self) -> None:
-        await self._kept.close()
+        await self._own.close()
 
     async def _flush(self, asked: Sequence[Asked]) -> Sequence[Sequence[StepRecord]]:
         async def read() -> Sequence[Sequence[StepRecord]]:
             found: dict[Asked, list[StepRecord]] = {each: [] for each in asked}
             steps = [each for each in found if each[1] is not None]
             runs = [run_id for run_id, step_id in found if step_id is None]
-            async with self._kept.use() as connection:
+            async with self._own.use() as connection:
                 if steps:
                     columns = [*map(list, zip(*steps, strict=True))]
                     for record in await self._records(
@@ -93,7 +93,7 @@ class Reads:
                         found[record.run_id, None].append(record)
             return [found[each] for each in asked]
 
-        return await persistently(read)
+        return await retry(read)
 
     async def _long(self, run_id: str) -> Sequence[StepRecord]:
         async with self._connections.borrow() as connection:
@@ -103,7 +103,7 @@ class Reads:
         """Read a run of any length, a page in memory at a time."""
         # One statement, and so one snapshot: separate reads could show a later entry without an earlier one.
         sql = connection.transaction(readonly=True)
-        await self._connections.answered(connection, sql.start(), within=self._limits.read)
+        await self._connections.timed(connection, sql.start(), within=self._limits.read)
         try:
             cursor = await connection.cursor(self._statements.read, run_id, timeout=self._limits.read)
             while page := await self._statements.records(
@@ -111,11 +111,11 @@ class Reads:
             ):
                 yield page
         except asyncio.CancelledError:
-            cut(connection)  # whoever is cancelled awaits nothing more
+            drop(connection)  # whoever is cancelled awaits nothing more
             raise
         finally:
             if is_open(connection):
-                await self._connections.answered(connection, sql.rollback(), within=self._limits.read)
+                await self._connections.timed(connection, sql.rollback(), within=self._limits.read)
 
     async def _records(
         self, connection: Connection, query: str, arguments: Sequence[Any], run_ids: Iterable[str], seconds: float

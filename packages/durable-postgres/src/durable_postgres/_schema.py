@@ -1,4 +1,4 @@
-"""The table: its name, its columns, and how it comes to be."""
+"""The table: its name, its columns, and how it is made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asyncpg import Connection
 
 from durable_core import StoreError
 
-from ._options import name as checked
+from ._options import name as check_name
 
 _log: Final = logging.getLogger("durable_postgres")
 
@@ -57,7 +57,7 @@ class Table:
     def __init__(self, schema: str, table: str) -> None:
         for name in (schema, f"{table}_locks"):
             try:
-                checked(name)
+                check_name(name)
             except ValueError as error:
                 raise ValueError(f"schema and table cannot be {name!r}: {error}") from error
         self.schema: Final = schema
@@ -74,16 +74,16 @@ class Table:
         steps = "".join(_MIGRATIONS[layout:]).format(table=self.sql, locks=self.locks)
         return f"{steps}comment on table {self.sql} is '{_MARK}{LAYOUT}';\n"
 
-    async def prepare(self, connection: Connection, answered: Callable[[Awaitable[None]], Awaitable[None]]) -> None:
+    async def prepare(self, connection: Connection, timed: Callable[[Awaitable[None]], Awaitable[None]]) -> None:
         """Create or migrate the table, unless it is there as it should be; any number of processes may do this at once.
 
-        `answered` limits how long a transaction takes to begin and to end. After an error one may be open: cut the connection.
+        `timed` limits how long BEGIN and COMMIT take. After an error a transaction may be open: drop the connection.
         """
         await _check_server(connection)
         if await self._layout(connection) == LAYOUT:
             return
         transaction = connection.transaction(isolation="read_committed")
-        await answered(transaction.start())
+        await timed(transaction.start())
         # One key for all tables of the schema, since it is made here too.
         key = _lock_key(f'"{self.schema}"', "migration")
         await connection.execute("select pg_advisory_xact_lock($1)", key, timeout=_TIMEOUT)
@@ -94,7 +94,7 @@ class Table:
             if not await connection.fetchval(there, f'"{self.schema}"', timeout=_TIMEOUT):
                 await connection.execute(f'create schema "{self.schema}"', timeout=_TIMEOUT)
             await connection.execute(self.migration(layout), timeout=_TIMEOUT)
-        await answered(transaction.commit())
+        await timed(transaction.commit())
 
     async def _layout(self, connection: Connection) -> int:
         (row,) = await connection.fetch(

@@ -11,13 +11,13 @@ from asyncpg import Connection
 from durable_core import StepRecord, StoreError
 
 from ._appends import claim
-from ._connections import Connections, cut, is_open
+from ._connections import Connections, drop, is_open
 from ._rows import Statements
 from .errors import ConnectionLost
 
 
 class Transaction:
-    """An open transaction: `connection` is asyncpg's, for SQL of one's own, and `append` claims the step's slot within it."""
+    """An open transaction: `connection` is asyncpg's, for your own SQL, and `append` claims the step's slot within it."""
 
     def __init__(self, connections: Connections, statements: Statements, connection: Connection) -> None:
         self.connection: Final = connection
@@ -34,7 +34,7 @@ class Transaction:
         if not self.connection.is_in_transaction():
             raise StoreError("the transaction was ended before its record was appended; leave commit and rollback to the runner")
         seconds = self._connections.limits.statement
-        with self._connections.checked(self.connection):
+        with self._connections.guard(self.connection):
             # Others wait for this claim: a process that stops dead between it and the commit must not hold them up for long.
             await self.connection.execute("set local idle_in_transaction_session_timeout = '10s'", timeout=seconds)
             (holder,) = await claim(self.connection, self._statements, [record], seconds)
@@ -51,9 +51,9 @@ class Transaction:
         connection = await connections.acquire()  # however long that takes: a thousand runs may be in the queue
         limits = connections.limits
         try:
-            with connections.checked(connection):
+            with connections.guard(connection):
                 sql = connection.transaction()
-            await connections.answered(connection, sql.start(), within=limits.statement)
+            await connections.timed(connection, sql.start(), within=limits.statement)
             transaction = cls(connections, statements, connection)
             try:
                 yield transaction
@@ -62,16 +62,16 @@ class Transaction:
                     if isinstance(error, ConnectionLost):
                         raise
                     raise ConnectionLost(f"{connections}: the connection was lost within a transaction") from error
-                await connections.answered(connection, sql.rollback(), within=limits.statement)
+                await connections.timed(connection, sql.rollback(), within=limits.statement)
                 # Perhaps the error was that the server is a standby: the next connection may reach the primary.
                 if await _is_read_only(connection, limits.statement):
-                    cut(connection)
+                    drop(connection)
                 raise
             end = sql.commit() if transaction._won else sql.rollback()
-            await connections.answered(connection, end, within=limits.commit)
+            await connections.timed(connection, end, within=limits.commit)
         except BaseException as error:
             if not isinstance(error, Exception):
-                cut(connection)  # which rolls back: whoever is cancelled awaits nothing more
+                drop(connection)  # which rolls back: whoever is cancelled awaits nothing more
             raise
         finally:
             await connections.release(connection)

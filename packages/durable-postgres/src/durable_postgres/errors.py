@@ -1,4 +1,4 @@
-"""What a store of PostgreSQL tells apart among its errors; each is a `StoreError`."""
+"""The errors of the PostgreSQL store; each is a `StoreError`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from durable_core import StoreError
 
 
 class ConnectionLost(StoreError):
-    """The connection was lost, or could not be made: what was under way may have happened or not."""
+    """The connection was lost, or could not be made: the work may have been done or not."""
 
 
 class TransactionConflict(StoreError):
-    """The server rolled the transaction back for the sake of another one."""
+    """The server rolled the transaction back because of another one."""
 
 
 class RowRefused(StoreError):

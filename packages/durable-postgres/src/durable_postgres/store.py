@@ -24,10 +24,10 @@ from durable_core.stores.loops import OneLoop
 
 from ._appends import Appends
 from ._connections import Connections
-from ._errors import is_retryable, persistently
+from ._errors import is_retryable, retry
 from ._limits import Limits
 from ._locks import Locks
-from ._options import parsed
+from ._options import parse_url
 from ._reads import Reads
 from ._rows import Statements
 from ._schema import Table
@@ -55,7 +55,7 @@ class PostgresStore(
 
     @classmethod
     def from_url(cls, url: str) -> Self:
-        dsn, options, place = parsed(url)
+        dsn, options, place = parse_url(url)
         table = Table(options.pop("schema", "durable"), options.pop("table", "steps"))
         self = cls.__new__(cls)
         self._start(partial(Connections, table, cls._limits, dsn=dsn, options=options, place=place), given=False)
@@ -66,13 +66,13 @@ class PostgresStore(
         self._name = str(connect())
         self._loop = OneLoop(self._name, given=given)
         self._parts: Parts | None = None
-        self._left = False
+        self._is_closed = False
 
     def _here(self) -> Parts:
         """Return what belongs to the running loop; every method goes through here."""
         if self._loop.enter() or self._parts is None:
             self._parts = Parts(self._connect())
-            self._parts.connections.closed = self._left
+            self._parts.connections.closed = self._is_closed
         return self._parts
 
     def __repr__(self) -> str:
@@ -150,13 +150,13 @@ class PostgresStore(
         return is_retryable(error)
 
     async def __aenter__(self) -> Self:
-        self._left = self._here().connections.closed = False
+        self._is_closed = self._here().connections.closed = False
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._left = True
+        self._is_closed = True
         await to_the_end(self._here().close())
 
     async def _with_connection(self, work: Callable[[Connection], Awaitable[T]]) -> T:
@@ -166,7 +166,7 @@ class PostgresStore(
             async with connections.borrow() as connection:
                 return await work(connection)
 
-        return await persistently(once)
+        return await retry(once)
 
 
 class Parts:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Final
 
@@ -75,11 +75,10 @@ class Locks:
             raise RunBusy(run_id, holder=mine.holder.name, since=mine.since)
         self._held[lease.key] = lease
         try:
-            # A statement that is broken off would end the transaction and lose every lock.
-            await to_the_end(self._take(lease))
+            await self._take(lease)
             yield lease
         finally:
-            await to_the_end(self._give(lease))
+            await self._give(lease)
 
     async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
         """Return who holds those of the runs that are held."""
@@ -109,15 +108,23 @@ class Locks:
 
     async def _give(self, lease: HeldLock) -> None:
         try:
-            if lease.is_held:
-                await self._submit((lease, False))
+            await self._submit((lease, False))
         except StoreError:
             pass  # the connection was cut, which gives it up just as well
+        except asyncio.CancelledError:
+            # Asked for once more, where no cancellation reaches it: giving a lock twice does nothing the second time.
+            with suppress(StoreError):
+                await to_the_end(self._submit((lease, False)))
+            raise
         finally:
             lease.connection = None
             del self._held[lease.key]
 
     async def _flush(self, asked: Sequence[Asked]) -> Sequence[StoreError | None]:
+        # A statement that is broken off would end the transaction and lose every lock.
+        return await to_the_end(self._exchange(asked))
+
+    async def _exchange(self, asked: Sequence[Asked]) -> Sequence[StoreError | None]:
         """Take and give locks in one statement; return for each None, or why the server has no room for it."""
         async with self._turn:
             connection = await self._connect() if any(take for _, take in asked) else self._connection
@@ -154,8 +161,8 @@ class Locks:
             keys, takes = [lease.key for lease, _ in asked], [take for _, take in asked]
             rows = await connection.fetch(_TAKE_AND_GIVE, keys, takes, timeout=self._limits.statement)
             for (lease, take), (done,) in zip(asked, rows, strict=True):
-                if take and done:
-                    lease.connection = connection
+                if done:
+                    lease.connection = connection if take else None
                 self._room += (not take) - (take and done)
 
     async def _recover(self, connection: Connection, asked: Sequence[Asked]) -> None:

@@ -97,6 +97,22 @@ async def test_a_role_without_ddl_rights(postgres_server_url: str, postgres_url:
     await connection.close()
 
 
+async def test_a_table_of_the_first_layout_is_migrated(postgres_server_url: str, postgres_url: str) -> None:
+    """A log written before runs' holders were noted is read and goes on, by any number of processes at once."""
+    schema = schema_of(postgres_url)
+    connection = await asyncpg.connect(postgres_server_url)
+    async with PostgresStore.from_url(postgres_url) as store:
+        record = await store.append(StepRecord(run_id="run", step_id="step"))
+    await connection.execute(f"drop table {schema}.steps_locks; comment on table {schema}.steps is 'durable-postgres layout 1'")
+    stores = [PostgresStore.from_url(postgres_url) for _ in range(5)]
+    assert await asyncio.gather(*(store.list("run") for store in stores)) == [[record]] * 5
+    async with stores[0].lock("run"):
+        assert set(await stores[1].holders(["run"])) == {"run"}
+    for store in stores:
+        await store.__aexit__(None, None, None)
+    await connection.close()
+
+
 async def test_missing_rights_are_named(postgres_server_url: str, postgres_url: str) -> None:
     """A role that may not make the table, or not write to it, is told what to grant."""
     schema, role = schema_of(postgres_url), f"r_{schema_of(postgres_url)}"

@@ -24,7 +24,7 @@ _DRIVER: Final = frozenset((
 # fmt: on
 _HOST: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 _SESSION: Final = "target_session_attrs"
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 EXPECTED: Final = "expected postgresql://user:password@host:port/database?option=value"
 
@@ -32,16 +32,16 @@ EXPECTED: Final = "expected postgresql://user:password@host:port/database?option
 LEAST_CONNECTIONS: Final = 5
 
 
-def name(text: str) -> str:
+def name(text: str, *, longest: int = 63) -> str:
     """Check the name of a schema or table."""
-    if not _NAME.fullmatch(text):
-        raise ValueError("expected a name of up to 63 letters, digits and underscores that doesn't begin with a digit")
+    if not _NAME.fullmatch(text) or len(text) > longest:
+        raise ValueError(f"expected a name of up to {longest} letters, digits and underscores that doesn't begin with a digit")
     return text
 
 
 def table_name(text: str) -> str:
-    """Check the name of a table, beside which another one stands."""
-    return name(f"{text}_locks").removesuffix("_locks")
+    """Check the name of a table; the one of its locks is six characters longer."""
+    return name(text, longest=57)
 
 
 _OURS: Final[Mapping[str, Callable[[str], Any]]] = {

@@ -12,6 +12,7 @@ from asyncpg import Connection
 from durable_core import StoreError
 
 from ._options import name as check_name
+from ._options import table_name as check_table_name
 
 _log: Final = logging.getLogger("durable_postgres")
 
@@ -55,9 +56,9 @@ class Table:
     """The log's table in a database, and beside it one that tells since when runs are held."""
 
     def __init__(self, schema: str, table: str) -> None:
-        for name in (schema, f"{table}_locks"):
+        for name, check in ((schema, check_name), (table, check_table_name)):
             try:
-                check_name(name)
+                check(name)
             except ValueError as error:
                 raise ValueError(f"schema and table cannot be {name!r}: {error}") from error
         self.schema: Final = schema

@@ -100,7 +100,7 @@ async def test_a_loser_survives_too(proxy: Proxy, store: S3Store) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_store_that_stays_away_is_a_clear_error(proxy: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_stays_away_is_a_clear_error(proxy: Proxy, store: S3Store) -> None:
     """Within bounded time, from the last error, and saying who did not answer; afterwards everything works again."""
     store._bucket.patience = 1.0
     proxy.fault = faults.refused(503, "SlowDown")
@@ -113,10 +113,10 @@ async def test_a_store_that_stays_away_is_a_clear_error(proxy: Proxy, store: S3S
 
 
 @pytest.mark.asyncio
-async def test_a_clear_that_stopped_half_way_is_repeated(proxy: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_clear_that_stopped_half_way_is_repeated(proxy: Proxy, store: S3Store) -> None:
     """What is left is a beginning of the run, never a hole, and the next clear removes it."""
     store._bucket.patience = 0.2
-    monkeypatch.setattr(_bucket, "_DELETE_BATCH", 3)
+    store._bucket.delete_batch = 3
     records = [await store.append(entry(f"step-{9 - number}")) for number in range(10)]
     for requests in (1, 2, 3):
         # The first one removes the snapshot.
@@ -132,11 +132,9 @@ async def test_a_clear_that_stopped_half_way_is_repeated(proxy: Proxy, store: S3
 
 
 @pytest.mark.asyncio
-async def test_what_one_request_leaves_is_deleted_before_older_entries(
-    proxy: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_one_request_leaves_is_deleted_before_older_entries(proxy: Proxy, store: S3Store) -> None:
     """S3 may delete a part of what a request names and report errors for the rest: that is asked for again first."""
-    monkeypatch.setattr(_bucket, "_DELETE_BATCH", 3)
+    store._bucket.delete_batch = 3
     records = [await store.append(entry(f"step-{number}")) for number in range(6)]
     named: list[list[str]] = []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from uuid import uuid4
 
@@ -17,14 +16,17 @@ from tests.servers.s3 import S3Server
 class Clock:
     """Stands for the machine's clock, as some writer has it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.ahead = 0
-        monkeypatch.setattr(_entry, "_now", lambda: time.time_ns() // 1000 + self.ahead * 1_000_000)
+
+    def set(self, store: S3Store) -> None:
+        """Let the store go by this clock."""
+        store._order.now = lambda: time.time_ns() // 1000 + self.ahead * 1_000_000
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    return Clock(monkeypatch)
+def clock() -> Clock:
+    return Clock()
 
 
 async def ids(store: S3Store) -> list[str]:
@@ -47,14 +49,17 @@ async def test_a_clock_that_goes_back_changes_nothing(moto_server: S3Server, clo
     """What a writer has read or written stays before what it appends next, by an hour as by a day."""
     prefix = uuid4().hex
     async with open_at(moto_server.endpoint, prefix, probe=False) as store:
+        clock.set(store)
         clock.ahead = 86_400
         await store.append(entry("z"))
         clock.ahead = -3600
         await store.append(entry("y"))
     async with open_at(moto_server.endpoint, prefix, probe=False) as resumed:
+        clock.set(resumed)
         await resumed.list("run")
         await resumed.append(entry("x"))
     async with open_at(moto_server.endpoint, prefix, probe=False) as outside:
+        clock.set(outside)
         found = await outside.get("run", "x")
         assert found is not None
         await outside.append(entry("x", 1))
@@ -69,6 +74,8 @@ async def test_revisions_keep_their_order_whatever_the_clocks(moto_server: S3Ser
     prefix = uuid4().hex
     async with AsyncExitStack() as stack:
         stores = [await stack.enter_async_context(open_at(moto_server.endpoint, prefix, probe=False)) for _ in range(3)]
+        for store in stores:
+            clock.set(store)
         await stores[0].append(entry("a"))
         clock.ahead = -60
         await stores[1].append(entry("a", 1))

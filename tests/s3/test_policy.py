@@ -15,7 +15,7 @@ import pytest
 from botocore.config import Config
 
 from durable_core import StoreError
-from durable_s3 import S3Store, _probe, _snapshot
+from durable_s3 import S3Store
 from tests.s3.support import entry
 from tests.servers.s3 import BUCKET, S3Server, ministack
 
@@ -62,14 +62,11 @@ async def open_as(server: S3Server, policy: dict[str, Any], prefix: str) -> Asyn
     )
     try:
         async with S3Store(client, BUCKET, prefix) as store:
+            store._honoured = set()
+            store._reader.smallest_snapshot = 10
             yield store
     finally:
         client.close()
-
-
-@pytest.fixture(autouse=True)
-def unprobed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_probe, "_honoured", set())
 
 
 async def everything(store: S3Store, run_id: str) -> None:
@@ -88,9 +85,8 @@ async def everything(store: S3Store, run_id: str) -> None:
     assert await store.list(run_id) == []
 
 
-async def test_a_store_with_only_these_rights_does_everything(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_with_only_these_rights_does_everything(server: S3Server) -> None:
     """Probe, append, get, list with its snapshot, runs, lock and clear, for runs whose ids are cut as for others."""
-    monkeypatch.setattr(_snapshot, "SMALLEST", 10)
     prefix = uuid4().hex
     async with open_as(server, documented(prefix), prefix) as store:
         await everything(store, "run")
@@ -117,13 +113,11 @@ async def test_it_gives_nothing_beside_the_prefix(server: S3Server) -> None:
                 await call
 
 
-async def test_a_reader_needs_no_right_to_write(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reader_needs_no_right_to_write(server: S3Server) -> None:
     """Who may only list and get can look at runs, of any length; what fails is the append."""
-    monkeypatch.setattr(_snapshot, "SMALLEST", 10)
     prefix = uuid4().hex
     async with open_as(server, documented(prefix), prefix) as writer:
         records = [await writer.append(entry(f"step-{number}")) for number in range(12)]
-    _probe._honoured.clear()
     read_only = documented(prefix, without="s3:PutObject")
     async with open_as(server, read_only, prefix) as reader:
         for _ in range(2):

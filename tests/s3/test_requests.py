@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from durable_s3 import S3Store, _probe
+from durable_s3 import S3Store
 from tests.s3.support import Requests, client_of, entry
 from tests.servers.s3 import BUCKET, S3Server
 
@@ -134,15 +134,17 @@ async def test_a_lock_costs_a_handful_of_requests(counted: Counted) -> None:
             assert counted.requests.taken() == {"list": 2, "get": 1, "put": 1, "delete": 1}
 
 
-async def test_the_probe_is_made_once_a_process(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_probe_is_made_once_a_process(counted: Counted) -> None:
     """Two small PUTs for a new bucket, one where its object is there, and none once the endpoint is known."""
     async with AsyncExitStack() as stack:
-        monkeypatch.setattr(_probe, "_honoured", set())
         stores = [await stack.enter_async_context(counted.store(probe=True)) for _ in range(3)]
+        known: set[tuple[str, str]] = set()
+        for store in stores:
+            store._honoured = known
         await stores[0].append(entry())
         assert counted.requests.taken() == {"put": 3}
         await asyncio.gather(*(stores[1].append(entry(f"step-{number}")) for number in range(3)))
         assert counted.requests.taken() == {"put": 3}
-        monkeypatch.setattr(_probe, "_honoured", set())
+        known.clear()
         await stores[2].list("run")
         assert counted.requests.taken() == {"put": 1, "list": 1, "get": 4}

@@ -12,7 +12,7 @@ import pytest
 
 from durable_core import CorruptLog
 from durable_core.record import StepRecord
-from durable_s3 import S3Store, _snapshot
+from durable_s3 import S3Store
 from durable_s3._keys import Keys
 from tests.s3.proxy import Line, Proxy
 from tests.s3.support import Requests, client_of, entry
@@ -34,6 +34,7 @@ class Run:
         self.prefix = uuid4().hex
         self.keys = Keys(self.prefix)
         self.store = S3Store(self.client, BUCKET, self.prefix, probe=False)
+        self.store._reader.smallest_snapshot = 10
         self.records: list[StepRecord] = []
 
     async def begin(self) -> None:
@@ -56,8 +57,7 @@ class Run:
 
 
 @pytest.fixture
-async def run(moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Run]:
-    monkeypatch.setattr(_snapshot, "SMALLEST", 10)
+async def run(moto_server: S3Server) -> AsyncIterator[Run]:
     found = Run(moto_server.endpoint)
     async with found.store:
         await found.begin()
@@ -141,9 +141,7 @@ async def test_clear_removes_it_first(run: Run) -> None:
     assert await run.store.list("run") == new
 
 
-async def test_one_written_while_the_run_is_cleared_does_not_stay(
-    run: Run, moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_written_while_the_run_is_cleared_does_not_stay(run: Run, moto_server: S3Server) -> None:
     """Cleared data is gone: a reader that writes its snapshot after the clear takes it away again."""
     run.client.delete_object(Bucket=BUCKET, Key=run.keys.snapshot("run"))
     loop = asyncio.get_running_loop()
@@ -157,6 +155,7 @@ async def test_one_written_while_the_run_is_cleared_does_not_stay(
         client = client_of(proxy.endpoint)
         proxy.fault = cleared_before
         async with S3Store(client, BUCKET, run.prefix, probe=False) as reader:
+            reader._reader.smallest_snapshot = 10
             assert await reader.list("run") == run.records
         client.close()
     assert "Contents" not in run.client.list_objects_v2(Bucket=BUCKET, Prefix=run.prefix)
@@ -172,10 +171,10 @@ async def test_entries_with_line_breaks_are_kept(run: Run) -> None:
         assert await run.store.list("run") == run.records
 
 
-async def test_a_large_one_holds_what_fits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_one_holds_what_fits(run: Run) -> None:
     """The oldest entries; it is not written again and again for those that don't fit."""
     run.client.delete_object(Bucket=BUCKET, Key=run.keys.snapshot("run"))
-    monkeypatch.setattr(_snapshot, "LARGEST", 20 * len(run.snapshot_line()))
+    run.store._reader.largest_snapshot = 20 * len(run.snapshot_line())
     assert await run.store.list("run") == run.records
     run.requests.clear()
     assert await run.store.list("run") == run.records

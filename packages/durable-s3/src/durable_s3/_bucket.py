@@ -20,7 +20,6 @@ from ._connection import Connection
 
 T = TypeVar("T")
 
-_DELETE_BATCH: Final = 1000
 _CHUNK_BYTES: Final = 1024 * 1024
 
 
@@ -45,6 +44,7 @@ class Content(NamedTuple):
 class Bucket:
     """One bucket. Raises `StoreError` that says what is wrong and what to do; `patience` is how long to try again, in seconds."""
 
+    delete_batch = 1000
     patience = 15.0  # with one last request that times out, less than the 30 s that a runner gives its store
 
     def __init__(self, name: str, connection: Connection, writes: Mapping[str, str]) -> None:
@@ -135,8 +135,8 @@ class Bucket:
 
         A request is sent only after the one before has deleted all of its own.
         """
-        for start in range(0, len(keys), _DELETE_BATCH):
-            batch = {"Objects": [{"Key": key} for key in keys[start : start + _DELETE_BATCH]]}
+        for start in range(0, len(keys), self.delete_batch):
+            batch = {"Objects": [{"Key": key} for key in keys[start : start + self.delete_batch]]}
             await self._call("s3:DeleteObject", keys[start], self._delete(batch), patience)
 
     def _delete(self, batch: Mapping[str, Any]) -> Callable[[Any], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -69,6 +69,10 @@ def decode(body: bytes, key: str) -> StepRecord:
         raise CorruptLog(f"the object {key!r} can't be read: {error}") from error
 
 
+def _microseconds() -> int:
+    return time.time_ns() // 1000
+
+
 class OrderClock:
     """Gives each append of a run its place: one above the highest that was seen, and never below this machine's clock.
 
@@ -76,11 +80,12 @@ class OrderClock:
     far as the clocks agree.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], int] = _microseconds) -> None:
+        self.now = now
         self._highest: Final[dict[str, int]] = {}
 
     def next(self, run_id: str) -> int:
-        order = max(self._highest.get(run_id, 0) + 1, _now())
+        order = max(self._highest.get(run_id, 0) + 1, self.now())
         self.saw(run_id, order)
         return order
 
@@ -93,13 +98,9 @@ class OrderClock:
 
     def _forget(self) -> None:
         # Below the clock's own reading they no longer count.
-        now = _now()
+        now = self.now()
         for run_id in [run_id for run_id, order in self._highest.items() if order < now]:
             del self._highest[run_id]
-
-
-def _now() -> int:
-    return time.time_ns() // 1000
 
 
 def arranged(entries: Iterable[Entry], places: Iterable[Place]) -> list[Entry]:

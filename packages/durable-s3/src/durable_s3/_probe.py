@@ -10,22 +10,23 @@ from . import _faults
 from ._bucket import Bucket
 
 _BODY: Final = b'{"about":"durable-s3 puts this once to see that If-None-Match is honoured; it may stay"}'
-_honoured: Final[set[tuple[str, str]]] = set()
+HONOURED: Final[set[tuple[str, str]]] = set()
+"""Endpoints and buckets that this process knows to be right."""
 
 
-async def refuse_careless(bucket: Bucket, key: str) -> None:
+async def refuse_careless(bucket: Bucket, key: str, honoured: set[tuple[str, str]]) -> None:
     """Raise `StoreError` unless a second conditional PUT of one key is refused.
 
     One or two small requests for a bucket, once a process. Who may not write is let through: a reader does no harm.
     """
     await bucket.connection.open()
     place = (bucket.connection.address, bucket.name)
-    if place in _honoured:
+    if place in honoured:
         return
     try:
         for _ in range(2):
             if not await bucket.create(key, _BODY):
-                _honoured.add(place)
+                honoured.add(place)
                 return
     except StoreError as error:
         if _faults.denied(error):

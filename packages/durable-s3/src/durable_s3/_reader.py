@@ -23,6 +23,10 @@ _log: Final = logging.getLogger("durable_s3")
 class Reader:
     """Reads the entries of runs, in order of append."""
 
+    smallest_snapshot = 100
+    """A run with fewer entries has no snapshot; one is written again when as many entries are not in it."""
+    largest_snapshot = 256 * 1024 * 1024
+
     def __init__(self, bucket: Bucket, keys: Keys, storage_class: str | None) -> None:
         self._bucket: Final = bucket
         self._keys: Final = keys
@@ -38,7 +42,7 @@ class Reader:
         ordered, highest = await self._bucket.connection.run(self._arranged, run_id, await self._consistent(run_id))
         if self._may_write:
             settled = sum(entry.place is not None for entry in ordered)
-            if len(ordered) - settled >= _snapshot.SMALLEST:
+            if len(ordered) - settled >= self.smallest_snapshot:
                 await self._write_snapshot(run_id, ordered, settled)
         return RecordLines([entry.body for entry in ordered]), highest
 
@@ -132,7 +136,7 @@ class Reader:
 
     async def _from_snapshot(self, run_id: str, listed: Mapping[str, Entry]) -> None:
         """Give entries the bodies that stand in the snapshot."""
-        if len(listed) < _snapshot.SMALLEST:
+        if len(listed) < self.smallest_snapshot:
             return
         folder = self._keys.run(run_id)
 
@@ -145,9 +149,8 @@ class Reader:
 
     async def _write_snapshot(self, run_id: str, entries: Sequence[Entry], before: int) -> None:
         key, folder = self._keys.snapshot(run_id), self._keys.run(run_id)
-        encode = _snapshot.encode
-        data, count = await self._bucket.connection.run(encode, run_id, folder, entries)
-        if count - before < _snapshot.SMALLEST:
+        data, count = await self._bucket.connection.run(_snapshot.encode, run_id, folder, entries, self.largest_snapshot)
+        if count - before < self.smallest_snapshot:
             return
         try:
             await self._bucket.put(key, data, patience=0, storage_class=self._storage_class)

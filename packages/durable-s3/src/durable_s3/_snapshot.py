@@ -10,9 +10,6 @@ import msgspec
 
 from ._entry import UNREADABLE, Entry, Place, place_of
 
-SMALLEST: Final = 100
-"""A run with fewer entries has no snapshot, and one is written again when as many are not in it."""
-LARGEST: Final = 256 * 1024 * 1024
 _FORMAT: Final = 1
 
 
@@ -27,8 +24,8 @@ _header: Final = msgspec.json.Decoder(_Header).decode
 _line: Final = msgspec.json.Decoder(tuple[str, str, msgspec.Raw]).decode
 
 
-def encode(run_id: str, folder: str, entries: Iterable[Entry]) -> tuple[bytes, int]:
-    """Return the snapshot of as many of the first `entries` as it may hold, and how many those are."""
+def encode(run_id: str, folder: str, entries: Iterable[Entry], largest: int) -> tuple[bytes, int]:
+    """Return a snapshot of the first entries, of `largest` bytes at most, and how many entries it holds."""
     lines: list[bytes] = [b""]
     digest = hashlib.sha256()
     size = 0
@@ -37,7 +34,7 @@ def encode(run_id: str, folder: str, entries: Iterable[Entry]) -> tuple[bytes, i
         body = entry.body if b"\n" not in entry.body else msgspec.json.format(entry.body, indent=-1)
         line = b"%b,%b]\n" % (place[:-1], body)
         size += len(line)
-        if size > LARGEST:
+        if size > largest:
             break
         digest.update(line)
         lines.append(line)

@@ -20,7 +20,7 @@ from ._connection import Connection
 from ._entry import Entry, OrderClock
 from ._keys import Keys
 from ._lease import LEASE_SECONDS, RunLease
-from ._probe import refuse_careless
+from ._probe import HONOURED, refuse_careless
 from ._reader import Reader, listed_but_missing
 
 _LEAST_LEASE_SECONDS: Final = 1.0
@@ -67,6 +67,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
         self._leases: Final = BackgroundLoop()
         self._lease_seconds: Final = lease
         self._probe = probe
+        self._honoured = HONOURED
         self._probing: Final = asyncio.Lock()
 
     @classmethod
@@ -162,7 +163,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
         if self._probe:
             async with self._probing:
                 if self._probe:
-                    await refuse_careless(self._bucket, self._keys.probe)
+                    await refuse_careless(self._bucket, self._keys.probe, self._honoured)
                     self._probe = False
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from durable_core import CorruptLog, StepRecord, StoreError, open_store
+from durable_core.stores.lines import heads_of
 from durable_core.testing import HOSTILE_IDS
 from durable_redis import RedisStore
 from durable_redis._keys import Keys
@@ -117,3 +118,70 @@ async def test_keys_of_a_run_share_a_slot() -> None:
             assert node.command("CLUSTER", "KEYSLOT", log) == node.command("CLUSTER", "KEYSLOT", lock)
             assert log.count("{") == log.count("}") == 1
             assert keys.run_id(log) == run_id
+
+
+DEEP = b'{"v":1,"run_id":"run","step_id":"step","revision":0,"status":"success","kind":"step","name":"step","result":%s}'
+DAMAGED = {
+    "no JSON": b"{",
+    "no text": b'{"v":1,"run_id":"\xff"}',
+    "another type": b'{"v":1,"run_id":7}',
+    "deep": DEEP % (b"[" * 100_000 + b"]" * 100_000),
+    "deep note": DEEP.replace(b"result", b"note") % (b"[" * 100_000 + b"]" * 100_000),
+    "beyond the calendar": DEEP.replace(b"result", b"until") % b'"9999-12-31T23:59:59-05:00"',
+}
+
+
+@pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED)
+async def test_a_record_that_was_damaged(server: RedisServer, line: bytes) -> None:
+    """Whatever stands in a record's field, every reader answers with an error that names the key, and none with another."""
+    async with RedisStore.from_url(server.url) as store:
+        await store.append(StepRecord(run_id="run", step_id="step"))
+        server.command("HSET", "durable:{run}:log", 1, line)
+
+        async def scanned() -> None:
+            async for _ in store.scan("run"):
+                pass
+
+        async def listed() -> None:
+            records = await store.list("run")
+            list(heads_of(records))
+            list(records)
+
+        async def indexed() -> None:
+            (await store.list("run"))[0]
+
+        for read in (
+            listed,
+            indexed,
+            scanned,
+            lambda: store.get("run", "step"),
+            lambda: store.append(StepRecord(run_id="run", step_id="step")),
+        ):
+            with pytest.raises(CorruptLog, match=r"durable:\{run\}:log"):
+                await read()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("n", "many"), ("l:step", "newest"), ("l:step", 7), ("s0:step", 99), ("s0:step", "first")],
+)
+async def test_a_field_of_another_kind(server: RedisServer, field: str, value: object) -> None:
+    """A field that can't be meant is an error that names the key: nothing is taken for missing, and no append for a winner."""
+    async with RedisStore.from_url(server.url) as store:
+        await store.append(StepRecord(run_id="run", step_id="step"))
+        server.command("HSET", "durable:{run}:log", field, value)
+        read = (lambda: store.list("run")) if field == "n" else (lambda: store.get("run", "step"))
+        with pytest.raises(StoreError, match=r"durable:\{run\}:log"):
+            await read()
+        if not field.startswith("l:"):
+            with pytest.raises(StoreError, match=r"durable:\{run\}:log"):
+                await store.append(StepRecord(run_id="run", step_id="other" if field == "n" else "step"))
+
+
+async def test_keys_that_look_like_runs(server: RedisServer) -> None:
+    """A hash whose key holds no id of a run hides no run from `runs`."""
+    for key in (b"durable:{\xff}:log", b"durable:{%FF}:log", b"durable:{}:log", b"durable:{a\nb}:log"):
+        server.command("HSET", key, "n", 1)
+    async with RedisStore.from_url(server.url) as store:
+        await store.append(StepRecord(run_id="run", step_id="step"))
+        assert [run_id async for run_id in store.runs()] == ["run"]

@@ -8,7 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from durable_core import StoreError, open_store
+from durable_core import CorruptLog, StoreError, open_store
+from durable_core.stores.lines import heads_of
 from durable_s3 import S3Store
 from tests.s3 import proxy as faults
 from tests.s3.proxy import Proxy
@@ -144,7 +145,8 @@ async def test_a_profile_that_is_not_there_is_named(moto_server: S3Server, tmp_p
     [
         ("s3://", "names no bucket"),
         ("s3:///prefix", "names no bucket"),
-        ("s3:bucket", "names no bucket"),
+        ("s3:bucket", "^a URL of the scheme 's3' begins with s3://bucket"),
+        ("s3:/key:hush@bucket/prefix?region=x", "^a URL of the scheme 's3' begins with s3://bucket.*options here: region"),
         ("s3://bucket:9000/prefix", r"an address as \?endpoint_url="),
         ("s3://key:secret@bucket/prefix", "credentials don't belong in a URL"),
         ("s3://bucket?aws_access_key_id=AKIA", "credentials don't belong in a URL"),
@@ -195,3 +197,58 @@ async def test_the_urls_options_reach_every_put(moto_server: S3Server) -> None:
         "locks": None,
         "probe.json": None,
     }
+
+
+DEEP = (
+    b'{"order":1,"v":1,"run_id":"run","step_id":"step","revision":0,"status":"success","kind":"step","name":"step","result":%s}'
+)
+DAMAGED = {
+    "deep": DEEP % (b"[" * 100_000 + b"]" * 100_000),
+    "deep note": DEEP.replace(b"result", b"note") % (b"[" * 100_000 + b"]" * 100_000),
+    "beyond the calendar": DEEP.replace(b"result", b"until") % b'"9999-12-31T23:59:59-05:00"',
+    "another type": DEEP.replace(b'"kind":"step"', b'"kind":7') % b"1",
+}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("body", DAMAGED.values(), ids=DAMAGED)
+async def test_a_damaged_entry_is_an_error_with_its_key(moto_server: S3Server, body: bytes) -> None:
+    """Whatever an object holds, every reader answers with an error that names it, and none with another."""
+    prefix = uuid4().hex
+    client = moto_server.client()
+    async with open_at(moto_server.endpoint, prefix, probe=False) as store:
+        client.put_object(Bucket=BUCKET, Key=store._keys.entry("run", "step", 0), Body=body)
+
+        async def listed() -> None:
+            records = await store.list("run")
+            list(heads_of(records))
+            list(records)
+
+        for read in (listed, lambda: store.get("run", "step"), lambda: store.append(entry())):
+            with pytest.raises(CorruptLog, match=r"step/9999999999\.r0\.json"):
+                await read()
+    client.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"\xff", b'{"since":"9999-12-31T23:59:59-05:00"}', b'{"run_id":7}'])
+async def test_a_damaged_lock_object_is_an_error_with_its_key(moto_server: S3Server, body: bytes) -> None:
+    client = moto_server.client()
+    async with open_at(moto_server.endpoint, uuid4().hex, probe=False) as store:
+        client.put_object(Bucket=BUCKET, Key=store._keys.lease("run", 1), Body=body)
+        with pytest.raises(StoreError, match=r"locks/run/9999999998\.n1\.json"):
+            async with store.lock("run"):
+                pass
+    client.close()
+
+
+@pytest.mark.asyncio
+async def test_a_stranger_among_the_lock_objects_is_an_error_with_its_key(moto_server: S3Server) -> None:
+    client = moto_server.client()
+    async with open_at(moto_server.endpoint, uuid4().hex, probe=False) as store:
+        key = f"{store._keys.leases('run')}000-notes.txt"
+        client.put_object(Bucket=BUCKET, Key=key, Body=b"")
+        with pytest.raises(StoreError, match="000-notes"):
+            async with store.lock("run"):
+                pass
+    client.close()

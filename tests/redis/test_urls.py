@@ -37,6 +37,9 @@ RECORD = StepRecord(run_id="run", step_id="step")
         ("redis://localhost/0?cluster=yes", "expected true or false"),
         ("redis://localhost/0?socket_timeout=soon", "not a URL for redis-py"),
         ("redis://localhost/3?cluster=true", "a cluster has no database 3"),
+        ("redis:app:secret@cache:6379/0", r"^a URL of the scheme 'redis' begins with redis://"),
+        ("rediss:/:secret@cache:6379/0?ttl=5", r"^a URL of the scheme 'rediss' begins with rediss://.*options here: ttl"),
+        ("redis:cache:6379", r"^a URL of the scheme 'redis' begins with redis://"),
         ("unix:", "lacks the socket's path"),
         ("unix:///run/redis.sock?cluster=true", "a cluster is reached over TCP"),
     ],
@@ -54,6 +57,9 @@ async def test_a_url_that_is_refused(url: str, message: str) -> None:
         "redis://:sec/ret@localhost/0",
         "redis://me:sec:ret@localhost:x/0",
         "redis://localhost/0?password=secret&x=1",
+        "redis:app:secret@cache:6379/0",
+        "rediss:/app:secret@cache:6379/0",
+        "redis:app:sec/ret@cache:6379/0?x=1",
     ],
 )
 async def test_a_password_is_never_shown(url: str) -> None:

@@ -11,8 +11,8 @@ import msgspec
 from durable_core.errors import CorruptLog, StoreError
 from durable_core.record import Status, StepRecord
 
-UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError)
-"""What decoding raises: text that is no UTF-8 is none of msgspec's own errors."""
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError)
+"""What decoding raises: not all of it is msgspec's own."""
 
 
 class Place(msgspec.Struct, gc=False):

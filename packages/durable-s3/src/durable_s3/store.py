@@ -12,9 +12,9 @@ from typing import Any, Final, Self
 from durable_core.errors import CorruptLog, StoreError
 from durable_core.record import StepRecord, check_id
 from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns
+from durable_core.stores.lease import Leases
 
 from . import _entry, _url
-from ._background import BackgroundLoop
 from ._bucket import Bucket
 from ._connection import Connection
 from ._entry import Entry, OrderClock
@@ -64,7 +64,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
         self._keys: Final = Keys(prefix)
         self._reader: Final = Reader(self._bucket, self._keys, storage_class)
         self._order: Final = OrderClock()
-        self._leases: Final = BackgroundLoop()
+        self._leases: Final = Leases("durable-s3-leases")
         self._lease_seconds: Final = lease
         self._probe = probe
         self._honoured = HONOURED
@@ -133,14 +133,11 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
         check_id("run_id", run_id)
         await self._ready()
-        lease = RunLease(self._bucket, self._keys, run_id, self._lease_seconds)
-        await lease.acquire()
-        keeping = self._leases.start(lease.keep())
-        try:
+        seconds = self._lease_seconds
+        requests = RunLease(self._bucket, self._keys, run_id, seconds, self._leases.clock)
+        # Each renewal is a request that is paid for; a third of the lease is left for those that fail.
+        async with self._leases.hold(run_id, requests, seconds=seconds, every=seconds * 2 / 3) as lease:
             yield lease
-        finally:
-            keeping.cancel()
-            await lease.release()
 
     async def __aenter__(self) -> Self:
         return self

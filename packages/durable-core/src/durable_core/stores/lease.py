@@ -161,6 +161,7 @@ class RenewedLease(Lease):
         self._counts_from = 0.0
         self._deadline = 0.0
         self._lost = "it is not held"
+        self._taken = False
 
     def check(self) -> None:
         if reason := self._reason():
@@ -181,7 +182,7 @@ class RenewedLease(Lease):
         async with self._turn:
             try:
                 self._extend(await self._requests.acquire())
-                self._lost = ""
+                self._taken, self._lost = True, ""
                 if self._reason():
                     raise StoreError(
                         f"taking the lock of run {self._run_id!r} took longer than its lease of {self._seconds:g} s;"
@@ -190,18 +191,19 @@ class RenewedLease(Lease):
             except RunBusy:
                 raise
             except BaseException:
-                self._lost = "it was given back"
+                self._taken, self._lost = False, "it was given back"
                 await to_the_end(self._release())
                 raise
         self._renewing = asyncio.create_task(self._renew_for_ever(), name="durable-lease")
 
     async def give_back(self) -> None:
-        """Give the lease back unless it is lost; where that fails it runs out by itself."""
+        """Give back what is left of the lease, unless it is a parent process's; where that fails it runs out by itself."""
         if self._renewing is not None:
             self._renewing.cancel()
         async with self._turn:  # a renewal that is under way has ended by then
-            lost, self._lost = self._reason(), self._lost or "it was given back"
-            if not lost:
+            taken, self._taken = self._taken and self._forks == forks(), False
+            self._lost = self._reason() or "it was given back"
+            if taken:
                 await self._release()
 
     async def _release(self) -> None:

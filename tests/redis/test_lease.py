@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 from collections.abc import Callable, Iterator
-from functools import partial
+from time import monotonic
 
 import pytest
 
 from durable_core import LockLost, RunBusy, Runner, StepRecord, StoreError
-from durable_core.testing._processes import Child, Pipe
 from durable_redis import RedisStore
 from tests.servers.proxy import Proxy, proxied
 from tests.servers.redis import KEEPING, RedisServer, free_port, redis_pair, redis_server
@@ -53,7 +51,7 @@ async def test_a_lock_that_the_server_forgot(server: RedisServer) -> None:
     """A lock whose key is gone is lost at the next renewal, and is not taken again behind the back of a new holder."""
     async with opened(server.port) as store, store.lock("run") as lease:
         server.command("DEL", LOCK)
-        await lost(lease.check, "no longer knows the lock", within=0.9)
+        await lost(lease.check, "another holder took it over, or the store forgot it", within=0.9)
         async with store.lock("run") as second:
             second.check()
             with pytest.raises(LockLost):
@@ -67,7 +65,7 @@ async def test_a_lock_that_another_holds_now(server: RedisServer) -> None:
         lease = await first.__aenter__()
         server.command("DEL", LOCK)
         async with other.lock("run") as second:
-            await lost(lease.check, "no longer knows the lock", within=0.9)
+            await lost(lease.check, "another holder took it over, or the store forgot it", within=0.9)
             await first.__aexit__(None, None, None)
             second.check()
             with pytest.raises(RunBusy):
@@ -76,12 +74,12 @@ async def test_a_lock_that_another_holds_now(server: RedisServer) -> None:
 
 
 async def test_a_server_that_is_away_for_longer_than_the_lease(server: RedisServer, proxy: Proxy) -> None:
-    """Without renewals the lock counts as lost before the server can give it to another; one that was kept can be used again."""
+    """Without renewals the lock is lost before the server can give it to another, and stays lost when the server is back."""
     options = "lease=1&socket_timeout=0.5"
     async with opened(server.port) as other, opened(proxy.port, options) as store, store.lock("run") as lease:
         proxy.refusing = True
         proxy.cut()
-        await lost(lease.check, "could not be renewed", within=2)
+        await lost(lease.check, "not renewed within 1 s", within=2)
         with pytest.raises(StoreError):
             await store.list("run")
         async with asyncio.timeout(2):
@@ -92,50 +90,25 @@ async def test_a_server_that_is_away_for_longer_than_the_lease(server: RedisServ
                 except RunBusy:
                     await asyncio.sleep(0.01)
         proxy.refusing = False
-        await lost(lease.check, "no longer knows the lock", within=2)
-
-
-async def test_a_short_outage(server: RedisServer, proxy: Proxy) -> None:
-    """An outage shorter than the lease goes unnoticed by the holder."""
-    async with opened(proxy.port, "lease=2") as store, store.lock("run") as lease:
-        for _ in range(3):
-            proxy.refusing = True
-            proxy.cut()
-            await asyncio.sleep(0.7)
-            proxy.refusing = False
-            await asyncio.sleep(0.4)
+        await store.list("run")
+        with pytest.raises(LockLost):
             lease.check()
 
 
-async def test_a_paused_holder(server: RedisServer) -> None:
-    """A holder that was stopped for longer than its lease finds the lock lost at its first look, without asking the server."""
-    async with opened(server.port) as store, Child(check_when_told, partial(opened, server.port)) as holder:
-        assert await holder.receive() == "held"
-        pid = await holder.receive()
-        os.kill(pid, signal.SIGSTOP)
-        async with asyncio.timeout(5):
-            while True:
-                try:
-                    async with store.lock("run") as lease:
-                        os.kill(pid, signal.SIGCONT)
-                        assert await holder.receive() == "lost"
-                        lease.check()
-                        break
-                except RunBusy:
-                    await asyncio.sleep(0.01)
-
-
-async def check_when_told(pipe: Pipe, open_: Callable[[], RedisStore]) -> None:
-    async with open_() as store, store.lock("run") as lease:
-        await pipe.send("held")
-        await pipe.send(os.getpid())
-        while True:
-            try:
+async def test_a_short_outage(server: RedisServer, proxy: Proxy) -> None:
+    """An outage shorter than the lease goes unnoticed by the holder: a renewal that failed is made up for."""
+    async with opened(proxy.port, "lease=6") as store, store.lock("run") as lease:
+        for _ in range(2):
+            proxy.refusing = True
+            proxy.cut()
+            refused = proxy.refused
+            while proxy.refused == refused:
+                await asyncio.sleep(0.01)
+            proxy.refusing = False
+            server.command("PEXPIRE", LOCK, 3_000)
+            while server.command("PTTL", LOCK) <= 3_000:
                 lease.check()
-            except LockLost:
-                await pipe.send("lost")
-                return
-            await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)
 
 
 async def test_an_answer_lost_while_the_lock_was_taken(server: RedisServer, proxy: Proxy) -> None:
@@ -176,14 +149,14 @@ async def test_a_server_that_went_away_before_the_lock(server: RedisServer, capl
             async with Runner(store, "run"):
                 pass
         assert "append" not in str(refused.value)
-        assert "the lock of run 'run', if the server gave it, expires by itself within 1 seconds: no answer" in caplog.text
+        assert "the lock of run 'run' was not given back; if it was taken, it runs out within 1 s: no answer" in caplog.text
 
 
 async def test_a_lock_that_could_not_be_given_back(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     """A lock that was held when the server went away is one that expires."""
     async with opened(server.port) as store, store.lock("run"):
         server.kill()
-    assert "the lock of run 'run' expires by itself within 1 seconds: no answer" in caplog.text
+    assert "the lock of run 'run' was not given back; if it was taken, it runs out within 1 s: no answer" in caplog.text
 
 
 async def test_a_cancelled_wait_for_the_lock(server: RedisServer) -> None:
@@ -212,7 +185,7 @@ async def test_a_lock_waits_for_its_copies() -> None:
             async with store.lock("run") as lease:
                 assert replica.command("GET", LOCK) == primary.command("GET", LOCK)
                 replica.pause()
-                await lost(lease.check, "could not be renewed", within=2)
+                await lost(lease.check, "not renewed within 1 s", within=2)
             with pytest.raises(StoreError, match="WAIT found 0 of 1"):
                 async with store.lock("run"):
                     pass
@@ -238,10 +211,14 @@ async def test_a_lock_key_set_by_something_else(server: RedisServer) -> None:
 
 async def test_the_log_outlives_its_ttl_while_the_lock_is_held(server: RedisServer) -> None:
     """A step that takes longer than the run's `ttl` doesn't lose the steps before it."""
-    async with opened(server.port, "lease=1&ttl=0.6") as store, store.lock("run"):
+    log = "durable:{run}:log"
+    async with opened(server.port, "lease=1&ttl=3") as store, store.lock("run"):
         await store.append(StepRecord(run_id="run", step_id="step"))
-        await asyncio.sleep(1.5)
-        assert len(await store.list("run")) == 1
+        for _ in range(2):
+            server.command("PEXPIRE", log, 2_000)
+            while server.command("PTTL", log) <= 2_000:
+                assert len(await store.list("run")) == 1
+                await asyncio.sleep(0.01)
 
 
 async def test_taking_the_lock_renews_the_ttl(server: RedisServer) -> None:
@@ -309,5 +286,11 @@ async def test_a_short_ttl_makes_no_storm_of_renewals(server: RedisServer) -> No
         await store.append(StepRecord(run_id="run", step_id="step", status="waiting"))
         async with store.lock("run"):
             server.command("CONFIG", "RESETSTAT")
-            await asyncio.sleep(0.5)
-            assert 1 <= server.command("INFO", "commandstats")["cmdstat_evalsha"]["calls"] <= 30
+            began = monotonic()
+            while (calls := renewals(server)) < 5:
+                await asyncio.sleep(0.01)
+            assert calls <= 1 + (monotonic() - began) / 0.02
+
+
+def renewals(server: RedisServer) -> int:
+    return int(server.command("INFO", "commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])

@@ -19,6 +19,8 @@ class Proxy:
         self.target = target
         self.refusing = False
         """Whether new connections are closed at once."""
+        self.refused = 0
+        """How many connections were."""
         self.lost_answers = 0
         """How many answers of the server have been dropped."""
         self.farewells = 0
@@ -78,6 +80,7 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         try:
             if self.refusing:
+                self.refused += 1
                 raise ConnectionRefusedError
             server = socket.create_connection(("127.0.0.1", self.target))
         except OSError:

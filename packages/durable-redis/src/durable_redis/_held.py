@@ -7,6 +7,8 @@ from typing import Any, Final
 from redis.asyncio import ConnectionPool
 from redis.exceptions import ConnectionError
 
+from durable_core.store import to_the_end
+
 _CLOSED: Final = "the store was closed"
 
 
@@ -32,7 +34,7 @@ class HeldConnection:
         finally:
             self._busy = False
             if self.closed:
-                await self._give_back(connection)
+                await to_the_end(self._give_back(connection))
 
     async def _ask(self, connection: Any, command: tuple[object, ...]) -> Any:
         if self._left:

@@ -1,153 +1,105 @@
-"""A run's lock: a key that expires, and is renewed for as long as it is held."""
+"""A run's lock in Redis: a key that expires, and is renewed for as long as it is held."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import logging
-import os
-import socket
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from typing import Final
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
 
-from durable_core.errors import LockLost, RunBusy, StoreError
-from durable_core.store import Lease, to_the_end
+import msgspec
+from redis.asyncio import Redis, RedisCluster
 
-from ._scripts import ACQUIRE, RELEASE, RENEW
-from ._server import Call, Server
+from durable_core.clock import Clock
+from durable_core.errors import RunBusy, StoreError
+from durable_core.store import forks
+from durable_core.stores.batcher import Batcher
+from durable_core.stores.lease import Claim, LeaseRequests
 
-_log: Final = logging.getLogger("durable_redis")
-_SHORTEST_PAUSE: Final = 0.02
+from ._copies import Copies
+from ._scripts import ACQUIRE, RELEASE, RENEW, Call
+from ._server import Server
 
-
-def _clock() -> Callable[[], float]:
-    """Choose the clock that also counts while the machine is suspended, as the server's does."""
-    for name in ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC"):
-        clock = getattr(time, name, None)
-        if clock is not None:
-            return lambda: time.clock_gettime(clock)
-    return time.monotonic
+_TRIES: Final = 5
 
 
-now: Final = _clock()
+class Locks:
+    """The server as the thread knows it that renews leases: by a client of its own, with one pipeline for many leases."""
+
+    def __init__(self, client: Redis | RedisCluster, *, copies: Copies) -> None:
+        self._client: Final = client
+        self._server: Final = Server(client, copies=copies, limit=None)
+        self._batchers: Final[dict[tuple[str, bool], Batcher[Call, Any]]] = {}
+        self.copies: Final = copies
+        self.forks: Final = forks()
+
+    async def call(self, call: Call, *, confirm: bool = False) -> Any:
+        """Run one script, together with others that are asked for at the same time."""
+        node = "" if self._server.spans_runs else await self._server.node(call.keys[0])
+        kind = node, confirm
+        if kind not in self._batchers:
+            self._batchers[kind] = Batcher(partial(self._flush, confirm=confirm), size=_nothing)
+        reply = await self._batchers[kind].submit(call)
+        if isinstance(reply, StoreError):
+            raise reply
+        return reply
+
+    async def _flush(self, calls: Sequence[Call], *, confirm: bool) -> Sequence[Any]:
+        if len(calls) == 1:
+            return [await self._server.call(calls[0], confirm=confirm)]
+        return await self._server.call_all(calls, confirm=confirm)
+
+    async def close(self) -> None:
+        await self._client.aclose()
 
 
-class RedisLease(Lease):
-    """Holds until `seconds` after the last renewal was asked for; the server forgets the key no earlier than that.
+class RunLease(LeaseRequests):
+    """One lease of one run. The key holds the claim; renewals keep the run's log from expiring too."""
 
-    Renewals keep the log from expiring too, so they come often enough for its `ttl`.
-    """
-
-    def __init__(self, run_id: str, server: Server, *, lock: str, log: str, seconds: float, ttl: float | None) -> None:
+    def __init__(self, locks: Locks, run_id: str, *, lock: str, log: str, seconds: float, clock: Clock) -> None:
+        self._locks: Final = locks
         self._run_id: Final = run_id
-        self._server: Final = server
         self._keys: Final = (lock, log)
-        self._seconds: Final = seconds
-        self._pause: Final = max(min(seconds, ttl or seconds) / 3, _SHORTEST_PAUSE)
-        self._value: Final = json.dumps(
-            {
-                "holder": f"process {os.getpid()} on {socket.gethostname()}",
-                "since": datetime.now(UTC).isoformat(),
-                "token": os.urandom(12).hex(),
-            }
-        )
-        self._deadline = 0.0
-        self._gone = False
+        self._ms: Final = int(seconds * 1000)
+        self._clock: Final = clock
+        self._value: Final = msgspec.json.encode(Claim.mine())
 
-    def check(self) -> None:
-        if self._gone:
-            raise LockLost(
-                f"the server no longer knows the lock of run {self._run_id!r}: it failed over, restarted or the"
-                " lock was removed; another runner may be at work, so start the run again"
-            )
-        if now() >= self._deadline:
-            raise LockLost(
-                f"the lock of run {self._run_id!r} could not be renewed for {self._seconds:g} seconds;"
-                " another runner may be at work, so start the run again"
-            )
+    async def acquire(self) -> float:
+        dead = b""
+        for _ in range(_TRIES):
+            asked = self._clock.monotonic()
+            held = await self._locks.call(Call(ACQUIRE, self._keys, self._value, self._ms, dead))
+            if held is None:
+                return await self._confirmed() if self._locks.copies else asked
+            claim = claim_in(held)
+            if claim is None:
+                raise RunBusy(self._run_id, holder=f"something else that set its key ({held[:80]!r})", since=None)
+            if not claim.is_dead:
+                raise claim.busy(self._run_id)
+            dead = held
+        raise RunBusy(self._run_id, holder="other processes that took it at the same time", since=None)
 
-    async def reach(self) -> None:
-        """Raise `StoreError` where the server can't be reached, and so can't have given the lock."""
-        await self._server.reach()
+    async def _confirmed(self) -> float:
+        counts_from = await self.renew(0)
+        if counts_from is None:
+            raise StoreError(f"the lock of run {self._run_id!r} was taken, and gone before its copies were there; try again")
+        return counts_from
 
-    async def acquire(self) -> None:
-        """Take the lock, or raise `RunBusy`."""
-        asked = now()
-        held = await self._server.call(Call(ACQUIRE, self._keys, self._value, self._ms))
-        if held is not None:
-            raise _busy(self._run_id, held)
-        self._extend(asked)
-        if self._server.copies:
-            await self.renew()
-
-    async def renew(self) -> None:
-        asked = now()
-        call = Call(RENEW, self._keys, self._value, self._ms)
-        if await self._server.call(call, confirm=True):
-            self._extend(asked)
-        else:
-            self._gone = True
-
-    async def keep(self) -> None:
-        """Renew until the lock is gone, or this is cancelled."""
-        pause = self._pause
-        while not self._gone:
-            await asyncio.sleep(pause)
-            try:
-                await self.renew()
-                pause = self._pause
-            except StoreError as error:
-                pause = max(self._pause / 5, _SHORTEST_PAUSE)
-                _log.warning("the lock of run %r was not renewed: %s", self._run_id, error)
+    async def renew(self, patience: float) -> float | None:
+        asked = self._clock.monotonic()
+        renewed = await self._locks.call(Call(RENEW, self._keys, self._value, self._ms), confirm=True)
+        return asked if renewed else None
 
     async def release(self) -> None:
-        """Give the lock back if it is still ours; what can't be given back expires by itself."""
-        try:
-            async with asyncio.timeout(self._seconds):
-                await self._server.call(Call(RELEASE, self._keys, self._value))
-        except (StoreError, TimeoutError) as error:
-            given = "" if self._deadline else ", if the server gave it,"
-            _log.warning(
-                "the lock of run %r%s expires by itself within %g seconds: %s", self._run_id, given, self._seconds, error
-            )
-
-    @property
-    def _ms(self) -> int:
-        return int(self._seconds * 1000)
-
-    def _extend(self, asked: float) -> None:
-        # The server counts from when it got the request, so later; 2 % are for clocks that run at different speeds.
-        self._deadline = asked + self._seconds * 0.98
+        await self._locks.call(Call(RELEASE, self._keys, self._value))
 
 
-@asynccontextmanager
-async def held(lease: RedisLease) -> AsyncIterator[Lease]:
-    """Hold the lock while the context lasts."""
-    await lease.reach()
+def claim_in(value: bytes) -> Claim | None:
+    """Return the claim that a lock's key holds, or None for something else."""
     try:
-        await lease.acquire()
-    except RunBusy:
-        raise
-    except BaseException:  # The server may have given the lock although its answer never came.
-        await to_the_end(lease.release())
-        raise
-    renewal = asyncio.create_task(lease.keep(), name="durable-redis-lease")
-    try:
-        yield lease
-    finally:
-        renewal.cancel()
-        try:
-            await asyncio.wait({renewal})
-        finally:
-            await to_the_end(lease.release())
+        return msgspec.json.decode(value, type=Claim)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
+        return None
 
 
-def _busy(run_id: str, held: bytes) -> RunBusy:
-    try:
-        value = json.loads(held)
-        return RunBusy(run_id, holder=value["holder"], since=datetime.fromisoformat(value["since"]))
-    except (ValueError, KeyError, TypeError):
-        return RunBusy(run_id, holder=f"something else that set its key ({held[:80]!r})", since=None)
+def _nothing(call: Call) -> int:
+    return 0

@@ -157,10 +157,11 @@ local at = redis.pcall('HMGET', KEYS[2], 'ttl', 'waiting')
 if at[1] and (tonumber(at[2]) or 0) == 0 then redis.call('PEXPIRE', KEYS[2], at[1]) end
 """
 
-# The answer to an ACQUIRE may be lost and the call sent again: then the lock is found held by the caller itself.
+# The answer to an ACQUIRE may be lost and the call sent again: then the lock is found held by the caller itself. The third
+# argument is the claim of a process that is dead, which may be replaced.
 ACQUIRE: Final = Script(rf"""
 local held = redis.call('GET', KEYS[1])
-if held and held ~= ARGV[1] then return held end
+if held and held ~= ARGV[1] and held ~= ARGV[3] then return held end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]){_KEEP_LOG}
 return false
 """)
@@ -175,3 +176,21 @@ RELEASE: Final = Script(r"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
 """)
+
+
+class Call:
+    """One script to run on the keys of one run."""
+
+    __slots__ = ("args", "keys", "script")
+
+    def __init__(self, script: Script, keys: Sequence[str], *args: object) -> None:
+        self.script = script
+        self.keys = keys
+        self.args = args
+
+    @property
+    def appends(self) -> bool:
+        return self.script is APPEND
+
+    def command(self, *, known: bool = True) -> tuple[object, ...]:
+        return self.script.command(self.keys, self.args, known=known)

@@ -59,29 +59,29 @@ _OURS: Final[dict[str, Callable[[str], Any]]] = {
 }
 
 
-def client_and_options(url: str) -> tuple[Redis | RedisCluster, dict[str, Any]]:
-    """Make the client without connecting, and return it with the store's own options."""
-    parsed = StoreURL(url)
-    options = parsed.options(_OURS, also=_DRIVER)
+def parsed(url: str) -> tuple[Callable[[], Redis | RedisCluster], dict[str, Any]]:
+    """Return what makes a client, without connecting, and the store's own options."""
+    address = StoreURL(url)
+    options = address.options(_OURS, also=_DRIVER)
     cluster = options.pop("cluster", False)
-    _check_path(parsed, cluster=cluster)
-    given = {name for name, _ in parsed.query}
+    _check_path(address, cluster=cluster)
+    given = {name for name, _ in address.query}
     # A server that is waiting for copies is not a server that is away.
     patience = _PATIENCE + (options.get("wait", (0,))[-1] + options.get("waitaof", (0,))[-1]) / 1000
     settings: dict[str, Any] = {"socket_timeout": patience, "socket_connect_timeout": _PATIENCE}
     for name in given & settings.keys():
         del settings[name]
-    rest = parsed.without(_OURS)
-    try:
+    rest = address.without(_OURS)
+
+    def connect() -> Redis | RedisCluster:
         if cluster:
             # By default every fifth slot that has moved makes redis-py cut all connections, also those in use.
-            return RedisCluster.from_url(rest, reinitialize_steps=0, **settings), options
+            return RedisCluster.from_url(rest, reinitialize_steps=0, **settings)
         # One more try on a new connection, since the server may have closed an idle one; the caller does the patient retrying.
         retry = Retry(NoBackoff(), 1, supported_errors=(ConnectionError,))
-        pool = ConnectionPool.from_url(rest, retry=retry, **settings)
-        return Redis.from_pool(pool), options
-    except ValueError as error:
-        raise StoreError(f"{parsed} is not a URL for redis-py: {error}") from None
+        return Redis.from_pool(ConnectionPool.from_url(rest, retry=retry, **settings))
+
+    return connect, options
 
 
 def _check_path(parsed: StoreURL, *, cluster: bool) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from itertools import repeat
 from types import TracebackType
 from typing import Any, Final, Self
@@ -12,17 +13,21 @@ from redis.asyncio import Redis, RedisCluster
 
 from durable_core.errors import StoreError
 from durable_core.record import StepRecord
-from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns, SupportsScan
+from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns, SupportsScan, forks, to_the_end
 from durable_core.stores.batcher import Batcher
+from durable_core.stores.lease import Leases
 from durable_core.stores.lines import RecordLines
+from durable_core.stores.loops import OneLoop
+from durable_core.stores.urls import StoreURL
 
+from ._client import another
 from ._copies import Copies
 from ._errors import explained
 from ._keys import Keys
-from ._lease import RedisLease, held
-from ._scripts import APPEND, CLEAR, GET, READ
-from ._server import Call, Server
-from ._url import client_and_options
+from ._lease import Locks, RunLease
+from ._scripts import APPEND, CLEAR, GET, READ, Call
+from ._server import Server
+from ._url import parsed
 
 Page = list[bytes]
 Names = list[str]
@@ -31,6 +36,7 @@ Item = tuple[str, bytes, str]
 _CALL_ITEMS: Final = 25
 _PAGE_BYTES: Final = 128 * 1024
 _READS: Final = 5
+_SHORTEST_PAUSE: Final = 0.02
 
 
 class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
@@ -54,31 +60,40 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         lease: float = 15.0,
         max_connections: int | None = 10,
     ) -> None:
-        self._client: Final = client
-        self._owned = False
+        self._client = client
+        self._connect: Callable[[], Redis | RedisCluster] | None = None
+        """What makes a client, where none was given."""
         self._keys: Final = Keys(prefix)
-        copies = Copies(wait, waitaof)
-        self._touch: Final = int(bool(copies))
+        self._copies: Final = Copies(wait, waitaof)
+        self._touch: Final = int(bool(self._copies))
         self._options: Final = f"{self._touch}\x1f{'' if ttl is None else max(1, int(ttl * 1000))}"
         self._lease: Final = lease
         self._ttl: Final = ttl
-        self._server: Final = Server(client, copies=copies, expires=ttl is not None, limit=max_connections)
-        self._batchers: Final[dict[str, Batcher[Item, Any]]] = {}
+        self._limit: Final = max_connections
+        self._loop = OneLoop(type(self).__name__, given=True)
+        self._server = self._new_server()
+        self._batchers: dict[str, Batcher[Item, Any]] = {}
+        self._leases: Final = Leases("durable-redis-leases")
+        self._locks: Locks | None = None
 
     @classmethod
     def from_url(cls, url: str) -> Self:
-        client, options = client_and_options(url)
-        store = cls(client, **options)
-        store._owned = True
-        store._server.hold()
+        connect, options = parsed(url)
+        try:
+            store = cls(connect(), **options)
+        except ValueError as error:
+            raise StoreError(f"{StoreURL(url)} is not a URL for redis-py: {error}") from None
+        store._connect = connect
+        store._loop = OneLoop(cls.__name__, given=False)
+        store._server = store._new_server()
         return store
 
     async def append(self, record: StepRecord) -> StepRecord:
         key = self._keys.log(record.run_id)
         head = f"{record.revision}\x1f{record.status == 'waiting':d}\x1f{self._options}\x1f{record.step_id}"
-        node = "" if self._server.spans_runs else await self._server.node(key)
-        batcher = self._batcher(node)
-        holder = await batcher.submit((key, record.to_json(), head))
+        server = self._serving()
+        node = "" if server.spans_runs else await server.node(key)
+        holder = await self._batcher(node).submit((key, record.to_json(), head))
         if not holder:
             return record
         if isinstance(holder, StoreError):
@@ -89,7 +104,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         call = Call(GET, (self._keys.log(run_id),), step_id, self._touch)
-        line = await self._server.call(call, confirm=True)
+        line = await self._serving().call(call, confirm=True)
         return None if line is None else StepRecord.from_json(line)
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
@@ -112,30 +127,29 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
             raise _rewritten(run_id) from None
 
     async def clear(self, run_id: str) -> None:
-        await self._server.call(Call(CLEAR, (self._keys.log(run_id),), self._touch), confirm=True)
+        await self._serving().call(Call(CLEAR, (self._keys.log(run_id),), self._touch), confirm=True)
 
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
         seen: set[str] = set()
-        async for key in self._server.scan(self._keys.pattern(prefix)):
-            if key not in seen:
-                seen.add(key)
-                yield self._keys.run_id(key)
+        async for key in self._serving().keys(self._keys.pattern(prefix)):
+            name = key if isinstance(key, str) else key.decode()
+            if name not in seen:
+                seen.add(name)
+                yield self._keys.run_id(name)
 
-    def lock(self, run_id: str) -> AbstractAsyncContextManager[Lease]:
-        return held(
-            RedisLease(
-                run_id,
-                self._server,
-                lock=self._keys.lock(run_id),
-                log=self._keys.log(run_id),
-                seconds=self._lease,
-                ttl=self._ttl,
-            )
-        )
+    @asynccontextmanager
+    async def lock(self, run_id: str) -> AsyncIterator[Lease]:
+        await self._serving().reach()  # where that fails, no lock can have been given
+        if self._locks is None or self._locks.forks != forks():
+            self._locks = Locks(self._connect() if self._connect else another(self._client), copies=self._copies)
+        keys = {"lock": self._keys.lock(run_id), "log": self._keys.log(run_id)}
+        requests = RunLease(self._locks, run_id, **keys, seconds=self._lease, clock=self._leases.clock)
+        # Renewals keep the log from expiring too, so they come often enough for its `ttl`.
+        every = max(min(self._lease, self._ttl or self._lease) / 3, _SHORTEST_PAUSE)
+        async with self._leases.hold(run_id, requests, seconds=self._lease, every=every) as lease:
+            yield lease
 
     async def __aenter__(self) -> Self:
-        if self._owned:
-            self._server.hold()
         return self
 
     async def __aexit__(
@@ -145,21 +159,40 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         trace: TracebackType | None,
         /,
     ) -> None:
-        await self._server.close()
-        if self._owned:
+        await to_the_end(self._close())
+
+    async def _close(self) -> None:
+        if self._connect is not None:
+            self._serving()
+        locks, self._locks = self._locks, None
+        await self._leases.close(locks.close if locks else None)
+        if self._connect is not None:
+            self._loop.leave()
+            await self._server.close()
             await self._client.aclose()
+
+    def _new_server(self) -> Server:
+        expires, holds = self._ttl is not None, self._connect is not None
+        return Server(self._client, copies=self._copies, limit=self._limit, expires=expires, holds=holds)
+
+    def _serving(self) -> Server:
+        """Return the server, connected anew where the loop is another than before."""
+        if self._loop.enter() and self._connect is not None:
+            self._client = self._connect()
+            self._server, self._batchers = self._new_server(), {}
+        return self._server
 
     def _batcher(self, node: str) -> Batcher[Item, Any]:
         """One for each node, so that one that is away holds up no runs but its own."""
         if node not in self._batchers:
-            self._batchers[node] = Batcher(self._flush, size=_size)
+            self._batchers[node] = Batcher(partial(self._flush, self._server), size=_size)
         return self._batchers[node]
 
-    async def _flush(self, items: Sequence[Item]) -> Sequence[Any]:
-        if len(items) == 1 or (self._server.spans_runs and len(items) <= _CALL_ITEMS):
-            return await self._server.append(self._claims(items)) or [None] * len(items)
-        chunks = _chunks(items, together=self._server.spans_runs)
-        replies = await self._server.call_all([self._claims(chunk) for chunk in chunks], confirm=True)
+    async def _flush(self, server: Server, items: Sequence[Item]) -> Sequence[Any]:
+        if len(items) == 1 or (server.spans_runs and len(items) <= _CALL_ITEMS):
+            return await server.append(self._claims(items)) or [None] * len(items)
+        chunks = _chunks(items, together=server.spans_runs)
+        replies = await server.call_all([self._claims(chunk) for chunk in chunks], confirm=True)
         held: dict[int, Any] = {}
         for chunk, reply in zip(chunks, replies, strict=True):
             if reply:
@@ -179,7 +212,8 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         """Read the records that are there at the first page; it is the one that waits for their copies."""
         key = self._keys.log(run_id)
         read = Call(READ, (key,), 1, _PAGE_BYTES, "", self._touch)
-        log, count, lines = await self._server.call(read, confirm=True)
+        server = self._serving()
+        log, count, lines = await server.call(read, confirm=True)
         done = 0
         while done < count:
             page = lines.split(b"\n")[: count - done]
@@ -187,7 +221,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
             done += len(page)
             if done < count:
                 read = Call(READ, (key,), done + 1, _PAGE_BYTES, log, 0)
-                same, _, lines = await self._server.call(read)
+                same, _, lines = await server.call(read)
                 if same != log:
                     raise _Rewritten
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from typing import Final
 
 from durable_core.errors import StoreError
 
 
 class OneLoop:
-    """Lets a store be used from one event loop at a time.
+    """Lets a store be used from one event loop at a time: each of its methods passes `enter`.
 
     `given` says that the store was built around a client that the caller made: it can't be connected anew.
     """
@@ -18,21 +20,33 @@ class OneLoop:
         self._store: Final = store
         self._given: Final = given
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_new = False
+        self._pid = os.getpid()
+        self._changing = threading.Lock()
 
     def enter(self) -> bool:
-        """Return True if connections have to be made anew: the loop that they belonged to has ended.
+        """Return True if connections have to be made anew: the loop or process that they belonged to has ended, or `leave` came.
 
         Raises `StoreError` if another loop uses the store, or if a given client belongs to a loop that has ended.
         """
         loop = asyncio.get_running_loop()
-        if self._loop is loop:
-            return False
-        before, self._loop = self._loop, loop
-        if before is None:
-            return False
-        if before.is_running() or self._given:
-            self._loop = before
-            advice = "give it a client made on this loop" if self._given else "open a store of its own on this one"
-            state = "is running" if before.is_running() else "has ended"
-            raise StoreError(f"{self._store} belongs to another event loop, which {state}: {advice}")
-        return True
+        return self._loop is not loop and self._change(loop)
+
+    def leave(self) -> None:
+        """Let any loop be the next; nothing that belongs to this one is left."""
+        self._loop, self._is_new = None, True
+
+    def _change(self, loop: asyncio.AbstractEventLoop) -> bool:
+        forked = self._pid != os.getpid()
+        if forked:
+            self._pid, self._changing = os.getpid(), threading.Lock()
+        with self._changing:
+            before = self._loop
+            runs = before is not None and before.is_running() and not forked
+            if before is not None and (runs or self._given):
+                advice = "give it a client made on this loop" if self._given else "open a store of its own on this one"
+                state = "is running" if runs else "has ended"
+                raise StoreError(f"{self._store} belongs to another event loop, which {state}: {advice}")
+            anew = before is not None or self._is_new
+            self._loop, self._is_new = loop, False
+            return anew

@@ -19,7 +19,7 @@ T = TypeVar("T")
 class Connection:
     """Runs requests on threads of its own, as many as there are connections; opened by its first request.
 
-    May be used from several event loops. `owned` tells whether `connect` makes a client: it is then closed here, made anew when
+    The loops of the store and of its leases use it at the same time. `owned` tells whether `connect` makes a client: it is then closed here, made anew when
     its credentials have expired, and never shared with a forked child.
     """
 

@@ -11,8 +11,9 @@ from typing import Any, Final, Self
 
 from durable_core.errors import CorruptLog, StoreError
 from durable_core.record import StepRecord, check_id
-from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns
+from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns, to_the_end
 from durable_core.stores.lease import Leases
+from durable_core.stores.loops import OneLoop
 
 from . import _entry, _url
 from ._bucket import Bucket
@@ -68,7 +69,8 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
         self._lease_seconds: Final = lease
         self._probe = probe
         self._honoured = HONOURED
-        self._probing: Final = asyncio.Lock()
+        self._loop: Final = OneLoop(type(self).__name__, given=False)  # boto3's clients know no loops
+        self._probing = asyncio.Lock()
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -118,6 +120,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
             await self._bucket.delete([snapshot])  # a reader may have written it meanwhile
 
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
+        self._enter()
         folders = self._bucket.pages(self._keys.runs(prefix), delimiter="/")
         async for page in folders:
             for folder in page.folders:
@@ -145,6 +148,11 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
+        await to_the_end(self._close())
+
+    async def _close(self) -> None:
+        self._enter()
+        self._loop.leave()
         await self._leases.close()
         await self._connection.close()
 
@@ -156,7 +164,12 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
         self._order.saw(head.run_id, head.order)
         return _entry.decode(body, key)
 
+    def _enter(self) -> None:
+        if self._loop.enter():
+            self._probing = asyncio.Lock()
+
     async def _ready(self) -> None:
+        self._enter()
         if self._probe:
             async with self._probing:
                 if self._probe:

@@ -38,7 +38,7 @@ RECORD = StepRecord(run_id="run", step_id="step")
         ("redis://localhost/0?socket_timeout=soon", "not a URL for redis-py"),
         ("redis://localhost/3?cluster=true", "a cluster has no database 3"),
         ("redis:app:secret@cache:6379/0", r"^a URL of the scheme 'redis' begins with redis://"),
-        ("rediss:/:secret@cache:6379/0?ttl=5", r"^a URL of the scheme 'rediss' begins with rediss://.*options here: ttl"),
+        ("rediss:/:secret@cache:6379/0?ttl=5", r"^a URL of the scheme 'rediss' begins with rediss://"),
         ("redis:cache:6379", r"^a URL of the scheme 'redis' begins with redis://"),
         ("unix:", "lacks the socket's path"),
         ("unix:///run/redis.sock?cluster=true", "a cluster is reached over TCP"),
@@ -60,6 +60,7 @@ async def test_a_url_that_is_refused(url: str, message: str) -> None:
         "redis:app:secret@cache:6379/0",
         "rediss:/app:secret@cache:6379/0",
         "redis:app:sec/ret@cache:6379/0?x=1",
+        "redis:app:sec?ret@cache:6379/0",
     ],
 )
 async def test_a_password_is_never_shown(url: str) -> None:

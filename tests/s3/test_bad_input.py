@@ -146,7 +146,7 @@ async def test_a_profile_that_is_not_there_is_named(moto_server: S3Server, tmp_p
         ("s3://", "names no bucket"),
         ("s3:///prefix", "names no bucket"),
         ("s3:bucket", "^a URL of the scheme 's3' begins with s3://bucket"),
-        ("s3:/key:hush@bucket/prefix?region=x", "^a URL of the scheme 's3' begins with s3://bucket.*options here: region"),
+        ("s3:/key:hush@bucket/prefix?region=x", "^a URL of the scheme 's3' begins with s3://bucket"),
         ("s3://bucket:9000/prefix", r"an address as \?endpoint_url="),
         ("s3://key:secret@bucket/prefix", "credentials don't belong in a URL"),
         ("s3://bucket?aws_access_key_id=AKIA", "credentials don't belong in a URL"),

@@ -62,6 +62,7 @@ _OURS: Final[dict[str, Callable[[str], Any]]] = {
 def parsed(url: str) -> tuple[Callable[[], Redis | RedisCluster], dict[str, Any]]:
     """Return what makes a client, without connecting, and the store's own options."""
     address = StoreURL(url)
+    _refuse_without_host(url, address)
     options = address.options(_OURS, also=_DRIVER)
     cluster = options.pop("cluster", False)
     _check_path(address, cluster=cluster)
@@ -82,6 +83,15 @@ def parsed(url: str) -> tuple[Callable[[], Redis | RedisCluster], dict[str, Any]
         return Redis.from_pool(ConnectionPool.from_url(rest, retry=retry, **settings))
 
     return connect, options
+
+
+def _refuse_without_host(url: str, address: StoreURL) -> None:
+    # Such a URL has no host to redis-py, which then connects to this machine; where a password stands in it nobody can tell.
+    if address.scheme in ("redis", "rediss") and not url.partition(":")[2].startswith("//"):
+        begin = f"{address.scheme}://"
+        raise StoreError(
+            f"a URL of the scheme {address.scheme!r} begins with {begin}; write it as {begin}user:password@host:6379/0"
+        )
 
 
 def _check_path(parsed: StoreURL, *, cluster: bool) -> None:

@@ -19,8 +19,8 @@ T = TypeVar("T")
 class Connection:
     """Runs requests on threads of its own, as many as there are connections; opened by its first request.
 
-    The loops of the store and of its leases use it at the same time. `owned` tells whether `connect` makes a client: it is then closed here, made anew when
-    its credentials have expired, and never shared with a forked child.
+    The loops of the store and of its leases use it at the same time. `owned` tells whether `connect` makes a client: it is then
+    closed here, made anew when its credentials have expired, and never shared with a forked child.
     """
 
     def __init__(self, connect: Callable[[], Any], *, threads: int, owned: bool) -> None:

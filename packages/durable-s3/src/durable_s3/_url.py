@@ -33,6 +33,8 @@ class Place(NamedTuple):
 def parsed(text: str) -> Place:
     """Raises `StoreError` for a URL without bucket, with credentials, or with an option that is unknown or wrong."""
     url = StoreURL(text)
+    if not text.partition(":")[2].startswith("//"):
+        raise StoreError("a URL of the scheme 's3' begins with s3://bucket; this one has no //")
     _refuse_credentials(url)
     bucket, prefix = url.parts.netloc, url.path.strip("/")
     if not bucket or ":" in bucket:

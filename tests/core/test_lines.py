@@ -43,7 +43,7 @@ async def test_a_runner_finds_the_newest_entry_of_each_step_in_lines() -> None:
 @pytest.mark.parametrize("bad", [b"", b"PONG", b"{}", b'{"step_id":7}', b"[" * 100_000, b'{"x":"\xff"}'])
 def test_a_bad_line_is_named(bad: bytes) -> None:
     """Whoever comes upon a bad line, by its head or by its record, says where it stands."""
-    lines = RecordLines([StepRecord(run_id="run", step_id="s").to_json(), bad], where="the hash runs:1 in Redis")
+    lines = RecordLines([StepRecord(run_id="run", step_id="s").to_json(), bad], where="the hash runs:1 in Redis, entry {}".format)
     match = r"^the hash runs:1 in Redis, entry 2: not a step record \("
     with pytest.raises(CorruptLog, match=match):
         [*lines.heads()]
@@ -60,7 +60,7 @@ def test_a_line_of_a_newer_version_is_named() -> None:
     """It is no damage, and the advice is to upgrade."""
     line = StepRecord(run_id="run", step_id="s").to_json()
     for newer in (line.replace(b'"v":1', b'"v":2'), line.replace(b'"success"', b'"paused"')):
-        lines = RecordLines([newer], where="here")
+        lines = RecordLines([newer], where="here, entry {}".format)
         with pytest.raises(StoreError, match=r"^here, entry 1: .*upgrade durable-core$") as refused:
             list(lines)
         assert not isinstance(refused.value, CorruptLog)

@@ -26,12 +26,15 @@ class RecordLines(Sequence[StepRecord]):
 
     What a store's `list` may return: 100,000 entries take a third of the memory that as many records take, and `heads` tells a
     runner where each stands without decoding it whole. `lines` may carry further members, such as a checksum. A store that
-    knows the `heads` already gives them, one for each line. `where` names the log in errors.
+    knows the `heads` already gives them, one for each line. `where` names the place of the n-th entry,
+    counted from 1, in errors.
     """
 
     __slots__ = ("_heads", "_lines", "_numbers", "_where")
 
-    def __init__(self, lines: Sequence[bytes], *, heads: Sequence[Head] | None = None, where: str = "") -> None:
+    def __init__(
+        self, lines: Sequence[bytes], *, heads: Sequence[Head] | None = None, where: Callable[[int], str] = "entry {}".format
+    ) -> None:
         self._lines: Final = lines
         self._heads: Final = heads
         self._where: Final = where
@@ -76,8 +79,7 @@ class RecordLines(Sequence[StepRecord]):
             yield decoded
 
     def _located(self, error: StoreError, number: int) -> StoreError:
-        place = f"{self._where}, entry {number}" if self._where else f"entry {number}"
-        return type(error)(f"{place}: {error}")
+        return type(error)(f"{self._where(number)}: {error}")
 
 
 def heads_of(entries: Sequence[StepRecord]) -> Iterable[Head | StepRecord]:

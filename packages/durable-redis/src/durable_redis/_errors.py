@@ -36,7 +36,7 @@ def explained(error: Exception, keys: str, *, appends: bool = False) -> StoreErr
     if said.startswith("WRONGTYPE") or FOREIGN in said:
         return StoreError(f"{keys} holds something that is not a run's; use another prefix, or remove that key")
     if HOLE in said:
-        return CorruptLog(f"{keys} lacks an entry that it counts ({said}); nothing was skipped and nothing was changed")
+        return CorruptLog(f"{keys} lacks a field that another counts on ({said}); nothing was skipped and nothing was changed")
     if isinstance(error, MovedError):
         return StoreError("the server is a node of a cluster; add cluster=true to the URL, or use RedisStore(RedisCluster(...))")
     if isinstance(error, (AskError, TryAgainError)):

@@ -7,6 +7,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from durable_core.errors import StoreError
+from durable_core.record import check_id
 
 _ESCAPES: Final = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
 _GLOB: Final = re.compile(r"([*?\[\]\\])")
@@ -33,5 +34,11 @@ class Keys:
         start = f"{self._prefix}:{{{run_prefix.translate(_ESCAPES)}"
         return _GLOB.sub(r"\\\1", start) + "*}:log"
 
-    def run_id(self, log_key: str) -> str:
-        return unquote(log_key[len(self._prefix) + 2 : -len("}:log")])
+    def run_id(self, log_key: str | bytes) -> str | None:
+        """Return the id of the run whose log the key names, or None where it names none."""
+        try:
+            name = log_key if isinstance(log_key, str) else log_key.decode()
+            run_id = check_id("run_id", unquote(name[len(self._prefix) + 2 : -len("}:log")], errors="strict"))
+        except ValueError:
+            return None
+        return run_id if self.log(run_id) == name else None

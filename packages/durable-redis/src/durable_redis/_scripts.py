@@ -49,6 +49,7 @@ local function claim(log, line, head)
   local at = redis.call('HMGET', log, 'n', slot, latest, waits, 'waiting', 'ttl')
   if at[2] then
     local held = redis.call('HGET', log, at[2])
+    if not held then error({err = 'HOLE ' .. at[2]}) end
     if touch == '1' then redis.call('HSET', log, at[2], held) end
     lost = true
     return held
@@ -107,9 +108,11 @@ GET: Final = _reading(
     r"""
 local log = KEYS[1]
 local step, touch = unpack(ARGV)
-local n = redis.call('HGET', log, 's' .. (redis.call('HGET', log, 'l:' .. step) or '0') .. ':' .. step)
-if not n then return false end
-local line = redis.call('HGET', log, n)
+local newest = redis.call('HGET', log, 'l:' .. step)
+local n = redis.call('HGET', log, 's' .. (newest or '0') .. ':' .. step)
+if not n and not newest then return false end
+local line = n and redis.call('HGET', log, n)
+if not line then return redis.error_reply('HOLE ' .. (n or 's' .. newest .. ':' .. step)) end
 if touch == '1' then redis.call('HSET', log, n, line) end
 return line
 """
@@ -127,6 +130,7 @@ if not at[1] then
 end
 if known ~= '' and known ~= at[2] then return {at[2], 0, ''} end
 local n, size, lines = tonumber(at[1]), 0, {}
+if not n then return redis.error_reply('HOLE n') end
 for i = from, n do
   local line = redis.call('HGET', log, i)
   if not line then return redis.error_reply('HOLE ' .. i) end

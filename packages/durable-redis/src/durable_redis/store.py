@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,7 +17,7 @@ from durable_core.record import StepRecord
 from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns, SupportsScan, forks, to_the_end
 from durable_core.stores.batcher import Batcher
 from durable_core.stores.lease import Leases
-from durable_core.stores.lines import RecordLines
+from durable_core.stores.lines import RecordLines, decoded
 from durable_core.stores.loops import OneLoop
 from durable_core.stores.urls import StoreURL
 
@@ -37,6 +38,7 @@ _CALL_ITEMS: Final = 25
 _PAGE_BYTES: Final = 128 * 1024
 _READS: Final = 5
 _SHORTEST_PAUSE: Final = 0.02
+_log: Final = logging.getLogger("durable_redis")
 
 
 class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
@@ -100,12 +102,12 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
             raise holder
         if isinstance(holder, Exception):
             raise explained(holder, key)
-        return StepRecord.from_json(holder)
+        return decoded(holder, lambda: f"step {record.step_id!r} in {key}")
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
-        call = Call(GET, (self._keys.log(run_id),), step_id, self._touch)
-        line = await self._serving().call(call, confirm=True)
-        return None if line is None else StepRecord.from_json(line)
+        key = self._keys.log(run_id)
+        line = await self._serving().call(Call(GET, (key,), step_id, self._touch), confirm=True)
+        return None if line is None else decoded(line, lambda: f"step {step_id!r} in {key}")
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
         for _ in range(_READS):
@@ -115,14 +117,16 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
                     lines += page
             except _Rewritten:
                 continue
-            return RecordLines(lines)
+            return _records(self._keys.log(run_id), lines)
         raise _rewritten(run_id)
 
     async def scan(self, run_id: str) -> AsyncIterator[StepRecord]:
+        number = 0
         try:
             async for page in self._pages(run_id):
-                for line in page:
-                    yield StepRecord.from_json(line)
+                for record in _records(self._keys.log(run_id), page, before=number):
+                    yield record
+                number += len(page)
         except _Rewritten:
             raise _rewritten(run_id) from None
 
@@ -132,10 +136,12 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
         seen: set[str] = set()
         async for key in self._serving().keys(self._keys.pattern(prefix)):
-            name = key if isinstance(key, str) else key.decode()
-            if name not in seen:
-                seen.add(name)
-                yield self._keys.run_id(name)
+            run_id = self._keys.run_id(key)
+            if run_id is None:
+                _log.warning("the key %r is no run's, and is passed over", key)
+            elif run_id not in seen:
+                seen.add(run_id)
+                yield run_id
 
     @asynccontextmanager
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
@@ -232,6 +238,10 @@ class _Rewritten(Exception):
 
 def _rewritten(run_id: str) -> StoreError:
     return StoreError(f"run {run_id!r} was cleared while it was read; read it again")
+
+
+def _records(key: str, lines: Sequence[bytes], *, before: int = 0) -> RecordLines:
+    return RecordLines(lines, lambda number: f"field {before + number + 1} of {key}")
 
 
 def _size(item: Item) -> int:

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from durable_core.errors import CorruptLog, StoreError
+from durable_core.errors import CorruptLog
 from durable_core.record import Status, StepRecord
 
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError)
@@ -60,13 +60,6 @@ def head(body: bytes, key: str) -> Head:
                 f"the object {key!r} is empty, and should hold a step record; restore it, or clear the run"
             ) from error
         raise CorruptLog(f"the object {key!r} holds no step record ({error}): {body[:200]!r}") from error
-
-
-def decode(body: bytes, key: str) -> StepRecord:
-    try:
-        return StepRecord.from_json(body)
-    except StoreError as error:
-        raise CorruptLog(f"the object {key!r} can't be read: {error}") from error
 
 
 def _microseconds() -> int:

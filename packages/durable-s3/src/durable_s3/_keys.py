@@ -77,7 +77,10 @@ class Keys:
 
 def number(key: str) -> int:
     """Return the number that `key` ends in, such as 7 for `…/9999999992.n7.json`."""
-    return _HIGHEST - int(key.rpartition("/")[2].partition(".")[0])
+    digits = key.rpartition("/")[2].partition(".")[0]
+    if not (digits.isascii() and digits.isdecimal()):
+        raise StoreError(f"the object {key!r} stands where only the store's own may: move it elsewhere, or delete it")
+    return _HIGHEST - int(digits)
 
 
 def segment(id_: str) -> str:

@@ -13,6 +13,7 @@ from durable_core.errors import CorruptLog, StoreError
 from durable_core.record import StepRecord, check_id
 from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns, to_the_end
 from durable_core.stores.lease import Leases
+from durable_core.stores.lines import decoded
 from durable_core.stores.loops import OneLoop
 
 from . import _entry, _url
@@ -162,7 +163,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
     def _seen(self, key: str, body: bytes) -> StepRecord:
         head = _entry.head(body, key)
         self._order.saw(head.run_id, head.order)
-        return _entry.decode(body, key)
+        return decoded(body, lambda: f"the object {key!r}")
 
     def _enter(self) -> None:
         if self._loop.enter():

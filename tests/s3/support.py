@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
+from durable_core.clock import SystemClock
 from durable_core.record import StepRecord
 from durable_s3 import S3Store
 from tests.servers.s3 import BUCKET
@@ -74,3 +76,32 @@ class Requests(Counter[str]):
         }
         self.clear()
         return {name: count for name, count in counts.items() if count}
+
+
+class TestsClock(SystemClock):
+    """Stands still until the test moves it; sleepers may be on any thread."""
+
+    __test__ = False
+
+    def __init__(self) -> None:
+        self.sleepers: list[tuple[float, asyncio.Future[None]]] = []
+        self._now = 0.0
+
+    def monotonic(self) -> float:  # type: ignore[override]  # a function there, for speed
+        return self._now
+
+    async def sleep(self, seconds: float) -> None:
+        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.sleepers.append((self._now + seconds, sleeper))
+        await sleeper
+
+    async def pass_by(self, seconds: float) -> None:
+        """Let time go by; return once who woke sleeps again."""
+        self._now += seconds
+        due = [at for at in self.sleepers if at[0] <= self._now]
+        count = len(self.sleepers)
+        for at in due:
+            self.sleepers.remove(at)
+            at[1].get_loop().call_soon_threadsafe(at[1].set_result, None)
+        while len(self.sleepers) < count:
+            await asyncio.sleep(0.001)

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from durable_s3 import S3Store
-from tests.s3.support import Requests, client_of, entry
+from tests.s3.support import Requests, TestsClock, client_of, entry
 from tests.servers.s3 import BUCKET, S3Server
 
 pytestmark = pytest.mark.asyncio
@@ -22,7 +22,7 @@ class Counted:
     """A bucket below a prefix of its own, and stores on it whose requests are counted."""
 
     def __init__(self, server: S3Server) -> None:
-        self.client = client_of(server.endpoint, connections=64)
+        self.client = client_of(server.endpoint, connections=64, read_timeout=120)  # on a busy machine no request is sent twice
         self.requests = Requests(self.client)
         self.prefix = uuid4().hex
 
@@ -148,3 +148,54 @@ async def test_the_probe_is_made_once_a_process(counted: Counted) -> None:
         known.clear()
         await stores[2].list("run")
         assert counted.requests.taken() == {"put": 1, "list": 1, "get": 4}
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+async def test_a_run_that_waits_takes_four_requests_a_minute(counted: Counted, steps: int) -> None:
+    """Its looks, at one step or at three, and the renewals of its lock: over ten minutes, one LIST a look and one PUT in 80 s."""
+    async with counted.store() as store:
+        clock = store._leases.clock = TestsClock()
+        known = [("run", step, 0) for step in ("approve", "$flow", "$cancel")[:steps]]
+        for run_id, step_id, _ in known:
+            await store.append(entry(step_id, run_id=run_id))
+        async with store.lock("run") as lease:
+            counted.requests.clear()
+            for _ in range(30):
+                await clock.pass_by(store.poll_seconds)
+                assert await store.newer(known) == []
+                lease.check()
+            found = counted.requests.taken()
+        assert found == {"list": 30, "put": 7}
+        assert sum(found.values()) <= 4 * 10
+
+
+async def test_a_look_reads_only_what_is_newer(counted: Counted) -> None:
+    """And one at a step that was decided is one LIST and one GET."""
+    async with counted.store() as store:
+        for step in ("approve", "$flow", "other"):
+            await store.append(entry(step))
+        await store.append(entry("approve", 1))
+        counted.requests.clear()
+        (found,) = await store.newer([("run", "approve", 0), ("run", "$flow", 0), ("run", "$cancel", -1)])
+        assert (found.step_id, found.revision) == ("approve", 1)
+        assert counted.requests.taken() == {"list": 1, "get": 1}
+
+
+async def test_a_look_at_a_long_run_is_one_list_a_step(counted: Counted) -> None:
+    """Once its LISTs are more than its steps; which is found out once."""
+    async with counted.store() as store:
+        await asyncio.gather(*(store.append(entry(f"step-{number}")) for number in range(2_001)))
+        known = [("run", "step-7", -1), ("run", "$cancel", -1)]
+        counted.requests.clear()
+        for lists in (4, 2):
+            (found,) = await store.newer(known)
+            assert found.step_id == "step-7"
+            assert counted.requests.taken() == {"list": lists, "get": 1}
+
+
+async def test_who_holds_a_run_takes_two_requests(counted: Counted) -> None:
+    """One where it was never locked."""
+    async with counted.store() as store, store.lock("one"):
+        counted.requests.clear()
+        assert [*await store.holders(["one", "two"])] == ["one"]
+        assert counted.requests.taken() == {"list": 2, "get": 1}

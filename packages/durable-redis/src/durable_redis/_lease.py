@@ -11,9 +11,10 @@ from redis.asyncio import Redis, RedisCluster
 
 from durable_core.clock import Clock
 from durable_core.errors import RunBusy, StoreError
-from durable_core.store import forks
+from durable_core.store import Holder, forks
 from durable_core.stores.batcher import Batcher
 from durable_core.stores.lease import Claim, LeaseRequests
+from durable_core.stores.lines import UNREADABLE
 
 from ._copies import Copies
 from ._scripts import ACQUIRE, RELEASE, RENEW, Call
@@ -70,11 +71,8 @@ class RunLease(LeaseRequests):
             held = await self._locks.call(Call(ACQUIRE, self._keys, self._value, self._ms, dead))
             if held is None:
                 return await self._confirmed() if self._locks.copies else asked
-            claim = claim_in(held)
-            if claim is None:
-                raise RunBusy(self._run_id, holder=f"something else that set its key ({held[:80]!r})", since=None)
-            if not claim.is_dead:
-                raise claim.busy(self._run_id)
+            if holder := holder_in(held):
+                raise RunBusy(self._run_id, holder=holder.name, since=holder.since)
             dead = held
         raise RunBusy(self._run_id, holder="other processes that took it at the same time", since=None)
 
@@ -93,12 +91,13 @@ class RunLease(LeaseRequests):
         await self._locks.call(Call(RELEASE, self._keys, self._value))
 
 
-def claim_in(value: bytes) -> Claim | None:
-    """Return the claim that a lock's key holds, or None for something else."""
+def holder_in(value: bytes) -> Holder | None:
+    """Return who holds the lock whose key has this value, or None if that process is known to be dead."""
     try:
-        return msgspec.json.decode(value, type=Claim)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
-        return None
+        claim = msgspec.json.decode(value, type=Claim)
+    except UNREADABLE:
+        return Holder(f"something else that set its key ({value[:80]!r})", None)
+    return None if claim.is_dead else claim.told()
 
 
 def _nothing(call: Call) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from redis.exceptions import NoScriptError, ReadOnlyError
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from durable_core.errors import StoreError
 
@@ -25,8 +25,13 @@ class Pipelines:
         self._copies: Final = copies
 
     async def send(self, call: Call) -> Any:
-        """Run one script without a pipeline."""
-        return await by_hash(lambda command: self._client.send(command, call.keys[0]), call)
+        """Run one script without a pipeline and without copies; one that reads, also where the server refuses writes."""
+        try:
+            return await by_hash(lambda command: self._client.send(command, call.keys[0]), call)
+        except ResponseError as error:
+            if call.script.reading is None or not _refuses_writes(error):
+                raise
+            return await self.send(Call(call.script.reading, call.keys, *call.args))
 
     async def run(self, calls: Sequence[Call], *, confirm: bool) -> list[Any]:
         """Send again what met a server without the script, or a slot that has moved; nothing else is held up by it."""
@@ -37,6 +42,8 @@ class Pipelines:
                 replies.update(zip(group, await self._round(group, known=known, confirm=confirm), strict=True))
             unknown = [call for call in left if isinstance(replies[call], NoScriptError)]
             moved = [call for call in left if self._client.has_moved(replies[call])]
+            if not confirm:
+                moved += [call for call in left if call.script.reading and _refuses_writes(replies[call])]
             for call in moved:
                 # Follows the redirection and learns the new map, without the copies. What runs twice changes nothing.
                 reply = await self.send(call)
@@ -55,6 +62,11 @@ class Pipelines:
         if confirm and (shortage := self._copies.shortage(answers[len(calls) :], calls[0].keys[0])):
             return [reply if isinstance(reply, Exception) else shortage for reply in replies]
         return replies
+
+
+def _refuses_writes(reply: object) -> bool:
+    """Tell whether it is a primary that refuses: a replica says READONLY first."""
+    return isinstance(reply, ResponseError) and str(reply).startswith(("MISCONF", "NOREPLICAS"))
 
 
 async def by_hash(execute: Callable[[tuple[object, ...]], Awaitable[Any]], call: Call) -> Any:

@@ -118,6 +118,42 @@ return line
 """
 )
 
+# Two arguments for each key: a step, and the revision of it that is known. Answers with the number of the key and the step's
+# newest entry, for each where that is above.
+NEWER: Final = _reading(
+    r"""
+local found = {}
+for i, log in ipairs(KEYS) do
+  local step, known = ARGV[2 * i - 1], tonumber(ARGV[2 * i])
+  local latest = redis.call('HGET', log, 'l:' .. step)
+  local newest = tonumber(latest or '0')
+  if not newest then return redis.error_reply('HOLE l:' .. step) end
+  if newest > known then
+    local n = redis.call('HGET', log, 's' .. newest .. ':' .. step)
+    local line = n and redis.call('HGET', log, n)
+    if line then
+      found[#found + 1] = i
+      found[#found + 1] = line
+    elseif n or latest then
+      return redis.error_reply('HOLE s' .. newest .. ':' .. step)
+    end
+  end
+end
+return found
+"""
+)
+
+HELD: Final = _reading(
+    r"""
+local held = {}
+for i, lock in ipairs(KEYS) do
+  local value = redis.pcall('GET', lock)
+  held[i] = type(value) == 'string' and value
+end
+return held
+"""
+)
+
 # One bulk string a page: a reply of many small ones costs the client ten times as much to read.
 READ: Final = _reading(
     r"""

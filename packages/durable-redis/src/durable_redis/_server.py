@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from redis.asyncio import RedisCluster
-from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import ReadOnlyError
 
 from durable_core.errors import StoreError
 
@@ -23,8 +23,6 @@ from ._pipeline import Pipelines, by_hash
 from ._scripts import Call
 
 T = TypeVar("T")
-
-_REFUSES_WRITES: Final = ("MISCONF", "NOREPLICAS")  # what only a primary says: a replica says READONLY first
 
 
 class Server:
@@ -70,7 +68,7 @@ class Server:
             if isinstance(reply, StoreError):
                 raise reply
             return reply
-        return await self._guarded(partial(self._alone, call), call)
+        return await self._guarded(partial(self._pipelines.send, call), call)
 
     async def append(self, call: Call) -> Any:
         """Run one script of appends, and confirm it; one at a time."""
@@ -139,12 +137,3 @@ class Server:
         if task and task.cancelling() > cancellations:
             raise asyncio.CancelledError  # redis-py awaits with wait_for, which loses a cancellation in Python 3.11
         return answer
-
-    async def _alone(self, call: Call) -> Any:
-        """Send a call that waits for no copies, so touches nothing: a server that refuses writes may still be read."""
-        try:
-            return await self._pipelines.send(call)
-        except ResponseError as error:
-            if call.script.reading is None or not str(error).startswith(_REFUSES_WRITES):
-                raise
-            return await self._pipelines.send(Call(call.script.reading, call.keys, *call.args))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from itertools import repeat
+from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -14,7 +14,18 @@ from redis.asyncio import Redis, RedisCluster
 
 from durable_core.errors import StoreError
 from durable_core.record import StepRecord
-from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns, SupportsScan, forks, to_the_end
+from durable_core.store import (
+    Holder,
+    Lease,
+    OpenableStore,
+    SupportsHolder,
+    SupportsLock,
+    SupportsPolling,
+    SupportsRuns,
+    SupportsScan,
+    forks,
+    to_the_end,
+)
 from durable_core.stores.batcher import Batcher
 from durable_core.stores.lease import Leases
 from durable_core.stores.lines import RecordLines, decoded
@@ -25,23 +36,23 @@ from ._client import another
 from ._copies import Copies
 from ._errors import explained
 from ._keys import Keys
-from ._lease import Locks, RunLease
-from ._scripts import APPEND, CLEAR, GET, READ, Call
+from ._lease import Locks, RunLease, holder_in
+from ._scripts import APPEND, CLEAR, GET, HELD, NEWER, READ, Call, Script
 from ._server import Server
 from ._url import parsed
 
 Page = list[bytes]
-Names = list[str]
-Arguments = list[object]
-Item = tuple[str, bytes, str]
+Item = tuple[Any, ...]
+"""A key, and the arguments of a script that go with it."""
 _CALL_ITEMS: Final = 25
+_CALL_LOOKS: Final = 100
 _PAGE_BYTES: Final = 128 * 1024
 _READS: Final = 5
 _SHORTEST_PAUSE: Final = 0.02
 _log: Final = logging.getLogger("durable_redis")
 
 
-class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
+class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling):
     """Keeps runs in Redis 7 or later, or in Valkey, through a client of `redis.asyncio`: single, Sentinel's or a cluster's.
 
     `ttl` is how many seconds a run is kept after its last append; a run that waits, or whose lock is held, does not expire.
@@ -50,6 +61,8 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
     holder that was killed. `max_connections` bounds the calls in flight, and so the connections in use. Give a ready client a
     `socket_timeout` longer than the waits; the store does not close it.
     """
+
+    poll_seconds = 2.0
 
     def __init__(
         self,
@@ -102,12 +115,12 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
             raise holder
         if isinstance(holder, Exception):
             raise explained(holder, key)
-        return decoded(holder, lambda: f"step {record.step_id!r} in {key}")
+        return decoded(holder, f"step {record.step_id!r} in {key}")
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         key = self._keys.log(run_id)
         line = await self._serving().call(Call(GET, (key,), step_id, self._touch), confirm=True)
-        return None if line is None else decoded(line, lambda: f"step {step_id!r} in {key}")
+        return None if line is None else decoded(line, f"step {step_id!r} in {key}")
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
         for _ in range(_READS):
@@ -155,6 +168,40 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         async with self._leases.hold(run_id, requests, seconds=self._lease, every=every) as lease:
             yield lease
 
+    async def holder(self, run_id: str) -> Holder | None:
+        return (await self.holders([run_id])).get(run_id)
+
+    async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
+        keys = {self._keys.lock(run_id): run_id for run_id in run_ids}
+        found: dict[str, Holder] = {}
+        for items, values in await self._look(HELD, [(key,) for key in keys]):
+            for (key,), value in zip(items, values, strict=True):
+                if value is not None and (holder := holder_in(value)):
+                    found[keys[key]] = holder
+        return found
+
+    async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
+        looks = [(self._keys.log(run_id), step_id, revision) for run_id, step_id, revision in known]
+        found: list[StepRecord] = []
+        for items, answer in await self._look(NEWER, looks):
+            for number, line in zip(answer[::2], answer[1::2], strict=True):
+                key, step_id, _ = items[number - 1]
+                record = decoded(line, f"step {step_id!r} in {key}")
+                # Where copies are waited for, `get` does.
+                newest = await self.get(record.run_id, step_id) if self._copies else record
+                found += [newest] if newest else []
+        return found
+
+    async def _look(self, script: Script, items: Sequence[Item]) -> Sequence[tuple[Sequence[Item], Any]]:
+        """Run a script that reads, in one round trip; return parts of `items`, each with the answer."""
+        server = self._serving()
+        chunks = _chunks(items, together=server.spans_runs, most=_CALL_LOOKS)
+        replies = await server.call_all([_call(script, chunk) for chunk in chunks]) if chunks else []
+        for reply in replies:
+            if isinstance(reply, StoreError):
+                raise reply
+        return [*zip(chunks, replies, strict=True)]
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -196,23 +243,15 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
 
     async def _flush(self, server: Server, items: Sequence[Item]) -> Sequence[Any]:
         if len(items) == 1 or (server.spans_runs and len(items) <= _CALL_ITEMS):
-            return await server.append(self._claims(items)) or [None] * len(items)
-        chunks = _chunks(items, together=server.spans_runs)
-        replies = await server.call_all([self._claims(chunk) for chunk in chunks], confirm=True)
+            return await server.append(_call(APPEND, items)) or [None] * len(items)
+        chunks = _chunks(items, together=server.spans_runs, most=_CALL_ITEMS)
+        replies = await server.call_all([_call(APPEND, chunk) for chunk in chunks], confirm=True)
         held: dict[int, Any] = {}
         for chunk, reply in zip(chunks, replies, strict=True):
             if reply:
                 answers = repeat(reply) if isinstance(reply, StoreError) else reply
                 held.update(zip(map(id, chunk), answers, strict=False))
         return [held.get(id(item)) for item in items]
-
-    def _claims(self, items: Sequence[Item]) -> Call:
-        keys: Names = []
-        args: Arguments = []
-        for key, line, head in items:
-            keys.append(key)
-            args += line, head
-        return Call(APPEND, keys, *args)
 
     async def _pages(self, run_id: str) -> AsyncIterator[Page]:
         """Read the records that are there at the first page; it is the one that waits for their copies."""
@@ -248,10 +287,14 @@ def _size(item: Item) -> int:
     return len(item[1])
 
 
-def _chunks(items: Sequence[Item], *, together: bool) -> Sequence[Sequence[Item]]:
+def _call(script: Script, items: Sequence[Item]) -> Call:
+    return Call(script, [item[0] for item in items], *chain.from_iterable(item[1:] for item in items))
+
+
+def _chunks(items: Sequence[Item], *, together: bool, most: int) -> Sequence[Sequence[Item]]:
     """Split a batch into calls: each short enough not to hold up the server, or each of one run."""
     if together:
-        return [items[start : start + _CALL_ITEMS] for start in range(0, len(items), _CALL_ITEMS)]
+        return [items[start : start + most] for start in range(0, len(items), most)]
     runs: dict[str, list[Item]] = {}
     for item in items:
         runs.setdefault(item[0], []).append(item)

@@ -14,6 +14,7 @@ import msgspec
 
 from durable_core.clock import Clock
 from durable_core.errors import RunBusy, StoreError
+from durable_core.store import Holder
 from durable_core.stores.lease import Claim, LeaseRequests
 
 from ._bucket import Bucket, Page
@@ -59,9 +60,9 @@ class RunLease(LeaseRequests):
         """Take the lease with three requests, or with five where it was held before."""
         run_id = self._claim.run_id
         for _ in range(_TRIES):
-            highest, holder = await newest(self._bucket, self._keys, run_id)
+            highest, holder = await highest_of(self._bucket, self._keys, run_id)
             if holder is not None:
-                raise holder.busy(run_id)
+                raise RunBusy(run_id, holder=holder.name, since=holder.since)
             if await self._take(highest + 1):
                 return self._next_tried
         raise RunBusy(run_id, holder="other processes that took it at the same time", since=None)
@@ -132,8 +133,8 @@ class RunLease(LeaseRequests):
         return msgspec.json.encode(self._claim)
 
 
-async def newest(bucket: Bucket, keys: Keys, run_id: str) -> tuple[int, RunClaim | None]:
-    """Return the highest number that was given, 0 for none, and the claim there if it still holds the run."""
+async def highest_of(bucket: Bucket, keys: Keys, run_id: str) -> tuple[int, Holder | None]:
+    """Return the highest number that was given, 0 for none, and who holds the run by it, if anybody does."""
     for _ in range(_TRIES):
         page = await bucket.first(keys.leases(run_id))
         if not page.objects:
@@ -142,7 +143,7 @@ async def newest(bucket: Bucket, keys: Keys, run_id: str) -> tuple[int, RunClaim
         claim = await read(bucket, key)
         if claim is not None:  # else it was renewed or given back since
             free = claim.released or claim.is_dead or _age(page) >= claim.seconds + _ROUNDING_SECONDS
-            return number(key), None if free else claim
+            return number(key), None if free else claim.told()
     raise StoreError(f"{keys.leases(run_id)!r} lists lock objects that are gone when they are read; try again")
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from durable_core.errors import CorruptLog, StoreError
 from durable_core.record import StepRecord
 from durable_core.stores.lines import RecordLines
 
 from . import _entry, _faults, _snapshot
-from ._bucket import Bucket
+from ._bucket import Bucket, Object
 from ._entry import Entry, Head, Place
 from ._keys import Keys
+
+T = TypeVar("T")
 
 _WIDTH: Final = 32
 _log: Final = logging.getLogger("durable_s3")
@@ -32,6 +34,8 @@ class Reader:
         self._keys: Final = keys
         self._storage_class: Final = storage_class
         self._may_write = True
+        self._long: Final[set[str]] = set()
+        """Runs whose steps are looked at one by one, which takes fewer LISTs than the whole run."""
 
     async def read(self, run_id: str) -> tuple[Sequence[StepRecord], int]:
         """Return the run's entries in order, and the highest place that one has.
@@ -67,6 +71,26 @@ class Reader:
             # Entries went while the run was read. As the newest go first, a new LIST and what it shows is a beginning again.
             before = listed
 
+    async def newest(self, run_id: str, steps: Collection[str]) -> Sequence[tuple[str, Object]]:
+        """Return the object of the newest entry of each step that has one: by one LIST, or by one for each step of a long run."""
+        folders = {self._keys.step(run_id, step_id): step_id for step_id in steps}
+        if len(folders) > 1 and run_id not in self._long:
+            found: dict[str, Object] = {}
+            left = len(folders)
+            async for page in self._bucket.pages(self._keys.run(run_id)):
+                for at in page.objects:
+                    folder = f"{at.key.rpartition('/')[0]}/"
+                    if folder in folders:
+                        found.setdefault(folders[folder], at)
+                left -= 1
+                if not left:
+                    break
+            if left:
+                return [*found.items()]
+            self._long.add(run_id)
+        pages = await together(self._bucket.first(folder) for folder in folders)
+        return [(step_id, page.objects[0]) for step_id, page in zip(folders.values(), pages, strict=True) if page.objects]
+
     async def removable(self, run_id: str) -> list[str]:
         """Return the keys of the run's entries, newest first; those that can't be read count as newest."""
         listed = await self._listed(run_id)
@@ -98,12 +122,7 @@ class Reader:
         missing = [entry for entry in listed.values() if not entry.body]
         rest = iter(missing)
         width = min(_WIDTH, self._bucket.connection.width, len(missing))
-        workers = [asyncio.ensure_future(self._fetch(rest)) for _ in range(width)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
+        await together(self._fetch(rest) for _ in range(width))
 
     async def _fetch(self, rest: Iterator[Entry]) -> None:
         for entry in rest:
@@ -159,6 +178,16 @@ class Reader:
         except StoreError as error:
             self._may_write = not _faults.denied(error)
             _log.info("no snapshot of run %r was written: %s", run_id, error)
+
+
+async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Do works at the same time; where one fails, the others end too."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def listed_but_missing(bucket: Bucket, entry: Entry) -> StoreError:

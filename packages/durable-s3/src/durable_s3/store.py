@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain
 from types import TracebackType
 from typing import Any, Final, Self
 
 from durable_core.errors import CorruptLog, StoreError
 from durable_core.record import StepRecord, check_id
-from durable_core.store import Lease, OpenableStore, SupportsLock, SupportsRuns, to_the_end
+from durable_core.store import (
+    Holder,
+    Lease,
+    OpenableStore,
+    SupportsHolder,
+    SupportsLock,
+    SupportsPolling,
+    SupportsRuns,
+    to_the_end,
+)
 from durable_core.stores.lease import Leases
 from durable_core.stores.lines import decoded
 from durable_core.stores.loops import OneLoop
@@ -20,17 +30,17 @@ from . import _entry, _url
 from ._bucket import Bucket
 from ._connection import Connection
 from ._entry import Entry, OrderClock
-from ._keys import Keys
-from ._lease import LEASE_SECONDS, RunLease
+from ._keys import Keys, number
+from ._lease import LEASE_SECONDS, RunLease, highest_of
 from ._probe import HONOURED, refuse_careless
-from ._reader import Reader, listed_but_missing
+from ._reader import Reader, listed_but_missing, together
 
 _LEAST_LEASE_SECONDS: Final = 1.0
 _NOT_AT_ONCE: Final = ("GLACIER", "DEEP_ARCHIVE")
 _log: Final = logging.getLogger("durable_s3")
 
 
-class S3Store(OpenableStore, SupportsRuns, SupportsLock):
+class S3Store(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, SupportsPolling):
     """Keeps runs in a bucket, below `prefix`. An append is durable once S3 has answered 200.
 
     `client` is a boto3 S3 client: it stays yours and is not closed. It serves as many requests at a time as it has connections,
@@ -38,6 +48,8 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
     every object that is written, `storage_class` with entries and snapshots. `lease` is the time in seconds after which the lock
     of a holder that died may be taken over. `probe=False` leaves out the check that the endpoint honours `If-None-Match`.
     """
+
+    poll_seconds = 20.0
 
     def __init__(
         self,
@@ -143,6 +155,30 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
         async with self._leases.hold(run_id, requests, seconds=seconds, every=seconds * 2 / 3) as lease:
             yield lease
 
+    async def holder(self, run_id: str) -> Holder | None:
+        return (await self.holders([run_id])).get(run_id)
+
+    async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
+        await self._ready()
+        runs = [*run_ids]
+        found = await together(highest_of(self._bucket, self._keys, run_id) for run_id in runs)
+        return {run_id: holder for run_id, (_, holder) in zip(runs, found, strict=True) if holder}
+
+    async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
+        await self._ready()
+        runs: dict[str, dict[str, int]] = {}
+        for run_id, step_id, revision in known:
+            steps = runs.setdefault(run_id, {})
+            steps[step_id] = min(revision, steps.get(step_id, revision))
+        return [*chain.from_iterable(await together(self._newer(run_id, steps) for run_id, steps in runs.items()))]
+
+    async def _newer(self, run_id: str, steps: Mapping[str, int]) -> Sequence[StepRecord]:
+        newest = await self._reader.newest(run_id, steps)
+        keys = [at.key for step_id, at in newest if number(at.key) > steps[step_id]]
+        contents = await together(map(self._bucket.read, keys))
+        # What was cleared since is not there any more.
+        return [self._seen(key, content.body) for key, content in zip(keys, contents, strict=True) if content]
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -163,7 +199,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock):
     def _seen(self, key: str, body: bytes) -> StepRecord:
         head = _entry.head(body, key)
         self._order.saw(head.run_id, head.order)
-        return decoded(body, lambda: f"the object {key!r}")
+        return decoded(body, f"the object {key!r}")
 
     def _enter(self) -> None:
         if self._loop.enter():

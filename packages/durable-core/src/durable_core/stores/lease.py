@@ -121,11 +121,6 @@ class Claim(msgspec.Struct, kw_only=True):
         name = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in self.holder[:200])
         return Holder(name, self.since)
 
-    def busy(self, run_id: str) -> RunBusy:
-        """Make the error for who wants the run meanwhile."""
-        holder = self.told()
-        return RunBusy(run_id, holder=holder.name, since=holder.since)
-
 
 class LeaseRequests(Protocol):
     """What a store does for one lease. Nothing is called twice at the same time."""

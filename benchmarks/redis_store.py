@@ -1,6 +1,7 @@
 """The Redis store beside bare commands of the same client: `python benchmarks/redis_store.py [url]`.
 
-Without a URL the server of the tests is started, with appendonly. Figures are medians of rounds that take turns with the floor.
+Bare means the same bytes, written by `HSET` to the same server. Without a URL the server of the tests is started, with
+appendonly. Figures are medians of rounds that take turns with the floor.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Awaitable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
+
+from rows import row
 
 from durable_core import Runner, StepRecord
 from durable_redis import RedisStore
@@ -21,55 +25,13 @@ from durable_redis import RedisStore
 sys.path.append(str(Path(__file__).parents[1]))
 from tests.servers.redis import KEEPING, redis_server
 
-RUNS = 1_000
 ROUNDS = 7
+PIPELINE = 500
 RESULT = b'{"account":"acct_19fK2","balance":{"amount":1250,"currency":"EUR"}}'
 
 
 def record(run: int, step: int, revision: int = 0) -> StepRecord:
-    return StepRecord(run_id=f"run-{run:04}", step_id=f"step-{step:06}", revision=revision, result=RESULT)
-
-
-def show(what: str, value: str, target: str = "") -> None:
-    print(f"{what:<58}{value:>12}   {target}".rstrip())
-
-
-async def hsets(client: Any, times: int = 500) -> float:
-    """Return the seconds of one bare HSET, awaited one at a time."""
-    line = record(0, 0).to_json()
-    start = perf_counter()
-    for step in range(times):
-        await client.hset("bare", f"step-{step}", line)
-    return (perf_counter() - start) / times
-
-
-async def one_run(store: RedisStore, client: Any) -> None:
-    """Appends of one run, turn about with HSETs by a client, and on a connection of their own as the store holds one."""
-    line = record(0, 0).to_json()
-    connection = await client.connection_pool.get_connection()
-
-    async def hset_held(field: str) -> None:
-        await connection.send_command("HSET", "bare", field, line)
-        await connection.read_response()
-
-    rows = []
-    await store.append(record(0, 999_999))
-    for round_ in range(ROUNDS):
-        floors, helds, appends = [], [], []
-        for step in range(500):
-            entry = record(0, step, round_)
-            floors.append(await seconds_of(client.hset("bare", f"step-{step}", line)))
-            helds.append(await seconds_of(hset_held(f"step-{step}")))
-            appends.append(await seconds_of(store.append(entry)))
-        floor, held, append = map(median, (floors, helds, appends))
-        rows.append((floor, held, append, append / floor, append / held))
-    await client.connection_pool.release(connection)
-    floor, held, append, ratio, over_held = (median(column) for column in zip(*rows, strict=True))
-    show("HSET", f"{floor * 1e6:.0f} µs")
-    show("HSET without the client's pool", f"{held * 1e6:.0f} µs")
-    show("append, one run", f"{append * 1e6:.0f} µs")
-    show("  over HSET", f"{ratio:.2f} x", "at most 1.4")
-    show("  over HSET without the client's pool", f"{over_held:.2f} x")
+    return StepRecord(run_id=f"run-{run:05}", step_id=f"step-{step:06}", revision=revision, result=RESULT)
 
 
 async def seconds_of(work: Awaitable[object]) -> float:
@@ -78,25 +40,91 @@ async def seconds_of(work: Awaitable[object]) -> float:
     return perf_counter() - start
 
 
-async def many_runs(store: RedisStore, client: Any) -> None:
-    each, rows = 5, []
+async def one_run(store: RedisStore, client: Any) -> None:
+    """Appends of one run, turn about with HSETs on a connection that is held, as the store holds one."""
+    line = record(0, 0).to_json()
+    connection = await client.connection_pool.get_connection()
 
-    async def one(records: list[StepRecord]) -> None:
-        for entry in records:
+    async def hset(field: str) -> None:
+        await connection.send_command("HSET", "bare", field, line)
+        await connection.read_response()
+
+    rows = []
+    await store.append(record(0, 999_999))
+    for round_ in range(ROUNDS):
+        bare, appends = [], []
+        for step in range(500):
+            entry = record(0, step, round_)
+            bare.append(await seconds_of(hset(f"step-{step}")))
+            appends.append(await seconds_of(store.append(entry)))
+        rows.append((median(bare), median(appends), median(appends) / median(bare)))
+    await client.connection_pool.release(connection)
+    floor, append, ratio = (median(column) for column in zip(*rows, strict=True))
+    row("bare HSET on a held connection", floor * 1e6, unit="µs")
+    row("append, one run", append * 1e6, unit="µs")
+    row("append, one run, over a bare HSET", ratio, 1.75)
+
+
+async def pipelined(client: Any, entries: list[StepRecord]) -> float:
+    """Write the same bytes by hand, in pipelines; return the seconds."""
+    lines = [(f"bare:{entry.run_id}", entry.step_id, entry.to_json()) for entry in entries]
+    start = perf_counter()
+    for begin in range(0, len(lines), PIPELINE):
+        pipeline = client.pipeline(transaction=False)
+        for key, field, line in lines[begin : begin + PIPELINE]:
+            pipeline.hset(key, field, line)
+        await pipeline.execute()
+    return perf_counter() - start
+
+
+async def many_runs(store: RedisStore, client: Any, runs: int, each: int = 5) -> tuple[float, float]:
+    """Return appends a second of runs that go on at once, their locks held, and how many a pipeline writes."""
+
+    async def one(entries: list[StepRecord]) -> None:
+        for entry in entries:
             await store.append(entry)
 
-    for round_ in range(ROUNDS):
-        work = [[record(run, step, round_) for step in range(each)] for run in range(RUNS)]
-        before = await hsets(client)
+    rows = []
+    async with AsyncExitStack() as locks:
         start = perf_counter()
-        await asyncio.gather(*map(one, work))
-        rate = RUNS * each / (perf_counter() - start)
-        floor = 2 / (before + await hsets(client))
-        rows.append((floor, rate, rate / floor))
-    floor, rate, ratio = (median(column) for column in zip(*rows, strict=True))
-    show("HSETs awaited one at a time, a second", f"{floor:,.0f}")
-    show(f"appends, a second, {RUNS:,} runs at once", f"{rate:,.0f}")
-    show("  over HSETs, a second", f"{ratio:.1f} x", "at least 3")
+        await asyncio.gather(*(locks.enter_async_context(store.lock(f"run-{run:05}")) for run in range(runs)))
+        row(f"taking the locks of {runs:,} runs at once", (perf_counter() - start) / runs * 1e6, unit="µs a lock")
+        for round_ in range(ROUNDS):
+            work = [[record(run, step, round_ + runs) for step in range(each)] for run in range(runs)]
+            bare = len(work) * each / await pipelined(client, [entry for entries in work for entry in entries])
+            start = perf_counter()
+            await asyncio.gather(*map(one, work))
+            rows.append((runs * each / (perf_counter() - start), bare))
+    rate, bare = (median(column) for column in zip(*rows, strict=True))
+    return rate, bare
+
+
+async def at_once(store: RedisStore, client: Any) -> None:
+    rates = {}
+    for runs in (100, 1_000, 10_000):
+        rates[runs], bare = await many_runs(store, client, runs)
+        row(f"appends a second, {runs:,} runs at once under their locks", rates[runs], unit="/s")
+        if runs == 1_000:
+            row("a pipeline of the same bytes, a second", bare, unit="/s")
+            row("appends of 1,000 runs at once, over a pipeline", rates[runs] / bare, 0.3, at_most=False)
+        if runs > 100:
+            row(f"an append among {runs:,} runs, over one among 100", rates[100] / rates[runs], 1.5)
+
+
+async def polling(store: RedisStore) -> None:
+    """Look at 1,000 runs that wait, each at its wait, its flow and its cancellation, as often as the store says."""
+    known = []
+    for run in range(1_000):
+        await store.append(record(run, 0))
+        known += [(f"run-{run:05}", step, revision) for step, revision in (("step-000000", 9**9), ("$flow", 0), ("$cancel", -1))]
+    # In a process that waits, each of them looks at one or three; the figure is that of three.
+    for steps, looks in ((1, known[::3]), (3, known)):
+        times = []
+        for _ in range(30):
+            start = process_time()
+            assert await store.newer(looks) == []
+            times.append(process_time() - start)
+        row(f"polling 1,000 runs that wait, {steps} looks each, of a core", median(times) / store.poll_seconds * 100, 1.0, "%")
 
 
 async def resume(url: str) -> float:
@@ -106,7 +134,7 @@ async def resume(url: str) -> float:
         raise AssertionError
 
     start = perf_counter()
-    async with RedisStore.from_url(url) as store, Runner(store, run_id="run-9999") as runner:
+    async with RedisStore.from_url(url) as store, Runner(store, run_id="run-99999") as runner:
         await runner.step("step-000000", never)
         await runner.step("step-099999", never)
         return perf_counter() - start
@@ -125,18 +153,19 @@ def in_child(what: str, *args: object) -> list[float]:
 
 async def resumes(store: RedisStore, url: str) -> None:
     for start in range(0, 100_000, 5_000):
-        await asyncio.gather(*(store.append(record(9999, step)) for step in range(start, start + 5_000)))
+        await asyncio.gather(*(store.append(record(99_999, step)) for step in range(start, start + 5_000)))
     (idle,) = in_child("--idle")
     rows = [in_child("--resume", url) for _ in range(5)]
     seconds, memory = (median(column) for column in zip(*rows, strict=True))
-    show("resume of 100,000 steps", f"{seconds:.2f} s", "at most 2")
-    show("  memory over the interpreter with the library imported", f"{(memory - idle) / 1e6:.0f} MB", "at most 100")
+    row("resume of a run of 100,000 steps", seconds, 2, "s")
+    row("memory for it, over the interpreter with the library imported", (memory - idle) / 1e6, 100, "MB")
 
 
 async def measure(url: str) -> None:
     async with RedisStore.from_url(url) as store, RedisStore.from_url(url) as bare:
         await one_run(store, bare._client)
-        await many_runs(store, bare._client)
+        await at_once(store, bare._client)
+        await polling(store)
         await resumes(store, url)
 
 

@@ -1,16 +1,15 @@
-"""Requests, time and memory of the S3 store: per append, get, list, resume and clear, beside bare boto3.
+"""The requests of the S3 store, and its time and memory beside bare boto3: `python benchmarks/s3.py [entries ...]`.
 
-python benchmarks/s3.py [entries ...], by default runs of 1, 100 and 1,000 entries; 100000 takes several minutes. Requests are
-counted at the client, since they are what is paid for. The server is moto in a process of its own, so times tell of the client's
-work and of the server's, and not of a network; the client's own CPU time stands beside them. The entries are put into moto's
-memory before it serves, the same bytes that the store writes, and GET and LIST are answered straight from there; what is measured
-goes through the store.
+By default for runs of 1, 100 and 1,000 entries; 100000 takes several minutes. Requests are counted at the client, since they are
+what is paid for. The server is moto in a process of its own, which answers GET and LIST straight from its memory, so times tell
+of the client's work and not of a network. The entries are there before it serves, with the bytes that the store writes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import bisect
+import math
 import os
 import re
 import statistics
@@ -30,16 +29,18 @@ from urllib.parse import parse_qs, quote
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from rows import row
+
 from durable_core import Runner
 from durable_core.record import StepRecord
 from durable_s3 import S3Store
 from durable_s3._entry import encode
 from durable_s3._keys import Keys
+from tests.s3.support import TestsClock
 from tests.servers import s3 as servers
 from tests.servers.s3 import BUCKET, S3Server
 
 ROUNDS = 30
-BARE_GETS = 5_000
 ROOT = "logs"
 KEYS = Keys(ROOT)
 NAMES = {"PutObject": "PUT", "GetObject": "GET", "ListObjectsV2": "LIST", "DeleteObjects": "DELETE"}
@@ -55,18 +56,19 @@ class Requests(Counter[str]):
     def _count(self, event_name: str, **_: Any) -> None:
         self[event_name.rpartition(".")[2]] += 1
 
-    def text(self) -> str:
-        counts = [f"{self[name]:,} {short}" for name, short in NAMES.items() if self[name]]
+    def taken(self) -> Counter[str]:
+        """Return the counts since the last time."""
+        found = Counter({short: self[name] for name, short in NAMES.items()})
         self.clear()
-        return ", ".join(counts)
+        return found
 
 
 def record(run_id: str, number: int) -> StepRecord:
     return StepRecord(run_id=run_id, step_id=f"step-{number}", result=b'{"order": "order-1234567", "amount": 250}')
 
 
-def taken_by(clients: list[Requests]) -> str:
-    return ", ".join(filter(None, [requests.text() for requests in clients]))
+def taken_by(clients: list[Requests]) -> dict[str, int]:
+    return sum((requests.taken() for requests in clients), Counter())
 
 
 def run_of(entries: int) -> str:
@@ -163,104 +165,104 @@ def server_with(sizes: list[int]) -> Iterator[S3Server]:
 # What is measured
 
 
-class Times:
-    """Seconds that went by, and those that this process computed in."""
-
-    def __init__(self) -> None:
-        self.wall = time.perf_counter()
-        self.cpu = time.process_time()
-
-    def taken(self) -> Times:
-        self.wall, self.cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
-        return self
+async def counted(requests: list[Requests], work: Awaitable[object]) -> dict[str, int]:
+    """Return how many requests of each kind `work` sends."""
+    taken_by(requests)
+    await work
+    return taken_by(requests)
 
 
-async def timed(work: Callable[[], Awaitable[object]]) -> Times:
-    times = Times()
-    await work()
-    return times.taken()
+async def single_calls(client: Any, store: S3Store, requests: list[Requests], entries: int) -> None:
+    """Append to a run and get from it, each beside the bare call, in turns."""
+    run_id, times = run_of(entries), dict[str, list[float]]()
 
+    async def timed(name: str, work: Callable[[], Awaitable[object]]) -> dict[str, int]:
+        start = time.perf_counter()
+        found = await counted(requests, work())
+        times.setdefault(name, []).append(time.perf_counter() - start)
+        return found
 
-async def one_at_a_time(client: Any, store: S3Store, requests: list[Requests], entries: int) -> None:
-    """Append to the run and get from it, each beside the bare call, in turns."""
-    run_id = run_of(entries)
-    times: dict[str, list[float]] = {}
-    counted: dict[str, str] = {}
-
-    async def note(name: str, work: Callable[[], Awaitable[object]]) -> None:
-        taken_by(requests)
-        times.setdefault(name, []).append((await timed(work)).wall)
-        counted[name] = taken_by(requests)
-
-    def bare_get(key: str) -> None:
-        client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-
-    added = []
     for number in range(ROUNDS):
         entry = record(run_id, entries + number)
-        added.append(KEYS.entry(entry.run_id, entry.step_id, entry.revision))
         put = partial(client.put_object, Bucket=BUCKET, Key=f"bare/{number}", Body=entry.to_json(), IfNoneMatch="*")
-        await note("bare put_object", partial(asyncio.to_thread, put))
-        await note("append", partial(store.append, entry))
-        await note("append, slot taken", partial(store.append, record(run_id, entries + number)))
-        await note("bare get_object", partial(asyncio.to_thread, bare_get, f"bare/{number}"))
-        await note("get", partial(store.get, run_id, entry.step_id))
-    keys = [{"Key": key} for key in [*added, *(f"bare/{number}" for number in range(ROUNDS))]]
-    client.delete_objects(Bucket=BUCKET, Delete={"Objects": keys})
-    for name, values in times.items():
-        print(f"{entries:7,} {name:30} {statistics.median(values) * 1e3:9.2f} ms {'':10}   {counted[name]}", flush=True)
-    ratio = statistics.median(times["append"]) / statistics.median(times["bare put_object"])
-    print(f"{entries:7,} append over bare put_object: {ratio:.2f} x", flush=True)
+        await timed("bare", partial(asyncio.to_thread, put))
+        append = await timed("append", partial(store.append, entry))
+        get = await timed("get", partial(store.get, run_id, entry.step_id))
+    row("append, requests", sum(append.values()), 1, "PUT")
+    row("get, requests", sum(get.values()), 2, "")
+    row("append, over a bare put_object", statistics.median(times["append"]) / statistics.median(times["bare"]))
 
 
 async def whole_run(server: S3Server, client: Any, store: S3Store, requests: list[Requests], entries: int) -> None:
-    """Read a run without and with a snapshot, resume it, and clear it."""
+    """Read a run without and with its snapshot, resume it, and clear it."""
     run_id = run_of(entries)
-
-    async def note(name: str, work: Callable[[], Awaitable[object]]) -> Times:
-        taken_by(requests)
-        times = await timed(work)
-        print(f"{entries:7,} {name:30} {times.wall:9.2f} s  {times.cpu:6.2f} s CPU   {taken_by(requests)}", flush=True)
-        return times
-
-    keys: list[str] = []
-
-    def list_bare() -> None:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=KEYS.run(run_id))
-        keys.extend(at["Key"] for page in pages for at in page.get("Contents", ()))
-
-    def get_bare() -> None:
-        def get(key: str) -> None:
-            client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-
-        with ThreadPoolExecutor(32) as threads:
-            for _ in threads.map(get, keys[:BARE_GETS]):
-                pass
-
-    lists = await note("bare LISTs", partial(asyncio.to_thread, list_bare))
-    gets = await note("bare GETs, 32 wide", partial(asyncio.to_thread, get_bare))
-    bare = lists.wall + gets.wall * len(keys) / min(len(keys), BARE_GETS)
-    read_first = await note("list, the first time", partial(store.list, run_id))
-    of = "" if len(keys) <= BARE_GETS else f", these scaled from {BARE_GETS:,}"
-    print(f"{entries:7,} list over bare LISTs and GETs{of}: {read_first.wall / bare:.2f} x", flush=True)
-    await note("list, once more", partial(store.list, run_id))
+    lists = math.ceil((entries + ROUNDS) / 1000)
+    widest = Widest(await store._connection.request(lambda client: client))
+    start = time.perf_counter()
+    first = await counted(requests, store.list(run_id))
+    seconds = time.perf_counter() - start
+    snapshot = entries >= 100
+    row(f"a run of {entries:,}: LISTs, with the snapshot's", first["LIST"], lists + snapshot, "")
+    row(f"a run of {entries:,}: GETs, with the snapshot's", first["GET"], entries + ROUNDS + snapshot, "")
+    row(f"a run of {entries:,}: GETs at a time", widest.peak, 32, "")
+    row(f"a run of {entries:,}: seconds, over bare GETs 32 wide", seconds / await bare_gets(client, run_id))
+    second = await counted(requests, store.list(run_id))
+    row(f"a run of {entries:,}, once more: requests", sum(second.values()), lists + (1 if snapshot else entries + ROUNDS), "")
     idle = int(in_child("--idle")[0])
-    for _ in range(3):
-        wall, cpu, peak, *counted = in_child("--resume", server.url(ROOT), run_id)
-        memory = f"{(int(peak) - idle) / 1e6:.0f} MB over the interpreter with boto3 imported"
-        seconds = f"{float(wall):9.2f} s  {float(cpu):6.2f} s CPU"
-        print(f"{entries:7,} {'resume under the lock':30} {seconds}   {' '.join(counted)}; {memory}", flush=True)
-    await note("clear", partial(store.clear, run_id))
+    wall, peak = in_child("--resume", server.url(ROOT), run_id)
+    row(f"a run of {entries:,}: resumed", float(wall), unit="s")
+    row(f"a run of {entries:,}: memory over the interpreter with boto3", (int(peak) - idle) / 1e6, 100, "MB")
+    await store.clear(run_id)
+
+
+class Widest:
+    """The most GETs that a client had under way at one time."""
+
+    def __init__(self, client: Any) -> None:
+        self.peak = self._now = 0
+        self._lock = Lock()
+        client.meta.events.register("before-send.s3.GetObject", partial(self._count, 1))
+        client.meta.events.register("after-call.s3.GetObject", partial(self._count, -1))
+
+    def _count(self, by: int, **_: Any) -> None:
+        with self._lock:
+            self._now += by
+            self.peak = max(self.peak, self._now)
+
+
+async def bare_gets(client: Any, run_id: str) -> float:
+    """List and get the run's objects with boto3 alone, 32 at a time; return the seconds."""
+
+    def read() -> float:
+        start = time.perf_counter()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=KEYS.run(run_id))
+        keys = [at["Key"] for page in pages for at in page.get("Contents", ())]
+        with ThreadPoolExecutor(32) as threads:
+            for _ in threads.map(lambda key: client.get_object(Bucket=BUCKET, Key=key)["Body"].read(), keys):
+                pass
+        return time.perf_counter() - start
+
+    return await asyncio.to_thread(read)
+
+
+async def waiting(store: S3Store, requests: list[Requests]) -> None:
+    """Hold a lock and look at three steps for ten minutes of a clock that the benchmark moves."""
+    clock = store._leases.clock = TestsClock()
+    known = [("waits", step, 0) for step in ("approve", "$flow", "$cancel")]
+    async with store.lock("waits"):
+        taken_by(requests)
+        for _ in range(int(600 / store.poll_seconds)):
+            await clock.pass_by(store.poll_seconds)
+            await store.newer(known)
+        row("a run that waits and holds its lock: requests a minute", sum(taken_by(requests).values()) / 10, 4, "")
 
 
 async def resume(url: str, run_id: str) -> None:
-    """Resume a run in this process; print the seconds, the most memory, and the requests."""
-    times = Times()
-    async with S3Store.from_url(f"{url}&probe=false") as store:
-        requests = await store._connection.request(Requests)
-        async with Runner(store, run_id):
-            times.taken()
-    print(times.wall, times.cpu, peak_memory(), requests.text())
+    """Resume a run in this process; print the seconds and the most memory."""
+    start = time.perf_counter()
+    async with S3Store.from_url(f"{url}&probe=false") as store, Runner(store, run_id) as runner:
+        await runner.history()
+        print(time.perf_counter() - start, peak_memory())
 
 
 async def connect() -> None:
@@ -285,8 +287,9 @@ async def measure(sizes: list[int]) -> None:
             requests = [Requests(client), await store._connection.request(Requests)]
             await store.list("warm-up")
             for entries in sizes:
-                await one_at_a_time(client, store, requests, entries)
-                await whole_run(server, client, store, requests, entries)
+                await single_calls(client, store, requests[1:], entries)
+                await whole_run(server, client, store, requests[1:], entries)
+            await waiting(store, requests[1:])
         client.close()
 
 

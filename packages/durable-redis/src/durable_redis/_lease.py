@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any, Final
 
 import msgspec
@@ -17,37 +18,49 @@ from durable_core.stores.lease import Claim, LeaseRequests
 from durable_core.stores.lines import UNREADABLE
 
 from ._copies import Copies
-from ._scripts import ACQUIRE, RELEASE, RENEW, Call
+from ._errors import explained
+from ._scripts import ACQUIRE, RELEASE, RENEW, Call, Script
 from ._server import Server
 
 _TRIES: Final = 5
+_CALL_LEASES: Final = 50
+Item = tuple[str, str, bytes, int, bytes]
+"""The keys of a lock and a log, our claim, its milliseconds, and a dead process's claim that it may replace."""
 
 
 class Locks:
-    """The server as the thread knows it that renews leases: by a client of its own, with one pipeline for many leases."""
+    """The server as the thread knows it that renews leases: by a client of its own, with one call for many leases."""
 
     def __init__(self, client: Redis | RedisCluster, *, copies: Copies) -> None:
         self._client: Final = client
         self._server: Final = Server(client, copies=copies, limit=None)
-        self._batchers: Final[dict[tuple[str, bool], Batcher[Call, Any]]] = {}
+        self._batchers: Final[dict[tuple[Script, str], Batcher[Item, Any]]] = {}
         self.copies: Final = copies
         self.forks: Final = forks()
 
-    async def call(self, call: Call, *, confirm: bool = False) -> Any:
-        """Run one script, together with others that are asked for at the same time."""
-        node = "" if self._server.spans_runs else await self._server.node(call.keys[0])
-        kind = node, confirm
+    async def call(self, script: Script, item: Item) -> Any:
+        """Run a script for one lease, together with others that are asked for at the same time."""
+        kind = script, "" if self._server.spans_runs else await self._server.node(item[0])
         if kind not in self._batchers:
-            self._batchers[kind] = Batcher(partial(self._flush, confirm=confirm), size=_nothing)
-        reply = await self._batchers[kind].submit(call)
-        if isinstance(reply, StoreError):
-            raise reply
-        return reply
+            self._batchers[kind] = Batcher(partial(self._flush, script), size=_nothing)
+        answer = await self._batchers[kind].submit(item)
+        if isinstance(answer, Exception):
+            raise explained(answer, item[0])
+        return answer
 
-    async def _flush(self, calls: Sequence[Call], *, confirm: bool) -> Sequence[Any]:
-        if len(calls) == 1:
-            return [await self._server.call(calls[0], confirm=confirm)]
-        return await self._server.call_all(calls, confirm=confirm)
+    async def _flush(self, script: Script, items: Sequence[Item]) -> Sequence[Any]:
+        most = _CALL_LEASES if self._server.spans_runs else 1
+        chunks = [items[start : start + most] for start in range(0, len(items), most)]
+        calls = [
+            Call(script, [key for item in chunk for key in item[:2]], *(part for item in chunk for part in item[2:]))
+            for chunk in chunks
+        ]
+        replies = await self._server.call_all(calls, confirm=script is RENEW)
+        return [
+            answer
+            for chunk, reply in zip(chunks, replies, strict=True)
+            for answer in (repeat(reply, len(chunk)) if isinstance(reply, StoreError) else reply)
+        ]
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -59,16 +72,14 @@ class RunLease(LeaseRequests):
     def __init__(self, locks: Locks, run_id: str, *, lock: str, log: str, seconds: float, clock: Clock) -> None:
         self._locks: Final = locks
         self._run_id: Final = run_id
-        self._keys: Final = (lock, log)
-        self._ms: Final = int(seconds * 1000)
         self._clock: Final = clock
-        self._value: Final = msgspec.json.encode(Claim.mine())
+        self._item: Final = (lock, log, msgspec.json.encode(Claim.mine()), int(seconds * 1000))
 
     async def acquire(self) -> float:
         dead = b""
         for _ in range(_TRIES):
             asked = self._clock.monotonic()
-            held = await self._locks.call(Call(ACQUIRE, self._keys, self._value, self._ms, dead))
+            held = await self._locks.call(ACQUIRE, (*self._item, dead))
             if held is None:
                 return await self._confirmed() if self._locks.copies else asked
             if holder := holder_in(held):
@@ -84,11 +95,10 @@ class RunLease(LeaseRequests):
 
     async def renew(self, patience: float) -> float | None:
         asked = self._clock.monotonic()
-        renewed = await self._locks.call(Call(RENEW, self._keys, self._value, self._ms), confirm=True)
-        return asked if renewed else None
+        return asked if await self._locks.call(RENEW, (*self._item, b"")) else None
 
     async def release(self) -> None:
-        await self._locks.call(Call(RELEASE, self._keys, self._value))
+        await self._locks.call(RELEASE, (*self._item, b""))
 
 
 def holder_in(value: bytes) -> Holder | None:
@@ -100,5 +110,5 @@ def holder_in(value: bytes) -> Holder | None:
     return None if claim.is_dead else claim.told()
 
 
-def _nothing(call: Call) -> int:
+def _nothing(item: Item) -> int:
     return 0

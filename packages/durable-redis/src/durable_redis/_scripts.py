@@ -191,31 +191,59 @@ return redis.call('UNLINK', KEYS[1])
 """
 )
 
-# A step may take longer than the run's ttl: while its lock is held the log does not expire either.
-_KEEP_LOG: Final = r"""
-local at = redis.pcall('HMGET', KEYS[2], 'ttl', 'waiting')
-if at[1] and (tonumber(at[2]) or 0) == 0 then redis.call('PEXPIRE', KEYS[2], at[1]) end
+
+def _of_leases(body: str) -> Script:
+    """Make a script over any number of leases: two keys for each, its lock and log, and three arguments. Answers with a list."""
+    return Script(
+        rf"""
+local function keep_log(log)
+  local at = redis.pcall('HMGET', log, 'ttl', 'waiting')
+  if at[1] and (tonumber(at[2]) or 0) == 0 then redis.call('PEXPIRE', log, at[1]) end
+end
+local function one(lock, log, value, ms, dead)
+  local held = redis.call('GET', lock)
+{body}
+end
+local answers = {{}}
+for i = 1, #KEYS / 2 do
+  local done, answer = pcall(one, KEYS[2 * i - 1], KEYS[2 * i], ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i])
+  if not done then
+    if type(answer) ~= 'table' then answer = redis.error_reply(answer) end
+    if string.find(answer.err, '^READONLY') then return answer end
+  end
+  answers[i] = answer
+end
+return answers
 """
+    )
 
-# The answer to an ACQUIRE may be lost and the call sent again: then the lock is found held by the caller itself. The third
-# argument is the claim of a process that is dead, which may be replaced.
-ACQUIRE: Final = Script(rf"""
-local held = redis.call('GET', KEYS[1])
-if held and held ~= ARGV[1] and held ~= ARGV[3] then return held end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]){_KEEP_LOG}
-return false
-""")
 
-RENEW: Final = Script(rf"""
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('PEXPIRE', KEYS[1], ARGV[2]){_KEEP_LOG}
-return 1
-""")
+# The answer may be lost and the call sent again: then the lock is found held by the caller itself. `dead` is the claim of a
+# process that is gone, which may be replaced. A step may take longer than the run's ttl: a held lock keeps the log.
+ACQUIRE: Final = _of_leases(
+    """
+  if held and held ~= value and held ~= dead then return held end
+  redis.call('SET', lock, value, 'PX', ms)
+  keep_log(log)
+  return false
+"""
+)
 
-RELEASE: Final = Script(r"""
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1])
-""")
+RENEW: Final = _of_leases(
+    """
+  if held ~= value then return 0 end
+  redis.call('PEXPIRE', lock, ms)
+  keep_log(log)
+  return 1
+"""
+)
+
+RELEASE: Final = _of_leases(
+    """
+  if held == value then redis.call('DEL', lock) end
+  return 1
+"""
+)
 
 
 class Call:

@@ -184,7 +184,7 @@ async def single_calls(client: Any, store: S3Store, requests: list[Requests], en
 
     for number in range(ROUNDS):
         entry = record(run_id, entries + number)
-        put = partial(client.put_object, Bucket=BUCKET, Key=f"bare/{number}", Body=entry.to_json(), IfNoneMatch="*")
+        put = partial(client.put_object, Bucket=BUCKET, Key=f"bare/{entries}/{number}", Body=entry.to_json(), IfNoneMatch="*")
         await timed("bare", partial(asyncio.to_thread, put))
         append = await timed("append", partial(store.append, entry))
         get = await timed("get", partial(store.get, run_id, entry.step_id))

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -15,7 +16,7 @@ from uuid import uuid4
 
 import pytest
 
-from durable_core import LockLost, RunBusy, open_store
+from durable_core import LockLost, RunBusy, StepRecord, open_store
 from durable_core.store import OpenableStore, lock_of
 from durable_core.testing import OpenStore
 from durable_core.testing._processes import Child, Pipe, hold_lock
@@ -131,3 +132,52 @@ async def test_a_host_with_a_strange_name(url: str, monkeypatch: pytest.MonkeyPa
             async with lock(other):
                 pass
     assert busy.value.holder == rf"process {os.getpid()} on web\x1b[31m\n1"
+
+
+async def test_a_thread_that_hangs_loses_its_leases(stores: Callable[[str], Any]) -> None:
+    """Nobody has to tell: the lock is lost by the clock that `check` reads itself."""
+    store, go_on = await stores("lease=1"), threading.Event()
+    async with lock(store) as lease:
+        store._leases._loop.call_soon_threadsafe(go_on.wait, 30)
+        with pytest.raises(LockLost, match="not renewed within 1 s"):
+            while True:
+                lease.check()
+                await asyncio.sleep(0.01)
+        go_on.set()
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3, 10])
+async def test_calls_that_are_cancelled_on_every_turn(url: str, turns: int) -> None:
+    """They can be left, and the store goes on."""
+    async with open_store(url) as store:
+        record = StepRecord(run_id="run", step_id="step")
+        calls: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+            lambda: store.append(record),
+            lambda: store.get("run", "step"),
+            lambda: store.list("run"),  # type: ignore[arg-type, return-value]  # a coroutine, by its name
+        ]
+        for call in calls:
+
+            async def for_ever(call: Callable[[], Coroutine[Any, Any, Any]] = call) -> None:
+                while True:
+                    await call()
+
+            await cancelled_on_every_turn(for_ever(), after=turns)
+        assert await store.append(record) == record
+        assert [*await store.list("run")] == [record]
+
+
+async def test_a_store_that_is_closed_while_it_is_cancelled(url: str) -> None:
+    """Closing goes on to its end, and the store can be used again."""
+    store = open_store(url)
+
+    async def use() -> None:
+        async with store:
+            async with lock(store):
+                pass
+            await asyncio.Event().wait()
+
+    await cancelled_on_every_turn(use(), after=50)
+    assert not [each for each in threading.enumerate() if "leases" in each.name]
+    async with store:
+        assert await store.append(StepRecord(run_id="run", step_id="step"))

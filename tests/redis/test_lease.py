@@ -6,14 +6,15 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Iterator
-from time import monotonic
+from time import monotonic, sleep
 
 import pytest
+from redis.asyncio import RedisCluster
 
 from durable_core import LockLost, RunBusy, Runner, StepRecord, StoreError
 from durable_redis import RedisStore
 from tests.servers.proxy import Proxy, proxied
-from tests.servers.redis import KEEPING, RedisServer, free_port, redis_pair, redis_server
+from tests.servers.redis import KEEPING, RedisServer, free_port, redis_cluster, redis_pair, redis_server
 
 pytestmark = pytest.mark.asyncio
 LOCK = "durable:{run}:lock"
@@ -294,3 +295,13 @@ async def test_a_short_ttl_makes_no_storm_of_renewals(server: RedisServer) -> No
 
 def renewals(server: RedisServer) -> int:
     return int(server.command("INFO", "commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+
+async def test_a_given_client_of_a_cluster_renews_from_a_thread() -> None:
+    """The thread's own client has the settings of the one that was given."""
+    with redis_cluster(*KEEPING) as nodes:
+        client = RedisCluster.from_url(nodes[0].url, client_name="mine", reinitialize_steps=0)
+        async with client, RedisStore(client, lease=1.5) as store, store.lock("run") as lease:
+            sleep(3)
+            lease.check()
+            assert sum(node.command("CLIENT", "LIST").count(b"name=mine ") for node in nodes) >= 2

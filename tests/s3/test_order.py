@@ -94,8 +94,8 @@ def test_equal_places_are_listed_alike_by_all() -> None:
     ]
     heads = [_entry.head(at.body, at.key) for at in entries]
     expected = ["run/c/0", "run/a/0", "run/b/0", "run/a/1", "run/b/1"]
-    assert [at.key for at in _entry.arranged(entries, heads)] == expected
-    assert [at.key for at in _entry.arranged(entries[::-1], heads[::-1])] == expected
+    assert [at.key for at in _entry.in_order(entries, heads)] == expected
+    assert [at.key for at in _entry.in_order(entries[::-1], heads[::-1])] == expected
 
 
 def test_the_clock_forgets_runs_that_no_longer_count() -> None:

@@ -7,11 +7,11 @@ from typing import Final
 
 from durable_core.errors import StoreError
 
-from ._errors import explained
+from ._errors import store_error
 
 
 class Copies:
-    """How many copies must exist before a write counts; false where none were asked for.
+    """How many copies must exist before a write counts; falsy if none were asked for.
 
     `wait` is (replicas, milliseconds): that many replicas have it in memory. `waitaof` is (local, replicas, milliseconds):
     that many appendonly files have it on disk, `local` being 0 or 1 for the server's own.
@@ -38,10 +38,10 @@ class Copies:
         return bool(self.commands)
 
     def shortage(self, answers: Sequence[object], key: str) -> StoreError | None:
-        """Make the error for the first of `answers` to `commands` that names fewer copies than were asked for."""
+        """Return the error for the first answer to `commands` that counts too few copies; None if all are there."""
         for (name, *_), asked, answer in zip(self.commands, self._asked, answers, strict=True):
             if isinstance(answer, Exception):
-                return explained(answer, key)
+                return store_error(answer, key)
             found = answer if isinstance(answer, (list, tuple)) else (answer,)
             if any(got < want for got, want in zip(found, asked, strict=False)):
                 return StoreError(

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-# What may stand between the program and the place that warns: the library, and what its coroutines run in.
+# The modules whose frames stand between the program and the warning.
 _NOT_THE_PROGRAM: Final = frozenset({"asyncio", "contextlib", "durable_core", "durable_redis"})
 
 
@@ -17,9 +17,9 @@ class DataLossWarning(UserWarning):
 
 
 async def loss(client: Any, *, expires: bool) -> str | None:
-    """Say how the server's settings may lose runs; None where they don't, or where the server doesn't tell.
+    """Return how the server's settings may lose runs, or None if they can't, or if the server doesn't show them.
 
-    `expires` says whether runs have a ttl, which makes them prey of the `volatile-*` policies too.
+    `expires` says whether runs have a ttl: then the `volatile-*` policies may evict them too.
     """
     try:
         settings = {
@@ -29,20 +29,20 @@ async def loss(client: Any, *, expires: bool) -> str | None:
         }
     except ResponseError:  # Forbidden, or renamed away, as hosted servers do.
         return None
-    found = []
+    dangers = []
     if settings.get("appendonly") == "no":
         if settings.get("save"):
-            found.append("keeps snapshots only, so a crash loses everything since the last one: set appendonly to yes")
+            dangers.append("keeps snapshots only, so a crash loses everything since the last one: set appendonly to yes")
         else:
-            found.append("keeps nothing on disk, so a restart loses every run: set appendonly to yes")
+            dangers.append("keeps nothing on disk, so a restart loses every run: set appendonly to yes")
     policy = settings.get("maxmemory-policy", "noeviction")
     if policy != "noeviction" and (expires or not policy.startswith("volatile-")):
-        found.append(f"may evict runs when it is full (maxmemory-policy {policy}): set it to noeviction")
-    return f"this Redis server {'; it '.join(found)}" if found else None
+        dangers.append(f"may evict runs when it is full (maxmemory-policy {policy}): set it to noeviction")
+    return f"this Redis server {'; it '.join(dangers)}" if dangers else None
 
 
 def level_of_the_program() -> int:
-    """Return the `stacklevel` with which a warning of the caller's points at the program, not at the library."""
+    """Return the `stacklevel` that makes a warning of the caller point at the program, not at the library."""
     level = 1
     frame: FrameType | None = sys._getframe(1)  # `skip_file_prefixes` needs Python 3.12
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_PROGRAM:

@@ -20,8 +20,8 @@ from durable_core.errors import CorruptLog, StoreError
 from ._scripts import FOREIGN, HOLE
 
 
-def explained(error: Exception, keys: str, *, appends: bool = False) -> StoreError:
-    """Make the `StoreError` for what the driver raised while it worked on `keys`, perhaps having sent what `appends` there."""
+def store_error(error: Exception, keys: str, *, appends: bool = False) -> StoreError:
+    """Make the `StoreError` for an error that the driver raised during a call on `keys`, an append if `appends`."""
     said = str(error)
     if isinstance(error, StoreError):
         return error

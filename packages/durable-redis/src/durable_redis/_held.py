@@ -13,9 +13,9 @@ _CLOSED: Final = "the store was closed"
 
 
 class HeldConnection:
-    """Sends commands without a pool's work for each: taking a connection, checking it and giving it back is a third of a call.
+    """Sends commands on one connection of a pool: to take, check and give back one for each is a third of a call.
 
-    Only for commands that may be done twice, and for one caller at a time.
+    Only for commands that may run twice, and for one caller at a time.
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
@@ -63,7 +63,7 @@ class HeldConnection:
         self._left = True
 
     async def close(self) -> None:
-        """Give the connection back; a command that is in flight, or comes later, fails with a `ConnectionError`."""
+        """Give the connection back; a command in flight, or a later one, fails with a `ConnectionError`."""
         self.closed = True
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -78,6 +78,6 @@ class HeldConnection:
 
 
 async def _answer(connection: Any, command: tuple[object, ...]) -> Any:
-    # Both connect where they must, and leave no connection behind whose answer was not read.
+    # Both connect if needed, and close a connection whose answer was not read.
     await connection.send_command(*command)
     return await connection.read_response(disable_decoding=True)

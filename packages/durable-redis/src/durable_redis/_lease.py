@@ -18,14 +18,12 @@ from durable_core.stores.lease import Claim, LeaseRequests
 from durable_core.stores.lines import UNREADABLE
 
 from ._copies import Copies
-from ._errors import explained
-from ._scripts import ACQUIRE, RELEASE, RENEW, Call, Script
+from ._errors import store_error
+from ._scripts import ACQUIRE, RELEASE, RENEW, Item, Script, call_for, split
 from ._server import Server
 
 _TRIES: Final = 5
 _CALL_LEASES: Final = 50
-Item = tuple[str, str, bytes, int, bytes]
-"""The keys of a lock and a log, our claim, its milliseconds, and a dead process's claim that it may replace."""
 
 
 class Locks:
@@ -45,16 +43,12 @@ class Locks:
             self._batchers[kind] = Batcher(partial(self._flush, script), size=_nothing)
         answer = await self._batchers[kind].submit(item)
         if isinstance(answer, Exception):
-            raise explained(answer, item[0])
+            raise store_error(answer, item[0])
         return answer
 
     async def _flush(self, script: Script, items: Sequence[Item]) -> Sequence[Any]:
-        most = _CALL_LEASES if self._server.spans_runs else 1
-        chunks = [items[start : start + most] for start in range(0, len(items), most)]
-        calls = [
-            Call(script, [key for item in chunk for key in item[:2]], *(part for item in chunk for part in item[2:]))
-            for chunk in chunks
-        ]
+        chunks = split(items, together=self._server.spans_runs, most=_CALL_LEASES)
+        calls = [call_for(script, chunk, keys=2) for chunk in chunks]
         replies = await self._server.call_all(calls, confirm=script is RENEW)
         return [
             answer

@@ -11,7 +11,7 @@ from durable_core.errors import StoreError
 
 from ._client import Single
 from ._copies import Copies
-from ._errors import explained
+from ._errors import store_error
 from ._scripts import Call
 
 _ROUNDS: Final = 4
@@ -34,7 +34,7 @@ class Pipelines:
             return await self.send(Call(call.script.reading, call.keys, *call.args))
 
     async def run(self, calls: Sequence[Call], *, confirm: bool) -> list[Any]:
-        """Send again what met a server without the script, or a slot that has moved; nothing else is held up by it."""
+        """Run scripts in pipelines; those that met a server without the script, or a slot that has moved, are sent again."""
         replies: dict[Call, Any] = {}
         left, known = [*calls], True
         for _ in range(_ROUNDS):
@@ -51,7 +51,7 @@ class Pipelines:
             left, known = unknown + (moved if confirm else []), not unknown
             if not left:
                 break
-        return [_explained(replies[call], call) for call in calls]
+        return [_reply_to(replies[call], call) for call in calls]
 
     async def _round(self, calls: Sequence[Call], *, known: bool, confirm: bool) -> Sequence[Any]:
         commands = [call.command(known=known) for call in calls]
@@ -77,7 +77,7 @@ async def by_hash(execute: Callable[[tuple[object, ...]], Awaitable[Any]], call:
         return await execute(call.command(known=False))
 
 
-def _explained(reply: Any, call: Call) -> Any:
+def _reply_to(reply: Any, call: Call) -> Any:
     if isinstance(reply, Exception) and not isinstance(reply, StoreError):
-        return explained(reply, call.keys[0], appends=call.appends)
+        return store_error(reply, call.keys[0], appends=call.appends)
     return reply

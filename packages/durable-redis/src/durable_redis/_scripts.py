@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha1
-from typing import Final
+from itertools import chain
+from typing import Any, Final
 
 FOREIGN: Final = "NOTALOG"
 HOLE: Final = "HOLE"
@@ -222,7 +223,7 @@ return answers
 # process that is gone, which may be replaced. A step may take longer than the run's ttl: a held lock keeps the log.
 ACQUIRE: Final = _of_leases(
     """
-  if held and held ~= value and held ~= dead then return held end
+  if held and held ~= value and (dead == '' or held ~= dead) then return held end
   redis.call('SET', lock, value, 'PX', ms)
   keep_log(log)
   return false
@@ -262,3 +263,23 @@ class Call:
 
     def command(self, *, known: bool = True) -> tuple[object, ...]:
         return self.script.command(self.keys, self.args, known=known)
+
+
+Item = tuple[Any, ...]
+"""What one part of a call is about: its keys, the run's log or lock first, and the arguments that go with them."""
+
+
+def split(items: Sequence[Item], *, together: bool, most: int) -> Sequence[Sequence[Item]]:
+    """Split items into calls: each of `most` items, so as not to hold up the server, or where not `together` each of one run."""
+    if together:
+        return [items[start : start + most] for start in range(0, len(items), most)]
+    runs: dict[str, list[Item]] = {}
+    for item in items:
+        runs.setdefault(item[0], []).append(item)
+    return [*runs.values()]
+
+
+def call_for(script: Script, items: Sequence[Item], *, keys: int = 1) -> Call:
+    """Make one call for items with so many keys each."""
+    arguments = chain.from_iterable(item[keys:] for item in items)
+    return Call(script, [*chain.from_iterable(item[:keys] for item in items)], *arguments)

@@ -1,4 +1,4 @@
-"""Calls to a server or cluster from one event loop: scripts by hash, copies waited for, errors explained."""
+"""Calls to a server or cluster from one event loop: scripts by hash, copies waited for, errors store_error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from durable_core.errors import StoreError
 from ._client import Cluster, Single
 from ._copies import Copies
 from ._durability import DataLossWarning, level_of_the_program, loss
-from ._errors import explained
+from ._errors import store_error
 from ._held import HeldConnection
 from ._pipeline import Pipelines, by_hash
 from ._scripts import Call
@@ -75,7 +75,7 @@ class Server:
         if self._held is None:
             return await self.call(call, confirm=True)
         await self._reach()
-        return await self._explained(partial(by_hash, self._held.execute, call), call.keys[0], appends=call.appends)
+        return await self._try(partial(by_hash, self._held.execute, call), call.keys[0], appends=call.appends)
 
     async def call_all(self, calls: Sequence[Call], *, confirm: bool = False) -> list[Any]:
         """Run scripts as one pipeline. Where one of them failed, its reply is the `StoreError`."""
@@ -87,7 +87,7 @@ class Server:
         try:
             return await self._client.node(key)
         except Exception as error:
-            raise explained(error, key) from error
+            raise store_error(error, key) from error
 
     async def keys(self, pattern: str) -> AsyncIterator[str | bytes]:
         """Yield the names of the hashes that match a glob, some of them more than once."""
@@ -95,7 +95,7 @@ class Server:
             async for key in self._client.keys(pattern):
                 yield key
         except Exception as error:
-            raise explained(error, pattern) from error
+            raise store_error(error, pattern) from error
 
     async def close(self) -> None:
         """Give back what is held."""
@@ -105,11 +105,11 @@ class Server:
     async def _guarded(self, work: Callable[[], Awaitable[T]], call: Call) -> T:
         async with self._turn:
             await self._reach()
-            return await self._explained(work, call.keys[0], appends=call.appends)
+            return await self._try(work, call.keys[0], appends=call.appends)
 
     async def _reach(self) -> None:
         if not self._examined:
-            await self._explained(self._examine, "its settings")
+            await self._try(self._examine, "its settings")
 
     async def _examine(self) -> None:
         self._examined = True
@@ -121,7 +121,7 @@ class Server:
         if danger:
             warnings.warn(danger, DataLossWarning, stacklevel=level_of_the_program())
 
-    async def _explained(self, work: Callable[[], Awaitable[T]], keys: str, *, appends: bool = False) -> T:
+    async def _try(self, work: Callable[[], Awaitable[T]], keys: str, *, appends: bool = False) -> T:
         task = asyncio.current_task()
         cancellations = task.cancelling() if task else 0
         try:
@@ -133,7 +133,7 @@ class Server:
                 await self._client.leave()
                 if self._held is not None:
                     self._held.leave()
-            raise explained(error, keys, appends=appends) from error
+            raise store_error(error, keys, appends=appends) from error
         if task and task.cancelling() > cancellations:
             raise asyncio.CancelledError  # redis-py awaits with wait_for, which loses a cancellation in Python 3.11
         return answer

@@ -59,7 +59,7 @@ _OURS: Final[dict[str, Callable[[str], Any]]] = {
 }
 
 
-def parsed(url: str) -> tuple[Callable[[], Redis | RedisCluster], dict[str, Any]]:
+def parse(url: str) -> tuple[Callable[[], Redis | RedisCluster], dict[str, Any]]:
     """Return what makes a client, without connecting, and the store's own options."""
     address = StoreURL(url)
     _refuse_without_host(url, address)

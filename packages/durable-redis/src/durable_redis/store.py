@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from itertools import chain, repeat
+from itertools import repeat
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -28,22 +28,20 @@ from durable_core.store import (
 )
 from durable_core.stores.batcher import Batcher
 from durable_core.stores.lease import Leases
-from durable_core.stores.lines import RecordLines, decoded
+from durable_core.stores.lines import RecordLines, record_at
 from durable_core.stores.loops import OneLoop
 from durable_core.stores.urls import StoreURL
 
-from ._client import another
+from ._another import another
 from ._copies import Copies
-from ._errors import explained
+from ._errors import store_error
 from ._keys import Keys
 from ._lease import Locks, RunLease, holder_in
-from ._scripts import APPEND, CLEAR, GET, HELD, NEWER, READ, Call, Script
+from ._scripts import APPEND, CLEAR, GET, HELD, NEWER, READ, Call, Item, Script, call_for, split
 from ._server import Server
-from ._url import parsed
+from ._url import parse
 
 Page = list[bytes]
-Item = tuple[Any, ...]
-"""A key, and the arguments of a script that go with it."""
 _CALL_ITEMS: Final = 25
 _CALL_LOOKS: Final = 100
 _PAGE_BYTES: Final = 128 * 1024
@@ -93,7 +91,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
 
     @classmethod
     def from_url(cls, url: str) -> Self:
-        connect, options = parsed(url)
+        connect, options = parse(url)
         try:
             store = cls(connect(), **options)
         except ValueError as error:
@@ -114,13 +112,13 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
         if isinstance(holder, StoreError):
             raise holder
         if isinstance(holder, Exception):
-            raise explained(holder, key)
-        return decoded(holder, f"step {record.step_id!r} in {key}")
+            raise store_error(holder, key)
+        return record_at(holder, f"step {record.step_id!r} in {key}")
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         key = self._keys.log(run_id)
         line = await self._serving().call(Call(GET, (key,), step_id, self._touch), confirm=True)
-        return None if line is None else decoded(line, f"step {step_id!r} in {key}")
+        return None if line is None else record_at(line, f"step {step_id!r} in {key}")
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
         for _ in range(_READS):
@@ -186,7 +184,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
         for items, answer in await self._look(NEWER, looks):
             for number, line in zip(answer[::2], answer[1::2], strict=True):
                 key, step_id, _ = items[number - 1]
-                record = decoded(line, f"step {step_id!r} in {key}")
+                record = record_at(line, f"step {step_id!r} in {key}")
                 # Where copies are waited for, `get` does.
                 newest = await self.get(record.run_id, step_id) if self._copies else record
                 found += [newest] if newest else []
@@ -195,8 +193,8 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
     async def _look(self, script: Script, items: Sequence[Item]) -> Sequence[tuple[Sequence[Item], Any]]:
         """Run a script that reads, in one round trip; return parts of `items`, each with the answer."""
         server = self._serving()
-        chunks = _chunks(items, together=server.spans_runs, most=_CALL_LOOKS)
-        replies = await server.call_all([_call(script, chunk) for chunk in chunks]) if chunks else []
+        chunks = split(items, together=server.spans_runs, most=_CALL_LOOKS)
+        replies = await server.call_all([call_for(script, chunk) for chunk in chunks]) if chunks else []
         for reply in replies:
             if isinstance(reply, StoreError):
                 raise reply
@@ -243,9 +241,9 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
 
     async def _flush(self, server: Server, items: Sequence[Item]) -> Sequence[Any]:
         if len(items) == 1 or (server.spans_runs and len(items) <= _CALL_ITEMS):
-            return await server.append(_call(APPEND, items)) or [None] * len(items)
-        chunks = _chunks(items, together=server.spans_runs, most=_CALL_ITEMS)
-        replies = await server.call_all([_call(APPEND, chunk) for chunk in chunks], confirm=True)
+            return await server.append(call_for(APPEND, items)) or [None] * len(items)
+        chunks = split(items, together=server.spans_runs, most=_CALL_ITEMS)
+        replies = await server.call_all([call_for(APPEND, chunk) for chunk in chunks], confirm=True)
         held: dict[int, Any] = {}
         for chunk, reply in zip(chunks, replies, strict=True):
             if reply:
@@ -285,17 +283,3 @@ def _records(key: str, lines: Sequence[bytes], *, before: int = 0) -> RecordLine
 
 def _size(item: Item) -> int:
     return len(item[1])
-
-
-def _call(script: Script, items: Sequence[Item]) -> Call:
-    return Call(script, [item[0] for item in items], *chain.from_iterable(item[1:] for item in items))
-
-
-def _chunks(items: Sequence[Item], *, together: bool, most: int) -> Sequence[Sequence[Item]]:
-    """Split a batch into calls: each short enough not to hold up the server, or each of one run."""
-    if together:
-        return [items[start : start + most] for start in range(0, len(items), most)]
-    runs: dict[str, list[Item]] = {}
-    for item in items:
-        runs.setdefault(item[0], []).append(item)
-    return [*runs.values()]

@@ -86,7 +86,7 @@ class Bucket:
         return await self._get(key, content, patience)
 
     async def read_chunks(self, key: str, consume: Callable[[Iterable[bytes]], T]) -> T | None:
-        """Return what `consume`, on a thread, makes of a large object; it begins anew when the object has to be read again."""
+        """Call `consume` with a large object's chunks, on a thread, and return its result; again if reading fails."""
         return await self._get(key, lambda answer: consume(answer["Body"].iter_chunks(_CHUNK_BYTES)), None)
 
     async def _get(self, key: str, take: Callable[[Mapping[str, Any]], T], patience: float | None) -> T | None:
@@ -113,7 +113,7 @@ class Bucket:
             options["ContinuationToken"] = token or ""
 
     async def first(self, prefix: str, most: int = 1) -> Page:
-        """Return a page with the lowest keys that start with `prefix`, `most` at most, or without any."""
+        """Return the page of the lowest keys that start with `prefix`, up to `most`; it may be empty."""
         options: dict[str, Any] = {"MaxKeys": most}
         while True:
             page, token = await self._page(prefix, options)
@@ -156,6 +156,6 @@ class Bucket:
             except _faults.ERRORS as error:
                 if not _faults.transient(error) or time.monotonic() + pause > until:
                     at = f"s3://{self.name}/{key}"
-                    raise _faults.explained(error, right, at, self.connection.address) from error
+                    raise _faults.store_error(error, right, at, self.connection.address) from error
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, 3.0)

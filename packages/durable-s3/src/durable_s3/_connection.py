@@ -20,7 +20,7 @@ class Connection:
     """Runs requests on threads of its own, as many as there are connections; opened by its first request.
 
     The loops of the store and of its leases use it at the same time. `owned` tells whether `connect` makes a client: it is then
-    closed here, made anew when its credentials have expired, and never shared with a forked child.
+    closed here, made anew once its credentials have expired, and never shared with a forked child.
     """
 
     def __init__(self, connect: Callable[[], Any], *, threads: int, owned: bool) -> None:

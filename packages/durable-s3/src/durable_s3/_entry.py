@@ -23,7 +23,7 @@ class Place(msgspec.Struct, gc=False):
 
 
 class Head(Place, gc=False):
-    """Whose entry it is; decoding it also checks that the whole body is JSON, and has what a runner first looks at."""
+    """Whose entry it is. Decoding it checks that the whole body is JSON, with the members that a runner reads first."""
 
     run_id: str
     step_id: str
@@ -41,12 +41,12 @@ class Entry(msgspec.Struct, gc=False):
 
 
 place_of: Final = msgspec.json.Decoder(Place).decode
-"""The place of an entry that was checked before; raises one of `UNREADABLE` where there is none."""
+"""Decode the place of an entry that was checked before; raises one of `UNREADABLE`."""
 _head: Final = msgspec.json.Decoder(Head).decode
 
 
 def encode(record: StepRecord, order: int) -> bytes:
-    """Return the record's own line with its place in the run as first member, which readers of records pass over."""
+    """Return the record's JSON line with its place in the run as first member; readers of records ignore that."""
     return b'{"order":%d,%b' % (order, record.to_json()[1:])
 
 
@@ -67,10 +67,9 @@ def _microseconds() -> int:
 
 
 class OrderClock:
-    """Gives each append of a run its place: one above the highest that was seen, and never below this machine's clock.
+    """Gives each append of a run its place: above the highest place seen, and never below this machine's clock.
 
-    So an entry stands behind everything that its writer knew of, whatever the clocks say, and behind what it did not know of as
-    far as the clocks agree.
+    So an entry stands behind all that its writer knew of, whatever the clocks say; the clocks order what it did not know of.
     """
 
     def __init__(self, now: Callable[[], int] = _microseconds) -> None:
@@ -96,7 +95,7 @@ class OrderClock:
             del self._highest[run_id]
 
 
-def arranged(entries: Iterable[Entry], places: Iterable[Place]) -> list[Entry]:
+def in_order(entries: Iterable[Entry], places: Iterable[Place]) -> list[Entry]:
     """Return the entries in order of append, the same for every reader.
 
     Revisions of a step stand in their own order even where a writer with a slow clock knew nothing of the run. Equal places, from

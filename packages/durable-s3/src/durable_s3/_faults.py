@@ -83,7 +83,7 @@ def refused_key(answer: Mapping[str, Any]) -> ClientError:
     return ClientError(said, "DeleteObjects")
 
 
-def explained(error: Exception, right: str, at: str, endpoint: str) -> StoreError:
+def store_error(error: Exception, right: str, at: str, endpoint: str) -> StoreError:
     """Return the `StoreError` to raise from `error`: what was asked, what came back, and what to do."""
     return StoreError(f"{right} on {at}: {_advice(error, right, endpoint)}")
 

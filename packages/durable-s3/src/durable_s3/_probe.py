@@ -17,7 +17,7 @@ HONOURED: Final[set[tuple[str, str]]] = set()
 async def refuse_careless(bucket: Bucket, key: str, honoured: set[tuple[str, str]]) -> None:
     """Raise `StoreError` unless a second conditional PUT of one key is refused.
 
-    One or two small requests for a bucket, once a process. Who may not write is let through: a reader does no harm.
+    One or two small requests for a bucket, once a process. A user without the right to write passes: a reader does no harm.
     """
     await bucket.connection.open()
     place = (bucket.connection.address, bucket.name)

@@ -43,7 +43,7 @@ class Reader:
         Raises `CorruptLog` for an object among them that is no entry of this run. Writes a snapshot where that saves the next
         reader requests; failing to is logged and does no harm.
         """
-        ordered, highest = await self._bucket.connection.run(self._arranged, run_id, await self._consistent(run_id))
+        ordered, highest = await self._bucket.connection.run(self._in_order, run_id, await self._consistent(run_id))
         if self._may_write:
             settled = sum(entry.place is not None for entry in ordered)
             if len(ordered) - settled >= self.smallest_snapshot:
@@ -131,7 +131,7 @@ class Reader:
                 # What is no entry may be empty; it has been read all the same.
                 entry.etag, entry.body = content.etag, content.body or b" "
 
-    def _arranged(self, run_id: str, entries: Sequence[Entry]) -> tuple[Sequence[Entry], int]:
+    def _in_order(self, run_id: str, entries: Sequence[Entry]) -> tuple[Sequence[Entry], int]:
         highest = 0
 
         def places() -> Iterator[Place]:
@@ -141,7 +141,7 @@ class Reader:
                 highest = max(highest, place.order)
                 yield place
 
-        return _entry.arranged(entries, places()), highest
+        return _entry.in_order(entries, places()), highest
 
     def _checked(self, run_id: str, entry: Entry) -> Place:
         head = _entry.head(entry.body, entry.key)
@@ -191,7 +191,7 @@ async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def listed_but_missing(bucket: Bucket, entry: Entry) -> StoreError:
-    """Return the error to raise where LIST shows an object twice that GET twice does not find."""
+    """Make the error for an object that LIST showed twice and GET found at neither time."""
     return StoreError(
         f"s3://{bucket.name}/{entry.key} is listed with ETag {entry.etag!r}, but GET does not find it, and did not a moment ago;"
         f" {bucket.connection.address} must list what it holds: repair its index, or use another endpoint"
@@ -207,6 +207,6 @@ def _newest_first(entries: Sequence[Entry]) -> list[str]:
         except CorruptLog:
             continue
         readable.append(entry)
-    ordered = [entry.key for entry in reversed(_entry.arranged(readable, heads))]
+    ordered = [entry.key for entry in reversed(_entry.in_order(readable, heads))]
     known = set(ordered)
     return [entry.key for entry in entries if entry.key not in known] + ordered

@@ -44,9 +44,9 @@ def encode(run_id: str, folder: str, entries: Iterable[Entry], largest: int) -> 
 
 
 def fill(chunks: Iterable[bytes], run_id: str, folder: str, listed: Mapping[str, Entry]) -> int:
-    """Give the entries that are `listed`, by key, the bodies that stand in the snapshot with the same ETag, and count them.
+    """Fill in the bodies of listed entries from a snapshot, where the ETags are equal; return how many.
 
-    None from a snapshot that is damaged.
+    A damaged snapshot fills in none.
     """
     lines = _lines(chunks)
     entries: list[Entry] = []

@@ -30,7 +30,7 @@ class Place(NamedTuple):
     options: Mapping[str, Any]
 
 
-def parsed(text: str) -> Place:
+def parse(text: str) -> Place:
     """Raises `StoreError` for a URL without bucket, with credentials, or with an option that is unknown or wrong."""
     url = StoreURL(text)
     if not text.partition(":")[2].startswith("//"):

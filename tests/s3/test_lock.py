@@ -25,7 +25,7 @@ from durable_s3._keys import Keys, number
 from durable_s3._lease import RunLease
 from tests.s3 import proxy as faults
 from tests.s3.proxy import Line, Proxy
-from tests.s3.support import open_at
+from tests.s3.support import client_of, open_at
 from tests.servers.s3 import BUCKET, S3Server
 
 pytestmark = pytest.mark.asyncio
@@ -447,3 +447,19 @@ async def test_old_objects_of_a_long_hold_are_removed_together(
     assert max(claims(moto_server, prefix)) == 42
     await lease.release()
     assert [*claims(moto_server, prefix)] == [43]
+
+
+async def test_a_lock_does_not_wait_behind_other_requests(moto_server: S3Server, prefix: str) -> None:
+    """Requests that hang, as many as there are connections, cost no run its lease."""
+    client = client_of(moto_server.endpoint, connections=1)
+    go_on = threading.Event()
+    async with S3Store(client, BUCKET, prefix, probe=False) as store:
+        hanging = asyncio.create_task(store._connection.run(go_on.wait, 60))
+        try:
+            await asyncio.sleep(0)
+            async with asyncio.timeout(20), store.lock("run") as lease:
+                lease.check()
+        finally:
+            go_on.set()
+            await hanging
+    client.close()

@@ -47,9 +47,10 @@ class Bucket:
     delete_batch = 1000
     patience = 15.0  # with one last request that times out, less than the 30 s that a runner gives its store
 
-    def __init__(self, name: str, connection: Connection, writes: Mapping[str, str]) -> None:
+    def __init__(self, name: str, connection: Connection, writes: Mapping[str, str], *, for_leases: bool = False) -> None:
         self.name: Final = name
         self.connection: Final = connection
+        self._for_leases: Final = for_leases
         self._writes: Final = dict(writes)
 
     async def create(self, key: str, body: bytes, *, storage_class: str | None = None, patience: float | None = None) -> bool:
@@ -152,7 +153,7 @@ class Bucket:
         pause = 0.1
         while True:
             try:
-                return await self.connection.request(request)
+                return await self.connection.request(request, for_lease=self._for_leases)
             except _faults.ERRORS as error:
                 if not _faults.transient(error) or time.monotonic() + pause > until:
                     at = f"s3://{self.name}/{key}"

@@ -15,6 +15,8 @@ from . import _faults
 
 T = TypeVar("T")
 
+LEASE_THREADS: Final = 4
+
 
 class Connection:
     """Runs requests on threads of its own, as many as there are connections; opened by its first request.
@@ -30,22 +32,23 @@ class Connection:
         self._opening = threading.Lock()  # held while a client is made, which may ask the network for credentials
         self._starting = threading.Lock()  # never held for long: event loops take it
         self._client: Any = None
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: dict[bool, ThreadPoolExecutor] = {}
         self._pid = os.getpid()
 
-    async def request(self, work: Callable[[Any], T]) -> T:
-        """Call `work` with the client on one of the threads."""
-        return await self.run(self._answer, work)
+    async def request(self, work: Callable[[Any], T], *, for_lease: bool = False) -> T:
+        """Call `work` with the client on one of the threads; the requests of leases have threads of their own."""
+        return await self.run(self._answer, work, for_lease=for_lease)
 
-    async def run(self, work: Callable[..., T], *arguments: Any) -> T:
+    async def run(self, work: Callable[..., T], *arguments: Any, for_lease: bool = False) -> T:
         """Do other blocking work on one of the threads."""
         if self._pid != os.getpid():
             self._pid, self._opening, self._starting = os.getpid(), threading.Lock(), threading.Lock()
-            self._threads = self._client = None
+            self._threads, self._client = {}, None
         with self._starting:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(self.width, thread_name_prefix="durable-s3")
-            threads = self._threads
+            if for_lease not in self._threads:
+                width = LEASE_THREADS if for_lease else self.width
+                self._threads[for_lease] = ThreadPoolExecutor(width, thread_name_prefix="durable-s3")
+            threads = self._threads[for_lease]
         return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
 
     @property
@@ -59,9 +62,9 @@ class Connection:
 
     async def close(self) -> None:
         """Wait for the requests in flight and close what was opened; a later request opens it again."""
-        threads, self._threads = self._threads, None
-        if threads is not None:
-            await asyncio.to_thread(threads.shutdown, cancel_futures=True)
+        threads, self._threads = self._threads, {}
+        for each in threads.values():
+            await asyncio.to_thread(each.shutdown, cancel_futures=True)
         client, self._client = self._client, None
         if client is not None and self._owned:
             client.close()

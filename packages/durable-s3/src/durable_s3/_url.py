@@ -14,6 +14,7 @@ from durable_core.errors import StoreError
 from durable_core.stores.urls import StoreURL, boolean, integer, seconds
 
 from . import _listing
+from ._connection import LEASE_THREADS
 
 _CREDENTIALS: Final = ("access_key", "secret", "token", "password")
 _CONNECT_SECONDS: Final = 3
@@ -108,7 +109,7 @@ def _connect(
         else {}
     )
     config = Config(
-        max_pool_connections=connections,
+        max_pool_connections=connections + LEASE_THREADS,
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=_READ_SECONDS,
         retries={"total_max_attempts": 1, "mode": "standard"},  # the store tries again itself

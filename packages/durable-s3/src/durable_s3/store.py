@@ -74,6 +74,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Support
             writes["SSEKMSKeyId"] = kms_key_id
         self._connection: Final = client if isinstance(client, Connection) else _around(client)
         self._bucket: Final = Bucket(bucket, self._connection, writes)
+        self._lease_bucket: Final = Bucket(bucket, self._connection, writes, for_leases=True)
         self._storage_class: Final = storage_class
         self._keys: Final = Keys(prefix)
         self._reader: Final = Reader(self._bucket, self._keys, storage_class)
@@ -150,7 +151,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Support
         check_id("run_id", run_id)
         await self._ready()
         seconds = self._lease_seconds
-        requests = RunLease(self._bucket, self._keys, run_id, seconds, self._leases.clock)
+        requests = RunLease(self._lease_bucket, self._keys, run_id, seconds, self._leases.clock)
         # Each renewal is a request that is paid for; a third of the lease is left for those that fail.
         async with self._leases.hold(run_id, requests, seconds=seconds, every=seconds * 2 / 3) as lease:
             yield lease

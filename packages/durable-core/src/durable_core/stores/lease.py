@@ -219,7 +219,7 @@ class RenewedLease(Lease):
                 async with self._turn:
                     await self._renew()
                 due = self._every
-            except StoreError as error:
+            except Exception as error:  # whatever it is, the next try may succeed
                 _log.warning("the lock of run %r was not renewed: %s", self._run_id, error)
                 pause = min(self._every, (self._seconds - self._every) / _TRIES)
                 due = self._clock.monotonic() + pause - self._counts_from

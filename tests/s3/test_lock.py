@@ -192,7 +192,7 @@ async def test_a_renewal_that_arrives_after_the_lease_is_void(
     async with open_at(proxy.endpoint, prefix, probe=False) as store:
         # Others may take over three seconds after the claim; the holder believes in a minute, which is over in 0.2 s.
         requests = RunLease(store._bucket, Keys(prefix), "run", 3.0, clock)
-        lease = RenewedLease("run", requests, seconds=60.0, every=60.0, clock=clock)
+        lease = RenewedLease("run", requests, seconds=60.0, every=3600.0, clock=clock)
         await lease.take()
         clock.ahead = lease._deadline - clock.monotonic() - 0.2
         proxy.once("PUT", held_up)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from durable_core import LockLost, RunBusy, StoreError
-from durable_file import FileStore, _locks, _ranges
-from durable_file._holder import TABLE
-from durable_file._locks import position_of
+from durable_core.stores import filelock
+from durable_core.stores.filelock import TABLE, position_of
+from durable_file import FileStore
 from tests.file.support import Child, finish, step
 
 HOLD = """
@@ -30,7 +30,7 @@ asyncio.run(main())
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux has the locks of other systems, too: everything holds with either kind."""
     if request.param == "process" and os.name != "nt":
-        monkeypatch.setattr(_ranges, "OPEN_FILE_LOCK", None)
+        monkeypatch.setattr(filelock, "OPEN_FILE_LOCK", None)
 
 
 async def test_another_process(path: Path, child: Child) -> None:
@@ -182,7 +182,7 @@ async def test_two_holders_with_one_note(tmp_path: Path, child: Child) -> None:
                 pass
 
 
-async def test_writer_that_is_stopped(log: Path, child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_writer_that_is_stopped(log: Path, child: Child) -> None:
     """A process that keeps the log locked, because it was stopped, makes others fail, not wait for ever."""
     script = """
     from durable_file import _disk
@@ -192,11 +192,10 @@ async def test_writer_that_is_stopped(log: Path, child: Child, monkeypatch: pyte
     _disk.sync = sync
     asyncio.run(FileStore(sys.argv[1]).append(StepRecord(run_id="run", step_id="a")))
     """
-    monkeypatch.setattr(_locks, "WAIT_LIMIT", 0.05)
     writer = child(script, log)
     assert writer.stdout
     writer.stdout.readline()
-    async with FileStore(log) as store:
+    async with FileStore(log, lock_timeout=0.05) as store:
         with pytest.raises(StoreError, match=r"another process has kept the log locked .* is it stopped\?"):
             await store.append(step("b"))
         with pytest.raises(StoreError, match="another process has kept the log locked"):

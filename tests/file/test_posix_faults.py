@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from durable_core import LockLost, RunBusy, StoreError
-from durable_file import FileStore, _disk, _locks
+from durable_core.stores import filelock
+from durable_file import FileStore, _disk
 from tests.file.support import Child, finish, step, steps_in
 
 WRITE_FOR_EVER = """
@@ -148,17 +149,17 @@ async def test_fork_while_another_thread_opens_the_lock_file(tmp_path: Path, mon
     """The child gets no descriptor of it, which would keep the parent's locks when the parent dies."""
     opened = threading.Event()
 
-    class LockFile(_locks._LockFile):
+    class LockFile(filelock._LockFile):
         def __init__(self, fd: int) -> None:
             super().__init__(fd)
             opened.set()
             threading.Event().wait(0.2)  # a fork that waits for nobody gets in here
 
     def look() -> None:
-        lock_file = (tmp_path / _locks.LOCK_FILE).stat()
+        lock_file = (tmp_path / filelock.LOCK_FILE).stat()
         assert not any(_is_open_as(int(fd.name), lock_file) for fd in [*Path("/dev/fd").iterdir()])
 
-    monkeypatch.setattr(_locks, "_LockFile", LockFile)
+    monkeypatch.setattr(filelock, "_LockFile", LockFile)
     async with FileStore(tmp_path) as store:
         appending = asyncio.create_task(store.append(step("a")))
         await asyncio.to_thread(opened.wait)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from durable_core import StepRecord, open_store
-from durable_file import FileStore, _disk, _logs
+from durable_file import FileStore, _disk
 from tests.file.support import Child, finish, step, steps_in
 
 
@@ -158,10 +158,9 @@ async def test_scan_is_bounded(path: Path) -> None:
 
 async def test_folder_of_many_runs_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a folder's logs, as many stay in memory as there is room for; all are still right when they are read again."""
-    monkeypatch.setattr(_logs, "ROOM", 1024 * 1024)
     monkeypatch.setattr(_disk, "sync", lambda fd: None)
     result = b'"' + b"x" * 5_000 + b'"'
-    async with FileStore(tmp_path) as store:
+    async with FileStore(tmp_path, memory=1024 * 1024) as store:
         tracemalloc.start()
         try:
             for n in range(600):

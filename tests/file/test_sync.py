@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from durable_core import StoreError
-from durable_file import FileStore, _disk, _logs
+from durable_file import FileStore, _disk
 from tests.file.support import READ_SLOWLY, Child, finish, step, steps_in
 
 
@@ -255,10 +255,9 @@ async def test_doubt_ends_with_a_log_that_is_removed(log: Path, disk: Disk) -> N
         assert log.stat().st_ino == inode
 
 
-async def test_doubt_outlives_a_full_memory(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_doubt_outlives_a_full_memory(tmp_path: Path, disk: Disk) -> None:
     """A log is not forgotten before it was written anew, however many others are used."""
-    monkeypatch.setattr(_logs, "ROOM", 0)
-    async with FileStore(tmp_path) as store:
+    async with FileStore(tmp_path, memory=0) as store:
         await store.append(step("a"))
         inode = (tmp_path / "run.jsonl").stat().st_ino
         await make_doubtful(store, disk)

@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from durable_core import RecordLines, StepRecord
+from durable_core.stores.filelock import Holder, Lock, Locks, position_of
 
 from . import _disk
 from ._explain import explained, explanation
-from ._holder import Holder
-from ._locks import Lock, Locks, position_of
 from ._log import Entry, Log
 
 T = TypeVar("T")
 Step = tuple[str, str]
 """The ids of a run and of one of its steps."""
 
-ROOM: Final = 64 * 1024 * 1024
 _OVERHEAD: Final = 4096
 _logger: Final = logging.getLogger("durable_file")
 
@@ -31,9 +29,10 @@ _logger: Final = logging.getLogger("durable_file")
 class Logs:
     """The logs in `folder`, by file name. For one thread, but for `take_run` and `run_holder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, memory: int, lock_timeout: float) -> None:
         self.folder: Final = folder
-        self._locks: Final = Locks(folder)
+        self._memory: Final = memory
+        self._locks: Final = Locks(folder, make_folder=_disk.make_folder, wait_limit=lock_timeout)
         self._recent: Final[dict[str, Log]] = {}  # the least recently used first
         self._weights: Final[dict[str, int]] = {}
         self._weight = 0
@@ -145,7 +144,7 @@ class Logs:
         weight = log.size + _OVERHEAD
         self._weight += weight - self._weights.get(name, 0)
         self._weights[name] = weight
-        if self._weight > ROOM:
+        if self._weight > self._memory:
             for oldest in [*islice(self._recent, 8)]:
                 if oldest != name and not self._recent[oldest].doubtful:
                     del self._recent[oldest]

@@ -1,24 +1,26 @@
-"""The locks of a folder: each is a byte of its one lock file, found by a hash of the lock's name."""
+"""Locks of the operating system: each is a byte of a folder's lock file, found by a hash of the lock's name."""
 
 from __future__ import annotations
 
 import os
+import platform
 import random
+import sys
 import threading
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from durable_core import StoreError
+import msgspec
+
+from durable_core.errors import StoreError
 from durable_core.store import forks
 
-from . import _disk
-from ._holder import TABLE, Holder, read_holder, write_holder
-from ._ranges import LAST, lock_byte, unlock_byte
-
 LOCK_FILE: Final = ".durable.lock"
-WAIT_LIMIT: Final = 30.0
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
 _LONGEST_PAUSE: Final = 0.005
 
@@ -32,8 +34,10 @@ def position_of(*names: str) -> int:
 class Locks:
     """The locks of one folder, for one store. Safe to use from several threads."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, make_folder: Callable[[Path], None], wait_limit: float = 30.0) -> None:
         self._path: Final = folder / LOCK_FILE
+        self._make_folder: Final = make_folder
+        self._wait_limit: Final = wait_limit
         self._file: _LockFile | None = None
 
     def take(self, position: int, *, shared: bool = False, named: bool = False) -> Lock | None:
@@ -44,7 +48,7 @@ class Locks:
         _notice_fork()
         with _mutex:
             while True:
-                file = self._file or _open(self._path)
+                file = self._file or _open(self._path, self._make_folder)
                 self._file = file
                 taken = position not in file.held and lock_byte(file.fd, position, shared=shared)
                 if _identity(self._path) == file.identity:
@@ -76,11 +80,11 @@ class Locks:
             return file.held.get(position) or read_holder(file.fd, position)
 
     def wait(self, position: int, *, shared: bool) -> Lock:
-        """Take a lock that nobody holds for long as soon as it is free. Raises `StoreError` after 30 s."""
+        """Take a lock that nobody holds for long as soon as it is free. Raises `StoreError` after `wait_limit` seconds."""
         if not shared and (lock := self.take(position)):
             return lock
         # Who has to wait holds the gate meanwhile, and every reader passes it: readers that overlap would keep a writer out.
-        deadline = time.monotonic() + WAIT_LIMIT
+        deadline = time.monotonic() + self._wait_limit
         gate = self._wait(position_of("gate", str(position)), deadline)
         try:
             return self._wait(position, deadline, shared=shared)
@@ -91,7 +95,9 @@ class Locks:
         pause = 0.0001
         while (lock := self.take(position, shared=shared)) is None:
             if time.monotonic() > deadline:
-                raise StoreError(f"another process has kept the log locked by {self._path} for {WAIT_LIMIT:g} s; is it stopped?")
+                raise StoreError(
+                    f"another process has kept the log locked by {self._path} for {self._wait_limit:g} s; is it stopped?"
+                )
             time.sleep(pause * random.random())
             pause = min(pause * 2, _LONGEST_PAUSE)
         return lock
@@ -145,14 +151,14 @@ _files: Final[dict[tuple[int, int], _LockFile]] = {}
 _noticed = forks()
 
 
-def _open(path: Path) -> _LockFile:
+def _open(path: Path, make_folder: Callable[[Path], None]) -> _LockFile:
     identity = _identity(path)
     file = _files.get(identity) if identity else None
     if file is None:
         try:
             fd = os.open(path, _FLAGS, 0o600)
         except FileNotFoundError:
-            _disk.make_folder(path.parent)
+            make_folder(path.parent)
             fd = os.open(path, _FLAGS, 0o600)
         file = _LockFile(fd)
         _files[file.identity] = file
@@ -197,3 +203,106 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=lambda: _mutex.acquire() and None, after_in_parent=lambda: _mutex.release(), after_in_child=_forget_all
     )
+
+
+# The table lies in front of the locks. A slot is shared by chance only, and then the holder is not known: 4 MiB at most.
+_SLOTS: Final = 16 * 1024
+_SIZE: Final = 256
+TABLE: Final = _SLOTS * _SIZE
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """A process that took the lock at `position`."""
+
+    position: int
+    pid: int
+    host: str
+    program: str
+    since: datetime
+
+    @classmethod
+    def here(cls, position: int) -> Holder:
+        return cls(position, os.getpid(), *_program(), datetime.now(UTC))
+
+    def __str__(self) -> str:
+        if self.pid == os.getpid() and self.host == _program()[0]:
+            return f"another runner in this process ({self.pid})"
+        return f"process {self.pid} on {self.host} ({self.program})"
+
+
+_decode: Final = msgspec.json.Decoder(Holder).decode
+
+
+@cache
+def _program() -> tuple[str, str]:
+    argv = getattr(sys, "argv", None) or [""]
+    program = Path(argv[0]).name or "python"
+    return _clip(platform.node()), _clip(program)
+
+
+def _clip(text: str) -> str:
+    return "".join(character for character in text if character.isascii() and character.isprintable())[:40]
+
+
+def write_holder(fd: int, holder: Holder) -> None:
+    """Write down who took the lock."""
+    os.lseek(fd, holder.position % _SLOTS * _SIZE, os.SEEK_SET)
+    os.write(fd, msgspec.json.encode(holder).ljust(_SIZE - 1) + b"\n")
+
+
+def read_holder(fd: int, position: int) -> Holder | None:
+    """Return who took the lock, if that can still be read."""
+    os.lseek(fd, position % _SLOTS * _SIZE, os.SEEK_SET)
+    try:
+        holder = _decode(os.read(fd, _SIZE))
+    except msgspec.DecodeError:
+        return None
+    return holder if holder.position == position else None
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    LAST = 2**31 - 1  # the greatest position that msvcrt is sure to take
+
+    def lock_byte(fd: int, position: int, *, shared: bool) -> bool:
+        """Lock a byte; False where another process holds it. Windows has no shared kind here, so that all are exclusive."""
+        os.lseek(fd, position, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            return False
+        return True
+
+    def unlock_byte(fd: int, position: int) -> None:
+        os.lseek(fd, position, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+    from struct import pack
+
+    LAST = 2**62
+    # Linux's own kind belongs to the open file. The older one, all that macOS offers, belongs to the process, which loses its
+    # locks on a file when it closes any descriptor of it: this is why a process opens a lock file once.
+    OPEN_FILE_LOCK: int | None = getattr(fcntl, "F_OFD_SETLK", None)
+
+    def lock_byte(fd: int, position: int, *, shared: bool) -> bool:
+        """Lock a byte; False where another process holds it."""
+        try:
+            if OPEN_FILE_LOCK is None:
+                fcntl.lockf(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB, 1, position)
+            else:
+                _set(fd, OPEN_FILE_LOCK, fcntl.F_RDLCK if shared else fcntl.F_WRLCK, position)
+        except (BlockingIOError, PermissionError):  # POSIX allows a system to say either
+            return False
+        return True
+
+    def unlock_byte(fd: int, position: int) -> None:
+        if OPEN_FILE_LOCK is None:
+            fcntl.lockf(fd, fcntl.LOCK_UN, 1, position)
+        else:
+            _set(fd, OPEN_FILE_LOCK, fcntl.F_UNLCK, position)
+
+    def _set(fd: int, command: int, kind: int, position: int) -> None:
+        fcntl.fcntl(fd, command, pack("hhqqi0q", kind, os.SEEK_SET, position, 1, 0))  # struct flock

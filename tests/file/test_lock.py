@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import shutil
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -226,3 +227,38 @@ async def test_busy_writers_let_readers_in(log: Path, child: Child) -> None:
     async with FileStore(log) as store, asyncio.timeout(20):
         for _ in range(20):
             await store.list("run")
+
+
+def remove_locks(folder: Path) -> None:
+    """Remove the folder's lock files, as somebody who tidies up may do."""
+    for found in folder.glob(".durable*"):
+        if found.is_dir():
+            shutil.rmtree(found)
+        else:
+            found.unlink()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps open files where they are")
+@pytest.mark.parametrize("how", ["lock files removed", "folder removed", "folder replaced"])
+async def test_lock_file_that_is_not_the_same_any_more(tmp_path: Path, how: str) -> None:
+    """A run's lock is lost once its lock file was removed or replaced: another can take the run from then on."""
+    folder = tmp_path / "runs"
+    async with FileStore(folder) as store, FileStore(folder) as other:
+        async with store.lock("run") as lease:
+            lease.check()
+            if how == "lock files removed":
+                remove_locks(folder)
+            elif how == "folder removed":
+                shutil.rmtree(folder)
+            else:
+                shutil.copytree(folder, tmp_path / "copy")
+                shutil.rmtree(folder)
+                (tmp_path / "copy").rename(folder)
+            with pytest.raises(LockLost, match="run 'run': its lock file .* was removed or replaced"):
+                lease.check()
+            async with other.lock("run") as second:
+                second.check()
+                with pytest.raises(LockLost):
+                    lease.check()
+        async with store.lock("run") as lease:
+            lease.check()

@@ -9,6 +9,8 @@ import shutil
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 
 import pytest
 
@@ -262,3 +264,23 @@ async def test_lock_file_that_is_not_the_same_any_more(tmp_path: Path, how: str)
                     lease.check()
         async with store.lock("run") as lease:
             lease.check()
+
+
+async def test_cost_of_one_more_lock(tmp_path: Path) -> None:
+    """Taking and giving back a lock costs about the same whether the process holds none or thousands."""
+    async with FileStore(tmp_path) as store, AsyncExitStack() as held:
+
+        async def cost(name: str) -> float:
+            times = []
+            for n in range(200):
+                start = perf_counter()
+                async with store.lock(f"{name}-{n}"):
+                    pass
+                times.append(perf_counter() - start)
+            return median(times)
+
+        await cost("first")
+        before = await cost("before")
+        for n in range(6_000):
+            await held.enter_async_context(store.lock(f"held-{n}"))
+        assert await cost("after") < 4 * before

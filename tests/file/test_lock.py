@@ -284,3 +284,32 @@ async def test_cost_of_one_more_lock(tmp_path: Path) -> None:
         for n in range(6_000):
             await held.enter_async_context(store.lock(f"held-{n}"))
         assert await cost("after") < 4 * before
+
+
+async def test_holder_with_the_same_process_id_on_a_machine_of_the_same_name(tmp_path: Path, child: Child) -> None:
+    """Another container's process is not taken for this one, though both are process 1 on a machine of one name."""
+    holder = child(f"os.getpid = lambda: {os.getpid()}\n{HOLD}", tmp_path, "run")
+    assert holder.stdout
+    assert int(holder.stdout.readline()) == os.getpid()
+    async with FileStore(tmp_path) as store:
+        with pytest.raises(RunBusy) as raised:
+            async with store.lock("run"):
+                pass
+        assert raised.value.holder == f"process {os.getpid()} on {platform.node()[:40]} (-c)"
+
+
+async def test_note_with_control_characters(tmp_path: Path, child: Child) -> None:
+    """A note that somebody spoiled with terminal escapes is shown without them."""
+    script = f"""
+    from durable_core.stores import filelock
+    filelock.Holder.here = classmethod(lambda cls, position: cls(position, 7, "a\\x1b[2Jb", "c\\x9bd\\x07", filelock.datetime.now(filelock.UTC)))
+    exec({HOLD!r})
+    """
+    holder = child(script, tmp_path, "run")
+    assert holder.stdout
+    holder.stdout.readline()
+    async with FileStore(tmp_path) as store:
+        with pytest.raises(RunBusy) as raised:
+            async with store.lock("run"):
+                pass
+        assert raised.value.holder == "process 7 on a[2Jb (cd)"

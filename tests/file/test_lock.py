@@ -302,7 +302,8 @@ async def test_note_with_control_characters(tmp_path: Path, child: Child) -> Non
     """A note that somebody spoiled with terminal escapes is shown without them."""
     script = f"""
     from durable_core.stores import filelock
-    filelock.Holder.here = classmethod(lambda cls, position: cls(position, 7, "a\\x1b[2Jb", "c\\x9bd\\x07", filelock.datetime.now(filelock.UTC)))
+    now = filelock.datetime.now(filelock.UTC)
+    filelock.Holder.here = classmethod(lambda cls, position: cls(position, 7, "a\\x1b[2Jb", "c\\x9bd\\x07", now))
     exec({HOLD!r})
     """
     holder = child(script, tmp_path, "run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import tracemalloc
 from pathlib import Path
@@ -191,3 +192,43 @@ async def test_long_log_is_small(log: Path) -> None:
     assert len(records) == 20_000
     assert current < 20_000 * 530  # 100,000 steps in 53 MB
     assert peak < current + 8 * 1024 * 1024
+
+
+async def test_logs_of_a_folder_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk is slow to take one log of a folder, appends to others go on."""
+    begun, go_on = threading.Event(), threading.Event()
+    real = _disk.write
+
+    def write(fd: int, data: bytes) -> None:
+        if b'"slow"' in data:
+            begun.set()
+            go_on.wait(30)
+        real(fd, data)
+
+    monkeypatch.setattr(_disk, "write", write)
+    async with FileStore(tmp_path) as store:
+        slow = asyncio.create_task(store.append(step("a", "slow")))
+        await asyncio.to_thread(begun.wait)
+        others = [asyncio.create_task(store.append(step("a", f"run-{n}"))) for n in range(50)]
+        done, _ = await asyncio.wait(others, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        go_on.set()
+        assert done
+        await asyncio.gather(slow, *others)
+
+
+async def test_a_log_is_always_written_by_the_same_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logs of a folder are spread over several threads; each log stays with one, which alone knows what it holds."""
+    writers: dict[int, set[int]] = {}
+    real = _disk.write
+
+    def write(fd: int, data: bytes) -> None:
+        writers.setdefault(os.fstat(fd).st_ino, set()).add(threading.get_ident())
+        real(fd, data)
+
+    monkeypatch.setattr(_disk, "write", write)
+    async with FileStore(tmp_path) as store:
+        for n in range(5):
+            await asyncio.gather(*(store.append(step(f"s{n}", f"run-{run}")) for run in range(50)))
+    assert len(writers) == 50
+    assert all(len(threads) == 1 for threads in writers.values())
+    assert 1 < len(set[int]().union(*writers.values())) <= 8

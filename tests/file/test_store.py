@@ -232,3 +232,63 @@ async def test_a_log_is_always_written_by_the_same_thread(tmp_path: Path, monkey
     assert len(writers) == 50
     assert all(len(threads) == 1 for threads in writers.values())
     assert 1 < len(set[int]().union(*writers.values())) <= 8
+
+
+async def test_four_loops_at_once(path: Path) -> None:
+    """One store serves four threads, each with an event loop of its own: of four appends to a slot one wins, and all know it."""
+    store = FileStore(path)
+    runs, steps = [f"run-{n}" for n in range(5)], 40
+
+    async def work(who: int) -> list[list[StepRecord]]:
+        async def one(run_id: str) -> list[StepRecord]:
+            records = []
+            for n in range(steps):
+                records.append(await store.append(step(f"s{n}", run_id)))
+                await store.append(step(f"own-{who}-{n}", run_id))
+                assert await store.get(run_id, f"s{n}") == records[-1]
+            return records
+
+        return await asyncio.wait_for(asyncio.gather(*map(one, runs)), 60)
+
+    answers = await asyncio.gather(*(asyncio.to_thread(asyncio.run, work(who)) for who in range(4)))
+    for number, run_id in enumerate(runs):
+        assert all(answer[number] == answers[0][number] for answer in answers)
+        found = [record.step_id for record in await store.list(run_id)]
+        assert len(found) == steps * 5
+        assert {*found} == {f"s{n}" for n in range(steps)} | {f"own-{who}-{n}" for who in range(4) for n in range(steps)}
+    await store.__aexit__(None, None, None)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_lock_does_not_block_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cancelled: bool) -> None:
+    """While the disk is slow to make what a lock stands on, the loop goes on; a lock whose taker was cancelled is given back."""
+    begun, go_on, moved = threading.Event(), threading.Event(), threading.Event()
+    real = _disk.make_folder
+
+    def make_folder(path: Path) -> None:
+        begun.set()
+        moved.wait(5)
+        go_on.wait(5)
+        real(path)
+
+    monkeypatch.setattr(_disk, "make_folder", make_folder)
+    async with FileStore(tmp_path / "runs") as store:
+        lock = store.lock("run")
+        taking = asyncio.create_task(lock.__aenter__())
+        await asyncio.sleep(0)
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        assert not taking.done()
+        moved.set()
+        if cancelled:
+            taking.cancel()
+            await asyncio.sleep(0)
+        go_on.set()
+        if cancelled:
+            with pytest.raises(asyncio.CancelledError):
+                await taking
+        else:
+            (await taking).check()
+            await lock.__aexit__(None, None, None)
+        async with store.lock("run") as lease:
+            lease.check()

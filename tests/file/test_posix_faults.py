@@ -7,6 +7,7 @@ import errno
 import gc
 import os
 import random
+import shutil
 import stat
 import threading
 from collections.abc import Callable
@@ -367,3 +368,48 @@ async def test_thread_and_files_end(path: Path) -> None:
     for thread in threads:
         await asyncio.to_thread(thread.join)
     assert len([*Path("/dev/fd").iterdir()]) == before[1]
+
+
+READ_ALL = """
+async def main():
+    store = FileStore(sys.argv[1])
+    print([record.step_id for record in await store.list("run")])
+    print((await store.get("run", "b")).step_id)
+    print([run_id async for run_id in store.runs()])
+    print([record.step_id async for record in store.scan("run")])
+if not os.geteuid():
+    os.seteuid(65534)
+asyncio.run(main())
+"""
+
+
+def open_to_all(path: Path) -> None:
+    """Let any user enter the test's folder, which pytest keeps for its own user."""
+    for above in path.parents[:4]:
+        if above.stat().st_uid == os.geteuid() and above.name.startswith(("pytest-", "test_", "new")):
+            above.chmod(0o755)
+
+
+@pytest.mark.parametrize("locks", ["readable", "private", "none"])
+async def test_read_only_folder(path: Path, child: Child, locks: str) -> None:
+    """A folder that may not be written can be read, and nothing is made in it, whatever is the case with its lock files."""
+    folder = path.parent / "new"
+    place = folder / path.name
+    async with FileStore(place) as store:
+        await store.append(step("a"))
+        await store.append(step("b"))
+    top = place if place.is_dir() else folder
+    for found in [*top.glob(".durable*")]:
+        if locks == "none":
+            shutil.rmtree(found) if found.is_dir() else found.unlink()
+        else:
+            for file in [*found.rglob("*"), found]:
+                file.chmod((0o555 if file.is_dir() else 0o444) if locks == "readable" else 0o000)
+    for file in top.glob("*.jsonl"):
+        file.chmod(0o444)
+    before = {*top.rglob("*")}
+    top.chmod(0o555)
+    open_to_all(top)
+    assert finish(child(READ_ALL, place)).splitlines() == ["['a', 'b']", "b", "['run']", "['a', 'b']"]
+    assert {*top.rglob("*")} == before
+    top.chmod(0o755)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 from pathlib import Path
 
 import pytest
 
-from durable_core import CorruptLog, StoreError
+from durable_core import CorruptLog, StepRecord, StoreError
+from durable_core.stores.lines import heads_of
 from durable_file import FileStore
 from durable_file._lines import seal
 from tests.file.support import step, steps_in
@@ -169,3 +172,70 @@ async def test_newer_format(log: Path, lines: list[bytes]) -> None:
     with pytest.raises(StoreError, match=r"line 2: an entry of format 2; .* upgrade") as raised:
         await steps_in(log)
     assert not isinstance(raised.value, CorruptLog)
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("crlf", "bom", "line"), [(True, False, 1), (False, True, 1), (True, True, 1), (True, False, 3)], ids=str
+)
+async def test_only_line_ends_or_a_bom_were_changed(log: Path, lines: list[bytes], crlf: bool, bom: bool, line: int) -> None:
+    """What an editor or git did to line ends, or put in front, is told apart from damage, with the way to undo it."""
+    changed = [text.replace(b"\n", b"\r\n") if crlf and number >= line else text for number, text in enumerate(lines, 1)]
+    log.write_bytes(BOM * bom + b"".join(changed))
+    async with FileStore(log) as store:
+        for read in (store.list("run"), store.append(step("d"))):
+            with pytest.raises(CorruptLog, match=rf"all\.jsonl, line {line}: only ") as raised:
+                await read
+            told = str(raised.value)
+            assert ("line ends" in told, "byte order mark" in told) == (crlf, bom)
+            assert "checksum" not in told
+            assert "dos2unix" in told
+    assert log.read_bytes() == BOM * bom + b"".join(changed)
+
+
+def body(**members: object) -> bytes:
+    """Return the JSON of a record, with some of its members changed."""
+    return json.dumps({**json.loads(step("x").to_json()), **members}).encode()
+
+
+DEEP = body(result=0).replace(b'"result": 0', b'"result": ' + b"[" * 100_000 + b"]" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        body(status="lost"),
+        body(kind="dream"),
+        body(revision=-1),
+        body(attempt=0),
+        body(started_at="yesterday"),
+        body(name=7),
+        body(run_id="run\x1b"),
+        DEEP,
+    ],
+    ids=["status", "kind", "revision", "attempt", "time", "name", "id", "deep"],
+)
+async def test_line_that_is_no_record(log: Path, lines: list[bytes], content: bytes) -> None:
+    """A line whose checksum is right but that holds no record is an error with file and line, however it is read."""
+    run_id, revision = json.loads(content.replace(b"[" * 100_000, b"").replace(b"]" * 100_000, b"0"))["run_id"], 0
+    log.write_bytes(lines[0] + seal(content) + b"\n" + lines[1])
+    where = r"all\.jsonl, line 2: "
+    async with FileStore(log) as store:
+        with pytest.raises(StoreError, match=where):
+            [*await store.list(run_id)]
+        with pytest.raises(StoreError, match=where):
+            [*heads_of(await store.list(run_id))]
+            [*await store.list(run_id)]
+        with pytest.raises(StoreError, match=where):
+            [record async for record in store.scan(run_id)]
+        if content not in (DEEP, body(revision=-1)) and run_id == "run":
+            with pytest.raises(StoreError, match=where):
+                await store.get(run_id, "x")
+            other, clash = await asyncio.gather(
+                store.append(step("y")), store.append(step("x", revision=revision)), return_exceptions=True
+            )
+            assert isinstance(other, StepRecord)
+            assert isinstance(clash, StoreError)
+            assert "all.jsonl, line 2: " in str(clash)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 from zlib import crc32
 
 import msgspec
@@ -13,6 +14,7 @@ from durable_core import CorruptLog, StepRecord, StoreError
 
 FORMAT: Final = 1
 _HEAD: Final = len('{"crc":"xxxxxxxx",')
+_BOM: Final = b"\xef\xbb\xbf"
 _CLEARED: Final = b'"clear":'
 
 Slot = str | tuple[str, int]
@@ -25,7 +27,7 @@ class LineKey(msgspec.Struct, gc=False):
     v: int
     run_id: str = ""
     step_id: str = ""
-    revision: int = 0
+    revision: Annotated[int, msgspec.Meta(ge=0)] = 0
     clear: str | None = None
 
 
@@ -60,18 +62,44 @@ def slot_of(step_id: str, revision: int) -> Slot:
 
 def read_key(line: bytes, path: Path, number: int) -> LineKey:
     """Check a line and return its key. Raises `CorruptLog` for a line that isn't whole, naming the file and the line."""
-    rest = line[_HEAD:]
-    if line[:_HEAD] != b'{"crc":"%08x",' % crc32(rest):
-        shown = line[:80].decode(errors="backslashreplace")
-        raise CorruptLog(
-            f"{path}, line {number}: the checksum doesn't match: {shown!r}; the log was damaged or edited."
-            " Nothing was skipped or changed: restore the line from a copy. Or move the log away, in full knowledge of what it"
-            " holds: its runs then begin anew, and every step of theirs runs again"
-        )
+    where = f"{path}, line {number}"
+    if not _is_whole(line):
+        raise CorruptLog(f"{where}: {_damage(line, path)}")
     try:
         key = _key(line)
-    except msgspec.DecodeError as error:
-        raise CorruptLog(f"{path}, line {number}: not an entry of a log ({error}), although its checksum matches") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CorruptLog(f"{where}: not an entry of a log ({error}), although its checksum matches") from error
     if key.v > FORMAT:
-        raise StoreError(f"{path}, line {number}: an entry of format {key.v}; this durable-file reads up to {FORMAT}: upgrade it")
+        raise StoreError(f"{where}: an entry of format {key.v}; this durable-file reads up to {FORMAT}: upgrade it")
     return key
+
+
+def record_of(path: Path, line: bytes) -> StepRecord:
+    """Decode a line of the log at `path`; where it is no record, the error names the file and the line."""
+    try:
+        return StepRecord.from_json(line)
+    except StoreError:
+        number = "?"
+        with suppress(OSError), path.open("rb") as file:
+            number = next((str(number) for number, found in enumerate(file, 1) if found.startswith(line)), number)
+        return StepRecord.from_json(line, where=f"{path}, line {number}")
+
+
+def _is_whole(line: bytes) -> bool:
+    return line[:_HEAD] == b'{"crc":"%08x",' % crc32(line[_HEAD:])
+
+
+def _damage(line: bytes, path: Path) -> str:
+    bare = line.removeprefix(_BOM).removesuffix(b"\r")
+    if _is_whole(bare):
+        changes = ["the line ends were changed to CR LF"] * line.endswith(b"\r")
+        changes += ["a byte order mark was put in front"] * line.startswith(_BOM)
+        return (
+            f"only {' and '.join(changes)}, as an editor or git does; nothing is lost."
+            f" `dos2unix {path}` undoes that; in git, mark such files with `-text`"
+        )
+    return (
+        f"the checksum doesn't match: {line[:80].decode(errors='backslashreplace')!r}; the log was damaged or edited."
+        " Nothing was skipped or changed: restore the line from a copy. Or move the log away, in full knowledge of what it"
+        " holds: its runs then begin anew, and every step of theirs runs again"
+    )

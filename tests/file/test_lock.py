@@ -16,7 +16,7 @@ import pytest
 
 from durable_core import LockLost, RunBusy, StoreError
 from durable_core.stores import filelock
-from durable_core.stores.filelock import TABLE, position_of
+from durable_core.stores.filelock import RUN_FILES, spot_of
 from durable_file import FileStore
 from tests.file.support import Child, finish, step
 
@@ -33,7 +33,7 @@ asyncio.run(main())
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux has the locks of other systems, too: everything holds with either kind."""
     if request.param == "process" and os.name != "nt":
-        monkeypatch.setattr(filelock, "OPEN_FILE_LOCK", None)
+        monkeypatch.setattr(filelock, "HAS_OPEN_FILE_LOCKS", False)
 
 
 async def test_another_process(path: Path, child: Child) -> None:
@@ -96,7 +96,7 @@ async def test_lease(path: Path) -> None:
         with pytest.raises(RunBusy):
             async with store.lock("run"):
                 pass
-    with pytest.raises(LockLost, match="does not hold run 'run'"):
+    with pytest.raises(LockLost, match=r"run 'run': this process \(\d+\) does not hold its lock"):
         lease.check()
     async with store, store.lock("run"):
         pass
@@ -121,13 +121,16 @@ async def test_error_inside(path: Path) -> None:
             pass
 
 
-async def test_a_thousand_locks_one_file(tmp_path: Path) -> None:
-    """All runs of a folder share one lock file of bounded size, and hardly any holder is forgotten."""
+async def test_a_thousand_locks_few_files(tmp_path: Path) -> None:
+    """All runs of a folder share a few lock files of bounded size, and hardly any holder is forgotten."""
     async with FileStore(tmp_path) as store, AsyncExitStack() as stack:
         for n in range(1000):
             await stack.enter_async_context(store.lock(f"run-{n}"))
-        assert [file.name for file in tmp_path.iterdir()] == [".durable.lock"]
-        assert (tmp_path / ".durable.lock").stat().st_size <= 4 * 1024 * 1024
+        assert [file.name for file in tmp_path.iterdir()] == [".durable.locks"]
+        assert len(files := [*(tmp_path / ".durable.locks").iterdir()]) == RUN_FILES
+        assert sum(file.stat().st_size for file in files) <= 4 * 1024 * 1024
+        holders = await store.holders([f"run-{n}" for n in range(1000)])
+        assert len(holders) == 1000
 
 
 async def test_holder_that_can_not_be_read(tmp_path: Path, child: Child) -> None:
@@ -135,7 +138,7 @@ async def test_holder_that_can_not_be_read(tmp_path: Path, child: Child) -> None
     holder = child(HOLD, tmp_path, "run")
     assert holder.stdout
     holder.stdout.readline()
-    lock_file = tmp_path / ".durable.lock"
+    (lock_file,) = (tmp_path / ".durable.locks").iterdir()
     size = lock_file.stat().st_size
     with lock_file.open("r+b") as file:
         file.seek(size - 256)
@@ -165,10 +168,11 @@ async def test_holder_after_one_of_another_name(tmp_path: Path, child: Child, pr
 
 async def test_two_holders_with_one_note(tmp_path: Path, child: Child) -> None:
     """Where chance lets two runs note their holders in one place, the first is busy all the same, and nobody is named for it."""
-    found: dict[int, str] = {}
+    found: dict[tuple[str, int], str] = {}
     for n in range(10_000):
         run_id = f"run-{n}"
-        slot = position_of("run", f"{run_id}.jsonl", run_id) % (TABLE // 256)
+        file, position = spot_of("run", f"{run_id}.jsonl", run_id, files=RUN_FILES)
+        slot = file, position % 256
         if slot in found:
             break
         found[slot] = run_id
@@ -302,15 +306,14 @@ async def test_note_with_control_characters(tmp_path: Path, child: Child) -> Non
     """A note that somebody spoiled with terminal escapes is shown without them."""
     script = f"""
     from durable_core.stores import filelock
-    now = filelock.datetime.now(filelock.UTC)
-    filelock.Holder.here = classmethod(lambda cls, position: cls(position, 7, "a\\x1b[2Jb", "c\\x9bd\\x07", now))
+    filelock._host_and_program = lambda: ("a\\x1b[2Jb", "c\\x9bd\\x07")
     exec({HOLD!r})
     """
     holder = child(script, tmp_path, "run")
     assert holder.stdout
-    holder.stdout.readline()
+    pid = int(holder.stdout.readline())
     async with FileStore(tmp_path) as store:
         with pytest.raises(RunBusy) as raised:
             async with store.lock("run"):
                 pass
-        assert raised.value.holder == "process 7 on a[2Jb (cd)"
+        assert raised.value.holder == f"process {pid} on a[2Jb (cd)"

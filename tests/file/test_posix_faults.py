@@ -112,6 +112,7 @@ async def test_fork_takes_no_lock(path: Path, child: Child, fork: str) -> None:
     """
     script = """
     import ctypes
+    import threading
     import warnings
     warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of a fork beside threads
     async def main():
@@ -124,10 +125,14 @@ async def test_fork_takes_no_lock(path: Path, child: Child, fork: str) -> None:
                 lease.check()
             except LockLost:
                 os.write(1, b"lost\\n")
-            try:
-                async with store.lock("run"): os.write(1, b"taken\\n")
-            except RunBusy as busy:
-                os.write(1, b"busy\\n" if str(os.getppid()) in busy.holder else b"by another\\n")
+            async def take():
+                try:
+                    async with store.lock("run"): os.write(1, b"taken\\n")
+                except RunBusy as busy:
+                    os.write(1, b"busy\\n" if str(os.getppid()) in busy.holder else b"by another\\n")
+            thread = threading.Thread(target=lambda: asyncio.run(take()))  # for the loop is the parent's
+            thread.start()
+            thread.join()
             sys.stdin.readline()
             os._exit(0)
     asyncio.run(main())
@@ -151,13 +156,13 @@ async def test_fork_while_another_thread_opens_the_lock_file(tmp_path: Path, mon
     opened = threading.Event()
 
     class LockFile(filelock._LockFile):
-        def __init__(self, fd: int) -> None:
-            super().__init__(fd)
+        def __init__(self, fd: int, is_writable: bool) -> None:
+            super().__init__(fd, is_writable)
             opened.set()
             threading.Event().wait(0.2)  # a fork that waits for nobody gets in here
 
     def look() -> None:
-        lock_file = (tmp_path / filelock.LOCK_FILE).stat()
+        lock_file = (tmp_path / filelock.LOCK_FOLDER / "log-00").stat()
         assert not any(_is_open_as(int(fd.name), lock_file) for fd in [*Path("/dev/fd").iterdir()])
 
     monkeypatch.setattr(filelock, "_LockFile", LockFile)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from durable_core import StepRecord
-from durable_core.stores.filelock import Locks, position_of
+from durable_core.stores.filelock import Locks, gate_of, spot_of
 from durable_file import FileStore
 from tests.file.support import READ_SLOWLY, Child, finish, step, steps_in
 
@@ -181,7 +181,7 @@ async def test_readers_let_a_waiting_writer_pass(log: Path, child: Child) -> Non
     assert [first.stdout.readline(), first.stdout.readline()] == ["trying\n", "reading\n"]
     waiting = child(writer, log)
     locks = Locks(log.parent, make_folder=Path.mkdir)
-    gate = position_of("gate", str(position_of("log", log.name)))
+    gate = gate_of(spot_of("log", log.name))
     while (lock := locks.take(gate)) is not None:  # until the writer holds it
         lock.release()
         await asyncio.sleep(0)

@@ -18,15 +18,15 @@ class NoRoom(StoreError):
 
 
 @contextmanager
-def explained(doing: str, path: Path) -> Iterator[None]:
+def explain_errors(doing: str, path: Path) -> Iterator[None]:
     """Raise `StoreError` from any `OSError`."""
     try:
         yield
     except OSError as error:
-        raise explanation(error, doing, path) from error
+        raise store_error(error, doing, path) from error
 
 
-def explanation(error: OSError, doing: str, path: Path) -> StoreError:
+def store_error(error: OSError, doing: str, path: Path) -> StoreError:
     """Say what could not be done, to which file, why, and what to do."""
     kind = NoRoom if error.errno in _FULL else StoreError
     return kind(f"can't {doing} {path}: {_reason(error, path)}")

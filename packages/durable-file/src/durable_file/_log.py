@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from durable_core import CorruptLog, RecordLines, StepRecord
+from durable_core import CorruptLog, RecordLines, StepRecord, StoreError
+from durable_core.stores.filelock import Spot
 
 from . import _disk
-from ._lines import Slot, clear_line, read_key, slot_of
+from ._lines import Slot, clear_line, read_key, record_of, slot_of
 
 _TAIL: Final = 256
 _WORTH_REWRITING: Final = 64 * 1024
@@ -23,6 +24,9 @@ _logger: Final = logging.getLogger("durable_file")
 
 Entry = tuple[StepRecord, Slot, bytes]
 """A record to append, its slot, and the line that it becomes: a plain tuple, since one is made for every append."""
+
+Known = tuple[str, str, int]
+"""The ids of a run and of one of its steps, and the highest revision of it that is known."""
 
 
 class _Run:
@@ -38,12 +42,14 @@ class _Run:
 class Log:
     """The log at `path`. All methods are called under its lock, by one thread, with the file open where they take it."""
 
-    def __init__(self, path: Path, position: int) -> None:
+    def __init__(self, path: Path, spot: Spot) -> None:
         self.path: Final = path
-        self.position: Final = position
+        self.spot: Final = spot
         """Of its lock."""
-        self.doubtful = False
+        self.is_doubtful = False
         """Whether a sync of lines failed that still stand in the file: a later one would prove nothing."""
+        self.seen: tuple[tuple[int, int, int, int], Sequence[Known]] | None = None
+        """The file's status when none of these steps had a newer entry."""
         self.forget()
 
     def forget(self) -> None:
@@ -57,7 +63,6 @@ class Log:
         self.size = 0
         """How much of the file is indexed: whole lines."""
 
-    @property
     def run_ids(self) -> list[str]:
         return [*self._runs]
 
@@ -65,10 +70,17 @@ class Log:
     def mostly_cleared(self) -> bool:
         return self.size > _WORTH_REWRITING and self._dead_bytes * 2 > self.size
 
-    def get(self, run_id: str, step_id: str) -> bytes | None:
-        """Return the line of the step's highest revision."""
+    def get(self, run_id: str, step_id: str, *, above: int = -1) -> StepRecord | None:
+        """Return the step's entry with the highest revision, if that is above the one given."""
         run = self._runs.get(run_id)
-        return run.lines.get(slot_of(step_id, run.newest.get(step_id, 0))) if run else None
+        revision = run.newest.get(step_id, 0) if run else 0
+        line = run.lines.get(slot_of(step_id, revision)) if run and revision > above else None
+        return None if line is None else record_of(self.path, line)
+
+    def newer(self, known: Sequence[Known]) -> list[StepRecord]:
+        """Return the newest entry of each step that has one above the revision given."""
+        found = (self.get(run_id, step_id, above=revision) for run_id, step_id, revision in known)
+        return [record for record in found if record is not None]
 
     def holds(self, run_id: str, *, alone: bool = False) -> bool:
         """Tell whether the run has entries, and `alone` whether no other run has."""
@@ -76,7 +88,7 @@ class Log:
 
     def entries(self, run_id: str) -> RecordLines:
         run = self._runs.get(run_id)
-        return RecordLines(tuple(run.lines.values()) if run else ())
+        return RecordLines(tuple(run.lines.values()) if run else (), where=f"{self.path}, run {run_id!r}")
 
     def refresh(self, fd: int) -> int:
         """Take in what others did to the file, and return how many bytes of an unfinished append it ends with."""
@@ -107,20 +119,23 @@ class Log:
             try:
                 _disk.sync(fd)
             except BaseException:
-                self.doubtful = True
+                self.is_doubtful = True
                 raise
             self._synced = True
 
-    def append(self, fd: int, entries: Iterable[Entry]) -> list[StepRecord]:
-        """Write the entries whose slots are empty, and return for each the record that holds its slot."""
+    def append(self, fd: int, entries: Iterable[Entry]) -> list[StepRecord | StoreError]:
+        """Write the entries whose slots are empty; return for each the record that holds its slot, or why that can't be read."""
         new: dict[tuple[str, Slot], bytes] = {}
-        holders: list[StepRecord] = []
+        holders: list[StepRecord | StoreError] = []
         for record, slot, line in entries:
             run = self._runs.get(record.run_id)
-            held = run.lines.get(slot) if run else None
-            if held is None:
-                held = new.setdefault((record.run_id, slot), line)
-            holders.append(record if held is line else StepRecord.from_json(held))
+            first = run.lines.get(slot) if run else None
+            if first is None:
+                first = new.setdefault((record.run_id, slot), line)
+            try:
+                holders.append(record if first is line else record_of(self.path, first))
+            except StoreError as error:
+                holders.append(error)
         if new:
             self._write(fd, [*new.values()])
             for (run_id, slot), line in new.items():
@@ -156,9 +171,9 @@ class Log:
                 _disk.sync(fd)
             beside.replace(self.path)
             _disk.sync_folder(self.path.parent)
-            self.doubtful = False
+            self.is_doubtful = False
         except FileNotFoundError:  # removed by hand meanwhile
-            self.doubtful = False
+            self.is_doubtful = False
         finally:
             self.forget()
             with suppress(FileNotFoundError):
@@ -197,9 +212,9 @@ class Log:
             os.ftruncate(fd, self.size)
             _disk.sync(fd)
         except OSError:
-            self.doubtful = True
+            self.is_doubtful = True
         else:
-            self.doubtful |= not self._synced
+            self.is_doubtful |= not self._synced
 
     def _advance(self, lines: list[bytes]) -> None:
         if lines:

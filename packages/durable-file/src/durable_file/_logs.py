@@ -1,38 +1,35 @@
-"""The logs of one store, each under its lock, as many in memory as there is room for."""
+"""The logs of one thread, each under its lock, as many in memory as there is room for."""
 
 from __future__ import annotations
 
 import logging
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final
 
-from durable_core import RecordLines, StepRecord
-from durable_core.stores.filelock import Holder, Lock, Locks, position_of
+from durable_core import StepRecord, StoreError
+from durable_core.stores.filelock import Locks, spot_of
 
 from . import _disk
-from ._explain import explained, explanation
-from ._log import Entry, Log
-
-T = TypeVar("T")
-Step = tuple[str, str]
-"""The ids of a run and of one of its steps."""
+from ._explain import NoRoom, explain_errors, store_error
+from ._log import Entry, Known, Log
 
 _OVERHEAD: Final = 4096
 _logger: Final = logging.getLogger("durable_file")
 
 
 class Logs:
-    """The logs in `folder`, by file name. For one thread, but for `take_run` and `run_holder`."""
+    """Logs in `folder`, by file name, of which about `memory` bytes are kept in memory. For one thread."""
 
-    def __init__(self, folder: Path, *, memory: int, lock_timeout: float) -> None:
+    def __init__(self, folder: Path, locks: Locks, *, memory: int) -> None:
         self.folder: Final = folder
+        self._locks: Final = locks
         self._memory: Final = memory
-        self._locks: Final = Locks(folder, make_folder=_disk.make_folder, wait_limit=lock_timeout)
         self._recent: Final[dict[str, Log]] = {}  # the least recently used first
         self._weights: Final[dict[str, int]] = {}
         self._weight = 0
@@ -40,20 +37,56 @@ class Logs:
     def path(self, name: str) -> Path:
         return self.folder / name
 
-    def append(self, name: str, entries: Sequence[Entry]) -> list[StepRecord]:
-        with self._locked(name, "append to") as log, _disk.opened(log.path, _disk.APPEND) as fd:
-            if unfinished := log.refresh(fd):
-                log.cut(fd, unfinished)
-            return log.append(fd, entries)
+    def append(self, name: str, entries: Sequence[Entry]) -> Sequence[StepRecord | StoreError]:
+        """Return for each entry the record that holds its slot, or why there is none."""
+        try:
+            with self._locked(name, "append to") as log, _disk.opened(log.path, _disk.APPEND) as fd:
+                if unfinished := log.refresh(fd):
+                    log.cut(fd, unfinished)
+                return log.append(fd, entries)
+        except NoRoom as refusal:  # what is smaller may still fit
+            return [self.append(name, [entry])[0] for entry in entries] if len(entries) > 1 else [refusal]
 
-    def get(self, name: str, steps: Sequence[Step]) -> list[bytes | None]:
-        return self._read(name, lambda log: [log.get(run_id, step_id) for run_id, step_id in steps], [None] * len(steps))
+    def read(self, name: str, questions: Sequence[Callable[[Log], Any]]) -> Sequence[Any]:
+        """Return the answer of the log, which may not be there, to each question, or the `StoreError` that it raised."""
+        if self._exists(name):
+            with (
+                self._locked(name, "read", shared=True) as log,
+                suppress(FileNotFoundError),  # removed just now
+                _disk.opened(log.path, _disk.READ) as fd,
+            ):
+                log.refresh(fd)
+                log.sync(fd)
+                return [_answer(log, question) for question in questions]
+        nothing = self._new(name)
+        return [question(nothing) for question in questions]
 
-    def list(self, name: str, run_id: str) -> RecordLines:
-        return self._read(name, lambda log: log.entries(run_id), RecordLines(()))
+    def newer(self, known: Mapping[str, Sequence[Known]]) -> list[StepRecord]:
+        """Return the newest entries of the steps, by log, that have a higher revision than is known; a bad log has none.
 
-    def run_ids(self, name: str) -> Sequence[str]:
-        return self._read(name, lambda log: log.run_ids, [])
+        A log that didn't change since it had none is not read.
+        """
+        found: list[StepRecord] = []
+        for name, steps in known.items():
+            try:
+                status = self.path(name).stat()
+            except OSError:  # there is none, or none that can be read
+                continue
+            seen = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns), steps
+            log = self._recent.get(name)
+            if log is None or log.seen != seen:
+                try:
+                    (newer,) = self.read(name, [partial(Log.newer, known=steps)])
+                except StoreError as error:
+                    newer = error
+                if isinstance(newer, StoreError):
+                    _logger.warning("nothing is seen of what waits in a log: %s", newer)
+                elif newer:
+                    found += newer
+                    continue
+                if (log := self._recent.get(name)) is not None:
+                    log.seen = seen
+        return found
 
     def clear(self, name: str, run_id: str) -> None:
         if not self._exists(name):
@@ -85,54 +118,33 @@ class Logs:
                     raise
         return None
 
-    def take_run(self, name: str, run_id: str) -> Lock | None:
-        """Take a run's lock, or return None where another holds it."""
-        with explained("lock a run of", self.path(name)):
-            return self._locks.take(position_of("run", _folded(name), run_id), named=True)
-
-    def run_holder(self, name: str, run_id: str) -> Holder | None:
-        """Tell who holds a run's lock that was just found taken, as far as is known."""
-        return self._locks.holder(position_of("run", _folded(name), run_id))
-
-    def close(self) -> None:
-        self._locks.close()
-
     @contextmanager
     def _locked(self, name: str, doing: str, *, shared: bool = False) -> Iterator[Log]:
-        log = self._recent.pop(name, None) or Log(self.path(name), position_of("log", _folded(name)))
+        log = self._recent.pop(name, None) or self._new(name)
         self._recent[name] = log
         lock = None
         try:
-            lock = self._locks.wait(log.position, shared=shared and not log.doubtful)
-            if log.doubtful:
+            lock = self._locks.wait(log.spot, shared=shared and not log.is_doubtful)
+            if log.is_doubtful:
                 log.rewrite()
             yield log
         except OSError as error:
-            raise explanation(error, doing, log.path) from error
+            raise store_error(error, doing, log.path) from error
         finally:
             if lock is not None:
                 lock.release()
             self._make_room(name, log)
 
+    def _new(self, name: str) -> Log:
+        return Log(self.path(name), spot_of("log", folded(name)))
+
     def _exists(self, name: str) -> bool:
-        """Tell whether there is a log, so that reading creates nothing, not even a lock file."""
+        """Return True if there is a log: reading creates nothing, not even a lock file."""
         path = self.path(name)
-        with explained("read", path), suppress(FileNotFoundError):
+        with explain_errors("read", path), suppress(FileNotFoundError):
             path.stat()
             return True
         return False
-
-    def _read(self, name: str, take: Callable[[Log], T], nothing: T) -> T:
-        if self._exists(name):
-            with (
-                self._locked(name, "read", shared=True) as log,
-                suppress(FileNotFoundError),  # removed just now
-                _disk.opened(log.path, _disk.READ) as fd,
-            ):
-                log.refresh(fd)
-                log.sync(fd)
-                return take(log)
-        return nothing
 
     def _shrink(self, log: Log) -> None:
         try:
@@ -146,11 +158,18 @@ class Logs:
         self._weights[name] = weight
         if self._weight > self._memory:
             for oldest in [*islice(self._recent, 8)]:
-                if oldest != name and not self._recent[oldest].doubtful:
+                if oldest != name and not self._recent[oldest].is_doubtful:
                     del self._recent[oldest]
                     self._weight -= self._weights.pop(oldest)
 
 
-def _folded(name: str) -> str:
+def _answer(log: Log, question: Callable[[Log], Any]) -> Any:
+    try:
+        return question(log)
+    except StoreError as error:
+        return error
+
+
+def folded(name: str) -> str:
     """Return one spelling for all that may be one file on a disk that doesn't tell case or composition apart."""
     return unicodedata.normalize("NFC", name.casefold())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from . import _disk
-from ._explain import explained
+from ._explain import explain_errors
 from ._lines import is_clear, read_key
 from ._logs import Logs
 from ._names import SUFFIX, file_name, plain_run_id
@@ -36,7 +36,7 @@ class Scan:
 
     def next_lines(self) -> list[bytes] | None:
         """Return the run's lines in the next piece of the log, or None at its end."""
-        with explained("read", self._path):
+        with explain_errors("read", self._path):
             return next(self._pieces, None)
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class Scan:
 
 def log_names(folder: Path) -> list[str]:
     """Return the names of the logs in the folder."""
-    with explained("read", folder):
+    with explain_errors("read", folder):
         try:
             with os.scandir(folder) as found:
                 return [entry.name for entry in found if entry.name.endswith(SUFFIX) and entry.is_file()]
@@ -91,7 +91,7 @@ def runs_in(folder: Path, names: list[str], prefix: str) -> list[str]:
 
 
 def _first_run(path: Path) -> str | None:
-    with explained("read", path):
+    with explain_errors("read", path):
         try:
             with _disk.opened(path, _disk.READ) as fd:
                 for lines in _disk.read_lines(fd, 0, os.fstat(fd).st_size, chunk=_FIRST):

@@ -1,87 +1,144 @@
-"""The one thread in which a store touches its files."""
+"""The threads in which a store touches its files."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 Args = TypeVarTuple("Args")
-_Job = tuple[Callable[..., Any], tuple[Any, ...], "asyncio.Future[Any] | None"]
-_Queue = SimpleQueue["_Job | None"]
+_Future = asyncio.Future[Any]
+# A function and the name that it is called with, or None; the item, or what is called alone; its size; who waits for it.
+_Job = tuple[tuple[Callable[[str, Sequence[Any]], Sequence[Any]], str] | None, Any, int, _Future | None]
+_Queue = SimpleQueue[_Job | None]
+
+_MOST_ITEMS: Final = 500
+_MOST_BYTES: Final = 4 * 1024 * 1024
 
 
 class Worker:
-    """Does what it is given, one thing after another, in a thread of its own that starts when it is needed."""
+    """Does what it is given in a thread of its own, which starts when it is needed. Serves all threads and event loops."""
 
     def __init__(self, *, at_end: Callable[[], object]) -> None:
         self._at_end: Final = at_end
+        self._mutex: Final = threading.Lock()
         self._jobs: _Queue = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._ended: threading.Thread | None = None
+        self._previous: threading.Thread | None = None
 
-    async def run(self, work: Callable[[*Args], T], *args: *Args) -> T:
-        """Return what `work` returns. If this is cancelled, the work is done all the same."""
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put((work, args, future))
-        return await future
+    def run(self, work: Callable[[*Args], T], *args: *Args) -> asyncio.Future[T]:
+        """Return the future of what `work` returns. If that is cancelled, the work is done all the same."""
+        caller: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put((None, partial(work, *args), 0, caller))
+        return caller
+
+    def share(
+        self, work: Callable[[str, Sequence[Item]], Sequence[T | Exception]], name: str, item: Item, size: int = 0
+    ) -> asyncio.Future[T]:
+        """Return the future of what `work` returns for `item`, or of the exception that it returns.
+
+        `work` is called with the name and all items that wait for it at the same time, within bounds of number and size.
+        """
+        caller: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(((work, name), item, size, caller))
+        return caller
 
     def post(self, work: Callable[[], object]) -> None:
         """Have `work` done after all that was given before, and don't wait for it."""
-        self._put((work, (), None))
+        self._put((None, work, 0, None))
 
     async def close(self) -> None:
         """Wait until all that was given is done, then `at_end`, and then the thread's end."""
-        if self._thread is None:
-            self._at_end()
-            return
-        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        ending, jobs = self._thread, self._jobs
-        jobs.put((self._at_end, (), future))
-        jobs.put(None)
-        self._ended, self._thread, self._jobs = ending, None, SimpleQueue()
-        await future
-        ending.join()
+        with self._mutex:
+            thread, jobs = self._thread, self._jobs
+            if thread is None:
+                return
+            caller: _Future = asyncio.get_running_loop().create_future()
+            jobs.put((None, self._at_end, 0, caller))
+            jobs.put(None)
+            self._previous, self._thread, self._jobs = thread, None, SimpleQueue()
+        await caller
+        thread.join()
 
     def __del__(self) -> None:
-        # The thread knows its queue and not this object, so that a store which nobody closed ends when it is forgotten.
-        # `at_end` is left to it: this may run at any moment, even inside a lock that `at_end` takes.
+        # The thread holds no reference to this object, so an unclosed store can be collected.
+        # `at_end` is left to the thread: this may run at any moment, even inside a lock that `at_end` takes.
         if self._thread is not None:
-            self._jobs.put((self._at_end, (), None))
+            self._jobs.put((None, self._at_end, 0, None))
             self._jobs.put(None)
 
     def _put(self, job: _Job) -> None:
-        if self._thread is None:
-            # A daemon, so that such a store doesn't keep the program from ending either.
-            self._thread = threading.Thread(target=_work, args=(self._jobs, self._ended), name="durable-file", daemon=True)
-            self._thread.start()
-        self._jobs.put(job)
+        with self._mutex:
+            if self._thread is None:
+                # A daemon, so that such a store doesn't keep the program from ending either.
+                args = self._jobs, self._previous
+                self._thread = threading.Thread(target=_serve, args=args, name="durable-file", daemon=True)
+                self._thread.start()
+            self._jobs.put(job)
 
 
-def _work(jobs: _Queue, before: threading.Thread | None) -> None:
-    if before is not None:
-        before.join()
-    while (job := jobs.get()) is not None:
-        work, args, future = job
-        result, error = None, None
-        try:
-            result = work(*args)
-        except BaseException as raised:
-            error = raised
-        if future is not None:
-            with suppress(RuntimeError):  # the loop was closed: nobody waits
-                future.get_loop().call_soon_threadsafe(_settle, future, result, error)
-        del job, work, args, future, result, error  # or they would live until the next job
+def _serve(jobs: _Queue, previous: threading.Thread | None) -> None:
+    if previous is not None:
+        previous.join()
+    while _serve_round(jobs):
+        pass
 
 
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
+def _serve_round(jobs: _Queue) -> bool:
+    """Do all that waits, and return True unless the end was among it. What was done is not referred to any more then."""
+    waiting = [jobs.get()]
+    while not jobs.empty():
+        waiting.append(jobs.get())
+    for batch in _batches(job for job in waiting if job is not None):
+        _do(batch)
+    return waiting[-1] is not None
+
+
+def _batches(jobs: Iterable[_Job]) -> list[list[_Job]]:
+    """Put jobs with one function and name together; none passes one that is done alone."""
+    batches: list[list[_Job]] = []
+    growing: dict[object, tuple[list[_Job], int]] = {}
+    for job in jobs:
+        shared, _, size, _ = job
+        batch, total = growing.get(shared, ([], 0))
+        if not batch or len(batch) >= _MOST_ITEMS or total + size > _MOST_BYTES:
+            batches.append(batch := [])
+            total = 0
+        batch.append(job)
+        if shared is None:
+            growing.clear()
+        else:
+            growing[shared] = batch, total + size
+    return batches
+
+
+def _do(batch: list[_Job]) -> None:
+    shared, item, _, _ = batch[0]
+    answers: Sequence[Any]
+    try:
+        answers = [item()] if shared is None else shared[0](shared[1], [item for _, item, _, _ in batch])
+    except BaseException as error:
+        answers = [error] * len(batch)
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[_Future, Any]]] = {}
+    for (_, _, _, caller), answer in zip(batch, answers, strict=True):
+        if caller is not None:
+            loops.setdefault(caller.get_loop(), []).append((caller, answer))
+    for loop, answered in loops.items():
+        with suppress(RuntimeError):  # the loop was closed: nobody waits
+            loop.call_soon_threadsafe(_answer, answered)
+
+
+def _answer(answers: Iterable[tuple[_Future, Any]]) -> None:
+    for caller, answer in answers:
+        if caller.done():
+            continue
+        if isinstance(answer, BaseException):
+            caller.set_exception(answer)
+        else:
+            caller.set_result(answer)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Generic, Self, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 from durable_core import (
-    Batcher,
     Lease,
     LockLost,
     OpenableStore,
@@ -23,33 +22,36 @@ from durable_core import (
     SupportsRuns,
     SupportsScan,
 )
-from durable_core.store import forks
-from durable_core.stores.filelock import Lock
+from durable_core.store import Holder, SupportsHolder, SupportsPolling, forks, to_the_end
+from durable_core.stores.filelock import RUN_FILES, Lock, Locks, Spot, spot_of
 
-from ._explain import NoRoom
-from ._lines import record_line, slot_of
-from ._log import Entry
-from ._logs import Logs, Step
+from . import _disk
+from ._explain import explain_errors
+from ._lines import record_line, record_of, slot_of
+from ._log import Known, Log
+from ._logs import Logs, folded
 from ._names import SUFFIX, file_name, path_of
 from ._scan import Scan, log_names, runs_in
 from ._worker import Worker
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 _NAMES_AT_ONCE: Final = 256
+_THREADS: Final = 8
 
 
-class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
+class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling):
     """Keeps runs in JSON Lines files on a local disk.
 
     A `path` that ends in `.jsonl` is one log for all runs; any other is a folder with one log a run. Any number of processes
-    may use it. What it creates is private to its owner. A record is durable once `fdatasync` has returned; appends to one log
-    that wait at the same time share one.
+    may use it, and any number of event loops one store. What it creates is private to its owner. A record is durable once
+    `fdatasync` has returned; appends to one log that wait at the same time share one. A folder that may only be read can be read.
 
     About `memory` bytes of a folder's logs are kept in memory. Who finds a log locked by another process waits up to
     `lock_timeout` seconds, and then raises `StoreError`.
     """
+
+    poll_seconds = 2.0
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int = 64 * 1024 * 1024, lock_timeout: float = 30.0) -> None:
         given = os.fspath(path)
@@ -60,7 +62,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         self._folder: Final = self._path.parent if self._one_log else self._path
         self._memory: Final = memory
         self._lock_timeout: Final = lock_timeout
-        self._opened: _Opened | None = None
+        self._open: Final[dict[int, _Open]] = {}
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -69,55 +71,75 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
         return cls(path_of(parsed))
 
     async def append(self, record: StepRecord) -> StepRecord:
-        appends = self._use().appends(self._one_log or file_name(record.run_id))
-        return await appends.submit((record, slot_of(record.step_id, record.revision), record_line(record)))
+        name = self._name(record.run_id)
+        logs, worker = self._use().logs_of(name)
+        line = record_line(record)
+        return await worker.share(logs.append, name, (record, slot_of(record.step_id, record.revision), line), len(line))
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
-        line = await self._use().reads(self._name(run_id)).submit((run_id, step_id))
-        return None if line is None else StepRecord.from_json(line)
+        return await self._ask(run_id, partial(Log.get, run_id=run_id, step_id=step_id))
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
-        opened = self._use()
-        return await opened.worker.run(opened.logs.list, self._name(run_id), run_id)
+        return await self._ask(run_id, partial(Log.entries, run_id=run_id))
 
     async def clear(self, run_id: str) -> None:
+        name = self._name(run_id)
+        logs, worker = self._use().logs_of(name)
+        await worker.run(logs.clear, name, run_id)
+
+    async def newer(self, known: Sequence[Known]) -> Sequence[StepRecord]:
         opened = self._use()
-        await opened.worker.run(opened.logs.clear, self._name(run_id), run_id)
+        rounds: dict[Worker, tuple[Logs, dict[str, list[Known]]]] = {}
+        for step in known:
+            name = self._name(step[0])
+            logs, worker = opened.logs_of(name)
+            rounds.setdefault(worker, (logs, {}))[1].setdefault(name, []).append(step)
+        found = await asyncio.gather(*(worker.run(logs.newer, steps) for worker, (logs, steps) in rounds.items()))
+        return [record for records in found for record in records]
 
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
-        opened = self._use()
         if self._one_log:
-            for run_id in await opened.worker.run(opened.logs.run_ids, self._one_log):
+            for run_id in await self._ask("", Log.run_ids):
                 if run_id.startswith(prefix):
                     yield run_id
             return
-        names = await opened.worker.run(log_names, self._folder)
+        worker = self._use().for_locks
+        names = await worker.run(log_names, self._folder)
         for start in range(0, len(names), _NAMES_AT_ONCE):
-            for run_id in await opened.worker.run(runs_in, self._folder, names[start : start + _NAMES_AT_ONCE], prefix):
+            for run_id in await worker.run(runs_in, self._folder, names[start : start + _NAMES_AT_ONCE], prefix):
                 yield run_id
 
     async def scan(self, run_id: str) -> AsyncIterator[StepRecord]:
-        opened = self._use()
-        scan = Scan(opened.logs, self._name(run_id), run_id)
+        name = self._name(run_id)
+        logs, worker = self._use().logs_of(name)
+        scan = Scan(logs, name, run_id)
         try:
-            await opened.worker.run(scan.open)
-            while (lines := await opened.worker.run(scan.next_lines)) is not None:
+            await worker.run(scan.open)
+            while (lines := await worker.run(scan.next_lines)) is not None:
                 for line in lines:
-                    yield StepRecord.from_json(line)
+                    yield record_of(logs.path(name), line)
         finally:
-            opened.worker.post(scan.close)  # after a read that may still be under way
+            worker.post(scan.close)  # after a read that may still be under way
 
     @asynccontextmanager
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
-        logs, name = self._use().logs, self._name(run_id)
-        held = logs.take_run(name, run_id)
-        if held is None:
-            holder = logs.run_holder(name, run_id)
-            raise RunBusy(run_id, holder=str(holder or "another process"), since=holder.since if holder else None)
+        opened = self._use()
+        lock = _RunLock(run_id, opened.locks, self._spot(run_id), self._path)
         try:
-            yield _Held(run_id, held)
+            if not await opened.for_locks.run(lock.take):
+                holder = await self.holder(run_id) or Holder("another process", None)
+                raise RunBusy(run_id, holder=holder.name, since=holder.since)
+            yield lock
         finally:
-            held.release()
+            # Given to the same thread at once, so that a lock which that is still taking is given back, too.
+            await to_the_end(_done(opened.for_locks.run(lock.release)))
+
+    async def holder(self, run_id: str) -> Holder | None:
+        return (await self.holders([run_id])).get(run_id)
+
+    async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
+        opened = self._use()
+        return await opened.for_locks.run(opened.holders, {run_id: self._spot(run_id) for run_id in run_ids})
 
     async def __aenter__(self) -> Self:
         return self
@@ -125,9 +147,8 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        opened, self._opened = self._opened, None
-        if opened is not None and not opened.inherited:
-            await opened.worker.close()
+        if opened := self._open.pop(forks(), None):
+            await opened.close()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._path)!r})"
@@ -135,76 +156,77 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock):
     def _name(self, run_id: str) -> str:
         return self._one_log or file_name(run_id)
 
-    def _use(self) -> _Opened:
-        """Return what is open; a forked child opens everything anew, for it has no thread and must not share locks."""
-        opened = self._opened
-        if opened is None or opened.inherited:
-            opened = self._opened = _Opened(Logs(self._folder, memory=self._memory, lock_timeout=self._lock_timeout))
-        return opened
+    def _spot(self, run_id: str) -> Spot:
+        return spot_of("run", folded(self._name(run_id)), run_id, files=RUN_FILES)
+
+    async def _ask(self, run_id: str, question: Callable[[Log], T]) -> T:
+        name = self._name(run_id)
+        logs, worker = self._use().logs_of(name)
+        return await worker.share(logs.read, name, question)
+
+    def _use(self) -> _Open:
+        """Return what this process has open: a forked child has no thread, and must not share locks."""
+        opened = self._open.get(forks())
+        return opened or self._open.setdefault(forks(), _Open(self._folder, self._memory, self._lock_timeout))
 
 
-class _Held(Lease):
-    """The system's lock on a run, which goes with the process."""
+class _Lane(NamedTuple):
+    """A thread and the logs that it alone touches."""
 
-    def __init__(self, run_id: str, lock: Lock) -> None:
-        self._run_id: Final = run_id
-        self._lock: Final = lock
-
-    def check(self) -> None:
-        if not self._lock.held:
-            raise LockLost(
-                f"this process ({os.getpid()}) does not hold run {self._run_id!r}: the lock was given back, or is its parent's"
-            )
+    logs: Logs
+    worker: Worker
 
 
-class _Opened:
+class _Open:
     """What a store has open in one process."""
 
-    def __init__(self, logs: Logs) -> None:
-        self._forks: Final = forks()
-        self.logs: Final = logs
-        self.worker: Final = Worker(at_end=self.logs.close)
-        self.appends: Final = _Batchers(self.worker.run, self.logs.append, size=_size, refused=NoRoom)
-        self.reads: Final = _Batchers(self.worker.run, self.logs.get, size=_no_size, refused=())
+    def __init__(self, folder: Path, memory: int, lock_timeout: float) -> None:
+        self._folder: Final = folder
+        self.locks: Final = Locks(folder, make_folder=_disk.make_folder, wait_limit=lock_timeout)
+        self.for_locks: Final = Worker(at_end=self.locks.close)
+        """Which takes the locks of runs, and lists them."""
+        logs = (Logs(folder, self.locks, memory=memory // _THREADS) for _ in range(_THREADS))
+        self._lanes: Final = [_Lane(some, Worker(at_end=self.locks.close)) for some in logs]
 
-    @property
-    def inherited(self) -> bool:
-        """Whether this process is a forked child of the one that opened it: it has no thread, and must not share locks."""
-        return self._forks != forks()
+    def logs_of(self, name: str) -> _Lane:
+        """Return the lane of a log, always the same."""
+        return self._lanes[hash(name) % _THREADS]
 
+    def holders(self, spots: Mapping[str, Spot]) -> dict[str, Holder]:
+        """Return those of the named locks that are held, with their holders."""
+        with explain_errors("read who holds the runs of", self._folder):
+            return {name: holder for name, spot in spots.items() if (holder := self.locks.holder(spot))}
 
-class _Batchers(Generic[Item, Result]):
-    """One batcher a log, which lives for as long as something goes through it, or until that of another log is used."""
-
-    def __init__(
-        self,
-        run: Callable[..., Awaitable[list[Result]]],
-        work: Callable[[str, Sequence[Item]], list[Result]],
-        *,
-        size: Callable[[Item], int],
-        refused: type[Exception] | tuple[type[Exception], ...],
-    ) -> None:
-        self._run: Final = run
-        self._work: Final = work
-        self._size: Final = size
-        self._refused: Final = refused
-        self._latest: tuple[str, Batcher[Item, Result] | None] = ("", None)
-        self._batchers: Final[weakref.WeakValueDictionary[str, Batcher[Item, Result]]] = weakref.WeakValueDictionary()
-
-    def __call__(self, name: str) -> Batcher[Item, Result]:
-        latest, batcher = self._latest
-        if batcher is None or latest != name:
-            batcher = self._batchers.get(name)
-            if batcher is None:
-                flush = partial(self._run, self._work, name)
-                batcher = self._batchers[name] = Batcher(flush, size=self._size, refused=self._refused)
-            self._latest = name, batcher
-        return batcher
+    async def close(self) -> None:
+        """Wait until all is done that was asked for, and end the threads."""
+        await asyncio.gather(*(worker.close() for _, worker in self._lanes))
+        await self.for_locks.close()
 
 
-def _size(entry: Entry) -> int:
-    return len(entry[2])
+class _RunLock(Lease):
+    """The system's lock on a run, which goes with the process."""
+
+    def __init__(self, run_id: str, locks: Locks, spot: Spot, path: Path) -> None:
+        self._run_id: Final = run_id
+        self._locks: Final = locks
+        self._spot: Final = spot
+        self._path: Final = path
+        self._lock: Lock | None = None
+
+    def take(self) -> bool:
+        """Take the lock; False where another holds it."""
+        with explain_errors("lock a run of", self._path):
+            self._lock = self._locks.take(self._spot, note=True)
+        return self._lock is not None
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def check(self) -> None:
+        if self._lock is not None and (loss := self._lock.loss()):
+            raise LockLost(f"run {self._run_id!r}: {loss}")
 
 
-def _no_size(step: Step) -> int:
-    return 0
+async def _done(future: asyncio.Future[None]) -> None:
+    await future

@@ -1,7 +1,8 @@
-"""Locks of the operating system: each is a byte of a folder's lock file, found by a hash of the lock's name."""
+"""Locks of the operating system: each is a byte of a lock file, found by a hash of the lock's name."""
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import random
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
@@ -18,118 +20,190 @@ from typing import Final
 import msgspec
 
 from durable_core.errors import StoreError
-from durable_core.store import forks
+from durable_core.store import Holder, forks
 
-LOCK_FILE: Final = ".durable.lock"
-_FLAGS: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+LOCK_FOLDER: Final = ".durable.locks"
+RUN_FILES: Final = 64
+"""How many files the locks of runs are spread over: a system takes longer the more locks of one file are held."""
+_BINARY: Final = getattr(os, "O_BINARY", 0)
 _LONGEST_PAUSE: Final = 0.005
+# The notes lie in front of the locks. Two locks share a note by chance only, and then one holder is not known.
+_NOTES: Final = 256
+_NOTE_SIZE: Final = 256
+_LOCKS_FROM: Final = _NOTES * _NOTE_SIZE
+
+Spot = tuple[str, int]
+"""Where a lock is: the name of a lock file, and the byte in it."""
 
 
-def position_of(*names: str) -> int:
-    """Return the byte that stands for the lock with these names."""
-    digest = blake2b("\0".join(names).encode(errors="surrogatepass"), digest_size=8).digest()
-    return TABLE + int.from_bytes(digest) % (LAST - TABLE)
+def spot_of(kind: str, *names: str, files: int = 1) -> Spot:
+    """Return the spot of the lock with these names, in one of so many `files` of its kind."""
+    digest = int.from_bytes(blake2b("\0".join(names).encode(errors="surrogatepass"), digest_size=8).digest())
+    return f"{kind}-{digest % files:02}", _LOCKS_FROM + digest // files % (LAST - _LOCKS_FROM)
+
+
+def gate_of(spot: Spot) -> Spot:
+    """Return the lock that is held by whoever waits for the one at `spot`."""
+    return spot[0], spot[1] + 1
 
 
 class Locks:
-    """The locks of one folder, for one store. Safe to use from several threads."""
+    """The locks of one folder, for one store. Safe to use from several threads.
+
+    Lock files are made when they are needed, in a folder of their own, and never removed. `make_folder` makes the folder that
+    this one lies in. Within one process every lock is exclusive.
+    """
 
     def __init__(self, folder: Path, *, make_folder: Callable[[Path], None], wait_limit: float = 30.0) -> None:
-        self._path: Final = folder / LOCK_FILE
+        self._folder: Final = folder / LOCK_FOLDER
         self._make_folder: Final = make_folder
         self._wait_limit: Final = wait_limit
-        self._file: _LockFile | None = None
+        self._files: Final[dict[str, _LockFile]] = {}
 
-    def take(self, position: int, *, shared: bool = False, named: bool = False) -> Lock | None:
-        """Take a lock, or return None where another holds it; `named` writes down who took it.
+    def take(self, spot: Spot, *, shared: bool = False, note: bool = False, make: bool = True) -> Lock | None:
+        """Take a lock, or return None where another holds it; `note` writes down who took it.
 
-        Within one process every lock is exclusive.
+        Without `make`, a lock file that may only be read is good enough, and `FileNotFoundError` is raised where there is none.
         """
         _notice_fork()
+        name, position = spot
         with _mutex:
             while True:
-                file = self._file or _open(self._path, self._make_folder)
-                self._file = file
-                taken = position not in file.held and lock_byte(file.fd, position, shared=shared)
-                if _identity(self._path) == file.identity:
+                file = self._use(name, make=make)
+                is_free = position not in file.holders and lock_byte(file.fd, position, shared=shared)
+                if file.is_at(self._path(name)):
                     break
-                if taken:
+                if is_free:
                     unlock_byte(file.fd, position)
-                self._file = None  # the folder was removed, and perhaps made again
-                _leave(file)
-            if not taken:
+            if not is_free:
                 return None
-            holder = Holder.here(position) if named else None
+            holder = _Note.of_this_process(position) if note else None
             if holder is not None:
                 try:
-                    write_holder(file.fd, holder)
+                    _write_note(file.fd, holder)
                 except BaseException:  # a full disk must not leave a lock that nobody can give back
                     unlock_byte(file.fd, position)
                     raise
             file.users += 1
-            file.held[position] = holder
-            return Lock(file, position)
+            file.holders[position] = holder
+            return Lock(file, position, self._path(name))
 
-    def holder(self, position: int) -> Holder | None:
-        """Tell who holds a lock that was just found taken, as far as is known."""
-        _notice_fork()
-        with _mutex:
-            file = self._file
-            if file is None:
-                return None
-            return file.held.get(position) or read_holder(file.fd, position)
+    def wait(self, spot: Spot, *, shared: bool) -> Lock | None:
+        """Take a lock that nobody holds for long as soon as it is free. Raises `StoreError` after `wait_limit` seconds.
 
-    def wait(self, position: int, *, shared: bool) -> Lock:
-        """Take a lock that nobody holds for long as soon as it is free. Raises `StoreError` after `wait_limit` seconds."""
-        if not shared and (lock := self.take(position)):
+        Returns None for a shared lock where there is no lock file that may be read, and none can be made.
+        """
+        if not shared and (lock := self.take(spot)):
             return lock
         # Who has to wait holds the gate meanwhile, and every reader passes it: readers that overlap would keep a writer out.
         deadline = time.monotonic() + self._wait_limit
-        gate = self._wait(position_of("gate", str(position)), deadline)
         try:
-            return self._wait(position, deadline, shared=shared)
+            gate = self._wait(gate_of(spot), deadline)
+        except OSError as error:
+            if not shared or error.errno not in _DENIED:
+                raise
+            with suppress(FileNotFoundError, PermissionError):
+                return self._wait(spot, deadline, shared=True, make=False)
+            return None
+        try:
+            return self._wait(spot, deadline, shared=shared)
         finally:
             gate.release()
 
-    def _wait(self, position: int, deadline: float, *, shared: bool = False) -> Lock:
+    def holder(self, spot: Spot) -> Holder | None:
+        """Return who holds a lock, as far as is known, or None where nobody does. Takes no lock, and makes no file."""
+        _notice_fork()
+        name, position = spot
+        with _mutex:
+            try:
+                file = self._use(name, make=False)
+            except FileNotFoundError:
+                return None
+            if own := file.holders.get(position):
+                return Holder(f"another runner in this process ({own.pid})", own.since)
+            if not is_locked(file.fd, position):
+                return None
+            note = _read_note(file.fd, position)
+        return Holder(str(note), note.since) if note else Holder("another process", None)
+
+    def close(self) -> None:
+        """Close the lock files, but for those in which a lock is held, or that another store uses."""
+        with _mutex:
+            for name in [*self._files]:
+                _leave(self._files.pop(name))
+
+    def _wait(self, spot: Spot, deadline: float, *, shared: bool = False, make: bool = True) -> Lock:
         pause = 0.0001
-        while (lock := self.take(position, shared=shared)) is None:
+        while (lock := self.take(spot, shared=shared, make=make)) is None:
             if time.monotonic() > deadline:
                 raise StoreError(
-                    f"another process has kept the log locked by {self._path} for {self._wait_limit:g} s; is it stopped?"
+                    f"another process has kept the log locked by {self._folder} for {self._wait_limit:g} s; is it stopped?"
                 )
             time.sleep(pause * random.random())
             pause = min(pause * 2, _LONGEST_PAUSE)
         return lock
 
-    def close(self) -> None:
-        """Close the lock file, unless a lock is still held or another store uses it."""
-        with _mutex:
-            file, self._file = self._file, None
-            if file is not None:
-                _leave(file)
+    def _path(self, name: str) -> Path:
+        return self._folder / name
+
+    def _use(self, name: str, *, make: bool) -> _LockFile:
+        path = self._path(name)
+        file = self._files.get(name)
+        if file is not None:
+            if (file.is_writable or not make) and file.is_at(path):
+                return file
+            _leave(self._files.pop(name))
+        file = _find(path, make=make) or self._open(path, make=make)
+        file.users += 1
+        self._files[name] = file
+        return file
+
+    def _open(self, path: Path, *, make: bool) -> _LockFile:
+        is_writable = True
+        try:
+            fd = os.open(path, os.O_RDWR | _BINARY | (os.O_CREAT if make else 0), 0o600)
+        except FileNotFoundError:
+            if not make:
+                raise
+            self._make_folder(self._folder.parent)
+            with suppress(FileExistsError):
+                self._folder.mkdir(0o700)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | _BINARY, 0o600)
+        except OSError as error:
+            if make or error.errno not in _DENIED:
+                raise
+            is_writable, fd = False, os.open(path, os.O_RDONLY | _BINARY)
+        file = _LockFile(fd, is_writable)
+        _files[*file.identity, is_writable] = file
+        return file
 
 
 class Lock:
-    """A lock that is held."""
+    """A lock that was taken."""
 
-    __slots__ = ("_file", "_position")
+    __slots__ = ("_file", "_path", "_position")
 
-    def __init__(self, file: _LockFile, position: int) -> None:
+    def __init__(self, file: _LockFile, position: int, path: Path) -> None:
         self._file: Final = file
         self._position: Final = position
+        self._path: Final = path
 
-    @property
-    def held(self) -> bool:
-        """False in a forked child, which inherits no lock, and after `release`."""
+    def loss(self) -> str:
+        """Say why this process doesn't hold the lock any more; empty while it does. Asks for the lock file's status, no more."""
         _notice_fork()
-        return self._position in self._file.held
+        if self._position not in self._file.holders:  # a forked child inherits none
+            return f"this process ({os.getpid()}) does not hold its lock, which was given back, or is a parent process's"
+        with suppress(OSError):
+            if self._file.is_at(self._path):
+                return ""
+        return f"its lock file {self._path} was removed or replaced, and others may take the lock"
 
     def release(self) -> None:
+        """Give the lock back."""
         _notice_fork()
         with _mutex:
-            if self._position in self._file.held:
-                del self._file.held[self._position]
+            if self._position in self._file.holders:
+                del self._file.holders[self._position]
                 unlock_byte(self._file.fd, self._position)
                 _leave(self._file)
 
@@ -137,48 +211,47 @@ class Lock:
 class _LockFile:
     """An open lock file: one for all of a process, whose threads the system's locks don't keep apart."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, is_writable: bool) -> None:
         status = os.fstat(fd)
         self.fd: Final = fd
+        self.is_writable: Final = is_writable
         self.identity: Final = (status.st_dev, status.st_ino)
-        self.held: Final[dict[int, Holder | None]] = {}
+        self.holders: Final[dict[int, _Note | None]] = {}
+        """The locks that this process holds, by position."""
         self.users = 0
+
+    def is_at(self, path: Path) -> bool:
+        """Return True if the path names this file."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return False
+        return (status.st_dev, status.st_ino) == self.identity
 
 
 # Guards all lock files of the process, and the position that each is read and written at.
 _mutex = threading.Lock()
-_files: Final[dict[tuple[int, int], _LockFile]] = {}
+_files: Final[dict[tuple[int, int, bool], _LockFile]] = {}
 _noticed = forks()
+_DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
-def _open(path: Path, make_folder: Callable[[Path], None]) -> _LockFile:
-    identity = _identity(path)
-    file = _files.get(identity) if identity else None
-    if file is None:
-        try:
-            fd = os.open(path, _FLAGS, 0o600)
-        except FileNotFoundError:
-            make_folder(path.parent)
-            fd = os.open(path, _FLAGS, 0o600)
-        file = _LockFile(fd)
-        _files[file.identity] = file
-    file.users += 1
-    return file
-
-
-def _leave(file: _LockFile) -> None:
-    file.users -= 1
-    if not file.users and _files.get(file.identity) is file:
-        del _files[file.identity]
-        os.close(file.fd)
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
+def _find(path: Path, *, make: bool) -> _LockFile | None:
+    """Return the lock file at the path if this process has it open."""
     try:
         status = path.stat()
     except FileNotFoundError:
         return None
-    return status.st_dev, status.st_ino
+    place = status.st_dev, status.st_ino
+    return _files.get((*place, True)) or (None if make else _files.get((*place, False)))
+
+
+def _leave(file: _LockFile) -> None:
+    file.users -= 1
+    place = *file.identity, file.is_writable
+    if not file.users and _files.get(place) is file:
+        del _files[place]
+        os.close(file.fd)
 
 
 def _notice_fork() -> None:
@@ -194,7 +267,7 @@ def _forget_all() -> None:
     _mutex = threading.Lock()
     for file in _files.values():
         os.close(file.fd)
-        file.held.clear()
+        file.holders.clear()
     _files.clear()
 
 
@@ -205,14 +278,8 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-# The table lies in front of the locks. A slot is shared by chance only, and then the holder is not known: 4 MiB at most.
-_SLOTS: Final = 16 * 1024
-_SIZE: Final = 256
-TABLE: Final = _SLOTS * _SIZE
-
-
-class Holder(msgspec.Struct, frozen=True):
-    """A process that took the lock at `position`."""
+class _Note(msgspec.Struct, frozen=True):
+    """A process that took the lock at `position`, written down for those who find it taken."""
 
     position: int
     pid: int
@@ -221,52 +288,47 @@ class Holder(msgspec.Struct, frozen=True):
     since: datetime
 
     @classmethod
-    def here(cls, position: int) -> Holder:
-        return cls(position, os.getpid(), *_program(), datetime.now(UTC))
+    def of_this_process(cls, position: int) -> _Note:
+        return cls(position, os.getpid(), *_host_and_program(), datetime.now(UTC))
 
     def __str__(self) -> str:
-        if self.pid == os.getpid() and self.host == _program()[0]:
-            return f"another runner in this process ({self.pid})"
-        return f"process {self.pid} on {self.host} ({self.program})"
-
-
-_decode: Final = msgspec.json.Decoder(Holder).decode
+        return f"process {self.pid} on {_clean(self.host)} ({_clean(self.program)})"
 
 
 @cache
-def _program() -> tuple[str, str]:
+def _host_and_program() -> tuple[str, str]:
     argv = getattr(sys, "argv", None) or [""]
-    program = Path(argv[0]).name or "python"
-    return _clip(platform.node()), _clip(program)
+    return _clean(platform.node()), _clean(Path(argv[0]).name or "python")
 
 
-def _clip(text: str) -> str:
+_decode_note: Final = msgspec.json.Decoder(_Note).decode
+
+
+def _clean(text: str) -> str:
     return "".join(character for character in text if character.isascii() and character.isprintable())[:40]
 
 
-def write_holder(fd: int, holder: Holder) -> None:
-    """Write down who took the lock."""
-    os.lseek(fd, holder.position % _SLOTS * _SIZE, os.SEEK_SET)
-    os.write(fd, msgspec.json.encode(holder).ljust(_SIZE - 1) + b"\n")
+def _write_note(fd: int, note: _Note) -> None:
+    os.lseek(fd, note.position % _NOTES * _NOTE_SIZE, os.SEEK_SET)
+    os.write(fd, msgspec.json.encode(note).ljust(_NOTE_SIZE - 1) + b"\n")
 
 
-def read_holder(fd: int, position: int) -> Holder | None:
-    """Return who took the lock, if that can still be read."""
-    os.lseek(fd, position % _SLOTS * _SIZE, os.SEEK_SET)
+def _read_note(fd: int, position: int) -> _Note | None:
+    os.lseek(fd, position % _NOTES * _NOTE_SIZE, os.SEEK_SET)
     try:
-        holder = _decode(os.read(fd, _SIZE))
+        note = _decode_note(os.read(fd, _NOTE_SIZE))
     except msgspec.DecodeError:
         return None
-    return holder if holder.position == position else None
+    return note if note.position == position else None
 
 
 if sys.platform == "win32":
     import msvcrt
 
-    LAST = 2**31 - 1  # the greatest position that msvcrt is sure to take
+    LAST = 2**31 - 2  # the greatest position that msvcrt is sure to take, but for a gate
 
     def lock_byte(fd: int, position: int, *, shared: bool) -> bool:
-        """Lock a byte; False where another process holds it. Windows has no shared kind here, so that all are exclusive."""
+        """Lock a byte; False where another process holds it. Windows has no shared kind here: every lock is exclusive."""
         os.lseek(fd, position, os.SEEK_SET)
         try:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
@@ -275,34 +337,48 @@ if sys.platform == "win32":
         return True
 
     def unlock_byte(fd: int, position: int) -> None:
+        """Unlock a byte that this process holds."""
         os.lseek(fd, position, os.SEEK_SET)
         msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
 
 else:
     import fcntl
-    from struct import pack
+    from struct import pack, unpack_from
 
     LAST = 2**62
     # Linux's own kind belongs to the open file. The older one, all that macOS offers, belongs to the process, which loses its
     # locks on a file when it closes any descriptor of it: this is why a process opens a lock file once.
-    OPEN_FILE_LOCK: int | None = getattr(fcntl, "F_OFD_SETLK", None)
+    HAS_OPEN_FILE_LOCKS = hasattr(fcntl, "F_OFD_SETLK")
 
     def lock_byte(fd: int, position: int, *, shared: bool) -> bool:
         """Lock a byte; False where another process holds it."""
         try:
-            if OPEN_FILE_LOCK is None:
-                fcntl.lockf(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB, 1, position)
+            if HAS_OPEN_FILE_LOCKS:
+                _ask(fd, fcntl.F_OFD_SETLK, fcntl.F_RDLCK if shared else fcntl.F_WRLCK, position)
             else:
-                _set(fd, OPEN_FILE_LOCK, fcntl.F_RDLCK if shared else fcntl.F_WRLCK, position)
+                fcntl.lockf(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB, 1, position)
         except (BlockingIOError, PermissionError):  # POSIX allows a system to say either
             return False
         return True
 
     def unlock_byte(fd: int, position: int) -> None:
-        if OPEN_FILE_LOCK is None:
-            fcntl.lockf(fd, fcntl.LOCK_UN, 1, position)
+        """Unlock a byte that this process holds."""
+        if HAS_OPEN_FILE_LOCKS:
+            _ask(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, position)
         else:
-            _set(fd, OPEN_FILE_LOCK, fcntl.F_UNLCK, position)
+            fcntl.lockf(fd, fcntl.LOCK_UN, 1, position)
 
-    def _set(fd: int, command: int, kind: int, position: int) -> None:
-        fcntl.fcntl(fd, command, pack("hhqqi0q", kind, os.SEEK_SET, position, 1, 0))  # struct flock
+    def _ask(fd: int, command: int, kind: int, position: int) -> int:
+        """Pass the system's struct flock, and return the kind of lock that it answers."""
+        answer: int = unpack_from("h", fcntl.fcntl(fd, command, pack("hhqqi0q", kind, os.SEEK_SET, position, 1, 0)))[0]
+        return answer
+
+
+def is_locked(fd: int, position: int) -> bool:
+    """Return True if another process holds the byte."""
+    if sys.platform != "win32" and HAS_OPEN_FILE_LOCKS:
+        return _ask(fd, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, position) != fcntl.F_UNLCK
+    if not lock_byte(fd, position, shared=True):  # other systems can only try
+        return True
+    unlock_byte(fd, position)
+    return False

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -366,14 +367,28 @@ async def test_one_sync_for_many(log: Path, disk: Disk) -> None:
         assert 4 <= disk.syncs <= 6
 
 
-async def test_large_appends_share_less(log: Path, disk: Disk) -> None:
+async def test_large_appends_share_less(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than 4 MiB go out at once, however many wait."""
+    begun, go_on, sizes = threading.Event(), threading.Event(), []
+    real = _disk.write
+
+    def write(fd: int, data: bytes) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        sizes.append(len(data))
+        real(fd, data)
+
+    monkeypatch.setattr(_disk, "write", write)
     async with FileStore(log) as store:
-        await store.append(step("first"))
-        disk.syncs = 0
+        first = asyncio.create_task(store.append(step("first")))
+        await asyncio.to_thread(begun.wait)
         big = b'"' + b"x" * 1_000_000 + b'"'
-        await asyncio.gather(*(store.append(step(f"s{n}", result=big)) for n in range(13)))
-        assert disk.syncs == 4  # of one, and of four each
+        others = [asyncio.create_task(store.append(step(f"s{n}", result=big))) for n in range(13)]
+        await asyncio.sleep(0)  # all of them are given to the thread
+        go_on.set()
+        await asyncio.gather(first, *others)
+    assert len(sizes) == 5  # of the first, and of four, four, four and one
+    assert max(sizes) < 4 * 1024 * 1024
 
 
 async def test_other_process_reads_what_was_returned(log: Path, child: Child) -> None:

@@ -6,7 +6,6 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -21,14 +20,19 @@ READ: Final = (os.O_RDWR if sys.platform == "win32" else os.O_RDONLY) | _BINARY
 APPEND: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | _BINARY
 
 
-@contextmanager
-def opened(path: Path, flags: int) -> Iterator[int]:
-    """Open `path`, private to its owner if that creates it."""
-    fd = os.open(path, flags, 0o600)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+class opened:  # noqa: N801  # read as what it does; a generator would cost an append more than its lock
+    """Open `path` for a `with` block, private to its owner if that creates it."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, path: Path, flags: int) -> None:
+        self._fd: Final = os.open(path, flags, 0o600)
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._fd)
 
 
 def sync(fd: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
@@ -17,9 +18,12 @@ _Future = asyncio.Future[Any]
 # A function and the name that it is called with, or None; the item, or what is called alone; its size; who waits for it.
 _Job = tuple[tuple[Callable[[str, Sequence[Any]], Sequence[Any]], str] | None, Any, int, _Future | None]
 _Queue = SimpleQueue[_Job | None]
+_Answers = dict[asyncio.AbstractEventLoop, list[tuple[_Future, Any]]]
 
 _MOST_ITEMS: Final = 500
 _MOST_BYTES: Final = 4 * 1024 * 1024
+# Waking a loop costs as much as an append: a busy thread keeps its answers for so many seconds.
+_TELL_AFTER: Final = 0.005
 
 
 class Worker:
@@ -95,8 +99,14 @@ def _serve_round(jobs: _Queue) -> bool:
     waiting = [jobs.get()]
     while not jobs.empty():
         waiting.append(jobs.get())
+    answers: _Answers = {}
+    told = monotonic()
     for batch in _batches(job for job in waiting if job is not None):
-        _do(batch)
+        _do(batch, answers)
+        if monotonic() - told > _TELL_AFTER:
+            _tell(answers)
+            told = monotonic()
+    _tell(answers)
     return waiting[-1] is not None
 
 
@@ -118,27 +128,30 @@ def _batches(jobs: Iterable[_Job]) -> list[list[_Job]]:
     return batches
 
 
-def _do(batch: list[_Job]) -> None:
+def _do(batch: list[_Job], answers: _Answers) -> None:
     shared, item, _, _ = batch[0]
-    answers: Sequence[Any]
+    results: Sequence[Any]
     try:
-        answers = [item()] if shared is None else shared[0](shared[1], [item for _, item, _, _ in batch])
+        results = [item()] if shared is None else shared[0](shared[1], [item for _, item, _, _ in batch])
     except BaseException as error:
-        answers = [error] * len(batch)
-    loops: dict[asyncio.AbstractEventLoop, list[tuple[_Future, Any]]] = {}
-    for (_, _, _, caller), answer in zip(batch, answers, strict=True):
+        results = [error] * len(batch)
+    for (_, _, _, caller), result in zip(batch, results, strict=True):
         if caller is not None:
-            loops.setdefault(caller.get_loop(), []).append((caller, answer))
-    for loop, answered in loops.items():
+            answers.setdefault(caller.get_loop(), []).append((caller, result))
+
+
+def _tell(answers: _Answers) -> None:
+    while answers:
+        loop, some = answers.popitem()
         with suppress(RuntimeError):  # the loop was closed: nobody waits
-            loop.call_soon_threadsafe(_answer, answered)
+            loop.call_soon_threadsafe(_settle, some)
 
 
-def _answer(answers: Iterable[tuple[_Future, Any]]) -> None:
-    for caller, answer in answers:
+def _settle(answers: Iterable[tuple[_Future, Any]]) -> None:
+    for caller, result in answers:
         if caller.done():
             continue
-        if isinstance(answer, BaseException):
-            caller.set_exception(answer)
+        if isinstance(result, BaseException):
+            caller.set_exception(result)
         else:
-            caller.set_result(answer)
+            caller.set_result(result)

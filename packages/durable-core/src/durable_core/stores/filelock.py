@@ -59,6 +59,7 @@ class Locks:
         self._make_folder: Final = make_folder
         self._wait_limit: Final = wait_limit
         self._files: Final[dict[str, _LockFile]] = {}
+        self._paths: Final[dict[str, Path]] = {}
 
     def take(self, spot: Spot, *, shared: bool = False, note: bool = False, make: bool = True) -> Lock | None:
         """Take a lock, or return None where another holds it; `note` writes down who took it.
@@ -67,26 +68,28 @@ class Locks:
         """
         _notice_fork()
         name, position = spot
-        with _mutex:
-            while True:
-                file = self._use(name, make=make)
-                is_free = position not in file.holders and lock_byte(file.fd, position, shared=shared)
-                if file.is_at(self._path(name)):
-                    break
-                if is_free:
-                    unlock_byte(file.fd, position)
-            if not is_free:
+        path = self._path(name)
+        while True:
+            with _mutex:  # not held while the system is asked: threads that lock other bytes don't wait
+                file = self._use(name, path, make=make)
+                lock = Lock(file, position, path, _Note.of_this_process(position) if note else None)
+                if is_first := file.locks.setdefault(position, lock) is lock:
+                    file.users += 1
+            try:
+                is_taken = is_first and lock_byte(file.fd, position, shared=shared)
+                is_there = file.is_at(path)
+                if is_taken and is_there:
+                    if lock.note is not None:
+                        _write_note(file.fd, lock.note)
+                    return lock
+            except BaseException:  # a full disk must not leave a lock that nobody can give back
+                lock.release()
+                raise
+            lock.release()
+            if is_there:
                 return None
-            holder = _Note.of_this_process(position) if note else None
-            if holder is not None:
-                try:
-                    _write_note(file.fd, holder)
-                except BaseException:  # a full disk must not leave a lock that nobody can give back
-                    unlock_byte(file.fd, position)
-                    raise
-            file.users += 1
-            file.holders[position] = holder
-            return Lock(file, position, self._path(name))
+            with _mutex:  # the file was removed, and perhaps made again
+                self._drop(name)
 
     def wait(self, spot: Spot, *, shared: bool) -> Lock | None:
         """Take a lock that nobody holds for long as soon as it is free. Raises `StoreError` after `wait_limit` seconds.
@@ -114,13 +117,16 @@ class Locks:
         """Return who holds a lock, as far as is known, or None where nobody does. Takes no lock, and makes no file."""
         _notice_fork()
         name, position = spot
+        path = self._path(name)
         with _mutex:
             try:
-                file = self._use(name, make=False)
+                if not self._use(name, path, make=False).is_at(path):
+                    self._drop(name)
+                file = self._use(name, path, make=False)
             except FileNotFoundError:
                 return None
-            if own := file.holders.get(position):
-                return Holder(f"another runner in this process ({own.pid})", own.since)
+            if (own := file.locks.get(position)) and own.note:
+                return Holder(f"another runner in this process ({own.note.pid})", own.note.since)
             if not is_locked(file.fd, position):
                 return None
             note = _read_note(file.fd, position)
@@ -130,7 +136,7 @@ class Locks:
         """Close the lock files, but for those in which a lock is held, or that another store uses."""
         with _mutex:
             for name in [*self._files]:
-                _leave(self._files.pop(name))
+                self._drop(name)
 
     def _wait(self, spot: Spot, deadline: float, *, shared: bool = False, make: bool = True) -> Lock:
         pause = 0.0001
@@ -144,19 +150,24 @@ class Locks:
         return lock
 
     def _path(self, name: str) -> Path:
-        return self._folder / name
+        path = self._paths.get(name)
+        return path or self._paths.setdefault(name, self._folder / name)
 
-    def _use(self, name: str, *, make: bool) -> _LockFile:
-        path = self._path(name)
+    def _use(self, name: str, path: Path, *, make: bool) -> _LockFile:
+        """Return the lock file of that name; what it was opened as may not be at its path any more."""
         file = self._files.get(name)
         if file is not None:
-            if (file.is_writable or not make) and file.is_at(path):
+            if file.is_writable or not make:
                 return file
-            _leave(self._files.pop(name))
+            self._drop(name)
         file = _find(path, make=make) or self._open(path, make=make)
         file.users += 1
         self._files[name] = file
         return file
+
+    def _drop(self, name: str) -> None:
+        if file := self._files.pop(name, None):
+            _leave(file)
 
     def _open(self, path: Path, *, make: bool) -> _LockFile:
         is_writable = True
@@ -181,17 +192,18 @@ class Locks:
 class Lock:
     """A lock that was taken."""
 
-    __slots__ = ("_file", "_path", "_position")
+    __slots__ = ("_file", "_path", "_position", "note")
 
-    def __init__(self, file: _LockFile, position: int, path: Path) -> None:
+    def __init__(self, file: _LockFile, position: int, path: Path, note: _Note | None) -> None:
         self._file: Final = file
         self._position: Final = position
         self._path: Final = path
+        self.note: Final = note
 
     def loss(self) -> str:
         """Say why this process doesn't hold the lock any more; empty while it does. Asks for the lock file's status, no more."""
         _notice_fork()
-        if self._position not in self._file.holders:  # a forked child inherits none
+        if self._file.locks.get(self._position) is not self:  # a forked child inherits none
             return f"this process ({os.getpid()}) does not hold its lock, which was given back, or is a parent process's"
         with suppress(OSError):
             if self._file.is_at(self._path):
@@ -201,10 +213,10 @@ class Lock:
     def release(self) -> None:
         """Give the lock back."""
         _notice_fork()
-        with _mutex:
-            if self._position in self._file.holders:
-                del self._file.holders[self._position]
-                unlock_byte(self._file.fd, self._position)
+        if self._file.locks.get(self._position) is self:
+            unlock_byte(self._file.fd, self._position)
+            with _mutex:
+                del self._file.locks[self._position]
                 _leave(self._file)
 
 
@@ -216,8 +228,8 @@ class _LockFile:
         self.fd: Final = fd
         self.is_writable: Final = is_writable
         self.identity: Final = (status.st_dev, status.st_ino)
-        self.holders: Final[dict[int, _Note | None]] = {}
-        """The locks that this process holds, by position."""
+        self.locks: Final[dict[int, Lock]] = {}
+        """Those that this process holds or is about to take, by position."""
         self.users = 0
 
     def is_at(self, path: Path) -> bool:
@@ -229,7 +241,7 @@ class _LockFile:
         return (status.st_dev, status.st_ino) == self.identity
 
 
-# Guards all lock files of the process, and the position that each is read and written at.
+# Guards what the process has open.
 _mutex = threading.Lock()
 _files: Final[dict[tuple[int, int, bool], _LockFile]] = {}
 _noticed = forks()
@@ -267,7 +279,7 @@ def _forget_all() -> None:
     _mutex = threading.Lock()
     for file in _files.values():
         os.close(file.fd)
-        file.holders.clear()
+        file.locks.clear()
     _files.clear()
 
 
@@ -309,14 +321,13 @@ def _clean(text: str) -> str:
 
 
 def _write_note(fd: int, note: _Note) -> None:
-    os.lseek(fd, note.position % _NOTES * _NOTE_SIZE, os.SEEK_SET)
-    os.write(fd, msgspec.json.encode(note).ljust(_NOTE_SIZE - 1) + b"\n")
+    text = msgspec.json.encode(note).ljust(_NOTE_SIZE - 1) + b"\n"
+    write_at(fd, text, note.position % _NOTES * _NOTE_SIZE)
 
 
 def _read_note(fd: int, position: int) -> _Note | None:
-    os.lseek(fd, position % _NOTES * _NOTE_SIZE, os.SEEK_SET)
     try:
-        note = _decode_note(os.read(fd, _NOTE_SIZE))
+        note = _decode_note(read_at(fd, _NOTE_SIZE, position % _NOTES * _NOTE_SIZE))
     except msgspec.DecodeError:
         return None
     return note if note.position == position else None
@@ -326,20 +337,33 @@ if sys.platform == "win32":
     import msvcrt
 
     LAST = 2**31 - 2  # the greatest position that msvcrt is sure to take, but for a gate
+    _place = threading.Lock()  # held while a file's one position is used
 
     def lock_byte(fd: int, position: int, *, shared: bool) -> bool:
         """Lock a byte; False where another process holds it. Windows has no shared kind here: every lock is exclusive."""
-        os.lseek(fd, position, os.SEEK_SET)
-        try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except PermissionError:
-            return False
+        with _place:
+            os.lseek(fd, position, os.SEEK_SET)
+            try:
+                msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+            except PermissionError:
+                return False
         return True
 
     def unlock_byte(fd: int, position: int) -> None:
-        """Unlock a byte that this process holds."""
-        os.lseek(fd, position, os.SEEK_SET)
-        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+        """Unlock a byte, if this process holds it."""
+        with _place, suppress(PermissionError):
+            os.lseek(fd, position, os.SEEK_SET)
+            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+
+    def write_at(fd: int, data: bytes, position: int) -> None:
+        with _place:
+            os.lseek(fd, position, os.SEEK_SET)
+            os.write(fd, data)
+
+    def read_at(fd: int, size: int, position: int) -> bytes:
+        with _place:
+            os.lseek(fd, position, os.SEEK_SET)
+            return os.read(fd, size)
 
 else:
     import fcntl
@@ -362,11 +386,17 @@ else:
         return True
 
     def unlock_byte(fd: int, position: int) -> None:
-        """Unlock a byte that this process holds."""
+        """Unlock a byte, if this process holds it."""
         if HAS_OPEN_FILE_LOCKS:
             _ask(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, position)
         else:
             fcntl.lockf(fd, fcntl.LOCK_UN, 1, position)
+
+    def write_at(fd: int, data: bytes, position: int) -> None:
+        os.pwrite(fd, data, position)
+
+    def read_at(fd: int, size: int, position: int) -> bytes:
+        return os.pread(fd, size, position)
 
     def _ask(fd: int, command: int, kind: int, position: int) -> int:
         """Pass the system's struct flock, and return the kind of lock that it answers."""

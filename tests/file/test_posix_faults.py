@@ -12,6 +12,7 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -388,33 +389,28 @@ asyncio.run(main())
 """
 
 
-def open_to_all(path: Path) -> None:
-    """Let any user enter the test's folder, which pytest keeps for its own user."""
-    for above in path.parents:
-        if above.stat().st_uid == os.geteuid() and "pytest-of-" in str(above):
-            above.chmod(0o755)
-
-
 @pytest.mark.parametrize("locks", ["readable", "private", "none"])
-async def test_read_only_folder(path: Path, child: Child, locks: str) -> None:
+@pytest.mark.parametrize("name", ["runs", "runs.jsonl"])
+async def test_read_only_folder(child: Child, locks: str, name: str) -> None:
     """A folder that may not be written can be read, and nothing is made in it, whatever is the case with its lock files."""
-    folder = path.parent / "new"
-    place = folder / path.name
-    async with FileStore(place) as store:
-        await store.append(step("a"))
-        await store.append(step("b"))
-    top = place if place.is_dir() else folder
-    for found in [*top.glob(".durable*")]:
+    with TemporaryDirectory() as made:  # pytest's own is for its user alone
+        place = Path(made) / "logs" / name
+        async with FileStore(place) as store:
+            await store.append(step("a"))
+            await store.append(step("b"))
+        top = place if place.is_dir() else place.parent
+        found = top / ".durable.locks"
         if locks == "none":
-            shutil.rmtree(found) if found.is_dir() else found.unlink()
+            shutil.rmtree(found)
         else:
-            for file in [*found.rglob("*"), found]:
+            for file in [*found.iterdir(), found]:
                 file.chmod((0o555 if file.is_dir() else 0o444) if locks == "readable" else 0o000)
-    for file in top.glob("*.jsonl"):
-        file.chmod(0o444)
-    before = {*top.rglob("*")}
-    top.chmod(0o555)
-    open_to_all(top)
-    assert finish(child(READ_ALL, place)).splitlines() == ["['a', 'b']", "b", "['run']", "['a', 'b']"]
-    assert {*top.rglob("*")} == before
-    top.chmod(0o755)
+        for file in top.glob("*.jsonl"):
+            file.chmod(0o444)
+        for folder in (Path(made), place.parent, top):
+            folder.chmod(0o555)
+        before = {*top.rglob("*")}
+        assert finish(child(READ_ALL, place)).splitlines() == ["['a', 'b']", "b", "['run']", "['a', 'b']"]
+        assert {*top.rglob("*")} == before
+        for folder in (Path(made), place.parent, top, *([found] if found.exists() else [])):
+            folder.chmod(0o755)

@@ -17,7 +17,7 @@ Args = TypeVarTuple("Args")
 _Future = asyncio.Future[Any]
 # A function and the name that it is called with, or None; the item, or what is called alone; its size; who waits for it.
 _Job = tuple[tuple[Callable[[str, Sequence[Any]], Sequence[Any]], str] | None, Any, int, _Future | None]
-_Queue = SimpleQueue[_Job | None]
+_Queue = SimpleQueue[list[_Job] | None]
 _Answers = dict[asyncio.AbstractEventLoop, list[tuple[_Future, Any]]]
 
 _MOST_ITEMS: Final = 500
@@ -33,13 +33,14 @@ class Worker:
         self._at_end: Final = at_end
         self._mutex: Final = threading.Lock()
         self._jobs: _Queue = SimpleQueue()
+        self._gathered: Final[dict[asyncio.AbstractEventLoop, list[_Job]]] = {}
         self._thread: threading.Thread | None = None
         self._previous: threading.Thread | None = None
 
     def run(self, work: Callable[[*Args], T], *args: *Args) -> asyncio.Future[T]:
         """Return the future of what `work` returns. If that is cancelled, the work is done all the same."""
         caller: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put((None, partial(work, *args), 0, caller))
+        self._gather((None, partial(work, *args), 0, caller), caller.get_loop())
         return caller
 
     def share(
@@ -50,12 +51,12 @@ class Worker:
         `work` is called with the name and all items that wait for it at the same time, within bounds of number and size.
         """
         caller: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(((work, name), item, size, caller))
+        self._gather(((work, name), item, size, caller), caller.get_loop())
         return caller
 
     def post(self, work: Callable[[], object]) -> None:
         """Have `work` done after all that was given before, and don't wait for it."""
-        self._put((None, work, 0, None))
+        self._put([(None, work, 0, None)])
 
     async def close(self) -> None:
         """Wait until all that was given is done, then `at_end`, and then the thread's end."""
@@ -64,7 +65,7 @@ class Worker:
             if thread is None:
                 return
             caller: _Future = asyncio.get_running_loop().create_future()
-            jobs.put((None, self._at_end, 0, caller))
+            jobs.put([(None, self._at_end, 0, caller)])
             jobs.put(None)
             self._previous, self._thread, self._jobs = thread, None, SimpleQueue()
         await caller
@@ -74,17 +75,28 @@ class Worker:
         # The thread holds no reference to this object, so an unclosed store can be collected.
         # `at_end` is left to the thread: this may run at any moment, even inside a lock that `at_end` takes.
         if self._thread is not None:
-            self._jobs.put((None, self._at_end, 0, None))
+            self._jobs.put([(None, self._at_end, 0, None)])
             self._jobs.put(None)
 
-    def _put(self, job: _Job) -> None:
+    def _gather(self, job: _Job, loop: asyncio.AbstractEventLoop) -> None:
+        """Give the thread what a turn of the loop asks for in one piece: to be woken for each costs more than most jobs."""
+        if (jobs := self._gathered.get(loop)) is not None:
+            jobs.append(job)
+        else:
+            self._gathered[loop] = [job]
+            loop.call_soon(self._give, loop)
+
+    def _give(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._put(self._gathered.pop(loop))
+
+    def _put(self, jobs: list[_Job]) -> None:
         with self._mutex:
             if self._thread is None:
                 # A daemon, so that such a store doesn't keep the program from ending either.
                 args = self._jobs, self._previous
                 self._thread = threading.Thread(target=_serve, args=args, name="durable-file", daemon=True)
                 self._thread.start()
-            self._jobs.put(job)
+            self._jobs.put(jobs)
 
 
 def _serve(jobs: _Queue, previous: threading.Thread | None) -> None:
@@ -101,7 +113,7 @@ def _serve_round(jobs: _Queue) -> bool:
         waiting.append(jobs.get())
     answers: _Answers = {}
     told = monotonic()
-    for batch in _batches(job for job in waiting if job is not None):
+    for batch in _batches(job for jobs_of_a_turn in waiting for job in jobs_of_a_turn or ()):
         _do(batch, answers)
         if monotonic() - told > _TELL_AFTER:
             _tell(answers)

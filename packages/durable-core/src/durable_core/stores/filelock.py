@@ -27,6 +27,8 @@ RUN_FILES: Final = 64
 """How many files the locks of runs are spread over: a system takes longer the more locks of one file are held."""
 _BINARY: Final = getattr(os, "O_BINARY", 0)
 _LONGEST_PAUSE: Final = 0.005
+# A system call lets another thread run: one before each step would double what steps cost.
+_LOOK_AGAIN: Final = 0.05
 # The notes lie in front of the locks. Two locks share a note by chance only, and then one holder is not known.
 _NOTES: Final = 256
 _NOTE_SIZE: Final = 256
@@ -201,12 +203,16 @@ class Lock:
         self.note: Final = note
 
     def loss(self) -> str:
-        """Say why this process doesn't hold the lock any more; empty while it does. Asks for the lock file's status, no more."""
+        """Say why this process doesn't hold the lock any more; empty while it does. Looks for its file every 50 ms at most."""
         _notice_fork()
         if self._file.locks.get(self._position) is not self:  # a forked child inherits none
             return f"this process ({os.getpid()}) does not hold its lock, which was given back, or is a parent process's"
+        now = time.monotonic()
+        if now < self._file.sure_until:
+            return ""
         with suppress(OSError):
             if self._file.is_at(self._path):
+                self._file.sure_until = now + _LOOK_AGAIN
                 return ""
         return f"its lock file {self._path} was removed or replaced, and others may take the lock"
 
@@ -231,6 +237,8 @@ class _LockFile:
         self.locks: Final[dict[int, Lock]] = {}
         """Those that this process holds or is about to take, by position."""
         self.users = 0
+        self.sure_until = 0.0
+        """When holders have to look again whether it is where it was, in monotonic time."""
 
     def is_at(self, path: Path) -> bool:
         """Return True if the path names this file."""

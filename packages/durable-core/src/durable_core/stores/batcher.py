@@ -29,8 +29,10 @@ class Batcher(Generic[Item, Result]):
     """Combines concurrent calls of `submit` into calls of `flush`, one at a time, each with the items that gathered meanwhile.
 
     While nothing is in flight, `submit` awaits its own flush: no task, no delay. While a flush is in flight, the next batch
-    gathers, up to `max_items` items and `max_bytes` bytes by `size` (one item may be larger than that); when that many
-    wait, they are under way before the callers of the last batch go on.
+    gathers, up to `max_items` items and `max_bytes` bytes by `size` (one item may be larger than that). A full batch is sent
+    before the callers of the previous one resume.
+
+    A batcher serves one event loop at a time.
 
     `flush` takes the items in the order in which they were submitted and returns as many results. When it raises one of
     `refused` for a batch, each item of that batch is flushed alone, so that one bad item harms no other; any other exception
@@ -55,7 +57,7 @@ class Batcher(Generic[Item, Result]):
         self._refused: Final = refused
         self._waiting: Final[deque[_Batch[Item, Result]]] = deque()
         self._busy = False
-        self._loop: asyncio.AbstractEventLoop | None = None  # of those who are served
+        self._loop: asyncio.AbstractEventLoop | None = None  # that it serves
         self._drain: asyncio.Task[None] | None = None  # the loop itself holds tasks weakly
 
     async def submit(self, item: Item) -> Result:
@@ -71,7 +73,7 @@ class Batcher(Generic[Item, Result]):
             batch.size += size
             return await caller
         self._busy, self._loop = True, asyncio.get_running_loop()
-        self._waiting.clear()  # whom a closed loop left behind
+        self._waiting.clear()  # callers of a loop that was closed
         try:
             return (await self._flush((item,)))[0]
         finally:
@@ -81,23 +83,23 @@ class Batcher(Generic[Item, Result]):
                 self._busy = False
 
     def _hand_over(self) -> None:
-        drained = self._drained()
+        flushing = self._flush_all()
         try:
-            self._drain = asyncio.create_task(drained, name="durable-batcher")
-            self._drain.add_done_callback(self._drain_ended)
+            self._drain = asyncio.create_task(flushing, name="durable-batcher")
+            self._drain.add_done_callback(self._forget_drain)
         except RuntimeError:  # the loop was closed over unfinished tasks, and with it everyone who waits
-            drained.close()
+            flushing.close()
             self._waiting.clear()
             self._busy = False
 
-    async def _drained(self) -> None:
+    async def _flush_all(self) -> None:
         batch = self._next_batch()
         flight: asyncio.Task[Sequence[Result]] | None = None
         try:
             while batch is not None:
                 results = await self._results(batch, flight)
                 following = self._full_batch()
-                flight = asyncio.create_task(self._flushed(following)) if following else None
+                flight = asyncio.create_task(self._flush_batch(following)) if following else None
                 _answer(batch.callers, results)
                 batch = following
                 # Callers that were just answered often submit again at once: let them join the next batch.
@@ -110,12 +112,12 @@ class Batcher(Generic[Item, Result]):
                 self._busy = False
             else:
                 flight.cancel()
-                flight.add_done_callback(self._landed)
+                flight.add_done_callback(self._after_flight)
             if batch is not None:
                 self._waiting.appendleft(batch)
             self._give_up()
 
-    def _drain_ended(self, drain: asyncio.Task[None]) -> None:
+    def _forget_drain(self, drain: asyncio.Task[None]) -> None:
         if self._drain is drain:  # it was cancelled before its first turn
             self._drain, self._busy = None, False
             self._give_up()
@@ -125,8 +127,8 @@ class Batcher(Generic[Item, Result]):
         while self._waiting:
             _answer(self._waiting.popleft().callers, given_up)
 
-    def _landed(self, flight: asyncio.Task[Sequence[Result]]) -> None:
-        """Go on after a flight that nobody waits for any more."""
+    def _after_flight(self, flight: asyncio.Task[Sequence[Result]]) -> None:
+        """Flush the batches that gathered during a flight for which nobody waits any more."""
         if not flight.cancelled():
             flight.exception()
         if self._waiting:
@@ -135,12 +137,12 @@ class Batcher(Generic[Item, Result]):
             self._busy = False
 
     def _full_batch(self) -> _Batch[Item, Result] | None:
-        """Take a batch that can't grow, which therefore goes out before the callers of the last one are answered."""
+        """Take a batch that can't grow: it is sent before the callers of the previous one are answered."""
         can_grow = len(self._waiting) == 1 and len(self._waiting[0].items) < self._max_items
         return None if can_grow else self._next_batch()
 
     def _next_batch(self) -> _Batch[Item, Result] | None:
-        """Take the first batch that anybody still waits for, without those who were cancelled."""
+        """Take the first batch that somebody still waits for, without the items of cancelled callers."""
         while self._waiting:
             batch = self._waiting.popleft()
             if any(map(asyncio.Future.done, batch.callers)):
@@ -150,13 +152,13 @@ class Batcher(Generic[Item, Result]):
                 return batch
         return None
 
-    async def _flushed(self, batch: _Batch[Item, Result]) -> Sequence[Result]:
+    async def _flush_batch(self, batch: _Batch[Item, Result]) -> Sequence[Result]:
         return await self._flush(batch.items)
 
     async def _results(
         self, batch: _Batch[Item, Result], flight: asyncio.Task[Sequence[Result]] | None = None
     ) -> Sequence[Result] | Exception:
-        """Flush the batch, or wait for the flight that it is on; what is refused is flushed again item by item."""
+        """Flush the batch, or wait for its flight; the items of a batch that is refused are flushed again one by one."""
         try:
             results = await (flight or self._flush(batch.items))
             if len(results) != len(batch.items):

@@ -128,8 +128,8 @@ PATCHES = [
     Patch(
         "file: a log that changed is not looked at again",
         f"{FILE}/_logs.py",
-        "            if log is None or log.seen != seen:\n",
-        "            if log is None or log.seen is None:\n",
+        "            if self._seen.get(name) != (steps, status):\n",
+        "            if name not in self._seen:\n",
         ("tests/file/test_newer.py::test_only_what_is_newer", "tests/file/test_newer.py::test_of_another_process"),
     ),
     Patch(

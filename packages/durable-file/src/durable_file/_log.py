@@ -48,8 +48,6 @@ class Log:
         """Of its lock."""
         self.is_doubtful = False
         """Whether a sync of lines failed that still stand in the file: a later one would prove nothing."""
-        self.seen: tuple[tuple[int, int, int, int], Sequence[Known]] | None = None
-        """The file's status when none of these steps had a newer entry."""
         self.forget()
 
     def forget(self) -> None:

@@ -7,7 +7,6 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +18,12 @@ from . import _disk
 from ._explain import NoRoom, explain_errors, store_error
 from ._log import Entry, Known, Log
 
+Status = tuple[int, int, int, int]
+"""Device, inode, size and time of a file."""
+
 _OVERHEAD: Final = 4096
-_logger: Final = logging.getLogger("durable_file")
+_MOST_LOOKS: Final = 100_000
+logger: Final = logging.getLogger("durable_file")
 
 
 class Logs:
@@ -60,33 +63,6 @@ class Logs:
                 return [_answer(log, question) for question in questions]
         nothing = self._new(name)
         return [question(nothing) for question in questions]
-
-    def newer(self, known: Mapping[str, Sequence[Known]]) -> list[StepRecord]:
-        """Return the newest entries of the steps, by log, that have a higher revision than is known; a bad log has none.
-
-        A log that didn't change since it had none is not read.
-        """
-        found: list[StepRecord] = []
-        for name, steps in known.items():
-            try:
-                status = self.path(name).stat()
-            except OSError:  # there is none, or none that can be read
-                continue
-            seen = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns), steps
-            log = self._recent.get(name)
-            if log is None or log.seen != seen:
-                try:
-                    (newer,) = self.read(name, [partial(Log.newer, known=steps)])
-                except StoreError as error:
-                    newer = error
-                if isinstance(newer, StoreError):
-                    _logger.warning("nothing is seen of what waits in a log: %s", newer)
-                elif newer:
-                    found += newer
-                    continue
-                if (log := self._recent.get(name)) is not None:
-                    log.seen = seen
-        return found
 
     def clear(self, name: str, run_id: str) -> None:
         if not self._exists(name):
@@ -150,7 +126,7 @@ class Logs:
         try:
             log.rewrite()
         except OSError as error:  # the run is cleared all the same; Windows refuses while another has the log open
-            _logger.warning("%s: mostly cleared, but it could not be rewritten: %s", log.path, error)
+            logger.warning("%s: mostly cleared, but it could not be rewritten: %s", log.path, error)
 
     def _make_room(self, name: str, log: Log) -> None:
         weight = log.size + _OVERHEAD
@@ -161,6 +137,33 @@ class Logs:
                 if oldest != name and not self._recent[oldest].is_doubtful:
                     del self._recent[oldest]
                     self._weight -= self._weights.pop(oldest)
+
+
+class Looks:
+    """What was seen of logs in which nothing was newer: they needn't be read again until they change. For one thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder: Final = str(folder)
+        self._seen: Final[dict[str, tuple[Sequence[Known], Status]]] = {}
+
+    def changed(self, known: Mapping[str, Sequence[Known]]) -> dict[str, Status]:
+        """Return those of the logs, with their status now, that have to be read to know what is newer than these steps."""
+        found: dict[str, Status] = {}
+        for name, steps in known.items():
+            try:
+                stat = os.stat(f"{self._folder}{os.sep}{name}")  # noqa: PTH116  # half the time of a Path's
+            except OSError:  # there is none, or none that can be read
+                continue
+            status = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+            if self._seen.get(name) != (steps, status):
+                found[name] = status
+        return found
+
+    def remember(self, name: str, steps: Sequence[Known], status: Status) -> None:
+        """Don't read the log again for these steps while it has this status."""
+        if len(self._seen) >= _MOST_LOOKS:
+            self._seen.clear()
+        self._seen[name] = steps, status
 
 
 def _answer(log: Log, question: Callable[[Log], Any]) -> Any:

@@ -17,6 +17,7 @@ from durable_core import (
     OpenableStore,
     RunBusy,
     StepRecord,
+    StoreError,
     StoreURL,
     SupportsLock,
     SupportsRuns,
@@ -29,7 +30,7 @@ from . import _disk
 from ._explain import explain_errors
 from ._lines import record_line, record_of, slot_of
 from ._log import Known, Log
-from ._logs import Logs, folded
+from ._logs import Logs, Looks, folded, logger
 from ._names import SUFFIX, file_name, path_of
 from ._scan import Scan, log_names, runs_in
 from ._worker import Worker
@@ -77,10 +78,10 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
         return await worker.share(logs.append, name, (record, slot_of(record.step_id, record.revision), line), len(line))
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
-        return await self._ask(run_id, partial(Log.get, run_id=run_id, step_id=step_id))
+        return await self._ask(self._name(run_id), partial(Log.get, run_id=run_id, step_id=step_id))
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
-        return await self._ask(run_id, partial(Log.entries, run_id=run_id))
+        return await self._ask(self._name(run_id), partial(Log.entries, run_id=run_id))
 
     async def clear(self, run_id: str) -> None:
         name = self._name(run_id)
@@ -89,17 +90,26 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
 
     async def newer(self, known: Sequence[Known]) -> Sequence[StepRecord]:
         opened = self._use()
-        rounds: dict[Worker, tuple[Logs, dict[str, list[Known]]]] = {}
+        logs: dict[str, list[Known]] = {}
         for step in known:
-            name = self._name(step[0])
-            logs, worker = opened.logs_of(name)
-            rounds.setdefault(worker, (logs, {}))[1].setdefault(name, []).append(step)
-        found = await asyncio.gather(*(worker.run(logs.newer, steps) for worker, (logs, steps) in rounds.items()))
-        return [record for records in found for record in records]
+            logs.setdefault(self._name(step[0]), []).append(step)
+        changed = await opened.for_locks.run(opened.looks.changed, logs)
+        found: list[StepRecord] = []
+        asked = [self._ask(name, partial(Log.newer, known=logs[name])) for name in changed]
+        for (name, status), newer in zip(changed.items(), await asyncio.gather(*asked, return_exceptions=True), strict=True):
+            if isinstance(newer, StoreError):  # a bad log hides no other
+                logger.warning("nothing is seen of what waits in a log: %s", newer)
+            elif isinstance(newer, BaseException):
+                raise newer
+            elif newer:
+                found += newer
+                continue
+            opened.looks.remember(name, logs[name], status)
+        return found
 
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
         if self._one_log:
-            for run_id in await self._ask("", Log.run_ids):
+            for run_id in await self._ask(self._one_log, Log.run_ids):
                 if run_id.startswith(prefix):
                     yield run_id
             return
@@ -159,8 +169,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
     def _spot(self, run_id: str) -> Spot:
         return spot_of("run", folded(self._name(run_id)), run_id, files=RUN_FILES)
 
-    async def _ask(self, run_id: str, question: Callable[[Log], T]) -> T:
-        name = self._name(run_id)
+    async def _ask(self, name: str, question: Callable[[Log], T]) -> T:
         logs, worker = self._use().logs_of(name)
         return await worker.share(logs.read, name, question)
 
@@ -186,6 +195,7 @@ class _Open:
         self.for_locks: Final = Worker(at_end=self.locks.close)
         """Which takes the locks of runs, and lists them."""
         logs = (Logs(folder, self.locks, memory=memory // _THREADS) for _ in range(_THREADS))
+        self.looks: Final = Looks(folder)
         self._lanes: Final = [_Lane(some, Worker(at_end=self.locks.close)) for some in logs]
 
     def logs_of(self, name: str) -> _Lane:

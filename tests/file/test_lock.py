@@ -17,7 +17,7 @@ import pytest
 from durable_core import LockLost, RunBusy, StoreError
 from durable_core.stores import filelock
 from durable_core.stores.filelock import RUN_FILES, spot_of
-from durable_file import FileStore
+from durable_file import FileStore, _disk
 from tests.file.support import Child, finish, step
 
 HOLD = """
@@ -275,7 +275,7 @@ async def test_lock_file_that_is_not_the_same_any_more(tmp_path: Path, how: str)
 
 def test_cost_of_one_more_lock(tmp_path: Path) -> None:
     """Taking and giving back a lock costs about the same whether the process holds none or thousands."""
-    locks = filelock.Locks(tmp_path, make_folder=Path.mkdir)
+    locks = filelock.Locks(tmp_path, make_folder=_disk.make_folder)
 
     def take(name: str) -> filelock.Lock:
         lock = locks.take(spot_of("run", name, files=RUN_FILES), note=True)

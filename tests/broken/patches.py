@@ -121,8 +121,8 @@ PATCHES = [
     Patch(
         "file: a lock whose taker was cancelled stays taken",
         f"{FILE}/store.py",
-        "            await to_the_end(_done(opened.for_locks.run(lock.release)))\n",
-        "            if lock._lock:\n                await to_the_end(_done(opened.for_locks.run(lock.release)))\n",
+        "            await to_the_end(_done(opened.common.run(lock.release)))\n",
+        "            if lock._lock:\n                await to_the_end(_done(opened.common.run(lock.release)))\n",
         ("tests/file/test_store.py::test_a_lock_does_not_block_the_loop",),
     ),
     Patch(
@@ -130,7 +130,7 @@ PATCHES = [
         f"{FILE}/_logs.py",
         "            if self._seen.get(name) != (steps, status):\n",
         "            if name not in self._seen:\n",
-        ("tests/file/test_newer.py::test_only_what_is_newer", "tests/file/test_newer.py::test_of_another_process"),
+        ("tests/file/test_newer.py::test_of_another_process",),
     ),
     Patch(
         "memory: the last record takes the slot",

@@ -17,14 +17,14 @@ from tests.file.support import Child, finish, step
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The logs that were opened for reading."""
     opened: list[Path] = []
-    real: Callable[[Path, int], object] = _disk.opened
+    real: Callable[[Path, int], object] = _disk.OpenFile
 
     def noting(path: Path, flags: int) -> object:
         if flags == _disk.READ and path.suffix == ".jsonl":
             opened.append(path)
         return real(path, flags)
 
-    monkeypatch.setattr(_disk, "opened", noting)
+    monkeypatch.setattr(_disk, "OpenFile", noting)
     return opened
 
 

@@ -20,8 +20,8 @@ READ: Final = (os.O_RDWR if sys.platform == "win32" else os.O_RDONLY) | _BINARY
 APPEND: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | _BINARY
 
 
-class opened:  # noqa: N801  # read as what it does; a generator would cost an append more than its lock
-    """Open `path` for a `with` block, private to its owner if that creates it."""
+class OpenFile:
+    """The descriptor of a file that is open during a `with` block, private to its owner if that creates it."""
 
     __slots__ = ("_fd",)
 
@@ -53,7 +53,7 @@ def sync(fd: int) -> None:
 def sync_folder(path: Path) -> None:
     """Return once the names in the folder are on the disk; Windows has no such call and needs none."""
     if os.name != "nt":
-        with opened(path, READ) as fd:
+        with OpenFile(path, READ) as fd:
             os.fsync(fd)
 
 
@@ -114,7 +114,7 @@ def remove(path: Path) -> None:
     try:
         path.unlink()
     except PermissionError:
-        with opened(path, APPEND) as fd:
+        with OpenFile(path, APPEND) as fd:
             os.ftruncate(fd, 0)
             sync(fd)
     else:

@@ -65,7 +65,7 @@ class Log:
         return [*self._runs]
 
     @property
-    def mostly_cleared(self) -> bool:
+    def is_mostly_cleared(self) -> bool:
         return self.size > _WORTH_REWRITING and self._dead_bytes * 2 > self.size
 
     def get(self, run_id: str, step_id: str, *, above: int = -1) -> StepRecord | None:
@@ -157,10 +157,10 @@ class Log:
         """Write the entries that count to a file beside, and let it take the place of this one."""
         beside = self.path.with_name(self.path.name + ".new")
         try:
-            with _disk.opened(self.path, _disk.READ) as fd:
+            with _disk.OpenFile(self.path, _disk.READ) as fd:
                 self.refresh(fd)
                 mode = stat.S_IMODE(os.fstat(fd).st_mode)
-            with _disk.opened(beside, _disk.APPEND | os.O_TRUNC) as fd:
+            with _disk.OpenFile(beside, _disk.APPEND | os.O_TRUNC) as fd:
                 beside.chmod(mode)
                 for run in self._runs.values():
                     lines = iter(run.lines.values())

@@ -43,7 +43,7 @@ class Logs:
     def append(self, name: str, entries: Sequence[Entry]) -> Sequence[StepRecord | StoreError]:
         """Return for each entry the record that holds its slot, or why there is none."""
         try:
-            with self._locked(name, "append to") as log, _disk.opened(log.path, _disk.APPEND) as fd:
+            with self._locked(name, "append to") as log, _disk.OpenFile(log.path, _disk.APPEND) as fd:
                 if unfinished := log.refresh(fd):
                     log.cut(fd, unfinished)
                 return log.append(fd, entries)
@@ -56,7 +56,7 @@ class Logs:
             with (
                 self._locked(name, "read", shared=True) as log,
                 suppress(FileNotFoundError),  # removed just now
-                _disk.opened(log.path, _disk.READ) as fd,
+                _disk.OpenFile(log.path, _disk.READ) as fd,
             ):
                 log.refresh(fd)
                 log.sync(fd)
@@ -68,7 +68,7 @@ class Logs:
         if not self._exists(name):
             return
         with self._locked(name, "clear a run of") as log:
-            with _disk.opened(log.path, _disk.APPEND) as fd:
+            with _disk.OpenFile(log.path, _disk.APPEND) as fd:
                 if unfinished := log.refresh(fd):
                     log.cut(fd, unfinished)
                 if not log.holds(run_id):
@@ -78,7 +78,7 @@ class Logs:
                     log.clear(fd, run_id)
             if alone:
                 log.remove()
-            elif log.mostly_cleared:
+            elif log.is_mostly_cleared:
                 self._shrink(log)
 
     def open_whole(self, name: str) -> tuple[int, int] | None:

@@ -93,7 +93,7 @@ def runs_in(folder: Path, names: list[str], prefix: str) -> list[str]:
 def _first_run(path: Path) -> str | None:
     with explain_errors("read", path):
         try:
-            with _disk.opened(path, _disk.READ) as fd:
+            with _disk.OpenFile(path, _disk.READ) as fd:
                 for lines in _disk.read_lines(fd, 0, os.fstat(fd).st_size, chunk=_FIRST):
                     if lines:
                         return read_key(lines[0], path, 1).run_id

@@ -93,7 +93,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
         logs: dict[str, list[Known]] = {}
         for step in known:
             logs.setdefault(self._name(step[0]), []).append(step)
-        changed = await opened.for_locks.run(opened.looks.changed, logs)
+        changed = await opened.common.run(opened.looks.changed, logs)
         found: list[StepRecord] = []
         asked = [self._ask(name, partial(Log.newer, known=logs[name])) for name in changed]
         for (name, status), newer in zip(changed.items(), await asyncio.gather(*asked, return_exceptions=True), strict=True):
@@ -113,7 +113,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
                 if run_id.startswith(prefix):
                     yield run_id
             return
-        worker = self._use().for_locks
+        worker = self._use().common
         names = await worker.run(log_names, self._folder)
         for start in range(0, len(names), _NAMES_AT_ONCE):
             for run_id in await worker.run(runs_in, self._folder, names[start : start + _NAMES_AT_ONCE], prefix):
@@ -136,20 +136,20 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
         opened = self._use()
         lock = _RunLock(run_id, opened.locks, self._spot(run_id), self._path)
         try:
-            if not await opened.for_locks.run(lock.take):
+            if not await opened.common.run(lock.take):
                 holder = await self.holder(run_id) or Holder("another process", None)
                 raise RunBusy(run_id, holder=holder.name, since=holder.since)
             yield lock
         finally:
             # Given to the same thread at once, so that a lock which that is still taking is given back, too.
-            await to_the_end(_done(opened.for_locks.run(lock.release)))
+            await to_the_end(_done(opened.common.run(lock.release)))
 
     async def holder(self, run_id: str) -> Holder | None:
         return (await self.holders([run_id])).get(run_id)
 
     async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
         opened = self._use()
-        return await opened.for_locks.run(opened.holders, {run_id: self._spot(run_id) for run_id in run_ids})
+        return await opened.common.run(opened.holders, {run_id: self._spot(run_id) for run_id in run_ids})
 
     async def __aenter__(self) -> Self:
         return self
@@ -192,8 +192,8 @@ class _Open:
     def __init__(self, folder: Path, memory: int, lock_timeout: float) -> None:
         self._folder: Final = folder
         self.locks: Final = Locks(folder, make_folder=_disk.make_folder, wait_limit=lock_timeout)
-        self.for_locks: Final = Worker(at_end=self.locks.close)
-        """Which takes the locks of runs, and lists them."""
+        self.common: Final = Worker(at_end=self.locks.close)
+        """For what concerns no single log: the locks of runs, what logs there are, and which changed."""
         logs = (Logs(folder, self.locks, memory=memory // _THREADS) for _ in range(_THREADS))
         self.looks: Final = Looks(folder)
         self._lanes: Final = [_Lane(some, Worker(at_end=self.locks.close)) for some in logs]
@@ -210,7 +210,7 @@ class _Open:
     async def close(self) -> None:
         """Wait until all is done that was asked for, and end the threads."""
         await asyncio.gather(*(worker.close() for _, worker in self._lanes))
-        await self.for_locks.close()
+        await self.common.close()
 
 
 class _RunLock(Lease):

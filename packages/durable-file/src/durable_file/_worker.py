@@ -15,8 +15,8 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 Args = TypeVarTuple("Args")
 _Future = asyncio.Future[Any]
-# A function and the name that it is called with, or None; the item, or what is called alone; its size; who waits for it.
-_Job = tuple[tuple[Callable[[str, Sequence[Any]], Sequence[Any]], str] | None, Any, int, _Future | None]
+# A function to share, or None; the name that it is called with; the item, or what is called alone; its size; who waits for it.
+_Job = tuple[Callable[[str, Sequence[Any]], Sequence[Any]] | None, str, Any, int, _Future | None]
 _Queue = SimpleQueue[list[_Job] | None]
 _Answers = dict[asyncio.AbstractEventLoop, list[tuple[_Future, Any]]]
 
@@ -40,7 +40,7 @@ class Worker:
     def run(self, work: Callable[[*Args], T], *args: *Args) -> asyncio.Future[T]:
         """Return the future of what `work` returns. If that is cancelled, the work is done all the same."""
         caller: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._gather((None, partial(work, *args), 0, caller), caller.get_loop())
+        self._gather((None, "", partial(work, *args), 0, caller), caller.get_loop())
         return caller
 
     def share(
@@ -51,12 +51,12 @@ class Worker:
         `work` is called with the name and all items that wait for it at the same time, within bounds of number and size.
         """
         caller: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._gather(((work, name), item, size, caller), caller.get_loop())
+        self._gather((work, name, item, size, caller), caller.get_loop())
         return caller
 
     def post(self, work: Callable[[], object]) -> None:
         """Have `work` done after all that was given before, and don't wait for it."""
-        self._put([(None, work, 0, None)])
+        self._put([(None, "", work, 0, None)])
 
     async def close(self) -> None:
         """Wait until all that was given is done, then `at_end`, and then the thread's end."""
@@ -65,7 +65,7 @@ class Worker:
             if thread is None:
                 return
             caller: _Future = asyncio.get_running_loop().create_future()
-            jobs.put([(None, self._at_end, 0, caller)])
+            jobs.put([(None, "", self._at_end, 0, caller)])
             jobs.put(None)
             self._previous, self._thread, self._jobs = thread, None, SimpleQueue()
         await caller
@@ -75,7 +75,7 @@ class Worker:
         # The thread holds no reference to this object, so an unclosed store can be collected.
         # `at_end` is left to the thread: this may run at any moment, even inside a lock that `at_end` takes.
         if self._thread is not None:
-            self._jobs.put([(None, self._at_end, 0, None)])
+            self._jobs.put([(None, "", self._at_end, 0, None)])
             self._jobs.put(None)
 
     def _gather(self, job: _Job, loop: asyncio.AbstractEventLoop) -> None:
@@ -127,27 +127,27 @@ def _batches(jobs: Iterable[_Job]) -> list[list[_Job]]:
     batches: list[list[_Job]] = []
     growing: dict[object, tuple[list[_Job], int]] = {}
     for job in jobs:
-        shared, _, size, _ = job
-        batch, total = growing.get(shared, ([], 0))
+        work, name, _, size, _ = job
+        batch, total = growing.get((work, name), ([], 0))
         if not batch or len(batch) >= _MOST_ITEMS or total + size > _MOST_BYTES:
             batches.append(batch := [])
             total = 0
         batch.append(job)
-        if shared is None:
+        if work is None:
             growing.clear()
         else:
-            growing[shared] = batch, total + size
+            growing[work, name] = batch, total + size
     return batches
 
 
 def _do(batch: list[_Job], answers: _Answers) -> None:
-    shared, item, _, _ = batch[0]
+    work, name, item, _, _ = batch[0]
     results: Sequence[Any]
     try:
-        results = [item()] if shared is None else shared[0](shared[1], [item for _, item, _, _ in batch])
+        results = [item()] if work is None else work(name, [item for _, _, item, _, _ in batch])
     except BaseException as error:
         results = [error] * len(batch)
-    for (_, _, _, caller), result in zip(batch, results, strict=True):
+    for (_, _, _, _, caller), result in zip(batch, results, strict=True):
         if caller is not None:
             answers.setdefault(caller.get_loop(), []).append((caller, result))
 

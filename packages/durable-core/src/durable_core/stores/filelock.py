@@ -298,7 +298,7 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-class _Note(msgspec.Struct, frozen=True):
+class _Note(msgspec.Struct, frozen=True, gc=False):
     """A process that took the lock at `position`, written down for those who find it taken."""
 
     position: int

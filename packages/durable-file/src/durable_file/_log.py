@@ -86,7 +86,8 @@ class Log:
 
     def entries(self, run_id: str) -> RecordLines:
         run = self._runs.get(run_id)
-        return RecordLines(tuple(run.lines.values()) if run else (), where=f"{self.path}, run {run_id!r}")
+        where = f"{self.path}, run {run_id!r}"
+        return RecordLines(tuple(run.lines.values()) if run else (), where=lambda number: f"{where}, entry {number}")
 
     def refresh(self, fd: int) -> int:
         """Take in what others did to the file, and return how many bytes of an unfinished append it ends with."""

@@ -15,7 +15,6 @@ from durable_core.errors import RunBusy, StoreError
 from durable_core.store import Holder, forks
 from durable_core.stores.batcher import Batcher
 from durable_core.stores.lease import Claim, LeaseRequests
-from durable_core.stores.lines import UNREADABLE
 
 from ._copies import Copies
 from ._errors import store_error
@@ -99,7 +98,7 @@ def holder_in(value: bytes) -> Holder | None:
     """Return who holds the lock whose key has this value, or None if that process is known to be dead."""
     try:
         claim = msgspec.json.decode(value, type=Claim)
-    except UNREADABLE:
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return Holder(f"something else that set its key ({value[:80]!r})", None)
     return None if claim.is_dead else claim.told()
 

@@ -28,7 +28,7 @@ from durable_core.store import (
 )
 from durable_core.stores.batcher import Batcher
 from durable_core.stores.lease import Leases
-from durable_core.stores.lines import RecordLines, record_at
+from durable_core.stores.lines import RecordLines
 from durable_core.stores.loops import OneLoop
 from durable_core.stores.urls import StoreURL
 
@@ -113,12 +113,12 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
             raise holder
         if isinstance(holder, Exception):
             raise store_error(holder, key)
-        return record_at(holder, f"step {record.step_id!r} in {key}")
+        return StepRecord.from_json(holder, where=f"step {record.step_id!r} in {key}")
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         key = self._keys.log(run_id)
         line = await self._serving().call(Call(GET, (key,), step_id, self._touch), confirm=True)
-        return None if line is None else record_at(line, f"step {step_id!r} in {key}")
+        return None if line is None else StepRecord.from_json(line, where=f"step {step_id!r} in {key}")
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
         for _ in range(_READS):
@@ -184,7 +184,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
         for items, answer in await self._look(NEWER, looks):
             for number, line in zip(answer[::2], answer[1::2], strict=True):
                 key, step_id, _ = items[number - 1]
-                record = record_at(line, f"step {step_id!r} in {key}")
+                record = StepRecord.from_json(line, where=f"step {step_id!r} in {key}")
                 # Where copies are waited for, `get` does.
                 newest = await self.get(record.run_id, step_id) if self._copies else record
                 found += [newest] if newest else []
@@ -278,7 +278,7 @@ def _rewritten(run_id: str) -> StoreError:
 
 
 def _records(key: str, lines: Sequence[bytes], *, before: int = 0) -> RecordLines:
-    return RecordLines(lines, lambda number: f"field {before + number + 1} of {key}")
+    return RecordLines(lines, where=lambda number: f"field {before + number} of {key}")
 
 
 def _size(item: Item) -> int:

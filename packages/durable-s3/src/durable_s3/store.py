@@ -23,7 +23,6 @@ from durable_core.store import (
     to_the_end,
 )
 from durable_core.stores.lease import Leases
-from durable_core.stores.lines import record_at
 from durable_core.stores.loops import OneLoop
 
 from . import _entry, _url
@@ -200,7 +199,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Support
     def _seen(self, key: str, body: bytes) -> StepRecord:
         head = _entry.head(body, key)
         self._order.saw(head.run_id, head.order)
-        return record_at(body, f"the object {key!r}")
+        return StepRecord.from_json(body, where=f"the object {key!r}")
 
     def _enter(self) -> None:
         if self._loop.enter():

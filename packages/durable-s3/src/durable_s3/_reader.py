@@ -48,9 +48,8 @@ class Reader:
             settled = sum(entry.place is not None for entry in ordered)
             if len(ordered) - settled >= self.smallest_snapshot:
                 await self._write_snapshot(run_id, ordered, settled)
-        return RecordLines(
-            [entry.body for entry in ordered], where=lambda number: f"the object {ordered[number - 1].key!r}"
-        ), highest
+        bodies = [entry.body for entry in ordered]
+        return RecordLines(bodies, where=lambda number: f"the object {ordered[number - 1].key!r}"), highest
 
     async def _consistent(self, run_id: str) -> list[Entry]:
         """Return all entries of one moment."""

@@ -23,8 +23,8 @@ DECLARED = nox.project.python_versions(PACKAGES["durable-core"])
 PYTHONS = [CURRENT, *(version for version in DECLARED if version != CURRENT)]
 DIST = Path("dist")
 # The slow stores first; they are the last by name.
-CONTRACTS = sorted((path.as_posix() for path in Path("tests").glob("*/test_contract*.py")), reverse=True)
-VALUES = ["tests/core/test_record.py", *sorted(path.as_posix() for path in Path("tests/core").glob("test_values*.py"))]
+CONTRACTS = sorted((path.as_posix() for path in Path("tests").rglob("test_contract*.py")), reverse=True)
+VALUES = ["tests/core/test_record.py", "tests/core/values"]
 # More than there are processors: most of a test's time is waiting, for a server, a lease or another process. A module, a class
 # or a page at a time, since the examples of a page build on each other, in the order of the folders, whose last ones are short.
 PARALLEL = ["-n", str(min(8, 2 * (os.cpu_count() or 1))), "--dist", "loadscope", "--no-loadscope-reorder"]
@@ -32,7 +32,7 @@ PARALLEL = ["-n", str(min(8, 2 * (os.cpu_count() or 1))), "--dist", "loadscope",
 ONE_S3 = ["-k", "not moto and not SmallPages"]
 # Stores behind a server were tested whole from the checkout; here their contract shows that the wheel holds everything.
 WHEEL_TESTS = {
-    "durable-core": ["tests/core/test_contract_memory.py"],
+    "durable-core": ["tests/core/stores/test_contract_memory.py"],
     "durable-file": ["tests/file"],
     "durable-postgres": ["tests/postgres/test_contract_postgres.py::TestPostgresStore"],
     "durable-redis": ["tests/redis/test_contract.py::TestRedisStore"],

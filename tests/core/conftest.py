@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from durable_core import MemoryStore, StepRecord
+from durable_core.testing import FakeClock
 
 
 class FlakyStore(MemoryStore):
@@ -48,3 +49,8 @@ def store() -> FlakyStore:
 @pytest.fixture
 def effects() -> Effects:
     return Effects()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()

@@ -129,11 +129,6 @@ async def test_parallel_delays_pass_together(clock: FakeClock) -> None:
     assert clock.now() - began == timedelta(hours=1)
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
 async def test_a_wait_that_ends_leaves_nothing_behind() -> None:
     """No task, and nobody who is told."""
     store = Counted()

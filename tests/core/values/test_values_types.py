@@ -13,7 +13,7 @@ import pytest
 
 from durable_core._values.returns import UNTYPED, codec_for
 from durable_core.errors import UnrecordableValue
-from tests.core.value_types import (
+from tests.core.values.value_types import (
     Account,
     Box,
     Node,

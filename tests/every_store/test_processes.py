@@ -11,7 +11,7 @@ import pytest
 
 from durable_core import MemoryStore, Runner, RunSuspended, StepInterrupted, control, open_store
 from durable_core.testing import FakeClock
-from tests.waiting.programs import charge
+from tests.every_store.programs import charge
 
 PROGRAMS = str(Path(__file__).with_name("programs.py"))
 

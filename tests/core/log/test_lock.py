@@ -12,8 +12,7 @@ import pytest
 
 from durable_core import DurableError, Lease, LockLost, MemoryStore, RunBusy, Runner, StepRecord
 from durable_core.testing import FakeClock
-
-from .conftest import Effects, FlakyStore
+from tests.core.conftest import Effects, FlakyStore
 
 
 async def test_a_second_runner_gets_run_busy(store: FlakyStore) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from durable_core._values.returns import codec_for
 from durable_core.errors import UnrecordableValue
-from tests.core.value_types import (
+from tests.core.values.value_types import (
     ACCOUNT,
     BERLIN,
     ORDER,

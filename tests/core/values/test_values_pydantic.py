@@ -19,7 +19,7 @@ import pytest
 from durable_core import MemoryStore, Runner
 from durable_core._values.returns import codec_for
 from durable_core.errors import UnrecordableValue
-from tests.core.value_types import Account, Color, Order, Parcel, Premium, label, record, refused
+from tests.core.values.value_types import Account, Color, Order, Parcel, Premium, label, record, refused
 
 
 class UserMessage(pydantic.BaseModel):

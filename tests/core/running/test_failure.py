@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from durable_core import MemoryStore, Runner, StepEvent, StepFailed, exponential
-
-from .conftest import Effects, FlakyStore
+from tests.core.conftest import Effects, FlakyStore
 
 
 class Declined(Exception):

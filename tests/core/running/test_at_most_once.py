@@ -24,8 +24,7 @@ from durable_core import (
     current_step,
 )
 from durable_core.testing import FakeClock
-
-from .conftest import Effects, FlakyStore, Killed
+from tests.core.conftest import Effects, FlakyStore, Killed
 
 
 async def entries(store: MemoryStore, run_id: str = "run") -> list[tuple[int, str]]:

@@ -15,8 +15,7 @@ import pytest
 
 from durable_core import CorruptLog, MemoryStore, ResultNotRecorded, Runner, StepEvent, StepFailed, StepRecord
 from durable_core.testing import FakeClock
-
-from .conftest import Effects, FlakyStore
+from tests.core.conftest import Effects, FlakyStore
 
 
 class Away(Exception):

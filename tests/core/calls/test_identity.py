@@ -27,8 +27,7 @@ import pydantic
 import pytest
 
 from durable_core import Runner, StepDrift, StepReused
-
-from .conftest import Effects, FlakyStore
+from tests.core.conftest import Effects, FlakyStore
 
 Step = Callable[[Runner, Effects, str], Awaitable[Any]]
 

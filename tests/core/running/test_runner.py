@@ -34,10 +34,9 @@ from durable_core import (
     current_step,
 )
 from durable_core.testing import FakeClock
-
-from .conftest import Effects, FlakyStore
-from .value_types import Account as PydanticAccount
-from .value_types import Day, Reading, label
+from tests.core.conftest import Effects, FlakyStore
+from tests.core.values.value_types import Account as PydanticAccount
+from tests.core.values.value_types import Day, Reading, label
 
 
 @dataclass

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from durable_core._values.returns import codec_for
-from tests.core.value_types import (
+from tests.core.values.value_types import (
     ACCOUNT,
     BERLIN,
     ORDER,

@@ -214,6 +214,7 @@ async def test_a_run_keeps_the_defaults_that_it_began_with() -> None:
 
     @flow(name="pay")
     async def after(runner: Runner, order: str, fee: Decimal = Decimal(9), marker: object = ..., note: str = "new") -> None:
+        await runner.approval("ask")
         seen.append((order, fee, marker, note))
 
     for other in ({"fee": Decimal(9)}, {"note": "other"}, {"fee": Decimal(5), "note": "new"}):
@@ -288,6 +289,7 @@ async def test_a_default_is_kept_as_its_annotation_says() -> None:
 
     @flow(name="pay")
     async def after(runner: Runner, fees: Sequence[Decimal] = (Decimal(2),)) -> None:
+        await runner.approval("ask")
         seen.extend(fees)
 
     store = MemoryStore()

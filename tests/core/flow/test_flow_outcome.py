@@ -30,6 +30,7 @@ from durable_core.testing import FakeClock
 class FailingStore(MemoryStore):
     """Fails the next `appends` and `gets`."""
 
+    poll_seconds = 2.0
     appends = 0
     gets = 0
 

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.asyncio
 class Slow(MemoryStore):
     """Answers a `get` as things were when it was asked, once it is let go."""
 
+    poll_seconds = 2.0
+
     def __init__(self) -> None:
         super().__init__()
         self.asked = 0
@@ -130,6 +132,8 @@ async def test_a_store_that_took_long_to_read_is_looked_at_again_at_once() -> No
     clock, ran = FakeClock(), list[int]()
 
     class Unhurried(MemoryStore):
+        poll_seconds = 2.0
+
         async def list(self, run_id: str) -> Sequence[StepRecord]:
             clock.advance(20)
             return await super().list(run_id)

@@ -58,15 +58,14 @@ async def test_an_intent_whose_acknowledgement_came_too_late_starts_nothing() ->
 
 async def crowd(runner: Runner, then: Callable[[], object], **options: bool) -> tuple[int, list[BaseException | None]]:
     """Begin 200 synchronous steps, more than there are threads; do `then` while those wait, and let all go on."""
-    began, go = 0, threading.Event()
+    began, go = list[int](), threading.Event()
     full = asyncio.Event()
     loop, count = asyncio.get_running_loop(), threading.Lock()
 
     def work() -> None:
-        nonlocal began
         with count:
-            began += 1
-            if began == 40:
+            began.append(1)
+            if len(began) == 40:
                 loop.call_soon_threadsafe(full.set)
         go.wait(60)
 
@@ -79,7 +78,7 @@ async def crowd(runner: Runner, then: Callable[[], object], **options: bool) -> 
     finally:
         go.set()
     outcomes = await asyncio.gather(*steps, return_exceptions=True)
-    return began, [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    return len(began), [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
 
 
 async def test_a_step_that_waited_for_a_thread_does_not_start_after_its_lock_was_lost() -> None:

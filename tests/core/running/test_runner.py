@@ -139,6 +139,8 @@ async def test_what_the_store_takes_is_no_time_of_the_step() -> None:
     clock = FakeClock()
 
     class Slow(MemoryStore):
+        poll_seconds = 2.0
+
         async def append(self, record: StepRecord) -> StepRecord:
             clock.advance(7)
             return await super().append(record)

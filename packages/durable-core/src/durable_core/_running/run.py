@@ -50,8 +50,8 @@ class Run:
         self.on_drift: Final = on_drift
         self.running: Final[dict[str, asyncio.Task[object] | None]] = {}
         """The steps whose functions are running, and the tasks that run them."""
-        self._ends: Final[dict[str, asyncio.Future[None]]] = {}
-        """Of running steps that somebody waits for: done when the step has ended."""
+        self._end: asyncio.Future[None] | None = None
+        """Done when the next step ends, where somebody waits for that."""
         self.waiting: Final[list[StepRecord]] = []
         self.suspended: RunSuspended | None = None
         self.calls: Final[dict[str, Identity]] = {}
@@ -158,9 +158,9 @@ class Run:
         return StepContext(self.id, step_id, attempt, self, self.log.reopened.get(step_id, 0))
 
     def stopped(self, step_id: str) -> None:
-        """Take the step off those that run, and wake who waits for that."""
+        """Take the step off those that run, and wake who waits for one to end."""
         del self.running[step_id]
-        end = self._ends.pop(step_id, None)
+        end, self._end = self._end, None
         if end is not None and not end.done():
             end.set_result(None)
 
@@ -169,14 +169,14 @@ class Run:
         await asyncio.sleep(0)  # a sibling of the same gather may be about to begin
         if not self.running:
             return True
-        await self.ended(next(iter(self.running)))
+        await self.an_end()
         return False
 
-    async def ended(self, step_id: str) -> None:
-        """Wait until the step's function is not running any more."""
-        if step_id not in self._ends:
-            self._ends[step_id] = asyncio.get_running_loop().create_future()
-        await asyncio.wait((self._ends[step_id],))
+    async def an_end(self) -> None:
+        """Wait until one of the running steps ends."""
+        if self._end is None:
+            self._end = asyncio.get_running_loop().create_future()
+        await asyncio.wait((self._end,))
 
     def check_kind(self, record: StepRecord, kind: Kind) -> None:
         """Raise `StepDrift` if an earlier run recorded something of another kind under the id."""
@@ -193,21 +193,15 @@ class Run:
         warnings.warn(StepDrift(drift), stacklevel=stacklevel)
 
     async def emit(
-        self,
-        type_: EventType,
-        step: Any,
-        attempt: int,
-        *,
-        record: StepRecord | None = None,
-        error: BaseException | None = None,
-        delay: float | None = None,
+        self, type_: EventType, step: Any, attempt: int = 0, error: BaseException | None = None, delay: float | None = None
     ) -> None:
-        """Tell the log and the listener what happened to a step, given as a call or as a record."""
+        """Tell the log and the listener what happened to a step, which is given as a call or as a record."""
         if self.on_event is not None or is_logged(type_):
+            record = step if isinstance(step, StepRecord) else None
+            attempt = attempt or step.attempt
             ids = {"run_id": self.id, "step_id": step.step_id, "name": step.name}
-            event = StepEvent(type=type_, attempt=attempt, record=record, error=error, delay=delay, **ids)
-            await tell(self.on_event, event)
+            await tell(self.on_event, StepEvent(type=type_, attempt=attempt, record=record, error=error, delay=delay, **ids))
 
-    async def emit_record(self, type_: EventType, record: StepRecord, error: BaseException | None = None) -> None:
-        """Tell of a recorded entry."""
-        await self.emit(type_, record, record.attempt, record=record, error=error)
+    async def emit_outcome(self, record: StepRecord, error: BaseException | None = None) -> None:
+        """Tell of an outcome that was recorded just now."""
+        await self.emit("step:success" if record.status == "success" else "step:failure", record, error=error)

@@ -42,7 +42,7 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
     """
     latest = await _turn(run, call)
     if decided(latest):
-        await run.emit_record("step:replay", latest)
+        await run.emit("step:replay", latest)
         return outcome_of(run, latest, call)
     run.running[call.step_id] = asyncio.current_task()
     try:
@@ -61,7 +61,7 @@ async def _turn(run: Run, call: Call) -> StepRecord | None:
         raise reused(run, step_id)
     await run.ready()
     while not decided(latest := run.log.latest(step_id)) and step_id in run.running:
-        await run.ended(step_id)  # the same call elsewhere; if that is cancelled, this one takes over
+        await run.an_end()  # the same call elsewhere; if that is cancelled, this one takes over
         await run.ready()  # unless its outcome is kept, or the run was suspended meanwhile
     return latest
 
@@ -89,7 +89,7 @@ async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce
         recorded = tried.record if tried.recorded else await run.log.outcome(tried.record, tried.value, tried.cancelled)
         if tried.rival:
             return outcome_of(run, recorded, call, ran=True)
-        await run.emit_record("step:success" if recorded.status == "success" else "step:failure", recorded, tried.error)
+        await run.emit_outcome(recorded, tried.error)
         if recorded.id != tried.record.id:
             return outcome_of(run, recorded, call, ran=True)
         if tried.error is not None:

@@ -58,7 +58,7 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
     if record is not None:
         _check(run, record, asked)
         if decided(record):
-            await run.emit_record("step:replay", record)
+            await run.emit("step:replay", record)
             return record
     await run.begin()
     with listening(run, asked.step_id) as listener:
@@ -67,13 +67,13 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
             _check(run, record, asked)
         else:
             record = await run.look(asked.step_id) or record
-        await run.emit_record("step:wait", record)
+        await run.emit("step:wait", record)
         run.waiting.append(record)
         try:
             decision = await _decision(run, asked, record, listener)
         finally:
             run.waiting.remove(record)
-    await run.emit_record("step:success" if decision.status == "success" else "step:failure", decision)
+    await run.emit_outcome(decision)
     return decision
 
 
@@ -94,7 +94,7 @@ async def _ask(run: Run, asked: Wait, reopened: StepRecord | None) -> StepRecord
         fingerprint=asked.fingerprint,
     )
     while asked.step_id in run.running:  # the same wait elsewhere, which asks for both
-        await run.ended(asked.step_id)
+        await run.an_end()
     run.running[asked.step_id] = asyncio.current_task()  # a sibling that suspends lets this be recorded first
     try:
         return await run.log.claim(record)

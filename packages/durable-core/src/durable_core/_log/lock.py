@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from itertools import count
 from typing import Any, Final, Self
 
 from durable_core.clock import Clock
 from durable_core.errors import DurableError, LockLost, RunBusy
 from durable_core.options import exponential
-from durable_core.store import Lease, Store, lock_of
+from durable_core.store import Lease, Store, SupportsLock, lock_of
 
 _pause: Final = exponential(0.05, limit=1)
 
@@ -23,9 +23,8 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
         self._clock: Final = clock
         self._wait: Final = wait
         self._context: AbstractAsyncContextManager[Lease] | None = None
-        self._entered = False
-        self.lease: Lease = _no_lock
-        """Whose `check` raises `LockLost` if a step must not be started any more."""
+        self._lease: Lease | None = None
+        self._entered = self._left = False
 
     def again(self) -> RunLock:
         """Return the same lock, not yet taken."""
@@ -36,20 +35,28 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
         """Whether the lock was taken and not given back."""
         return self._context is not None
 
+    def check(self) -> None:
+        """Raise `LockLost` if a step must not be started any more; nothing where no lock was taken. For any thread."""
+        if self._left:
+            raise LockLost(f"the runner of run {self._run_id!r} was left, and its lock given back: no further step is started")
+        if self._lease is not None:
+            self._lease.check()
+
     def close(self) -> None:
         """Let no further step start."""
-        self.lease = _Left(self._run_id)
+        self._left = True
 
     async def __aenter__(self) -> Self:
         if self._entered:
             raise DurableError(f"the runner of run {self._run_id!r} is in use already; make a second Runner for a second use")
         self._entered = True
         try:
-            store = lock_of(self._store)
-            self.lease = await self._take(store.lock) if store else _no_lock
+            if locks := lock_of(self._store):
+                self._lease = await self._take(locks)
         except BaseException:
             self._entered = False
             raise
+        self._left = False
         return self
 
     async def __aexit__(self, *error: Any) -> None:
@@ -58,11 +65,10 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
         if context is not None:
             await context.__aexit__(None, None, None)
 
-    async def _take(self, lock: Callable[[str], AbstractAsyncContextManager[Lease]]) -> Lease:
+    async def _take(self, locks: SupportsLock) -> Lease:
         deadline = self._clock.monotonic() + self._wait
-        attempt = 1
-        while True:
-            context = lock(self._run_id)
+        for attempt in count(1):
+            context = locks.lock(self._run_id)
             try:
                 lease = await context.__aenter__()
                 self._context = context
@@ -71,25 +77,5 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
                 pause = min(_pause(attempt), deadline - self._clock.monotonic())
                 if pause <= 0:
                     raise
-            attempt += 1
             await self._clock.sleep(pause)
-
-
-class _NoLock(Lease):
-    """Of a runner that was not entered, or whose store has no locks."""
-
-    def check(self) -> None:
-        return None
-
-
-_no_lock: Final = _NoLock()
-
-
-class _Left(Lease):
-    """Of a runner that was left."""
-
-    def __init__(self, run_id: str) -> None:
-        self._run_id: Final = run_id
-
-    def check(self) -> None:
-        raise LockLost(f"the runner of run {self._run_id!r} was left, and its lock given back: no further step is started")
+        raise AssertionError("counting ended")

@@ -135,7 +135,7 @@ class Run:
 
     def check(self) -> None:
         """Raise what is known to keep anything new from beginning: a lost lock, or the run's cancellation. For any thread."""
-        self.lock.lease.check()
+        self.lock.check()
         if self.log.cancelled is not None:
             raise RunCancelled(self.log.cancelled)
 

@@ -22,17 +22,15 @@ class Tried(NamedTuple):
     """What came of one attempt."""
 
     record: StepRecord
-    """Its outcome; or that of a rival, which is `recorded` then."""
     value: Any = None
     error: Failure | None = None
     cancelled: asyncio.CancelledError | None = None
     recorded: bool = False
-    """Whether the store holds the record."""
-    rival: bool = False
-    """Whether somebody else's outcome was there first."""
+    """Whether the store holds the record already."""
 
 
-TryOnce = Callable[[Run, Call, StepRecord | None, int], Awaitable[Tried]]
+TryOnce = Callable[[Run, Call, StepRecord | None, int], Awaitable[Tried | StepRecord]]
+"""A way to try once; it returns what came of it, or the outcome of somebody else that was there first."""
 
 
 async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
@@ -76,6 +74,8 @@ async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce
     while True:
         await run.emit("step:start", call, number)
         tried = await once(run, call, latest, number)
+        if isinstance(tried, StepRecord):
+            return outcome_of(run, tried, call)
         if tried.error is None or not call.policy.retries(tried.error, number):
             break
         if tried.cancelled is not None:
@@ -87,8 +87,6 @@ async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce
         number += 1
     try:
         recorded = tried.record if tried.recorded else await run.log.outcome(tried.record, tried.value, tried.cancelled)
-        if tried.rival:
-            return outcome_of(run, recorded, call, ran=True)
         await run.emit_outcome(recorded, tried.error)
         if recorded.id != tried.record.id:
             return outcome_of(run, recorded, call, ran=True)
@@ -99,35 +97,40 @@ async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce
         del tried  # its error's traceback holds this frame
 
 
-async def _once(run: Run, call: Call, latest: StepRecord | None, number: int) -> Tried:
+async def _once(run: Run, call: Call, latest: StepRecord | None, number: int) -> Tried | StepRecord:
     """Call the function once. What could keep it from being called is checked last, when nothing is waited for any more."""
     thread = None if call.is_async else await Thread.take()
+
+    def check() -> None:
+        run.check()
+        if number == 1:  # a function may change its own variables
+            check_closure(run, call)
+
     try:
         await run.begin()
-        if number == 1:
-            check_closure(run, call)
+        check()
         if call.policy.at_most_once:
             latest = await _intend(run, call, latest, number)
             if decided(latest):
-                return Tried(latest, recorded=True, rival=True)
-        return await tried_by(run, call, latest, number, call.args, thread)
+                return latest
+        return await tried_by(run, call, latest, number, call.args, check, thread)
     finally:
         if thread is not None:
             thread.give()
 
 
 async def tried_by(
-    run: Run, call: Call, latest: StepRecord | None, number: int, args: tuple[Any, ...], thread: Thread | None = None
+    run: Run,
+    call: Call,
+    latest: StepRecord | None,
+    number: int,
+    args: tuple[Any, ...],
+    check: Callable[[], None],
+    thread: Thread | None = None,
 ) -> Tried:
-    """Call the function with `args`, and make the record of what came of it."""
+    """Call `check` and then the function with `args`, and make the record of what came of it."""
     started_at, began = run.clock.now(), run.clock.monotonic()
     context = run.context(call.step_id, number)
-
-    def check() -> None:
-        run.check()
-        if number == 1:
-            check_closure(run, call)
-
     value, error, cancelled = await attempt(context, call.fn, args, call.policy.timeout, thread=thread, check=check)
     result: bytes | None = None
     if error is None and call.codec is not None:

@@ -11,7 +11,7 @@ from durable_core.options import exponential
 from durable_core.record import StepRecord
 from durable_core.store import SupportsTransaction
 
-from .call import Call
+from .call import Call, check_closure
 from .run import Run
 from .step import Tried, TryOnce, tried_by
 
@@ -21,19 +21,21 @@ _pause: Final = exponential(0.02, limit=1, jitter=True)
 class _RolledBack(Exception):
     """Leaves the transaction, so that nothing of it is committed."""
 
-    def __init__(self, tried: Tried) -> None:
-        self.tried = tried
+    def __init__(self, result: Tried | StepRecord) -> None:
+        self.result = result
 
 
 def committing_in(store: SupportsTransaction) -> TryOnce:
     """Return a way to try a step once: `fn(connection, *args)` in a transaction that also holds the record."""
 
-    async def once(run: Run, call: Call, latest: StepRecord | None, number: int) -> Tried:
+    async def once(run: Run, call: Call, latest: StepRecord | None, number: int) -> Tried | StepRecord:
         deadline = 0.0
         for tries in count(1):
             if latest is not None and latest.status == "started":
                 raise StepInterrupted(latest)
             await run.begin()
+            if number == tries == 1:
+                check_closure(run, call)
             try:
                 tried = await _transact(store, run, call, latest, number)
             except Exception as failure:
@@ -42,11 +44,11 @@ def committing_in(store: SupportsTransaction) -> TryOnce:
                     raise
                 retried: BaseException = failure
             else:
-                if tried.rival:
-                    latest = run.log.add(tried.record)
-                    if not decided(latest):
-                        continue
-                    return tried
+                if isinstance(tried, StepRecord):
+                    latest = run.log.add(tried)
+                    if decided(latest):
+                        return latest
+                    continue
                 if tried.error is None or not store.is_retryable(tried.error):
                     return tried
                 retried = tried.error
@@ -57,24 +59,26 @@ def committing_in(store: SupportsTransaction) -> TryOnce:
             await run.clock.sleep(_pause(tries))
             latest = await run.look(call.step_id)
             if decided(latest):
-                return Tried(latest, recorded=True, rival=True)
+                return latest
         raise AssertionError("counting ended")
 
     return once
 
 
-async def _transact(store: SupportsTransaction, run: Run, call: Call, latest: StepRecord | None, number: int) -> Tried:
+async def _transact(
+    store: SupportsTransaction, run: Run, call: Call, latest: StepRecord | None, number: int
+) -> Tried | StepRecord:
     """Run one transaction; what it wrote is committed only with its own record of a success."""
     try:
         async with store.transaction() as transaction:
-            tried = await tried_by(run, call, latest, number, (transaction.connection, *call.args))
+            tried = await tried_by(run, call, latest, number, (transaction.connection, *call.args), run.check)
             if tried.error is not None:
                 raise _RolledBack(tried)
             holder = await transaction.append(tried.record)
             if holder.id != tried.record.id:
-                raise _RolledBack(Tried(holder, recorded=True, rival=True))
+                raise _RolledBack(holder)
     except _RolledBack as rolled_back:
-        return rolled_back.tried
+        return rolled_back.result
     run.log.add(tried.record)
     return tried._replace(recorded=True)
 

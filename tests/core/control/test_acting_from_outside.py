@@ -20,6 +20,7 @@ from durable_core import (
     StepFailed,
     StepInterrupted,
     StepRecord,
+    StoreError,
     control,
     flow,
 )
@@ -57,6 +58,24 @@ async def test_a_step_that_runs_is_not_decided_by_hand(act: str) -> None:
     go.set()
     assert await task == "paid"
     assert [record.status for record in await store.list("run")] == ["started", "success"]
+
+
+async def test_a_flow_that_runs_is_not_decided_by_hand() -> None:
+    """Its real outcome would stand nowhere."""
+    store, go, began = MemoryStore(), asyncio.Event(), asyncio.Event()
+
+    @flow
+    async def job(runner: Runner) -> str:
+        began.set()
+        await go.wait()
+        return "done"
+
+    task = asyncio.ensure_future(job.run(store, run_id="run"))
+    await began.wait()
+    with pytest.raises(RunBusy):
+        await control.resolve(store, "run", "$flow", "guessed", reason="guessed")
+    go.set()
+    assert await task == "done"
 
 
 async def test_what_came_of_a_step_while_its_lock_was_waited_for_stands() -> None:
@@ -184,6 +203,24 @@ async def test_one_damaged_run_hides_no_other() -> None:
     with pytest.raises(CorruptLog, match="run-3"):
         await collect(control.runs(store), stood)
     assert len(stood) == 5
+
+
+async def test_a_run_of_a_newer_version_hides_no_other() -> None:
+    """What it holds is told after the rest."""
+
+    class Newer(MemoryStore):
+        async def list(self, run_id: str) -> Sequence[StepRecord]:
+            if run_id == "b":
+                raise StoreError("kind 'new' was written by a newer version: upgrade durable-core")
+            return await super().list(run_id)
+
+    store = Newer()
+    for name in ("a", "b", "c"):
+        await store.append(StepRecord(run_id=name, step_id="s"))
+    found: list[RunStatus] = []
+    with pytest.raises(StoreError, match="newer version"):
+        await collect(control.runs(store), found)
+    assert [status.run_id for status in found] == ["a", "c"]
 
 
 @pytest.mark.parametrize("note", [["a"], "text", 7, True], ids=repr)

@@ -25,9 +25,9 @@ from durable_core import (
     StepFailed,
     StepRecord,
     StepReused,
-    StoreError,
     control,
 )
+from durable_core._waiting import looking
 from durable_core.testing import FakeClock
 
 
@@ -481,6 +481,7 @@ async def test_a_store_that_is_away_for_a_moment_does_not_end_a_wait(clock: Fake
 
         async def newer(self, known: object) -> Any:
             if self.failures > 0:
+                self.failures -= 1
                 raise OSError("away")
             return ()
 
@@ -490,10 +491,75 @@ async def test_a_store_that_is_away_for_a_moment_does_not_end_a_wait(clock: Fake
         await asyncio.sleep(0.01)
     await control.send(store, "run", "a", 7)
     assert await waiting == 7
+
+
+async def test_an_outage_ends_no_wait_however_long_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    """It is told once, and the looks go on."""
+
+    class Away(MemoryStore):
+        rounds = 0
+        poll_seconds = 0.001
+
+        async def newer(self, known: Any) -> Any:
+            self.rounds += 1
+            if self.rounds == 1:
+                raise asyncio.CancelledError  # of a task that somebody else cancelled
+            if self.rounds < 50:
+                raise OSError("away")
+            return await super().newer(known)
+
     store = Away()
-    store.failures = float("inf")
-    with pytest.raises(StoreError, match="away"):
-        await runner(store, clock).event("a")
+    waiting = asyncio.ensure_future(Runner(store, "run", store_timeout=0.001).event("a"))
+    while store.rounds < 20:
+        await asyncio.sleep(0.001)
+    await store.append(StepRecord(run_id="run", step_id="a", revision=1, kind="event", result=b"7"))
+    assert await asyncio.wait_for(waiting, 20) == 7
+    assert len([record for record in caplog.records if "could not look" in record.getMessage()]) == 1
+
+
+async def test_a_round_that_hangs_is_followed_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that doesn't answer makes no wait deaf."""
+    monkeypatch.setattr(looking, "_LONGEST", 0.01)
+
+    class Hanging(MemoryStore):
+        rounds = 0
+        poll_seconds = 0.001
+
+        async def newer(self, known: Any) -> Any:
+            self.rounds += 1
+            if self.rounds == 1:
+                await asyncio.Event().wait()
+            return await super().newer(known)
+
+    store = Hanging()
+    waiting = asyncio.ensure_future(Runner(store, "run").event("a"))
+    while not store.rounds:
+        await asyncio.sleep(0.001)
+    await store.append(StepRecord(run_id="run", step_id="a", revision=1, kind="event", result=b"7"))
+    assert await asyncio.wait_for(waiting, 20) == 7
+
+
+async def test_a_wait_hears_of_its_decision_while_a_sibling_runs_past_the_limit(store: MemoryStore) -> None:
+    """The sibling may be the one that needs the decision."""
+
+    async def needs_it() -> str:
+        while (record := await store.get("run", "ask")) is None or record.status == "waiting":
+            await asyncio.sleep(0.001)
+        await heard.wait()
+        return "done"
+
+    heard = asyncio.Event()
+    async with Runner(store, "run", wait_limit=0.01) as run:
+
+        async def ask() -> bool:
+            decision = await run.approval("ask")
+            heard.set()
+            return decision.approved
+
+        both = asyncio.gather(ask(), run.step("needs-it", needs_it))
+        await asyncio.sleep(0.05)
+        await control.approve(store, "run", "ask", by="alice")
+        assert await asyncio.wait_for(both, 20) == [True, "done"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ._system.ids import check_id, check_own_id
 from ._values.returns import record_any
 from ._waiting.approval import Decision, Request, Vote
 from .clock import Clock
-from .errors import AlreadyDecided, CorruptLog, DeadlinePassed, NotFound, Refused
+from .errors import AlreadyDecided, CorruptLog, DeadlinePassed, NotFound, Refused, StoreError
 from .record import StepRecord
 from .store import Store, check_store, lock_of, runs_of
 
@@ -218,7 +218,7 @@ async def _mend(
 
     latest = await _known_step(store, run_id, step_id)
     async with AsyncExitStack() as stack:
-        if latest.status == "started" and step_id != FLOW and (locks := lock_of(store)):
+        if latest.status == "started" and (locks := lock_of(store)):
             await stack.enter_async_context(locks.lock(run_id))
             latest = await _known_step(store, run_id, step_id)  # the run may have ended it just now
         holder = await advance(_telling(store), latest, propose)
@@ -270,11 +270,16 @@ async def _runs(store: Store, prefix: str) -> AsyncIterator[tuple[str, dict[str,
     listing = runs_of(store)
     if listing is None:
         raise Refused(f"{store!r} can't list its runs: it has no method runs(prefix)")
-    damaged: list[CorruptLog] = []
+    damaged: list[StoreError] = []
+    away = False
     async for run_id in listing.runs(prefix):
         try:
             steps = newest(await store.list(run_id))
-        except CorruptLog as error:
+            away = False
+        except StoreError as error:  # damaged, or written by a newer version; twice in a row it is the store that is away
+            if away and not isinstance(error, CorruptLog):
+                raise
+            away = not isinstance(error, CorruptLog)
             damaged.append(error)
             continue
         if steps:

@@ -16,7 +16,7 @@ from ._running.outcome import failed_before, to_retry, value_of
 from ._running.run import Run
 from ._system.waits import cancellations
 from ._values.returns import codec_of
-from .errors import StepDrift, StepFailed, UnrecordableValue
+from .errors import CorruptLog, StepDrift, StepFailed, UnrecordableValue
 from .options import RunnerOptions, unknown_option
 from .record import StepError, StepRecord
 from .runner import Runner
@@ -96,6 +96,10 @@ class Flow(Generic[P, T]):
                     fingerprint=input.fingerprint,
                 )
             )
+        if not all(isinstance(record.notes.get(name, {}), dict) for name in ("input", "defaults")):
+            raise CorruptLog(
+                f"the note of '$flow' of run {run.id!r}, revision {record.revision}, holds no input: {record.note!r}"
+            )
         if record.name != self.name:
             raise StepDrift(f"run {run.id!r} was started by flow {record.name!r}, not {self.name!r}; choose another run id")
         return record
@@ -126,10 +130,13 @@ class Flow(Generic[P, T]):
             pass
         if run.log.kept:
             await run.log.settle()
-        failed = [] if error is None else failed_steps(error, run.id)
+        failed = [] if error is None else [each for each in failed_steps(error, run.id) if await _still_failed(run, each)]
         if not failed:  # the flow may have swallowed what kept it from going on
             await run.ready()
             await run.begin()
+            if isinstance(error, StepFailed) and error.run_id == run.id:
+                raise error  # it was mended meanwhile: the run goes on when it is run again
+        run.lock.check()
         if error is None:
             _tell_unasked(run)
         outcome = successor(
@@ -155,8 +162,16 @@ def _failure(run: Run, record: StepRecord) -> StepRecord:
     return step if step is not None and step.status == "failure" else record
 
 
+async def _still_failed(run: Run, failed: StepFailed) -> bool:
+    """Look once more at a failure that is about to end the run: somebody may have mended it."""
+    newest = await run.look(failed.step_id)
+    return newest is None or newest.id == failed.record.id
+
+
 def _tell_unasked(run: Run) -> None:
     """Tell of recorded steps that the flow never asked for: they were renamed, or are not there any more."""
+    if run.log.reopened or any((step := run.log.latest(step_id)) and step.status == "failure" for step_id in run.log):
+        return  # a failure, or its mending, may take a flow another way
     unasked = [step_id for step_id in run.log if step_id not in run.calls and not step_id.startswith("$")]
     # An event may be sent whether anybody waits for it or not.
     unasked = [step_id for step_id in unasked if (step := run.log.latest(step_id)) and (step.kind != "event" or step.revision)]
@@ -164,6 +179,7 @@ def _tell_unasked(run: Run) -> None:
         run.drifted(
             f"run {run.id!r} recorded steps that its flow did not ask for: {', '.join(map(repr, unasked[:10]))}; were they"
             " renamed, or taken out? A renamed step runs anew under its new id",
+            stacklevel=5,
         )
 
 

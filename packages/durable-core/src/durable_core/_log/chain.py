@@ -78,7 +78,7 @@ async def advance(
     return latest
 
 
-def past(record: StepRecord, latest: StepRecord | None) -> StepRecord | None:
+def after_rivals(record: StepRecord, latest: StepRecord | None) -> StepRecord | None:
     """Propose an outcome whose effect has happened: it goes to the next revision until it or another outcome holds the slot."""
     if latest is None or latest.revision < record.revision:
         return record

@@ -23,6 +23,12 @@ def tell(run_id: str) -> None:
     """Tell every runner of the run in this process that there is something to look for. Works from any thread."""
     with _mutex:
         _counts[hash(run_id) % len(_counts)] += 1
+    wake(run_id)
+
+
+def wake(run_id: str) -> None:
+    """Wake every wait of the run in this process."""
+    with _mutex:
         listeners = [*_listeners.get(run_id, {}).items()]
     for listener, loop in listeners:
         with suppress(RuntimeError):  # its loop was closed

@@ -17,7 +17,7 @@ from durable_core.record import StepRecord
 from durable_core.store import Store
 from durable_core.stores.lines import heads_of
 
-from .chain import CANCEL, advance, past
+from .chain import CANCEL, advance, after_rivals
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ class RunLog:
             _logger.error("%s", ResultNotRecorded(record, value), exc_info=error)
 
     async def _settle(self, record: StepRecord, within: float) -> StepRecord:
-        holder = await advance(partial(self.append, within=within), None, partial(past, record))
+        holder = await advance(partial(self.append, within=within), None, partial(after_rivals, record))
         self.kept.pop(record.step_id, None)
         return holder
 

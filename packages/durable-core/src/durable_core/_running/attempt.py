@@ -56,7 +56,8 @@ class Thread:
         if loop not in _threads:
             for closed in [each for each in [*_threads] if each.is_closed()]:
                 _threads.pop(closed, None)
-        threads = _threads.setdefault(loop, Threads())
+            _threads[loop] = Threads()
+        threads = _threads[loop]
         await threads.free.acquire()
         return cls(threads)
 
@@ -106,8 +107,13 @@ def is_async(fn: Callable[..., Any]) -> bool:
 
 def may_be_awaited(fn: Callable[..., Any]) -> bool:
     """Tell whether a time limit can mean anything for `fn`: it is async, or a lambda, which may return an awaitable."""
+    return is_async(fn) or is_lambda(fn)
+
+
+def is_lambda(fn: Callable[..., Any]) -> bool:
+    """Tell whether `fn` is a lambda, which can't assign the variables that it closes over."""
     code = code_of(fn)
-    return code is not None and (bool(code.co_flags & _ASYNC) or code.co_name == "<lambda>")
+    return code is not None and code.co_name == "<lambda>"
 
 
 async def attempt(

@@ -82,6 +82,8 @@ def prepare(
         first = run.calls.setdefault(step_id, identity)
     reuses_id = first is not identity and first != identity
     closure = [] if known is not None or decided(run.log.latest(step_id)) else closure_of(fn)
+    if policy.recover is not None:
+        closure = [*closure, *closure_of(policy.recover)]
     return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, reuses_id, runs_on_loop, closure)
 
 

@@ -27,7 +27,5 @@ def failed_steps(error: BaseException, run_id: str) -> list[StepFailed]:
             continue
         if isinstance(each, BaseExceptionGroup):
             waiting.extend(each.exceptions)
-        behind = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
-        if behind is not None:
-            waiting.append(behind)
+        waiting.extend(behind for behind in (each.__cause__, each.__context__) if behind is not None)
     return [*found.values()]

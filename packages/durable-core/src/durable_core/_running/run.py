@@ -79,7 +79,7 @@ class Run:
         It cancels them first where the program was `stopped`, by a cancellation or an interrupt, before this or meanwhile.
         """
         self.lock.close()
-        news.tell(self.id)  # waits that nobody awaits any more end
+        news.wake(self.id)  # waits that nobody awaits any more end
         if stopped:
             self._cancel_steps()
         await to_the_end(self._leave(), on_cancel=self._cancel_steps)

@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from durable_core._log.chain import advance, decided
-from durable_core.errors import StepFailed, StepInterrupted, UnrecordableValue
+from durable_core._log.chain import advance, decided, successor
+from durable_core.errors import StepFailed, StepInterrupted, StepReused, UnrecordableValue
 from durable_core.options import Recovered
 from durable_core.record import StepError, StepRecord
 
-from .attempt import Failure, Thread, attempt, is_async
+from .attempt import Failure, Thread, attempt, is_async, is_lambda
 from .call import Call, check_closure, reused
 from .outcome import outcome_of
 from .run import Run
@@ -76,10 +76,12 @@ async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce
         tried = await once(run, call, latest, number)
         if isinstance(tried, StepRecord):
             return outcome_of(run, tried, call)
-        if tried.error is None or not call.policy.retries(tried.error, number):
+        if tried.error is None or (tried.cancelled is not None and call.policy.at_most_once):
             break
-        if tried.cancelled is not None:
-            raise tried.cancelled
+        if tried.cancelled is not None and number < call.policy.max_attempts:
+            raise tried.cancelled from tried.error
+        if not call.policy.retries(tried.error, number):
+            break
         delay = call.policy.delay(number, tried.error)
         await run.emit("step:retry", call, number, error=tried.error, delay=delay)
         await run.clock.sleep(delay)
@@ -103,7 +105,7 @@ async def _once(run: Run, call: Call, latest: StepRecord | None, number: int) ->
 
     def check() -> None:
         run.check()
-        if number == 1:  # a function may change its own variables
+        if number == 1 or is_lambda(call.fn):  # any other function may change its own variables
             check_closure(run, call)
 
     try:
@@ -113,7 +115,12 @@ async def _once(run: Run, call: Call, latest: StepRecord | None, number: int) ->
             latest = await _intend(run, call, latest, number)
             if decided(latest):
                 return latest
-        return await tried_by(run, call, latest, number, call.args, check, thread)
+        try:
+            return await tried_by(run, call, latest, number, call.args, check, thread)
+        except StepReused:
+            if latest is not None and latest.status == "started":  # which nothing was done for
+                await run.log.claim(successor(latest, run.clock.now(), status="reopened"))
+            raise
     finally:
         if thread is not None:
             thread.give()
@@ -192,18 +199,19 @@ async def _recover(run: Run, call: Call, started: StepRecord) -> StepRecord | No
     thread = None if is_async(recover) else await Thread.take()
     try:
         await run.begin()
+        check_closure(run, call)
         began: datetime = run.clock.now()
         context = run.context(call.step_id, started.attempt)
         found, error, cancelled = await attempt(context, recover, (), thread=thread, check=run.check)
     finally:
         if thread is not None:
             thread.give()
+    if cancelled is not None:
+        raise cancelled from error
     if isinstance(error, asyncio.CancelledError):  # raised as it is, a task group would take it for its own
         raise StepInterrupted(started) from error
     if error is not None:
         raise error
-    if cancelled is not None:
-        raise cancelled
     if found is None:
         return None
     if not isinstance(found, Recovered):

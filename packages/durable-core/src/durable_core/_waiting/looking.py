@@ -12,10 +12,12 @@ from durable_core._log import news
 from durable_core._log.chain import CANCEL
 from durable_core._running.cancelling import poll_seconds
 from durable_core._running.run import Run
-from durable_core.errors import DurableError
+from durable_core._system.waits import cancellations
+from durable_core.errors import CorruptLog, DurableError
 from durable_core.record import StepRecord
 from durable_core.store import Store, polling_of
 
+_LONGEST: Final = 30.0  # seconds of a round
 _logger: Final = logging.getLogger("durable_core")
 
 
@@ -28,7 +30,7 @@ class Listener:
         self.heard: Final = asyncio.Event()
         """Set when somebody acted, or the runner must stop."""
         self.must_look = False
-        """Whether the wait has to ask the store itself: somebody acted in this process, or a round failed."""
+        """Whether the wait has to ask the store itself: somebody acted in this process, or a log is damaged."""
 
     def hear(self) -> None:
         """Wake the wait, which then asks the store."""
@@ -51,6 +53,7 @@ class Looker:
         self.task: Final = asyncio.create_task(self._rounds(), name="durable-looks")
 
     async def _rounds(self) -> None:
+        away = False
         while True:
             await asyncio.sleep(self._seconds)
             listeners = [*self.listeners]
@@ -59,13 +62,22 @@ class Looker:
                     listener.run.check()
                 except DurableError:  # its lock was lost: the wait raises that itself
                     listener.heard.set()
+            before = cancellations()
             try:
-                found = await self._newer([*{pair: None for listener in listeners for pair in listener.known()}])
-            except Exception as error:
-                _logger.warning("could not look for what %d waits wait for, trying again: %r", len(listeners), error)
-                for listener in listeners:
+                async with asyncio.timeout(_LONGEST):
+                    found = await self._newer([*{pair: None for listener in listeners for pair in listener.known()}])
+            except CorruptLog:
+                for listener in listeners:  # whichever waits in the damaged run raises that itself
                     listener.hear()
                 continue
+            except (Exception, asyncio.CancelledError) as error:
+                if cancellations() > before:
+                    raise
+                if not away:
+                    _logger.warning("could not look for what %d waits wait for, trying again: %r", len(listeners), error)
+                away = True
+                continue
+            away = False
             newest = {(record.run_id, record.step_id): record for record in found}
             for listener in listeners if newest else ():
                 for step_id in (listener.step_id, CANCEL):
@@ -90,6 +102,8 @@ def listening(run: Run, step_id: str) -> Iterator[Listener]:
     listener, key = Listener(run, step_id), (asyncio.get_running_loop(), id(run.store))
     looker = _lookers.get(key)
     if looker is None or looker.task.done():
+        for closed in [each for each in [*_lookers] if each[0].is_closed()]:
+            _lookers.pop(closed, None)
         looker = _lookers[key] = Looker(run.store)
     looker.listeners[listener] = None
     try:

@@ -122,22 +122,24 @@ async def _decision(run: Run, asked: Wait, record: StepRecord, listener: Listene
         elif record.until is not None and record.until <= now:
             record = await run.log.claim(expired(record, now))
         elif limit is None or clock.monotonic() < limit:
-            await _pause(run, record.until, limit, listener)
+            await _pause(run, record.until, listener, None if limit is None else clock.sleep(limit - clock.monotonic()))
             record = await _newest(run, record, listener)
-        elif await run.idle():
-            raise _suspension(run)
         else:
+            await asyncio.sleep(0)  # a sibling of the same gather may be about to begin
+            if not run.running and not listener.heard.is_set():
+                raise _suspension(run)
+            await _pause(run, record.until, listener, run.an_end() if run.running else None)
             record = await _newest(run, record, listener)
     return record
 
 
-async def _pause(run: Run, until: datetime | None, limit: float | None, listener: Listener) -> None:
-    """Wait until somebody acts, or a time comes."""
+async def _pause(run: Run, until: datetime | None, listener: Listener, other: Coroutine[Any, Any, object] | None) -> None:
+    """Wait until somebody acts, the time comes, or `other` is over."""
     pauses: list[Coroutine[Any, Any, object]] = [listener.heard.wait()]
     if until is not None:
         pauses.append(run.clock.sleep_until(until))
-    if limit is not None:
-        pauses.append(run.clock.sleep(limit - run.clock.monotonic()))
+    if other is not None:
+        pauses.append(other)
     tasks = [asyncio.ensure_future(pause) for pause in pauses]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -148,6 +150,7 @@ async def _pause(run: Run, until: datetime | None, limit: float | None, listener
 
 async def _newest(run: Run, record: StepRecord, listener: Listener) -> StepRecord:
     """Return the newest entry after a pause, asking the store where that has to be. Raises what ends the wait."""
+    run.check()
     listener.heard.clear()
     if listener.must_look:
         listener.must_look = False

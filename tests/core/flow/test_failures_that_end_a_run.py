@@ -1,0 +1,90 @@
+"""A failure ends a run only while it stands, and only for who holds the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from durable_core import CorruptLog, LockLost, MemoryStore, Runner, StepFailed, StepRecord, control, flow
+from tests.core.conftest import FlakyStore
+from tests.core.running.test_last_check import LosesItsLock
+
+REFUSES = [True]
+
+
+def pay() -> str:
+    if REFUSES:
+        raise ConnectionError("the bank is closed")
+    return "paid"
+
+
+@flow
+async def job(runner: Runner) -> str:
+    return await runner.step("pay", pay)
+
+
+@pytest.fixture(autouse=True)
+def refuses() -> None:
+    REFUSES[:] = [True]
+
+
+async def test_a_failure_that_was_mended_meanwhile_does_not_end_the_run() -> None:
+    """`retry` came between the failure of the step and that of the flow."""
+    store = FlakyStore()
+
+    async def mend(record: StepRecord) -> None:
+        if record.step_id == "pay" and record.status == "failure":
+            store.after = None
+            await control.retry(store, "run", "pay")
+
+    store.after = mend
+    with pytest.raises(StepFailed, match="'pay'"):
+        await job.run(store, run_id="run")
+    newest = await store.get("run", "$flow")
+    assert newest is not None
+    assert newest.status == "started"
+    REFUSES.clear()
+    assert await job.run(store, run_id="run") == "paid"
+
+
+async def test_who_lost_the_run_does_not_end_it() -> None:
+    """Another runner may have gone past the failure."""
+    store = LosesItsLock()
+
+    async def lose(record: StepRecord) -> None:
+        store.lost = record.step_id == "pay"
+
+    store.after = lose
+    with pytest.raises(LockLost):
+        await job.run(store, run_id="run")
+    newest = await store.get("run", "$flow")
+    assert newest is not None
+    assert newest.status == "started"
+
+
+async def test_an_error_of_the_flow_is_not_hidden_by_a_failure_that_was_mended() -> None:
+    """The caller may still be handling the old failure when it runs the flow again."""
+    store = MemoryStore()
+
+    @flow
+    async def typo(runner: Runner) -> None:
+        await runner.step("pay", pay)
+        raise ValueError("a typo")
+
+    with pytest.raises(StepFailed, match="a typo"):
+        try:
+            await typo.run(store, run_id="run")
+        except StepFailed:
+            REFUSES.clear()
+            await control.retry(store, "run", "pay")
+            await typo.run(store, run_id="run")
+
+
+@pytest.mark.parametrize("note", [{"input": 5}, {"input": None}, {"input": {}, "defaults": 3}], ids=repr)
+async def test_a_damaged_note_is_told_with_its_place(note: Any) -> None:
+    """Not as a type error of the library."""
+    store = MemoryStore()
+    await store.append(StepRecord(run_id="run", step_id="$flow", status="started", kind="flow", name="job", note=note))
+    with pytest.raises(CorruptLog, match="'run'"):
+        await job.run(store, run_id="run")

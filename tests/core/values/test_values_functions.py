@@ -13,8 +13,7 @@ from unittest.mock import AsyncMock, MagicMock, Mock
 
 import pytest
 
-from durable_core._values.annotations import return_type
-from durable_core._values.returns import UNTYPED, FunctionCodecs, codec_for, codec_of
+from durable_core._values.returns import UNTYPED, codec_for, codec_of
 from durable_core.errors import UnrecordableValue
 
 if typing.TYPE_CHECKING:
@@ -252,28 +251,6 @@ def test_equal_code_in_two_modules_is_not_confused() -> None:
     assert codec_of(second["fetch"]) is codec_for(str)
     assert codec_of(passing(first["fetch"])) is codec_for(int)
     assert codec_of(passing(second["fetch"])) is codec_for(str)
-
-
-def test_functions_made_in_a_loop_are_resolved_once() -> None:
-    """A lambda or a nested function of a loop has one code, which is looked up; the table stays bounded."""
-    seen: list[Any] = []
-    codecs = FunctionCodecs(limit=10, return_type=lambda fn: seen.append(fn) or return_type(fn))
-
-    def use(customer: int) -> None:
-        def charge() -> Order:
-            return Order(customer)
-
-        assert codecs.codec_of(charge) is codec_for(Order)
-        codecs.codec_of(lambda: customer)
-
-    for customer in range(100):
-        use(customer)
-    assert len(seen) == 2
-    for number in range(50):
-        scope: dict[str, Any] = {}
-        exec(f"def f{number}(): ...", scope)
-        codecs.codec_of(scope[f"f{number}"])
-    assert len(codecs) <= 10
 
 
 def test_odd_functions_end_in_an_answer() -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from durable_core._system.class_names import class_name
 from durable_core._values.difference import parts
-from durable_core._values.models import is_model
+from durable_core._values.types import is_model
 
 SCALARS: Final = frozenset({str, int, bool, type(None)})
 """Types whose values JSON tells from those of all others."""
@@ -57,7 +57,9 @@ def hidden_by_json(value: Any) -> int:
         return hash(kind) if isfinite(value) else hash(repr(value))
     if hasattr(kind, "get_secret_value"):  # pydantic's secrets, which are written as asterisks
         return hash((kind, fingerprint_of((value.get_secret_value(),))))
-    return hash((kind, frozenset((key, type(key), hidden_by_json(part), _left_out(key, part)) for key, part in parts(value))))
+    return hash(
+        (kind, frozenset((key, type(key), hidden_by_json(part), _left_out(key, part)) for key, part in parts(value).items()))
+    )
 
 
 def _is_plain(kind: type, value: Any) -> bool:

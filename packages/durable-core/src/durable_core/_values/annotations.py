@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import collections.abc
 import contextlib
-import functools
 import inspect
-import re
 import sys
-import types
 import typing
 from collections.abc import Callable
+from functools import partial
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any, Final
 
 NOTHING: Final = inspect.Signature.empty
 """Stands for an annotation that isn't there."""
+
+Closure = list[tuple[str, CellType, object]]
+"""Variables that a function closes over, each with its cell and with what it held."""
 
 _GENERATOR: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _AWAITABLES: Final = (collections.abc.Awaitable, collections.abc.Coroutine, asyncio.Future, asyncio.Task)
@@ -30,10 +32,10 @@ def return_type(fn: Callable[..., Any]) -> Any:
     if isinstance(called, type) or typing.get_origin(called) is not None:
         return called
     code = getattr(called, "__code__", None)  # a mock has one too, which is no code
-    if isinstance(code, types.CodeType) and code.co_flags & _GENERATOR:
+    if isinstance(code, CodeType) and code.co_flags & _GENERATOR:
         raise TypeError(f"{name_of(fn)} is a generator function, and a generator can't be recorded: return a list instead")
     function = unwrapped(called)
-    annotation = annotation_of(function)
+    annotation = _annotations(function).get("return", NOTHING)
     if annotation is NOTHING:
         return NOTHING
     try:
@@ -60,41 +62,40 @@ def parameter_types(fn: Callable[..., Any]) -> dict[str, Any]:
 
 def called_by(fn: Any) -> Any:
     """Take off partials, bound methods and callable objects, down to the function or class that is called."""
-    while isinstance(fn, (functools.partial, types.MethodType)):
-        fn = fn.func if isinstance(fn, functools.partial) else fn.__func__
+    while isinstance(fn, (partial, MethodType)):
+        fn = fn.func if isinstance(fn, partial) else fn.__func__
     if not callable(fn):
         raise TypeError(f"{fn!r} is not callable: pass a function, such as `lambda: charge(customer)`")
-    if isinstance(fn, (type, types.FunctionType)) or hasattr(fn, "__wrapped__") or typing.get_origin(fn) is not None:
+    if isinstance(fn, (type, FunctionType)) or hasattr(fn, "__wrapped__") or typing.get_origin(fn) is not None:
         return fn
     method = type(fn).__call__
-    return method if isinstance(method, types.FunctionType) else fn
+    return method if isinstance(method, FunctionType) else fn
 
 
 def unwrapped(called: Any) -> Any:
     """Return the function that `functools.wraps` was applied to, whose annotations the wrapper carries."""
-    with contextlib.suppress(ValueError):  # it wraps itself
-        while (inner := called_by(inspect.unwrap(called))) is not called:
-            called = inner
+    for _ in range(100):  # one may wrap itself
+        if not hasattr(called, "__wrapped__"):
+            break
+        called = called_by(called.__wrapped__)
     return called
 
 
-def annotation_of(function: Any) -> Any:
-    """Return the return annotation as it is written, without resolving it."""
-    return _annotations(function).get("return", NOTHING)
-
-
-def depends_on_closure(function: Any, annotation: Any) -> bool:
-    """Return True if a name in `annotation` may mean something else in another closure over the same code."""
-    if isinstance(annotation, type):
-        return False
-    text = annotation if isinstance(annotation, str) else repr(annotation)
-    return not set(re.findall(r"\w+", text)).isdisjoint(function.__code__.co_freevars)
+def closure_of(fn: Any) -> Closure:
+    """Return the variables that `fn` closes over, as they are now."""
+    while isinstance(fn, (partial, MethodType)):
+        fn = fn.func if isinstance(fn, partial) else fn.__func__
+    closure: Closure = []
+    if type(fn) is FunctionType and fn.__closure__:
+        for name, cell in zip(fn.__code__.co_freevars, fn.__closure__, strict=True):
+            with contextlib.suppress(ValueError):  # not assigned yet
+                closure.append((name, cell, cell.cell_contents))
+    return closure
 
 
 def name_of(fn: Any) -> str:
     """Return what a message calls `fn`."""
-    called = called_by(fn) if callable(fn) else fn
-    name = getattr(called, "__qualname__", None)
+    name = getattr(called_by(fn), "__qualname__", None)
     return f"{name}()" if name else repr(fn)
 
 
@@ -118,8 +119,5 @@ def _evaluated(function: Any, annotation: Any) -> Any:
 
     returning.__annotations__ = {"return": annotation}
     names = {parameter.__name__: parameter for parameter in getattr(function, "__type_params__", ())}
-    code = getattr(function, "__code__", None)
-    for name, cell in zip(getattr(code, "co_freevars", ()), getattr(function, "__closure__", None) or (), strict=True):
-        with contextlib.suppress(ValueError):  # not assigned yet
-            names[name] = cell.cell_contents
+    names |= {name: content for name, _, content in closure_of(function)}
     return typing.get_type_hints(returning, getattr(function, "__globals__", {}), names, include_extras=True)["return"]

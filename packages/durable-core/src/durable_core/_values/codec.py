@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from marshal import dumps
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -10,13 +10,13 @@ import msgspec
 from durable_core._system.roots import UnrecordableValue
 
 from . import json
-from .difference import PLAIN, difference, innermost, not_finite, same_bytes
-from .models import Codecs
+from .difference import DEEP, PLAIN, difference, holds_no_number, innermost
 from .paths import describe, message, short
-from .types import is_builtin, type_name
+from .types import Codecs, type_name
 
 T = TypeVar("T")
 
+_LONG: Final = 300
 _UNTYPED_ADVICE: Final = (
     "without a type only JSON's own values are recorded: annotate what the function returns, or pass `returns=`"
 )
@@ -29,18 +29,13 @@ class Codec(Generic[T]):
     Without a type (`Any`) it takes JSON's own values, a tuple as a list and a subclass of dict as a dict.
     """
 
-    __slots__ = ("_builtin", "_decode", "_encode", "_exact", "type")
+    __slots__ = ("_decode", "_encode", "_exact", "_is_json", "type")
 
-    def __init__(self, type_: Any, codecs: Codecs | None = None) -> None:
+    def __init__(self, type_: Any, codecs: Codecs | None = None, *, is_json: bool = False) -> None:
         self.type = type_
         self._exact = type_ is Any
-        if codecs is None:
-            self._encode = json.encode_untyped if self._exact else json.encode
-            self._decode = json.decoder(type_)
-            self._builtin = is_builtin(msgspec.inspect.type_info(type_))
-        else:
-            self._encode, self._decode = codecs
-            self._builtin = False
+        self._is_json = is_json
+        self._encode, self._decode = codecs or (json.encode_untyped if self._exact else json.encode, json.decoder(type_))
 
     def __repr__(self) -> str:
         return f"Codec({type_name(self.type)})"
@@ -69,31 +64,31 @@ class Codec(Generic[T]):
         except Exception as error:
             raise self._undecodable(value, error) from error
         kind = type(value)
-        if kind is type(back) and (value == back if kind in PLAIN else self._builtin and same_bytes(value, back, data)):
+        if kind is type(back) and (value == back if kind in PLAIN else self._is_json and _same_bytes(value, back, data)):
             return data, back
         try:
             found = difference(value, back, self._exact)
         except RecursionError as error:
-            raise self._refused("$", f"{short(value)} is nested too deeply") from error
+            raise self._refused("", f"{short(value)} is nested too deeply") from error
         except Exception as error:
             problem = f"{short(value)} could not be compared with what came back ({type(error).__name__}: {message(error)})"
-            raise self._refused("$", problem) from error
+            raise self._refused("", problem) from error
         if found is not None:
-            raise self._refused(found.path, found.problem)
+            raise self._refused(*found)
         return data, back
 
     def _refused(self, path: str, problem: str) -> UnrecordableValue:
         advice = _UNTYPED_ADVICE if self._exact else _TYPED_ADVICE.format(type_name(self.type))
-        reason = f"at `{path}`: {problem}"
+        reason = f"at `${path if len(path) < _LONG else f'{path[:_LONG]}…'}`: {problem}"
         refusal = UnrecordableValue(f"the value can't be recorded, {reason}; {advice} (`returns=None` records no value)")
         refusal.reason = reason
         return refusal
 
     def _unencodable(self, value: Any, error: Exception) -> UnrecordableValue:
         try:
-            path, part, cycle = innermost(value, self._fails)
+            path, part, cycle = innermost(value, lambda part: self._error_of(part) is not None)
         except Exception:  # a class's own attributes may raise
-            path, part, cycle = "$", value, False
+            path, part, cycle = "", value, False
         if cycle:
             return self._refused(path, f"the {type(part).__name__} contains itself")
         if isinstance(error, RecursionError):
@@ -107,16 +102,22 @@ class Codec(Generic[T]):
             return error
         return None
 
-    def _fails(self, part: Any) -> bool:
-        return self._error_of(part) is not None
-
     def _undecodable(self, value: Any, error: Exception) -> UnrecordableValue:
         try:
-            found = not_finite(value)
+            path, part, _ = innermost(value, holds_no_number)
         except Exception:  # a class's own attributes may raise
-            found = None
-        if found is not None:
-            return self._refused(found[0], f"{describe(found[1])} came back as null, since JSON has no such number")
+            path, part = "", value
+        if isinstance(part, float) and holds_no_number(part):
+            return self._refused(path, f"{describe(part)} came back as null, since JSON has no such number")
         problem, _, place = message(error).partition(" - at ")
-        path = re.search(r"\$[^`]*", place)
-        return self._refused(path[0] if path else "$", f"{describe(value)} does not come back ({problem})")
+        return self._refused(place[2:].partition("`")[0], f"{describe(value)} does not come back ({problem})")
+
+
+def _same_bytes(value: Any, back: Any, data: bytes) -> bool:
+    """Return True for JSON's own values that are the same, down to every type; False where that takes a closer look."""
+    if len(data) > 2 * DEEP and data.count(b"[") + data.count(b"{") > DEEP:  # it may be nested too deeply
+        return False
+    try:
+        return dumps(value, 2) == dumps(back, 2)
+    except ValueError:  # `marshal` knows builtin types alone
+        return False

@@ -8,28 +8,18 @@ from typing import Any, Final
 
 import msgspec
 
-from .models import is_model, takes_names
+from .types import is_model
 
-
-def _bare_datetime(value: datetime, *, new: type[datetime] = datetime) -> datetime:
-    clock = value.hour, value.minute, value.second, value.microsecond
-    return new(value.year, value.month, value.day, *clock, tzinfo=value.tzinfo, fold=value.fold)
-
-
-def _bare_date(value: date, *, new: type[date] = date) -> date:
-    return new(value.year, value.month, value.day)
-
-
-# The classes are bound here, once: libraries that freeze time replace the names in modules while tests run.
+# Bound here, once: libraries that freeze time replace the classes' names in modules while tests run.
+_datetime, _date = datetime.combine, date.fromordinal
 _BARE: Final[tuple[tuple[Any, Callable[[Any], Any]], ...]] = (
     (str, str.__str__),
     (int, int.__int__),
     (float, float.__float__),
     (bytes, bytes.__bytes__),
-    (datetime, _bare_datetime),
-    (date, _bare_date),
+    (datetime, lambda value: _datetime(value.date(), value.timetz())),
+    (date, lambda value: _date(value.toordinal())),
 )
-
 BASES: Final = frozenset({base for base, _ in _BARE} | {list})
 """The classes whose subclasses may come back as the class itself, where that class is declared."""
 
@@ -37,7 +27,7 @@ BASES: Final = frozenset({base for base, _ in _BARE} | {list})
 def _to_json(value: Any) -> Any:
     kind: Any = type(value)
     if is_model(kind):
-        return value.model_dump(mode="json", by_alias=not takes_names(kind.model_validate_json), round_trip=True, warnings=False)
+        return value.model_dump(mode="json", by_alias=False, round_trip=True, warnings=False)
     for base, bare in _BARE:
         if isinstance(value, base):
             return bare(value)
@@ -47,8 +37,7 @@ def _to_json(value: Any) -> Any:
 def _from_json(type_: Any, value: Any) -> Any:
     if is_model(type_):
         # As JSON, not as objects, so that strict models take back what they wrote.
-        options = {"by_alias": True, "by_name": True} if takes_names(type_.model_validate_json) else {}
-        return type_.model_validate_json(msgspec.json.encode(value), **options)
+        return type_.model_validate_json(msgspec.json.encode(value), by_alias=True, by_name=True)
     return value
 
 

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
-from itertools import islice
-from typing import Final
+from typing import Any, Final
 
-_STEPS: Final = 20
 _LENGTH: Final = 60
 
 _short: Final = reprlib.Repr()
 _short.maxother = _short.maxstring = _short.maxlong = _LENGTH
 
 
-def attribute(name: str) -> str:
-    """Return the step to an attribute."""
-    return f".{name}"
-
-
-def item(key: object) -> str:
-    """Return the step into a dict; a key that is no plain name stands in brackets."""
-    return f".{key}" if type(key) is str and key.isidentifier() and len(key) <= _LENGTH else f"[{short(key)}]"
-
-
-def show(steps: Iterable[str], count: int) -> str:
-    """Join steps into a path; one that is very long is cut off."""
-    return "$" + "".join(islice(steps, _STEPS)) + ("…" if count > _STEPS else "")
+def step(value: object, key: Any) -> str:
+    """Return the step in a path from `value` to its part: into a dict, to an attribute, or to a member."""
+    if isinstance(value, dict):
+        return f".{key}" if type(key) is str and key.isidentifier() and len(key) <= _LENGTH else f"[{short(key)}]"
+    if isinstance(value, (set, frozenset)):
+        return "[...]"
+    return f".{key}" if isinstance(key, str) else f"[{key}]"
 
 
 def short(value: object) -> str:

@@ -1,96 +1,180 @@
-"""The types that msgspec records and brings back. What it would refuse or change later is refused before anything runs."""
+"""The types that come back from JSON, by msgspec or by pydantic. What would not is refused before anything runs."""
 
 from __future__ import annotations
 
+import dataclasses
 import typing
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from functools import lru_cache, partial
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from pathlib import PurePath
+from types import NoneType, UnionType
 from typing import Any, Final
+from uuid import UUID
 
-from msgspec import inspect
+import msgspec
 
-from .models import is_model
+_BY_PYDANTIC: Final = (PurePath, Fraction, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
+_TEXTS: Final = (str, bytes, UUID, Decimal, date, time, timedelta, *_BY_PYDANTIC)
+_LISTS: Final = (list, tuple, set, frozenset, deque)
+_KEYS: Final = (*_TEXTS, int, float, Enum)
+_JSON: Final = {object, dict, list, str, int, float, bool, NoneType}  # `object` is the class of `Any` and of unions
 
-# What msgspec would only refuse once a value is there: keys that are no JSON text.
-_NO_KEYS: Final = (
-    inspect.BoolType,
-    inspect.NoneType,
-    inspect.TupleType,
-    inspect.VarTupleType,
-    inspect.ListType,
-    inspect.SetType,
-    inspect.FrozenSetType,
-    inspect.DictType,
-    inspect.DataclassType,
-    inspect.StructType,
-    inspect.NamedTupleType,
-    inspect.TypedDictType,
-)
+Codecs = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
 
 
-# Types whose values come back as the builtin ones that `json` knows.
-_BUILTIN: Final = (
-    inspect.AnyType,
-    inspect.NoneType,
-    inspect.BoolType,
-    inspect.IntType,
-    inspect.FloatType,
-    inspect.StrType,
-    inspect.ListType,
-    inspect.DictType,
-    inspect.UnionType,
-)
+@lru_cache(maxsize=1024)
+def is_model(type_: Any) -> bool:
+    """Return True for a pydantic model; we look at its attributes, so that pydantic is imported only where it is needed."""
+    return isinstance(type_, type) and hasattr(type_, "__pydantic_validator__") and hasattr(type_, "model_validate_json")
 
 
-def is_builtin(node: inspect.Type) -> bool:
-    """Return True if values of the type come back as nothing but dicts, lists, text, numbers, booleans and None."""
-    return isinstance(node, _BUILTIN) and all(is_builtin(child) for child in _children(node) if isinstance(child, inspect.Type))
+def parts_of(
+    type_: Any, place: str = "", seen: dict[int, Any] | None = None, *, models: bool = False
+) -> Iterator[tuple[Any, str]]:
+    """Yield a type and all that it consists of, each with the field it stands in; `models` are looked into or not."""
+    seen = {} if seen is None else seen
+    type_ = _bare(type_)
+    if id(type_) in seen:
+        return
+    seen[id(type_)] = type_
+    yield type_, place
+    if typing.get_origin(type_) is not typing.Literal:
+        for child in typing.get_args(type_):
+            yield from parts_of(child, place, seen, models=models)
+    class_ = _class_of(type_)
+    if is_model(class_):
+        fields = {name: field.annotation for name, field in _written_fields(class_).items()} if models else {}
+    else:
+        try:
+            fields = {} if class_.__module__ == "builtins" else typing.get_type_hints(class_, include_extras=True)
+        except Exception:  # msgspec or pydantic says what is wrong with them
+            return
+    for name, child in fields.items():
+        yield from parts_of(child, f", in the field `{name}` of {type_name(type_)}", seen, models=models)
+
+
+def _bare(type_: Any) -> Any:
+    """Take off `Annotated`, and the names that `NewType` and `type` give."""
+    while typing.get_origin(type_) is typing.Annotated or hasattr(type_, "__supertype__") or hasattr(type_, "__value__"):
+        type_ = getattr(type_, "__origin__", None) or getattr(type_, "__supertype__", None) or type_.__value__
+    return type_
+
+
+def _class_of(type_: Any) -> type:
+    """Return the class whose instances the type means; `object` where it means no class."""
+    type_ = _bare(type_)
+    origin = typing.get_origin(type_) or type_
+    if origin is typing.Literal:
+        return type(typing.get_args(type_)[0])
+    return NoneType if origin is None else origin if isinstance(origin, type) and origin is not UnionType else object
+
+
+def _written_fields(model: Any) -> dict[str, Any]:
+    """Return the fields of a model that pydantic writes, and no serializer of the model's own."""
+    decorators = model.__pydantic_decorators__
+    own = {name for each in decorators.field_serializers.values() for name in each.info.fields}
+    if decorators.model_serializers or "*" in own:
+        return {}
+    own |= {name for name, field in model.model_fields.items() if "Serializer" in repr([*map(type, field.metadata)])}
+    return {name: field for name, field in model.model_fields.items() if name not in own}
+
+
+def secret(type_: Any) -> str | None:
+    """Say which part of `type_` JSON hides; None if there is none."""
+    for part, place in parts_of(type_, models=True):
+        class_ = _class_of(part)
+        if hasattr(class_, "get_secret_value"):
+            return f"JSON has asterisks for a {class_.__name__}{place}"
+        for name, field in _written_fields(class_).items() if is_model(class_) else ():
+            if field.exclude:
+                return f"JSON leaves it out (exclude=True), in the field `{name}` of {class_.__name__}"
+    return None
 
 
 def refusal(type_: Any) -> str | None:
-    """Say why values of `type_` would not come back from JSON, or None if they may."""
-    return _refusal(inspect.type_info(type_), "", set())
+    """Say why values of `type_` would not come back as msgspec writes and reads them; None if they may."""
+    return next((reason + place for part, place in parts_of(type_) if (reason := _refusal(part, place))), None)
 
 
-def _refusal(node: Any, where: str, seen: set[int]) -> str | None:
-    if id(node) in seen:
-        return None
-    seen.add(id(node))
-    if reason := _own_refusal(node):
-        return reason + where
-    for child in _children(node):
-        if isinstance(child, inspect.Field):
-            reason = _refusal(child.type, f", in the field `{child.name}` of {type_name(node.cls)}", seen)
-        elif isinstance(child, inspect.Type):
-            reason = _refusal(child, where, seen)
-        else:
-            reason = None
-        if reason:
-            return reason
-    return None
-
-
-def _children(node: Any) -> Iterator[Any]:
-    for name in node.__struct_fields__:
-        children = getattr(node, name)
-        yield from children if isinstance(children, tuple) else (children,)
-
-
-def _own_refusal(node: inspect.Type) -> str | None:
-    if isinstance(node, inspect.CustomType) and node.cls is not object and not is_model(node.cls):
-        return f"{type_name(node.cls)} can't be decoded from JSON"
-    if isinstance(node, (inspect.RawType, inspect.ExtType)):
+def _refusal(type_: Any, place: str) -> str | None:
+    class_ = _class_of(type_)
+    if issubclass(class_, (msgspec.Raw, msgspec.msgpack.Ext)):
         return "msgspec.Raw and Ext hold what is already encoded; use Any"
-    if isinstance(node, inspect.DictType) and isinstance(node.key_type, _NO_KEYS):
+    for field in getattr(class_, "__attrs_attrs__", ()):
+        if field.name.startswith("_"):
+            return f"attrs fields that begin with an underscore are left out of JSON, as `{field.name}` would be"
+    if not _has_keys(type_):
         return "the keys of a JSON object are text, and these have no form as text"
-    if isinstance(node, inspect.DataclassType):
-        for field in getattr(typing.get_origin(node.cls) or node.cls, "__attrs_attrs__", ()):
-            if field.name.startswith("_"):
-                return f"attrs fields that begin with an underscore are left out of JSON, as `{field.name}` would be"
-    return None
+    if _is_object(class_) or class_ is object or (class_ is msgspec.UnsetType and place):
+        return None
+    try:
+        unknown = isinstance(msgspec.inspect.type_info(class_), msgspec.inspect.CustomType)
+    except Exception:  # msgspec says what is wrong with it when the codec is made
+        unknown = False
+    return f"{type_name(class_)} can't be decoded from JSON" if unknown else None
+
+
+def _has_keys(type_: Any) -> bool:
+    """Return True unless `type_` is a dict whose keys are no JSON text."""
+    keys = [*map(_class_of, typing.get_args(type_)[:1])] if issubclass(_class_of(type_), dict) else []
+    return all(key is object or (issubclass(key, _KEYS) and key is not bool) for key in keys)
+
+
+def _is_object(class_: Any) -> bool:
+    return is_model(class_) or dataclasses.is_dataclass(class_) or typing.is_typeddict(class_)
+
+
+def is_json(type_: Any) -> bool:
+    """Return True if values of `type_` come back as nothing but dicts, lists, text, numbers, booleans and None."""
+    return _JSON.issuperset(_class_of(part) for part, _ in parts_of(type_))
+
+
+def pydantic_codecs(type_: Any) -> Codecs | None:
+    """Return how pydantic encodes and decodes values of `type_`; None for a type that is not left to pydantic.
+
+    Raises `ImportError` where pydantic is needed and not installed, and what pydantic raises for what it doesn't know.
+    """
+    parts = [part for part, _ in parts_of(type_)]
+    if not any(map(_needs_pydantic, parts)) or not all(map(_suits_pydantic, parts)):
+        return None
+    try:
+        from pydantic import PydanticUserError, TypeAdapter
+    except ImportError as error:
+        raise ImportError("msgspec has no codec for it, and pydantic is not installed") from error
+    made: TypeAdapter[Any]
+    try:
+        made = TypeAdapter(type_, config={"ser_json_bytes": "base64", "val_json_bytes": "base64"})
+    except PydanticUserError:  # a class that has a config of its own
+        made = TypeAdapter(type_)
+    encode = partial(made.dump_json, by_alias=False, round_trip=True, warnings=False)
+    return encode, partial(made.validate_json, by_alias=True, by_name=True)
+
+
+def _members(type_: Any) -> list[type]:
+    return [*map(_class_of, typing.get_args(type_))] if typing.get_origin(type_) in (typing.Union, UnionType) else []
+
+
+def _needs_pydantic(type_: Any) -> bool:
+    return any(map(_is_object, _members(type_))) or issubclass(_class_of(type_), (*_BY_PYDANTIC, deque))
+
+
+def _suits_pydantic(type_: Any) -> bool:
+    """Return True if values of the type come back, and the members of a union can be told apart in JSON."""
+    if any(sum(issubclass(each, alike) for each in _members(type_)) > 1 for alike in (_TEXTS, _LISTS)):
+        return False
+    class_ = _class_of(type_)
+    known = issubclass(class_, (*_KEYS, *_LISTS, NoneType, dict)) or _is_object(class_) or bool(_members(type_))
+    return _has_keys(type_) and (known or type_ in (Any, ...) or isinstance(type_, typing.TypeVar))
 
 
 def type_name(type_: Any) -> str:
     """Return the name that people know a type by: `int`, `list[int]`, `Order | None`."""
-    if type_ is type(None):
+    if type_ is NoneType:
         return "None"
     return type_.__qualname__ if isinstance(type_, type) and not typing.get_args(type_) else repr(type_).replace("typing.", "")

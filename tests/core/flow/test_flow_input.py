@@ -6,10 +6,12 @@ import functools
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -129,6 +131,25 @@ async def test_input_as_json_says_all_that_was_given(annotation: Any, given: Any
     found = (await control.status(store, "run")).input["value"]
     assert sorted(found) == recorded if annotation == set[str] else found == recorded
     await flow(take).run(store, run_id="run", value=found)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "first", "second"),
+    [(Fraction, Fraction(1, 3), Fraction(1, 2)), (deque[int], deque([1]), deque([2])), (set[str], {"a"}, {"b"})],
+    ids=["fraction", "deque", "set"],
+)
+async def test_other_input_is_told_for_any_type(annotation: Any, first: Any, second: Any) -> None:
+    """Also where pydantic alone has a codec for it."""
+
+    async def take(runner: Runner, value: Any) -> None:
+        return None
+
+    take.__annotations__["value"] = annotation
+    store = MemoryStore()
+    for _ in range(2):
+        await flow(take).run(store, run_id="run", value=first)
+    with pytest.raises(StepDrift, match="started with other input"):
+        await flow(take).run(store, run_id="run", value=second)
 
 
 async def test_none_is_what_a_default_of_none_allows() -> None:

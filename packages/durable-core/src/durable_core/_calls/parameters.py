@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Optional
 
 import msgspec
 
 from durable_core._values.annotations import parameter_types
 from durable_core._values.codec import Codec
+from durable_core._values.difference import difference
 from durable_core._values.returns import UNTYPED, codec_for
 from durable_core.errors import StepDrift, UnrecordableValue
 
@@ -56,6 +57,7 @@ class Parameters:
             if parameter.name in _RESERVED or parameter.kind is parameter.VAR_POSITIONAL:
                 reserved = ", ".join(_RESERVED)
                 raise TypeError(f"flow {flow!r} can't take '{parameter}': input is passed by name, beside {reserved}; rename it")
+        self._defaults: Final = {each.name: each.default for each in parameters if each.default is not each.empty}
 
     def read(self, given: Mapping[str, Any]) -> Input:
         """Record what a caller gives, each value as it is or as the JSON that was recorded of it, and add the defaults.
@@ -66,20 +68,28 @@ class Parameters:
             self._signature.bind(None, **given)
         except TypeError as error:
             raise TypeError(f"input of flow {self._flow!r}: {error}; it takes {self._signature}") from None
-        taken = {name: self._record(name, value) for name, value in given.items()}
-        for name, parameter in self._signature.parameters.items():
-            if name not in given and parameter.default is not parameter.empty:
-                with suppress(UnrecordableValue):  # such as a marker of the function's own, which is left to it
-                    taken[name] = self._record(name, parameter.default)
-        values = {name: value for name, (_, value) in taken.items()}
-        return Input(values, {name: recorded for name, (recorded, _) in taken.items()}, tuple(given))
+        taken = Input({}, {}, tuple(given))
+        for name, value in {**self._defaults, **given}.items():
+            try:
+                data, taken.values[name] = self._record(name, value)
+            except UnrecordableValue:
+                if name in given:
+                    raise
+            else:  # a default that can't be recorded, such as a marker of the function's own, is left to it
+                taken.recorded[name] = msgspec.json.decode(data)
+        return taken
 
     def is_same(self, taken: Input, note: Mapping[str, Any]) -> bool:
         """Return True if a run that began with `note` was given the same input, by its caller or by a default."""
         given = note.get("input", {})
         began = {**note.get("defaults", {}), **given}
-        asked = {*taken.given, *given}
-        return all(name in began and name in taken.recorded and self._equal(taken, name, began[name]) for name in asked)
+        try:
+            return all(
+                difference(taken.values[name], self._decode(name, began[name]), exact=True) is None
+                for name in {*taken.given, *given}
+            )
+        except (KeyError, msgspec.DecodeError):
+            return False
 
     def values(self, taken: Input, note: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the function of a run that began with `note` is called with.
@@ -99,26 +109,14 @@ class Parameters:
                     ) from error
         return values
 
-    def _equal(self, taken: Input, name: str, began: Any) -> bool:
-        """Compare a value with the recorded one, as JSON; a set may stand in another order there."""
-        if taken.recorded[name] == began:
-            return True
-        try:
-            return fingerprint_of((taken.values[name],)) == fingerprint_of((self._decode(name, began),))
-        except msgspec.DecodeError:
-            return False
-
     def _decode(self, name: str, recorded: Any) -> Any:
-        return None if recorded is None and self._may_be_none(name) else self._codec(name).decode(msgspec.json.encode(recorded))
+        return self._codec(name).decode(msgspec.json.encode(recorded))
 
-    def _record(self, name: str, value: Any) -> tuple[Any, Any]:
+    def _record(self, name: str, value: Any) -> tuple[bytes, Any]:
         """Return a value as JSON, and as that decodes."""
-        if value is None and self._may_be_none(name):
-            return None, None
         codec = self._codec(name)
         try:
-            data, back = codec.record(value)
-            return msgspec.json.decode(data), back
+            return codec.record(value)
         except UnrecordableValue as error:
             what = f"input {name!r} of flow {self._flow!r} can't be recorded"
             if codec is UNTYPED:
@@ -127,13 +125,9 @@ class Parameters:
         with suppress(UnrecordableValue, msgspec.DecodeError):
             plain, given = UNTYPED.record(value)
             data, back = codec.record(codec.decode(plain))
-            if _holds(recorded := msgspec.json.decode(data), given):
-                return recorded, back
+            if _holds(msgspec.json.decode(data), given):
+                return data, back
         raise UnrecordableValue(f"{what} as it is annotated, {reason}")
-
-    def _may_be_none(self, name: str) -> bool:
-        """Return True where the default is None, though the annotation doesn't say so."""
-        return name in self._signature.parameters and self._signature.parameters[name].default is None
 
     def _codec(self, name: str) -> Codec[Any]:
         """Return how values of a parameter are recorded; the last one may take any names."""
@@ -145,8 +139,8 @@ class Parameters:
         """Of each parameter; a type that can't be resolved or decoded counts as none, which takes JSON's own values."""
         codecs: dict[str, Codec[Any]] = {}
         for name, type_ in parameter_types(self._fn).items():
-            with suppress(TypeError):
-                codecs[name] = codec_for(type_)
+            with suppress(TypeError):  # a default of None may be given, though the annotation doesn't say so
+                codecs[name] = codec_for(Optional[type_] if self._defaults.get(name, ...) is None else type_)  # noqa: UP045
         return codecs
 
 
@@ -155,8 +149,7 @@ def _holds(recorded: Any, given: Any) -> bool:
     if isinstance(given, dict):
         return isinstance(recorded, dict) and all(name in recorded and _holds(recorded[name], given[name]) for name in given)
     if isinstance(given, list):
-        if not isinstance(recorded, list) or len(recorded) != len(given):
-            return False
+        same = isinstance(recorded, list) and len(recorded) == len(given)
         # Of a set the order is nobody's.
-        return all(map(_holds, recorded, given)) or sorted(map(repr, recorded)) == sorted(map(repr, given))
+        return same and (all(map(_holds, recorded, given)) or sorted(map(repr, recorded)) == sorted(map(repr, given)))
     return isinstance(given, str) or recorded == given or recorded == str(given)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from math import isfinite
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -16,7 +15,6 @@ from durable_core._values.types import is_model
 
 SCALARS: Final = frozenset({str, int, bool, type(None)})
 """Types whose values JSON tells from those of all others."""
-_KEYS: Final = frozenset({str})
 _PYDANTIC: Final = ("pydantic", "pydantic_core", "pydantic_extra_types")  # whose other values are told by their text
 
 
@@ -51,27 +49,18 @@ def content_of(arguments: tuple[Any, ...]) -> tuple[str, int, Sequence[object]]:
 def hidden_by_json(value: Any) -> int:
     """Return a hash of what JSON hides of `value`: the types in it, and what its classes leave out."""
     kind: Any = type(value)
-    if kind in SCALARS or _is_plain(kind, value):
+    if kind in SCALARS or (kind in (list, tuple) and SCALARS.issuperset(map(type, value))):
         return hash(kind)
-    if kind is float:
-        return hash(kind) if isfinite(value) else hash(repr(value))
+    if kind is float:  # some have no number in JSON
+        return hash((kind, repr(value)))
     if hasattr(kind, "get_secret_value"):  # pydantic's secrets, which are written as asterisks
         return hash((kind, fingerprint_of((value.get_secret_value(),))))
-    return hash(
-        (kind, frozenset((key, type(key), hidden_by_json(part), _left_out(key, part)) for key, part in parts(value).items()))
-    )
-
-
-def _is_plain(kind: type, value: Any) -> bool:
-    """Return True for a container whose JSON tells all but its own type; this saves the walk."""
-    if kind is dict:
-        return _KEYS.issuperset(map(type, value)) and SCALARS.issuperset(map(type, value.values()))
-    return kind in (list, tuple) and SCALARS.issuperset(map(type, value))
-
-
-def _left_out(name: object, part: object) -> str | None:
-    """Return the fingerprint of a private attribute, which attrs and pydantic leave out of JSON."""
-    return fingerprint_of((part,)) if isinstance(name, str) and name.startswith("_") else None
+    found: set[object] = set()
+    for key, part in parts(value).items():
+        name = ... if key is part else key  # a member of a set is its own key
+        is_private = isinstance(key, str) and key.startswith("_")  # which attrs and pydantic leave out
+        found.add((name, type(name), hidden_by_json(part), is_private and fingerprint_of((part,))))
+    return hash((kind, frozenset(found)))
 
 
 def _described(arguments: object) -> tuple[bytes, list[object]]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from types import BuiltinMethodType, CellType, FunctionType, MethodType, MethodWrapperType
+from types import BuiltinMethodType, FunctionType, MethodType, MethodWrapperType
 from typing import Any, Final
 from weakref import ref
+
+from durable_core._values.annotations import Closure, closure_of
 
 from .arguments import SCALARS, content_of
 
 Identity = object
-Closure = list[tuple[str, CellType, object]]
-"""Variables that a function closes over, each with its cell and with what it held."""
 
 _BUILTIN: Final = (BuiltinMethodType, MethodWrapperType)
 _FUNCTIONS: Final = (FunctionType, partial, MethodType, *_BUILTIN)
@@ -35,26 +35,12 @@ def with_arguments(function: Identity, arguments: tuple[Any, ...]) -> tuple[Iden
     if not arguments:
         return function, None
     fingerprint, hidden, opaque = content_of(arguments)
-    return (function, fingerprint, hidden, opaque and [_part(part, {}) for part in opaque]), fingerprint
+    return (function, fingerprint, hidden, _opaque(opaque, {})), fingerprint
 
 
 def is_bare(fn: FunctionType) -> bool:
     """Return True if the function is nothing but its code and its module, so that its identity never changes."""
     return fn.__closure__ is None and fn.__defaults__ is None and fn.__kwdefaults__ is None
-
-
-def closure_of(fn: Any) -> Closure:
-    """Return the variables that `fn` closes over, as they are now."""
-    while isinstance(fn, (partial, MethodType)):
-        fn = fn.func if isinstance(fn, partial) else fn.__func__
-    closure: Closure = []
-    if type(fn) is FunctionType and fn.__closure__:
-        for name, cell in zip(fn.__code__.co_freevars, fn.__closure__, strict=True):
-            try:
-                closure.append((name, cell, cell.cell_contents))
-            except ValueError:  # not assigned yet
-                continue
-    return closure
 
 
 def changed_variable(closure: Closure) -> str | None:
@@ -68,43 +54,25 @@ def changed_variable(closure: Closure) -> str | None:
     return None
 
 
-class _Same:
-    """Stands for an object: equal to what stands for the same one."""
-
-    __slots__ = ("_object",)
-
-    def __init__(self, value: object) -> None:
-        self._object: Callable[[], object]
-        try:
-            self._object = ref(value)
-        except TypeError:  # held, so that no other object gets its address
-            self._object = lambda: value
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is _Same and (found := self._object()) is not None and found is other._object()
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class _Value:
-    """Stands for a value: equal to what stands for the same object, or for one that held the same when it was read."""
+class _Object:
+    """Stands for an object: equal to what stands for the same one, or for one that held the same when it was read."""
 
     __slots__ = ("_content", "_object")
 
-    def __init__(self, value: object, seen: dict[int, int]) -> None:
-        self._object: Callable[[], object] | None
+    def __init__(self, value: object, content: Identity = None) -> None:
+        self._content = content
+        self._object: Callable[[], object]
+        kept = value if content is None else None  # so that no other object gets its address
         try:
             self._object = ref(value)
         except TypeError:
-            self._object = None
-        fingerprint, hidden, opaque = content_of((value,))
-        self._content: Identity = fingerprint, hidden, [_part(part, seen) for part in opaque]
+            self._object = lambda: kept
 
     def __eq__(self, other: object) -> bool:
-        if type(other) is not _Value:
+        if type(other) is not _Object:
             return False
-        found = None if self._object is None or other._object is None else self._object()
-        return (found is not None and found is other._object()) or self._content == other._content  # type: ignore[misc]
+        found = self._object()
+        return (found is not None and found is other._object()) or (self._content is not None and self._content == other._content)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -136,9 +104,12 @@ def _value(value: Any, seen: dict[int, int]) -> Identity:
     kind: Any = type(value)
     if kind in SCALARS and (kind is not str or len(value) <= _LONG):
         return kind, value
-    return _function(value, seen) if issubclass(kind, _FUNCTIONS) else _Value(value, seen)
+    if issubclass(kind, _FUNCTIONS):
+        return _function(value, seen)
+    fingerprint, hidden, opaque = content_of((value,))
+    return _Object(value, (fingerprint, hidden, _opaque(opaque, seen)))
 
 
-def _part(part: object, seen: dict[int, int]) -> Identity:
-    """Return what stands for a part of a value that has no JSON."""
-    return _function(part, seen) if issubclass(type(part), _FUNCTIONS) else _Same(part)
+def _opaque(parts: Sequence[object], seen: dict[int, int]) -> list[Identity]:
+    """Return what stands for parts of a value that have no JSON."""
+    return [_function(part, seen) if issubclass(type(part), _FUNCTIONS) else _Object(part) for part in parts]

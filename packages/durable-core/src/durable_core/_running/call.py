@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import msgspec
 
-from durable_core._calls.functions import Closure, Identity, changed_variable, closure_of, identity_of, is_bare, with_arguments
+from durable_core._calls.functions import Identity, changed_variable, identity_of, is_bare, with_arguments
 from durable_core._log.chain import decided
 from durable_core._system.ids import check_id, check_own_id
+from durable_core._values.annotations import Closure, closure_of
 from durable_core._values.returns import Codec, codec_for, codec_of
 from durable_core.context import running
 from durable_core.errors import StepReused

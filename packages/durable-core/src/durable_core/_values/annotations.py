@@ -83,9 +83,7 @@ def unwrapped(called: Any) -> Any:
 
 def closure_of(fn: Any) -> Closure:
     """Return the variables that `fn` closes over, as they are now."""
-    while isinstance(fn, (partial, MethodType)):
-        fn = fn.func if isinstance(fn, partial) else fn.__func__
-    closure: Closure = []
+    fn, closure = called_by(fn), list[tuple[str, CellType, object]]()
     if type(fn) is FunctionType and fn.__closure__:
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__, strict=True):
             with contextlib.suppress(ValueError):  # not assigned yet

@@ -10,7 +10,7 @@ import msgspec
 from durable_core._system.roots import UnrecordableValue
 
 from . import json
-from .difference import DEEP, PLAIN, difference, holds_no_number, innermost
+from .difference import DEEP, difference, holds_no_number, innermost
 from .paths import describe, message, short
 from .types import Codecs, type_name
 
@@ -35,7 +35,7 @@ class Codec(Generic[T]):
         self.type = type_
         self._exact = type_ is Any
         self._is_json = is_json
-        self._encode, self._decode = codecs or (json.encode_untyped if self._exact else json.encode, json.decoder(type_))
+        self._encode, self._decode = codecs or (json.encode, json.decoder(type_))
 
     def __repr__(self) -> str:
         return f"Codec({type_name(self.type)})"
@@ -63,13 +63,11 @@ class Codec(Generic[T]):
             back = self._decode(data)
         except Exception as error:
             raise self._undecodable(value, error) from error
-        kind = type(value)
-        if kind is type(back) and (value == back if kind in PLAIN else self._is_json and _same_bytes(value, back, data)):
-            return data, back
         try:
-            found = difference(value, back, self._exact)
+            same = self._is_json and type(value) is type(back) and _same_bytes(value, back, data)
+            found = None if same else difference(value, back, self._exact)
         except RecursionError as error:
-            raise self._refused("", f"{short(value)} is nested too deeply") from error
+            raise self._too_deep(value) from error
         except Exception as error:
             problem = f"{short(value)} could not be compared with what came back ({type(error).__name__}: {message(error)})"
             raise self._refused("", problem) from error
@@ -84,15 +82,16 @@ class Codec(Generic[T]):
         refusal.reason = reason
         return refusal
 
+    def _too_deep(self, value: Any) -> UnrecordableValue:
+        return self._refused("", f"the {type(value).__name__} contains itself, or is nested too deeply")
+
     def _unencodable(self, value: Any, error: Exception) -> UnrecordableValue:
-        try:
-            path, part, cycle = innermost(value, lambda part: self._error_of(part) is not None)
-        except Exception:  # a class's own attributes may raise
-            path, part, cycle = "", value, False
-        if cycle:
-            return self._refused(path, f"the {type(part).__name__} contains itself")
         if isinstance(error, RecursionError):
-            return self._refused(path, f"the {type(value).__name__} is nested too deeply")
+            return self._too_deep(value)
+        try:
+            path, part = innermost(value, lambda part: self._error_of(part) is not None)
+        except Exception:  # a class's own attributes may raise
+            path, part = "", value
         return self._refused(path, f"{describe(part)} can't be written as JSON ({message(self._error_of(part) or error)})")
 
     def _error_of(self, part: Any) -> Exception | None:
@@ -104,13 +103,13 @@ class Codec(Generic[T]):
 
     def _undecodable(self, value: Any, error: Exception) -> UnrecordableValue:
         try:
-            path, part, _ = innermost(value, holds_no_number)
+            path, part = innermost(value, holds_no_number)
         except Exception:  # a class's own attributes may raise
             path, part = "", value
         if isinstance(part, float) and holds_no_number(part):
             return self._refused(path, f"{describe(part)} came back as null, since JSON has no such number")
         problem, _, place = message(error).partition(" - at ")
-        return self._refused(place[2:].partition("`")[0], f"{describe(value)} does not come back ({problem})")
+        return self._refused(place.partition("$")[2].partition("`")[0], f"{describe(value)} does not come back ({problem})")
 
 
 def _same_bytes(value: Any, back: Any, data: bytes) -> bool:

@@ -19,9 +19,6 @@ from .json import BASES, encode
 from .paths import describe, step
 from .types import is_model
 
-PLAIN: Final = frozenset({str, int, bool, type(None), bytes, UUID, date, timedelta})
-"""Types whose `==`, between two values of the same type, says all."""
-
 DEEP: Final = 400
 """What is nested deeper is refused: a replay, whose stack may be higher, has to decode it too."""
 
@@ -89,20 +86,13 @@ def parts(value: Any) -> dict[Any, Any]:
     return {part: part for part in value} if isinstance(value, _SETS) else {}
 
 
-def innermost(value: Any, fails: Callable[[Any], bool]) -> tuple[str, Any, bool]:
-    """Follow the first part that fails, down to one whose own parts are good: its path, itself, and whether it is a cycle."""
-    path, seen = "", set[int]()
-    while id(value) not in seen and len(seen) < 100:
-        seen.add(id(value))
-        both = (
-            (key, each) for key, part in parts(value).items() for each in ((key, part) if isinstance(value, dict) else (part,))
-        )
-        found = next((each for each in both if fails(each[1])), None)
-        if found is None:
-            return path, value, False
-        path += step(value, found[0])
-        value = found[1]
-    return path, value, id(value) in seen
+def innermost(value: Any, fails: Callable[[Any], bool], path: str = "") -> tuple[str, Any]:
+    """Follow the first part that fails, down to one whose own parts are good; return its path and itself."""
+    keys = [(key, key) for key in value] if isinstance(value, dict) else []
+    for key, part in (*keys, *parts(value).items()):
+        if fails(part):
+            return innermost(part, fails, path + step(value, key))
+    return path, value
 
 
 def holds_no_number(value: Any) -> bool:
@@ -177,7 +167,7 @@ def _is_same_time(value: Any, back: Any) -> bool:
 
 _CONTAINERS: Final = (dict, list, tuple, deque, *_SETS)
 _IS_SAME: Final[dict[Any, Callable[[Any, Any], bool]]] = {
-    **dict.fromkeys(PLAIN, eq),
+    **dict.fromkeys((str, int, bool, type(None), bytes, UUID, date, timedelta), eq),
     float: lambda value, back: value == back and (value != 0 or math.copysign(1, value) == math.copysign(1, back)),
     Decimal: lambda value, back: not value.is_nan() and value.as_tuple() == back.as_tuple(),  # `==` raises for a signalling NaN
     datetime: _is_same_time,

@@ -42,7 +42,6 @@ def _from_json(type_: Any, value: Any) -> Any:
 
 
 encode: Final[Callable[[Any], bytes]] = msgspec.json.Encoder(enc_hook=_to_json).encode
-encode_untyped: Final[Callable[[Any], bytes]] = msgspec.json.Encoder().encode
 
 
 def decoder(type_: Any) -> Callable[[bytes], Any]:

@@ -26,10 +26,9 @@ class Input(msgspec.Struct, frozen=True):
 
     values: dict[str, Any]
     """As the recorded JSON decodes."""
-    recorded: dict[str, Any]
+    given: dict[str, Any]
     """As JSON."""
-    given: tuple[str, ...]
-    """The names of those that are no defaults."""
+    defaults: dict[str, Any]
 
     @property
     def fingerprint(self) -> str | None:
@@ -38,9 +37,7 @@ class Input(msgspec.Struct, frozen=True):
 
     def note(self) -> dict[str, Any]:
         """Return what is recorded as the run begins."""
-        given = {name: self.recorded[name] for name in self.given}
-        defaults = {name: value for name, value in self.recorded.items() if name not in given}
-        return {"input": given, "defaults": defaults} if defaults else {"input": given}
+        return {"input": self.given, "defaults": self.defaults} if self.defaults else {"input": self.given}
 
 
 class Parameters:
@@ -57,7 +54,7 @@ class Parameters:
             if parameter.name in _RESERVED or parameter.kind is parameter.VAR_POSITIONAL:
                 reserved = ", ".join(_RESERVED)
                 raise TypeError(f"flow {flow!r} can't take '{parameter}': input is passed by name, beside {reserved}; rename it")
-        self._defaults: Final = {each.name: each.default for each in parameters if each.default is not each.empty}
+        self._defaults: Final = {each.name: each.default for each in parameters[1:] if each.default is not each.empty}
 
     def read(self, given: Mapping[str, Any]) -> Input:
         """Record what a caller gives, each value as it is or as the JSON that was recorded of it, and add the defaults.
@@ -68,15 +65,13 @@ class Parameters:
             self._signature.bind(None, **given)
         except TypeError as error:
             raise TypeError(f"input of flow {self._flow!r}: {error}; it takes {self._signature}") from None
-        taken = Input({}, {}, tuple(given))
-        for name, value in {**self._defaults, **given}.items():
-            try:
-                data, taken.values[name] = self._record(name, value)
-            except UnrecordableValue:
-                if name in given:
-                    raise
-            else:  # a default that can't be recorded, such as a marker of the function's own, is left to it
-                taken.recorded[name] = msgspec.json.decode(data)
+        taken = Input({}, {}, {})
+        for name, value in given.items():
+            taken.given[name], taken.values[name] = self._record(name, value)
+        for name, value in self._defaults.items():
+            if name not in given:
+                with suppress(UnrecordableValue):  # such as a marker of the function's own, which is left to it
+                    taken.defaults[name], taken.values[name] = self._record(name, value)
         return taken
 
     def is_same(self, taken: Input, note: Mapping[str, Any]) -> bool:
@@ -99,7 +94,7 @@ class Parameters:
         """
         values = dict(taken.values)
         for name, began in note.get("defaults", {}).items():
-            if name in taken.recorded and name not in taken.given:
+            if name in taken.defaults:
                 try:
                     values[name] = self._decode(name, began)
                 except msgspec.DecodeError as error:
@@ -112,11 +107,12 @@ class Parameters:
     def _decode(self, name: str, recorded: Any) -> Any:
         return self._codec(name).decode(msgspec.json.encode(recorded))
 
-    def _record(self, name: str, value: Any) -> tuple[bytes, Any]:
+    def _record(self, name: str, value: Any) -> tuple[Any, Any]:
         """Return a value as JSON, and as that decodes."""
         codec = self._codec(name)
         try:
-            return codec.record(value)
+            data, back = codec.record(value)
+            return msgspec.json.decode(data), back
         except UnrecordableValue as error:
             what = f"input {name!r} of flow {self._flow!r} can't be recorded"
             if codec is UNTYPED:
@@ -125,8 +121,8 @@ class Parameters:
         with suppress(UnrecordableValue, msgspec.DecodeError):
             plain, given = UNTYPED.record(value)
             data, back = codec.record(codec.decode(plain))
-            if _holds(msgspec.json.decode(data), given):
-                return data, back
+            if _holds(recorded := msgspec.json.decode(data), given):
+                return recorded, back
         raise UnrecordableValue(f"{what} as it is annotated, {reason}")
 
     def _codec(self, name: str) -> Codec[Any]:

@@ -39,8 +39,6 @@ def _make_codec(type_: Any) -> Codec[Any]:
         return codec_for(type(None))
     if isinstance(type_, typing.TypeVar):
         return codec_for(type_.__bound__ or Any)
-    if isinstance(type_, str):
-        raise TypeError(f"{type_!r} is text, not a type: pass the type itself, such as `returns=list[int]`")
     if reason := secret(type_):
         raise _no_codec(type_, reason)
     try:
@@ -85,13 +83,10 @@ def record_any(value: object, what: str) -> bytes:
     Raises `UnrecordableValue`, a `TypeError`, for one that would not come back the same, and calls it `what`.
     """
     try:
-        return UNTYPED.record(value)[0]
-    except UnrecordableValue as error:
-        reason = error.reason
+        codec = UNTYPED if type(value) in (dict, list, tuple) else codec_for(type(value))
+    except TypeError:  # as its refusal by the codec of no type says
+        codec = UNTYPED
     try:
-        return codec_for(Any if type(value) in (dict, list, tuple) else type(value)).record(value)[0]
+        return codec.record(value)[0]
     except UnrecordableValue as error:
-        reason = error.reason
-    except TypeError:  # there is no codec for its type, as the first refusal says
-        pass
-    raise UnrecordableValue(f"{what} can't be recorded, {reason}")
+        raise UnrecordableValue(f"{what} can't be recorded, {error.reason}") from None

@@ -18,6 +18,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import msgspec
+from msgspec import inspect
 
 _BY_PYDANTIC: Final = (PurePath, Fraction, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
 _TEXTS: Final = (str, bytes, UUID, Decimal, date, time, timedelta, *_BY_PYDANTIC)
@@ -104,8 +105,6 @@ def refusal(type_: Any) -> str | None:
 
 def _refusal(type_: Any, place: str) -> str | None:
     class_ = _class_of(type_)
-    if issubclass(class_, (msgspec.Raw, msgspec.msgpack.Ext)):
-        return "msgspec.Raw and Ext hold what is already encoded; use Any"
     for field in getattr(class_, "__attrs_attrs__", ()):
         if field.name.startswith("_"):
             return f"attrs fields that begin with an underscore are left out of JSON, as `{field.name}` would be"
@@ -114,7 +113,7 @@ def _refusal(type_: Any, place: str) -> str | None:
     if _is_object(class_) or class_ is object or (class_ is msgspec.UnsetType and place):
         return None
     try:
-        unknown = isinstance(msgspec.inspect.type_info(class_), msgspec.inspect.CustomType)
+        unknown = isinstance(inspect.type_info(class_), (inspect.CustomType, inspect.RawType, inspect.ExtType))
     except Exception:  # msgspec says what is wrong with it when the codec is made
         unknown = False
     return f"{type_name(class_)} can't be decoded from JSON" if unknown else None

@@ -273,6 +273,11 @@ async def test_objects_that_json_cant_hold_count_by_identity(store: FlakyStore) 
     await runner.step("a", use, client)
     with pytest.raises(StepReused):
         await runner.step("a", use, Client())
+    plain = object()  # which can't be referred to weakly
+    await runner.step("b", use, plain)
+    await runner.step("b", use, plain)
+    with pytest.raises(StepReused):
+        await runner.step("b", use, object())
 
 
 async def test_running_the_same_flow_twice_on_one_runner_replays(store: FlakyStore, effects: Effects) -> None:

@@ -83,11 +83,14 @@ def unwrapped(called: Any) -> Any:
 
 def closure_of(fn: Any) -> Closure:
     """Return the variables that `fn` closes over, as they are now."""
-    fn, closure = called_by(fn), list[tuple[str, CellType, object]]()
+    fn = called_by(fn)
+    closure: Closure = []
     if type(fn) is FunctionType and fn.__closure__:
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__, strict=True):
-            with contextlib.suppress(ValueError):  # not assigned yet
+            try:
                 closure.append((name, cell, cell.cell_contents))
+            except ValueError:  # not assigned yet
+                continue
     return closure
 
 

@@ -294,17 +294,16 @@ async def test_a_transaction_leaves_a_server_that_is_read_only(postgres_server_u
     admin = await asyncpg.connect(postgres_server_url)
     await admin.execute(_read_only_role(role, schema))
     await admin.execute(f"create table {schema}.mine (a int); grant insert on {schema}.mine to {role}")
-    calls = 0
+    calls: list[None] = []
 
     async def insert(connection: "asyncpg.Connection") -> int:
-        nonlocal calls
-        calls += 1
+        calls.append(None)
         try:
             await connection.execute(f"insert into {schema}.mine values (1)")
         except asyncpg.ReadOnlySQLTransactionError:
             await admin.execute(f"alter role {role} reset default_transaction_read_only")  # for the sessions to come
             raise
-        return calls
+        return len(calls)
 
     async with PostgresStore.from_url(postgres_url.replace("//postgres@", f"//{role}@")) as store:
         assert await Runner(store, "run", store_timeout=5).transaction("insert", insert) == 2

@@ -1,7 +1,7 @@
 """Stores that wait less long than others."""
 
 from durable_postgres import PostgresStore
-from durable_postgres._limits import Limits
+from durable_postgres._connections import Limits
 
 
 def with_limits(**seconds: float) -> type[PostgresStore]:

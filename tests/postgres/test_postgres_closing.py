@@ -98,7 +98,7 @@ async def test_first_use_of_a_pool_that_is_used_up(postgres_server_url: str, pos
             assert await store.list("run") == []
 
 
-@pytest.mark.parametrize("statement", ["BEGIN", "COMMIT"])
+@pytest.mark.parametrize("statement", ["begin", "commit"])
 async def test_no_answer_while_the_table_is_made(postgres_url: str, statement: str) -> None:
     """A connection that goes silent at first use is noticed in bounded time, and another one serves."""
     url, _, schema = postgres_url.partition("?schema=")

@@ -173,7 +173,7 @@ async def test_a_commit_that_is_not_acknowledged(postgres_url: str, accounts: Ac
 @pytest.mark.parametrize("moment", ["begin", "commit"])
 async def test_an_answer_that_never_comes(postgres_url: str, accounts: Accounts, moment: str) -> None:
     """A connection that goes silent, even at the commit, is noticed in bounded time, and worth another try."""
-    hasty = with_limits(**{"statement" if moment == "begin" else "commit": 0.2})
+    hasty = with_limits(**{"statement" if moment == "begin" else "read": 0.2})
     parts = urlsplit(postgres_url)
     with proxied(parts.port or 5432) as proxy:
         through = parts._replace(netloc=f"postgres@127.0.0.1:{proxy.port}").geturl()

@@ -3,48 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from typing import Final
 
 from asyncpg import Connection
 
 from durable_core import Batcher, StepRecord
 
-from ._connections import Connections, OwnConnection
+from ._connections import Connections
 from ._errors import retry
-from ._rows import Row, Statements, as_json, size_of, slot_of
+from ._rows import Row, Statements, as_json, rows_of, size_of, slot_of
 from .errors import RowRefused
-
-WRITERS: Final = 2
-
-
-class Appends:
-    """Combines concurrent appends into few inserts. Of two writers one prepares rows while the server inserts for the other."""
-
-    def __init__(self, connections: Connections, statements: Statements) -> None:
-        self._writers: Final = tuple(Writer(connections, statements) for _ in range(WRITERS))
-
-    def writer(self, run_id: str) -> Writer:
-        """Return the writer of this run's appends."""
-        return self._writers[hash(run_id) % WRITERS]
-
-    async def close(self) -> None:
-        async with AsyncExitStack() as closing:
-            for writer in self._writers:
-                closing.push_async_callback(writer.close)
 
 
 class Writer:
-    """A connection that inserts one batch at a time."""
+    """Combines concurrent appends into few inserts, one batch at a time on a connection of its own."""
 
     def __init__(self, connections: Connections, statements: Statements) -> None:
-        self._own: Final = OwnConnection(connections)
+        self._own: Final = connections.own()
         self._statements: Final = statements
         self._seconds: Final = connections.limits.statement
         self.submit: Final = Batcher(self._flush, size=size_of, refused=RowRefused).submit
-
-    async def close(self) -> None:
-        await self._own.close()
 
     async def _flush(self, records: Sequence[StepRecord]) -> Sequence[StepRecord]:
         async def write() -> Sequence[StepRecord]:
@@ -60,14 +38,11 @@ async def claim(
 ) -> Sequence[StepRecord]:
     """Claim the slot of each record; return for each the one that holds its slot, which is itself if it won."""
     holders: dict[tuple[str, str, int], StepRecord] = {}
-    rows = missing = Row.of_all(records)
-    while missing:
-        if await _insert(connection, statements, missing, seconds) == len(missing):
-            break
-        slots = zip(*map(slot_of, missing), strict=True)
-        found = connection.fetch(statements.holders, *map(list, slots), timeout=seconds)
-        for record in await statements.records(found, connection, {row.run_id for row in missing}, seconds):
-            holders[record.run_id, record.step_id, record.revision] = record
+    rows = missing = rows_of(records)
+    while missing and await _insert(connection, statements, missing, seconds) < len(missing):
+        slots = map(list, zip(*map(slot_of, missing), strict=True))
+        for row in await connection.fetch(statements.holders, *slots, timeout=seconds):
+            holders[slot_of(row)] = statements.record(row)
         # A slot that was taken and is empty now has been cleared in between: claim it again.
         missing = [row for row in missing if slot_of(row) not in holders]
     if not holders:
@@ -78,7 +53,7 @@ async def claim(
 
 async def _insert(connection: Connection, statements: Statements, rows: Sequence[Row], seconds: float) -> int:
     if len(rows) == 1:
-        done = await connection.execute(statements.insert, *rows[0].values, timeout=seconds)
+        done = await connection.execute(statements.insert, *rows[0], timeout=seconds)
     else:
         # In the order of the key, as every other batch, so that no two of them wait for each other.
         ordered = sorted(rows, key=slot_of)

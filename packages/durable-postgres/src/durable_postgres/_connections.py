@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import partial
 from typing import Any, Final, cast
 
 import asyncpg
+import msgspec
 from asyncpg import Connection, Pool
 
 from durable_core import StoreError
 
-from ._errors import AWAY, driver_errors
-from ._limits import Limits
+from ._errors import AWAY, driver_errors, retry
 from ._options import EXPECTED, LEAST_CONNECTIONS
 from ._schema import Table
 from .errors import ConnectionLost, RowRefused, TransactionConflict
 
 _log: Final = logging.getLogger("durable_postgres")
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds after which the store gives up, and seconds between two looks."""
+
+    connect: float = 10.0
+    turn: float = 60.0
+    """For a free connection of the pool."""
+    statement: float = 10.0
+    read: float = 60.0
+    """For a statement that may concern a long log, and for a commit, which also checks the constraints that were deferred."""
+    close: float = 10.0
+    ping: float = 5.0
+    """Between two looks at the connection that holds the locks."""
 
 
 class Connections:
@@ -44,58 +57,52 @@ class Connections:
         self._options: Final = options or {}
         self._pool: Pool | None = None
         self._opening: Final = asyncio.Lock()
-        self.closed = False
-        """Whether no more connections are lent."""
+        self._is_ready = False
+        self._is_closed = False
+        self._own: Final[list[OwnConnection]] = []
 
     def __str__(self) -> str:
         return f"PostgreSQL table {self.table.sql}{self._place and f' at {self._place}'}"
 
-    async def acquire(self, *, within: float | None = None) -> Connection:
-        """Take a connection out of the pool; give it back with `release`, or drop it."""
-        connection = await self._lend(self._pool or await self._open(), within)
-        if self.closed:
-            drop(connection)
-            raise self._refusal()
-        return connection
+    async def fetch(self, query: str, *arguments: Any, within: float) -> list[Any]:
+        """Run one statement that may be run twice, on any connection, and return its rows."""
 
-    async def _lend(self, pool: Pool, within: float | None) -> Connection:
-        with driver_errors(self):
-            try:
-                # A proxy that has all of a connection's methods.
-                return cast("Connection", await pool.acquire(timeout=within))
-            except TimeoutError as error:
-                if within is None or pool.get_idle_size() or pool.get_size() < pool.get_max_size():
-                    raise StoreError(f"{self}: no answer in time; {AWAY}") from error
-                raise StoreError(
-                    f"{self}: none of the pool's {pool.get_max_size()} connections came free within {within:g} seconds; each scan"
-                    " and transaction that is open holds one: close some, or have more of them (pool_max in the URL)"
-                ) from error
+        async def once() -> list[Any]:
+            async with self.borrow() as connection:
+                return await connection.fetch(query, *arguments, timeout=within)
 
-    async def release(self, connection: Connection) -> None:
-        """Give a connection back, reset; one that can't be reset is dropped without an error: its work is done."""
-        await self._give_back(self._pool or self._given, connection)
-
-    async def _give_back(self, pool: Pool | None, connection: Connection) -> None:
-        if pool is None or not is_open(connection):
-            drop(connection)
-            return
-        try:
-            await pool.release(cast("Any", connection), timeout=self.limits.close)
-        except Exception as error:
-            drop(connection)
-            _log.warning(
-                "%s: a connection was dropped, since it could not be reset: %s", self, str(error) or type(error).__name__
-            )
+        return await retry(once)
 
     @asynccontextmanager
-    async def borrow(self, *, within: float | None = None) -> AsyncIterator[Connection]:
+    async def borrow(self) -> AsyncIterator[Connection]:
         """Take a connection for the length of the context, in which the driver's errors become the store's."""
-        connection = await self.acquire(within=self.limits.turn if within is None else within)
+        connection = await self.acquire(within=self.limits.turn)
         try:
             with self.guard(connection):
                 yield connection
         finally:
             await self.release(connection)
+
+    async def acquire(self, *, within: float | None = None) -> Connection:
+        """Take a connection out of the pool; give it back with `release`, or drop it."""
+        if not self._is_ready:
+            await self._open()
+        connection = await self._lend(within)
+        if self._is_closed:
+            drop(connection)
+            raise closed(self)
+        return connection
+
+    async def release(self, connection: Connection) -> None:
+        """Give a connection back, reset; one in a transaction, or that can't be reset, is dropped without an error."""
+        if self._pool is None or not is_open(connection) or connection.is_in_transaction():
+            drop(connection)  # at once: whoever is cancelled awaits nothing more
+            return
+        try:
+            await self._pool.release(cast("Any", connection), timeout=self.limits.close)
+        except Exception as error:
+            drop(connection)
+            _log.warning("%s: a connection was dropped, since it could not be reset: %r", self, error)
 
     @contextmanager
     def guard(self, connection: Connection) -> Iterator[None]:
@@ -110,7 +117,7 @@ class Connections:
             raise
 
     async def timed(self, connection: Connection, work: Awaitable[None], *, within: float) -> None:
-        """Await BEGIN, COMMIT or ROLLBACK, which have no timeout in asyncpg, and drop the connection when the time is over."""
+        """Await work that has no timeout in asyncpg, such as COMMIT, and drop the connection when the time is over."""
         with self.guard(connection):
             try:
                 async with asyncio.timeout(within):
@@ -118,11 +125,16 @@ class Connections:
             except TimeoutError as error:
                 raise ConnectionLost(f"{self}: no answer in time; whether the server did the work is not known") from error
 
-    def _refusal(self) -> StoreError:
-        return StoreError(f"{self}: the store is closed; use it inside `async with`")
+    def own(self, begin: Callable[[Connection], Awaitable[None]] | None = None) -> OwnConnection:
+        """Make room for a connection kept out of the pool; `begin` is called with each that is taken for it."""
+        self._own.append(OwnConnection(self, begin))
+        return self._own[-1]
 
     async def close(self) -> None:
-        """Close the pool, if it is our own; connections that do not come back in time are cut."""
+        """Drop the connections kept out of the pool, and close the pool if it is our own; what doesn't come back is cut."""
+        self._is_closed = True
+        for own in self._own:
+            own.close()
         pool, self._pool = self._pool, None
         if pool is not None and pool is not self._given:
             try:
@@ -130,38 +142,48 @@ class Connections:
             except TimeoutError:
                 pool.terminate()
 
-    async def _open(self) -> Pool:
+    async def _lend(self, within: float | None) -> Connection:
+        pool = self._pool
+        if pool is None:
+            raise closed(self)
+        with driver_errors(self):
+            try:
+                # A proxy that has all of a connection's methods.
+                return cast("Connection", await pool.acquire(timeout=within))
+            except TimeoutError as error:
+                if within is None or pool.get_idle_size() or pool.get_size() < pool.get_max_size():
+                    raise StoreError(f"{self}: no answer in time; {AWAY}") from error
+                raise StoreError(
+                    f"{self}: none of the pool's {pool.get_max_size()} connections came free within {within:g} seconds; each scan"
+                    " and transaction that is open holds one: close some, or have more of them (pool_max in the URL)"
+                ) from error
+
+    async def _open(self) -> None:
         async with self._opening:
-            if self.closed:
-                raise self._refusal()
+            if self._is_ready:
+                return
+            if self._is_closed:
+                raise closed(self)
             if getattr(self._given, "_loop", here := asyncio.get_running_loop()) is not here:
                 raise StoreError(f"{self} belongs to another event loop, the pool's: give it a client made on this loop")
-            if self._pool is None:
-                pool = self._given or await self._connect()
-                try:
-                    await self._prepare(pool)
-                except BaseException:
-                    if pool is not self._given:
-                        pool.terminate()
-                    raise
-                self._pool = pool
-            return self._pool
+            self._pool = self._given or await self._connect()
+            try:
+                await self._prepare(self._pool)
+            except BaseException:
+                if self._pool is not self._given:
+                    self._pool.terminate()
+                raise
+            self._is_ready = True
 
     async def _connect(self) -> Pool:
-        options = {"pool_min": 0, "pool_max": 10, **self._options}
-        if options["pool_min"] > options["pool_max"]:
-            raise StoreError(f"pool_min is {options['pool_min']}, which is more than pool_max, {options['pool_max']}")
-        passed = {name: options[name] for name in ("statement_cache_size", "target_session_attrs") if name in options}
+        options = dict(self._options)
+        least, most = options.pop("pool_min", 0), options.pop("pool_max", 10)
+        if least > most:
+            raise StoreError(f"pool_min is {least}, which is more than pool_max, {most}")
         try:
             with driver_errors(self):
-                pool: Pool = await asyncpg.create_pool(
-                    self._dsn,
-                    min_size=options["pool_min"],
-                    max_size=options["pool_max"],
-                    timeout=self.limits.connect,
-                    **passed,
-                )
-                return pool
+                made = asyncpg.create_pool(self._dsn, min_size=least, max_size=most, timeout=self.limits.connect, **options)
+                return cast("Pool", await made)
         except ValueError:
             # The driver's own words could repeat a part of the URL that is secret.
             raise StoreError(f"{self}: asyncpg can't read the URL; {EXPECTED}") from None
@@ -172,44 +194,42 @@ class Connections:
                 f"{self}: the pool's max_size is {pool.get_max_size()}; the store needs {LEAST_CONNECTIONS} connections at least:"
                 " two for appends, one for locks, one for reading, and others for transactions"
             )
-        connection = await self._lend(pool, self.limits.turn)
+        connection = await self._lend(self.limits.turn)
         try:
-            with driver_errors(self):
-                await self.table.prepare(connection, partial(self.timed, connection, within=self.limits.turn))
-        except BaseException:
-            drop(connection)
-            raise
+            await self.timed(connection, self.table.prepare(connection), within=self.limits.turn)
         finally:
-            await self._give_back(pool, connection)
+            await self.release(connection)
+
+
+def closed(store: object) -> StoreError:
+    return StoreError(f"{store}: the store is closed; use it inside `async with`")
 
 
 class OwnConnection:
     """One connection kept out of the pool: taking and resetting one for each statement would cost too much."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, begin: Callable[[Connection], Awaitable[None]] | None) -> None:
         self._connections: Final = connections
+        self._begin: Final = begin
         self._connection: Connection | None = None
-        self._in_use = False
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Connection]:
         """Lend the connection, to one user at a time; after one that failed, the next gets another connection."""
-        if self._connection is None or not is_open(self._connection):
-            self._connection = await self._connections.acquire(within=self._connections.limits.turn)
-        self._in_use = True
-        try:
-            with self._connections.guard(self._connection):
-                yield self._connection
-        finally:
-            self._in_use = False
+        connection = self._connection
+        if connection is None or not is_open(connection):
+            connection = await self._connections.acquire(within=self._connections.limits.turn)
+            if self._begin:
+                with self._connections.guard(connection):
+                    await self._begin(connection)
+            self._connection = connection
+        with self._connections.guard(connection):
+            yield connection
 
-    async def close(self) -> None:
-        """Give the connection back, or drop it if it is still at work."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            if self._in_use:
-                drop(connection)
-            await self._connections.release(connection)
+    def close(self) -> None:
+        """Drop the connection, also if it is still at work."""
+        if self._connection is not None:
+            drop(self._connection)
 
 
 def is_open(connection: Connection) -> bool:

@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import asyncpg
 
@@ -17,18 +17,16 @@ from .errors import ConnectionLost, RowRefused, TransactionConflict
 
 T = TypeVar("T")
 
+AWAY: Final = "is the server up? check host and port in the URL, PGHOST or PGPORT"
 _CONFLICTS: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 # After a failover a connection may reach a server that is read-only: the next one may reach the new primary.
-_LOST: Final = (
+_READ_ONLY: Final = asyncpg.ReadOnlySQLTransactionError
+_ENDED: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.TargetServerAttributeNotMatched,  # until one of the hosts has been promoted
-    asyncpg.InternalClientError,  # the protocol is out of step, as after the server's last words
-    OSError,
 )
 # The server refuses a single row for these: the others of its batch are sent again without it.
 _REFUSED: Final = (
@@ -37,11 +35,37 @@ _REFUSED: Final = (
     asyncpg.ProgramLimitExceededError,
     asyncpg.RaiseError,
 )
-_PREPARED: Final = (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError)
+# The first line that fits tells the store's class, and what to do. A server that is not the primary may be promoted, and
+# after the server's last words the protocol is out of step.
+_MEANINGS: Final[tuple[tuple[Any, type[StoreError], str], ...]] = (
+    (_CONFLICTS, TransactionConflict, ""),
+    (_READ_ONLY, ConnectionLost, "if you made the pool, give asyncpg.create_pool target_session_attrs='read-write'"),
+    ((*_ENDED, asyncpg.TargetServerAttributeNotMatched, asyncpg.InternalClientError), ConnectionLost, ""),
+    (OSError, ConnectionLost, AWAY),
+    (_REFUSED, RowRefused, ""),
+    (asyncpg.InvalidPasswordError, StoreError, "check user and password in the URL, PGPASSWORD or ~/.pgpass"),
+    (
+        asyncpg.InvalidAuthorizationSpecificationError,
+        StoreError,
+        "check the user in the URL or PGUSER, and that the server's pg_hba.conf lets it in",
+    ),
+    (asyncpg.InvalidCatalogNameError, StoreError, "create the database first: the store creates only its schema and table"),
+    (
+        asyncpg.InsufficientPrivilegeError,
+        StoreError,
+        "the store needs USAGE on its schema, SELECT, INSERT and DELETE on its table and the one of its locks, there UPDATE too,"
+        " and CREATE where they are missing: grant them, or apply what durable_postgres.schema_sql() returns as another role",
+    ),
+    (
+        (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError),
+        StoreError,
+        "a pooler gives each transaction another connection: add statement_cache_size=0 to the URL (to asyncpg.create_pool, where"
+        " you made the pool)",
+    ),
+)
 # asyncpg says this of a connection that is gone, or still busy with work that was given up.
 _UNUSABLE: Final = re.compile("closed|released|operation is (in progress|cancelling)")
 _MAX_CONFLICTS: Final = 10
-AWAY: Final = "is the server up? check host and port in the URL, PGHOST or PGPORT"
 
 
 @contextmanager
@@ -53,15 +77,22 @@ def driver_errors(target: object) -> Iterator[None]:
         raise _store_error(error, target) from error
 
 
-def is_retryable(error: BaseException | None) -> bool:
+def is_retryable(error: BaseException) -> bool:
     """Return True if `error`, or one that caused it, means that the transaction left nothing behind and may be run again."""
+    return _is_caused_by(error, (ConnectionLost, TransactionConflict, *_CONFLICTS, _READ_ONLY, *_ENDED))
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Return True if the server took no writes."""
+    return _is_caused_by(error, (_READ_ONLY,))
+
+
+def _is_caused_by(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:
     seen: set[int] = set()  # `raise error from error` makes a ring
     while error is not None and id(error) not in seen:
+        if isinstance(error, kinds):
+            return True
         seen.add(id(error))
-        if isinstance(error, (ConnectionLost, TransactionConflict, *_CONFLICTS)):
-            return True
-        if isinstance(error, _LOST) and isinstance(error, asyncpg.PostgresError):
-            return True
         error = error.__cause__
     return False
 
@@ -88,34 +119,12 @@ async def retry(work: Callable[[], Awaitable[T]]) -> T:
 
 
 def _store_error(error: Exception, target: object) -> StoreError:
-    said = f"{target}: {str(error) or type(error).__name__}"
     if isinstance(error, TimeoutError):
         return StoreError(f"{target}: no answer in time; whether the server did the work is not known")
-    if isinstance(error, _CONFLICTS):
-        return TransactionConflict(said)
-    if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
-        return ConnectionLost(f"{said}; if you made the pool, give asyncpg.create_pool target_session_attrs='read-write'")
-    if isinstance(error, OSError) and "SSL" not in said:
-        return ConnectionLost(f"{said}; {AWAY}")
-    if isinstance(error, _LOST):
-        return ConnectionLost(said)
-    if isinstance(error, asyncpg.InvalidPasswordError):
-        return StoreError(f"{said}; check user and password in the URL, PGPASSWORD or ~/.pgpass")
-    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
-        return StoreError(f"{said}; check the user in the URL or PGUSER, and that the server's pg_hba.conf lets it in")
-    if isinstance(error, asyncpg.InvalidCatalogNameError):
-        return StoreError(f"{said}; create the database first: the store creates only its schema and table")
-    if isinstance(error, asyncpg.InsufficientPrivilegeError):
-        return StoreError(
-            f"{said}; the store needs USAGE on its schema, SELECT, INSERT and DELETE on its table and the one of its locks, there"
-            " UPDATE too, and CREATE where they are not made yet: grant them, or apply what durable_postgres.schema_sql() returns"
-            " as another role"
-        )
-    if isinstance(error, _PREPARED):
-        return StoreError(
-            f"{said}; a pooler gives each transaction another connection: add statement_cache_size=0 to the URL"
-            " (to asyncpg.create_pool, where you made the pool)"
-        )
-    if isinstance(error, asyncpg.InterfaceError) and not isinstance(error, asyncpg.DataError) and _UNUSABLE.search(str(error)):
-        return ConnectionLost(said)
-    return (RowRefused if isinstance(error, _REFUSED) else StoreError)(said)
+    said = f"{target}: {str(error) or type(error).__name__}"
+    for kinds, class_, advice in _MEANINGS:
+        if isinstance(error, kinds):
+            is_up = kinds is OSError and "SSL" in said
+            return class_(f"{said}; {advice}" if advice and not is_up else said)
+    is_unusable = isinstance(error, asyncpg.InterfaceError) and _UNUSABLE.search(str(error))
+    return (ConnectionLost if is_unusable else StoreError)(said)

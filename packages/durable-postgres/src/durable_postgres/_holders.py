@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from asyncpg import InsufficientPrivilegeError
-
 from durable_core import Batcher, StoreError
 from durable_core.store import Holder
 
 from ._connections import Connections
-from ._errors import retry
 
 _log: Final = logging.getLogger("durable_postgres")
 
@@ -26,10 +24,9 @@ class Holders:
 
     def __init__(self, connections: Connections) -> None:
         self._connections: Final = connections
-        self._limits: Final = connections.limits
-        self._notes: Mapping[int, datetime] = {}
-        self._is_forbidden = False
-        self.get: Final = Batcher(self._flush, size=lambda key: 8).submit
+        self._seconds: Final = connections.limits.statement
+        self._notes: Mapping[int, datetime | None] = {}
+        self.get: Final = Batcher(self.find, size=lambda _: 8).submit
         table = connections.table.locks
         self._forget: Final = (
             f"delete from {table} where pid = $1 and key = any($2::bigint[])"
@@ -47,33 +44,21 @@ class Holders:
             left join {table} note on note.key = held.key and note.pid = held.pid
             where held.key = any($1::bigint[])"""
 
-    async def find(self, keys: Sequence[int]) -> Mapping[int, Holder]:
-        """Return the holders of those of the locks that are held, by key."""
+    async def find(self, keys: Sequence[int]) -> Sequence[Holder | None]:
+        """Return the holder of each lock, or None where nobody holds it."""
+        rows = await self._connections.fetch(self._read, keys, within=self._seconds)
+        found = {key: Holder(name, since) for key, name, since in rows}
+        return [found.get(key) for key in keys]
 
-        async def read() -> Mapping[int, Holder]:
-            async with self._connections.borrow() as connection:
-                rows = await connection.fetch(self._read, keys, timeout=self._limits.statement)
-                return {key: Holder(name, since) for key, name, since in rows}
-
-        return await retry(read)
-
-    async def note(self, pid: int, held: Mapping[int, datetime]) -> None:
+    async def note(self, pid: int, held: Mapping[int, datetime | None]) -> None:
         """Write down since when the server's process `pid` holds these locks, or leave it to the next time."""
         new = {key: since for key, since in held.items() if self._notes.get(key) != since}
         gone = self._notes.keys() - held
-        if self._is_forbidden or not (new or gone):
-            return
-        try:
-            async with self._connections.borrow(within=self._limits.statement) as connection:
-                await connection.execute(self._forget, pid, [*gone], timeout=self._limits.statement)
-                await connection.execute(self._note, pid, [*new], [*new.values()], timeout=self._limits.statement)
-        except StoreError as error:
-            self._is_forbidden = isinstance(error.__cause__, InsufficientPrivilegeError)
-            if self._is_forbidden:
-                _log.warning("others can't learn since when runs are held: %s", error)
-        else:
-            self._notes = held
-
-    async def _flush(self, keys: Sequence[int]) -> Sequence[Holder | None]:
-        found = await self.find(keys)
-        return [found.get(key) for key in keys]
+        if new or gone:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await self._connections.fetch(self._forget, pid, [*gone], within=self._seconds)
+                    await self._connections.fetch(self._note, pid, [*new], [*new.values()], within=self._seconds)
+                    self._notes = held
+            except (StoreError, TimeoutError) as error:
+                _log.info("others can't learn since when runs are held: %r", error)

@@ -16,7 +16,7 @@ from asyncpg import Connection
 from durable_core import Batcher, Lease, LockLost, RunBusy, StoreError
 from durable_core.store import Holder, to_the_end
 
-from ._connections import Connections, drop, is_open
+from ._connections import Connections, is_open
 from ._holders import Holders
 
 _TAKE_AND_GIVE: Final = """
@@ -25,11 +25,10 @@ from unnest($1::bigint[], $2::boolean[]) as asked(key, take)
 """
 _GIVE: Final = "select pg_advisory_unlock(key) from unnest($1::bigint[]) as asked(key)"
 _COUNT: Final = """
-select (select count(*) from pg_locks where not fastpath and mode <> 'SIReadLock'), most,
-    most * (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint)
-from (select current_setting('max_locks_per_transaction')::bigint) as setting(most)
+select (select count(*) from pg_locks where not fastpath and mode <> 'SIReadLock'),
+    current_setting('max_locks_per_transaction')::bigint
+        * (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint)
 """
-_ADVICE: Final = "work on fewer runs at once, or raise max_locks_per_transaction in the server's settings and restart it"
 # All settings are local to the transaction that holds the locks, so that a pooler's other clients see nothing of them.
 # The server ends the session half a minute after it hears no more of this machine.
 _BEGIN: Final = """
@@ -46,7 +45,8 @@ select pg_backend_pid(), count(done) from (
 """
 
 
-Asked = tuple["HeldLock", bool]  # to be taken or given
+Asked = tuple["HeldLock", bool]
+"""A lock, and whether to take it or to give it."""
 
 
 class Locks:
@@ -56,13 +56,14 @@ class Locks:
     """
 
     def __init__(self, connections: Connections) -> None:
-        self._connections: Final = connections
+        self._table: Final = connections.table
+        self._store: Final = str(connections)
         self._limits: Final = connections.limits
         self._holders: Final = Holders(connections)
         self._held: Final[dict[int, HeldLock]] = {}
-        self._submit: Final = Batcher(self._flush, size=lambda asked: 8).submit
+        self._submit: Final = Batcher(self._flush, size=lambda _: 8).submit
         self._turn: Final = asyncio.Lock()
-        self._connection: Connection | None = None
+        self._own: Final = connections.own(self._begin)
         self._pid = 0  # of the server's process, which a pooler hides
         self._room = 0  # how many more locks may be taken before the server's are counted again
         self._watcher: asyncio.Task[None] | None = None
@@ -70,41 +71,33 @@ class Locks:
     @asynccontextmanager
     async def hold(self, run_id: str) -> AsyncIterator[Lease]:
         """Hold the run's lock for the length of the context."""
-        lease = HeldLock(run_id, self._connections.table.lock_key(run_id))
+        lease = HeldLock(run_id, self._table.lock_key(run_id))
         if mine := self._held.get(lease.key):
-            raise RunBusy(run_id, holder=mine.holder.name, since=mine.since)
+            raise RunBusy(run_id, holder=mine.holder.name, since=mine.holder.since)
         self._held[lease.key] = lease
         try:
-            await self._take(lease)
+            await self._submit((lease, True))
+            if lease.refusal is not None:
+                raise lease.refusal
+            if not lease.is_held:
+                holder = await self._holders.get(lease.key) or Holder("a runner that was about to end", None)
+                raise RunBusy(run_id, holder=holder.name, since=holder.since)
             yield lease
         finally:
             await self._give(lease)
 
     async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
         """Return who holds those of the runs that are held."""
-        keys = {self._connections.table.lock_key(run_id): run_id for run_id in run_ids}
-        mine = {key: self._held[key].holder for key in keys if key in self._held}
-        others = [key for key in keys if key not in mine]
-        found = {**mine, **(await self._holders.find(others) if others else {})}
-        return {keys[key]: holder for key, holder in found.items()}
+        keys = {run_id: self._table.lock_key(run_id) for run_id in run_ids}
+        others = [key for key in keys.values() if key not in self._held]
+        found = dict(zip(others, await self._holders.find(others) if others else (), strict=True))
+        holders = {run_id: self._held[key].holder if key in self._held else found.get(key) for run_id, key in keys.items()}
+        return {run_id: holder for run_id, holder in holders.items() if holder}
 
-    async def close(self) -> None:
-        """Give up every lock and the connection."""
-        watcher, self._watcher = self._watcher, None
-        if watcher is not None:
-            watcher.cancel()
-            await asyncio.wait({watcher})
-        async with self._turn:
-            self._disconnect()
-
-    async def _take(self, lease: HeldLock) -> None:
-        if (refusal := await self._submit((lease, True))) is not None:
-            raise refusal
-        if not lease.is_held:
-            holder = await self._holders.get(lease.key)
-            if holder is None:
-                holder = Holder("a runner that was about to end", None)
-            raise RunBusy(lease.run_id, holder=holder.name, since=holder.since)
+    def close(self) -> None:
+        """Look after the locks no more; they go with their connection."""
+        if self._watcher is not None:
+            self._watcher.cancel()
 
     async def _give(self, lease: HeldLock) -> None:
         try:
@@ -120,99 +113,80 @@ class Locks:
             lease.connection = None
             del self._held[lease.key]
 
-    async def _flush(self, asked: Sequence[Asked]) -> Sequence[StoreError | None]:
+    async def _flush(self, asked: Sequence[Asked]) -> Sequence[None]:
         # A statement that is broken off would end the transaction and lose every lock.
-        return await to_the_end(self._exchange(asked))
+        await to_the_end(self._exchange(asked))
+        return [None] * len(asked)
 
-    async def _exchange(self, asked: Sequence[Asked]) -> Sequence[StoreError | None]:
-        """Take and give locks in one statement; return for each None, or why the server has no room for it."""
+    async def _exchange(self, asked: Sequence[Asked]) -> None:
+        """Take and give locks in one statement; a lock for which the server has no room is told in its `refusal`."""
+        takes = [lease for lease, take in asked if take]
         async with self._turn:
-            connection = await self._connect() if any(take for _, take in asked) else self._connection
-            if connection is None:
-                return [None] * len(asked)
-            refused: dict[HeldLock, StoreError] = {}
-            with self._connections.guard(connection):
-                try:
-                    takes = [lease for lease, take in asked if take]
-                    if len(takes) > self._room:
-                        refused = await self._without_room(connection, takes)
-                    await self._send(connection, [each for each in asked if each[0] not in refused])
-                except asyncpg.OutOfMemoryError as error:
-                    await self._recover(connection, asked)
-                    text = f"{self._connections}: the run can't be locked, since all locks of the server are in use: {_ADVICE}"
-                    refused = {lease: StoreError(f"{text} ({error})") for lease in takes}
-        return [refused.get(lease) if take else None for lease, take in asked]
-
-    async def _without_room(self, connection: Connection, takes: Sequence[HeldLock]) -> dict[HeldLock, StoreError]:
-        """Count the server's locks, and return errors for those of `takes` that have no room in the half that stores may use."""
-        ((used, most, total),) = await connection.fetch(_COUNT, timeout=self._limits.statement)
-        free = max(total // 2 - used, 0)
-        # An eighth of what is left may be taken without counting again: other stores count too, and take theirs.
-        self._room = min(len(takes), free) + max((free - len(takes)) // 8, 0)
-        text = f"{used:,} of the server's {total:,} locks are in use, and half of them are left to its other clients: {_ADVICE}"
-        return {
-            lease: StoreError(f"{self._connections}: run {lease.run_id!r} can't be locked: {text} (now {most})")
-            for lease in takes[free:]
-        }
+            if takes or any(lease.is_held for lease, _ in asked):
+                async with self._own.use() as connection:
+                    try:
+                        if len(takes) > self._room:
+                            await self._count(connection, takes)
+                        self._room -= len(takes)
+                        await self._send(connection, [each for each in asked if each[0].refusal is None])
+                    except asyncpg.OutOfMemoryError as error:
+                        await self._recover(connection, asked)
+                        for lease in takes:
+                            lease.refusal = self._refusal(lease, f"all locks of the server are in use ({error})")
 
     async def _send(self, connection: Connection, asked: Sequence[Asked]) -> None:
         asked = [(lease, take) for lease, take in asked if take or lease.is_held]
-        if asked:
-            keys, takes = [lease.key for lease, _ in asked], [take for _, take in asked]
-            rows = await connection.fetch(_TAKE_AND_GIVE, keys, takes, timeout=self._limits.statement)
-            for (lease, take), (done,) in zip(asked, rows, strict=True):
-                if done:
-                    lease.connection = connection if take else None
-                self._room += (not take) - (take and done)
+        keys, takes = [lease.key for lease, _ in asked], [take for _, take in asked]
+        rows = await connection.fetch(_TAKE_AND_GIVE, keys, takes, timeout=self._limits.statement)
+        for (lease, take), (done,) in zip(asked, rows, strict=True):
+            if done:
+                lease.connection = connection if take else None
+
+    async def _count(self, connection: Connection, takes: Sequence[HeldLock]) -> None:
+        """Count the server's locks, and refuse those of `takes` that have no room in the half that stores may use."""
+        ((used, total),) = await connection.fetch(_COUNT, timeout=self._limits.statement)
+        free = max(total // 2 - used, 0)
+        # An eighth of what is left may be taken without counting again: other stores count too, and take theirs.
+        self._room = len(takes) + max(free - len(takes), 0) // 8
+        for lease in takes[free:]:
+            why = f"{used:,} of the server's {total:,} locks are in use, and half of them are left to its other clients"
+            lease.refusal = self._refusal(lease, why)
+
+    def _refusal(self, lease: HeldLock, why: str) -> StoreError:
+        return StoreError(
+            f"{self._store}: run {lease.run_id!r} can't be locked: {why}: work on fewer runs at once, or raise"
+            " max_locks_per_transaction in the server's settings and restart it"
+        )
 
     async def _recover(self, connection: Connection, asked: Sequence[Asked]) -> None:
         """Go on with the locks that were held before; they outlive the transaction that failed."""
         # Chained, so that a pooler has no moment to give the session to others.
         await connection.execute("rollback and chain", timeout=self._limits.statement)
-        await self._begin(connection)
+        await self._set(connection)
         await connection.execute(_GIVE, [lease.key for lease, _ in asked], timeout=self._limits.statement)
-        self._room = 0
-
-    async def _connect(self) -> Connection:
-        if self._connection is not None and is_open(self._connection):
-            return self._connection
-        connection = await self._connections.acquire(within=self._limits.turn)
-        try:
-            with self._connections.guard(connection):
-                await connection.execute("begin isolation level read committed", timeout=self._limits.statement)
-                await self._begin(connection)
-        except BaseException:
-            await self._connections.release(connection)
-            raise
-        self._connection, self._room = connection, 0
-        if self._watcher is None or self._watcher.done():
-            self._watcher = asyncio.create_task(self._watch(), name="durable-postgres-locks")
-        return connection
 
     async def _begin(self, connection: Connection) -> None:
-        me = f"pid {os.getpid()} on {socket.gethostname()}"
-        self._pid = await connection.fetchval(_BEGIN, me, timeout=self._limits.statement)
+        await connection.execute("begin isolation level read committed", timeout=self._limits.statement)
+        await self._set(connection)
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.create_task(self._watch(), name="durable-postgres-locks")
 
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            drop(connection)
+    async def _set(self, connection: Connection) -> None:
+        me = f"pid {os.getpid()} on {socket.gethostname()}"
+        self._room, self._pid = 0, await connection.fetchval(_BEGIN, me, timeout=self._limits.statement)
 
     async def _watch(self) -> None:
         """Ask from time to time whether the connection lives, and note since when locks are held."""
-        while True:
+        while self._held:
             await asyncio.sleep(self._limits.ping)
-            await self._holders.note(self._pid, {lease.key: lease.since for lease in self._held.values() if lease.is_held})
+            await self._holders.note(self._pid, {lease.key: lease.holder.since for lease in self._held.values() if lease.is_held})
             async with self._turn:
                 self._room = 0  # others may have taken it by now
-                try:
-                    if self._connection is None or not self._held or not is_open(self._connection):
-                        raise ConnectionError
-                    # A simple query: it also ends the portal of the statement before, whose snapshot would hold back vacuum.
-                    await self._connection.execute("select 1", timeout=self._limits.statement)
-                except Exception:
-                    self._disconnect()
-                    return
+                with suppress(StoreError):
+                    async with self._own.use() as connection:
+                        # A simple query: it also ends the portal of the statement before, whose snapshot would hold back vacuum.
+                        await connection.execute("select 1", timeout=self._limits.statement)
+        self._own.close()
 
 
 class HeldLock(Lease):
@@ -221,17 +195,14 @@ class HeldLock(Lease):
     def __init__(self, run_id: str, key: int) -> None:
         self.run_id: Final = run_id
         self.key: Final = key
-        self.since: Final = datetime.now(UTC)
+        self.holder: Final = Holder(f"a runner in this process (pid {os.getpid()})", datetime.now(UTC))
         self.connection: Connection | None = None
+        self.refusal: StoreError | None = None
 
     @property
     def is_held(self) -> bool:
         """The very connection that took the lock is there."""
         return self.connection is not None and is_open(self.connection)
-
-    @property
-    def holder(self) -> Holder:
-        return Holder(f"a runner in this process (pid {os.getpid()})", self.since)
 
     def check(self) -> None:
         if not self.is_held:

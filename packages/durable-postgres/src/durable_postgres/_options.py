@@ -22,9 +22,8 @@ _DRIVER: Final = frozenset((
     "tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_user_timeout", "timezone", "work_mem",
 ))
 # fmt: on
-_HOST: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 _SESSION: Final = "target_session_attrs"
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,56}")
 
 EXPECTED: Final = "expected postgresql://user:password@host:port/database?option=value"
 
@@ -32,21 +31,16 @@ EXPECTED: Final = "expected postgresql://user:password@host:port/database?option
 LEAST_CONNECTIONS: Final = 5
 
 
-def name(text: str, *, longest: int = 63) -> str:
-    """Check the name of a schema or table."""
-    if not _NAME.fullmatch(text) or len(text) > longest:
-        raise ValueError(f"expected a name of up to {longest} letters, digits and underscores that doesn't begin with a digit")
+def name(text: str) -> str:
+    """Check the name of a schema or table; the name of the table of locks is six characters longer."""
+    if not _NAME.fullmatch(text):
+        raise ValueError("expected a name of up to 57 letters, digits and underscores that doesn't begin with a digit")
     return text
-
-
-def table_name(text: str) -> str:
-    """Check the name of a table; the one of its locks is six characters longer."""
-    return name(text, longest=57)
 
 
 _OURS: Final[Mapping[str, Callable[[str], Any]]] = {
     "schema": name,
-    "table": table_name,
+    "table": name,
     "pool_min": integer(),
     "pool_max": integer(least=LEAST_CONNECTIONS),
     "statement_cache_size": integer(),
@@ -57,17 +51,16 @@ def parse_url(url: str) -> tuple[str, dict[str, Any], str]:
     """Split a store's URL into the driver's DSN, our own options, and the place that errors name."""
     store_url = StoreURL(url)
     store_url.require_server()
-    rest = url.partition(store_url.parts.netloc)[2] if store_url.parts.netloc else ""
-    hosts = store_url.parts.netloc.rpartition("@")[2].split(",")
-    # A `/`, `?` or `#` in a password ends the host too early: the rest of the password must not reach an error message.
-    if not all(map(_HOST.fullmatch, hosts)) or "@" in store_url.parts.path or ("@" in rest and "@" not in store_url.parts.netloc):
+    # A `?` in a password ends the host too early: the rest of the password must not reach an error message.
+    if "@" in store_url.parts.query and "@" not in store_url.parts.netloc:
         raise StoreError(
-            f"cannot read the host and port in the {store_url.scheme}:// URL; {EXPECTED}, special characters in user and"
-            " password percent-encoded"
+            f"the {store_url.scheme}:// URL can't be read; {EXPECTED}, what is special in a password percent-encoded"
         )
     options = store_url.options(_OURS, also=_DRIVER)
     given = dict(store_url.query)
-    if (len(hosts) > 1 or "," in given.get("host", "")) and not (_SESSION in given or os.environ.get("PGTARGETSESSIONATTRS")):
+    if ("," in store_url.parts.netloc.rpartition("@")[2] or "," in given.get("host", "")) and not (
+        _SESSION in given or os.environ.get("PGTARGETSESSIONATTRS")
+    ):
         options[_SESSION] = "read-write"  # the first host that answers may be a standby
     return store_url.without(_OURS), options, _place(store_url)
 

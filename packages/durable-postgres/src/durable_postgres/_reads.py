@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
 
 from asyncpg import Connection
 
 from durable_core import Batcher, StepRecord
 
-from ._connections import Connections, OwnConnection, drop, is_open
+from ._connections import Connections
 from ._errors import retry
 from ._rows import Statements
 from .errors import RowRefused
 
-SHORT: Final = 200
+_SHORT: Final = 200
 _PAGE: Final = 1_000
+_BELOW_ALL: Final = -(2**63)
 
 Asked = tuple[str, str | None]
+"""A run and one of its steps, or None for all of them."""
 
 
 def _weight(asked: Asked) -> int:
@@ -32,7 +33,7 @@ class Reads:
         self._connections: Final = connections
         self._statements: Final = statements
         self._limits: Final = connections.limits
-        self._own: Final = OwnConnection(connections)
+        self._own: Final = connections.own()
         # At most 500 steps or 100 runs a statement: a step is one row, and a short run may be 200.
         self._batcher: Final = Batcher(self._flush, size=_weight, max_items=500, max_bytes=500, refused=RowRefused)
 
@@ -44,81 +45,57 @@ class Reads:
     async def run(self, run_id: str) -> Sequence[StepRecord]:
         """Read all entries of a run in order."""
         records = await self._batcher.submit((run_id, None))
-        return await retry(lambda: self._long(run_id)) if len(records) > SHORT else records
+        return await retry(lambda: self._long(run_id)) if len(records) > _SHORT else records
 
     async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
         """Read the newest entries of those steps that have one above the revision that is known.
 
         Raises `RowRefused` for a row that can't be read once there is nothing else to return: it hides no other.
         """
-
-        async def read() -> Sequence[StepRecord]:
-            async with self._connections.borrow() as connection:
-                columns = [*map(list, zip(*known, strict=True))]
-                return await self._records(connection, self._statements.newer, columns, columns[0], self._limits.statement)
-
+        found: list[StepRecord] = []
         refusal: RowRefused | None = None
-        found: Sequence[StepRecord] = []
-        while known:
-            try:
-                found = await retry(read)
-                break
-            except RowRefused as error:
-                if error.step is None:
-                    raise
-                refusal, known = error, [each for each in known if each[:2] != error.step]
+        if known:
+            columns = map(list, zip(*known, strict=True))
+            for row in await self._connections.fetch(self._statements.newer, *columns, within=self._limits.statement):
+                try:
+                    found.append(self._statements.record(row))
+                except RowRefused as error:
+                    refusal = error
         if refusal is not None and not found:
             raise refusal
         return found
 
-    async def close(self) -> None:
-        await self._own.close()
-
     async def _flush(self, asked: Sequence[Asked]) -> Sequence[Sequence[StepRecord]]:
-        async def read() -> Sequence[Sequence[StepRecord]]:
-            found: dict[Asked, list[StepRecord]] = {each: [] for each in asked}
-            steps = [each for each in found if each[1] is not None]
-            runs = [run_id for run_id, step_id in found if step_id is None]
-            async with self._own.use() as connection:
-                if steps:
-                    columns = [*map(list, zip(*steps, strict=True))]
-                    for record in await self._records(
-                        connection, self._statements.newest, columns, columns[0], self._limits.statement
-                    ):
-                        found[record.run_id, record.step_id].append(record)
-                if runs:
-                    for record in await self._records(
-                        connection, self._statements.read_short, [runs, SHORT + 1], runs, self._limits.read
-                    ):
-                        found[record.run_id, None].append(record)
-            return [found[each] for each in asked]
+        found: dict[Asked, list[StepRecord]] = {each: [] for each in asked}
+        steps = [(run_id, step_id, _BELOW_ALL) for run_id, step_id in found if step_id is not None]
+        runs = [run_id for run_id, step_id in found if step_id is None]
 
-        return await retry(read)
+        async def read() -> tuple[Sequence[Any], Sequence[Any]]:
+            columns = map(list, zip(*steps, strict=True))
+            newest, entries = self._statements.newer, self._statements.read_short
+            async with self._own.use() as connection:
+                return (
+                    await connection.fetch(newest, *columns, timeout=self._limits.statement) if steps else (),
+                    await connection.fetch(entries, runs, _SHORT + 1, timeout=self._limits.read) if runs else (),
+                )
+
+        of_steps, of_runs = await retry(read)
+        for record in map(self._statements.record, of_steps):
+            found[record.run_id, record.step_id].append(record)
+        for record in map(self._statements.record, of_runs):
+            found[record.run_id, None].append(record)
+        return [found[each] for each in asked]
 
     async def _long(self, run_id: str) -> Sequence[StepRecord]:
         async with self._connections.borrow() as connection:
             return [record async for page in self.pages(connection, run_id) for record in page]
 
     async def pages(self, connection: Connection, run_id: str) -> AsyncGenerator[Sequence[StepRecord]]:
-        """Read a run of any length, a page in memory at a time."""
+        """Read a run of any length, a page in memory at a time; a connection left in the middle is not used again."""
         # One statement, and so one snapshot: separate reads could show a later entry without an earlier one.
         sql = connection.transaction(readonly=True)
         await self._connections.timed(connection, sql.start(), within=self._limits.read)
-        try:
-            cursor = await connection.cursor(self._statements.read, run_id, timeout=self._limits.read)
-            while page := await self._statements.records(
-                cursor.fetch(_PAGE, timeout=self._limits.read), connection, (run_id,), self._limits.read
-            ):
-                yield page
-        except asyncio.CancelledError:
-            drop(connection)  # whoever is cancelled awaits nothing more
-            raise
-        finally:
-            if is_open(connection):
-                await self._connections.timed(connection, sql.rollback(), within=self._limits.read)
-
-    async def _records(
-        self, connection: Connection, query: str, arguments: Sequence[Any], run_ids: Iterable[str], seconds: float
-    ) -> Sequence[StepRecord]:
-        rows = connection.fetch(query, *arguments, timeout=seconds)
-        return await self._statements.records(rows, connection, run_ids, seconds)
+        cursor = await connection.cursor(self._statements.read, run_id, timeout=self._limits.read)
+        while rows := await cursor.fetch(_PAGE, timeout=self._limits.read):
+            yield [*map(self._statements.record, rows)]
+        await self._connections.timed(connection, sql.rollback(), within=self._limits.read)

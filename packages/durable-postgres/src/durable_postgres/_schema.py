@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from asyncpg import Connection
@@ -12,7 +11,6 @@ from asyncpg import Connection
 from durable_core import StoreError
 
 from ._options import name as check_name
-from ._options import table_name as check_table_name
 
 _log: Final = logging.getLogger("durable_postgres")
 
@@ -49,16 +47,15 @@ create unlogged table {locks} (
 );
 """,
 )
-_TIMEOUT: Final = 60.0
 
 
 class Table:
     """The log's table in a database, and beside it one that tells since when runs are held."""
 
     def __init__(self, schema: str, table: str) -> None:
-        for name, check in ((schema, check_name), (table, check_table_name)):
+        for name in (schema, table):
             try:
-                check(name)
+                check_name(name)
             except ValueError as error:
                 raise ValueError(f"schema and table cannot be {name!r}: {error}") from error
         self.schema: Final = schema
@@ -75,27 +72,24 @@ class Table:
         steps = "".join(_MIGRATIONS[layout:]).format(table=self.sql, locks=self.locks)
         return f"{steps}comment on table {self.sql} is '{_MARK}{LAYOUT}';\n"
 
-    async def prepare(self, connection: Connection, timed: Callable[[Awaitable[None]], Awaitable[None]]) -> None:
+    async def prepare(self, connection: Connection) -> None:
         """Create or migrate the table, unless it is there as it should be; any number of processes may do this at once.
 
-        `timed` limits how long BEGIN and COMMIT take. After an error a transaction may be open: drop the connection.
+        After an error a transaction may be open: drop the connection.
         """
         await _check_server(connection)
         if await self._layout(connection) == LAYOUT:
             return
-        transaction = connection.transaction(isolation="read_committed")
-        await timed(transaction.start())
+        await connection.execute("begin isolation level read committed")
         # One key for all tables of the schema, since it is made here too.
-        key = _lock_key(f'"{self.schema}"', "migration")
-        await connection.execute("select pg_advisory_xact_lock($1)", key, timeout=_TIMEOUT)
+        await connection.execute("select pg_advisory_xact_lock($1)", _lock_key(f'"{self.schema}"', "migration"))
         layout = await self._layout(connection)
         if layout < LAYOUT:
             # `create schema if not exists` asks for rights on the database even where the schema exists.
-            there = "select to_regnamespace($1) is not null"
-            if not await connection.fetchval(there, f'"{self.schema}"', timeout=_TIMEOUT):
-                await connection.execute(f'create schema "{self.schema}"', timeout=_TIMEOUT)
-            await connection.execute(self.migration(layout), timeout=_TIMEOUT)
-        await timed(transaction.commit())
+            if not await connection.fetchval("select to_regnamespace($1) is not null", f'"{self.schema}"'):
+                await connection.execute(f'create schema "{self.schema}"')
+            await connection.execute(self.migration(layout))
+        await connection.execute("commit")
 
     async def _layout(self, connection: Connection) -> int:
         (row,) = await connection.fetch(
@@ -106,7 +100,6 @@ class Table:
             """,
             self.schema,
             self.name,
-            timeout=_TIMEOUT,
         )
         exists, comment = row
         if not exists:
@@ -132,7 +125,6 @@ def _lock_key(owner: str, text: str) -> int:
 async def _check_server(connection: Connection) -> None:
     (row,) = await connection.fetch(
         "select current_setting('server_encoding'), 'off' in (current_setting('fsync'), current_setting('synchronous_commit'))",
-        timeout=_TIMEOUT,
     )
     encoding, careless = row
     if encoding != "UTF8":

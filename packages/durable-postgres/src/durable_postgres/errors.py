@@ -15,6 +15,3 @@ class TransactionConflict(StoreError):
 
 class RowRefused(StoreError):
     """This row can't be written, or can't be read, now or later."""
-
-    step: tuple[str, str] | None = None
-    """The run and step of a row that can't be read."""

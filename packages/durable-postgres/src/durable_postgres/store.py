@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from functools import partial
 from types import TracebackType
-from typing import ClassVar, Final, Self, TypeVar
+from typing import ClassVar, Final, Self
 
-from asyncpg import Connection, Pool
+from asyncpg import Pool
 
 from durable_core import (
     Lease,
@@ -22,18 +22,15 @@ from durable_core import (
 from durable_core.store import Holder, SupportsHolder, SupportsPolling, to_the_end
 from durable_core.stores.loops import OneLoop
 
-from ._appends import Appends
-from ._connections import Connections
-from ._errors import is_retryable, retry
-from ._limits import Limits
+from ._appends import Writer
+from ._connections import Connections, Limits, closed
+from ._errors import is_retryable
 from ._locks import Locks
 from ._options import parse_url
 from ._reads import Reads
 from ._rows import Statements
 from ._schema import Table
 from ._transaction import Transaction
-
-T = TypeVar("T")
 
 _RUNS: Final = 1_000
 
@@ -70,16 +67,19 @@ class PostgresStore(
 
     def _here(self) -> Parts:
         """Return what belongs to the running loop; every method goes through here."""
-        if self._loop.enter() or self._parts is None:
+        is_new = self._loop.enter()
+        if self._is_closed:
+            raise closed(self._name)
+        if is_new or self._parts is None:
             self._parts = Parts(self._connect())
-            self._parts.connections.closed = self._is_closed
         return self._parts
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name}>"
 
     async def append(self, record: StepRecord) -> StepRecord:
-        return await self._here().appends.writer(record.run_id).submit(record)
+        writers = self._here().writers
+        return await writers[hash(record.run_id) % len(writers)].submit(record)
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         return await self._here().reads.step(run_id, step_id)
@@ -95,27 +95,18 @@ class PostgresStore(
                     yield record
 
     async def clear(self, run_id: str) -> None:
-        async def delete(connection: Connection) -> None:
-            await connection.execute(statements.clear, run_id, timeout=self._limits.read)
-
-        statements = self._here().statements
-        await self._with_connection(delete)
+        parts = self._here()
+        await parts.connections.fetch(parts.statements.clear, run_id, within=self._limits.read)
 
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
         last = ""
-        statements = self._here().statements
         while True:
-
-            async def read(connection: Connection, last: str = last) -> Sequence[str]:
-                rows = await connection.fetch(statements.runs, prefix, last, _RUNS, timeout=self._limits.read)
-                return [run_id for (run_id,) in rows]
-
-            found = await self._with_connection(read)
-            for run_id in found:
-                yield run_id
+            parts = self._here()
+            found = await parts.connections.fetch(parts.statements.runs, prefix, last, _RUNS, within=self._limits.read)
+            for (last,) in found:
+                yield last
             if len(found) < _RUNS:
                 return
-            last = found[-1]
 
     def lock(self, run_id: str) -> AbstractAsyncContextManager[Lease]:
         """Hold the run's advisory lock, which goes with its connection: as the process dies, or when the server ends it.
@@ -150,23 +141,17 @@ class PostgresStore(
         return is_retryable(error)
 
     async def __aenter__(self) -> Self:
-        self._is_closed = self._here().connections.closed = False
+        self._is_closed = False
+        self._here()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._is_closed = True
-        await to_the_end(self._here().close())
-
-    async def _with_connection(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        connections = self._here().connections
-
-        async def once() -> T:
-            async with connections.borrow() as connection:
-                return await work(connection)
-
-        return await retry(once)
+        is_new = self._loop.enter()
+        parts, self._parts, self._is_closed = self._parts, None, True
+        if parts is not None and not is_new:
+            await to_the_end(parts.close())
 
 
 class Parts:
@@ -175,7 +160,8 @@ class Parts:
     def __init__(self, connections: Connections) -> None:
         self.connections: Final = connections
         self.statements: Final = Statements(connections.table)
-        self.appends: Final = Appends(connections, self.statements)
+        # Of two writers one prepares rows while the server inserts for the other.
+        self.writers: Final = tuple(Writer(connections, self.statements) for _ in range(2))
         self.reads: Final = Reads(connections, self.statements)
         self.locks: Final = Locks(connections)
         # At its end a loop closes the generators that were begun on it, and so these connections, if nobody else did.
@@ -184,10 +170,8 @@ class Parts:
             self._guard.asend(None).send(None)
 
     async def close(self) -> None:
-        self.connections.closed = True
-        async with AsyncExitStack() as closing:  # the last one first, and a failure skips none
-            for part in (self.connections, self.reads, self.appends, self.locks):
-                closing.push_async_callback(part.close)
+        self.locks.close()
+        await self.connections.close()
 
     async def _closing(self) -> AsyncGenerator[None]:
         try:

@@ -11,7 +11,7 @@ from durable_core import Batcher, StepRecord
 
 from ._connections import Connections
 from ._errors import retry
-from ._rows import Row, Statements, as_json, rows_of, size_of, slot_of
+from ._rows import Statements, rows_of, size_of, slot_of
 from .errors import RowRefused
 
 
@@ -39,7 +39,12 @@ async def claim(
     """Claim the slot of each record; return for each the one that holds its slot, which is itself if it won."""
     holders: dict[tuple[str, str, int], StepRecord] = {}
     rows = missing = rows_of(records)
-    while missing and await _insert(connection, statements, missing, seconds) < len(missing):
+    while missing:
+        # In the order of the key, as every other batch, so that no two of them wait for each other.
+        columns = map(list, zip(*sorted(missing, key=slot_of), strict=True))
+        done = await connection.execute(statements.insert, *columns, timeout=seconds)
+        if int(done.rpartition(" ")[2]) == len(missing):
+            break
         slots = map(list, zip(*map(slot_of, missing), strict=True))
         for row in await connection.fetch(statements.holders, *slots, timeout=seconds):
             holders[slot_of(row)] = statements.record(row)
@@ -49,13 +54,3 @@ async def claim(
         return records
     pairs = zip(records, map(holders.get, map(slot_of, rows)), strict=True)
     return [record if holder is None or holder.id == record.id else holder for record, holder in pairs]
-
-
-async def _insert(connection: Connection, statements: Statements, rows: Sequence[Row], seconds: float) -> int:
-    if len(rows) == 1:
-        done = await connection.execute(statements.insert, *rows[0], timeout=seconds)
-    else:
-        # In the order of the key, as every other batch, so that no two of them wait for each other.
-        ordered = sorted(rows, key=slot_of)
-        done = await connection.execute(statements.insert_many, as_json(ordered), timeout=seconds)
-    return int(done.rpartition(" ")[2])

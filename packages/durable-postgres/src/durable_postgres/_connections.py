@@ -37,24 +37,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Connections:
-    """A given pool, or one of our own from a DSN. Before it lends the first connection, it makes sure of the table."""
+    """A pool that was given, or that is made at first use. Before the first connection is lent, the table is made sure of."""
 
-    def __init__(
-        self,
-        table: Table,
-        limits: Limits,
-        *,
-        pool: Pool | None = None,
-        dsn: str = "",
-        options: dict[str, Any] | None = None,
-        place: str = "",
-    ) -> None:
+    def __init__(self, table: Table, limits: Limits, make: Callable[[], Pool], *, place: str = "", given: bool = False) -> None:
         self.table: Final = table
         self.limits: Final = limits
+        self.is_given: Final = given
+        self._make: Final = make
         self._place: Final = place
-        self._given: Final = pool
-        self._dsn: Final = dsn
-        self._options: Final = options or {}
         self._pool: Pool | None = None
         self._opening: Final = asyncio.Lock()
         self._is_ready = False
@@ -136,15 +126,14 @@ class Connections:
         for own in self._own:
             own.close()
         pool, self._pool = self._pool, None
-        if pool is not None and pool is not self._given:
+        if pool is not None and not self.is_given:
             try:
                 await asyncio.wait_for(pool.close(), self.limits.close)
             except TimeoutError:
                 pool.terminate()
 
     async def _lend(self, within: float | None) -> Connection:
-        pool = self._pool
-        if pool is None:
+        if (pool := self._pool) is None:
             raise closed(self)
         with driver_errors(self):
             try:
@@ -164,36 +153,28 @@ class Connections:
                 return
             if self._is_closed:
                 raise closed(self)
-            if getattr(self._given, "_loop", here := asyncio.get_running_loop()) is not here:
+            self._pool = pool = self._make()
+            if cast("Any", pool)._loop is not asyncio.get_running_loop():
                 raise StoreError(f"{self} belongs to another event loop, the pool's: give it a client made on this loop")
-            self._pool = self._given or await self._connect()
+            if pool.get_max_size() < LEAST_CONNECTIONS:
+                raise StoreError(
+                    f"{self}: the pool's max_size is {pool.get_max_size()}; the store needs {LEAST_CONNECTIONS} connections at"
+                    " least: two for appends, one for locks, one for reading, and others for transactions"
+                )
             try:
-                await self._prepare(self._pool)
-            except BaseException:
-                if self._pool is not self._given:
-                    self._pool.terminate()
+                await self._prepare(pool)
+            except BaseException as error:
+                if not self.is_given:
+                    pool.terminate()
+                if isinstance(error, ValueError):
+                    # The driver's own words could repeat a part of the URL that is secret.
+                    raise StoreError(f"{self}: asyncpg can't read the URL; {EXPECTED}") from None
                 raise
             self._is_ready = True
 
-    async def _connect(self) -> Pool:
-        options = dict(self._options)
-        least, most = options.pop("pool_min", 0), options.pop("pool_max", 10)
-        if least > most:
-            raise StoreError(f"pool_min is {least}, which is more than pool_max, {most}")
-        try:
-            with driver_errors(self):
-                made = asyncpg.create_pool(self._dsn, min_size=least, max_size=most, timeout=self.limits.connect, **options)
-                return cast("Pool", await made)
-        except ValueError:
-            # The driver's own words could repeat a part of the URL that is secret.
-            raise StoreError(f"{self}: asyncpg can't read the URL; {EXPECTED}") from None
-
     async def _prepare(self, pool: Pool) -> None:
-        if pool.get_max_size() < LEAST_CONNECTIONS:
-            raise StoreError(
-                f"{self}: the pool's max_size is {pool.get_max_size()}; the store needs {LEAST_CONNECTIONS} connections at least:"
-                " two for appends, one for locks, one for reading, and others for transactions"
-            )
+        with driver_errors(self):
+            await cast("Any", pool)
         connection = await self._lend(self.limits.turn)
         try:
             await self.timed(connection, self.table.prepare(connection), within=self.limits.turn)

@@ -18,6 +18,7 @@ from durable_core.store import Holder, to_the_end
 
 from ._connections import Connections, is_open
 from ._holders import Holders
+from ._schema import lock_key
 
 _TAKE_AND_GIVE: Final = """
 select case when take then pg_try_advisory_lock(key) else pg_advisory_unlock(key) end
@@ -56,7 +57,7 @@ class Locks:
     """
 
     def __init__(self, connections: Connections) -> None:
-        self._table: Final = connections.table
+        self._table: Final = connections.table.sql
         self._store: Final = str(connections)
         self._limits: Final = connections.limits
         self._holders: Final = Holders(connections)
@@ -71,7 +72,7 @@ class Locks:
     @asynccontextmanager
     async def hold(self, run_id: str) -> AsyncIterator[Lease]:
         """Hold the run's lock for the length of the context."""
-        lease = HeldLock(run_id, self._table.lock_key(run_id))
+        lease = HeldLock(run_id, lock_key(self._table, run_id))
         if mine := self._held.get(lease.key):
             raise RunBusy(run_id, holder=mine.holder.name, since=mine.holder.since)
         self._held[lease.key] = lease
@@ -88,7 +89,7 @@ class Locks:
 
     async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
         """Return who holds those of the runs that are held."""
-        keys = {run_id: self._table.lock_key(run_id) for run_id in run_ids}
+        keys = {run_id: lock_key(self._table, run_id) for run_id in run_ids}
         others = [key for key in keys.values() if key not in self._held]
         found = dict(zip(others, await self._holders.find(others) if others else (), strict=True))
         holders = {run_id: self._held[key].holder if key in self._held else found.get(key) for run_id, key in keys.items()}

@@ -57,6 +57,10 @@ def parse_url(url: str) -> tuple[str, dict[str, Any], str]:
             f"the {store_url.scheme}:// URL can't be read; {EXPECTED}, what is special in a password percent-encoded"
         )
     options = store_url.options(_OURS, also=_DRIVER)
+    least, most = options.pop("pool_min", 0), options.pop("pool_max", 10)
+    if least > most:
+        raise StoreError(f"pool_min is {least}, which is more than pool_max, {most}")
+    options |= {"min_size": least, "max_size": most}
     given = dict(store_url.query)
     if ("," in store_url.parts.netloc.rpartition("@")[2] or "," in given.get("host", "")) and not (
         _SESSION in given or os.environ.get("PGTARGETSESSIONATTRS")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from operator import attrgetter, itemgetter
 from sys import intern
 from typing import Any, Final, cast
@@ -68,10 +68,6 @@ def _row_of(record: StepRecord) -> Row:
     )
 
 
-def as_json(rows: Sequence[Row]) -> str:
-    return _encode([dict(zip(_COLUMNS, row, strict=True)) for row in rows]).decode()
-
-
 def size_of(record: StepRecord) -> int:
     """About how many bytes the record takes in a statement."""
     return 400 + len(record.result or b"") + len(repr(record.error)) + len(repr(record.note))
@@ -82,14 +78,11 @@ class Statements:
 
     def __init__(self, table: Table) -> None:
         self._table: Final = table.sql
-        values = ", ".join(f"${n}::text::json" if type_ == "json" else f"${n}" for n, type_ in enumerate(_COLUMNS.values(), 1))
         casts = ", ".join(f"{name}::json" if type_ == "json" else name for name, type_ in _COLUMNS.items())
-        texts = ", ".join(f"{name} {'text' if type_ == 'json' else type_}" for name, type_ in _COLUMNS.items())
+        arrays = ", ".join(f"${n}::{type_.replace('json', 'text')}[]" for n, type_ in enumerate(_COLUMNS.values(), start=1))
         # Neither `returning` nor a union finds the row of a rival that commits while this waits; the row count does.
-        insert = f"insert into {table.sql} ({_NAMES})"
-        self.insert: Final = f"{insert} values ({values}) on conflict do nothing"
-        self.insert_many: Final = (
-            f"{insert} select {casts} from json_to_recordset($1::text::json) as new({texts}) on conflict do nothing"
+        self.insert: Final = (
+            f"insert into {table.sql} ({_NAMES}) select {casts} from unnest({arrays}) as new({_NAMES}) on conflict do nothing"
         )
         self.holders: Final = (
             f"select {_SELECTED} from {table.sql} t join unnest($1::text[], $2::text[], $3::bigint[])"

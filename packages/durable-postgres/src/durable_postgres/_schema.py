@@ -63,10 +63,6 @@ class Table:
         self.sql: Final = f'"{schema}"."{table}"'
         self.locks: Final = f'"{schema}"."{table}_locks"'
 
-    def lock_key(self, text: str) -> int:
-        """Map `text` to one of the 2 ** 64 advisory locks of the database, another one for each table."""
-        return _lock_key(self.sql, text)
-
     def migration(self, layout: int) -> str:
         """Return the statements that lead from `layout` to the present one."""
         steps = "".join(_MIGRATIONS[layout:]).format(table=self.sql, locks=self.locks)
@@ -77,12 +73,19 @@ class Table:
 
         After an error a transaction may be open: drop the connection.
         """
-        await _check_server(connection)
+        ((encoding, careless),) = await connection.fetch(
+            "select current_setting('server_encoding'),"
+            " 'off' in (current_setting('fsync'), current_setting('synchronous_commit'))"
+        )
+        if encoding != "UTF8":
+            raise StoreError(f"the database's encoding is {encoding}; the store needs one created with encoding 'UTF8'")
+        if careless:
+            _log.warning("fsync or synchronous_commit is off: a crash of the server can lose steps that have been recorded")
         if await self._layout(connection) == LAYOUT:
             return
         await connection.execute("begin isolation level read committed")
         # One key for all tables of the schema, since it is made here too.
-        await connection.execute("select pg_advisory_xact_lock($1)", _lock_key(f'"{self.schema}"', "migration"))
+        await connection.execute("select pg_advisory_xact_lock($1)", lock_key(f'"{self.schema}"', "migration"))
         layout = await self._layout(connection)
         if layout < LAYOUT:
             # `create schema if not exists` asks for rights on the database even where the schema exists.
@@ -92,18 +95,15 @@ class Table:
         await connection.execute("commit")
 
     async def _layout(self, connection: Connection) -> int:
-        (row,) = await connection.fetch(
-            """
-            select c.oid is not null, obj_description(c.oid, 'pg_class')
-            from (select) as one left join (pg_class c join pg_namespace n on n.oid = c.relnamespace)
-                on n.nspname = $1 and c.relname = $2
-            """,
-            self.schema,
-            self.name,
+        # Not by `to_regclass`, which may know nothing of a table that another session has just made.
+        found = await connection.fetch(
+            "select obj_description(c.oid, 'pg_class') from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where n.nspname = $1 and c.relname = $2",
+            *(self.schema, self.name),
         )
-        exists, comment = row
-        if not exists:
+        if not found:
             return 0
+        ((comment,),) = found
         mark, _, number = (comment or "").rpartition(" ")
         if f"{mark} " != _MARK or not number.isdecimal():
             raise StoreError(
@@ -117,20 +117,10 @@ class Table:
         return int(number)
 
 
-def _lock_key(owner: str, text: str) -> int:
+def lock_key(owner: str, text: str) -> int:
+    """Map `text` to one of the 2 ** 64 advisory locks of the database, another one for each owner."""
     digest = hashlib.blake2b(f"{owner}\0{text}".encode(), digest_size=8)
     return int.from_bytes(digest.digest(), signed=True)
-
-
-async def _check_server(connection: Connection) -> None:
-    (row,) = await connection.fetch(
-        "select current_setting('server_encoding'), 'off' in (current_setting('fsync'), current_setting('synchronous_commit'))",
-    )
-    encoding, careless = row
-    if encoding != "UTF8":
-        raise StoreError(f"the database's encoding is {encoding}; the store needs one created with encoding 'UTF8'")
-    if careless:
-        _log.warning("fsync or synchronous_commit is off: a crash of the server can lose steps that have been recorded")
 
 
 def schema_sql(schema: str = "durable", table: str = "steps") -> str:

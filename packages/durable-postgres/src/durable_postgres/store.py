@@ -8,17 +8,9 @@ from functools import partial
 from types import TracebackType
 from typing import ClassVar, Final, Self
 
-from asyncpg import Pool
+from asyncpg import Pool, create_pool
 
-from durable_core import (
-    Lease,
-    OpenableStore,
-    StepRecord,
-    SupportsLock,
-    SupportsRuns,
-    SupportsScan,
-    SupportsTransaction,
-)
+from durable_core import Lease, OpenableStore, StepRecord, SupportsLock, SupportsRuns, SupportsScan, SupportsTransaction
 from durable_core.store import Holder, SupportsHolder, SupportsPolling, to_the_end
 from durable_core.stores.loops import OneLoop
 
@@ -48,20 +40,21 @@ class PostgresStore(
     _limits: ClassVar[Limits] = Limits()
 
     def __init__(self, pool: Pool, *, schema: str = "durable", table: str = "steps") -> None:
-        self._start(partial(Connections, Table(schema, table), self._limits, pool=pool), given=True)
+        self._start(partial(Connections, Table(schema, table), self._limits, lambda: pool, given=True))
 
     @classmethod
     def from_url(cls, url: str) -> Self:
         dsn, options, place = parse_url(url)
         table = Table(options.pop("schema", "durable"), options.pop("table", "steps"))
         self = cls.__new__(cls)
-        self._start(partial(Connections, table, cls._limits, dsn=dsn, options=options, place=place), given=False)
+        make = partial(create_pool, dsn, timeout=cls._limits.connect, **options)
+        self._start(partial(Connections, table, cls._limits, make, place=place))
         return self
 
-    def _start(self, connect: Callable[[], Connections], *, given: bool) -> None:
+    def _start(self, connect: Callable[[], Connections]) -> None:
         self._connect = connect
         self._name = str(connect())
-        self._loop = OneLoop(self._name, given=given)
+        self._loop = OneLoop(self._name, given=connect().is_given)
         self._parts: Parts | None = None
         self._is_closed = False
 

@@ -180,13 +180,18 @@ class Locks:
         """Ask from time to time whether the connection lives, and note since when locks are held."""
         while self._held:
             await asyncio.sleep(self._limits.ping)
-            await self._holders.note(self._pid, {lease.key: lease.holder.since for lease in self._held.values() if lease.is_held})
-            async with self._turn:
-                self._room = 0  # others may have taken it by now
-                with suppress(StoreError):
-                    async with self._own.use() as connection:
-                        # A simple query: it also ends the portal of the statement before, whose snapshot would hold back vacuum.
-                        await connection.execute("select 1", timeout=self._limits.statement)
+            new = [lease for lease in self._held.values() if lease.is_held and not lease.is_noted]
+            with suppress(StoreError, TimeoutError):  # the next time will do
+                if new:
+                    async with asyncio.timeout(self._limits.statement):
+                        await self._holders.note(self._pid, {lease.key: lease.holder.since for lease in new})
+                for lease in new:
+                    lease.is_noted = True
+            with suppress(StoreError):
+                async with self._turn, self._own.use() as connection:
+                    self._room = 0  # others may have taken it by now
+                    # A simple query: it also ends the portal of the statement before, whose snapshot would hold back vacuum.
+                    await connection.execute("select 1", timeout=self._limits.statement)
         self._own.close()
 
 
@@ -199,6 +204,7 @@ class HeldLock(Lease):
         self.holder: Final = Holder(f"a runner in this process (pid {os.getpid()})", datetime.now(UTC))
         self.connection: Connection | None = None
         self.refusal: StoreError | None = None
+        self.is_noted = False
 
     @property
     def is_held(self) -> bool:

@@ -22,10 +22,6 @@ Asked = tuple[str, str | None]
 """A run and one of its steps, or None for all of them."""
 
 
-def _weight(asked: Asked) -> int:
-    return 5 if asked[1] is None else 1
-
-
 class Reads:
     """Reads newest entries and whole runs; concurrent reads share statements."""
 
@@ -35,16 +31,18 @@ class Reads:
         self._limits: Final = connections.limits
         self._own: Final = connections.own()
         # At most 500 steps or 100 runs a statement: a step is one row, and a short run may be 200.
-        self._batcher: Final = Batcher(self._flush, size=_weight, max_items=500, max_bytes=500, refused=RowRefused)
+        self._read: Final = Batcher(
+            self._flush, size=lambda asked: 1 if asked[1] else 5, max_items=500, max_bytes=500, refused=RowRefused
+        ).submit
 
     async def step(self, run_id: str, step_id: str) -> StepRecord | None:
         """Read the newest entry of a step."""
-        found = await self._batcher.submit((run_id, step_id))
+        found = await self._read((run_id, step_id))
         return found[0] if found else None
 
     async def run(self, run_id: str) -> Sequence[StepRecord]:
         """Read all entries of a run in order."""
-        records = await self._batcher.submit((run_id, None))
+        records = await self._read((run_id, None))
         return await retry(lambda: self._long(run_id)) if len(records) > _SHORT else records
 
     async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:

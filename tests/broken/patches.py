@@ -145,8 +145,8 @@ PATCHES = [
     Patch(
         "postgres: the last record takes the slot",
         f"{POSTGRES}/_rows.py",
-        'values ({values}) on conflict do nothing"\n',
-        'values ({values}) on conflict (run_id, step_id, revision) do update set id = excluded.id, result = excluded.result"\n',
+        'as new({texts}) on conflict do nothing"\n',
+        'as new({texts}) on conflict (run_id, step_id, revision) do update set id = excluded.id, result = excluded.result"\n',
         ("tests/postgres/test_contract_postgres.py::TestPostgresStore::test_a_taken_slot_returns_its_holder",),
     ),
     Patch(

@@ -100,7 +100,7 @@ async def test_the_connection_is_cut_at_the_append(postgres_url: str, when: str,
 
             runner = Runner(store, "run")
             await runner.step("first", step, -1)
-            (proxy.cut_before if when == "before" else proxy.cut_after)(f"needle-{6 + batch}".encode())
+            (proxy.cut_before if when == "before" else proxy.cut_after)(f'"step_id":"{6 + batch}"'.encode())
             values = await asyncio.gather(*(runner.step(f"{number}", step, number) for number in range(7, 7 + batch)))
             assert proxy.fired.is_set()
             assert values == [f"needle-{number}" for number in range(7, 7 + batch)]

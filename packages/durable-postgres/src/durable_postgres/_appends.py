@@ -11,7 +11,7 @@ from durable_core import Batcher, StepRecord
 
 from ._connections import Connections
 from ._errors import retry
-from ._rows import Statements, rows_of, size_of, slot_of
+from ._rows import Statements, as_json, size_of, slot_of
 from .errors import RowRefused
 
 
@@ -38,19 +38,18 @@ async def claim(
 ) -> Sequence[StepRecord]:
     """Claim the slot of each record; return for each the one that holds its slot, which is itself if it won."""
     holders: dict[tuple[str, str, int], StepRecord] = {}
-    rows = missing = rows_of(records)
+    missing = records
     while missing:
         # In the order of the key, as every other batch, so that no two of them wait for each other.
-        columns = map(list, zip(*sorted(missing, key=slot_of), strict=True))
-        done = await connection.execute(statements.insert, *columns, timeout=seconds)
+        done = await connection.execute(statements.insert, as_json(sorted(missing, key=slot_of)), timeout=seconds)
         if int(done.rpartition(" ")[2]) == len(missing):
             break
         slots = map(list, zip(*map(slot_of, missing), strict=True))
-        for row in await connection.fetch(statements.holders, *slots, timeout=seconds):
-            holders[slot_of(row)] = statements.record(row)
+        for holder in map(statements.record, await connection.fetch(statements.holders, *slots, timeout=seconds)):
+            holders[slot_of(holder)] = holder
         # A slot that was taken and is empty now has been cleared in between: claim it again.
-        missing = [row for row in missing if slot_of(row) not in holders]
+        missing = [record for record in missing if slot_of(record) not in holders]
     if not holders:
         return records
-    pairs = zip(records, map(holders.get, map(slot_of, rows)), strict=True)
-    return [record if holder is None or holder.id == record.id else holder for record, holder in pairs]
+    pairs = [(record, holders.get(slot_of(record), record)) for record in records]
+    return [record if holder.id == record.id else holder for record, holder in pairs]

@@ -77,20 +77,11 @@ def driver_errors(target: object) -> Iterator[None]:
         raise _store_error(error, target) from error
 
 
-def is_retryable(error: BaseException) -> bool:
+def is_retryable(error: BaseException | None) -> bool:
     """Return True if `error`, or one that caused it, means that the transaction left nothing behind and may be run again."""
-    return _is_caused_by(error, (ConnectionLost, TransactionConflict, *_CONFLICTS, _READ_ONLY, *_ENDED))
-
-
-def is_read_only(error: BaseException) -> bool:
-    """Return True if the server took no writes."""
-    return _is_caused_by(error, (_READ_ONLY,))
-
-
-def _is_caused_by(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:
     seen: set[int] = set()  # `raise error from error` makes a ring
     while error is not None and id(error) not in seen:
-        if isinstance(error, kinds):
+        if isinstance(error, (ConnectionLost, TransactionConflict, *_CONFLICTS, _READ_ONLY, *_ENDED)):
             return True
         seen.add(id(error))
         error = error.__cause__

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from sys import intern
 from typing import Any, Final, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from durable_core import StepError, StepRecord
+from durable_core.record import Kind, Status
 
 from ._schema import Table
 from .errors import RowRefused
@@ -41,31 +43,26 @@ _READ_AS: Final = {
 }
 _SELECTED: Final = ", ".join(_READ_AS.get(type_, "t.{0}").format(name) for name, type_ in _COLUMNS.items())
 
-Row = tuple[Any, ...]
-"""A record's values in the order of the columns."""
-
-_values_of: Final = attrgetter(*_COLUMNS)
-slot_of: Final = cast("Callable[[Any], tuple[str, str, int]]", itemgetter(0, 1, 2))
+slot_of: Final = cast("Callable[[StepRecord], tuple[str, str, int]]", attrgetter("run_id", "step_id", "revision"))
 _encode: Final = msgspec.json.Encoder().encode
 _decode_error: Final = msgspec.json.Decoder(StepError).decode
 
 
-def rows_of(records: Iterable[StepRecord]) -> list[Row]:
-    """Make rows; raises `RowRefused` where a record holds what is no JSON, so that it fails alone."""
+def as_json(records: Iterable[StepRecord]) -> str:
+    """Write records as the statement `insert` takes them: their fields are the columns, and bytes are base64.
+
+    Raises `RowRefused` where a record holds what is no JSON, so that it fails alone.
+    """
     try:
-        return [*map(_row_of, records)]
+        return _encode([*map(_with_text, records)]).decode()
     except (TypeError, ValueError) as error:
         raise RowRefused(f"the record can't be written: {error}") from error
 
 
-def _row_of(record: StepRecord) -> Row:
-    *plain, result, error, note = _values_of(record)
-    return (
-        *plain,
-        None if result is None else result.decode(),
-        None if error is None else _encode(error).decode(),
-        None if note is None else _encode(note).decode(),
-    )
+def _with_text(record: StepRecord) -> StepRecord:
+    """Put JSON into the record as text: within the statement's own, the server takes no escaped NUL."""
+    error, note = (None if value is None else _encode(value).decode() for value in (record.error, record.note))
+    return record if error is None and note is None else replace(record, error=error, note=note)
 
 
 def size_of(record: StepRecord) -> int:
@@ -79,10 +76,12 @@ class Statements:
     def __init__(self, table: Table) -> None:
         self._table: Final = table.sql
         casts = ", ".join(f"{name}::json" if type_ == "json" else name for name, type_ in _COLUMNS.items())
-        arrays = ", ".join(f"${n}::{type_.replace('json', 'text')}[]" for n, type_ in enumerate(_COLUMNS.values(), start=1))
+        casts = casts.replace("result::", "convert_from(decode(result, 'base64'), 'UTF8')::")
+        texts = ", ".join(f"{name} {'text' if type_ == 'json' else type_}" for name, type_ in _COLUMNS.items())
         # Neither `returning` nor a union finds the row of a rival that commits while this waits; the row count does.
         self.insert: Final = (
-            f"insert into {table.sql} ({_NAMES}) select {casts} from unnest({arrays}) as new({_NAMES}) on conflict do nothing"
+            f"insert into {table.sql} ({_NAMES}) select {casts}"
+            f" from json_to_recordset($1::text::json) as new({texts}) on conflict do nothing"
         )
         self.holders: Final = (
             f"select {_SELECTED} from {table.sql} t join unnest($1::text[], $2::text[], $3::bigint[])"
@@ -112,20 +111,30 @@ class Statements:
 
     def record(self, row: Iterable[Any], /) -> StepRecord:
         """Make a record of what the statements select; raises `RowRefused` for what is none."""
-        fields = dict(zip(_COLUMNS, row, strict=True))
-        run_id, step_id, result, error, note = map(fields.get, ("run_id", "step_id", "result", "error", "note"))
+        (run_id, step_id, revision, status, kind, name, attempt, started, ended, until, id_, fingerprint, result, error, note) = (
+            row
+        )
         try:
-            # One string in memory for many rows, or for two columns.
-            for name in ("run_id", "status", "kind"):
-                fields[name] = intern(fields[name])
-            if fields["name"] == step_id:
-                fields["name"] = step_id
-            fields["result"] = None if result is None else result.encode()
-            fields["error"] = None if error is None else _decode_error(error)
-            fields["note"] = None if note is None else msgspec.json.decode(note)
-            return StepRecord(**fields)
+            return StepRecord(
+                # One string in memory for many rows, or for two columns.
+                run_id=intern(run_id),
+                step_id=step_id,
+                revision=revision,
+                status=cast("Status", intern(status)),
+                kind=cast("Kind", intern(kind)),
+                name=step_id if name == step_id else name,
+                attempt=attempt,
+                started_at=started,
+                ended_at=ended,
+                until=until,
+                id=id_,
+                fingerprint=fingerprint,
+                result=None if result is None else result.encode(),
+                error=None if error is None else _decode_error(error),
+                note=None if note is None else msgspec.json.decode(note),
+            )
         except (msgspec.DecodeError, ValueError, TypeError, OverflowError, RecursionError) as refusal:
             raise RowRefused(
-                f"{self._table}: the row of run {run_id!r}, step {step_id!r}, revision {fields['revision']} is no step record"
-                f" ({refusal}): it was written by something else, or by a newer durable-postgres: then upgrade this one"
+                f"{self._table}: the row of run {run_id!r}, step {step_id!r}, revision {revision} is no step record ({refusal}):"
+                " it was written by something else, or by a newer durable-postgres: then upgrade this one"
             ) from refusal

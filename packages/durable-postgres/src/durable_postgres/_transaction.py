@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from asyncpg import Connection
@@ -12,7 +12,6 @@ from durable_core import StepRecord, StoreError
 
 from ._appends import claim
 from ._connections import Connections, drop, is_open
-from ._errors import is_read_only
 from ._rows import Statements
 from .errors import ConnectionLost
 
@@ -62,10 +61,17 @@ class Transaction:
                 if not is_open(connection):
                     raise ConnectionLost(f"{connections}: the connection was lost within a transaction") from error
                 await connections.timed(connection, sql.rollback(), within=limits.statement)
-                if is_read_only(error):
-                    drop(connection)  # the next connection may reach the primary
+                # Perhaps the error was that the server is a standby: the next connection may reach the primary.
+                if await _is_read_only(connection, limits.statement):
+                    drop(connection)
                 raise
             end = sql.commit() if transaction._won else sql.rollback()
             await connections.timed(connection, end, within=limits.read)
         finally:
             await connections.release(connection)
+
+
+async def _is_read_only(connection: Connection, seconds: float) -> bool:
+    with suppress(Exception):
+        return bool(await connection.fetchval("show transaction_read_only", timeout=seconds) == "on")
+    return True

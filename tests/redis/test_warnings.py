@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import warnings
-from collections.abc import Awaitable, Callable
 
 import pytest
 
-from durable_core import Runner, StepRecord, open_store
-from durable_redis import DataLossWarning, RedisStore
+from durable_core import StepRecord, open_store
+from durable_redis import DataLossWarning
 from tests.servers.redis import KEEPING, redis_server
 
 pytestmark = pytest.mark.asyncio
@@ -60,26 +59,3 @@ async def test_no_warning_where_config_is_forbidden() -> None:
     with redis_server(*NOTHING) as server:
         server.command("ACL", "SETUSER", "flow", "on", ">secret", "~*", "+@all", "-config")
         assert await told(f"redis://flow:secret@127.0.0.1:{server.port}/0") == []
-
-
-async def by_the_store(store: RedisStore) -> None:
-    await store.append(StepRecord(run_id="run", step_id="step"))
-
-
-async def by_a_runner(store: RedisStore) -> None:
-    async with Runner(store, "run"):
-        pass
-
-
-async def by_a_task(store: RedisStore) -> None:
-    await asyncio.create_task(by_the_store(store))
-
-
-@pytest.mark.parametrize("use", [by_the_store, by_a_runner, by_a_task])
-async def test_the_warning_points_at_the_program(use: Callable[[RedisStore], Awaitable[None]]) -> None:
-    """What is shown with the warning is a line of the program, not of the library."""
-    with redis_server(*NOTHING) as server:
-        async with RedisStore.from_url(server.url) as store:
-            with pytest.warns(DataLossWarning) as caught:
-                await use(store)
-    assert [warning.filename for warning in caught] == [__file__]

@@ -25,10 +25,6 @@ class Single:
     def __init__(self, client: Any) -> None:
         self.redis: Final = client
 
-    async def node(self, key: str) -> str:
-        """Name the cluster's node that serves `key`; empty for a single server."""
-        return ""
-
     async def attempt(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do `work`, again if this kind of client needs that."""
         return await work()
@@ -76,7 +72,7 @@ class Cluster(Single):
     spans_runs = False
 
     async def node(self, key: str) -> str:
-        await self.redis.initialize()
+        """Name the node that serves `key`."""
         return str(self.redis.get_node_from_key(key).name)
 
     async def attempt(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -99,11 +95,6 @@ class Cluster(Single):
 
     async def leave(self) -> None:
         """Do nothing: the client's map tells which server is a primary."""
-
-    async def keys(self, pattern: str) -> AsyncIterator[str | bytes]:
-        await self.redis.initialize()
-        async for key in super().keys(pattern):
-            yield key
 
     def _pipeline(self) -> tuple[Any, dict[str, Any]]:
         # WAIT speaks for the connection that it is sent on: what is redirected elsewhere would not be covered.

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 from redis.exceptions import ResponseError
-
-# The modules whose frames stand between the program and the warning.
-_NOT_THE_PROGRAM: Final = frozenset({"asyncio", "contextlib", "durable_core", "durable_redis"})
 
 
 class DataLossWarning(UserWarning):
@@ -39,12 +34,3 @@ async def loss(client: Any, *, expires: bool) -> str | None:
     if policy != "noeviction" and (expires or not policy.startswith("volatile-")):
         dangers.append(f"may evict runs when it is full (maxmemory-policy {policy}): set it to noeviction")
     return f"this Redis server {'; it '.join(dangers)}" if dangers else None
-
-
-def level_of_the_program() -> int:
-    """Return the `stacklevel` that makes a warning of the caller point at the program, not at the library."""
-    level = 1
-    frame: FrameType | None = sys._getframe(1)  # `skip_file_prefixes` needs Python 3.12
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_PROGRAM:
-        level, frame = level + 1, frame.f_back
-    return level

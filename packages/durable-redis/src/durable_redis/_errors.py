@@ -46,17 +46,14 @@ def store_error(error: Exception, keys: str, *, appends: bool = False) -> StoreE
     if isinstance(error, ReadOnlyError):
         return StoreError(f"the server is a replica ({said}); connect to the primary")
     if isinstance(error, (ConnectionError, TimeoutError, OSError)):
+        advice = "is it up? check its address in the URL, and try again"
         if appends:
-            return StoreError(f"no answer from the server ({said}); what was being appended may be there or not: append again")
-        return StoreError(f"no answer from the server ({said}); is it up? check its address in the URL, and try again")
+            advice = "what was being appended may be there or not: append again"
+        return StoreError(f"no answer from the server ({said}); {advice}")
+    if "WAITAOF" in said and "unknown command" in said.lower():
+        return StoreError("the server has no WAITAOF, which came with Redis 7.2; leave out waitaof=, or upgrade the server")
     if "WAITAOF" in said:
-        return _no_waitaof(said)
+        return StoreError(f"the server can't do what waitaof= asks for ({said}); switch its appendonly on, or leave waitaof= out")
     if isinstance(error, ResponseError):
         return StoreError(f"the server refused to work on {keys}: {said}")
     return StoreError(f"redis-py could not reach {keys}: {said or type(error).__name__}")
-
-
-def _no_waitaof(said: str) -> StoreError:
-    if "unknown command" in said.lower():
-        return StoreError("the server has no WAITAOF, which came with Redis 7.2; leave out waitaof=, or upgrade the server")
-    return StoreError(f"the server can't do what waitaof= asks for ({said}); switch its appendonly on, or leave waitaof= out")

@@ -15,6 +15,7 @@ A run's log is one hash, so that it expires, is evicted and is cleared as a whol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha1
 from itertools import chain
 from typing import Any, Final
@@ -26,17 +27,13 @@ HOLE: Final = "HOLE"
 class Script:
     """A Lua script, called by its hash; `source` is sent only to a server that doesn't have it yet.
 
-    `reading` is the same script for a primary that refuses writes: it promises to write nothing, so it can't touch.
+    It works on any number of items, each with so many `keys` and its arguments, and answers with a list.
     """
 
-    def __init__(self, source: str, *, reading: Script | None = None) -> None:
+    def __init__(self, source: str, *, keys: int = 1) -> None:
+        self.keys: Final = keys
         self.source: Final = source
-        self.reading: Final = reading
-        self._hash: Final = sha1(source.encode(), usedforsecurity=False).hexdigest()
-
-    def command(self, keys: Sequence[str], args: Sequence[object], *, known: bool = True) -> tuple[object, ...]:
-        name, script = ("EVALSHA", self._hash) if known else ("EVAL", self.source)
-        return (name, script, len(keys), *keys, *args)
+        self.hash: Final = sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
 # Two arguments for each key: the record, and what of it the script must know, joined by what no id contains. Answers nothing when
@@ -95,48 +92,29 @@ end
 return lost and answers
 """)
 
-# Allowed where the server is full: a touch takes no room, and a clear makes some.
+# Allowed where the server is full: a touch takes no room, and a clear makes some. None promises to write nothing: a replica
+# would run it, and may lack what the new primary has returned.
 _ALLOWED_WHEN_FULL: Final = "#!lua flags=allow-oom"
 
-
-def _reading(body: str) -> Script:
-    # A replica refuses what doesn't promise to write nothing, and it must: the primary of just now may lack what the new one has
-    # returned. A primary refuses it too, after a failed save or without its replicas: there the twin reads.
-    return Script(_ALLOWED_WHEN_FULL + body, reading=Script("#!lua flags=no-writes" + body))
-
-
-GET: Final = _reading(
-    r"""
-local log = KEYS[1]
-local step, touch = unpack(ARGV)
-local newest = redis.call('HGET', log, 'l:' .. step)
-local n = redis.call('HGET', log, 's' .. (newest or '0') .. ':' .. step)
-if not n and not newest then return false end
-local line = n and redis.call('HGET', log, n)
-if not line then return redis.error_reply('HOLE ' .. (n or 's' .. newest .. ':' .. step)) end
-if touch == '1' then redis.call('HSET', log, n, line) end
-return line
-"""
-)
-
-# Two arguments for each key: a step, and the revision of it that is known. Answers with the number of the key and the step's
-# newest entry, for each where that is above.
-NEWER: Final = _reading(
-    r"""
+# Three arguments for each key: a step, the revision of it that is known, and whether to touch the entry. Answers with the step's
+# newest entry for each where that is above.
+NEWER: Final = Script(
+    _ALLOWED_WHEN_FULL
+    + r"""
 local found = {}
 for i, log in ipairs(KEYS) do
-  local step, known = ARGV[2 * i - 1], tonumber(ARGV[2 * i])
+  local step, known, touch = ARGV[3 * i - 2], tonumber(ARGV[3 * i - 1]), ARGV[3 * i]
   local latest = redis.call('HGET', log, 'l:' .. step)
   local newest = tonumber(latest or '0')
-  if not newest then return redis.error_reply('HOLE l:' .. step) end
-  if newest > known then
+  found[i] = newest == nil and redis.error_reply('HOLE l:' .. step)
+  if newest and newest > known then
     local n = redis.call('HGET', log, 's' .. newest .. ':' .. step)
     local line = n and redis.call('HGET', log, n)
     if line then
-      found[#found + 1] = i
-      found[#found + 1] = line
+      if touch == '1' then redis.call('HSET', log, n, line) end
+      found[i] = line
     elseif n or latest then
-      return redis.error_reply('HOLE s' .. newest .. ':' .. step)
+      found[i] = redis.error_reply('HOLE ' .. (n or 's' .. newest .. ':' .. step))
     end
   end
 end
@@ -144,8 +122,9 @@ return found
 """
 )
 
-HELD: Final = _reading(
-    r"""
+HELD: Final = Script(
+    _ALLOWED_WHEN_FULL
+    + r"""
 local held = {}
 for i, lock in ipairs(KEYS) do
   local value = redis.pcall('GET', lock)
@@ -155,17 +134,18 @@ return held
 """
 )
 
-# One bulk string a page: a reply of many small ones costs the client ten times as much to read.
-READ: Final = _reading(
-    r"""
+# For one item. One bulk string a page: a reply of many small ones costs the client ten times as much to read.
+READ: Final = Script(
+    _ALLOWED_WHEN_FULL
+    + r"""
 local log = KEYS[1]
 local from, limit, known, touch = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local at = redis.call('HMGET', log, 'n', 'g')
 if not at[1] then
   if redis.call('EXISTS', log) == 1 then return redis.error_reply('NOTALOG') end
-  return {'', 0, ''}
+  return {{'', 0, ''}}
 end
-if known ~= '' and known ~= at[2] then return {at[2], 0, ''} end
+if known ~= '' and known ~= at[2] then return {{at[2], 0, ''}} end
 local n, size, lines = tonumber(at[1]), 0, {}
 if not n then return redis.error_reply('HOLE n') end
 for i = from, n do
@@ -176,11 +156,12 @@ for i = from, n do
   if size >= limit or #lines == 1000 then break end
 end
 if touch == '1' then redis.call('HSET', log, 'g', at[2]) end
-return {at[2], n, table.concat(lines, '\n')}
+return {{at[2], n, table.concat(lines, '\n')}}
 """
 )
 
-# With `touch` it writes even where there is nothing to clear, so that a WAIT covers an earlier clear that lacked its copies.
+# For one item. With `touch` it writes even where there is nothing to clear, so that a WAIT covers an earlier clear that lacked
+# its copies.
 CLEAR: Final = Script(
     _ALLOWED_WHEN_FULL
     + r"""
@@ -188,7 +169,7 @@ if not redis.call('HGET', KEYS[1], 'n') and redis.call('EXISTS', KEYS[1]) == 1 t
   return redis.error_reply('NOTALOG')
 end
 if ARGV[1] == '1' then redis.call('HSET', KEYS[1], 'n', 0) end
-return redis.call('UNLINK', KEYS[1])
+return {redis.call('UNLINK', KEYS[1])}
 """
 )
 
@@ -215,7 +196,8 @@ for i = 1, #KEYS / 2 do
   answers[i] = answer
 end
 return answers
-"""
+""",
+        keys=2,
     )
 
 
@@ -247,39 +229,24 @@ RELEASE: Final = _of_leases(
 )
 
 
+@dataclass(slots=True, eq=False)
 class Call:
-    """One script to run on the keys of one run."""
+    """One script to run on the keys of one run, or where all runs are at one place, of many."""
 
-    __slots__ = ("args", "keys", "script")
-
-    def __init__(self, script: Script, keys: Sequence[str], *args: object) -> None:
-        self.script = script
-        self.keys = keys
-        self.args = args
-
-    @property
-    def appends(self) -> bool:
-        return self.script is APPEND
+    script: Script
+    keys: Sequence[str]
+    args: Sequence[object]
 
     def command(self, *, known: bool = True) -> tuple[object, ...]:
-        return self.script.command(self.keys, self.args, known=known)
+        name, script = ("EVALSHA", self.script.hash) if known else ("EVAL", self.script.source)
+        return (name, script, len(self.keys), *self.keys, *self.args)
 
 
 Item = tuple[Any, ...]
 """What one part of a call is about: its keys, the run's log or lock first, and the arguments that go with them."""
 
 
-def split(items: Sequence[Item], *, together: bool, most: int) -> Sequence[Sequence[Item]]:
-    """Split items into calls: each of `most` items, so as not to hold up the server, or where not `together` each of one run."""
-    if together:
-        return [items[start : start + most] for start in range(0, len(items), most)]
-    runs: dict[str, list[Item]] = {}
-    for item in items:
-        runs.setdefault(item[0], []).append(item)
-    return [*runs.values()]
-
-
-def call_for(script: Script, items: Sequence[Item], *, keys: int = 1) -> Call:
-    """Make one call for items with so many keys each."""
-    arguments = chain.from_iterable(item[keys:] for item in items)
-    return Call(script, [*chain.from_iterable(item[:keys] for item in items)], *arguments)
+def call_for(script: Script, items: Sequence[Item]) -> Call:
+    """Make one call for items."""
+    keys = chain.from_iterable(item[: script.keys] for item in items)
+    return Call(script, [*keys], [*chain.from_iterable(item[script.keys :] for item in items)])

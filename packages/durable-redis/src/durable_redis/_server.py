@@ -1,4 +1,4 @@
-"""Calls to a server or cluster from one event loop: scripts by hash, copies waited for, errors store_error."""
+"""Calls to a server or cluster from one event loop: scripts by hash, copies waited for, errors as `StoreError`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
+from itertools import repeat
 from typing import Any, Final, TypeVar
 
 from redis.asyncio import RedisCluster
-from redis.exceptions import ReadOnlyError
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from durable_core.errors import StoreError
+from durable_core.store import forks
+from durable_core.stores.batcher import Batcher
 
 from ._client import Cluster, Single
 from ._copies import Copies
-from ._durability import DataLossWarning, level_of_the_program, loss
+from ._durability import DataLossWarning, loss
 from ._errors import store_error
 from ._held import HeldConnection
-from ._pipeline import Pipelines, by_hash
-from ._scripts import Call
+from ._scripts import APPEND, Call, Item, Script, call_for
 
 T = TypeVar("T")
+
+_CALL_ITEMS: Final = 25
+"""So many items are in one call, so as not to hold up the server."""
+_ROUNDS: Final = 4
 
 
 class Server:
@@ -37,57 +43,45 @@ class Server:
         client: Any,
         *,
         copies: Copies,
-        limit: int | None,
+        limit: int | None = None,
         expires: bool | None = None,
         holds: bool = False,
     ) -> None:
         self._client: Final = Cluster(client) if isinstance(client, RedisCluster) else Single(client)
-        self.copies: Final = copies
-        self.spans_runs: Final = self._client.spans_runs
-        self._pipelines: Final = Pipelines(self._client, copies)
+        self._copies: Final = copies
         self._expires: Final = expires
-        self._held: Final = HeldConnection(client.connection_pool) if self._may_hold(holds, limit) else None
-        if limit is not None and self._held is not None:
-            limit -= 1
-        self._turn: Final[AbstractAsyncContextManager[None]] = nullcontext() if limit is None else asyncio.Semaphore(limit)
+        holds = holds and self._client.spans_runs and not copies and limit != 1
+        self._held: Final = HeldConnection(client.connection_pool) if holds else None
+        limited = nullcontext() if limit is None else asyncio.Semaphore(limit - holds)
+        self._turn: Final[AbstractAsyncContextManager[None]] = limited
         self._examined = expires is None
-
-    def _may_hold(self, holds: bool, limit: int | None) -> bool:
-        return holds and self.spans_runs and not self.copies and limit != 1
+        self._batchers: Final[dict[tuple[Script, str], Batcher[Item, Any]]] = {}
+        self.forks: Final = forks()
 
     async def reach(self) -> None:
         """Have the server answer once, about its settings. Where it doesn't, nothing else was sent to it."""
         if not self._examined:
-            async with self._turn:
-                await self._reach()
+            danger = await self._try(partial(loss, self._client.redis, expires=bool(self._expires)), "its settings")
+            was_told, self._examined = self._examined, True
+            if danger and not was_told:
+                warnings.warn(danger, DataLossWarning, stacklevel=1)
 
-    async def call(self, call: Call, *, confirm: bool = False) -> Any:
-        """Run one script; with `confirm`, the copies asked for exist when this returns."""
-        if confirm and self.copies:
-            (reply,) = await self.call_all([call], confirm=True)
-            if isinstance(reply, StoreError):
-                raise reply
-            return reply
-        return await self._guarded(partial(self._pipelines.send, call), call)
+    async def submit(self, script: Script, item: Item) -> Any:
+        """Run a script for one item, in one call with others that are asked for at the same time."""
+        node = ""
+        if isinstance(self._client, Cluster):
+            node = await self._try(partial(self._client.node, item[0]), item[0])
+        # One for each node, so that one that is away holds up no runs but its own.
+        if (script, node) not in self._batchers:
+            self._batchers[script, node] = Batcher(partial(self._answers, script), size=lambda item: len(item[1]))
+        return _sound(await self._batchers[script, node].submit(item))
 
-    async def append(self, call: Call) -> Any:
-        """Run one script of appends, and confirm it; one at a time."""
-        if self._held is None:
-            return await self.call(call, confirm=True)
-        await self._reach()
-        return await self._try(partial(by_hash, self._held.execute, call), call.keys[0], appends=call.appends)
+    async def ask(self, script: Script, items: Sequence[Item], *, confirm: bool = True) -> Sequence[Any]:
+        """Run a script for items, in one round trip; return an answer for each, or raise the first that is an error.
 
-    async def call_all(self, calls: Sequence[Call], *, confirm: bool = False) -> list[Any]:
-        """Run scripts as one pipeline. Where one of them failed, its reply is the `StoreError`."""
-        work = partial(self._pipelines.run, calls, confirm=confirm and bool(self.copies))
-        return await self._guarded(work, calls[0])
-
-    async def node(self, key: str) -> str:
-        """Name the cluster's node that serves `key`; nothing on a single server."""
-        try:
-            return await self._client.node(key)
-        except Exception as error:
-            raise store_error(error, key) from error
+        With `confirm`, the copies asked for exist when this returns.
+        """
+        return [_sound(answer) for answer in await self._answers(script, items, confirm=confirm)]
 
     async def keys(self, pattern: str) -> AsyncIterator[str | bytes]:
         """Yield the names of the hashes that match a glob, some of them more than once."""
@@ -98,42 +92,92 @@ class Server:
             raise store_error(error, pattern) from error
 
     async def close(self) -> None:
-        """Give back what is held."""
+        """Close the client."""
         if self._held is not None:
             await self._held.close()
+        await self._client.redis.aclose()
 
-    async def _guarded(self, work: Callable[[], Awaitable[T]], call: Call) -> T:
-        async with self._turn:
-            await self._reach()
-            return await self._try(work, call.keys[0], appends=call.appends)
+    async def _answers(self, script: Script, items: Sequence[Item], *, confirm: bool = True) -> Sequence[Any]:
+        most, appends = _CALL_ITEMS if self._client.spans_runs else 1, script is APPEND
+        chunks = [items[start : start + most] for start in range(0, len(items), most)]
+        calls = [call_for(script, chunk) for chunk in chunks]
+        on_held = self._held is not None and appends and len(calls) == 1
+        replies: Sequence[Any] = []
+        if calls:
+            async with nullcontext() if on_held else self._turn:
+                await self.reach()
+                work = partial(self._rounds, calls, confirm=confirm and bool(self._copies))
+                replies = await self._try(work, items[0][0], appends=appends)
+        answers: list[Any] = []
+        for chunk, reply in zip(chunks, replies, strict=True):
+            answers += repeat(reply, len(chunk)) if reply is None or isinstance(reply, Exception) else reply
+        if any(isinstance(answer, ReadOnlyError) for answer in answers):
+            await self._client.leave()
+            if self._held is not None:
+                await self._held.leave()
+        return [
+            store_error(answer, item[0], appends=appends) if isinstance(answer, Exception) else answer
+            for answer, item in zip(answers, items, strict=True)
+        ]
 
-    async def _reach(self) -> None:
-        if not self._examined:
-            await self._try(self._examine, "its settings")
+    async def _rounds(self, calls: Sequence[Call], *, confirm: bool) -> Sequence[Any]:
+        """Run scripts in pipelines; those that met a server without the script, or a slot that has moved, are sent again."""
+        if len(calls) == 1 and not confirm:
+            return [await self._send(calls[0])]
+        replies: dict[Call, Any] = {}
+        left, known = calls, True
+        for _ in range(_ROUNDS):
+            for group in self._client.by_node(left):
+                replies.update(zip(group, await self._round(group, known=known, confirm=confirm), strict=True))
+            unknown = [call for call in left if isinstance(replies[call], NoScriptError)]
+            moved = [call for call in left if self._client.has_moved(replies[call])]
+            for call in moved:
+                # Follows the redirection and learns the new map, without the copies. What runs twice changes nothing.
+                reply = await self._send(call)
+                replies[call] = replies[call] if confirm else reply
+            left, known = unknown + (moved if confirm else []), not unknown
+            if not left:
+                break
+        return [replies[call] for call in calls]
 
-    async def _examine(self) -> None:
-        self._examined = True
-        try:
-            danger = await loss(self._client.redis, expires=bool(self._expires))
-        except BaseException:
-            self._examined = False
-            raise
-        if danger:
-            warnings.warn(danger, DataLossWarning, stacklevel=level_of_the_program())
+    async def _round(self, calls: Sequence[Call], *, known: bool, confirm: bool) -> Sequence[Any]:
+        """Run scripts on one node in a pipeline, and behind them the commands that wait for copies."""
+        commands = [call.command(known=known) for call in calls]
+        answers = await self._client.pipeline([*commands, *(self._copies.commands if confirm else ())], calls[0].keys[0])
+        replies = answers[: len(calls)]
+        if confirm and (shortage := self._copies.shortage(answers[len(calls) :], calls[0].keys[0])):
+            return [reply if isinstance(reply, Exception) else shortage for reply in replies]
+        return replies
+
+    async def _send(self, call: Call) -> Any:
+        if self._held is not None and call.script is APPEND:
+            return await _by_hash(self._held.execute, call)
+        return await _by_hash(lambda command: self._client.send(command, call.keys[0]), call)
 
     async def _try(self, work: Callable[[], Awaitable[T]], keys: str, *, appends: bool = False) -> T:
         task = asyncio.current_task()
         cancellations = task.cancelling() if task else 0
         try:
             answer = await self._client.attempt(work)
-        except Warning:  # where warnings are errors, this one stays what it is
-            raise
         except Exception as error:
-            if isinstance(error, ReadOnlyError):
-                await self._client.leave()
-                if self._held is not None:
-                    self._held.leave()
             raise store_error(error, keys, appends=appends) from error
         if task and task.cancelling() > cancellations:
             raise asyncio.CancelledError  # redis-py awaits with wait_for, which loses a cancellation in Python 3.11
         return answer
+
+
+async def _by_hash(execute: Callable[[tuple[object, ...]], Awaitable[Any]], call: Call) -> Any:
+    """Run a script by its hash, and with its source where the server doesn't have it; return an error that the server answers."""
+    try:
+        try:
+            return await execute(call.command())
+        except NoScriptError:
+            return await execute(call.command(known=False))
+    except ResponseError as error:
+        return error
+
+
+def _sound(answer: Any) -> Any:
+    if isinstance(answer, StoreError):
+        raise answer
+    return answer

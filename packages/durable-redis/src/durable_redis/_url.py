@@ -14,26 +14,11 @@ from durable_core.errors import StoreError
 from durable_core.stores.urls import StoreURL, boolean, integer, seconds
 
 _PATIENCE: Final = 5.0
-_DRIVER: Final = frozenset(
-    {
-        "client_name",
-        "db",
-        "health_check_interval",
-        "password",
-        "protocol",
-        "socket_connect_timeout",
-        "socket_keepalive",
-        "socket_timeout",
-        "ssl_ca_certs",
-        "ssl_ca_path",
-        "ssl_cert_reqs",
-        "ssl_certfile",
-        "ssl_check_hostname",
-        "ssl_keyfile",
-        "ssl_keyfile_password",
-        "username",
-    }
-)
+_CONNECTION: Final = {"client_name", "db", "health_check_interval", "password", "protocol", "username"}
+_SOCKET: Final = {"socket_connect_timeout", "socket_keepalive", "socket_timeout"}
+_TRUST: Final = {"ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs", "ssl_check_hostname"}
+_IDENTITY: Final = {"ssl_certfile", "ssl_keyfile", "ssl_keyfile_password"}
+_DRIVER: Final = frozenset(_CONNECTION | _SOCKET | _TRUST | _IDENTITY)
 
 
 def _numbers(names: str) -> Callable[[str], tuple[int, ...]]:
@@ -62,16 +47,16 @@ _OURS: Final[dict[str, Callable[[str], Any]]] = {
 def parse(url: str) -> tuple[Callable[[], Redis | RedisCluster], dict[str, Any]]:
     """Return what makes a client, without connecting, and the store's own options."""
     address = StoreURL(url)
-    _refuse_without_host(url, address)
+    if address.scheme != "unix":
+        address.require_server()
     options = address.options(_OURS, also=_DRIVER)
     cluster = options.pop("cluster", False)
     _check_path(address, cluster=cluster)
-    given = {name for name, _ in address.query}
     # A server that is waiting for copies is not a server that is away.
     patience = _PATIENCE + (options.get("wait", (0,))[-1] + options.get("waitaof", (0,))[-1]) / 1000
     settings: dict[str, Any] = {"socket_timeout": patience, "socket_connect_timeout": _PATIENCE}
-    for name in given & settings.keys():
-        del settings[name]
+    for name, _ in address.query:
+        settings.pop(name, None)
     rest = address.without(_OURS)
 
     def connect() -> Redis | RedisCluster:
@@ -83,15 +68,6 @@ def parse(url: str) -> tuple[Callable[[], Redis | RedisCluster], dict[str, Any]]
         return Redis.from_pool(ConnectionPool.from_url(rest, retry=retry, **settings))
 
     return connect, options
-
-
-def _refuse_without_host(url: str, address: StoreURL) -> None:
-    # Such a URL has no host to redis-py, which then connects to this machine; where a password stands in it nobody can tell.
-    if address.scheme in ("redis", "rediss") and not url.partition(":")[2].startswith("//"):
-        begin = f"{address.scheme}://"
-        raise StoreError(
-            f"a URL of the scheme {address.scheme!r} begins with {begin}; write it as {begin}user:password@host:6379/0"
-        )
 
 
 def _check_path(parsed: StoreURL, *, cluster: bool) -> None:

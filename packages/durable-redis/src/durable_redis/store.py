@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
-from functools import partial
-from itertools import repeat
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from redis.asyncio import Redis, RedisCluster
 
@@ -26,7 +24,6 @@ from durable_core.store import (
     forks,
     to_the_end,
 )
-from durable_core.stores.batcher import Batcher
 from durable_core.stores.lease import Leases
 from durable_core.stores.lines import RecordLines
 from durable_core.stores.loops import OneLoop
@@ -34,16 +31,13 @@ from durable_core.stores.urls import StoreURL
 
 from ._another import another
 from ._copies import Copies
-from ._errors import store_error
 from ._keys import Keys
-from ._lease import Locks, RunLease, holder_in
-from ._scripts import APPEND, CLEAR, GET, HELD, NEWER, READ, Call, Item, Script, call_for, split
+from ._lease import RunLease, holder_in
+from ._scripts import APPEND, CLEAR, HELD, NEWER, READ
 from ._server import Server
 from ._url import parse
 
 Page = list[bytes]
-_CALL_ITEMS: Final = 25
-_CALL_LOOKS: Final = 100
 _PAGE_BYTES: Final = 128 * 1024
 _READS: Final = 5
 _SHORTEST_PAUSE: Final = 0.02
@@ -85,9 +79,9 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
         self._limit: Final = max_connections
         self._loop = OneLoop(type(self).__name__, given=True)
         self._server = self._new_server()
-        self._batchers: dict[str, Batcher[Item, Any]] = {}
         self._leases: Final = Leases("durable-redis-leases")
-        self._locks: Locks | None = None
+        self._locks: Server | None = None
+        """The server as the thread knows it that renews leases: by a client of its own."""
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -104,45 +98,30 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
     async def append(self, record: StepRecord) -> StepRecord:
         key = self._keys.log(record.run_id)
         head = f"{record.revision}\x1f{record.status == 'waiting':d}\x1f{self._options}\x1f{record.step_id}"
-        server = self._serving()
-        node = "" if server.spans_runs else await server.node(key)
-        holder = await self._batcher(node).submit((key, record.to_json(), head))
-        if not holder:
-            return record
-        if isinstance(holder, StoreError):
-            raise holder
-        if isinstance(holder, Exception):
-            raise store_error(holder, key)
-        return StepRecord.from_json(holder, where=f"step {record.step_id!r} in {key}")
+        holder = await self._serving().submit(APPEND, (key, record.to_json(), head))
+        return StepRecord.from_json(holder, where=f"step {record.step_id!r} in {key}") if holder else record
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
-        key = self._keys.log(run_id)
-        line = await self._serving().call(Call(GET, (key,), step_id, self._touch), confirm=True)
-        return None if line is None else StepRecord.from_json(line, where=f"step {step_id!r} in {key}")
+        return next(iter(await self.newer([(run_id, step_id, -1)])), None)
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
-        for _ in range(_READS):
-            lines: list[bytes] = []
-            try:
-                async for page in self._pages(run_id):
-                    lines += page
-            except _Rewritten:
-                continue
-            return _records(self._keys.log(run_id), lines)
-        raise _rewritten(run_id)
+        for _ in range(_READS - 1):
+            with suppress(_Rewritten):
+                return await self._read(run_id)
+        return await self._read(run_id)
+
+    async def _read(self, run_id: str) -> Sequence[StepRecord]:
+        return _records(self._keys.log(run_id), [line async for page in self._pages(run_id) for line in page])
 
     async def scan(self, run_id: str) -> AsyncIterator[StepRecord]:
         number = 0
-        try:
-            async for page in self._pages(run_id):
-                for record in _records(self._keys.log(run_id), page, before=number):
-                    yield record
-                number += len(page)
-        except _Rewritten:
-            raise _rewritten(run_id) from None
+        async for page in self._pages(run_id):
+            for record in _records(self._keys.log(run_id), page, before=number):
+                yield record
+            number += len(page)
 
     async def clear(self, run_id: str) -> None:
-        await self._serving().call(Call(CLEAR, (self._keys.log(run_id),), self._touch), confirm=True)
+        await self._serving().ask(CLEAR, [(self._keys.log(run_id), self._touch)])
 
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
         seen: set[str] = set()
@@ -158,7 +137,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
         await self._serving().reach()  # where that fails, no lock can have been given
         if self._locks is None or self._locks.forks != forks():
-            self._locks = Locks(self._connect() if self._connect else another(self._client), copies=self._copies)
+            self._locks = Server(self._connect() if self._connect else another(self._client), copies=self._copies)
         keys = {"lock": self._keys.lock(run_id), "log": self._keys.log(run_id)}
         requests = RunLease(self._locks, run_id, **keys, seconds=self._lease, clock=self._leases.clock)
         # Renewals keep the log from expiring too, so they come often enough for its `ttl`.
@@ -170,35 +149,19 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
         return (await self.holders([run_id])).get(run_id)
 
     async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
-        keys = {self._keys.lock(run_id): run_id for run_id in run_ids}
-        found: dict[str, Holder] = {}
-        for items, values in await self._look(HELD, [(key,) for key in keys]):
-            for (key,), value in zip(items, values, strict=True):
-                if value is not None and (holder := holder_in(value)):
-                    found[keys[key]] = holder
-        return found
+        keys = [(self._keys.lock(run_id),) for run_id in run_ids]
+        values = await self._serving().ask(HELD, keys, confirm=False)
+        held = {run_id: holder_in(value) for run_id, value in zip(run_ids, values, strict=True) if value is not None}
+        return {run_id: holder for run_id, holder in held.items() if holder is not None}
 
     async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
-        looks = [(self._keys.log(run_id), step_id, revision) for run_id, step_id, revision in known]
-        found: list[StepRecord] = []
-        for items, answer in await self._look(NEWER, looks):
-            for number, line in zip(answer[::2], answer[1::2], strict=True):
-                key, step_id, _ = items[number - 1]
-                record = StepRecord.from_json(line, where=f"step {step_id!r} in {key}")
-                # Where copies are waited for, `get` does.
-                newest = await self.get(record.run_id, step_id) if self._copies else record
-                found += [newest] if newest else []
-        return found
-
-    async def _look(self, script: Script, items: Sequence[Item]) -> Sequence[tuple[Sequence[Item], Any]]:
-        """Run a script that reads, in one round trip; return parts of `items`, each with the answer."""
-        server = self._serving()
-        chunks = split(items, together=server.spans_runs, most=_CALL_LOOKS)
-        replies = await server.call_all([call_for(script, chunk) for chunk in chunks]) if chunks else []
-        for reply in replies:
-            if isinstance(reply, StoreError):
-                raise reply
-        return [*zip(chunks, replies, strict=True)]
+        looks = [(self._keys.log(run_id), step_id, revision, self._touch) for run_id, step_id, revision in known]
+        lines = await self._serving().ask(NEWER, looks)
+        return [
+            StepRecord.from_json(line, where=f"step {step_id!r} in {key}")
+            for (key, step_id, *_), line in zip(looks, lines, strict=True)
+            if line is not None
+        ]
 
     async def __aenter__(self) -> Self:
         return self
@@ -220,7 +183,6 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
         if self._connect is not None:
             self._loop.leave()
             await self._server.close()
-            await self._client.aclose()
 
     def _new_server(self) -> Server:
         expires, holds = self._ttl is not None, self._connect is not None
@@ -230,56 +192,29 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
         """Return the server, connected anew where the loop is another than before."""
         if self._loop.enter() and self._connect is not None:
             self._client = self._connect()
-            self._server, self._batchers = self._new_server(), {}
+            self._server = self._new_server()
         return self._server
-
-    def _batcher(self, node: str) -> Batcher[Item, Any]:
-        """One for each node, so that one that is away holds up no runs but its own."""
-        if node not in self._batchers:
-            self._batchers[node] = Batcher(partial(self._flush, self._server), size=_size)
-        return self._batchers[node]
-
-    async def _flush(self, server: Server, items: Sequence[Item]) -> Sequence[Any]:
-        if len(items) == 1 or (server.spans_runs and len(items) <= _CALL_ITEMS):
-            return await server.append(call_for(APPEND, items)) or [None] * len(items)
-        chunks = split(items, together=server.spans_runs, most=_CALL_ITEMS)
-        replies = await server.call_all([call_for(APPEND, chunk) for chunk in chunks], confirm=True)
-        held: dict[int, Any] = {}
-        for chunk, reply in zip(chunks, replies, strict=True):
-            if reply:
-                answers = repeat(reply) if isinstance(reply, StoreError) else reply
-                held.update(zip(map(id, chunk), answers, strict=False))
-        return [held.get(id(item)) for item in items]
 
     async def _pages(self, run_id: str) -> AsyncIterator[Page]:
         """Read the records that are there at the first page; it is the one that waits for their copies."""
         key = self._keys.log(run_id)
-        read = Call(READ, (key,), 1, _PAGE_BYTES, "", self._touch)
         server = self._serving()
-        log, count, lines = await server.call(read, confirm=True)
+        ((log, count, lines),) = await server.ask(READ, [(key, 1, _PAGE_BYTES, "", self._touch)])
         done = 0
         while done < count:
             page = lines.split(b"\n")[: count - done]
             yield page
             done += len(page)
             if done < count:
-                read = Call(READ, (key,), done + 1, _PAGE_BYTES, log, 0)
-                same, _, lines = await server.call(read)
+                item = (key, done + 1, _PAGE_BYTES, log, 0)
+                ((same, _, lines),) = await server.ask(READ, [item], confirm=False)
                 if same != log:
-                    raise _Rewritten
+                    raise _Rewritten(f"run {run_id!r} was cleared while it was read; read it again")
 
 
-class _Rewritten(Exception):
+class _Rewritten(StoreError):
     """The log was cleared, and perhaps begun anew, between two pages."""
-
-
-def _rewritten(run_id: str) -> StoreError:
-    return StoreError(f"run {run_id!r} was cleared while it was read; read it again")
 
 
 def _records(key: str, lines: Sequence[bytes], *, before: int = 0) -> RecordLines:
     return RecordLines(lines, where=lambda number: f"field {before + number} of {key}")
-
-
-def _size(item: Item) -> int:
-    return len(item[1])

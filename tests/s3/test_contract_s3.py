@@ -9,7 +9,7 @@ from durable_core.testing import OpenStore, StoreTests
 from tests.s3.support import open_with_small_pages
 from tests.servers.s3 import SERVERS
 
-ABILITIES = frozenset({"runs", "lock", "holder", "polling"})
+ABILITIES = frozenset({"runs", "scan", "lock", "holder", "polling"})
 
 
 class TestS3Store(StoreTests):

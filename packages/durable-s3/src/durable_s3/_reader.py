@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from durable_core.errors import CorruptLog, StoreError
@@ -50,6 +50,32 @@ class Reader:
                 await self._write_snapshot(run_id, ordered, settled)
         bodies = [entry.body for entry in ordered]
         return RecordLines(bodies, where=lambda number: f"the object {ordered[number - 1].key!r}"), highest
+
+    async def scan(self, run_id: str) -> AsyncIterator[tuple[StepRecord, int]]:
+        """Yield the run's entries in order, each with its place; of all but a few only keys and places are in memory.
+
+        An entry that is in no snapshot is read twice: for its place, and when its turn comes.
+        """
+        listed = await self._listed(run_id)
+        await self._from_snapshot(run_id, listed, bodies=False)
+        async for entry in self._one_by_one([entry for entry in listed.values() if entry.place is None]):
+            entry.place = self._checked(run_id, entry)
+        places = [entry.place for entry in listed.values() if entry.place is not None]
+        ordered = await self._bucket.connection.run(_entry.in_order, [*listed.values()], places)
+        async for entry in self._one_by_one(ordered):
+            yield StepRecord.from_json(entry.body, where=f"the object {entry.key!r}"), entry.place.order if entry.place else 0
+
+    async def _one_by_one(self, entries: Sequence[Entry]) -> AsyncIterator[Entry]:
+        """Yield each entry while it has its body. Raises `StoreError` where one has gone or changed since it was listed."""
+        for start in range(0, len(entries), _WIDTH):
+            page = {entry.key: entry for entry in entries[start : start + _WIDTH]}
+            etags = [entry.etag for entry in page.values()]
+            await self._fetch_all(page)
+            for etag, entry in zip(etags, page.values(), strict=True):
+                if not entry.body or entry.etag != etag:
+                    raise StoreError(f"{entry.key!r} has gone or changed while its run was read; was that cleared? read it again")
+                yield entry
+                entry.body = b""
 
     async def _consistent(self, run_id: str) -> list[Entry]:
         """Return all entries of one moment."""
@@ -133,16 +159,8 @@ class Reader:
                 entry.etag, entry.body = content.etag, content.body or b" "
 
     def _in_order(self, run_id: str, entries: Sequence[Entry]) -> tuple[Sequence[Entry], int]:
-        highest = 0
-
-        def places() -> Iterator[Place]:
-            nonlocal highest
-            for entry in entries:
-                place = entry.place or self._checked(run_id, entry)
-                highest = max(highest, place.order)
-                yield place
-
-        return _entry.in_order(entries, places()), highest
+        places = [entry.place or self._checked(run_id, entry) for entry in entries]
+        return _entry.in_order(entries, places), max((place.order for place in places), default=0)
 
     def _checked(self, run_id: str, entry: Entry) -> Place:
         head = _entry.head(entry.body, entry.key)
@@ -152,16 +170,16 @@ class Reader:
                 f"the object {entry.key!r} holds revision {head.revision} of step {head.step_id!r} of run {head.run_id!r},"
                 f" which belongs at {key!r}; it was copied or renamed by hand: put it back"
             )
-        return head
+        return Place(head.order, head.revision)
 
-    async def _from_snapshot(self, run_id: str, listed: Mapping[str, Entry]) -> None:
-        """Give entries the bodies that stand in the snapshot."""
+    async def _from_snapshot(self, run_id: str, listed: Mapping[str, Entry], *, bodies: bool = True) -> None:
+        """Give entries the places, and the bodies, that stand in the snapshot."""
         if len(listed) < self.smallest_snapshot:
             return
         folder = self._keys.run(run_id)
 
         def fill(chunks: Iterable[bytes]) -> int:
-            return _snapshot.fill(chunks, run_id, folder, listed)
+            return _snapshot.fill(chunks, run_id, folder, listed, bodies=bodies)
 
         count = await self._bucket.read_chunks(self._keys.snapshot(run_id), fill)
         if count == 0:

@@ -43,15 +43,13 @@ def encode(run_id: str, folder: str, entries: Iterable[Entry], largest: int) -> 
     return b"".join(lines), count
 
 
-def fill(chunks: Iterable[bytes], run_id: str, folder: str, listed: Mapping[str, Entry]) -> int:
-    """Fill in the bodies of listed entries from a snapshot, where the ETags are equal; return how many.
+def fill(chunks: Iterable[bytes], run_id: str, folder: str, listed: Mapping[str, Entry], *, bodies: bool = True) -> int:
+    """Fill in the places, and the `bodies`, of listed entries from a snapshot, where the ETags are equal; return how many.
 
     A damaged snapshot fills in none.
     """
     lines = _lines(chunks)
-    entries: list[Entry] = []
-    bodies: list[bytes] = []
-    places: list[Place] = []
+    found: list[tuple[Entry, bytes, Place]] = []
     try:
         header = _header(next(lines, b""))
         if header.v != _FORMAT or header.run_id != run_id:
@@ -63,16 +61,14 @@ def fill(chunks: Iterable[bytes], run_id: str, folder: str, listed: Mapping[str,
             name, etag, body = _line(line)
             entry = listed.get(folder + name)
             if entry is not None and entry.etag == etag:
-                entries.append(entry)
-                bodies.append(bytes(body))
-                places.append(place_of(body))
+                found.append((entry, bytes(body) if bodies else b"", place_of(body)))
     except UNREADABLE:
         return 0
     if digest.hexdigest() != header.sha256:
         return 0
-    for entry, content, place in zip(entries, bodies, places, strict=True):
+    for entry, content, place in found:
         entry.body, entry.place = content, place
-    return len(entries)
+    return len(found)
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

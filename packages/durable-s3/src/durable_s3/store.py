@@ -20,6 +20,7 @@ from durable_core.store import (
     SupportsLock,
     SupportsPolling,
     SupportsRuns,
+    SupportsScan,
     to_the_end,
 )
 from durable_core.stores.lease import Leases
@@ -39,7 +40,7 @@ _NOT_AT_ONCE: Final = ("GLACIER", "DEEP_ARCHIVE")
 _log: Final = logging.getLogger("durable_s3")
 
 
-class S3Store(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, SupportsPolling):
+class S3Store(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling):
     """Keeps runs in a bucket, below `prefix`. An append is durable once S3 has answered 200.
 
     `client` is a boto3 S3 client: it stays yours and is not closed. It serves as many requests at a time as it has connections,
@@ -122,6 +123,12 @@ class S3Store(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Support
         entries, highest = await self._reader.read(run_id)
         self._order.saw(run_id, highest)
         return entries
+
+    async def scan(self, run_id: str) -> AsyncIterator[StepRecord]:
+        await self._ready()
+        async for record, order in self._reader.scan(run_id):
+            self._order.saw(run_id, order)
+            yield record
 
     async def clear(self, run_id: str) -> None:
         await self._ready()

@@ -75,9 +75,12 @@ async def test_an_append_without_its_copies_raises(pair: tuple[RedisServer, Redi
             lambda: two.append(entry()),
             lambda: three.get("run", "step"),
             lambda: four.list("run"),
+            lambda: four.newer([("run", "step", -1)]),  # type: ignore[attr-defined]  # every store of Redis has it
         ):
             with pytest.raises(StoreError, match=r"WAIT found 0 of 1 copies within 100 ms.*append again"):
                 await attempt()
+        # Who waits for what isn't there goes on waiting.
+        assert await four.newer([("run", "step", 0), ("run", "nothing", -1)]) == []  # type: ignore[attr-defined]  # as above
         replica.resume()
     async with open_store(f"{primary.url}?wait=1,5000") as store:
         assert (await store.append(entry())).id == record.id

@@ -17,13 +17,10 @@ async def loss(client: Any, *, expires: bool) -> str | None:
     `expires` says whether runs have a ttl: then the `volatile-*` policies may evict them too.
     """
     try:
-        settings = {
-            name: str(value)
-            for setting in ("save", "appendonly", "maxmemory-policy")
-            for name, value in (await client.config_get(setting)).items()
-        }
+        found = await client.config_get("save", "appendonly", "maxmemory-policy")
     except ResponseError:  # Forbidden, or renamed away, as hosted servers do.
         return None
+    settings = {name: str(value) for name, value in found.items()}
     dangers = []
     if settings.get("appendonly") == "no":
         if settings.get("save"):

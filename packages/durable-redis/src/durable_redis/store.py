@@ -102,7 +102,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
         return StepRecord.from_json(holder, where=f"step {record.step_id!r} in {key}") if holder else record
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
-        return next(iter(await self.newer([(run_id, step_id, -1)])), None)
+        return next(iter(await self._newer([(run_id, step_id, -1)])), None)
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
         for _ in range(_READS - 1):
@@ -149,14 +149,17 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
         return (await self.holders([run_id])).get(run_id)
 
     async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
-        keys = [(self._keys.lock(run_id),) for run_id in run_ids]
-        values = await self._serving().ask(HELD, keys, confirm=False)
+        values = await self._serving().ask(HELD, [(self._keys.lock(run_id),) for run_id in run_ids], confirm=False)
         held = {run_id: holder_in(value) for run_id, value in zip(run_ids, values, strict=True) if value is not None}
         return {run_id: holder for run_id, holder in held.items() if holder is not None}
 
     async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
-        looks = [(self._keys.log(run_id), step_id, revision, self._touch) for run_id, step_id, revision in known]
-        lines = await self._serving().ask(NEWER, looks)
+        found = await self._newer(known, confirm=False)
+        return await self._newer(known) if found and self._copies else found
+
+    async def _newer(self, known: Sequence[tuple[str, str, int]], *, confirm: bool = True) -> Sequence[StepRecord]:
+        looks = [(self._keys.log(run_id), step_id, revision, self._touch * confirm) for run_id, step_id, revision in known]
+        lines = await self._serving().ask(NEWER, looks, confirm=confirm)
         return [
             StepRecord.from_json(line, where=f"step {step_id!r} in {key}")
             for (key, step_id, *_), line in zip(looks, lines, strict=True)

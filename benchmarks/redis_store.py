@@ -60,9 +60,9 @@ async def one_run(store: RedisStore, client: Any) -> None:
         rows.append((median(bare), median(appends), median(appends) / median(bare)))
     await client.connection_pool.release(connection)
     floor, append, ratio = (median(column) for column in zip(*rows, strict=True))
-    row("bare HSET on a held connection", floor * 1e6, unit="µs")
-    row("append, one run", append * 1e6, unit="µs")
-    row("append, one run, over a bare HSET", ratio, 1.75)
+    row("bare HSET on a held connection", floor * 1e6, None, "µs")
+    row("append, one run", append * 1e6, None, "µs")
+    row("append, one run, over a bare HSET", ratio, 1.75, "x")
 
 
 async def pipelined(client: Any, entries: list[StepRecord]) -> float:
@@ -88,7 +88,7 @@ async def many_runs(store: RedisStore, client: Any, runs: int, each: int = 5) ->
     async with AsyncExitStack() as locks:
         start = perf_counter()
         await asyncio.gather(*(locks.enter_async_context(store.lock(f"run-{run:05}")) for run in range(runs)))
-        row(f"taking the locks of {runs:,} runs at once", (perf_counter() - start) / runs * 1e6, unit="µs a lock")
+        row(f"taking the locks of {runs:,} runs at once", (perf_counter() - start) / runs * 1e6, None, "µs a lock")
         for round_ in range(ROUNDS):
             work = [[record(run, step, round_ + runs) for step in range(each)] for run in range(runs)]
             bare = len(work) * each / await pipelined(client, [entry for entries in work for entry in entries])
@@ -103,12 +103,12 @@ async def at_once(store: RedisStore, client: Any) -> None:
     rates = {}
     for runs in (100, 1_000, 10_000):
         rates[runs], bare = await many_runs(store, client, runs)
-        row(f"appends a second, {runs:,} runs at once under their locks", rates[runs], unit="/s")
+        row(f"appends a second, {runs:,} runs at once under their locks", rates[runs], None, "/s")
         if runs == 1_000:
-            row("a pipeline of the same bytes, a second", bare, unit="/s")
-            row("appends of 1,000 runs at once, over a pipeline", rates[runs] / bare, 0.3, at_most=False)
+            row("a pipeline of the same bytes, a second", bare, None, "/s")
+            row("appends of 1,000 runs at once, over a pipeline", rates[runs] / bare, 0.3, "x", at_most=False)
         if runs > 100:
-            row(f"an append among {runs:,} runs, over one among 100", rates[100] / rates[runs], 1.5)
+            row(f"an append among {runs:,} runs, over one among 100", rates[100] / rates[runs], 1.5, "x")
 
 
 async def polling(store: RedisStore) -> None:

@@ -190,7 +190,7 @@ async def single_calls(client: Any, store: S3Store, requests: list[Requests], en
         get = await timed("get", partial(store.get, run_id, entry.step_id))
     row("append, requests", sum(append.values()), 1, "PUT")
     row("get, requests", sum(get.values()), 2, "")
-    row("append, over a bare put_object", statistics.median(times["append"]) / statistics.median(times["bare"]))
+    row("append, over a bare put_object", statistics.median(times["append"]) / statistics.median(times["bare"]), None, "x")
 
 
 async def whole_run(server: S3Server, client: Any, store: S3Store, requests: list[Requests], entries: int) -> None:
@@ -205,12 +205,12 @@ async def whole_run(server: S3Server, client: Any, store: S3Store, requests: lis
     row(f"a run of {entries:,}: LISTs, with the snapshot's", first["LIST"], lists + snapshot, "")
     row(f"a run of {entries:,}: GETs, with the snapshot's", first["GET"], entries + ROUNDS + snapshot, "")
     row(f"a run of {entries:,}: GETs at a time", widest.peak, 32, "")
-    row(f"a run of {entries:,}: seconds, over bare GETs 32 wide", seconds / await bare_gets(client, run_id))
+    row(f"a run of {entries:,}: seconds, over bare GETs 32 wide", seconds / await bare_gets(client, run_id), None, "x")
     second = await counted(requests, store.list(run_id))
     row(f"a run of {entries:,}, once more: requests", sum(second.values()), lists + (1 if snapshot else entries + ROUNDS), "")
     idle = int(in_child("--idle")[0])
     wall, peak = in_child("--resume", server.url(ROOT), run_id)
-    row(f"a run of {entries:,}: resumed", float(wall), unit="s")
+    row(f"a run of {entries:,}: resumed", float(wall), None, "s")
     row(f"a run of {entries:,}: memory over the interpreter with boto3", (int(peak) - idle) / 1e6, 100, "MB")
     await store.clear(run_id)
 

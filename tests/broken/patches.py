@@ -65,14 +65,14 @@ PATCHES = [
     Patch(
         "file: a holder doesn't look whether its lock file is still there",
         f"{CORE}/stores/filelock.py",
-        "            if self._file.is_at(self._path):\n",
-        "            if self._path:\n",
+        "            if self._file.is_there():\n",
+        "            if self._file:\n",
         ("tests/file/test_lock.py::test_lock_file_that_is_not_the_same_any_more",),
     ),
     Patch(
         "file: a lock is taken on a file that was replaced",
         f"{CORE}/stores/filelock.py",
-        "                is_there = file.is_at(path)\n",
+        "                is_there = file.is_there()\n",
         "                is_there = True\n",
         ("tests/file/test_lock.py::test_lock_file_that_is_not_the_same_any_more",),
     ),
@@ -86,22 +86,22 @@ PATCHES = [
     Patch(
         "file: what may only be read is not read without a lock",
         f"{CORE}/stores/filelock.py",
-        "            if not shared or error.errno not in _DENIED:\n",
-        "            if error.errno:\n",
+        "            if shared and error.errno in {*_DENIED, errno.ENOENT}:\n",
+        "            if not error.errno:\n",
         ("tests/file/test_posix_faults.py::test_read_only_folder",),
     ),
     Patch(
         "file: being asked who holds a run makes its lock file",
         f"{CORE}/stores/filelock.py",
-        "                file = self._use(name, path, make=False)\n",
-        "                file = self._use(name, path, make=True)\n",
+        "                file = _files.get(path) or _LockFile(path, _READ)\n",
+        "                file = self._file(name, shared=False)\n",
         ("tests/file/test_holder.py::test_asking_makes_nothing",),
     ),
     Patch(
         "file: a holder's note is believed though nobody holds the lock",
         f"{CORE}/stores/filelock.py",
-        "            if not is_locked(file.fd, position):\n                return None\n",
-        "",
+        "            return _read_note(file.fd, position) if is_locked(file.fd, position) else None\n",
+        "            return _read_note(file.fd, position)\n",
         ("tests/file/test_holder.py::test_another_process",),
     ),
     Patch(
@@ -134,7 +134,7 @@ PATCHES = [
     ),
     Patch(
         "memory: the last record takes the slot",
-        f"{CORE}/memory.py",
+        f"{CORE}/stores/memory.py",
         "        holder = entries.setdefault((step_id, revision), record)\n",
         "        holder = entries[step_id, revision] = record\n",
         (

@@ -315,7 +315,7 @@ async def test_note_with_control_characters(tmp_path: Path, child: Child) -> Non
     """A note that somebody spoiled with terminal escapes is shown without them."""
     script = f"""
     from durable_core.stores import filelock
-    filelock._host_and_program = lambda: ("a\\x1b[2Jb", "c\\x9bd\\x07")
+    filelock._program = lambda: "on a\\x1b[2Jb (c\\x9bd\\x07)"
     exec({HOLD!r})
     """
     holder = child(script, tmp_path, "run")

@@ -157,8 +157,8 @@ async def test_fork_while_another_thread_opens_the_lock_file(tmp_path: Path, mon
     opened = threading.Event()
 
     class LockFile(filelock._LockFile):
-        def __init__(self, fd: int, is_writable: bool) -> None:
-            super().__init__(fd, is_writable)
+        def __init__(self, path: str, flags: int) -> None:
+            super().__init__(path, flags)
             opened.set()
             threading.Event().wait(0.2)  # a fork that waits for nobody gets in here
 

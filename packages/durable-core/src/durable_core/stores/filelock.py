@@ -25,7 +25,9 @@ from durable_core.store import Holder, forks
 LOCK_FOLDER: Final = ".durable.locks"
 RUN_FILES: Final = 64
 """How many files the locks of runs are spread over: a system takes longer the more locks of one file are held."""
-_BINARY: Final = getattr(os, "O_BINARY", 0)
+_READ: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+_WRITE: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+_DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _LONGEST_PAUSE: Final = 0.005
 # A system call lets another thread run: one before each step would double what steps cost.
 _LOOK_AGAIN: Final = 0.05
@@ -50,39 +52,35 @@ def gate_of(spot: Spot) -> Spot:
 
 
 class Locks:
-    """The locks of one folder, for one store. Safe to use from several threads.
+    """The locks of one folder. Safe to use from several threads; within one process every lock is exclusive.
 
     Lock files are made when they are needed, in a folder of their own, and never removed. `make_folder` makes the folder that
-    this one lies in. Within one process every lock is exclusive.
+    this one lies in. A process has to call a folder by one path: systems that have only locks of a process give it both of two.
     """
 
     def __init__(self, folder: Path, *, make_folder: Callable[[Path], None], wait_limit: float = 30.0) -> None:
         self._folder: Final = folder / LOCK_FOLDER
         self._make_folder: Final = make_folder
         self._wait_limit: Final = wait_limit
-        self._files: Final[dict[str, _LockFile]] = {}
-        self._paths: Final[dict[str, Path]] = {}
 
-    def take(self, spot: Spot, *, shared: bool = False, note: bool = False, make: bool = True) -> Lock | None:
+    def take(self, spot: Spot, *, shared: bool = False, note: bool = False) -> Lock | None:
         """Take a lock, or return None where another holds it; `note` writes down who took it.
 
-        Without `make`, a lock file that may only be read is good enough, and `FileNotFoundError` is raised where there is none.
+        A lock file that may only be read is good enough for a shared lock.
         """
         _notice_fork()
         name, position = spot
-        path = self._path(name)
         while True:
             with _mutex:  # not held while the system is asked: threads that lock other bytes don't wait
-                file = self._use(name, path, make=make)
-                lock = Lock(file, position, path, _Note.of_this_process(position) if note else None)
-                if is_first := file.locks.setdefault(position, lock) is lock:
-                    file.users += 1
+                file = self._file(name, shared=shared)
+                lock = Lock(file, position, datetime.now(UTC) if note else None)
+                is_first = file.locks.setdefault(position, lock) is lock
             try:
                 is_taken = is_first and lock_byte(file.fd, position, shared=shared)
-                is_there = file.is_at(path)
+                is_there = file.is_there()
                 if is_taken and is_there:
-                    if lock.note is not None:
-                        _write_note(file.fd, lock.note)
+                    if lock.since:
+                        _write_note(file.fd, position, lock.since)
                     return lock
             except BaseException:  # a full disk must not leave a lock that nobody can give back
                 lock.release()
@@ -91,7 +89,7 @@ class Locks:
             if is_there:
                 return None
             with _mutex:  # the file was removed, and perhaps made again
-                self._drop(name)
+                file.close()
 
     def wait(self, spot: Spot, *, shared: bool) -> Lock | None:
         """Take a lock that nobody holds for long as soon as it is free. Raises `StoreError` after `wait_limit` seconds.
@@ -100,20 +98,18 @@ class Locks:
         """
         if not shared and (lock := self.take(spot)):
             return lock
-        # Who has to wait holds the gate meanwhile, and every reader passes it: readers that overlap would keep a writer out.
         deadline = time.monotonic() + self._wait_limit
         try:
-            gate = self._wait(gate_of(spot), deadline)
+            # Who has to wait holds the gate, and every reader passes it: readers that overlap would keep a writer out.
+            gate = self._wait(gate_of(spot), deadline, shared=shared)
+            try:
+                return self._wait(spot, deadline, shared=shared)
+            finally:
+                gate.release()
         except OSError as error:
-            if not shared or error.errno not in _DENIED:
-                raise
-            with suppress(FileNotFoundError, PermissionError):
-                return self._wait(spot, deadline, shared=True, make=False)
-            return None
-        try:
-            return self._wait(spot, deadline, shared=shared)
-        finally:
-            gate.release()
+            if shared and error.errno in {*_DENIED, errno.ENOENT}:
+                return None
+            raise
 
     def holder(self, spot: Spot) -> Holder | None:
         """Return who holds a lock, as far as is known, or None where nobody does. Takes no lock, and makes no file."""
@@ -121,28 +117,26 @@ class Locks:
         name, position = spot
         path = self._path(name)
         with _mutex:
+            if (known := _files.get(path)) and not known.is_there():
+                known.close()
             try:
-                if not self._use(name, path, make=False).is_at(path):
-                    self._drop(name)
-                file = self._use(name, path, make=False)
+                file = _files.get(path) or _LockFile(path, _READ)
             except FileNotFoundError:
                 return None
-            if (own := file.locks.get(position)) and own.note:
-                return Holder(f"another runner in this process ({own.note.pid})", own.note.since)
-            if not is_locked(file.fd, position):
-                return None
-            note = _read_note(file.fd, position)
-        return Holder(str(note), note.since) if note else Holder("another process", None)
+            if (own := file.locks.get(position)) and own.since:
+                return Holder(f"another runner in this process ({os.getpid()})", own.since)
+            return _read_note(file.fd, position) if is_locked(file.fd, position) else None
 
     def close(self) -> None:
-        """Close the lock files, but for those in which a lock is held, or that another store uses."""
+        """Close the lock files in which no lock is held; who needs one again opens it."""
         with _mutex:
-            for name in [*self._files]:
-                self._drop(name)
+            for path, file in [*_files.items()]:
+                if path.startswith(self._path("")) and not file.locks:
+                    file.close()
 
-    def _wait(self, spot: Spot, deadline: float, *, shared: bool = False, make: bool = True) -> Lock:
+    def _wait(self, spot: Spot, deadline: float, *, shared: bool) -> Lock:
         pause = 0.0001
-        while (lock := self.take(spot, shared=shared, make=make)) is None:
+        while (lock := self.take(spot, shared=shared)) is None:
             if time.monotonic() > deadline:
                 raise StoreError(
                     f"another process has kept the log locked by {self._folder} for {self._wait_limit:g} s; is it stopped?"
@@ -151,56 +145,36 @@ class Locks:
             pause = min(pause * 2, _LONGEST_PAUSE)
         return lock
 
-    def _path(self, name: str) -> Path:
-        path = self._paths.get(name)
-        return path or self._paths.setdefault(name, self._folder / name)
+    def _path(self, name: str) -> str:
+        return f"{self._folder}{os.sep}{name}"
 
-    def _use(self, name: str, path: Path, *, make: bool) -> _LockFile:
-        """Return the lock file of that name; what it was opened as may not be at its path any more."""
-        file = self._files.get(name)
-        if file is not None:
-            if file.is_writable or not make:
+    def _file(self, name: str, *, shared: bool) -> _LockFile:
+        """Return the lock file of that name, which may not be at its path any more."""
+        path = self._path(name)
+        if file := _files.get(path):
+            if file.is_writable or shared:
                 return file
-            self._drop(name)
-        file = _find(path, make=make) or self._open(path, make=make)
-        file.users += 1
-        self._files[name] = file
-        return file
-
-    def _drop(self, name: str) -> None:
-        if file := self._files.pop(name, None):
-            _leave(file)
-
-    def _open(self, path: Path, *, make: bool) -> _LockFile:
-        is_writable = True
+            file.close()
         try:
-            fd = os.open(path, os.O_RDWR | _BINARY | (os.O_CREAT if make else 0), 0o600)
-        except FileNotFoundError:
-            if not make:
-                raise
-            self._make_folder(self._folder.parent)
-            with suppress(FileExistsError):
-                self._folder.mkdir(0o700)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | _BINARY, 0o600)
+            if not self._folder.exists():
+                self._make_folder(self._folder.parent)
+                self._folder.mkdir(0o700, exist_ok=True)
+            return _LockFile(path, _WRITE)
         except OSError as error:
-            if make or error.errno not in _DENIED:
+            if not shared or error.errno not in _DENIED:
                 raise
-            is_writable, fd = False, os.open(path, os.O_RDONLY | _BINARY)
-        file = _LockFile(fd, is_writable)
-        _files[*file.identity, is_writable] = file
-        return file
+            return _LockFile(path, _READ)
 
 
 class Lock:
-    """A lock that was taken."""
+    """A lock that was taken; `since` stands in its note, where it has one."""
 
-    __slots__ = ("_file", "_path", "_position", "note")
+    __slots__ = ("_file", "_position", "since")
 
-    def __init__(self, file: _LockFile, position: int, path: Path, note: _Note | None) -> None:
+    def __init__(self, file: _LockFile, position: int, since: datetime | None) -> None:
         self._file: Final = file
         self._position: Final = position
-        self._path: Final = path
-        self.note: Final = note
+        self.since: Final = since
 
     def loss(self) -> str:
         """Say why this process doesn't hold the lock any more; empty while it does. Looks for its file every 50 ms at most."""
@@ -211,10 +185,10 @@ class Lock:
         if now < self._file.sure_until:
             return ""
         with suppress(OSError):
-            if self._file.is_at(self._path):
+            if self._file.is_there():
                 self._file.sure_until = now + _LOOK_AGAIN
                 return ""
-        return f"its lock file {self._path} was removed or replaced, and others may take the lock"
+        return f"its lock file {self._file.path} was removed or replaced, and others may take the lock"
 
     def release(self) -> None:
         """Give the lock back."""
@@ -223,55 +197,44 @@ class Lock:
             unlock_byte(self._file.fd, self._position)
             with _mutex:
                 del self._file.locks[self._position]
-                _leave(self._file)
+                if _files.get(self._file.path) is not self._file:
+                    self._file.close()
 
 
 class _LockFile:
     """An open lock file: one for all of a process, whose threads the system's locks don't keep apart."""
 
-    def __init__(self, fd: int, is_writable: bool) -> None:
-        status = os.fstat(fd)
-        self.fd: Final = fd
-        self.is_writable: Final = is_writable
-        self.identity: Final = (status.st_dev, status.st_ino)
+    def __init__(self, path: str, flags: int) -> None:
+        self.path: Final = path
+        self.is_writable: Final = flags == _WRITE
+        self.fd = os.open(path, flags, 0o600)
+        self._status: Final = os.fstat(self.fd)
         self.locks: Final[dict[int, Lock]] = {}
         """Those that this process holds or is about to take, by position."""
-        self.users = 0
         self.sure_until = 0.0
         """When holders have to look again whether it is where it was, in monotonic time."""
+        _files[path] = self
 
-    def is_at(self, path: Path) -> bool:
-        """Return True if the path names this file."""
+    def is_there(self) -> bool:
+        """Return True if its path still names this file."""
         try:
-            status = path.stat()
+            return os.path.samestat(os.stat(self.path), self._status)  # noqa: PTH116  # half the time of a Path's
         except FileNotFoundError:
             return False
-        return (status.st_dev, status.st_ino) == self.identity
+
+    def close(self) -> None:
+        """Let the next one open it anew; it is closed once no lock is held in it."""
+        if _files.get(self.path) is self:
+            del _files[self.path]
+        if not self.locks and self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
-# Guards what the process has open.
-_mutex = threading.Lock()
-_files: Final[dict[tuple[int, int, bool], _LockFile]] = {}
+# Guards what the process has open. Looked up when it is used, since a forked child has a new one.
+_mutex = threading.RLock()
+_files: Final[dict[str, _LockFile]] = {}
 _noticed = forks()
-_DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-
-
-def _find(path: Path, *, make: bool) -> _LockFile | None:
-    """Return the lock file at the path if this process has it open."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    place = status.st_dev, status.st_ino
-    return _files.get((*place, True)) or (None if make else _files.get((*place, False)))
-
-
-def _leave(file: _LockFile) -> None:
-    file.users -= 1
-    place = *file.identity, file.is_writable
-    if not file.users and _files.get(place) is file:
-        del _files[place]
-        os.close(file.fd)
 
 
 def _notice_fork() -> None:
@@ -283,73 +246,52 @@ def _notice_fork() -> None:
 def _forget_all() -> None:
     """In a forked child: leave every lock to the parent, and let none of them outlive it."""
     global _mutex, _noticed
-    _noticed = forks()
-    _mutex = threading.Lock()
-    for file in _files.values():
-        os.close(file.fd)
+    _noticed, _mutex = forks(), threading.RLock()
+    for file in [*_files.values()]:
         file.locks.clear()
-    _files.clear()
+        file.close()
 
 
 if hasattr(os, "register_at_fork"):
-    # The mutex is looked up when it is used, since a child has a new one.
     os.register_at_fork(
         before=lambda: _mutex.acquire() and None, after_in_parent=lambda: _mutex.release(), after_in_child=_forget_all
     )
 
 
-class _Note(msgspec.Struct, frozen=True, gc=False):
-    """A process that took the lock at `position`, written down for those who find it taken."""
-
-    position: int
-    pid: int
-    host: str
-    program: str
-    since: datetime
-
-    @classmethod
-    def of_this_process(cls, position: int) -> _Note:
-        return cls(position, os.getpid(), *_host_and_program(), datetime.now(UTC))
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {_clean(self.host)} ({_clean(self.program)})"
-
-
 @cache
-def _host_and_program() -> tuple[str, str]:
+def _program() -> str:
     argv = getattr(sys, "argv", None) or [""]
-    return _clean(platform.node()), _clean(Path(argv[0]).name or "python")
+    return f"on {_clean(platform.node())} ({_clean(Path(argv[0]).name or 'python')})"
 
 
-_decode_note: Final = msgspec.json.Decoder(_Note).decode
+def _clean(text: str, limit: int = 40) -> str:
+    return "".join(character for character in text if character.isascii() and character.isprintable())[:limit]
 
 
-def _clean(text: str) -> str:
-    return "".join(character for character in text if character.isascii() and character.isprintable())[:40]
+def _write_note(fd: int, position: int, since: datetime) -> None:
+    note = msgspec.json.encode((position, f"process {os.getpid()} {_program()}", since))
+    with _mutex:
+        os.lseek(fd, position % _NOTES * _NOTE_SIZE, os.SEEK_SET)
+        os.write(fd, note.ljust(_NOTE_SIZE - 1) + b"\n")
 
 
-def _write_note(fd: int, note: _Note) -> None:
-    text = msgspec.json.encode(note).ljust(_NOTE_SIZE - 1) + b"\n"
-    write_at(fd, text, note.position % _NOTES * _NOTE_SIZE)
-
-
-def _read_note(fd: int, position: int) -> _Note | None:
-    try:
-        note = _decode_note(read_at(fd, _NOTE_SIZE, position % _NOTES * _NOTE_SIZE))
-    except msgspec.DecodeError:
-        return None
-    return note if note.position == position else None
+def _read_note(fd: int, position: int) -> Holder:
+    os.lseek(fd, position % _NOTES * _NOTE_SIZE, os.SEEK_SET)
+    with suppress(msgspec.DecodeError):
+        noted, name, since = msgspec.json.decode(os.read(fd, _NOTE_SIZE), type=tuple[int, str, datetime])
+        if noted == position:
+            return Holder(_clean(name, _NOTE_SIZE), since)
+    return Holder("another process", None)
 
 
 if sys.platform == "win32":
     import msvcrt
 
     LAST = 2**31 - 2  # the greatest position that msvcrt is sure to take, but for a gate
-    _place = threading.Lock()  # held while a file's one position is used
 
     def lock_byte(fd: int, position: int, *, shared: bool) -> bool:
         """Lock a byte; False where another process holds it. Windows has no shared kind here: every lock is exclusive."""
-        with _place:
+        with _mutex:  # a file has one place that is read, written and locked
             os.lseek(fd, position, os.SEEK_SET)
             try:
                 msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
@@ -359,19 +301,9 @@ if sys.platform == "win32":
 
     def unlock_byte(fd: int, position: int) -> None:
         """Unlock a byte, if this process holds it."""
-        with _place, suppress(PermissionError):
+        with _mutex, suppress(PermissionError):
             os.lseek(fd, position, os.SEEK_SET)
             msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
-
-    def write_at(fd: int, data: bytes, position: int) -> None:
-        with _place:
-            os.lseek(fd, position, os.SEEK_SET)
-            os.write(fd, data)
-
-    def read_at(fd: int, size: int, position: int) -> bytes:
-        with _place:
-            os.lseek(fd, position, os.SEEK_SET)
-            return os.read(fd, size)
 
 else:
     import fcntl
@@ -399,12 +331,6 @@ else:
             _ask(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, position)
         else:
             fcntl.lockf(fd, fcntl.LOCK_UN, 1, position)
-
-    def write_at(fd: int, data: bytes, position: int) -> None:
-        os.pwrite(fd, data, position)
-
-    def read_at(fd: int, size: int, position: int) -> bytes:
-        return os.pread(fd, size, position)
 
     def _ask(fd: int, command: int, kind: int, position: int) -> int:
         """Pass the system's struct flock, and return the kind of lock that it answers."""

@@ -138,7 +138,7 @@ async def test_a_thread_that_hangs_loses_its_leases(stores: Callable[[str], Any]
     """Nobody has to tell: the lock is lost by the clock that `check` reads itself."""
     store, go_on = await stores("lease=1"), threading.Event()
     async with lock(store) as lease:
-        store._leases._loop.call_soon_threadsafe(go_on.wait, 30)
+        store._leases._thread.loop.call_soon_threadsafe(go_on.wait, 30)
         with pytest.raises(LockLost, match="not renewed within 1 s"):
             while True:
                 lease.check()

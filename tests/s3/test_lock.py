@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
 from datetime import timedelta
 from itertools import pairwise
 from multiprocessing.connection import Connection
@@ -153,13 +154,14 @@ async def test_a_renewal_whose_answer_was_lost_counts_from_its_first_attempt(
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 async def test_a_forked_child_gives_nothing_back(moto_server: S3Server, prefix: str) -> None:
     """A child that leaves the lock's context leaves the lease to its parent."""
-    async with S3Store.from_url(f"{moto_server.url(prefix)}&probe=false") as store, store.lock("run") as lease:
-        assert isinstance(lease, RenewedLease)
+    async with S3Store.from_url(f"{moto_server.url(prefix)}&probe=false") as store:
+        lock = store.lock("run")
+        lease = await lock.__aenter__()
         pid = os.fork()
         if not pid:
             status = 1
             try:
-                asyncio.run(asyncio.wait_for(lease.give_back(), 30))
+                asyncio.run(asyncio.wait_for(lock.__aexit__(None, None, None), 30))
                 with pytest.raises(LockLost, match="stays with the parent"):
                     lease.check()
                 status = 0
@@ -168,6 +170,8 @@ async def test_a_forked_child_gives_nothing_back(moto_server: S3Server, prefix: 
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert [*claims(moto_server, prefix)] == [1]
         lease.check()
+        await lock.__aexit__(None, None, None)
+        assert [*claims(moto_server, prefix)] == [2]
 
 
 async def test_a_renewal_that_arrives_after_the_lease_is_void(
@@ -193,13 +197,16 @@ async def test_a_renewal_that_arrives_after_the_lease_is_void(
         # Others may take over three seconds after the claim; the holder believes in a minute, which is over in 0.2 s.
         requests = RunLease(store._bucket, Keys(prefix), "run", 3.0, clock)
         lease = RenewedLease("run", requests, seconds=60.0, every=3600.0, clock=clock)
-        await lease.take()
+        taken: Future[None] = Future()
+        life = asyncio.create_task(lease.live(taken))
+        await asyncio.wrap_future(taken)
         clock.ahead = lease._deadline - clock.monotonic() - 0.2
         proxy.once("PUT", held_up)
         await lease._renew()
         with pytest.raises(LockLost, match="not renewed within 60 s"):
             lease.check()
-        await lease.give_back()
+        lease.end()
+        await life
     found = claims(moto_server, prefix)
     assert max(found) >= 3
     assert b'"released":true' in found[max(found)]

@@ -14,11 +14,12 @@ import socket
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Protocol, Self, TypeVar
+from typing import Annotated, Any, Final, Protocol, Self
 
 import msgspec
 
@@ -26,26 +27,19 @@ from durable_core.clock import Clock, SystemClock
 from durable_core.errors import LockLost, RunBusy, StoreError
 from durable_core.store import Holder, Lease, forks, to_the_end
 
-T = TypeVar("T")
-
 _SHORTEST_PAUSE: Final = 0.02
 _TRIES: Final = 5
 """How often a renewal that failed is tried again before the lease has run out."""
 _log: Final = logging.getLogger("durable_core")
 
 
-def _boot_clock() -> Callable[[], float]:
-    for name in ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC"):
-        clock = getattr(time, name, None)
-        if clock is not None:
-            return functools.partial(time.clock_gettime, clock)
-    return time.monotonic
+_BOOT_TIME: Final = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 
 
 class BootClock(SystemClock):
     """The machine's clock, which also counts the time that the machine is suspended, as a server's does."""
 
-    monotonic = staticmethod(_boot_clock())
+    monotonic = staticmethod(time.monotonic if _BOOT_TIME is None else functools.partial(time.clock_gettime, _BOOT_TIME))
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -65,34 +59,15 @@ def _process(pid: int) -> Process | None:
             return None  # this /proc counts processes in another namespace
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespaces = " ".join(str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("pid", "time"))
-    except OSError:
-        return None
-    started = _started(pid)
-    return Process(boot, namespaces, pid, started) if boot and started is not None else None
-
-
-def _started(pid: int) -> int | None:
-    """Return when the process began, in ticks since the machine's start; None where that can't be read."""
-    try:
-        # The second field, the program's name, may hold spaces and parentheses.
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+        return Process(boot, namespaces, pid, _started(pid)) if boot else None
     except (OSError, IndexError, ValueError):
         return None
 
 
-def _is_gone(process: Process) -> bool:
-    """Tell whether it is known that the process has ended: one of this machine, its boot and its namespaces."""
-    here = _process(os.getpid())
-    if here is None or (process.boot, process.namespaces) != (here.boot, here.namespaces):
-        return False
-    try:
-        os.kill(process.pid, 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        pass  # another user's
-    started = _started(process.pid)
-    return started is not None and started != process.started
+def _started(pid: int) -> int:
+    """Return when the process began, in ticks since the machine's start."""
+    # The second field, the program's name, may hold spaces and parentheses.
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
 
 
 class Claim(msgspec.Struct, kw_only=True):
@@ -113,8 +88,17 @@ class Claim(msgspec.Struct, kw_only=True):
 
     @property
     def is_dead(self) -> bool:
-        """Whether the process that made it is known to have ended."""
-        return self.process is not None and _is_gone(self.process)
+        """Whether the process that made it is known to have ended: one of this machine, its boot and its namespaces."""
+        there, here = self.process, _process(os.getpid())
+        if there is None or here is None or (there.boot, there.namespaces) != (here.boot, here.namespaces):
+            return False
+        try:
+            os.kill(there.pid, 0)
+            return _started(there.pid) != there.started
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError, IndexError, ValueError):  # another user's, or gone just now
+            return False
 
     def told(self) -> Holder:
         """Return who and since when, fit to be shown."""
@@ -151,12 +135,12 @@ class RenewedLease(Lease):
         self._every: Final = every
         self._clock: Final = clock
         self._forks: Final = forks()
-        self._turn: Final = asyncio.Lock()
-        self._renewing: asyncio.Task[None] | None = None
-        self._counts_from = 0.0
+        self._task: asyncio.Task[Any] | None = None
+        self._ends = False
         self._deadline = 0.0
-        self._lost = "it is not held"
-        self._taken = False
+        self._due = 0.0
+        """When it is renewed."""
+        self._lost = ""
 
     def check(self) -> None:
         if reason := self._reason():
@@ -172,36 +156,31 @@ class RenewedLease(Lease):
                 self._lost = f"it was not renewed within {self._seconds:g} s"
         return self._lost
 
-    async def take(self) -> None:
-        """Take the lease and begin to renew it, or raise `RunBusy`; where it fails, what may have been taken is given back."""
-        async with self._turn:
-            try:
-                self._extend(await self._requests.acquire())
-                self._taken, self._lost = True, ""
-                if self._reason():
-                    raise StoreError(
-                        f"taking the lock of run {self._run_id!r} took longer than its lease of {self._seconds:g} s;"
-                        " try again, or give a longer lease"
-                    )
-            except RunBusy:
-                raise
-            except BaseException:
-                self._taken, self._lost = False, "it was given back"
-                await to_the_end(self._release())
-                raise
-        self._renewing = asyncio.create_task(self._renew_for_ever(), name="durable-lease")
-
-    async def give_back(self) -> None:
-        """Give back what is left of the lease, unless it is a parent process's; where that fails it runs out by itself."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-        async with self._turn:  # a renewal that is under way has ended by then
-            taken, self._taken = self._taken and self._forks == forks(), False
-            self._lost = self._reason() or "it was given back"
-            if taken:
-                await self._release()
-
-    async def _release(self) -> None:
+    async def live(self, taken: Future[None]) -> None:
+        """Take the lease and tell `taken`, renew it until it is lost or `end` comes, and give back what may have been taken."""
+        self._task = asyncio.current_task()
+        if not taken.set_running_or_notify_cancel():
+            return
+        try:
+            if self._ends:
+                raise asyncio.CancelledError
+            self._extend(await self._requests.acquire())
+            if self._reason():
+                raise StoreError(
+                    f"taking the lock of run {self._run_id!r} took longer than its lease of {self._seconds:g} s;"
+                    " try again, or give a longer lease"
+                )
+            taken.set_result(None)
+            await self._renew_until_lost()
+        except RunBusy as busy:
+            taken.set_exception(busy)
+            return
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                error = StoreError(f"the store was closed while it took the lock of run {self._run_id!r}")
+            if not taken.done():
+                taken.set_exception(error)
+        self._ends, self._lost = True, self._reason() or "it was given back"
         try:
             async with asyncio.timeout(self._seconds):
                 await self._requests.release()
@@ -211,18 +190,20 @@ class RenewedLease(Lease):
                 *(self._run_id, self._seconds, error),
             )
 
-    async def _renew_for_ever(self) -> None:
-        due = self._every
+    def end(self) -> None:
+        """Let `live` give the lease back."""
+        if not self._ends and self._task is not None:  # a second cancellation would keep it from giving back
+            self._task.cancel()
+        self._ends = True
+
+    async def _renew_until_lost(self) -> None:
         while not self._reason():
-            await self._clock.sleep(max(_SHORTEST_PAUSE, self._counts_from + due - self._clock.monotonic()))
+            await self._clock.sleep(max(_SHORTEST_PAUSE, self._due - self._clock.monotonic()))
             try:
-                async with self._turn:
-                    await self._renew()
-                due = self._every
+                await self._renew()
             except Exception as error:  # whatever it is, the next try may succeed
                 _log.warning("the lock of run %r was not renewed: %s", self._run_id, error)
-                pause = min(self._every, (self._seconds - self._every) / _TRIES)
-                due = self._clock.monotonic() + pause - self._counts_from
+                self._due = self._clock.monotonic() + min(self._every, (self._seconds - self._every) / _TRIES)
 
     async def _renew(self) -> None:
         if self._reason():
@@ -235,7 +216,7 @@ class RenewedLease(Lease):
 
     def _extend(self, counts_from: float) -> None:
         # The store counts from when it got the request; 2 % are for clocks that run at different speeds.
-        self._counts_from, self._deadline = counts_from, counts_from + self._seconds * 0.98
+        self._due, self._deadline = counts_from + self._every, counts_from + self._seconds * 0.98
 
 
 class Leases:
@@ -244,49 +225,57 @@ class Leases:
     def __init__(self, name: str, clock: Clock | None = None) -> None:
         self._name: Final = name
         self.clock = clock or BootClock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._forks = 0
+        self._thread: _Thread | None = None
 
     @asynccontextmanager
     async def hold(self, run_id: str, requests: LeaseRequests, *, seconds: float, every: float) -> AsyncIterator[Lease]:
         """Hold a lease of `seconds` while the context lasts, renewed `every` so many seconds."""
+        thread, taken = self._thread, Future[None]()
+        if thread is None or thread.forks != forks():
+            thread = self._thread = _Thread(self._name)
         lease = RenewedLease(run_id, requests, seconds=seconds, every=every, clock=self.clock)
+        life = thread.begin(lease, taken)
         try:
-            await self._call(lease.take())
+            await asyncio.wrap_future(taken)
             yield lease
         finally:
-            await to_the_end(self._call(lease.give_back()))
-
-    async def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do `work` on the thread; a cancellation is passed on to it."""
-        if self._loop is None or self._forks != forks():
-            self._forks, self._loop = forks(), asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True)
-            self._thread.start()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+            if thread.forks == forks():
+                await to_the_end(thread.end([(lease, life)]))
 
     async def close(self, finish: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
-        """End all renewals, `finish` on the thread, and end that."""
-        loop, self._loop = self._loop, None
+        """Give back all leases, `finish` on the thread, and end that."""
         thread, self._thread = self._thread, None
-        if loop is not None and thread is not None and self._forks == forks():
-            await to_the_end(_end(loop, thread, finish))
+        if thread is not None and thread.forks == forks():
+            await to_the_end(thread.close(finish))
 
 
-async def _end(
-    loop: asyncio.AbstractEventLoop, thread: threading.Thread, finish: Callable[[], Coroutine[Any, Any, None]] | None
-) -> None:
-    await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_cancel_all(), loop))
-    if finish is not None:
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(finish(), loop))
-    loop.call_soon_threadsafe(loop.stop)
-    await asyncio.to_thread(thread.join)
-    loop.close()
+class _Thread:
+    """A thread with a loop, on which leases live."""
 
+    def __init__(self, name: str) -> None:
+        self.forks: Final = forks()
+        self.loop: Final = asyncio.new_event_loop()
+        self._lives: Final[dict[RenewedLease, Future[None]]] = {}
+        self._thread: Final = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self._thread.start()
 
-async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    def begin(self, lease: RenewedLease, taken: Future[None]) -> Future[None]:
+        """Let a lease live; return what is done when it has ended."""
+        life = self._lives[lease] = asyncio.run_coroutine_threadsafe(lease.live(taken), self.loop)
+        life.add_done_callback(lambda _: self._lives.pop(lease))
+        return life
+
+    async def end(self, lives: Collection[tuple[RenewedLease, Future[None]]]) -> None:
+        """End leases, and wait until they are given back."""
+        for lease, life in lives:
+            if not life.done():
+                self.loop.call_soon_threadsafe(lease.end)
+        await asyncio.gather(*(asyncio.wrap_future(life) for _, life in lives))
+
+    async def close(self, finish: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
+        await self.end([*self._lives.items()])
+        if finish is not None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(finish(), self.loop))
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        await asyncio.to_thread(self._thread.join)
+        self.loop.close()

@@ -59,10 +59,12 @@ class Batcher(Generic[Item, Result]):
         self._busy = False
         self._loop: asyncio.AbstractEventLoop | None = None  # that it serves
         self._drain: asyncio.Task[None] | None = None  # the loop itself holds tasks weakly
+        self._flying: Sequence[asyncio.Future[Result]] = ()  # callers of the batch that is flushed now
 
     async def submit(self, item: Item) -> Result:
         """Flush `item`, alone or among others, and return its result."""
-        if self._busy and (loop := self._loop) is not None and not loop.is_closed():
+        loop = asyncio.get_running_loop()
+        if self._busy and self._loop is not None and not self._loop.is_closed():
             size, batch = self._size(item), self._waiting[-1] if self._waiting else None
             if batch is None or len(batch.items) >= self._max_items or batch.size + size > self._max_bytes:
                 batch = _Batch()
@@ -72,69 +74,40 @@ class Batcher(Generic[Item, Result]):
             batch.callers.append(caller)
             batch.size += size
             return await caller
-        self._busy, self._loop = True, asyncio.get_running_loop()
+        self._busy, self._loop = True, loop
         self._waiting.clear()  # callers of a loop that was closed
         try:
             return (await self._flush((item,)))[0]
         finally:
-            if self._waiting:
-                self._hand_over()
-            else:
-                self._busy = False
-
-    def _hand_over(self) -> None:
-        flushing = self._flush_all()
-        try:
-            self._drain = asyncio.create_task(flushing, name="durable-batcher")
-            self._drain.add_done_callback(self._forget_drain)
-        except RuntimeError:  # the loop was closed over unfinished tasks, and with it everyone who waits
-            flushing.close()
-            self._waiting.clear()
-            self._busy = False
+            if loop is self._loop:  # else the loop was closed over this flush
+                self._busy = bool(self._waiting)
+                if self._waiting and not loop.is_closed():
+                    self._drain = loop.create_task(self._flush_all(), name="durable-batcher")
+                    self._drain.add_done_callback(self._drained)
 
     async def _flush_all(self) -> None:
         batch = self._next_batch()
-        flight: asyncio.Task[Sequence[Result]] | None = None
-        try:
-            while batch is not None:
-                results = await self._results(batch, flight)
-                following = self._full_batch()
-                flight = asyncio.create_task(self._flush_batch(following)) if following else None
-                _answer(batch.callers, results)
-                batch = following
+        flight: asyncio.Task[Sequence[Result] | Exception] | None = None
+        while batch is not None:
+            self._flying = batch.callers
+            results = await (flight or self._results(batch.items, batch.callers))
+            following = self._full_batch()
+            flight = asyncio.create_task(self._results(following.items, following.callers)) if following else None
+            _answer(batch.callers, results)
+            if following is None:
                 # Callers that were just answered often submit again at once: let them join the next batch.
                 await asyncio.sleep(0)
-                batch = batch or self._next_batch()
-        finally:
-            self._drain = None
-            # Any left are there because this task was cancelled, as when the loop shuts down: nobody waits for ever.
-            if flight is None:
-                self._busy = False
-            else:
-                flight.cancel()
-                flight.add_done_callback(self._after_flight)
-            if batch is not None:
-                self._waiting.appendleft(batch)
-            self._give_up()
+                following = self._next_batch()
+            batch = following
 
-    def _forget_drain(self, drain: asyncio.Task[None]) -> None:
-        if self._drain is drain:  # it was cancelled before its first turn
-            self._drain, self._busy = None, False
-            self._give_up()
-
-    def _give_up(self) -> None:
+    def _drained(self, _: asyncio.Task[None]) -> None:
+        """Be idle again. If the task was cancelled, as when the loop shuts down, nobody waits for ever."""
+        self._drain, self._busy = None, False
         given_up = StoreError("given up: the task that writes batches was cancelled")
-        while self._waiting:
-            _answer(self._waiting.popleft().callers, given_up)
-
-    def _after_flight(self, flight: asyncio.Task[Sequence[Result]]) -> None:
-        """Flush the batches that gathered during a flight for which nobody waits any more."""
-        if not flight.cancelled():
-            flight.exception()
-        if self._waiting:
-            self._hand_over()
-        else:
-            self._busy = False
+        for callers in (self._flying, *(batch.callers for batch in self._waiting)):
+            _answer(callers, given_up)
+        self._flying = ()
+        self._waiting.clear()
 
     def _full_batch(self) -> _Batch[Item, Result] | None:
         """Take a batch that can't grow: it is sent before the callers of the previous one are answered."""
@@ -145,32 +118,26 @@ class Batcher(Generic[Item, Result]):
         """Take the first batch that somebody still waits for, without the items of cancelled callers."""
         while self._waiting:
             batch = self._waiting.popleft()
-            if any(map(asyncio.Future.done, batch.callers)):
-                waiting = [not caller.done() for caller in batch.callers]
+            waiting = [not caller.done() for caller in batch.callers]
+            if any(waiting):
                 batch.items, batch.callers = [*compress(batch.items, waiting)], [*compress(batch.callers, waiting)]
-            if batch.items:
                 return batch
         return None
 
-    async def _flush_batch(self, batch: _Batch[Item, Result]) -> Sequence[Result]:
-        return await self._flush(batch.items)
-
     async def _results(
-        self, batch: _Batch[Item, Result], flight: asyncio.Task[Sequence[Result]] | None = None
+        self, items: Sequence[Item], callers: Sequence[asyncio.Future[Result]] = ()
     ) -> Sequence[Result] | Exception:
-        """Flush the batch, or wait for its flight; the items of a batch that is refused are flushed again one by one."""
+        """Flush the items; those of a batch that is refused are flushed one by one, and their callers answered."""
         try:
-            results = await (flight or self._flush(batch.items))
-            if len(results) != len(batch.items):
-                raise RuntimeError(f"flush returned {len(results)} results for {len(batch.items)} items")
+            results = await self._flush(items)
+            if len(results) != len(items):
+                raise RuntimeError(f"flush returned {len(results)} results for {len(items)} items")
             return results
         except self._refused as refusal:
-            if len(batch.items) > 1:
-                for item, caller in zip(batch.items, batch.callers, strict=True):
+            if len(items) > 1:
+                for item, caller in zip(items, callers, strict=True):
                     if not caller.done():
-                        alone: _Batch[Item, Result] = _Batch()
-                        alone.items, alone.callers = [item], [caller]
-                        _answer(alone.callers, await self._results(alone))
+                        _answer([caller], await self._results([item]))
             return refusal
         except Exception as error:
             return error
@@ -183,13 +150,9 @@ class Batcher(Generic[Item, Result]):
 
 def _answer(callers: Sequence[asyncio.Future[Result]], results: Sequence[Result] | Exception) -> None:
     """Give each caller its result, or all the same error."""
-    if not callers or callers[0].get_loop().is_closed():
-        return
-    if isinstance(results, Exception):
-        for caller in callers:
-            if not caller.done():
+    for number, caller in enumerate(callers):
+        if not caller.done():
+            if isinstance(results, Exception):
                 caller.set_exception(results)
-    else:
-        for caller, result in zip(callers, results, strict=True):
-            if not caller.done():
-                caller.set_result(result)
+            else:
+                caller.set_result(results[number])

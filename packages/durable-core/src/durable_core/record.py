@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeVar, get_args, overload
 
 import msgspec
+from msgspec.structs import asdict, astuple, force_setattr
 
 from ._system.class_names import class_name
 from ._system.ids import check_id as check_id  # stores use it too
@@ -50,9 +51,9 @@ class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     def __post_init__(self) -> None:
         for field in ("type", "message", "traceback"):
             if UNSAFE.search(text := getattr(self, field)):
-                msgspec.structs.force_setattr(self, field, safe(text))
+                force_setattr(self, field, safe(text))
         if any(map(UNSAFE.search, self.bases)):
-            msgspec.structs.force_setattr(self, "bases", tuple(map(safe, self.bases)))
+            force_setattr(self, "bases", tuple(map(safe, self.bases)))
 
     @classmethod
     def from_exception(cls, error: BaseException) -> StepError:
@@ -117,10 +118,10 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     def __post_init__(self) -> None:
         run_id, step_id, name, result = self.run_id, self.step_id, self.name, self.result
         if not (type(run_id) is str is type(step_id) and run_id in legal_ids and step_id in legal_ids):
-            msgspec.structs.force_setattr(self, "run_id", check_id("run_id", run_id))
-            msgspec.structs.force_setattr(self, "step_id", check_id("step_id", step_id))
+            force_setattr(self, "run_id", check_id("run_id", run_id))
+            force_setattr(self, "step_id", check_id("step_id", step_id))
             if name is step_id:
-                msgspec.structs.force_setattr(self, "name", self.step_id)
+                force_setattr(self, "name", self.step_id)
         if self.revision < 0 or self.attempt < 1:
             raise ValueError(f"revision counts from 0 and attempt from 1, not {self.revision} and {self.attempt}")
         if not (isinstance(self.status, str) and self.status in _STATUSES):
@@ -130,7 +131,7 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         if name is not step_id and not (type(name) is str and name and name.isascii() and name.isprintable()):
             if not isinstance(name, str):
                 raise TypeError(f"name must be a str, not {name!r}")
-            msgspec.structs.force_setattr(self, "name", safe(name) if name else self.step_id)
+            force_setattr(self, "name", safe(name) if name else self.step_id)
         if result is not None:
             if type(result) is not bytes:
                 raise TypeError(f"result must be JSON as bytes, not {result!r}")
@@ -142,11 +143,11 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
                 raise ValueError(f"result must be JSON, not {result[:80]!r}: {error}") from error
             # On one line, and without the space around it that the wire form drops.
             if bare != len(result) or 10 in result or 13 in result:
-                msgspec.structs.force_setattr(self, "result", msgspec.json.format(result, indent=-1))
+                force_setattr(self, "result", msgspec.json.format(result, indent=-1))
         if self.started_at.tzinfo is not UTC or self.ended_at.tzinfo is not UTC or self.until is not None:
             for field in ("started_at", "ended_at", "until"):
                 if (moment := getattr(self, field)) is not None:
-                    msgspec.structs.force_setattr(self, field, _utc(field, moment))
+                    force_setattr(self, field, _utc(field, moment))
 
     @property
     def duration(self) -> timedelta:
@@ -173,26 +174,9 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     def to_json(self) -> bytes:
         """Encode as the one wire form: JSON on a single line, with a format version."""
-        return _encode(
-            _Wire(
-                FORMAT,
-                self.run_id,
-                self.step_id,
-                self.revision,
-                self.status,
-                self.kind,
-                self.name,
-                msgspec.UNSET if self.result is None else msgspec.Raw(self.result),
-                self.error,
-                self.note,
-                self.until,
-                self.attempt,
-                self.started_at,
-                self.ended_at,
-                self.id,
-                self.fingerprint,
-            )
-        )
+        fields: list[Any] = [FORMAT, *astuple(self)]
+        fields[_RESULT] = msgspec.UNSET if self.result is None else msgspec.Raw(self.result)
+        return _encode(_Wire(*fields))
 
     @classmethod
     def from_json(cls, line: bytes | bytearray | memoryview | str, *, where: str = "") -> StepRecord:
@@ -205,29 +189,16 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             wire = _decode(line)
             if wire.v > FORMAT or wire.status not in _STATUSES or wire.kind not in _KINDS:
                 raise ValueError("written by a newer version")
-            return cls(
-                run_id=wire.run_id,
-                step_id=wire.step_id,
-                revision=wire.revision,
-                status=wire.status,  # type: ignore[arg-type]  # it was looked up
-                kind=wire.kind,  # type: ignore[arg-type]  # it was looked up
-                name=wire.name,
-                result=None if wire.result is msgspec.UNSET else bytes(wire.result),
-                error=wire.error,
-                note=wire.note,
-                until=wire.until,
-                attempt=wire.attempt,
-                started_at=wire.started_at,
-                ended_at=wire.ended_at,
-                id=wire.id,
-                fingerprint=wire.fingerprint,
-            )
+            fields = asdict(wire)
+            del fields["v"]
+            fields["result"] = None if wire.result is msgspec.UNSET else bytes(wire.result)
+            return cls(**fields)
         except _UNREADABLE as error:
             raise _refusal(line, error, f"{where}: " if where else "") from error
 
 
 class _Wire(msgspec.Struct, gc=False, omit_defaults=True):
-    """A record as it is written: `result` stands in it as JSON, not as text that holds JSON."""
+    """A record as it is written, field by field: `result` stands in it as JSON, not as text that holds JSON."""
 
     v: int
     run_id: str
@@ -247,6 +218,7 @@ class _Wire(msgspec.Struct, gc=False, omit_defaults=True):
     fingerprint: str | None = None
 
 
+_RESULT: Final = _Wire.__struct_fields__.index("result")
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(_Wire).decode
 _skip: Final = msgspec.json.Decoder(msgspec.Raw).decode

@@ -6,7 +6,6 @@ import pytest
 
 from durable_core import MemoryStore, RecordLines, Runner, StepRecord
 from durable_core.errors import CorruptLog, StoreError
-from durable_core.stores.lines import Head
 
 
 async def test_lines_read_as_records() -> None:
@@ -64,17 +63,3 @@ def test_a_line_of_a_newer_version_is_named() -> None:
         with pytest.raises(StoreError, match=r"^here, entry 1: .*upgrade durable-core$") as refused:
             list(lines)
         assert not isinstance(refused.value, CorruptLog)
-
-
-async def test_heads_that_the_store_knows_are_not_decoded_again() -> None:
-    """At a resume a line is decoded only when its record is asked for."""
-    unread = [b"no JSON at all", StepRecord(run_id="run", step_id="b", result=b"7").to_json()]
-    heads = [Head("a", 0, "success"), Head("b", 0, "success")]
-
-    class Lines(MemoryStore):
-        async def list(self, run_id: str) -> RecordLines:
-            return RecordLines(unread, heads=heads)
-
-    assert [*RecordLines(unread, heads=heads).heads()] == heads
-    assert [*RecordLines(unread, heads=heads)[1:].heads()] == heads[1:]
-    assert await Runner(Lines(), "run").step("b", int) == 7

@@ -25,61 +25,47 @@ class RecordLines(Sequence[StepRecord]):
     """Entries as the lines that `StepRecord.to_json` wrote, each decoded when it is asked for.
 
     What a store's `list` may return: 100,000 entries take a third of the memory that as many records take, and `heads` tells a
-    runner where each stands without decoding it whole. `lines` may carry further members, such as a checksum. A store that
-    knows the `heads` already gives them, one for each line. `where` names the place of the n-th entry,
-    counted from 1, in errors.
+    runner where each stands without decoding it whole. `lines` may carry further members, such as a checksum. `where` names the
+    place of the n-th entry, counted from 1, in errors.
     """
 
-    __slots__ = ("_heads", "_lines", "_numbers", "_where")
+    __slots__ = ("_lines", "_where")
 
-    def __init__(
-        self, lines: Sequence[bytes], *, heads: Sequence[Head] | None = None, where: Callable[[int], str] = "entry {}".format
-    ) -> None:
+    def __init__(self, lines: Sequence[bytes], *, where: Callable[[int], str] = "entry {}".format) -> None:
         self._lines: Final = lines
-        self._heads: Final = heads
         self._where: Final = where
-        self._numbers = range(1, len(lines) + 1)
 
     def heads(self) -> Iterator[Head]:
         """Yield the head of each entry, in order. A damaged entry is `CorruptLog`."""
-        return self._decoded(_head) if self._heads is None else iter(self._heads)
+        return (self._decoded(index, _head) for index in range(len(self)))
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def __iter__(self) -> Iterator[StepRecord]:
-        return self._decoded(StepRecord.from_json)
+        return (self[index] for index in range(len(self)))
 
     @overload
     def __getitem__(self, index: int) -> StepRecord: ...
     @overload
-    def __getitem__(self, index: slice) -> RecordLines: ...
-    def __getitem__(self, index: int | slice) -> StepRecord | RecordLines:
+    def __getitem__(self, index: slice) -> list[StepRecord]: ...
+    def __getitem__(self, index: int | slice) -> StepRecord | list[StepRecord]:
         if isinstance(index, slice):
-            some = RecordLines(self._lines[index], heads=self._heads and self._heads[index], where=self._where)
-            some._numbers = self._numbers[index]
-            return some
-        try:
-            return StepRecord.from_json(self._lines[index])
-        except StoreError as error:
-            raise self._located(error, self._numbers[index]) from error
+            return [self[each] for each in range(len(self))[index]]
+        return self._decoded(index, StepRecord.from_json)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+        return isinstance(other, Sequence) and [*self] == [*other]
 
     def __repr__(self) -> str:
         return f"<{len(self)} step records>"
 
-    def _decoded(self, decode: Callable[[bytes], T]) -> Iterator[T]:
-        for number, line in zip(self._numbers, self._lines, strict=True):
-            try:
-                decoded = decode(line)
-            except StoreError as error:
-                raise self._located(error, number) from error
-            yield decoded
-
-    def _located(self, error: StoreError, number: int) -> StoreError:
-        return type(error)(f"{self._where(number)}: {error}")
+    def _decoded(self, index: int, decode: Callable[[bytes], T]) -> T:
+        line = self._lines[index]
+        try:
+            return decode(line)
+        except StoreError as error:
+            raise type(error)(f"{self._where(range(1, len(self) + 1)[index])}: {error}") from error
 
 
 def heads_of(entries: Sequence[StepRecord]) -> Iterable[Head | StepRecord]:

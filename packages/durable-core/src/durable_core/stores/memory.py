@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Self
 
-from durable_core.errors import RunBusy
+from durable_core.errors import RunBusy, StoreError
 from durable_core.record import StepRecord
 from durable_core.store import Holder, Lease, OpenableStore, SupportsHolder, SupportsLock, SupportsPolling, SupportsRuns
 
@@ -28,7 +28,10 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Sup
 
     @classmethod
     def from_url(cls, url: str) -> Self:
-        StoreURL(url).refuse_options()
+        parsed = StoreURL(url)
+        parsed.options({})
+        if parsed.parts.netloc or parsed.path:
+            raise StoreError(f"{parsed} takes no path; write 'memory:'")
         return cls()
 
     async def append(self, record: StepRecord) -> StepRecord:

@@ -13,7 +13,6 @@ from durable_core.errors import StoreError
 _SCHEME: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: `C:\runs` is a path
 _HOST: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 _NAME: Final = re.compile(r"[\w-]+")
-_PATH: Final = re.compile(r"([A-Za-z]:)?[^:@?#\n]*")
 
 
 class StoreURL:
@@ -27,7 +26,10 @@ class StoreURL:
             raise TypeError(f"a store's URL must be a str such as 'file:./runs', not {url!r}")
         match = _SCHEME.match(url)
         if match is None:
-            raise _without_scheme(url)
+            raise StoreError(  # without the URL: it may be an address, and nothing tells which part of it is a secret
+                "the store's URL has no scheme; begin it with one such as redis:// or postgresql://, or write file: before a"
+                " path, as in file:./runs"
+            )
         self._text: Final = url
         self.scheme: Final = match["scheme"].lower()
         if "#" in url:
@@ -68,12 +70,6 @@ class StoreURL:
                 raise StoreError(f"option {name!r} in {self}: {error}") from error
         return found
 
-    def refuse_options(self) -> None:
-        """Raise `StoreError` if there is any option, or more than the scheme."""
-        self.options({})
-        if self.parts.netloc or self.parts.path:
-            raise StoreError(f"{self} takes no path; write '{self.scheme}:'")
-
     def require_server(self) -> None:
         """Raise `StoreError` where a driver would take part of the server's address for a path.
 
@@ -111,18 +107,6 @@ class StoreURL:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
-
-
-def _without_scheme(url: str) -> StoreError:
-    if not _PATH.fullmatch(url) or url.startswith("//"):  # an address, and nothing tells which part of it is a secret
-        return StoreError(
-            "the store's URL has no scheme; begin it with one such as redis:// or postgresql://, or with file: for a path"
-        )
-    if url.startswith("~"):
-        advice = "for a folder of run logs write 'file:' and the path, with the home folder written out"
-    else:
-        advice = f"for a folder of run logs write {'file:' + (url or './runs')!r}"
-    return StoreError(f"{url!r} has no scheme; {advice}")
 
 
 def boolean(text: str) -> bool:

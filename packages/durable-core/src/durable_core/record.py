@@ -12,7 +12,7 @@ from msgspec.structs import asdict, astuple, force_setattr
 
 from ._system.class_names import class_name
 from ._system.ids import check_id as check_id  # stores use it too
-from ._system.ids import legal_ids, new_id
+from ._system.ids import new_id
 from ._system.roots import CorruptLog, StoreError
 from ._system.text import UNSAFE, clip, safe
 from ._values.returns import codec_for
@@ -117,11 +117,12 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     def __post_init__(self) -> None:
         run_id, step_id, name, result = self.run_id, self.step_id, self.name, self.result
-        if not (type(run_id) is str is type(step_id) and run_id in legal_ids and step_id in legal_ids):
-            force_setattr(self, "run_id", check_id("run_id", run_id))
-            force_setattr(self, "step_id", check_id("step_id", step_id))
+        if (plain := check_id("run_id", run_id)) is not run_id:
+            force_setattr(self, "run_id", plain)
+        if (plain := check_id("step_id", step_id)) is not step_id:
+            force_setattr(self, "step_id", plain)
             if name is step_id:
-                force_setattr(self, "name", self.step_id)
+                force_setattr(self, "name", plain)
         if self.revision < 0 or self.attempt < 1:
             raise ValueError(f"revision counts from 0 and attempt from 1, not {self.revision} and {self.attempt}")
         if not (isinstance(self.status, str) and self.status in _STATUSES):

@@ -11,9 +11,7 @@ from typing import Any, Protocol, Self
 
 import msgspec
 
-from ._system.forks import forks as forks
-
-# For stores, whose locks must not stay half taken, nor be shared with a forked child.
+# For stores, whose locks must not stay half taken.
 from ._system.waits import to_the_end as to_the_end
 from .record import StepRecord
 

@@ -23,7 +23,7 @@ from durable_core import (
     SupportsRuns,
     SupportsScan,
 )
-from durable_core.store import Holder, SupportsHolder, SupportsPolling, forks, to_the_end
+from durable_core.store import Holder, SupportsHolder, SupportsPolling, to_the_end
 from durable_core.stores.filelock import RUN_FILES, Lock, Locks, Spot, spot_of
 
 from . import _disk
@@ -157,7 +157,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        if opened := self._open.pop(forks(), None):
+        if opened := self._open.pop(os.getpid(), None):
             await opened.close()
 
     def __repr__(self) -> str:
@@ -175,8 +175,8 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
 
     def _use(self) -> _Open:
         """Return what this process has open: a forked child has no thread, and must not share locks."""
-        opened = self._open.get(forks())
-        return opened or self._open.setdefault(forks(), _Open(self._folder, self._memory, self._lock_timeout))
+        opened = self._open.get(os.getpid())
+        return opened or self._open.setdefault(os.getpid(), _Open(self._folder, self._memory, self._lock_timeout))
 
 
 class _Lane(NamedTuple):

@@ -6,50 +6,30 @@ import os
 import re
 from typing import Final
 
-from .forks import forks
-
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
-_KEPT: Final = 4096
-
-legal_ids: Final[set[str]] = set()
-"""Printable ids that were checked lately: most ids are checked again and again."""
+_UNFIT: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]|(?P<surrogate>[\ud800-\udfff])")
 
 
 def check_id(what: str, value: object) -> str:
     """Return an id as a plain str; refuse one that is not 1 to 512 bytes of UTF-8 without control characters."""
-    if not (type(value) is str and value.isascii() and value.isprintable() and 0 < len(value) <= 512):
-        value = _plain(what, value)
-        if not value.isprintable():
-            return value
-    if len(legal_ids) >= _KEPT:
-        legal_ids.clear()
-    legal_ids.add(value)
-    return value
-
-
-def _plain(what: str, value: object) -> str:
-    """Return an unusual id as a plain str, or say what is wrong with it."""
+    if type(value) is str and value.isascii() and value.isprintable() and 0 < len(value) <= 512:
+        return value
     rule = "expected 1 to 512 bytes of UTF-8 without control characters"
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a str, not {value!r}; {rule}")
     plain = str.__str__(value)
     size = len(plain.encode(errors="surrogatepass"))
-    if not 0 < size <= 512:
-        fault = f"has {size} bytes"
-    elif _CONTROL.search(plain):
-        fault = "holds a control character"
-    elif _SURROGATE.search(plain):
-        fault = "holds a lone surrogate"
-    else:
+    unfit = _UNFIT.search(plain)
+    if 0 < size <= 512 and unfit is None:
         return plain
+    fault = f"has {size} bytes"
+    if unfit is not None:
+        fault = f"holds a {'lone surrogate' if unfit['surrogate'] else 'control character'}"
     raise ValueError(f"{what} {plain if len(plain) <= 80 else plain[:60] + '…'!r} {fault}; {rule}")
 
 
 def check_own_id(what: str, value: object) -> str:
     """Return an id as a plain str; refuse one that `check_id` refuses, or that is the library's."""
-    if type(value) is not str or value not in legal_ids:
-        value = check_id(what, value)
+    value = check_id(what, value)
     if value[0] == "$":
         raise ValueError(f"{what} {value!r} starts with '$'; such ids are the library's own, choose another")
     return value
@@ -63,7 +43,7 @@ def new_id() -> str:
     """Return 12 random bytes as text, never the same in a forked child and its parent."""
     global _unused, _process
     while True:
-        if (process := forks()) != _process:
+        if (process := os.getpid()) != _process:
             _unused, _process = [], process
         try:
             return _unused.pop()

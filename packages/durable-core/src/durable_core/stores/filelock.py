@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from durable_core.errors import StoreError
-from durable_core.store import Holder, forks
+from durable_core.store import Holder
 
 LOCK_FOLDER: Final = ".durable.locks"
 RUN_FILES: Final = 64
@@ -234,19 +234,19 @@ class _LockFile:
 # Guards what the process has open. Looked up when it is used, since a forked child has a new one.
 _mutex = threading.RLock()
 _files: Final[dict[str, _LockFile]] = {}
-_noticed = forks()
+_process = os.getpid()
 
 
 def _notice_fork() -> None:
     """Do in a child what its fork did not, where a server forked it without telling Python."""
-    if forks() != _noticed:
+    if os.getpid() != _process:
         _forget_all()
 
 
 def _forget_all() -> None:
     """In a forked child: leave every lock to the parent, and let none of them outlive it."""
-    global _mutex, _noticed
-    _noticed, _mutex = forks(), threading.RLock()
+    global _mutex, _process
+    _process, _mutex = os.getpid(), threading.RLock()
     for file in [*_files.values()]:
         file.locks.clear()
         file.close()

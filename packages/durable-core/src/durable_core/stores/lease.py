@@ -25,7 +25,7 @@ import msgspec
 
 from durable_core.clock import Clock, SystemClock
 from durable_core.errors import LockLost, RunBusy, StoreError
-from durable_core.store import Holder, Lease, forks, to_the_end
+from durable_core.store import Holder, Lease, to_the_end
 
 _SHORTEST_PAUSE: Final = 0.02
 _TRIES: Final = 5
@@ -134,7 +134,7 @@ class RenewedLease(Lease):
         self._seconds: Final = seconds
         self._every: Final = every
         self._clock: Final = clock
-        self._forks: Final = forks()
+        self._pid: Final = os.getpid()
         self._task: asyncio.Task[Any] | None = None
         self._ends = False
         self._deadline = 0.0
@@ -150,7 +150,7 @@ class RenewedLease(Lease):
 
     def _reason(self) -> str:
         if not self._lost:
-            if self._forks != forks():
+            if self._pid != os.getpid():
                 self._lost = "the process was forked, and the lease stays with the parent"
             elif self._clock.monotonic() >= self._deadline:
                 self._lost = f"it was not renewed within {self._seconds:g} s"
@@ -231,7 +231,7 @@ class Leases:
     async def hold(self, run_id: str, requests: LeaseRequests, *, seconds: float, every: float) -> AsyncIterator[Lease]:
         """Hold a lease of `seconds` while the context lasts, renewed `every` so many seconds."""
         thread, taken = self._thread, Future[None]()
-        if thread is None or thread.forks != forks():
+        if thread is None or thread.pid != os.getpid():
             thread = self._thread = _Thread(self._name)
         lease = RenewedLease(run_id, requests, seconds=seconds, every=every, clock=self.clock)
         life = thread.begin(lease, taken)
@@ -239,13 +239,13 @@ class Leases:
             await asyncio.wrap_future(taken)
             yield lease
         finally:
-            if thread.forks == forks():
+            if thread.pid == os.getpid():
                 await to_the_end(thread.end([(lease, life)]))
 
     async def close(self, finish: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
         """Give back all leases, `finish` on the thread, and end that."""
         thread, self._thread = self._thread, None
-        if thread is not None and thread.forks == forks():
+        if thread is not None and thread.pid == os.getpid():
             await to_the_end(thread.close(finish))
 
 
@@ -253,7 +253,7 @@ class _Thread:
     """A thread with a loop, on which leases live."""
 
     def __init__(self, name: str) -> None:
-        self.forks: Final = forks()
+        self.pid: Final = os.getpid()
         self.loop: Final = asyncio.new_event_loop()
         self._lives: Final[dict[RenewedLease, Future[None]]] = {}
         self._thread: Final = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
@@ -21,6 +22,13 @@ from tests.servers.s3 import BUCKET, S3Server
 
 # What a loop that was closed over open connections leaves is told by Python when it is collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Collect what is left here, so that no other test is told of it."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(params=["redis", "s3"])

@@ -145,10 +145,9 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             # On one line, and without the space around it that the wire form drops.
             if bare != len(result) or 10 in result or 13 in result:
                 force_setattr(self, "result", msgspec.json.format(result, indent=-1))
-        if self.started_at.tzinfo is not UTC or self.ended_at.tzinfo is not UTC or self.until is not None:
-            for field in ("started_at", "ended_at", "until"):
-                if (moment := getattr(self, field)) is not None:
-                    force_setattr(self, field, _utc(field, moment))
+        for field in ("started_at", "ended_at", "until"):
+            if (moment := getattr(self, field)) is not None and moment.tzinfo is not UTC:
+                force_setattr(self, field, _utc(field, moment))
 
     @property
     def duration(self) -> timedelta:
@@ -187,12 +186,10 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         newer version wrote it: with another format, or an unknown status or kind.
         """
         try:
-            wire = _decode(line)
-            if wire.v > FORMAT or wire.status not in _STATUSES or wire.kind not in _KINDS:
+            fields = asdict(_decode(line))
+            if fields.pop("v") > FORMAT:
                 raise ValueError("written by a newer version")
-            fields = asdict(wire)
-            del fields["v"]
-            fields["result"] = None if wire.result is msgspec.UNSET else bytes(wire.result)
+            fields["result"] = None if fields["result"] is msgspec.UNSET else bytes(fields["result"])
             return cls(**fields)
         except _UNREADABLE as error:
             raise _refusal(line, error, f"{where}: " if where else "") from error
@@ -223,8 +220,6 @@ _RESULT: Final = _Wire.__struct_fields__.index("result")
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(_Wire).decode
 _skip: Final = msgspec.json.Decoder(msgspec.Raw).decode
-
-
 # Besides what msgspec says of bad JSON: text that is no UTF-8, nesting without end, a year that UTC doesn't have.
 _UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
 

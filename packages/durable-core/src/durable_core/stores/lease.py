@@ -136,7 +136,6 @@ class RenewedLease(Lease):
         self._clock: Final = clock
         self._pid: Final = os.getpid()
         self._task: asyncio.Task[Any] | None = None
-        self._ends = False
         self._deadline = 0.0
         self._due = 0.0
         """When it is renewed."""
@@ -162,8 +161,6 @@ class RenewedLease(Lease):
         if not taken.set_running_or_notify_cancel():
             return
         try:
-            if self._ends:
-                raise asyncio.CancelledError
             self._extend(await self._requests.acquire())
             if self._reason():
                 raise StoreError(
@@ -180,7 +177,7 @@ class RenewedLease(Lease):
                 error = StoreError(f"the store was closed while it took the lock of run {self._run_id!r}")
             if not taken.done():
                 taken.set_exception(error)
-        self._ends, self._lost = True, self._reason() or "it was given back"
+        self._task, self._lost = None, self._reason() or "it was given back"
         try:
             async with asyncio.timeout(self._seconds):
                 await self._requests.release()
@@ -192,9 +189,9 @@ class RenewedLease(Lease):
 
     def end(self) -> None:
         """Let `live` give the lease back."""
-        if not self._ends and self._task is not None:  # a second cancellation would keep it from giving back
-            self._task.cancel()
-        self._ends = True
+        task, self._task = self._task, None  # a second cancellation would keep it from giving back
+        if task is not None:
+            task.cancel()
 
     async def _renew_until_lost(self) -> None:
         while not self._reason():
@@ -269,7 +266,7 @@ class _Thread:
         """End leases, and wait until they are given back."""
         for lease, life in lives:
             if not life.done():
-                self.loop.call_soon_threadsafe(lease.end)
+                self.loop.call_soon_threadsafe(self.loop.call_soon, lease.end)  # not before its life has begun
         await asyncio.gather(*(asyncio.wrap_future(life) for _, life in lives))
 
     async def close(self, finish: Callable[[], Coroutine[Any, Any, None]] | None) -> None:

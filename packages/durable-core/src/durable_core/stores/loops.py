@@ -30,13 +30,8 @@ class OneLoop:
         Raises `StoreError` if another loop uses the store, or if a given client belongs to a loop that has ended.
         """
         loop = asyncio.get_running_loop()
-        return self._loop is not loop and self._change(loop)
-
-    def leave(self) -> None:
-        """Let any loop be the next; nothing that belongs to this one is left."""
-        self._loop, self._is_new = None, True
-
-    def _change(self, loop: asyncio.AbstractEventLoop) -> bool:
+        if self._loop is loop:
+            return False
         forked = self._pid != os.getpid()
         if forked:
             self._pid, self._changing = os.getpid(), threading.Lock()
@@ -47,6 +42,10 @@ class OneLoop:
                 advice = "give it a client made on this loop" if self._given else "open a store of its own on this one"
                 state = "is running" if runs else "has ended"
                 raise StoreError(f"{self._store} belongs to another event loop, which {state}: {advice}")
-            anew = before is not None or self._is_new
+            anew = self._is_new or before is not None
             self._loop, self._is_new = loop, False
             return anew
+
+    def leave(self) -> None:
+        """Let any loop be the next; nothing that belongs to this one is left."""
+        self._loop, self._is_new = None, True

@@ -36,11 +36,9 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Sup
 
     async def append(self, record: StepRecord) -> StepRecord:
         step_id, revision = record.step_id, record.revision
-        if (run := self._runs.get(record.run_id)) is None:
-            run = self._runs[record.run_id] = {}, {}
-        entries, newest = run
+        entries, newest = self._runs.setdefault(record.run_id, ({}, {}))
         holder = entries.setdefault((step_id, revision), record)
-        if holder is record and ((known := newest.get(step_id)) is None or known.revision < revision):
+        if holder is record and newest.get(step_id, record).revision <= revision:
             newest[step_id] = record
         return holder
 

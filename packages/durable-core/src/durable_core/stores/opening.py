@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Final, cast
 
 from durable_core.errors import StoreError
@@ -38,7 +38,8 @@ def open_store(url: str | None = None) -> OpenableStore:
     if isinstance(url, str) and url.lower() in points.names:
         raise StoreError(f"{url!r} lacks a colon: a URL of this store begins with '{url.lower()}:'")
     parsed = StoreURL(url)
-    found = {_owner(point): point for point in points if point.name == parsed.scheme}
+    serving = [point for point in points if point.name == parsed.scheme]
+    found = {point.dist.name if point.dist else point.value: point for point in serving}
     if not found:
         installed = ", ".join(sorted({point.name for point in points})) or "none"
         package = _FAMILY.get(parsed.scheme)
@@ -46,11 +47,8 @@ def open_store(url: str | None = None) -> OpenableStore:
         # Without the URL: in `user:secret@host` the scheme was forgotten, and the rest is a secret.
         raise StoreError(f"no store is installed for the scheme {parsed.scheme!r}; installed: {installed}.{advice}")
     if len(found) > 1:
-        owners = " and ".join(sorted(found))
-        raise StoreError(f"more than one distribution serves {parsed.scheme!r}: {owners}; uninstall all but one")
+        raise StoreError(
+            f"more than one distribution serves {parsed.scheme!r}: {' and '.join(sorted(found))}; uninstall all but one"
+        )
     (point,) = found.values()
     return cast("type[OpenableStore]", point.load()).from_url(url)
-
-
-def _owner(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else point.value

@@ -49,20 +49,14 @@ class StepFailed(DurableError):
         super().__init__(_failure(record, record.error))
         self.record = record
         self.error: StepError = record.error
+        self.run_id: str = record.run_id
+        self.step_id: str = record.step_id
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StepFailed) and self.record == other.record
 
     def __hash__(self) -> int:
         return hash(self.record.id)
-
-    @property
-    def run_id(self) -> str:
-        return self.record.run_id
-
-    @property
-    def step_id(self) -> str:
-        return self.record.step_id
 
 
 def _failure(record: StepRecord, error: StepError) -> str:

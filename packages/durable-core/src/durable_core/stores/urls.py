@@ -58,10 +58,8 @@ class StoreURL:
                 if name in also:
                     continue
                 names = sorted({*known, *also})
-                near = get_close_matches(name, names, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                listed = ", ".join(names) if names else "none"
-                raise StoreError(f"unknown option {name!r} in {self}; known: {listed}.{hint}")
+                hint = "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, names, n=1))
+                raise StoreError(f"unknown option {name!r} in {self}; known: {', '.join(names) or 'none'}.{hint}")
             if name in found:
                 raise StoreError(f"option {name!r} is given twice in {self}")
             try:

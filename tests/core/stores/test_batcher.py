@@ -107,6 +107,17 @@ async def test_it_is_idle_again_after_a_busy_time() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
+async def test_who_comes_as_the_last_batch_ends_is_served() -> None:
+    """Nobody falls between a batcher that is busy and one that is idle, whatever the turn of the loop."""
+    for turns in range(12):
+        log = Log()
+        tasks = await log.begin("a")
+        log.open.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert await asyncio.gather(log.batcher.submit("late"), *tasks) == ["LATE", "LEADER", "A"]
+
+
 async def test_a_batch_is_bounded_in_items() -> None:
     """No flush gets more than `max_items`, and the order is that of submission."""
     log = Log(max_items=3)

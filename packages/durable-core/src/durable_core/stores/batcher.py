@@ -99,9 +99,12 @@ class Batcher(Generic[Item, Result]):
                 await asyncio.sleep(0)
                 following = self._next_batch()
             batch = following
+        self._drain, self._busy = None, False
 
-    def _drained(self, _: asyncio.Task[None]) -> None:
-        """Be idle again. If the task was cancelled, as when the loop shuts down, nobody waits for ever."""
+    def _drained(self, drain: asyncio.Task[None]) -> None:
+        """Be idle again if the task was cancelled, as when the loop shuts down: nobody waits for ever."""
+        if not drain.cancelled():
+            return
         self._drain, self._busy = None, False
         given_up = StoreError("given up: the task that writes batches was cancelled")
         for callers in (self._flying, *(batch.callers for batch in self._waiting)):

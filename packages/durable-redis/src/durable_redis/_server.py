@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -14,7 +15,6 @@ from redis.asyncio import RedisCluster
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from durable_core.errors import StoreError
-from durable_core.store import forks
 from durable_core.stores.batcher import Batcher
 
 from ._client import Cluster, Single
@@ -56,7 +56,7 @@ class Server:
         self._turn: Final[AbstractAsyncContextManager[None]] = limited
         self._examined = expires is None
         self._batchers: Final[dict[tuple[Script, str], Batcher[Item, Any]]] = {}
-        self.forks: Final = forks()
+        self.pid: Final = os.getpid()
 
     async def reach(self) -> None:
         """Have the server answer once, about its settings. Where it doesn't, nothing else was sent to it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
@@ -21,7 +22,6 @@ from durable_core.store import (
     SupportsPolling,
     SupportsRuns,
     SupportsScan,
-    forks,
     to_the_end,
 )
 from durable_core.stores.lease import Leases
@@ -136,7 +136,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
     @asynccontextmanager
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
         await self._serving().reach()  # where that fails, no lock can have been given
-        if self._locks is None or self._locks.forks != forks():
+        if self._locks is None or self._locks.pid != os.getpid():
             self._locks = Server(self._connect() if self._connect else another(self._client), copies=self._copies)
         keys = {"lock": self._keys.lock(run_id), "log": self._keys.log(run_id)}
         requests = RunLease(self._locks, run_id, **keys, seconds=self._lease, clock=self._leases.clock)

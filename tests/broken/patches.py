@@ -30,8 +30,8 @@ PATCHES = [
     Patch(
         "file: an append returns without its sync",
         f"{FILE}/_log.py",
-        '            _disk.write(fd, b"\\n".join(lines) + b"\\n")\n            _disk.sync(fd)\n',
-        '            _disk.write(fd, b"\\n".join(lines) + b"\\n")\n',
+        "            yield\n            _disk.sync(fd)\n",
+        "            yield\n",
         ("tests/file/test_sync.py::test_no_append_returns_before_its_sync",),
     ),
     Patch(
@@ -117,6 +117,20 @@ PATCHES = [
         "_THREADS: Final = 8\n",
         "_THREADS: Final = 1\n",
         ("tests/file/test_store.py::test_logs_of_a_folder_do_not_wait_for_each_other",),
+    ),
+    Patch(
+        "file: each log is synced before the next is written",
+        f"{FILE}/_logs.py",
+        "        self._begun[name] = appending\n",
+        "        next(appending, None)\n",
+        ("tests/file/test_store.py::test_logs_are_written_together_before_they_are_synced",),
+    ),
+    Patch(
+        "file: who waits for a log keeps others locked",
+        f"{FILE}/_logs.py",
+        "                self.finish()",
+        "                pass",
+        ("tests/file/test_store.py::test_who_waits_for_a_log_keeps_no_other_locked",),
     ),
     Patch(
         "file: a lock whose taker was cancelled stays taken",
@@ -343,7 +357,7 @@ PATCHES = [
         f"{CORE}/_running/run.py",
         "await to_the_end(self._leave(), on_cancel=self._cancel_steps)",
         "await self._leave()",
-        ("tests/core/running/test_scopes_of_anyio.py::test_whatever_the_block_is_at",),
+        ("tests/core/running/test_scopes_of_anyio.py::test_a_block_is_left",),
     ),
     Patch(
         "a step that runs is decided by hand",

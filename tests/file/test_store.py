@@ -7,11 +7,14 @@ import gc
 import os
 import threading
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from durable_core import StepRecord, open_store
+from durable_core.stores.filelock import Locks, spot_of
 from durable_file import FileStore, _disk
 from tests.file.support import Child, finish, step, steps_in
 
@@ -232,6 +235,40 @@ async def test_a_log_is_always_written_by_the_same_thread(tmp_path: Path, monkey
     assert len(writers) == 50
     assert all(len(threads) == 1 for threads in writers.values())
     assert 1 < len(set[int]().union(*writers.values())) <= 8
+
+
+async def test_logs_are_written_together_before_they_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sync takes along what was written to other logs by then: a thread syncs none before it has written all that wait."""
+    asked: list[str] = []
+
+    def noting(name: str, real: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            asked.append(name)
+            real(*args)
+
+        return call
+
+    for name in ("write", "sync"):
+        monkeypatch.setattr(_disk, name, noting(name, getattr(_disk, name)))
+    monkeypatch.setattr("durable_file.store._THREADS", 1)
+    async with FileStore(tmp_path) as store:
+        await asyncio.gather(*(store.append(step("a", f"run-{n}")) for n in range(20)))
+    assert asked == ["write"] * 16 + ["sync"] * 16 + ["write"] * 4 + ["sync"] * 4
+
+
+async def test_who_waits_for_a_log_keeps_no_other_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or two processes would wait for each other, each for a log that the other has written and not synced yet."""
+    monkeypatch.setattr("durable_file.store._THREADS", 1)
+    lock = Locks(tmp_path, make_folder=_disk.make_folder).take(spot_of("log", "held.jsonl"))
+    assert lock is not None
+    async with FileStore(tmp_path) as store, FileStore(tmp_path) as other:
+        appends = [asyncio.create_task(store.append(step("a", run_id))) for run_id in ("free", "held")]
+        while not (tmp_path / "free.jsonl").exists():
+            await asyncio.sleep(0)
+        await asyncio.wait_for(other.append(step("b", "free")), 10)
+        assert not any(append.done() for append in appends)
+        lock.release()
+        await asyncio.gather(*appends)
 
 
 async def test_four_loops_at_once(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,9 @@ _logger: Final = logging.getLogger("durable_file")
 
 Entry = tuple[StepRecord, Slot, bytes]
 """A record to append, its slot, and the line that it becomes: a plain tuple, since one is made for every append."""
+
+Holds = StepRecord | Exception
+"""The record that holds a slot, or why that is not known."""
 
 Known = tuple[str, str, int]
 """The ids of a run and of one of its steps, and the highest revision of it that is known."""
@@ -122,10 +125,10 @@ class Log:
                 raise
             self._synced = True
 
-    def append(self, fd: int, entries: Iterable[Entry]) -> list[StepRecord | StoreError]:
-        """Write the entries whose slots are empty; return for each the record that holds its slot, or why that can't be read."""
+    def append(self, fd: int, entries: Iterable[Entry]) -> Generator[None, None, list[Holds]]:
+        """Write the entries whose slots are empty, yield, sync them, and return what holds the slot of each."""
         new: dict[tuple[str, Slot], bytes] = {}
-        holders: list[StepRecord | StoreError] = []
+        holders: list[Holds] = []
         for record, slot, line in entries:
             run = self._runs.get(record.run_id)
             first = run.lines.get(slot) if run else None
@@ -136,7 +139,7 @@ class Log:
             except StoreError as error:
                 holders.append(error)
         if new:
-            self._write(fd, [*new.values()])
+            yield from self._write(fd, [*new.values()])
             for (run_id, slot), line in new.items():
                 self._claim(run_id, slot, line)
         else:
@@ -146,7 +149,8 @@ class Log:
     def clear(self, fd: int, run_id: str) -> None:
         """Write that all entries of the run are gone."""
         line = clear_line(run_id)
-        self._write(fd, [line])
+        for _ in self._write(fd, [line]):
+            pass
         self._drop(run_id, line)
 
     def remove(self) -> None:
@@ -195,9 +199,10 @@ class Log:
             self._advance(lines)
             self._synced = False
 
-    def _write(self, fd: int, lines: list[bytes]) -> None:
+    def _write(self, fd: int, lines: list[bytes]) -> Generator[None, None, None]:
         try:
             _disk.write(fd, b"\n".join(lines) + b"\n")
+            yield
             _disk.sync(fd)
         except BaseException:
             self._cut_back(fd)

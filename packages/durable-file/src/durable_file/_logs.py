@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from durable_core import StepRecord, StoreError
+from durable_core import StoreError
 from durable_core.stores.filelock import Locks, spot_of
 
 from . import _disk
 from ._explain import NoRoom, explain_errors, store_error
-from ._log import Entry, Known, Log
+from ._log import Entry, Holds, Known, Log
 
 Status = tuple[int, int, int, int]
 """Device, inode, size and time of a file."""
@@ -36,19 +36,41 @@ class Logs:
         self._recent: Final[dict[str, Log]] = {}  # the least recently used first
         self._weights: Final[dict[str, int]] = {}
         self._weight = 0
+        self._begun: Final[dict[str, Generator[None, None, None]]] = {}
 
     def path(self, name: str) -> Path:
         return self.folder / name
 
-    def append(self, name: str, entries: Sequence[Entry]) -> Sequence[StepRecord | StoreError]:
-        """Return for each entry the record that holds its slot, or why there is none."""
+    def append(self, name: str, entries: Sequence[Entry]) -> Sequence[Holds]:
+        """Write entries to a log, and return what holds the slot of each: that is known once `finish` was called.
+
+        The logs that wait at the same time are all written before the first is synced, which takes some of them along.
+        """
+        holders: list[Holds] = []
+        appending = self._append(name, entries, holders)
+        next(appending)
+        self._begun[name] = appending
+        return holders
+
+    def finish(self) -> None:
+        """Sync what was written."""
+        while self._begun:
+            next(self._begun.popitem()[1], None)
+
+    def _append(self, name: str, entries: Sequence[Entry], holders: list[Holds]) -> Generator[None, None, None]:
         try:
             with self._locked(name, "append to") as log, _disk.OpenFile(log.path, _disk.APPEND) as fd:
                 if unfinished := log.refresh(fd):
                     log.cut(fd, unfinished)
-                return log.append(fd, entries)
-        except NoRoom as refusal:  # what is smaller may still fit
-            return [self.append(name, [entry])[0] for entry in entries] if len(entries) > 1 else [refusal]
+                holders += yield from log.append(fd, entries)
+        except Exception as error:
+            if isinstance(error, NoRoom) and len(entries) > 1:  # what is smaller may still fit
+                for entry in entries:
+                    for _ in self._append(name, [entry], holders):
+                        pass
+            else:
+                holders += [error] * len(entries)
+        yield
 
     def read(self, name: str, questions: Sequence[Callable[[Log], Any]]) -> Sequence[Any]:
         """Return the answer of the log, which may not be there, to each question, or the `StoreError` that it raised."""
@@ -100,7 +122,11 @@ class Logs:
         self._recent[name] = log
         lock = None
         try:
-            lock = self._locks.wait(log.spot, shared=shared and not log.is_doubtful)
+            shared = shared and not log.is_doubtful
+            lock = None if shared else self._locks.take(log.spot)
+            if lock is None:
+                self.finish()  # whoever waits for one log keeps no other locked
+                lock = self._locks.wait(log.spot, shared=shared)
             if log.is_doubtful:
                 log.rewrite()
             yield log
@@ -134,7 +160,7 @@ class Logs:
         self._weights[name] = weight
         if self._weight > self._memory:
             for oldest in [*islice(self._recent, 8)]:
-                if oldest != name and not self._recent[oldest].is_doubtful:
+                if oldest != name and oldest not in self._begun and not self._recent[oldest].is_doubtful:
                     del self._recent[oldest]
                     self._weight -= self._weights.pop(oldest)
 

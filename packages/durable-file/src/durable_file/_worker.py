@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from time import monotonic
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
@@ -18,18 +17,21 @@ _Future = asyncio.Future[Any]
 # A function to share, or None; the name that it is called with; the item, or what is called alone; its size; who waits for it.
 _Job = tuple[Callable[[str, Sequence[Any]], Sequence[Any]] | None, str, Any, int, _Future | None]
 _Queue = SimpleQueue[list[_Job] | None]
-_Answers = dict[asyncio.AbstractEventLoop, list[tuple[_Future, Any]]]
 
 _MOST_ITEMS: Final = 500
 _MOST_BYTES: Final = 4 * 1024 * 1024
-# Waking a loop costs as much as an append: a busy thread keeps its answers for so many seconds.
-_TELL_AFTER: Final = 0.005
+# What is done before it is finished and answered: each may keep a file open.
+_TOGETHER: Final = 16
 
 
 class Worker:
-    """Does what it is given in a thread of its own, which starts when it is needed. Serves all threads and event loops."""
+    """Does what it is given in a thread of its own, which starts when it is needed. Serves all threads and event loops.
 
-    def __init__(self, *, at_end: Callable[[], object]) -> None:
+    It calls `finish` whenever it has done something, before it answers, and `at_end` when it is closed.
+    """
+
+    def __init__(self, *, finish: Callable[[], object] = lambda: None, at_end: Callable[[], object]) -> None:
+        self._finish: Final = finish
         self._at_end: Final = at_end
         self._mutex: Final = threading.Lock()
         self._jobs: _Queue = SimpleQueue()
@@ -93,32 +95,29 @@ class Worker:
         with self._mutex:
             if self._thread is None:
                 # A daemon, so that such a store doesn't keep the program from ending either.
-                args = self._jobs, self._previous
+                args = self._jobs, self._previous, self._finish
                 self._thread = threading.Thread(target=_serve, args=args, name="durable-file", daemon=True)
                 self._thread.start()
             self._jobs.put(jobs)
 
 
-def _serve(jobs: _Queue, previous: threading.Thread | None) -> None:
+def _serve(jobs: _Queue, previous: threading.Thread | None, finish: Callable[[], object]) -> None:
     if previous is not None:
         previous.join()
-    while _serve_round(jobs):
+    while _serve_round(jobs, finish):
         pass
 
 
-def _serve_round(jobs: _Queue) -> bool:
+def _serve_round(jobs: _Queue, finish: Callable[[], object]) -> bool:
     """Do all that waits, and return True unless the end was among it. What was done is not referred to any more then."""
     waiting = [jobs.get()]
     while not jobs.empty():
         waiting.append(jobs.get())
-    answers: _Answers = {}
-    told = monotonic()
-    for batch in _batches(job for jobs_of_a_turn in waiting for job in jobs_of_a_turn or ()):
-        _do(batch, answers)
-        if monotonic() - told > _TELL_AFTER:
-            _tell(answers)
-            told = monotonic()
-    _tell(answers)
+    batches = _batches(job for jobs_of_a_turn in waiting for job in jobs_of_a_turn or ())
+    for start in range(0, len(batches), _TOGETHER):
+        done = [(batch, _results(batch)) for batch in batches[start : start + _TOGETHER]]
+        finish()
+        _tell(done)
     return waiting[-1] is not None
 
 
@@ -140,21 +139,22 @@ def _batches(jobs: Iterable[_Job]) -> list[list[_Job]]:
     return batches
 
 
-def _do(batch: list[_Job], answers: _Answers) -> None:
+def _results(batch: list[_Job]) -> Sequence[Any]:
     work, name, item, _, _ = batch[0]
-    results: Sequence[Any]
     try:
-        results = [item()] if work is None else work(name, [item for _, _, item, _, _ in batch])
+        return [item()] if work is None else work(name, [item for _, _, item, _, _ in batch])
     except BaseException as error:
-        results = [error] * len(batch)
-    for (_, _, _, _, caller), result in zip(batch, results, strict=True):
-        if caller is not None:
-            answers.setdefault(caller.get_loop(), []).append((caller, result))
+        return [error] * len(batch)
 
 
-def _tell(answers: _Answers) -> None:
-    while answers:
-        loop, some = answers.popitem()
+def _tell(done: Iterable[tuple[list[_Job], Sequence[Any]]]) -> None:
+    """Give the answers to those who wait: all of a loop at once, since waking it costs as much as an append."""
+    answers: dict[asyncio.AbstractEventLoop, list[tuple[_Future, Any]]] = {}
+    for batch, results in done:
+        for (_, _, _, _, caller), result in zip(batch, results, strict=True):
+            if caller is not None:
+                answers.setdefault(caller.get_loop(), []).append((caller, result))
+    for loop, some in answers.items():
         with suppress(RuntimeError):  # the loop was closed: nobody waits
             loop.call_soon_threadsafe(_settle, some)
 

@@ -196,7 +196,7 @@ class _Open:
         """For what concerns no single log: the locks of runs, what logs there are, and which changed."""
         logs = (Logs(folder, self.locks, memory=memory // _THREADS) for _ in range(_THREADS))
         self.looks: Final = Looks(folder)
-        self._lanes: Final = [_Lane(some, Worker(at_end=self.locks.close)) for some in logs]
+        self._lanes: Final = [_Lane(some, Worker(finish=some.finish, at_end=self.locks.close)) for some in logs]
 
     def logs_of(self, name: str) -> _Lane:
         """Return the lane of a log, always the same."""

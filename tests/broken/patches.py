@@ -220,7 +220,7 @@ PATCHES = [
         f"{CORE}/_running/run.py",
         "        await self.lock.__aenter__()\n",
         "        await self.load()\n        await self.lock.__aenter__()\n        return\n",
-        ("tests/core/log/test_lock.py::test_the_log_is_read_after_the_lock_is_held",),
+        ("tests/core/log/test_lock.py::test_lock_wait_waits",),
     ),
     Patch(
         "other arguments than recorded go unnoticed",

@@ -90,10 +90,10 @@ def read(fd: int, start: int, size: int) -> bytes:
     return os.read(fd, size)
 
 
-def read_lines(fd: int, start: int, end: int, *, chunk: int = _CHUNK) -> Iterator[list[bytes]]:
+def read_lines(fd: int, start: int, end: int) -> Iterator[list[bytes]]:
     """Yield the whole lines between two positions, some at a time and without their ends; an unfinished last one is left out."""
     rest = b""
-    while start < end and (data := read(fd, start, min(max(chunk, len(rest)), end - start))):
+    while start < end and (data := read(fd, start, min(max(_CHUNK, len(rest)), end - start))):
         start += len(data)
         *lines, rest = (rest + data).split(b"\n")
         yield lines

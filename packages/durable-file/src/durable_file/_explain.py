@@ -19,17 +19,12 @@ class NoRoom(StoreError):
 
 @contextmanager
 def explain_errors(doing: str, path: Path) -> Iterator[None]:
-    """Raise `StoreError` from any `OSError`."""
+    """Raise `StoreError` from any `OSError`: what could not be done, to which file, why, and what to do."""
     try:
         yield
     except OSError as error:
-        raise store_error(error, doing, path) from error
-
-
-def store_error(error: OSError, doing: str, path: Path) -> StoreError:
-    """Say what could not be done, to which file, why, and what to do."""
-    kind = NoRoom if error.errno in _FULL else StoreError
-    return kind(f"can't {doing} {path}: {_reason(error, path)}")
+        kind = NoRoom if error.errno in _FULL else StoreError
+        raise kind(f"can't {doing} {path}: {_reason(error, path)}") from error
 
 
 def _reason(error: OSError, path: Path) -> str:

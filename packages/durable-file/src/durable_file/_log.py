@@ -92,8 +92,8 @@ class Log:
         where = f"{self.path}, run {run_id!r}"
         return RecordLines(tuple(run.lines.values()) if run else (), where=lambda number: f"{where}, entry {number}")
 
-    def refresh(self, fd: int) -> int:
-        """Take in what others did to the file, and return how many bytes of an unfinished append it ends with."""
+    def refresh(self, fd: int, *, mend: bool = False) -> None:
+        """Take in what others did to the file, and `mend` it: cut off what it holds of an append that never returned."""
         status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)
         try:
@@ -106,14 +106,9 @@ class Log:
         except BaseException:
             self.forget()
             raise
-        return status.st_size - self.size
-
-    def cut(self, fd: int, unfinished: int) -> None:
-        """Cut off an append that never returned."""
-        os.ftruncate(fd, self.size)
-        _logger.warning(
-            "%s: cut off %d bytes of an append that never returned, after line %d", self.path, unfinished, self._count
-        )
+        if mend and (rest := status.st_size - self.size):
+            os.ftruncate(fd, self.size)
+            _logger.warning("%s: cut off %d bytes of an append that never returned, after line %d", self.path, rest, self._count)
 
     def sync(self, fd: int, *, unread: bool = False) -> None:
         """Make sure of lines that others wrote, `unread` ones too: a killed writer may have left them in the system's memory."""

@@ -15,7 +15,7 @@ from durable_core import StoreError
 from durable_core.stores.filelock import Locks, spot_of
 
 from . import _disk
-from ._explain import NoRoom, explain_errors, store_error
+from ._explain import NoRoom, explain_errors
 from ._log import Entry, Holds, Known, Log
 
 Status = tuple[int, int, int, int]
@@ -60,8 +60,7 @@ class Logs:
     def _append(self, name: str, entries: Sequence[Entry], holders: list[Holds]) -> Generator[None, None, None]:
         try:
             with self._locked(name, "append to") as log, _disk.OpenFile(log.path, _disk.APPEND) as fd:
-                if unfinished := log.refresh(fd):
-                    log.cut(fd, unfinished)
+                log.refresh(fd, mend=True)
                 holders += yield from log.append(fd, entries)
         except Exception as error:
             if isinstance(error, NoRoom) and len(entries) > 1:  # what is smaller may still fit
@@ -91,8 +90,7 @@ class Logs:
             return
         with self._locked(name, "clear a run of") as log:
             with _disk.OpenFile(log.path, _disk.APPEND) as fd:
-                if unfinished := log.refresh(fd):
-                    log.cut(fd, unfinished)
+                log.refresh(fd, mend=True)
                 if not log.holds(run_id):
                     return
                 alone = log.holds(run_id, alone=True)
@@ -121,21 +119,20 @@ class Logs:
         log = self._recent.pop(name, None) or self._new(name)
         self._recent[name] = log
         lock = None
-        try:
-            shared = shared and not log.is_doubtful
-            lock = None if shared else self._locks.take(log.spot)
-            if lock is None:
-                self.finish()  # whoever waits for one log keeps no other locked
-                lock = self._locks.wait(log.spot, shared=shared)
-            if log.is_doubtful:
-                log.rewrite()
-            yield log
-        except OSError as error:
-            raise store_error(error, doing, log.path) from error
-        finally:
-            if lock is not None:
-                lock.release()
-            self._make_room(name, log)
+        with explain_errors(doing, log.path):
+            try:
+                shared = shared and not log.is_doubtful
+                lock = None if shared else self._locks.take(log.spot)
+                if lock is None:
+                    self.finish()  # whoever waits for one log keeps no other locked
+                    lock = self._locks.wait(log.spot, shared=shared)
+                if log.is_doubtful:
+                    log.rewrite()
+                yield log
+            finally:
+                if lock is not None:
+                    lock.release()
+                self._make_room(name, log)
 
     def _new(self, name: str) -> Log:
         return Log(self.path(name), spot_of("log", folded(name)))

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from durable_core import (
     Lease,
@@ -32,7 +32,7 @@ from ._lines import record_line, record_of, slot_of
 from ._log import Known, Log
 from ._logs import Logs, Looks, folded, logger
 from ._names import SUFFIX, file_name, path_of
-from ._scan import Scan, log_names, runs_in
+from ._scan import log_names, runs_in, scan
 from ._worker import Worker
 
 T = TypeVar("T")
@@ -122,14 +122,13 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
     async def scan(self, run_id: str) -> AsyncIterator[StepRecord]:
         name = self._name(run_id)
         logs, worker = self._use().logs_of(name)
-        scan = Scan(logs, name, run_id)
+        pieces = scan(logs, name, run_id)
         try:
-            await worker.run(scan.open)
-            while (lines := await worker.run(scan.next_lines)) is not None:
+            while (lines := await worker.run(lambda: next(pieces, None))) is not None:
                 for line in lines:
                     yield record_of(logs.path(name), line)
         finally:
-            worker.post(scan.close)  # after a read that may still be under way
+            worker.post(pieces.close)  # after a read that may still be under way
 
     @asynccontextmanager
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
@@ -179,13 +178,6 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
         return opened or self._open.setdefault(os.getpid(), _Open(self._folder, self._memory, self._lock_timeout))
 
 
-class _Lane(NamedTuple):
-    """A thread and the logs that it alone touches."""
-
-    logs: Logs
-    worker: Worker
-
-
 class _Open:
     """What a store has open in one process."""
 
@@ -196,10 +188,10 @@ class _Open:
         """For what concerns no single log: the locks of runs, what logs there are, and which changed."""
         logs = (Logs(folder, self.locks, memory=memory // _THREADS) for _ in range(_THREADS))
         self.looks: Final = Looks(folder)
-        self._lanes: Final = [_Lane(some, Worker(finish=some.finish, at_end=self.locks.close)) for some in logs]
+        self._lanes: Final = [(some, Worker(finish=some.finish, at_end=self.locks.close)) for some in logs]
 
-    def logs_of(self, name: str) -> _Lane:
-        """Return the lane of a log, always the same."""
+    def logs_of(self, name: str) -> tuple[Logs, Worker]:
+        """Return the logs that a log is one of, and the thread that alone touches them: always the same."""
         return self._lanes[hash(name) % _THREADS]
 
     def holders(self, spots: Mapping[str, Spot]) -> dict[str, Holder]:

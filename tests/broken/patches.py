@@ -353,11 +353,11 @@ PATCHES = [
         ("tests/core/running/test_own_cancelled_error.py::test_a_step_fails_and_is_retried",),
     ),
     Patch(
-        "a runner is left in the task that is cancelled",
-        f"{CORE}/_running/run.py",
-        "await to_the_end(self._leave(), on_cancel=self._cancel_steps)",
-        "await self._leave()",
-        ("tests/core/running/test_scopes_of_anyio.py::test_a_block_is_left",),
+        "a runner that a scope cancels waits for no step",
+        f"{CORE}/_system/waits.py",
+        "            cancelled = cancellation\n",
+        "            raise\n",
+        ("tests/core/running/test_scopes_of_anyio.py::test_whatever_the_block_is_at[thread]",),
     ),
     Patch(
         "a step that runs is decided by hand",

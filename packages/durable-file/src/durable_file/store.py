@@ -52,7 +52,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
     `lock_timeout` seconds, and then raises `StoreError`.
     """
 
-    poll_seconds = 2.0
+    poll_seconds: float = 2.0
 
     def __init__(self, path: str | os.PathLike[str], *, memory: int = 64 * 1024 * 1024, lock_timeout: float = 30.0) -> None:
         given = os.fspath(path)

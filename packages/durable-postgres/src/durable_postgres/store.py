@@ -36,7 +36,7 @@ class PostgresStore(
     its commit has returned, as the server is set. Raises `StoreError` for everything that the server or the connection refuses.
     """
 
-    poll_seconds = 2.0
+    poll_seconds: float = 2.0
     _limits: ClassVar[Limits] = Limits()
 
     def __init__(self, pool: Pool, *, schema: str = "durable", table: str = "steps") -> None:

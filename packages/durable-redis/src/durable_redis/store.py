@@ -54,7 +54,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
     `socket_timeout` longer than the waits; the store does not close it.
     """
 
-    poll_seconds = 2.0
+    poll_seconds: float = 2.0
 
     def __init__(
         self,

@@ -49,7 +49,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsH
     of a holder that died may be taken over. `probe=False` leaves out the check that the endpoint honours `If-None-Match`.
     """
 
-    poll_seconds = 20.0
+    poll_seconds: float = 20.0
 
     def __init__(
         self,

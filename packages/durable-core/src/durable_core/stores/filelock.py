@@ -207,11 +207,11 @@ class _LockFile:
     def __init__(self, path: str, flags: int) -> None:
         self.path: Final = path
         self.is_writable: Final = flags == _WRITE
-        self.fd = os.open(path, flags, 0o600)
+        self.fd: int = os.open(path, flags, 0o600)
         self._status: Final = os.fstat(self.fd)
         self.locks: Final[dict[int, Lock]] = {}
         """Those that this process holds or is about to take, by position."""
-        self.sure_until = 0.0
+        self.sure_until: float = 0.0
         """When holders have to look again whether it is where it was, in monotonic time."""
         _files[path] = self
 

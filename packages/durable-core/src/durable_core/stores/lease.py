@@ -39,7 +39,9 @@ _BOOT_TIME: Final = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTON
 class BootClock(SystemClock):
     """The machine's clock, which also counts the time that the machine is suspended, as a server's does."""
 
-    monotonic = staticmethod(time.monotonic if _BOOT_TIME is None else functools.partial(time.clock_gettime, _BOOT_TIME))
+    monotonic: Callable[[], float] = staticmethod(
+        time.monotonic if _BOOT_TIME is None else functools.partial(time.clock_gettime, _BOOT_TIME)
+    )
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -221,7 +223,7 @@ class Leases:
 
     def __init__(self, name: str, clock: Clock | None = None) -> None:
         self._name: Final = name
-        self.clock = clock or BootClock()
+        self.clock: Clock = clock or BootClock()
         self._thread: _Thread | None = None
 
     @asynccontextmanager

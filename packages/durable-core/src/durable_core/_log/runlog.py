@@ -114,7 +114,11 @@ class RunLog:
         try:
             if cancelled is not None:
                 raise cancelled
-            return await self._settle(record, self.timeout)
+            holder = await self.append(record, within=self.timeout)
+            if holder.id != record.id:
+                return await self._settle(record, self.timeout, holder)
+            self.kept.pop(record.step_id, None)
+            return holder
         except asyncio.CancelledError:
             await self._record_all_the_same(record, value)
             raise
@@ -132,8 +136,8 @@ class RunLog:
             self.kept[record.step_id] = record, value
             _logger.error("%s", ResultNotRecorded(record, value), exc_info=error)
 
-    async def _settle(self, record: StepRecord, within: float) -> StepRecord:
-        holder = await advance(partial(self.append, within=within), None, partial(after_rivals, record))
+    async def _settle(self, record: StepRecord, within: float, latest: StepRecord | None = None) -> StepRecord:
+        holder = await advance(partial(self.append, within=within), latest, partial(after_rivals, record))
         self.kept.pop(record.step_id, None)
         return holder
 

@@ -38,7 +38,12 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
 
     `once` is another way to try once, such as a transaction's.
     """
-    latest = await _turn(run, call)
+    if call.reuses_id:
+        raise reused(run, call.step_id)
+    await run.ready()
+    while not decided(latest := run.log.latest(call.step_id)) and call.step_id in run.running:
+        await run.an_end()  # the same call elsewhere; if that is cancelled, this one takes over
+        await run.ready()  # unless its outcome is kept, or the run was suspended meanwhile
     if decided(latest):
         await run.emit("step:replay", latest)
         return outcome_of(run, latest, call)
@@ -52,18 +57,6 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
 run_step.__qualname__ = "Runner.step"  # which is what Python says of one that was never awaited
 
 
-async def _turn(run: Run, call: Call) -> StepRecord | None:
-    """Wait until the call may go on, and return the step's newest entry. Raises what keeps it from that."""
-    step_id = call.step_id
-    if call.reuses_id:
-        raise reused(run, step_id)
-    await run.ready()
-    while not decided(latest := run.log.latest(step_id)) and step_id in run.running:
-        await run.an_end()  # the same call elsewhere; if that is cancelled, this one takes over
-        await run.ready()  # unless its outcome is kept, or the run was suspended meanwhile
-    return latest
-
-
 async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce) -> Any:
     """Try until the step has an outcome, record it, and return its value."""
     if latest is not None:
@@ -72,7 +65,8 @@ async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce
             return outcome_of(run, found, call)
     number = 1
     while True:
-        await run.emit("step:start", call, number)
+        if run.on_event is not None:
+            await run.emit("step:start", call, number)
         tried = await once(run, call, latest, number)
         if isinstance(tried, StepRecord):
             return outcome_of(run, tried, call)
@@ -89,7 +83,8 @@ async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce
         number += 1
     try:
         recorded = tried.record if tried.recorded else await run.log.outcome(tried.record, tried.value, tried.cancelled)
-        await run.emit_outcome(recorded, tried.error)
+        if run.on_event is not None:
+            await run.emit_outcome(recorded, tried.error)
         if recorded.id != tried.record.id:
             return outcome_of(run, recorded, call, ran=True)
         if tried.error is not None:
@@ -110,7 +105,8 @@ async def _once(run: Run, call: Call, latest: StepRecord | None, number: int) ->
 
     try:
         await run.begin()
-        check()
+        if call.closure:
+            check()
         if call.policy.at_most_once:
             latest = await _intend(run, call, latest, number)
             if decided(latest):

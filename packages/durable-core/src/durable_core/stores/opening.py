@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import entry_points
 from typing import Final, cast
 
 from durable_core.errors import StoreError
@@ -34,6 +33,8 @@ def open_store(url: str | None = None) -> OpenableStore:
     """
     if url is None and not (url := os.environ.get("DURABLE_STORE")):
         raise StoreError("no store is named: give open_store a URL such as 'file:./runs', or set DURABLE_STORE to one")
+    from importlib.metadata import entry_points  # a third of what importing the library would take
+
     points = entry_points(group=GROUP)
     if isinstance(url, str) and url.lower() in points.names:
         raise StoreError(f"{url!r} lacks a colon: a URL of this store begins with '{url.lower()}:'")

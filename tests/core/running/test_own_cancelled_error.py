@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from durable_core import MemoryStore, Recovered, Runner, StepEvent, StepFailed, StepInterrupted, flow
+from durable_core import Lease, MemoryStore, Recovered, Runner, StepEvent, StepFailed, StepInterrupted, StoreError, flow
 from tests.core.conftest import Effects
 
 
@@ -124,3 +125,32 @@ async def test_a_retry_on_that_names_types_is_asked_about_it(effects: Effects) -
     with pytest.raises(StepFailed):
         await Runner(MemoryStore(), "b").step("s", fail, max_attempts=3, retry_on=(OSError, asyncio.CancelledError))
     assert effects["effect"] == 4
+
+
+@pytest.mark.parametrize("moment", ["list", "enter", "leave"])
+async def test_a_store_that_raises_it_is_a_store_that_failed(moment: str) -> None:
+    """A task group would take it for its own, and end well."""
+
+    class Confused(MemoryStore):
+        async def list(self, run_id: str) -> Any:
+            if moment == "list":
+                await another_was_cancelled()
+            return await super().list(run_id)
+
+        @asynccontextmanager
+        async def lock(self, run_id: str) -> AsyncIterator[Lease]:
+            if moment == "enter":
+                await another_was_cancelled()
+            async with super().lock(run_id) as lease:
+                yield lease
+            if moment == "leave":
+                await another_was_cancelled()
+
+    @flow
+    async def job(runner: Runner) -> str:
+        return "done"
+
+    with pytest.raises(ExceptionGroup) as failed:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(job.run(Confused(), run_id="run"))
+    assert failed.value.subgroup(StoreError)

@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from itertools import count
 from typing import Any, Final, Self
 
+from durable_core._system.waits import answered
 from durable_core.clock import Clock
 from durable_core.errors import DurableError, LockLost, RunBusy
 from durable_core.options import exponential
@@ -63,14 +64,14 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
         self.close()
         context, self._context, self._entered = self._context, None, False
         if context is not None:
-            await context.__aexit__(None, None, None)
+            await answered(context.__aexit__(None, None, None))
 
     async def _take(self, locks: SupportsLock) -> Lease:
         deadline = self._clock.monotonic() + self._wait
         for attempt in count(1):
             context = locks.lock(self._run_id)
             try:
-                lease = await context.__aenter__()
+                lease = await answered(context.__aenter__())
                 self._context = context
                 return lease
             except RunBusy:

@@ -12,7 +12,7 @@ from durable_core._log import news
 from durable_core._log.chain import CANCEL
 from durable_core._log.lock import RunLock
 from durable_core._log.runlog import RunLog
-from durable_core._system.waits import to_the_end
+from durable_core._system.waits import answered, to_the_end
 from durable_core.clock import Clock
 from durable_core.context import StepContext
 from durable_core.errors import DurableError, RunCancelled, RunSuspended, StepDrift
@@ -120,7 +120,7 @@ class Run:
         async with self.loading:
             if again or not self.loaded:
                 seen = self._cancellation.begin()
-                self.log.load(await self.store.list(self.id))
+                self.log.load(await answered(self.store.list(self.id)))
                 self._cancellation.end(seen)
                 self.loaded = True
 

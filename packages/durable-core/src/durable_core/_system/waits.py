@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from time import monotonic
 from typing import Any, Final, TypeVar
 from weakref import ref
 
 import msgspec
+
+from .roots import StoreError
 
 T = TypeVar("T")
 
@@ -113,6 +115,17 @@ async def to_the_end(work: Coroutine[Any, Any, T], *, on_cancel: Callable[[], ob
     if cancelled is not None:
         raise cancelled from None if task.cancelled() else task.exception()
     return task.result()
+
+
+async def answered(ask: Awaitable[T]) -> T:
+    """Await a store. A `CancelledError` of its own, which was not meant for the caller, becomes a `StoreError`."""
+    before = cancellations()
+    try:
+        return await ask
+    except asyncio.CancelledError as error:
+        if cancellations() > before:
+            raise
+        raise StoreError("the store gave it up, though nobody cancelled it") from error
 
 
 def cancellations() -> int:

@@ -127,6 +127,7 @@ async def test_fork_takes_no_lock(path: Path, child: Child, fork: str, told: lis
             from durable_core import LockLost, RunBusy
             try:
                 lease.check()
+                os.write(1, b"kept\\n")
             except LockLost:
                 os.write(1, b"lost\\n")
             async def take():

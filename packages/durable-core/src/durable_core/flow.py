@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack,
 
 from ._calls.parameters import Input, Parameters
 from ._log.chain import FLOW, decided, successor
-from ._running.ending import failed_steps, keeps_from_going_on
+from ._running.ending import failed_steps, is_failed_step, keeps_from_going_on
 from ._running.outcome import failed_before, to_retry, value_of
 from ._running.run import Run
 from ._system.waits import cancellations
@@ -134,7 +134,7 @@ class Flow(Generic[P, T]):
         if not failed:  # the flow may have swallowed what kept it from going on
             await run.ready()
             await run.begin()
-            if isinstance(error, StepFailed) and error.run_id == run.id:
+            if error is not None and is_failed_step(error, run.id):
                 raise error  # it was mended meanwhile: the run goes on when it is run again
         run.lock.check()
         if error is None:

@@ -12,6 +12,13 @@ def keeps_from_going_on(error: BaseException) -> bool:
     return isinstance(error, DurableError) and not isinstance(error, StepFailed)
 
 
+def is_failed_step(error: BaseException, run_id: str) -> bool:
+    """Tell whether an exception is the failure of a step of the run, or a group of nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_failed_step(each, run_id) for each in error.exceptions)
+    return isinstance(error, StepFailed) and error.run_id == run_id
+
+
 def failed_steps(error: BaseException, run_id: str) -> list[StepFailed]:
     """Return the failures of the run's steps that left its flow: alone, in groups, or behind what they led to."""
     found: dict[str, StepFailed] = {}
@@ -22,7 +29,7 @@ def failed_steps(error: BaseException, run_id: str) -> list[StepFailed]:
         if id(each) in seen:
             continue
         seen.add(id(each))
-        if isinstance(each, StepFailed) and each.run_id == run_id:
+        if isinstance(each, StepFailed) and is_failed_step(each, run_id):
             found.setdefault(each.step_id, each)
             continue
         if isinstance(each, BaseExceptionGroup):

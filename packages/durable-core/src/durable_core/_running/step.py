@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from durable_core._log.chain import advance, decided, successor
 from durable_core.errors import StepFailed, StepInterrupted, StepReused, UnrecordableValue
+from durable_core.events import is_logged
 from durable_core.options import Recovered
 from durable_core.record import StepError, StepRecord
 
@@ -45,7 +46,8 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
         await run.an_end()  # the same call elsewhere; if that is cancelled, this one takes over
         await run.ready()  # unless its outcome is kept, or the run was suspended meanwhile
     if decided(latest):
-        await run.emit("step:replay", latest)
+        if run.on_event is not None or is_logged("step:replay"):
+            await run.emit("step:replay", latest)
         return outcome_of(run, latest, call)
     run.running[call.step_id] = asyncio.current_task()
     try:

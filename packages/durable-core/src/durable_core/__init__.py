@@ -5,6 +5,7 @@ from .clock import Clock, SystemClock
 from .context import StepContext, current_step
 from .errors import (
     AlreadyDecided,
+    ChildStopped,
     CopyConflict,
     CorruptLog,
     DeadlinePassed,
@@ -17,12 +18,14 @@ from .errors import (
     RunBusy,
     RunCancelled,
     RunSuspended,
+    SomeFailed,
     StepDrift,
     StepFailed,
     StepInterrupted,
     StepReused,
     StoreError,
     UnrecordableValue,
+    Withdrawn,
 )
 from .events import OnEvent, StepEvent
 from .flow import Flow, flow
@@ -51,6 +54,7 @@ from .stores.urls import StoreURL
 __all__ = [
     "AlreadyDecided",
     "Batcher",
+    "ChildStopped",
     "Clock",
     "CopyConflict",
     "CorruptLog",
@@ -77,6 +81,7 @@ __all__ = [
     "RunSuspended",
     "Runner",
     "RunnerOptions",
+    "SomeFailed",
     "StepContext",
     "StepDrift",
     "StepError",
@@ -98,6 +103,7 @@ __all__ = [
     "SupportsTransaction",
     "SystemClock",
     "UnrecordableValue",
+    "Withdrawn",
     "current_step",
     "exponential",
     "flow",

@@ -13,7 +13,9 @@ from ._system.roots import reduced
 from ._system.text import safe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
+    from typing import Any
 
     from .record import StepError, StepRecord
 
@@ -87,36 +89,93 @@ class StepInterrupted(DurableError):
         self.step_id: str = record.step_id
 
 
-class RunCancelled(DurableError):
-    """The run was cancelled from outside: nothing new begins in it. `record` tells when and why."""
+class RunCancelled(BaseException):
+    """The run is to stop: somebody cancelled it, or its time is over. Steps and waits without an outcome raise it.
+
+    Like a cancellation by asyncio it is no `Exception`, so that a flow's `except Exception` lets it pass. Undo what was done in
+    `except RunCancelled`, by steps with `when_cancelled=True`. Callers of a run that was cancelled get `StepFailed` instead,
+    whose error matches this class. `record` is the entry that asks for it; `reason` and `by` say why and who, or are None.
+    """
 
     def __init__(self, record: StepRecord) -> None:
-        reason = record.notes.get("reason")
+        asked = record.notes.get("cancelled", record.notes)
+        asked = asked if isinstance(asked, dict) else {}
+        reason, by = asked.get("reason"), asked.get("by")
         super().__init__(
             f"run {record.run_id!r} was cancelled at {record.ended_at.isoformat(timespec='seconds')}"
+            + (f" by {safe(str(by))}" if by else "")
             + (f": {safe(str(reason))}" if reason else "")
         )
         self.record = record
         self.run_id: str = record.run_id
         self.reason: str | None = reason
+        self.by: str | None = by
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return reduced(self)
 
 
 class RunSuspended(BaseException):
     """The run waits for longer than `wait_limit`: end the process, and run it again later.
 
     `waiting_for` are the ids of what it waits for; `until` is the earliest time at which it can go on by itself, or None if
-    only somebody else can make it. Like a cancellation it is no `Exception`, so that a flow's `except Exception` lets it pass.
+    only somebody else can make it. `pairs` names the same with the runs they are in, those of children too. Like a cancellation
+    it is no `Exception`, so that a flow's `except Exception` lets it pass.
     """
 
-    def __init__(self, run_id: str, *, waiting_for: tuple[str, ...], until: datetime | None) -> None:
+    def __init__(
+        self, run_id: str, *, waiting_for: tuple[str, ...], until: datetime | None, pairs: tuple[tuple[str, str], ...] = ()
+    ) -> None:
         when = f", until {until.isoformat(timespec='seconds')} at the latest" if until else ""
         super().__init__(f"run {run_id!r} waits for {', '.join(map(repr, waiting_for))}{when}; run it again later")
         self.run_id = run_id
         self.waiting_for = waiting_for
         self.until = until
+        self.pairs = pairs or tuple((run_id, step_id) for step_id in waiting_for)
 
     def __reduce__(self) -> tuple[object, ...]:
         return reduced(self)
+
+
+class ChildStopped(BaseException):
+    """A flow that was called from a flow crashed or was parked, and so does the one that called it.
+
+    Like a suspension it is no `Exception`. `record` is the newest `$flow` entry of the child, `error` is what stopped it.
+    """
+
+    def __init__(self, record: StepRecord, error: BaseException) -> None:
+        super().__init__(f"run {record.run_id!r}, a child, {'crashed' if record.status == 'reopened' else 'is parked'}: {error}")
+        self.record = record
+        self.run_id: str = record.run_id
+        self.error = error
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return reduced(self)
+
+
+class SomeFailed(DurableError):
+    """More items of a `map` failed than it tolerates.
+
+    `failures` holds the `StepError` of each item that failed, by its key; `values` the values of the others, by theirs.
+    `record` is the entry of the map itself.
+    """
+
+    def __init__(self, record: StepRecord, values: Mapping[str, Any], failures: Mapping[str, StepError]) -> None:
+        some = ", ".join(f"{key!r} ({error})" for key, error in [*failures.items()][:3])
+        more = f" and {len(failures) - 3} more" if len(failures) > 3 else ""
+        super().__init__(
+            f"run {record.run_id!r} failed at {record.step_id!r}: {len(failures)} of {len(failures) + len(values)} items failed:"
+            f" {some}{more}"
+        )
+        self.record = record
+        self.run_id: str = record.run_id
+        self.step_id: str = record.step_id
+        self.values = values
+        self.failures = failures
+
+
+class Withdrawn(DurableError):
+    """A wait lost to another contender of `first`: nobody needs its outcome any more."""
 
 
 class Refused(DurableError):

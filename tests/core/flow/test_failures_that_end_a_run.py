@@ -39,22 +39,18 @@ async def job_in_a_group(runner: Runner) -> str:
 
 @pytest.mark.parametrize("job", [job, job_in_a_group], ids=["alone", "in a group"])
 async def test_a_failure_that_was_mended_meanwhile_does_not_end_the_run(job: Flow[[], str]) -> None:
-    """`retry` came between the failure of the step and that of the flow."""
+    """`retry` came between the failure of the step and that of the flow: the run goes on at once."""
     store = FlakyStore()
 
     async def mend(record: StepRecord) -> None:
         if record.step_id == "pay" and record.status == "failure":
             store.after = None
             await control.retry(store, "run", "pay")
+            REFUSES.clear()
 
     store.after = mend
-    with pytest.raises((StepFailed, ExceptionGroup)):
-        await job.run(store, run_id="run")
-    newest = await store.get("run", "$flow")
-    assert newest is not None
-    assert newest.status == "started"
-    REFUSES.clear()
     assert await job.run(store, run_id="run") == "paid"
+    assert [record.status for record in await store.list("run") if record.step_id == "$flow"] == ["started", "success"]
 
 
 async def test_who_lost_the_run_does_not_end_it() -> None:
@@ -81,7 +77,7 @@ async def test_an_error_of_the_flow_is_not_hidden_by_a_failure_that_was_mended()
         await runner.step("pay", pay)
         raise ValueError("a typo")
 
-    with pytest.raises(StepFailed, match="a typo"):
+    with pytest.raises(ValueError, match="a typo"):
         try:
             await typo.run(store, run_id="run")
         except StepFailed:

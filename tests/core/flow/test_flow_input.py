@@ -259,8 +259,9 @@ async def test_a_default_that_is_given_is_no_other_input() -> None:
     assert await pay.run(store, run_id="left out") == 5
     assert await pay.run(store, run_id="left out", fee=5) == 5
     await pay.run(store, run_id="other", fee=6)
+    assert await pay.run(store, run_id="other") == 6  # no input at all means the recorded one
     with pytest.raises(StepDrift):
-        await pay.run(store, run_id="other")
+        await pay.run(store, run_id="other", fee=5)
 
 
 async def test_a_type_that_cant_be_read_leaves_the_value_as_it_is() -> None:

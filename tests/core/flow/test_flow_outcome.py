@@ -21,6 +21,7 @@ from durable_core import (
     StepFailed,
     StepRecord,
     StoreError,
+    UnrecordableValue,
     control,
     flow,
 )
@@ -67,7 +68,7 @@ async def test_a_suspension_that_gather_returned_is_no_outcome(store: FailingSto
 
     with pytest.raises(RunSuspended):
         await pays.run(store, run_id="run")
-    assert await outcome(store) == ["started"]
+    assert await outcome(store) == ["started", "waiting"]
 
 
 async def test_a_failed_step_is_an_outcome_beside_a_suspension(store: FailingStore) -> None:
@@ -86,8 +87,8 @@ async def test_a_failed_step_is_an_outcome_beside_a_suspension(store: FailingSto
 
 
 @pytest.mark.parametrize("how", ["group", "swallowed"])
-async def test_a_cancellation_is_no_outcome(store: FailingStore, how: str) -> None:
-    """Neither in a group of exceptions nor when the flow goes on as if nothing were."""
+async def test_a_cancellation_ends_the_run_whatever_the_flow_makes_of_it(store: FailingStore, how: str) -> None:
+    """In a group of exceptions, and when the flow goes on as if nothing were: `except Exception` does not swallow it."""
     clock = FakeClock()
 
     async def act() -> None:
@@ -98,15 +99,16 @@ async def test_a_cancellation_is_no_outcome(store: FailingStore, how: str) -> No
     async def pays(runner: Runner) -> None:
         await runner.step("act", act)
         if how == "swallowed":
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(BaseException):
                 await runner.step("pay", lambda: 1)
         else:
             async with asyncio.TaskGroup() as group:
                 group.create_task(runner.step("pay", lambda: 1))
 
-    with pytest.raises(RunCancelled if how == "swallowed" else ExceptionGroup):
+    with pytest.raises(StepFailed, match="run 'run' was cancelled at .*: enough") as failed:
         await pays.run(store, run_id="run")
-    assert await outcome(store) == ["started"]
+    assert failed.value.error.matches(RunCancelled)
+    assert await outcome(store) == ["started", "reopened", "failure"]
 
 
 async def test_drift_beside_a_failure_is_no_outcome(store: FailingStore) -> None:
@@ -126,7 +128,7 @@ async def test_drift_beside_a_failure_is_no_outcome(store: FailingStore) -> None
 
     with pytest.raises(ExceptionGroup):
         await pays.run(store, run_id="run")
-    assert await outcome(store) == ["started"]
+    assert await outcome(store) == ["started", "waiting"]
 
 
 async def test_a_lock_that_was_lost_is_no_outcome(store: FailingStore) -> None:
@@ -231,8 +233,8 @@ async def test_a_slip_in_what_is_asked_for_is_no_outcome_of_the_flow() -> None:
         await ask.run(store, run_id="run")
 
 
-async def test_a_flow_that_returns_what_cant_be_recorded_has_failed() -> None:
-    """Its steps have happened; the failure names the path."""
+async def test_a_flow_that_returns_what_cant_be_recorded_crashed() -> None:
+    """Its steps have happened; the error names the path, and the mended code goes on."""
 
     @flow
     async def number(runner: Runner) -> float:
@@ -240,8 +242,9 @@ async def test_a_flow_that_returns_what_cant_be_recorded_has_failed() -> None:
 
     store = MemoryStore()
     for _ in range(2):
-        with pytest.raises(StepFailed, match="nan"):
+        with pytest.raises(UnrecordableValue, match="nan"):
             await number.run(store, run_id="run")
+    assert await outcome(store) == ["started", "reopened"] * 2
 
 
 async def test_an_outcome_that_was_kept_comes_before_a_failure_of_the_flow(store: FailingStore) -> None:
@@ -264,18 +267,27 @@ async def test_an_outcome_that_was_kept_comes_before_a_failure_of_the_flow(store
     assert [record.step_id for record in await store.list("run")] == ["$flow", "fail", "pay", "$flow"]
 
 
-async def test_no_flow_begins_in_a_run_that_was_cancelled(store: FailingStore) -> None:
-    """Nothing is recorded of it."""
+async def test_a_flow_that_begins_in_a_cancelled_run_is_told(store: FailingStore) -> None:
+    """It may undo what was done; nothing new is begun."""
 
     @flow
     async def pays(runner: Runner) -> None:
-        raise AssertionError
+        await runner.step("a", lambda: 1)
+        await runner.step("b", lambda: 1)
 
     await Runner(store, "run").step("a", lambda: 1)
     await control.cancel(store, "run")
-    with pytest.raises(RunCancelled):
+    with pytest.raises(StepFailed) as failed:
         await pays.run(store, run_id="run")
-    assert await outcome(store) == []
+    assert failed.value.error.matches(RunCancelled)
+    assert [(record.step_id, record.status) for record in await store.list("run")] == [
+        ("a", "success"),
+        ("$cancel", "success"),
+        ("$flow", "started"),
+        ("$flow", "reopened"),
+        ("$flow", "started"),
+        ("$flow", "failure"),
+    ]
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -289,7 +301,7 @@ async def test_a_flow_that_ends_second_ends_as_the_first(fails: bool) -> None:
                 await super().append(StepRecord(run_id="run", step_id="$flow", **fields))  # type: ignore[arg-type]
             return await super().append(record)
 
-    @flow
+    @flow(fails_on=ValueError)
     async def pays(runner: Runner) -> str:
         if fails:
             raise ValueError
@@ -314,7 +326,7 @@ async def test_a_flow_has_not_ended_while_its_steps_run(store: FailingStore, fai
         if fails:
             raise ValueError
 
-    with pytest.raises(StepFailed) if fails else contextlib.nullcontext():
+    with pytest.raises(ValueError) if fails else contextlib.nullcontext():
         await pays.run(store, run_id="run")
     assert [record.step_id for record in await store.list("run")] == ["$flow", "mail", "$flow"]
     assert await left[0] == 1
@@ -326,7 +338,7 @@ async def test_a_replayed_failure_says_how_to_go_on(store: FailingStore) -> None
     def fail() -> None:
         raise ValueError("no such card")
 
-    @flow
+    @flow(fails_on=ValueError)
     async def pays(runner: Runner, *, itself: bool) -> None:
         if itself:
             fail()

@@ -29,7 +29,7 @@ from .errors import (
 )
 from .events import OnEvent, StepEvent
 from .flow import Flow, flow
-from .options import Delay, Recovered, RetryOn, RunnerOptions, StepOptions, exponential
+from .options import Delay, FlowOptions, Recovered, RetryOn, RunnerOptions, StepOptions, exponential
 from .record import StepError, StepRecord
 from .runner import Runner
 from .store import (
@@ -38,6 +38,7 @@ from .store import (
     OpenableStore,
     Store,
     StoreTransaction,
+    SupportsConnection,
     SupportsHolder,
     SupportsLock,
     SupportsPolling,
@@ -63,6 +64,7 @@ __all__ = [
     "Delay",
     "DurableError",
     "Flow",
+    "FlowOptions",
     "Holder",
     "Lease",
     "LockLost",
@@ -95,6 +97,7 @@ __all__ = [
     "StoreError",
     "StoreTransaction",
     "StoreURL",
+    "SupportsConnection",
     "SupportsHolder",
     "SupportsLock",
     "SupportsPolling",

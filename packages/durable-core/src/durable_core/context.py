@@ -47,6 +47,8 @@ class StepContext(msgspec.Struct):
             )
 
 
+driven: Final[ContextVar[object | None]] = ContextVar("durable_flow", default=None)
+"""The run whose flow is running here."""
 running: Final[ContextVar[StepContext | None]] = ContextVar("durable_step", default=None)
 
 

@@ -13,6 +13,7 @@ from ._log.chain import CANCEL, FLOW, Append, advance, decided, expired, newest,
 from ._log.copying import copy, fork, no_run
 from ._log.news import tell
 from ._log.status import RunStatus, status_of
+from ._running.cancelling import asking_to_cancel
 from ._system.ids import check_id, check_own_id
 from ._values.returns import record_any
 from ._waiting.approval import Decision, Request, Vote
@@ -150,6 +151,15 @@ async def cancel(store: Store, run_id: str, *, reason: str | None = None, clock:
     await _known_run(store, run_id)
     now = _now(clock)
     note = {"reason": reason} if reason else None
+
+    def propose(latest: StepRecord | None) -> StepRecord | None:
+        assert latest is not None
+        if decided(latest) or "cancelled" in latest.notes:
+            return None
+        return asking_to_cancel(latest, now, reason, None)
+
+    if flow := await store.get(run_id, FLOW):
+        return await advance(_telling(store), flow, propose)
     return await _telling(store)(StepRecord(run_id=run_id, step_id=CANCEL, kind="flow", note=note, started_at=now, ended_at=now))
 
 

@@ -63,7 +63,7 @@ class StepFailed(DurableError):
 
 def _failure(record: StepRecord, error: StepError) -> str:
     if record.step_id == "$flow":  # which users don't know; the message of the step's failure says all of it
-        return error.message if error.matches(StepFailed) else f"run {record.run_id!r} failed: {error}"
+        return error.message if error.matches(StepFailed, RunCancelled) else f"run {record.run_id!r} failed: {error}"
     attempts = f" after {record.attempt} attempts" if record.attempt > 1 else ""
     return f"run {record.run_id!r} failed at step {record.step_id!r}{attempts}: {error}"
 

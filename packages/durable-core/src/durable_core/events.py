@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from inspect import isawaitable
 from typing import Any, Final, Literal
 
@@ -13,14 +13,25 @@ import msgspec
 from ._system.waits import cancellations
 from .record import StepRecord
 
-EventType = Literal["step:replay", "step:start", "step:success", "step:failure", "step:retry", "step:wait"]
+EventType = Literal[
+    "step:replay",
+    "step:start",
+    "step:success",
+    "step:failure",
+    "step:retry",
+    "step:wait",
+    "run:start",
+    "run:suspend",
+    "run:crash",
+    "run:end",
+]
 
 _logger: Final = logging.getLogger("durable_core")
-_LEVELS: Final = {"step:retry": logging.INFO, "step:replay": logging.DEBUG}
+_LEVELS: Final = {"step:retry": logging.INFO, "step:replay": logging.DEBUG, "run:crash": logging.INFO}
 
 
 class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that happened to one step."""
+    """One thing that happened to one step, or to a run: then `step_id` is `$flow` and `name` its flow's."""
 
     type: EventType
     run_id: str
@@ -28,14 +39,15 @@ class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     attempt: int
     record: StepRecord | None = None
-    """The recorded entry, for `step:replay`, `step:success`, `step:failure` and `step:wait`."""
+    """The recorded entry, but for `step:start` and `step:retry`."""
     error: BaseException | None = None
-    """What the attempt raised, for `step:retry` and `step:failure`."""
+    """What the attempt or the flow raised, for `step:retry`, `step:failure`, `run:crash` and `run:end`."""
     delay: float | None = None
     """Seconds until the next attempt, for `step:retry`."""
 
 
-OnEvent = Callable[[StepEvent], Awaitable[Any] | Any]
+Handler = Callable[[StepEvent], Awaitable[Any] | Any]
+OnEvent = Handler | Sequence[Handler]
 
 
 def is_logged(type_: EventType) -> bool:
@@ -44,18 +56,22 @@ def is_logged(type_: EventType) -> bool:
 
 
 async def tell(on_event: OnEvent | None, event: StepEvent) -> None:
-    """Log the event, then call `on_event` and await what it returns; what it raises is logged and does no harm."""
+    """Log the event, then call each handler and await what it returns; what it raises is logged and does no harm."""
     if is_logged(event.type):
         text, ids = f"{event.type} {event.step_id!r} of run {event.run_id!r}", {"run_id": event.run_id, "step_id": event.step_id}
+        if event.type == "run:crash":
+            text = f"run {event.run_id!r} of flow {event.name!r} crashed, and goes on when it is run again: {event.error!r}"
         if event.type == "step:retry":
             text += f" in {event.delay:g} s, after attempt {event.attempt} failed: {event.error!r}"
         _logger.log(_LEVELS[event.type], "%s", text, extra=ids)
-    before = cancellations()
-    try:
-        answer = None if on_event is None else on_event(event)
-        if isawaitable(answer):
-            await answer
-    except (Exception, asyncio.CancelledError) as error:
-        if isinstance(error, asyncio.CancelledError) and cancellations() > before:
-            raise  # it was meant for the step, not raised by what the handler awaited
-        _logger.exception("on_event raised for %s of step %r of run %r", event.type, event.step_id, event.run_id)
+    handlers: Sequence[Handler] = () if on_event is None else (on_event,) if callable(on_event) else on_event
+    for handler in handlers:
+        before = cancellations()
+        try:
+            answer = handler(event)
+            if isawaitable(answer):
+                await answer
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and cancellations() > before:
+                raise  # it was meant for the step, not raised by what the handler awaited
+            _logger.exception("on_event raised for %s of step %r of run %r", event.type, event.step_id, event.run_id)

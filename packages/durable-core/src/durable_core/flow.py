@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import update_wrapper
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from ._calls.parameters import Input, Parameters
-from ._log.chain import FLOW, decided, successor
-from ._running.ending import failed_steps, is_failed_step, keeps_from_going_on
+from ._log.chain import CANCEL, FLOW
+from ._log.news import tell
+from ._running.cancelling import ended_before_it_began
+from ._running.driving import Standing, Work, begin, drive, failure_of
 from ._running.outcome import failed_before, to_retry, value_of
 from ._running.run import Run
-from ._system.waits import cancellations
+from ._system.ids import check_own_id
 from ._values.returns import codec_of
-from .errors import CorruptLog, StepDrift, StepFailed, UnrecordableValue
-from .options import RunnerOptions, unknown_option
-from .record import StepError, StepRecord
+from ._waiting.wait import moment
+from .clock import SystemClock
+from .context import driven, running
+from .errors import CorruptLog, DurableError, StepDrift, StepFailed
+from .options import FlowOptions, duration, runner_options, unknown_option
+from .record import StepRecord
 from .runner import Runner
-from .store import Store
+from .store import Store, check_store, connection_of
 
 _RETRY_THE_STEP: Final = (
     "find the step that failed in the message above, and reopen it with durable_core.control.retry or resolve"
@@ -33,9 +37,10 @@ T = TypeVar("T")
 class Flow(Generic[P, T]):
     """A flow function; call it with a runner of your own, or let `run` make one and record how the run ends."""
 
-    def __init__(self, fn: Callable[Concatenate[Runner, P], Awaitable[T]], name: str | None, options: RunnerOptions) -> None:
+    def __init__(self, fn: Callable[Concatenate[Runner, P], Awaitable[T]], name: str | None, options: FlowOptions) -> None:
         if not inspect.iscoroutinefunction(fn):
             raise TypeError(f"a flow is an async function (runner, **input), not {fn!r}")
+        self._timeout, self._fails_on = _checked(options)
         self.name: Final = name or fn.__name__
         self._parameters: Final = Parameters(fn, self.name)
         self._fn: Final[Callable[..., Awaitable[T]]] = fn
@@ -46,126 +51,145 @@ class Flow(Generic[P, T]):
     def __repr__(self) -> str:
         return f"<flow {self.name!r}>"
 
+    def __get__(self, instance: object, owner: type | None = None) -> Flow[Any, T]:
+        """Return the flow as a method of `instance`, as functions do."""
+        return self if instance is None else Flow(self._fn.__get__(instance), self.name, self._options)
+
     def __call__(self, runner: Runner, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
         if not hasattr(runner, "step"):
             raise TypeError(f"flow {self.name!r} is called with a Runner, not {runner!r}; or write .run(store, run_id=…)")
         return self._fn(runner, *args, **kwargs)
 
+    def options(self, **options: Unpack[FlowOptions]) -> Flow[P, T]:
+        """Return the same flow with other options, such as `onboard.options(wait_limit=0)`; those that are left out stay."""
+        return Flow(self._fn, self.name, {**self._options, **options})
+
     async def run(self, store: Store, run_id: str, *args: P.args, **input: P.kwargs) -> T:
         """Run the flow as `run_id`, resume it, or return its recorded outcome.
 
         Input may be given as it is, or as the JSON that was recorded of it; the function gets it as its parameters are annotated.
-        The run's lock is held meanwhile. Raises `StepFailed`, now and on every later run, if the flow raised; `StepDrift` if the
-        run was started with another input or another flow; `RunBusy` if another runner works on it. What keeps a run from going
-        on, such as a lost lock, a cancellation or a suspension, is raised and not recorded: run it again.
+        Without any, a run that was begun or asked for gets the recorded input. The run's lock is held meanwhile.
+
+        Raises `StepFailed`, now and on every later run, if a step's failure left the flow, if an exception left it that
+        `fails_on` names or that the flow had answered with a step, or if the run was cancelled: then the error matches
+        `RunCancelled`. Any other exception of the flow's own code is raised as it is and recorded as a crash: mend it and run it
+        again, and the run goes on. Raises `RunSuspended` for a run that waits, `StepInterrupted` or `StepDrift` for one that
+        somebody has to mend; `StepDrift` if the run was begun with another input or another flow, and `RunBusy` if another
+        runner works on it. What says nothing of the run, such as a lost lock, is raised and not recorded: run it again.
         """
         if args:
             raise TypeError(f"flow {self.name!r} takes its input by name")
-        taken = self._parameters.read(input)
-        async with Runner(store, run_id, **self._options) as runner:
-            record = await self._begin(runner._run, taken)
-            note = record.notes
-            if not self._parameters.is_same(taken, note):
-                raise StepDrift(
-                    f"run {run_id!r} of flow {self.name!r} was started with other input, {note.get('input')!r}, not"
-                    f" {taken.note()['input']!r}; choose another run id for new input"
-                )
-            if not decided(record):
-                record = await self._outcome(runner, record, self._parameters.values(taken, note))
-            if record.status == "failure":
-                failure = _failure(runner._run, record)
-                old = failure is record and record.error is not None and record.error.matches(StepFailed)
-                raise failed_before(failure, _RETRY_THE_STEP if old else to_retry(failure))
-            return value_of(record, self._codec)  # type: ignore[no-any-return]  # the codec is that of T
-
-    async def _begin(self, run: Run, input: Input) -> StepRecord:
-        record = run.log.latest(FLOW)
-        if record is None:
-            await run.begin()
-            now = run.clock.now()
-            record = await run.log.claim(
-                StepRecord(
-                    run_id=run.id,
-                    step_id=FLOW,
-                    status="started",
-                    kind="flow",
-                    name=self.name,
-                    note=input.note(),
-                    started_at=now,
-                    ended_at=now,
-                    fingerprint=input.fingerprint,
-                )
+        if (outer := driven.get()) is not None and running.get() is None:
+            raise DurableError(
+                f"flow {self.name!r} is run inside run {outer.id!r}, which would not know of it: write"  # type: ignore[attr-defined]
+                f" `await runner.flow(step_id, {self.name}, …)`, with wait=False and `runner.result` where it is not waited for"
             )
-        if not all(isinstance(record.notes.get(name, {}), dict) for name in ("input", "defaults")):
+        taken = self._parameters.read(input) if input else None
+        async with Runner(store, run_id, **runner_options(self._options)) as runner:
+            standing = await self._stand(runner, taken)
+            while not standing.is_over:
+                standing = await self._drive(runner, standing.record, taken)
+            if standing.error is not None:
+                raise standing.error
+            return standing.value if standing.is_fresh else value_of(standing.record, self._codec)  # type: ignore[no-any-return]
+
+    async def start(
+        self,
+        store: Store,
+        run_id: str,
+        at: datetime | timedelta | float | None = None,
+        connection: Any = None,
+        *args: P.args,
+        **input: P.kwargs,
+    ) -> StepRecord:
+        """Ask for a run, without running it: record its input and return the entry of `$flow` that holds it.
+
+        `run` takes it up, and so does a worker, not before `at`: an aware datetime, or seconds or a timedelta from now. The same
+        id and input again change nothing; other input is `StepDrift`. With `connection`, one of the store's driver inside a
+        transaction, the run is asked for if that commits; a store that can't is a `TypeError`.
+        """
+        if args:
+            raise TypeError(f"flow {self.name!r} takes its input by name")
+        check_store(store)
+        check_own_id("run_id", run_id)
+        clock = self._options.get("clock") or SystemClock()
+        until = None if at is None else moment(clock, "at", at)
+        taken = self._parameters.read(input)
+        append, get = store.append, store.get
+        if connection is not None:
+            joins = connection_of(store)
+            if joins is None:
+                raise TypeError(f"{store!r} can't take part in a caller's transaction: leave connection= out")
+            within = joins.within(connection)
+            append, get = within.append, within.get
+        now = clock.now()
+        asked = StepRecord(
+            run_id=run_id,
+            step_id=FLOW,
+            status="waiting",
+            kind="flow",
+            name=self.name,
+            note={**taken.note(), "asked": {"at": now.isoformat()}},
+            until=until,
+            started_at=now,
+            ended_at=now,
+            fingerprint=taken.fingerprint,
+        )
+        newest = await get(run_id, FLOW) or await append(asked)
+        self._check_known(newest, taken)
+        if connection is None and newest.id == asked.id and (stop := await get(run_id, CANCEL)):
+            reason, by = stop.notes.get("reason"), stop.notes.get("by")
+            newest = await append(ended_before_it_began(newest, clock.now(), reason, by))
+        tell(run_id)
+        return newest
+
+    def _check_known(self, record: StepRecord, taken: Input | None) -> None:
+        """Raise `StepDrift` where the run is another flow's, or was begun with other input."""
+        note = record.notes
+        if not all(isinstance(note.get(name, {}), dict) for name in ("input", "defaults")):
             raise CorruptLog(
-                f"the note of '$flow' of run {run.id!r}, revision {record.revision}, holds no input: {record.note!r}"
+                f"the note of '$flow' of run {record.run_id!r}, revision {record.revision}, holds no input: {record.note!r}"
             )
         if record.name != self.name:
-            raise StepDrift(f"run {run.id!r} was started by flow {record.name!r}, not {self.name!r}; choose another run id")
-        return record
+            raise StepDrift(
+                f"run {record.run_id!r} was started by flow {record.name!r}, not {self.name!r}; choose another run id"
+            )
+        if taken is not None and not self._parameters.is_same(taken, note):
+            raise StepDrift(
+                f"run {record.run_id!r} of flow {self.name!r} was started with other input, {note.get('input')!r}, not"
+                f" {taken.note()['input']!r}; choose another run id for new input"
+            )
 
-    async def _outcome(self, runner: Runner, record: StepRecord, values: dict[str, Any]) -> StepRecord:
-        run, clock = runner._run, runner._run.clock
-        started_at, began = clock.now(), clock.monotonic()
-        error: BaseException | None = None
-        result: bytes | None = None
-        value: Any = None
-        before = cancellations()
-        try:
-            returned = await self._fn(runner, **values)
-        except asyncio.CancelledError as cancellation:
-            if cancellations() > before:
-                raise
-            error = cancellation  # of a task that the flow awaited and somebody else cancelled
-        except Exception as failure:
-            if keeps_from_going_on(failure):
-                raise  # and says nothing of how the run ends
-            error = failure
-        else:
-            try:
-                result, value = self._codec.record(returned)
-            except UnrecordableValue as refusal:
-                error = refusal
-        while not await run.idle():  # a step that was left running in a task may still fail, or never be recorded
-            pass
-        if run.log.kept:
-            await run.log.settle()
-        failed = [] if error is None else [each for each in failed_steps(error, run.id) if await _still_failed(run, each)]
-        if not failed:  # the flow may have swallowed what kept it from going on
-            await run.ready()
-            await run.begin()
-            if error is not None and is_failed_step(error, run.id):
-                raise error  # it was mended meanwhile: the run goes on when it is run again
-        run.lock.check()
-        if error is None:
-            _tell_unasked(run)
-        outcome = successor(
-            record,
-            clock.now(),
-            status="success" if error is None else "failure",
-            result=result,
-            error=None if error is None else failed[0].error if failed else StepError.from_exception(error),
-            note={**record.notes, "failed": [each.step_id for each in failed]} if failed else record.note,
-            started_at=started_at,
-            ended_at=started_at + timedelta(seconds=clock.monotonic() - began),
-        )
-        recorded = await run.log.outcome(outcome, value)
-        if recorded.id == outcome.id and error is not None:
-            raise StepFailed(_failure(run, recorded)) from error
-        return recorded
+    async def _stand(self, runner: Runner, taken: Input | None) -> Standing:
+        """Return how the run stands, after beginning it if nobody has."""
+        run = runner._run
+        record = run.log.latest(FLOW)
+        if record is None:
+            run.lock.check()
+            taken = taken or self._parameters.read({})
+            record = await begin(run, self.name, taken.note(), taken.fingerprint, self._timeout)
+        self._check_known(record, taken)
+        if record.status == "success":
+            return Standing(record)
+        if record.status == "failure":
+            failure = failure_of(run, record)
+            old = failure is record and record.error is not None and record.error.matches(StepFailed)
+            return Standing(record, error=failed_before(failure, _RETRY_THE_STEP if old else to_retry(failure)))
+        return await self._drive(runner, record, taken)
 
+    async def _drive(self, runner: Runner, record: StepRecord, taken: Input | None) -> Standing:
+        note = record.notes
+        taken = taken or self._parameters.read(note.get("input", {}))
+        values = self._parameters.values(taken, note)
 
-def _failure(run: Run, record: StepRecord) -> StepRecord:
-    """Return what a flow failed by: the first step whose failure left it, or its own code."""
-    names = record.notes.get("failed")
-    step = run.log.latest(names[0]) if isinstance(names, list) and names and isinstance(names[0], str) else None
-    return step if step is not None and step.status == "failure" else record
+        async def call() -> Any:
+            value = await self._fn(runner, **values)
+            if not runner._run.told and runner._run.suspended is None:
+                _tell_unasked(runner._run)
+            return value
 
-
-async def _still_failed(run: Run, failed: StepFailed) -> bool:
-    """Look once more at a failure that is about to end the run: somebody may have mended it."""
-    newest = await run.look(failed.step_id)
-    return newest is None or newest.id == failed.record.id
+        work = Work(self.name, call, self._codec, self._fails_on, self._timeout)
+        return await drive(runner._run, record, work)
 
 
 def _tell_unasked(run: Run) -> None:
@@ -183,21 +207,36 @@ def _tell_unasked(run: Run) -> None:
         )
 
 
+def _checked(options: FlowOptions) -> tuple[float | None, tuple[type[BaseException], ...]]:
+    """Return the options of a flow itself; those of its runner are checked when that is made, but for their names."""
+    for option in options:
+        if option not in FlowOptions.__annotations__:
+            raise unknown_option(option, ("name", *FlowOptions.__annotations__))
+    timeout, fails_on = options.get("timeout"), options.get("fails_on", ())
+    kinds = fails_on if isinstance(fails_on, tuple) else (fails_on,)
+    if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
+        raise TypeError(f"fails_on must be exception types, one or a tuple of them, not {fails_on!r}")
+    return None if timeout is None else duration("timeout", timeout, zero=False), kinds
+
+
 @overload
 def flow(fn: Callable[Concatenate[Runner, P], Awaitable[T]], /) -> Flow[P, T]: ...
 @overload
 def flow(
-    *, name: str | None = None, **options: Unpack[RunnerOptions]
+    *, name: str | None = None, **options: Unpack[FlowOptions]
 ) -> Callable[[Callable[Concatenate[Runner, P], Awaitable[T]]], Flow[P, T]]: ...
 def flow(fn: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
     """Make a flow of an async function `(runner, **input)`; `name` is the function's unless given, options are the runner's.
 
     `await onboard.run(store, run_id="user-42", email=...)` records the name and the input, runs the function under the run's
-    lock, and records its outcome, so that a store can tell which runs have ended.
+    lock, and records its outcome, so that a store can tell which runs have ended. A method is called on its object:
+    `await Shop(10).order.run(store, run_id=...)`.
+
+    Besides the runner's options: `timeout`, seconds or a timedelta from the run's first start, after which it is cancelled; and
+    `fails_on`, the types of exceptions that end the run as failed when they leave the function. Without it an exception of the
+    function's own code is a crash: the run goes on, from what is recorded, when it is run again.
     """
-    for option in options:
-        if option not in RunnerOptions.__annotations__:
-            raise unknown_option(option, ("name", *RunnerOptions.__annotations__))
+    _checked(options)  # type: ignore[arg-type]  # whatever it is
     if fn is not None:
         return Flow(fn, name, {})
     return lambda function: Flow(function, name, options)  # type: ignore[arg-type]  # checked when a runner is made

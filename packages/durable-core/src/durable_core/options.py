@@ -61,6 +61,8 @@ class StepOptions(TypedDict, total=False):
     """Record the intent before each attempt, so that a crash never leads to a second one; `max_attempts` is 1 unless given."""
     recover: Callable[[], object] | None
     """For an attempt that left no outcome: returns `Recovered(value)` to record that, or None to let the step start again."""
+    when_cancelled: bool
+    """Run the step in a cancelled run, too: what `except RunCancelled` undoes something with."""
 
 
 class RunnerOptions(TypedDict, total=False):
@@ -75,6 +77,20 @@ class RunnerOptions(TypedDict, total=False):
     lock_wait: float | timedelta
     store_timeout: float | timedelta
     clock: Clock | None
+
+
+class FlowOptions(RunnerOptions, total=False):
+    """The options of a flow: those of its runner, and two of its own."""
+
+    timeout: float | timedelta | None
+    """Seconds from the run's first start, after which it is cancelled; None for no limit."""
+    fails_on: type[Exception] | tuple[type[Exception], ...]
+    """Exceptions that end the run as failed when they leave the function, besides the failures of its steps."""
+
+
+def runner_options(options: FlowOptions) -> RunnerOptions:
+    """Return those of a flow's options that are its runner's."""
+    return {name: value for name, value in options.items() if name not in ("timeout", "fails_on")}  # type: ignore[return-value]
 
 
 class Recovered(msgspec.Struct, Generic[T], frozen=True):
@@ -92,6 +108,7 @@ class Policy(msgspec.Struct, frozen=True):
     timeout: float | None = None
     at_most_once: bool = False
     recover: Callable[[], object] | None = None
+    when_cancelled: bool = False
 
     def override(self, options: Mapping[str, Any]) -> Policy:
         """Return this policy with `options` in place. Raises `TypeError` or `ValueError` for one that can't be."""
@@ -199,6 +216,11 @@ def _check_at_most_once(value: object) -> None:
         raise TypeError(f"at_most_once must be True or False, not {value!r}")
 
 
+def _check_when_cancelled(value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"when_cancelled must be True or False, not {value!r}")
+
+
 def _check_recover(value: object) -> None:
     if value is not None and not callable(value):
         raise TypeError(f"recover must be a function without arguments, not {value!r}")
@@ -211,4 +233,5 @@ _CHECKS: Final[dict[str, Callable[[object], None]]] = {
     "timeout": _check_timeout,
     "at_most_once": _check_at_most_once,
     "recover": _check_recover,
+    "when_cancelled": _check_when_cancelled,
 }

@@ -159,6 +159,11 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         """The members of `note`; none where it is no JSON object."""
         return self.note if isinstance(self.note, dict) else {}
 
+    @property
+    def answered(self) -> bool:
+        """Whether the step was called while its flow handled an exception, as its note says."""
+        return "answered" in self.notes
+
     @overload
     def value(self) -> Any: ...
     @overload

@@ -41,10 +41,10 @@ class Runner:
 
     `max_attempts`, `retry_delay` and `retry_on` hold for every step that doesn't set its own: attempts in all, seconds between
     them (a number, a timedelta, or a function of the attempt such as `exponential(0.5)`), and what is worth another attempt
-    (exception types or a predicate). `on_event` is called, or awaited, with each `StepEvent`. `on_drift` says whether a step
-    called with other arguments than recorded is a warning or an error. A wait that lasts longer than `wait_limit` seconds in
-    this process raises `RunSuspended`; None waits for ever, 0 not at all. `store_timeout` is how many seconds an outcome is
-    offered to a store that fails. `clock` replaces the machine's clock in tests.
+    (exception types or a predicate). `on_event`, one handler or several, is called, or awaited, with each `StepEvent`.
+    `on_drift` says whether a step called with other arguments than recorded is a warning or an error. A wait that lasts longer
+    than `wait_limit` seconds in this process raises `RunSuspended`; None waits for ever, 0 not at all. `store_timeout` is how
+    many seconds an outcome is offered to a store that fails. `clock` replaces the machine's clock in tests.
     """
 
     def __init__(
@@ -64,8 +64,12 @@ class Runner:
     ) -> None:
         run_id = check_own_id("run_id", run_id)
         check_store(store)
-        if on_event is not None and not callable(on_event):
-            raise TypeError(f"on_event must be a function of one StepEvent, not {on_event!r}")
+        if (
+            on_event is not None
+            and not callable(on_event)
+            and not (isinstance(on_event, list | tuple) and all(map(callable, on_event)))
+        ):
+            raise TypeError(f"on_event must be a function of one StepEvent, or a list of such, not {on_event!r}")
         if on_drift not in ("warn", "raise"):
             raise ValueError(f"on_drift must be 'warn' or 'raise', not {on_drift!r}")
         self.run_id: Final = run_id
@@ -200,7 +204,7 @@ class Runner:
 
         The wake-up time is recorded and holds for every later run. Raises `RunSuspended` after `wait_limit` seconds.
         """
-        until = moment(self._run, "duration", duration)
+        until = moment(self._run.clock, "duration", duration)
         await self._wait(Wait(step_id, name or step_id, "sleep", until), ("sleep", duration))
 
     async def approval(
@@ -221,7 +225,7 @@ class Runner:
         Raises `RunSuspended` after `wait_limit` seconds.
         """
         request = Request.make(step_id, show, quorum, approvers)
-        until = None if timeout is None else moment(self._run, "timeout", timeout)
+        until = None if timeout is None else moment(self._run.clock, "timeout", timeout)
         asked = Wait(step_id, name or step_id, "approval", until, request.note(), request.fingerprint)
         record = await self._wait(asked, ("approval", request.fingerprint))
         decision: Decision = value_of(record, codec_for(Decision))
@@ -244,7 +248,7 @@ class Runner:
         after `wait_limit` seconds, and `StepDrift` if the value that was sent is no `returns`.
         """
         codec = UNTYPED if returns is None else codec_for(returns)
-        until = None if timeout is None else moment(self._run, "timeout", timeout)
+        until = None if timeout is None else moment(self._run.clock, "timeout", timeout)
         record = await self._wait(Wait(step_id, name or step_id, "event", until), ("event",))
         return None if returns is None else value_of(record, codec)
 

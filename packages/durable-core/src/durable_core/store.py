@@ -173,6 +173,32 @@ class SupportsTransaction(Protocol):
         raise NotImplementedError
 
 
+class Joined(Protocol):
+    """A caller's own transaction, as a store may read and append in it."""
+
+    @abstractmethod
+    async def append(self, record: StepRecord) -> StepRecord:
+        """Claim the record's slot within the transaction, and return its holder, waiting for a rival that hasn't committed."""
+        raise NotImplementedError
+
+    @abstractmethod
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        """Return the step's newest entry as the transaction sees it."""
+        raise NotImplementedError
+
+
+class SupportsConnection(Protocol):
+    """A store that can append within a transaction which the caller began on a connection of its own."""
+
+    @abstractmethod
+    def within(self, connection: Any) -> Joined:
+        """Take part in the caller's transaction: what is appended is there if it commits.
+
+        Raises `TypeError` for what is no connection of the store's driver, and `StoreError` for one outside a transaction.
+        """
+        raise NotImplementedError
+
+
 class OpenableStore(Store, Protocol):
     """A store that `open_store` can make: what an entry point in the group `durable_core.stores` names."""
 
@@ -227,3 +253,8 @@ def polling_of(store: Store) -> SupportsPolling | None:
 def transaction_of(store: Store) -> SupportsTransaction | None:
     """Return the store if it has transactions, else None."""
     return _having(store, "transaction", "is_retryable")  # type: ignore[no-any-return]  # its methods were looked for
+
+
+def connection_of(store: Store) -> SupportsConnection | None:
+    """Return the store if it can take part in a caller's transaction, else None."""
+    return _having(store, "within")  # type: ignore[no-any-return]  # its methods were looked for

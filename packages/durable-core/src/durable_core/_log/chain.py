@@ -12,7 +12,7 @@ from typing import Any, Final, TypeGuard
 
 import msgspec
 
-from durable_core.errors import DeadlinePassed
+from durable_core.errors import DeadlinePassed, LockLost
 from durable_core.record import StepError, StepRecord
 
 FLOW: Final = "$flow"
@@ -84,4 +84,10 @@ def after_rivals(record: StepRecord, latest: StepRecord | None) -> StepRecord | 
         return record
     if decided(latest):
         return None
+    if record.step_id == FLOW:
+        asked = latest.notes.get("cancelled")
+        if not isinstance(asked, dict):
+            raise LockLost(f"another runner drives run {record.run_id!r} by now; run it again, or leave it to that one")
+        late = {"late": True} if record.status == "success" else {}
+        record = msgspec.structs.replace(record, note={**record.notes, "cancelled": {**asked, **late}})
     return msgspec.structs.replace(record, revision=latest.revision + 1)

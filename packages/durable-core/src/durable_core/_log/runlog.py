@@ -17,7 +17,8 @@ from durable_core.record import StepRecord
 from durable_core.store import Store
 from durable_core.stores.lines import heads_of
 
-from .chain import CANCEL, advance, after_rivals
+from .chain import CANCEL, FLOW, advance, after_rivals, decided
+from .standing import cancelled, is_crash
 
 T = TypeVar("T")
 
@@ -49,6 +50,8 @@ class RunLog:
         """Where each step's newest entry stands among those that were loaded; an entry itself that came later."""
         self.reopened: dict[str, int] = {}
         """At which revision steps were last reopened."""
+        self.answers: list[str] = []
+        """The steps by which an earlier run answered an exception."""
         revisions: dict[str, int] = {}  # only of steps with more than one entry
         for index, record in enumerate(heads_of(entries)):
             step_id, revision = record.step_id, record.revision
@@ -59,7 +62,10 @@ class RunLog:
                 if record.status == "reopened":
                     self.reopened[step_id] = revision
             self._newest[step_id] = index
-        self.cancelled = self.latest(CANCEL)
+            if record.answered and entries[index].answered:
+                self.answers.append(step_id)
+        flow = self.latest(FLOW)
+        self.cancelled = flow if cancelled(flow) is not None else self.latest(CANCEL)
         """The entry that says the run is to stop."""
 
     def __len__(self) -> int:
@@ -80,6 +86,18 @@ class RunLog:
         newest = self._newest.get(step_id)
         return self._entries[newest] if type(newest) is int else newest  # type: ignore[return-value]  # mypy narrows no else here
 
+    def crashes(self) -> int:
+        """Return how often the flow's own code raised since a step last had an outcome."""
+        if any(isinstance(record, StepRecord) and record.step_id != FLOW and decided(record) for record in self._newest.values()):
+            return 0
+        number = 0
+        for record in reversed(self._entries):
+            if record.step_id == FLOW:
+                number += is_crash(record)
+            elif decided(record):
+                break
+        return number
+
     def add(self, record: StepRecord) -> StepRecord:
         """Take in an entry that the store holds."""
         known = self.latest(record.step_id)
@@ -87,7 +105,7 @@ class RunLog:
             self._newest[record.step_id] = record
             if record.status == "reopened":
                 self.reopened[record.step_id] = record.revision
-            if record.step_id == CANCEL:
+            if record.step_id == CANCEL or (record.step_id == FLOW and cancelled(record) is not None):
                 self.cancelled = record
         return record
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from types import CodeType, FunctionType
 from typing import Any, Final
@@ -41,6 +42,8 @@ class Call(msgspec.Struct, frozen=True):
     """Whether `fn` is called on the loop, and not in a thread."""
     closure: Closure
     """The variables that `fn` closes over, as they were when `step` was called; empty where nothing will run."""
+    answered: str | None
+    """The exception that the flow was handling when it called the step."""
 
 
 _REMEMBERED: Final = 4096
@@ -85,7 +88,10 @@ def prepare(
     closure = [] if known is not None or decided(run.log.latest(step_id)) else closure_of(fn)
     if policy.recover is not None:
         closure = [*closure, *closure_of(policy.recover)]
-    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, reuses_id, runs_on_loop, closure)
+    if policy.when_cancelled:
+        run.undoing.add(step_id)
+    answered = None if run.flow is None or (error := sys.exception()) is None else run.answer(step_id, error)
+    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, reuses_id, runs_on_loop, closure, answered)
 
 
 def _look_at(step_id: str, fn: Callable[..., Any], returns: Any) -> tuple[Codec[Any] | None, bool]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Final
 
 from durable_core._log import news
+from durable_core._log.chain import successor
+from durable_core._log.standing import lasting
 from durable_core.clock import Clock
+from durable_core.errors import RunCancelled
+from durable_core.record import StepError, StepRecord
 from durable_core.store import Store, polling_of
 
 _SECONDS: Final = 2.0
@@ -39,3 +44,17 @@ class CancellationPoll:
     def end(self, seen: int) -> None:
         """Note that a look was answered. One that was begun earlier may be answered later."""
         self._news = max(self._news, seen)
+
+
+def asking_to_cancel(flow: StepRecord, now: datetime, reason: str | None, by: str | None) -> StepRecord:
+    """Return the entry of `$flow` that asks for the run's cancellation."""
+    asked = {"reason": reason, "by": by, "at": now.isoformat()}
+    note = {**lasting(flow), "cancelled": asked}
+    return successor(flow, now, status="reopened", note=note, error=None, result=None, until=None)
+
+
+def ended_before_it_began(flow: StepRecord, now: datetime, reason: str | None, by: str | None) -> StepRecord:
+    """Return the entry that ends a cancelled run which was only asked for."""
+    asked = asking_to_cancel(flow, now, reason, by)
+    error = StepError.from_exception(RunCancelled(asked))
+    return successor(flow, now, status="failure", note=asked.note, error=error, until=None)

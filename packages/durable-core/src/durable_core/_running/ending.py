@@ -1,38 +1,134 @@
-"""What it means for a run that an exception left its flow."""
+"""What ends a run: one pure function of what left its flow."""
 
 from __future__ import annotations
 
-from durable_core.errors import DurableError, StepFailed
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Literal
+
+import msgspec
+
+from durable_core._system.roots import CorruptLog
+from durable_core.errors import (
+    ChildStopped,
+    LockLost,
+    ResultNotRecorded,
+    RunBusy,
+    RunCancelled,
+    RunSuspended,
+    SomeFailed,
+    StepDrift,
+    StepFailed,
+    StepInterrupted,
+    StoreError,
+)
+
+End = Literal["suspended", "parked", "cancelled", "failed", "crashed", "succeeded"]
+
+_SAYS_NOTHING = (LockLost, StoreError, CorruptLog, ResultNotRecorded, RunBusy)
+_PARKS = (StepInterrupted, StepDrift)
 
 
-def keeps_from_going_on(error: BaseException) -> bool:
-    """Tell whether an exception says nothing of how the run ends, such as a lost lock: run it again."""
+class Answer(msgspec.Struct, frozen=True):
+    """A step that a flow called while it handled an exception."""
+
+    step_id: str
+    error: BaseException
+
+
+class Left(msgspec.Struct, frozen=True, kw_only=True):
+    """What left a flow's function, and what is known besides."""
+
+    run_id: str
+    error: BaseException | None
+    """What it raised; None where it returned."""
+    is_own: bool = False
+    """Whether it is the flow's own failure whatever its class, such as a `CancelledError` that was not meant for the run."""
+    suspended: bool = False
+    """Whether a wait of the run raised `RunSuspended`, which the flow may have swallowed."""
+    told: bool = False
+    """Whether `RunCancelled` was raised in it."""
+    undoing: Collection[str] = ()
+    """The steps with `when_cancelled=True`."""
+    fails_on: tuple[type[BaseException], ...] = ()
+    answers: Sequence[Answer] = ()
+    outside: Collection[int] = ()
+    """The identities of exceptions that were being handled where the flow was called."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """How the run stands now, and by what."""
+
+    end: End
+    failed: tuple[StepFailed | SomeFailed, ...] = ()
+    """The failures of its steps that left the flow."""
+    answered_by: tuple[str, ...] = ()
+    """The steps that the flow answered what left it with."""
+
+
+def judge(left: Left) -> Verdict | None:
+    """Tell what it means for the run, in the order of what counts; None where it says nothing of the run."""
+    error = left.error
+    if error is not None and not left.is_own and any(map(_says_nothing, _members(error, left.run_id))):
+        return None
+    reached = [each for each in behind(error) if id(each) not in left.outside]
+    failed = tuple(each for each in _by_step(reached) if each.run_id == left.run_id)
+    only_suspended = error is not None and all(isinstance(each, RunSuspended) for each in leaves(error))
+    if only_suspended or (left.suspended and not failed):
+        return Verdict("suspended")
+    if any(isinstance(each, _PARKS) for each in leaves(error)) or _parked_child(error):
+        return Verdict("parked")
+    if left.told and not any(each.step_id in left.undoing for each in failed):
+        return Verdict("cancelled")
+    if error is None:
+        return Verdict("succeeded")
+    answers = () if left.told else left.answers
+    answered_by = tuple(dict.fromkeys(each.step_id for each in answers if any(each.error is error for error in reached)))
+    if failed or answered_by or isinstance(error, left.fails_on):
+        return Verdict("failed", failed, answered_by)
+    return Verdict("crashed")
+
+
+def leaves(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, or those that a group consists of."""
     if isinstance(error, BaseExceptionGroup):
-        return any(map(keeps_from_going_on, error.exceptions))
-    return isinstance(error, DurableError) and not isinstance(error, StepFailed)
+        for each in error.exceptions:
+            yield from leaves(each)
+    elif error is not None:
+        yield error
 
 
-def is_failed_step(error: BaseException, run_id: str) -> bool:
-    """Tell whether an exception is the failure of a step of the run, or a group of nothing else."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(is_failed_step(each, run_id) for each in error.exceptions)
-    return isinstance(error, StepFailed) and error.run_id == run_id
-
-
-def failed_steps(error: BaseException, run_id: str) -> list[StepFailed]:
-    """Return the failures of the run's steps that left its flow: alone, in groups, or behind what they led to."""
-    found: dict[str, StepFailed] = {}
-    seen: set[int] = set()
-    waiting = [error]
+def behind(error: BaseException | None) -> list[BaseException]:
+    """Return an exception, the members of groups, and what any of these was raised from or while handling, each once."""
+    found: dict[int, BaseException] = {}
+    waiting = [] if error is None else [error]
     while waiting:
         each = waiting.pop(0)
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        if isinstance(each, StepFailed) and is_failed_step(each, run_id):
-            found.setdefault(each.step_id, each)
-            continue
-        if isinstance(each, BaseExceptionGroup):
-            waiting.extend(each.exceptions)
-        waiting.extend(behind for behind in (each.__cause__, each.__context__) if behind is not None)
+        if id(each) not in found:
+            found[id(each)] = each
+            members = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+            waiting.extend(other for other in (*members, each.__cause__, each.__context__) if other is not None)
     return [*found.values()]
+
+
+def _members(error: BaseException, run_id: str) -> Iterator[BaseException]:
+    for each in leaves(error):
+        own = isinstance(each, (RunSuspended, RunCancelled)) and each.run_id == run_id
+        if not own and not isinstance(each, ChildStopped):
+            yield each
+
+
+def _says_nothing(error: BaseException) -> bool:
+    return isinstance(error, _SAYS_NOTHING) or not isinstance(error, Exception)
+
+
+def _parked_child(error: BaseException | None) -> bool:
+    return any(isinstance(each, ChildStopped) and each.record.status == "waiting" for each in leaves(error))
+
+
+def _by_step(errors: Iterable[BaseException]) -> Iterator[StepFailed | SomeFailed]:
+    """Yield the first failure of each step."""
+    seen: set[str] = set()
+    for each in errors:
+        if isinstance(each, (StepFailed, SomeFailed)) and each.step_id not in seen:
+            seen.add(each.step_id)
+            yield each

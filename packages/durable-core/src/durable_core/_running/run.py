@@ -5,22 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from durable_core._calls.functions import Identity
 from durable_core._log import news
-from durable_core._log.chain import CANCEL
+from durable_core._log.chain import CANCEL, FLOW, decided
 from durable_core._log.lock import RunLock
 from durable_core._log.runlog import RunLog
 from durable_core._system.waits import answered, to_the_end
 from durable_core.clock import Clock
 from durable_core.context import StepContext
-from durable_core.errors import DurableError, RunCancelled, RunSuspended, StepDrift
+from durable_core.errors import DeadlinePassed, DurableError, LockLost, RunCancelled, RunSuspended, StepDrift
 from durable_core.events import EventType, OnEvent, StepEvent, is_logged, tell
-from durable_core.record import Kind, StepRecord
+from durable_core.record import Kind, StepError, StepRecord
 from durable_core.store import Store
 
-from .cancelling import CancellationPoll
+from .cancelling import CancellationPoll, asking_to_cancel
+from .ending import Answer
 
 _logger: Final = logging.getLogger("durable_core")
 
@@ -60,6 +62,18 @@ class Run:
         """Held while the log is read or cleared: steps that begin meanwhile wait."""
         self.loaded = False
         self._cancellation: Final = CancellationPoll(store, run_id, clock)
+        self.flow: StepRecord | None = None
+        """The entry of `$flow` by which this runner drives the run; None where it drives no flow."""
+        self.deadline: datetime | None = None
+        """When the whole run is cancelled."""
+        self.told = False
+        """Whether `RunCancelled` was raised in the flow."""
+        self.undoing: Final[set[str]] = set()
+        """The steps with `when_cancelled=True`."""
+        self.answers: Final[list[Answer]] = []
+        """The steps that the flow called while it handled an exception."""
+        self.outside: frozenset[int] = frozenset()
+        """The identities of exceptions that were being handled where the flow was called."""
 
     async def enter(self) -> None:
         """Take the lock, then read the log."""
@@ -133,25 +147,91 @@ class Run:
         if self.suspended is not None:
             raise self.suspended
 
-    def check(self) -> None:
-        """Raise what is known to keep anything new from beginning: a lost lock, or the run's cancellation. For any thread."""
+    def check(self, *, undoes: bool = False) -> None:
+        """Raise what is known to keep anything new from beginning: a lost lock, or the run's cancellation. For any thread.
+
+        What `undoes` something begins in a cancelled run, too.
+        """
         self.lock.check()
-        if self.log.cancelled is not None:
+        if self.log.cancelled is not None and not undoes:
+            self.told = True
             raise RunCancelled(self.log.cancelled)
 
-    async def begin(self) -> None:
+    async def begin(self, *, undoes: bool = False) -> None:
         """Raise what keeps anything new from beginning, after a look for the run's cancellation where that is due."""
-        self.check()
-        if self._cancellation.due():
-            seen = self._cancellation.begin()
-            await self.look(CANCEL)
-            self._cancellation.end(seen)
-            self.check()
+        self.check(undoes=undoes)
+        if self.is_late or self._cancellation.due():
+            await self.look_for_cancellation()
+            self.check(undoes=undoes)
+
+    @property
+    def cancelled_by(self) -> str:
+        """The step whose entry says that the run is to stop: its flow, or where it has none `$cancel`."""
+        return CANCEL if self.flow is None else FLOW
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time of the whole run is over, and nobody has cancelled it yet."""
+        return self.deadline is not None and self.log.cancelled is None and self.clock.now() >= self.deadline
+
+    async def look_for_cancellation(self) -> None:
+        """Ask the store whether somebody cancelled the run, and cancel it where its time is over.
+
+        Raises `LockLost` where another runner drives the run by now: this one may have been frozen for longer than its lease.
+        """
+        seen = self._cancellation.begin()
+        newest = await self.look(self.cancelled_by)
+        self._cancellation.end(seen)
+        if self.flow is None or newest is None:
+            return
+        if newest.revision > self.flow.revision and not decided(newest) and newest.id != self.flow.id:
+            if self.log.cancelled is None:
+                raise LockLost(f"another runner drives run {self.id!r} by now; run it again, or leave it to that one")
+            self.flow = newest
+        if self.is_late:
+            assert self.deadline is not None
+            passed = DeadlinePassed(f"its time was over at {self.deadline.isoformat(timespec='seconds')}")
+            self.flow = await self.log.claim(asking_to_cancel(self.flow, self.clock.now(), f"DeadlinePassed: {passed}", None))
+
+    def drive(self, flow: StepRecord, deadline: datetime | None) -> None:
+        """Begin to drive the run's flow, by this entry."""
+        self.flow, self.deadline = flow, deadline
+        self.suspended, self.told = None, False
+        self.answers.clear()
 
     async def look(self, step_id: str) -> StepRecord | None:
         """Ask the store for the step's newest entry, which another process may have appended."""
         record = await self.log.newest(self.id, step_id)
         return None if record is None else self.log.add(record)
+
+    def answer(self, step_id: str, error: BaseException) -> str | None:
+        """Note that the flow called a step while it handled an exception of its own; say which, for the step's entry."""
+        if not isinstance(error, Exception) or id(error) in self.outside:
+            return None
+        self.answers.append(Answer(step_id, error))
+        return str(StepError.from_exception(error))
+
+    async def refuse_unanswered(self, step_id: str) -> None:
+        """Raise `StepDrift` for a new step if the run had answered an exception that this flow does not meet any more.
+
+        What was undone then can't be continued: the run was killed before that failure was recorded, and mended.
+        """
+        missing: list[str] = []
+        for _ in range(3):  # a sibling of the same gather may be about to ask for it
+            known = len(self.calls)
+            missing = [answer for answer in self.log.answers if answer not in self.calls]
+            if not missing:
+                return
+            while True:
+                await asyncio.sleep(0)
+                if known == len(self.calls):
+                    break
+                known = len(self.calls)
+        raise StepDrift(
+            f"run {self.id!r} asks for the new step {step_id!r}, but it had answered an exception with step {missing[0]!r}, which"
+            " was not asked for: what was undone can't be continued. To begin anew from before it: durable_core.control.fork("
+            f"store, {self.id!r}, new_run_id, before={missing[0]!r})"
+        )
 
     def context(self, step_id: str, attempt: int) -> StepContext:
         """Return what the function of a step may know of it."""

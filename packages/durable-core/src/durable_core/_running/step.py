@@ -61,6 +61,8 @@ run_step.__qualname__ = "Runner.step"  # which is what Python says of one that w
 
 async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce) -> Any:
     """Try until the step has an outcome, record it, and return its value."""
+    if latest is None and run.log.answers:
+        await run.refuse_unanswered(call.step_id)
     if latest is not None:
         run.check_kind(latest, "step")
         if latest.status == "started" and (found := await _recover(run, call, latest)):
@@ -100,13 +102,15 @@ async def _once(run: Run, call: Call, latest: StepRecord | None, number: int) ->
     """Call the function once. What could keep it from being called is checked last, when nothing is waited for any more."""
     thread = None if call.is_async else await Thread.take()
 
+    undoes = call.policy.when_cancelled
+
     def check() -> None:
-        run.check()
+        run.check(undoes=undoes)
         if number == 1 or is_lambda(call.fn):  # any other function may change its own variables
             check_closure(run, call)
 
     try:
-        await run.begin()
+        await run.begin(undoes=undoes)
         if call.closure:
             check()
         if call.policy.at_most_once:
@@ -165,7 +169,7 @@ def _entry(run: Run, call: Call, latest: StepRecord | None, **fields: Any) -> St
         revision=0 if latest is None else latest.revision + 1,
         name=call.name,
         fingerprint=call.fingerprint,
-        **fields,
+        **{"note": None if call.answered is None else {"answered": call.answered}, **fields},
     )
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from durable_core._log import news
-from durable_core._log.chain import CANCEL
 from durable_core._running.cancelling import poll_seconds
 from durable_core._running.run import Run
 from durable_core._system.waits import cancellations
@@ -37,9 +36,14 @@ class Listener:
         self.must_look = True
         self.heard.set()
 
+    @property
+    def step_ids(self) -> tuple[str, str]:
+        """The steps that it looks at: its own, and that which says whether the run was cancelled."""
+        return self.step_id, self.run.cancelled_by
+
     def known(self) -> list[tuple[str, str, int]]:
         """Return what this wait knows of its step and of the run's cancellation."""
-        found = [(step_id, self.run.log.latest(step_id)) for step_id in (self.step_id, CANCEL)]
+        found = [(step_id, self.run.log.latest(step_id)) for step_id in self.step_ids]
         return [(self.run.id, step_id, -1 if latest is None else latest.revision) for step_id, latest in found]
 
 
@@ -59,8 +63,10 @@ class Looker:
             listeners = [*self.listeners]
             for listener in listeners:
                 try:
-                    listener.run.check()
+                    listener.run.lock.check()
                 except DurableError:  # its lock was lost: the wait raises that itself
+                    listener.heard.set()
+                if listener.run.log.cancelled is not None:
                     listener.heard.set()
             before = cancellations()
             try:
@@ -80,10 +86,11 @@ class Looker:
             away = False
             newest = {(record.run_id, record.step_id): record for record in found}
             for listener in listeners if newest else ():
-                for step_id in (listener.step_id, CANCEL):
+                for step_id in listener.step_ids:
                     if record := newest.get((listener.run.id, step_id)):
                         listener.run.log.add(record)
                         listener.heard.set()
+                        listener.must_look |= step_id != listener.step_id  # the run was cancelled, or another drives it
 
     async def _newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
         polling = polling_of(self._store)

@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
-from durable_core._log.chain import CANCEL, decided, expired
+from durable_core._log.chain import decided, expired
 from durable_core._running.run import Run
 from durable_core._system.ids import check_own_id
+from durable_core.clock import Clock
 from durable_core.errors import RunSuspended, StepDrift
 from durable_core.options import duration
 from durable_core.record import Kind, StepRecord
@@ -35,11 +36,11 @@ class Wait(msgspec.Struct, frozen=True):
             raise TypeError(f"name of {self.kind} {self.step_id!r} must be a str, not {self.name!r}")
 
 
-def moment(run: Run, what: str, when: float | timedelta | datetime) -> datetime:
+def moment(clock: Clock, what: str, when: float | timedelta | datetime) -> datetime:
     """Return the time of day that seconds from now, a timedelta or an aware datetime mean."""
     if not isinstance(when, datetime):
         try:
-            return run.clock.now() + timedelta(seconds=duration(what, when))
+            return clock.now() + timedelta(seconds=duration(what, when))
         except OverflowError as error:
             raise ValueError(f"{what} {when!r} ends after the year 9999; give a shorter one") from error
     if when.tzinfo is None:
@@ -61,6 +62,8 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
             await run.emit("step:replay", record)
             return record
     await run.begin()
+    if record is None and run.log.answers:
+        await run.refuse_unanswered(asked.step_id)
     with listening(run, asked.step_id) as listener:
         if record is None or record.status == "reopened":
             record = await _ask(run, asked, record)
@@ -136,8 +139,8 @@ async def _decision(run: Run, asked: Wait, record: StepRecord, listener: Listene
 async def _pause(run: Run, until: datetime | None, listener: Listener, other: Coroutine[Any, Any, object] | None) -> None:
     """Wait until somebody acts, the time comes, or `other` is over."""
     pauses: list[Coroutine[Any, Any, object]] = [listener.heard.wait()]
-    if until is not None:
-        pauses.append(run.clock.sleep_until(until))
+    if times := [each for each in (until, run.deadline) if each is not None]:
+        pauses.append(run.clock.sleep_until(min(times)))
     if other is not None:
         pauses.append(other)
     tasks = [asyncio.ensure_future(pause) for pause in pauses]
@@ -152,9 +155,9 @@ async def _newest(run: Run, record: StepRecord, listener: Listener) -> StepRecor
     """Return the newest entry after a pause, asking the store where that has to be. Raises what ends the wait."""
     run.check()
     listener.heard.clear()
-    if listener.must_look:
+    if listener.must_look or run.is_late:
         listener.must_look = False
-        await run.look(CANCEL)
+        await run.look_for_cancellation()
         await run.look(record.step_id)
     run.check()
     return run.log.latest(record.step_id) or record

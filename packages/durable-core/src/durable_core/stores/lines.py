@@ -19,6 +19,12 @@ class Head(msgspec.Struct, gc=False):
     step_id: str
     revision: int
     status: Status
+    note: msgspec.Raw = msgspec.Raw()
+
+    @property
+    def answered(self) -> bool:
+        """Whether the step answered an exception of its flow, as its note says."""
+        return b'"answered":' in bytes(self.note)
 
 
 class RecordLines(Sequence[StepRecord]):
@@ -81,4 +87,4 @@ def _head(line: bytes) -> Head:
         return _decode_head(line)
     except (msgspec.DecodeError, ValueError, RecursionError):
         record = StepRecord.from_json(line)  # which says what is wrong with the line
-        return Head(record.step_id, record.revision, record.status)
+        return Head(record.step_id, record.revision, record.status, msgspec.Raw(msgspec.json.encode(record.note)))

@@ -1,0 +1,265 @@
+"""Driving a run: its flow's function is called once, and how the run stands then is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from durable_core._log.chain import CANCEL, FLOW, decided, successor
+from durable_core._log.standing import cancelled, is_crash, lasting
+from durable_core._system.waits import cancellations
+from durable_core._values.codec import Codec
+from durable_core.context import driven
+from durable_core.errors import (
+    ChildStopped,
+    LockLost,
+    RunCancelled,
+    SomeFailed,
+    StepDrift,
+    StepFailed,
+    StepInterrupted,
+    UnrecordableValue,
+)
+from durable_core.options import exponential
+from durable_core.record import StepError, StepRecord
+
+from .cancelling import asking_to_cancel
+from .ending import Left, Verdict, behind, judge, leaves
+from .run import Run
+
+_next_try: Final = exponential(1, limit=300)
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What is driven: a flow's function with its input, how its value is recorded, and what it fails on."""
+
+    name: str
+    call: Callable[[], Awaitable[Any]]
+    codec: Codec[Any]
+    fails_on: tuple[type[BaseException], ...] = ()
+    timeout: float | None = None
+    """Seconds from the run's first start, after which it is cancelled."""
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """How a run stands: the newest entry of its flow, and what its caller gets."""
+
+    record: StepRecord
+    value: Any = None
+    error: BaseException | None = None
+    """What is raised to callers; None where the run succeeded, or has to be taken again at once."""
+    is_fresh: bool = False
+    """Whether `value` is that of the run, which ended just now."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run stays as it is for now; else somebody cancelled or mended it meanwhile, and it is taken again."""
+        return self.error is not None or self.record.status == "success"
+
+
+async def begin(run: Run, name: str, note: dict[str, Any], fingerprint: str | None, timeout: float | None) -> StepRecord:
+    """Claim the first entry of the run's flow for this runner, and return the newest one: another may have asked for the run."""
+    now = run.clock.now()
+    started = StepRecord(
+        run_id=run.id,
+        step_id=FLOW,
+        status="started",
+        kind="flow",
+        name=name,
+        note={**note, **_deadline(run, {}, timeout)},
+        started_at=now,
+        ended_at=now,
+        fingerprint=fingerprint,
+    )
+    newest = await run.log.claim(started)
+    run.flow = newest if newest.id == started.id else None
+    if (asked := await run.look(CANCEL)) and cancelled(newest) is None and not decided(newest):
+        newest = await run.log.claim(asking_to_cancel(newest, run.clock.now(), asked.notes.get("reason"), asked.notes.get("by")))
+    return newest
+
+
+def _deadline(run: Run, note: Mapping[str, Any], timeout: float | None) -> dict[str, Any]:
+    """Return when the time of a run is over that starts now for the first time."""
+    if timeout is None or "deadline" in note:
+        return {}
+    return {"deadline": (run.clock.now() + timedelta(seconds=timeout)).isoformat()}
+
+
+async def claim(run: Run, latest: StepRecord, **fields: Any) -> StepRecord:
+    """Append the next entry of the run's flow; return it, or the cancellation that was first.
+
+    Raises `LockLost` where another runner was first: it drives the run.
+    """
+    note = {**lasting(latest), **fields.pop("note", {})}
+    record = successor(latest, run.clock.now(), **{"error": None, "until": None, **fields, "note": note})
+    newest = await run.log.claim(record)
+    if newest.id != record.id and (cancelled(newest) is None or cancelled(latest) is not None):
+        raise LockLost(f"another runner drives run {run.id!r} by now; run it again, or leave it to that one")
+    return newest
+
+
+async def drive(run: Run, latest: StepRecord, work: Work) -> Standing:
+    """Call the flow's function, and record how the run stands then. Raises only what says nothing of the run.
+
+    `latest` is the newest entry of the run's flow, and none of its outcomes.
+    """
+    while latest is not run.flow:  # twice where it is cancelled just now
+        note = _deadline(run, latest.notes, work.timeout)
+        latest = run.flow = await claim(run, latest, status="started", note=note)
+        if latest.status != "started":
+            run.flow = None
+    deadline = latest.notes.get("deadline")
+    run.drive(latest, datetime.fromisoformat(deadline) if isinstance(deadline, str) else None)
+    await run.emit("run:start", latest)
+    error, value, result, is_own = await _call(run, work)
+    while not await run.idle():  # a step that was left running in a task may still fail, or never be recorded
+        pass
+    if run.log.kept:
+        await run.log.settle()
+    verdict = judge(
+        Left(
+            run_id=run.id,
+            error=error,
+            is_own=is_own,
+            suspended=run.suspended is not None,
+            told=run.told,
+            undoing=run.undoing,
+            fails_on=work.fails_on,
+            answers=run.answers,
+            outside=run.outside,
+        )
+    )
+    if verdict is None:
+        assert error is not None
+        raise error
+    run.lock.check()
+    assert run.flow is not None
+    try:
+        return await _recorded(run, run.flow, verdict, error, value, result)
+    finally:
+        del error  # its traceback holds this frame
+
+
+async def _call(run: Run, work: Work) -> tuple[BaseException | None, Any, bytes | None, bool]:
+    """Call the function; return what it raised or its value, as it is and as JSON, and whether the exception is its own."""
+    run.outside = frozenset(map(id, behind(sys.exception())))
+    token = driven.set(run)
+    before = cancellations()
+    try:
+        returned = await work.call()
+    except asyncio.CancelledError as error:
+        return error, None, None, cancellations() <= before  # of a task that the flow awaited and somebody else cancelled
+    except BaseException as error:
+        return error, None, None, False
+    finally:
+        driven.reset(token)
+    if run.suspended is not None or run.told:
+        return None, None, None, False
+    try:
+        result, value = work.codec.record(returned)
+    except UnrecordableValue as refusal:
+        return refusal, None, None, True
+    return None, value, result, False
+
+
+async def _recorded(
+    run: Run, latest: StepRecord, verdict: Verdict, error: BaseException | None, value: Any, result: bytes | None
+) -> Standing:
+    """Record how the run stands, unless it was mended or cancelled meanwhile."""
+    if verdict.end == "succeeded":
+        await run.begin(undoes=True)  # the flow may have swallowed what kept it from going on
+        return await _succeeded(run, latest, value, result)
+    if verdict.end == "failed":
+        still = [failed for failed in verdict.failed if await _still_failed(run, failed)]
+        if verdict.failed and not still:  # it was mended meanwhile
+            return Standing(latest)
+        note: dict[str, Any] = {"failed": [failed.step_id for failed in still]} if still else {}
+        if verdict.answered_by:
+            note["answered_by"] = [*verdict.answered_by]
+        assert error is not None
+        described = still[0].record.error if still else None
+        return await _failed(run, latest, described or StepError.from_exception(error), note, error)
+    if verdict.end == "cancelled":
+        assert run.log.cancelled is not None
+        stopped = RunCancelled(run.log.cancelled)
+        return await _failed(run, latest, StepError.from_exception(stopped), {}, error or stopped)
+    if verdict.end == "suspended":
+        suspended = run.suspended or error
+        until, pairs = getattr(suspended, "until", None), getattr(suspended, "pairs", ())
+        times = [each for each in (until, run.deadline) if each is not None]
+        note = {"waiting_for": [*map(list, pairs)]}
+        record = await claim(run, latest, status="waiting", until=min(times, default=None), note=note)
+        return await _told(run, latest, record, "run:suspend", suspended)
+    assert error is not None
+    if verdict.end == "parked":
+        record = await claim(run, latest, status="waiting", note=_parked(run, error))
+        return await _told(run, latest, record, "run:suspend", error)
+    stopped_by = next((each.error for each in leaves(error) if isinstance(each, ChildStopped)), error)
+    until = run.clock.now() + timedelta(seconds=_next_try(run.log.crashes() + 1))
+    record = await claim(run, latest, status="reopened", error=StepError.from_exception(stopped_by), until=until)
+    return await _told(run, latest, record, "run:crash", error)
+
+
+async def _told(run: Run, latest: StepRecord, record: StepRecord, event: Any, error: BaseException | None) -> Standing:
+    if record.status == "reopened" and not is_crash(record):  # a cancellation was first
+        return Standing(record)
+    await run.emit(event, record, error=error if event == "run:crash" else None)
+    return Standing(record, error=error)
+
+
+async def _succeeded(run: Run, latest: StepRecord, value: Any, result: bytes | None) -> Standing:
+    note = lasting(latest)
+    if (asked := cancelled(latest)) is not None:  # and no step was left to be told of it
+        note["cancelled"] = {**asked, "late": True}
+    outcome = successor(latest, run.clock.now(), status="success", result=result, error=None, until=None, note=note)
+    recorded = await run.log.outcome(outcome, value)
+    await run.emit("run:end", recorded)
+    if recorded.status == "failure":
+        return Standing(recorded, error=StepFailed(recorded))
+    is_ours = recorded.id == outcome.id
+    return Standing(recorded, value if is_ours else None, is_fresh=is_ours)
+
+
+async def _failed(run: Run, latest: StepRecord, described: StepError, note: dict[str, Any], error: BaseException) -> Standing:
+    note = {**lasting(latest), **note}
+    outcome = successor(latest, run.clock.now(), status="failure", error=described, result=None, until=None, note=note)
+    recorded = await run.log.outcome(outcome, None)
+    await run.emit("run:end", recorded, error=error)
+    if recorded.status == "success":
+        return Standing(recorded)
+    failed = StepFailed(failure_of(run, recorded))
+    failed.__cause__ = error
+    return Standing(recorded, error=failed)
+
+
+def failure_of(run: Run, record: StepRecord) -> StepRecord:
+    """Return what a flow failed by: the first step whose failure left it, or its own code."""
+    names = record.notes.get("failed")
+    step = run.log.latest(names[0]) if isinstance(names, list) and names and isinstance(names[0], str) else None
+    return step if step is not None and step.status == "failure" and step.error is not None else record
+
+
+async def _still_failed(run: Run, failed: StepFailed | SomeFailed) -> bool:
+    """Look once more at a failure that is about to end the run: somebody may have mended it."""
+    newest = await run.look(failed.step_id)
+    return newest is None or newest.id == failed.record.id
+
+
+def _parked(run: Run, error: BaseException) -> dict[str, Any]:
+    """Return what the entry of a parked run says: the step, why, and the call that mends it."""
+    parked = next(each for each in leaves(error) if isinstance(each, (StepInterrupted, StepDrift, ChildStopped)))
+    if isinstance(parked, ChildStopped):
+        pairs = parked.record.notes.get("waiting_for") or [[parked.run_id, FLOW]]
+        return {"parked": parked.record.notes.get("parked"), "waiting_for": pairs}
+    step_id = getattr(parked, "step_id", None)
+    if isinstance(parked, StepInterrupted):
+        mend = f"durable_core.control.resolve or retry(store, {run.id!r}, {step_id!r})"
+    else:
+        mend = f"mend the flow's code, and run it again; or durable_core.control.retry(store, {run.id!r})"
+    pairs = [[run.id, step_id]] if isinstance(parked, StepInterrupted) else []
+    return {"parked": {"step": step_id, "why": str(parked), "mend": mend}, "waiting_for": pairs}

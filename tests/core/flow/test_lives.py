@@ -1,0 +1,574 @@
+"""What ends a run, what parks it, what it goes on from: every entry of `$flow`."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from durable_core import (
+    DurableError,
+    MemoryStore,
+    RunCancelled,
+    Runner,
+    RunSuspended,
+    StepDrift,
+    StepEvent,
+    StepFailed,
+    StepInterrupted,
+    StepRecord,
+    control,
+    flow,
+)
+from durable_core.testing import FakeClock
+from tests.core.conftest import Effects, FlakyStore, Killed
+
+
+async def entries(store: MemoryStore, step_id: str = "$flow") -> list[str]:
+    return [record.status for record in await store.list("run") if record.step_id == step_id]
+
+
+async def newest(store: MemoryStore) -> StepRecord:
+    record = await store.get("run", "$flow")
+    assert record is not None
+    return record
+
+
+def refuse() -> None:
+    raise ConnectionError("the bank is closed")
+
+
+async def test_a_typo_is_mended_and_the_run_goes_on(store: FlakyStore, effects: Effects) -> None:
+    """What is recorded is not run again, and the crash stays in the log."""
+    typo = [True]
+
+    @flow
+    async def pays(runner: Runner) -> str:
+        await runner.step("charge", effects.happen, "charge")
+        if typo:
+            raise KeyError("amuont")
+        return await runner.step("ship", effects.happen, "ship")
+
+    with pytest.raises(KeyError):
+        await pays.run(store, run_id="run")
+    crash = await newest(store)
+    assert crash.status == "reopened"
+    assert crash.error is not None
+    assert crash.error.matches(KeyError)
+    assert crash.until is not None
+    typo.clear()
+    assert await pays.run(store, run_id="run") == "ship"
+    assert await entries(store) == ["started", "reopened", "started", "success"]
+    assert effects == {"charge": 1, "ship": 1}
+
+
+async def test_a_crash_is_tried_later_and_later_until_a_step_has_an_outcome(store: FlakyStore, clock: FakeClock) -> None:
+    """One second, two, four, and one again."""
+    steps = [0]
+
+    @flow(clock=clock)
+    async def pays(runner: Runner) -> None:
+        for number in range(steps[0]):
+            await runner.step(f"step-{number}", lambda: None)
+        raise KeyError
+
+    delays = []
+    for steps[0] in (1, 1, 1, 2, 2):
+        with pytest.raises(KeyError):
+            await pays.run(store, run_id="run")
+        crash = await newest(store)
+        assert crash.until is not None
+        delays.append((crash.until - crash.ended_at).total_seconds())
+    assert delays == [1, 2, 4, 1, 2]
+
+
+@pytest.mark.parametrize("how", ["alone", "cause", "context", "group"])
+async def test_a_failed_step_that_leaves_the_flow_fails_the_run(store: FlakyStore, how: str) -> None:
+    """Wherever in what leaves it the failure stands."""
+
+    @flow
+    async def pays(runner: Runner) -> None:
+        if how == "group":
+            async with asyncio.TaskGroup() as group:
+                group.create_task(runner.step("pay-back", refuse))
+        try:
+            await runner.step("pay-back", refuse)
+        except StepFailed as failed:
+            if how == "cause":
+                raise RuntimeError("no refund") from failed
+            if how == "context":
+                raise RuntimeError("no refund")  # noqa: B904
+            raise
+
+    for _ in range(2):
+        with pytest.raises(
+            StepFailed, match="^run 'run' failed at step 'pay-back': ConnectionError: the bank is closed"
+        ) as failed:
+            await pays.run(store, run_id="run")
+        assert failed.value.step_id == "pay-back"
+        assert failed.value.error.matches(ConnectionError)
+    assert await entries(store) == ["started", "failure"]
+    assert (await newest(store)).notes["failed"] == ["pay-back"]
+
+
+async def test_an_exception_that_fails_on_names_fails_the_run(store: FlakyStore) -> None:
+    """Others are crashes."""
+
+    @flow(fails_on=(LookupError,))
+    async def pays(runner: Runner, *, kind: str) -> None:
+        raise KeyError(kind) if kind == "key" else ValueError(kind)
+
+    with pytest.raises(StepFailed, match="run 'run' failed: KeyError"):
+        await pays.run(store, run_id="run", kind="key")
+    with pytest.raises(ValueError, match="value"):
+        await pays.run(store, run_id="other", kind="value")
+
+
+async def test_what_was_handled_where_the_flow_was_called_is_none_of_its_own(store: FlakyStore) -> None:
+    """Though Python puts it behind what the flow raises."""
+
+    @flow
+    async def pays(runner: Runner) -> None:
+        raise KeyError
+
+    try:
+        await Runner(store, "run").step("pay", refuse)
+    except StepFailed:
+        with pytest.raises(KeyError):
+            await pays.run(store, run_id="run")
+    assert await entries(store) == ["started", "reopened"]
+
+
+async def test_an_exception_that_the_flow_answered_with_a_step_fails_the_run(store: FlakyStore, effects: Effects) -> None:
+    """What was undone can't be continued."""
+
+    @flow
+    async def ships(runner: Runner) -> None:
+        await runner.step("reserve", effects.happen, "reserve")
+        try:
+            raise KeyError("a typo")
+        except Exception:
+            await runner.step("release", effects.happen, "release")
+            raise
+
+    for _ in range(2):
+        with pytest.raises(StepFailed, match="a typo"):
+            await ships.run(store, run_id="run")
+    assert (await newest(store)).notes["answered_by"] == ["release"]
+    released = await store.get("run", "release")
+    assert released is not None
+    assert released.notes == {"answered": "KeyError: 'a typo'"}
+    assert effects == {"reserve": 1, "release": 1}
+
+
+async def test_a_failure_that_was_answered_and_survived_is_no_answer_to_the_next(store: FlakyStore, effects: Effects) -> None:
+    """A failed visa answered by paypal, then a failed shipment: only that ended the run."""
+
+    @flow
+    async def ships(runner: Runner) -> None:
+        try:
+            await runner.step("visa", refuse)
+        except StepFailed:
+            await runner.step("paypal", effects.happen, "paypal")
+        await runner.step("ship", refuse)
+
+    with pytest.raises(StepFailed, match="'ship'"):
+        await ships.run(store, run_id="run")
+    note = (await newest(store)).notes
+    assert note["failed"] == ["ship"]
+    assert "answered_by" not in note
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+async def test_nothing_new_begins_where_an_answer_is_not_asked_for_any_more(
+    store: FlakyStore, effects: Effects, *, gathered: bool
+) -> None:
+    """Killed between the release and the end of the run, and mended: nothing is shipped that was released."""
+    typo = [True]
+
+    async def reserved(runner: Runner) -> None:
+        await runner.step("reserve", effects.happen, "reserve")
+        try:
+            if typo:
+                raise KeyError("a typo")
+        except Exception:
+            await runner.step("release", effects.happen, "release")
+            raise
+        await runner.step("ship", effects.happen, "ship")
+
+    @flow
+    async def ships(runner: Runner) -> None:
+        if gathered:
+            await asyncio.gather(runner.step("log", effects.happen, "log"), reserved(runner))
+        else:
+            await reserved(runner)
+
+    def kill(record: StepRecord) -> None:
+        if record.step_id == "$flow" and record.status == "failure":
+            raise Killed
+
+    store.before = kill
+    with pytest.raises(Killed):
+        await ships.run(store, run_id="run")
+    store.before = None
+    typo.clear()
+    for _ in range(2):
+        with pytest.raises(StepDrift, match="'release'"):
+            await ships.run(store, run_id="run")
+    assert effects == {"reserve": 1, "release": 1, **({"log": 1} if gathered else {})}
+    parked = await newest(store)
+    assert parked.status == "waiting"
+    assert "fork" in parked.notes["parked"]["why"]
+
+
+async def test_a_new_step_beside_an_answer_that_is_about_to_be_asked_for_is_no_drift(store: FlakyStore, effects: Effects) -> None:
+    """A sibling of the same gather gets there a few turns of the loop later."""
+
+    async def paid(runner: Runner) -> None:
+        for number in range(3):
+            await runner.step(f"before-{number}", effects.happen, "before")
+        try:
+            await runner.step("visa", refuse)
+        except StepFailed:
+            await runner.step("paypal", effects.happen, "paypal")
+
+    async def late(runner: Runner) -> None:
+        if crash:
+            await asyncio.sleep(0.05)
+            raise KeyError
+        await runner.step("new", effects.happen, "new")
+
+    crash = [True]
+
+    @flow
+    async def pays(runner: Runner) -> None:
+        await asyncio.gather(late(runner), paid(runner))
+
+    with pytest.raises(KeyError):
+        await pays.run(store, run_id="run")
+    crash.clear()
+    await pays.run(store, run_id="run")
+    assert effects == {"before": 3, "paypal": 1, "new": 1}
+
+
+async def test_an_interrupted_step_parks_the_run(store: FlakyStore) -> None:
+    """Its entry says which step, why, and what mends it."""
+
+    def kill(record: StepRecord) -> None:
+        if record.step_id == "charge" and record.status != "started":
+            raise Killed
+
+    @flow
+    async def pays(runner: Runner) -> int:
+        return await runner.step("charge", lambda: 1, at_most_once=True)
+
+    store.before = kill
+    with pytest.raises(Killed):
+        await pays.run(store, run_id="run")
+    store.before = None
+    with pytest.raises(StepInterrupted):
+        await pays.run(store, run_id="run")
+    parked = await newest(store)
+    assert parked.status == "waiting"
+    assert parked.until is None
+    assert parked.notes["parked"]["step"] == "charge"
+    assert "control.resolve" in parked.notes["parked"]["mend"]
+    assert parked.notes["waiting_for"] == [["run", "charge"]]
+    await control.resolve(store, "run", "charge", 7, reason="seen in the bank's list")
+    assert await pays.run(store, run_id="run") == 7
+
+
+async def test_drift_parks_the_run_but_not_a_callers_other_input(store: FlakyStore) -> None:
+    """That is refused before anything is recorded."""
+    kind = ["step"]
+
+    @flow
+    async def pays(runner: Runner, amount: int) -> None:
+        if kind[0] == "step":
+            await runner.step("a", lambda: 1)
+            raise KeyError
+        await runner.sleep("a", 1)
+
+    with pytest.raises(KeyError):
+        await pays.run(store, run_id="run", amount=1)
+    with pytest.raises(StepDrift, match="other input"):
+        await pays.run(store, run_id="run", amount=2)
+    assert await entries(store) == ["started", "reopened"]
+    kind[0] = "sleep"
+    with pytest.raises(StepDrift, match="another id"):
+        await pays.run(store, run_id="run")
+    assert await entries(store) == ["started", "reopened", "started", "waiting"]
+
+
+async def test_a_suspended_run_says_what_it_waits_for(store: FlakyStore, clock: FakeClock) -> None:
+    """With the earliest time at which it can go on by itself."""
+
+    @flow(wait_limit=0, clock=clock)
+    async def pays(runner: Runner) -> None:
+        await asyncio.gather(runner.sleep("cool-off", timedelta(days=1)), runner.approval("ask"))
+
+    with pytest.raises(RunSuspended):
+        await pays.run(store, run_id="run")
+    waiting = await newest(store)
+    assert waiting.status == "waiting"
+    assert sorted(waiting.notes["waiting_for"]) == [["run", "ask"], ["run", "cool-off"]]
+    assert waiting.until == clock.now() + timedelta(days=1)
+
+
+async def test_a_cancelled_run_undoes_what_it_did(store: FlakyStore, effects: Effects) -> None:
+    """In `except RunCancelled`, by steps with `when_cancelled=True`; nothing else begins."""
+
+    @flow
+    async def pays(runner: Runner) -> None:
+        try:
+            await runner.step("charge", effects.happen, "charge")
+            await control.cancel(store, "run", reason="the customer called")
+            for number in range(3):
+                try:
+                    await runner.step(f"ship-{number}", effects.happen, "ship")
+                except Exception:  # which a cancellation is not
+                    pass
+        except RunCancelled:
+            await runner.step("refund", effects.happen, "refund", when_cancelled=True)
+            raise
+
+    for _ in range(2):
+        with pytest.raises(StepFailed, match="the customer called") as failed:
+            await pays.run(store, run_id="run")
+        assert failed.value.error.matches(RunCancelled)
+    assert effects == {"charge": 1, "refund": 1}
+    assert await entries(store) == ["started", "reopened", "failure"]
+    assert (await newest(store)).notes["cancelled"]["reason"] == "the customer called"
+
+
+async def test_a_cancellation_that_comes_too_late_says_so(store: FlakyStore, effects: Effects) -> None:
+    """A function that was never told had done all its work: the run succeeds."""
+
+    @flow
+    async def pays(runner: Runner) -> str:
+        await runner.step("charge", effects.happen, "charge")
+        await control.cancel(store, "run")
+        return "done"
+
+    assert await pays.run(store, run_id="run") == "done"
+    assert await pays.run(store, run_id="run") == "done"
+    end = await newest(store)
+    assert end.status == "success"
+    assert end.notes["cancelled"]["late"] is True
+
+
+async def test_a_cancellation_between_the_return_and_the_end_is_late(store: FlakyStore) -> None:
+    """Its entry takes the slot of the outcome, which goes to the next one."""
+
+    async def cancel(record: StepRecord) -> None:
+        if record.step_id == "$flow" and record.status == "success":
+            store.before = None
+            await control.cancel(store, "run")
+
+    @flow
+    async def pays(runner: Runner) -> str:
+        return "done"
+
+    store.before = cancel
+    assert await pays.run(store, run_id="run") == "done"
+    assert await entries(store) == ["started", "reopened", "success"]
+    assert (await newest(store)).notes["cancelled"]["late"] is True
+
+
+@pytest.mark.parametrize("what", ["waiting", "parked"])
+async def test_a_suspension_that_loses_its_slot_to_a_cancellation_is_none(store: FlakyStore, effects: Effects, what: str) -> None:
+    """The run is taken again at once, and told."""
+
+    async def cancel(record: StepRecord) -> None:
+        if record.step_id == "$flow" and record.status == "waiting":
+            store.before = None
+            await control.cancel(store, "run")
+
+    @flow(wait_limit=0)
+    async def pays(runner: Runner) -> None:
+        try:
+            if what == "waiting":
+                await runner.approval("ask")
+            await runner.step("a", lambda: 1)
+            raise StepDrift("of a step")
+        except RunCancelled:
+            await runner.step("undo", effects.happen, "undo", when_cancelled=True)
+            raise
+
+    if what == "parked":
+        await store.append(StepRecord(run_id="run", step_id="a", status="started"))
+    store.before = cancel
+    with pytest.raises(StepFailed) as failed:
+        await pays.run(store, run_id="run")
+    assert failed.value.error.matches(RunCancelled)
+    assert effects == {"undo": 1}
+
+
+async def test_a_run_whose_time_is_over_is_cancelled(store: FlakyStore, clock: FakeClock, effects: Effects) -> None:
+    """`timeout` counts from the first start, over suspensions, and bounds their `until`."""
+
+    @flow(timeout=timedelta(hours=1), wait_limit=0, clock=clock)
+    async def pays(runner: Runner) -> None:
+        try:
+            await runner.approval("ask")
+        except RunCancelled as cancelled:
+            assert cancelled.reason is not None
+            await runner.step("undo", effects.happen, cancelled.reason.partition(":")[0], when_cancelled=True)
+            raise
+
+    with pytest.raises(RunSuspended):
+        await pays.run(store, run_id="run")
+    end = clock.now() + timedelta(hours=1)
+    assert (await newest(store)).until == end
+    clock.advance(3601)
+    with pytest.raises(StepFailed, match="DeadlinePassed") as failed:
+        await pays.run(store, run_id="run")
+    assert failed.value.error.matches(RunCancelled)
+    assert effects == {"DeadlinePassed": 1}
+
+
+async def test_a_wait_ends_when_the_time_of_its_run_is_over(store: FlakyStore, clock: FakeClock) -> None:
+    """In a live process, too."""
+
+    @flow(timeout=60, clock=clock)
+    async def pays(runner: Runner) -> None:
+        await runner.sleep("long", timedelta(days=1))
+
+    begun = clock.now()
+    with pytest.raises(StepFailed, match="DeadlinePassed"):
+        await pays.run(store, run_id="run")
+    assert timedelta(seconds=60) <= clock.now() - begun < timedelta(seconds=70)
+
+
+async def test_a_run_that_was_asked_for_is_taken_up(store: FlakyStore) -> None:
+    """With the input that was recorded."""
+
+    @flow
+    async def pays(runner: Runner, amount: int) -> int:
+        return amount * 2
+
+    asked = await pays.start(store, "run", amount=4)
+    assert asked.status == "waiting"
+    assert asked.notes["input"] == {"amount": 4}
+    assert (await pays.start(store, "run", amount=4)).id == asked.id
+    with pytest.raises(StepDrift, match="other input"):
+        await pays.start(store, "run", amount=5)
+    assert await pays.run(store, run_id="run") == 8
+    assert (await pays.start(store, "run", amount=4)).status == "success"
+    assert await entries(store) == ["waiting", "started", "success"]
+
+
+async def test_a_run_may_be_asked_for_later(store: FlakyStore, clock: FakeClock) -> None:
+    """`until` says not before when."""
+
+    @flow(clock=clock)
+    async def pays(runner: Runner) -> None: ...
+
+    asked = await pays.start(store, "run", timedelta(hours=2))
+    assert asked.until == clock.now() + timedelta(hours=2)
+    with pytest.raises(TypeError, match="takes its input"):
+        await pays.options().start(store, "other", None, None, 5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="caller's transaction"):
+        await pays.start(store, "third", connection=object())
+
+
+class Shop:
+    """A flow may be a method."""
+
+    def __init__(self, fee: int) -> None:
+        self.fee = fee
+
+    @flow(name="order")
+    async def order(self, runner: Runner, amount: int) -> int:
+        """Take an order."""
+        return await runner.step("add", lambda: amount + self.fee)
+
+
+async def test_a_flow_that_is_a_method(store: FlakyStore) -> None:
+    """It is called on its object."""
+    assert await Shop(10).order.run(store, run_id="run", amount=5) == 15
+    assert await Shop(10).order.run(store, run_id="run") == 15
+    assert Shop.order.name == "order"
+
+
+async def test_options_of_a_flow_can_be_replaced(store: FlakyStore, clock: FakeClock) -> None:
+    """The flow itself stays as it was; several handlers may listen."""
+    heard: list[StepEvent] = []
+    first: list[str] = []
+
+    @flow(clock=clock)
+    async def pays(runner: Runner) -> None:
+        await runner.sleep("long", 60)
+
+    with pytest.raises(RunSuspended):
+        await pays.options(wait_limit=0, on_event=[heard.append, lambda event: first.append(event.type)]).run(store, run_id="run")
+    await pays.options(on_event=heard.append).run(store, run_id="run")
+    told = [(event.type, event.name) for event in heard if event.type.startswith("run:")]
+    assert told == [("run:start", "pays"), ("run:suspend", "pays"), ("run:start", "pays"), ("run:end", "pays")]
+    assert first == ["run:start", "step:wait", "run:suspend"]
+    with pytest.raises(TypeError, match="did you mean 'wait_limit'"):
+        pays.options(wait_limt=0)  # type: ignore[call-arg]
+
+
+async def test_crashes_and_failures_are_told(store: FlakyStore) -> None:
+    """`run:crash` with its error, `run:end` with that of a run that failed."""
+    heard: list[StepEvent] = []
+    crash = [True]
+
+    @flow(on_event=heard.append)
+    async def pays(runner: Runner) -> None:
+        if crash:
+            raise KeyError
+        await runner.step("pay", refuse)
+
+    with pytest.raises(KeyError):
+        await pays.run(store, run_id="run")
+    crash.clear()
+    with pytest.raises(StepFailed):
+        await pays.run(store, run_id="run")
+    told = [(event.type, type(event.error)) for event in heard if event.type in ("run:crash", "run:end")]
+    assert told == [("run:crash", KeyError), ("run:end", StepFailed)]
+
+
+async def test_a_flow_run_inside_a_flow_is_refused(store: FlakyStore) -> None:
+    """The error names what to write; inside a step's function it is fine."""
+
+    @flow
+    async def bill(runner: Runner) -> int:
+        return 1
+
+    @flow
+    async def order(runner: Runner) -> int:
+        with pytest.raises(DurableError, match="runner.flow"):
+            await bill.run(store, run_id="bill")
+
+        async def billed() -> int:
+            return await bill.run(store, run_id="other")
+
+        return await runner.step("bill", billed)
+
+    assert await order.run(store, run_id="run") == 1
+
+
+async def test_who_finds_another_runner_driving_the_run_has_lost_it(clock: FakeClock) -> None:
+    """A holder that was frozen for longer than its lease finds out by the next look, even where its lease check passed."""
+    store = FlakyStore()
+    told: list[Any] = []
+
+    async def rival() -> None:
+        mine = await newest(store)
+        await store.append(
+            StepRecord(run_id="run", step_id="$flow", revision=1, status="started", kind="flow", name="pays", note=mine.note)
+        )
+        clock.advance(60)
+
+    @flow(clock=clock)
+    async def pays(runner: Runner) -> None:
+        await runner.step("freeze", rival)
+        await runner.step("charge", told.append, 1)
+
+    with pytest.raises(DurableError, match="another runner drives"):
+        await pays.run(store, run_id="run")
+    assert not told

@@ -424,14 +424,14 @@ PATCHES = [
     ),
     Patch(
         "each wait looks for itself",
-        f"{CORE}/_waiting/looking.py",
+        f"{CORE}/_running/looking.py",
         "looker = _lookers.get(key)\n",
         "looker = None\n",
         ("tests/core/waiting/test_looks.py::test_waiting_runs_share_their_looks",),
     ),
     Patch(
         "a round that hangs is the last",
-        f"{CORE}/_waiting/looking.py",
+        f"{CORE}/_running/looking.py",
         "async with asyncio.timeout(_LONGEST):",
         "async with asyncio.timeout(None):",
         ("tests/core/waiting/test_wait.py::test_a_round_that_hangs_is_followed_by_others",),

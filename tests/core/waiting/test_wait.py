@@ -27,7 +27,7 @@ from durable_core import (
     StepReused,
     control,
 )
-from durable_core._waiting import looking
+from durable_core._running import looking
 from durable_core.testing import FakeClock
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from ._calls.parameters import Input, Parameters
@@ -17,11 +17,12 @@ from ._running.outcome import failed_before, to_retry, value_of
 from ._running.run import Run
 from ._system.ids import check_own_id
 from ._values.returns import codec_of
+from ._waiting.child import end_children
 from ._waiting.wait import moment
-from .clock import SystemClock
+from .clock import Clock, SystemClock
 from .context import driven, running
 from .errors import CorruptLog, DurableError, StepDrift, StepFailed
-from .options import FlowOptions, duration, runner_options, unknown_option
+from .options import FlowOptions, RunnerOptions, duration, runner_options, unknown_option
 from .record import StepRecord
 from .runner import Runner
 from .store import Store, check_store, connection_of
@@ -45,7 +46,7 @@ class Flow(Generic[P, T]):
         self._parameters: Final = Parameters(fn, self.name)
         self._fn: Final[Callable[..., Awaitable[T]]] = fn
         self._options: Final = options
-        self._codec: Final = codec_of(fn)
+        self.codec: Final = codec_of(fn)
         update_wrapper(self, fn)
 
     def __repr__(self) -> str:
@@ -86,12 +87,12 @@ class Flow(Generic[P, T]):
             )
         taken = self._parameters.read(input) if input else None
         async with Runner(store, run_id, **runner_options(self._options)) as runner:
-            standing = await self._stand(runner, taken)
+            standing = await self._stand(runner, taken, {})
             while not standing.is_over:
                 standing = await self._drive(runner, standing.record, taken)
             if standing.error is not None:
                 raise standing.error
-            return standing.value if standing.is_fresh else value_of(standing.record, self._codec)  # type: ignore[no-any-return]
+            return standing.value if standing.is_fresh else value_of(standing.record, self.codec)  # type: ignore[no-any-return]
 
     async def start(
         self,
@@ -114,7 +115,18 @@ class Flow(Generic[P, T]):
         check_own_id("run_id", run_id)
         clock = self._options.get("clock") or SystemClock()
         until = None if at is None else moment(clock, "at", at)
-        taken = self._parameters.read(input)
+        return await self._ask(store, run_id, self._parameters.read(input), clock, until, connection, {})
+
+    async def _ask(
+        self,
+        store: Store,
+        run_id: str,
+        taken: Input,
+        clock: Clock,
+        until: datetime | None,
+        connection: Any,
+        lineage: Mapping[str, Any],
+    ) -> StepRecord:
         append, get = store.append, store.get
         if connection is not None:
             joins = connection_of(store)
@@ -129,22 +141,42 @@ class Flow(Generic[P, T]):
             status="waiting",
             kind="flow",
             name=self.name,
-            note={**taken.note(), "asked": {"at": now.isoformat()}},
+            note={**taken.note(), "asked": {"at": now.isoformat()}, **lineage},
             until=until,
             started_at=now,
             ended_at=now,
             fingerprint=taken.fingerprint,
         )
         newest = await get(run_id, FLOW) or await append(asked)
-        self._check_known(newest, taken)
+        self._check_known(newest, taken, lineage)
         if connection is None and newest.id == asked.id and (stop := await get(run_id, CANCEL)):
             reason, by = stop.notes.get("reason"), stop.notes.get("by")
             newest = await append(ended_before_it_began(newest, clock.now(), reason, by))
         tell(run_id)
         return newest
 
-    def _check_known(self, record: StepRecord, taken: Input | None) -> None:
-        """Raise `StepDrift` where the run is another flow's, or was begun with other input."""
+    def take(self, input: Mapping[str, Any]) -> Input:
+        """Check input, and return it as it is recorded. Raises `TypeError` for what the function doesn't take."""
+        return self._parameters.read(input)
+
+    async def stand_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> Standing:
+        """Drive a child of another run until it ends, waits or stops, and return how it stands."""
+        inherited: RunnerOptions = {"clock": parent.clock, "on_event": parent.on_event}
+        options: RunnerOptions = {**inherited, **runner_options(self._options), "wait_limit": 0}
+        async with Runner(parent.store, run_id, **options) as runner:
+            taken = self._parameters.read(input) if input else None
+            standing = await self._stand(runner, taken, lineage)
+            while not standing.is_over:
+                standing = await self._drive(runner, standing.record, taken)
+            runner._run.suspended = None  # its parent waits for it
+            return standing
+
+    async def ask_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> StepRecord:
+        """Ask for a child of another run, without driving it."""
+        return await self._ask(parent.store, run_id, self._parameters.read(input), parent.clock, None, None, lineage)
+
+    def _check_known(self, record: StepRecord, taken: Input | None, lineage: Mapping[str, Any]) -> None:
+        """Raise `StepDrift` where the run is another flow's or another run's child, or was begun with other input."""
         note = record.notes
         if not all(isinstance(note.get(name, {}), dict) for name in ("input", "defaults")):
             raise CorruptLog(
@@ -154,21 +186,27 @@ class Flow(Generic[P, T]):
             raise StepDrift(
                 f"run {record.run_id!r} was started by flow {record.name!r}, not {self.name!r}; choose another run id"
             )
+        if lineage and note.get("parent") != lineage["parent"]:
+            raise StepDrift(
+                f"run {record.run_id!r} is there already, and is no child of step {lineage['parent']['step']!r} of run"
+                f" {lineage['parent']['run']!r}; give the step another id"
+            )
         if taken is not None and not self._parameters.is_same(taken, note):
             raise StepDrift(
                 f"run {record.run_id!r} of flow {self.name!r} was started with other input, {note.get('input')!r}, not"
                 f" {taken.note()['input']!r}; choose another run id for new input"
             )
 
-    async def _stand(self, runner: Runner, taken: Input | None) -> Standing:
+    async def _stand(self, runner: Runner, taken: Input | None, lineage: Mapping[str, Any]) -> Standing:
         """Return how the run stands, after beginning it if nobody has."""
         run = runner._run
         record = run.log.latest(FLOW)
         if record is None:
             run.lock.check()
             taken = taken or self._parameters.read({})
-            record = await begin(run, self.name, taken.note(), taken.fingerprint, self._timeout)
-        self._check_known(record, taken)
+            note = {**taken.note(), **lineage}
+            record = await begin(run, self.name, note, taken.fingerprint, self._timeout)
+        self._check_known(record, taken, lineage)
         if record.status == "success":
             return Standing(record)
         if record.status == "failure":
@@ -188,7 +226,8 @@ class Flow(Generic[P, T]):
                 _tell_unasked(runner._run)
             return value
 
-        work = Work(self.name, call, self._codec, self._fails_on, self._timeout)
+        run = runner._run
+        work = Work(self.name, call, self.codec, self._fails_on, self._timeout, partial(end_children, run, run.children))
         return await drive(runner._run, record, work)
 
 

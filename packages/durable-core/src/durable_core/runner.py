@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, overload
 
 from ._running.attempt import may_be_awaited
 from ._running.call import ANNOTATED, prepare, refuse_nested, reused
@@ -18,6 +18,7 @@ from ._running.transaction import committing_in
 from ._system.ids import check_own_id
 from ._values.returns import UNTYPED, codec_for
 from ._waiting.approval import Decision, Request
+from ._waiting.child import Child, ask_for_child, drive_child, result_of
 from ._waiting.wait import Wait, moment, wait
 from .clock import Clock, SystemClock
 from .errors import RunSuspended, StepFailed
@@ -26,8 +27,12 @@ from .options import Delay, Policy, RetryOn, StepOptions, duration
 from .record import StepRecord
 from .store import Store, check_store, transaction_of
 
+if TYPE_CHECKING:
+    from .flow import Flow
+
 _STOPPED: Final = (CancelledError, KeyboardInterrupt, SystemExit)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -252,6 +257,61 @@ class Runner:
         record = await self._wait(Wait(step_id, name or step_id, "event", until), ("event",))
         return None if returns is None else value_of(record, codec)
 
+    @overload
+    def flow(self, step_id: str, flow: Flow[P, T], *args: P.args, **input: P.kwargs) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def flow(
+        self, step_id: str, flow: Flow[..., Any], *, wait: Literal[False], name: str | None = None, **input: Any
+    ) -> Coroutine[Any, Any, str]: ...
+    async def flow(  # type: ignore[misc]  # `wait` and `name` are no input, which the types of P can't say
+        self, step_id: str, flow: Any, *args: Any, wait: bool = True, name: str | None = None, **input: Any
+    ) -> Any:
+        """Run another flow as a child, and return its value; with `wait=False` ask for it, and return its run id at once.
+
+        The child is a run of its own, `<run id>/<step id>`, under its own lock; its outcome is recorded in both logs. While it
+        waits, this run waits. Its input is recorded with this step and used on every repetition. Raises `StepFailed` if the child
+        failed or was cancelled, `StepDrift` for an id that was used for another flow, `TypeError` for input that the flow doesn't
+        take. A child that crashed or is parked raises `ChildStopped`, no `Exception`: this run then crashes or is parked as well.
+        When this run is cancelled, so is the child, and it is driven to its end first.
+        """
+        refuse_nested(self._run, step_id)
+        if args:
+            raise TypeError(f"flow {step_id!r} takes its input by name")
+        if not hasattr(flow, "stand_as_child"):
+            raise TypeError(f"flow {step_id!r} must be a function decorated with @flow, not {flow!r}")
+        step_id = check_own_id("step_id", step_id)
+        if "/" in step_id:
+            raise ValueError(f"the name of a child holds no '/', as {step_id!r} does: it stands behind one in the child's run id")
+        child = Child(step_id, name or step_id, flow, flow.take(input))
+        self._refuse_reuse(step_id, ("flow", flow.name, child.taken.fingerprint, wait))
+        await self._run.ready()
+        if not wait:
+            run_id = await ask_for_child(self._run, child)
+            self._run.children[run_id] = flow
+            return run_id
+        record = await drive_child(self._run, child)
+        if record.status == "failure":
+            raise StepFailed(record)
+        return value_of(record, flow.codec)
+
+    async def result(self, step_id: str, child: str, *, returns: Any = Any, name: str | None = None) -> Any:
+        """Wait for the end of a child that `flow(…, wait=False)` of this run asked for, and return its value as `returns`.
+
+        Raises `StepFailed` if the child failed or was cancelled, `ValueError` for a run id that no such call returned, and
+        `RunSuspended` after `wait_limit` seconds.
+        """
+        refuse_nested(self._run, step_id)
+        step_id = check_own_id("step_id", step_id)
+        codec = UNTYPED if returns is None else codec_for(returns)
+        if child not in self._run.children:
+            raise ValueError(f"result {step_id!r} takes a run id that flow(…, wait=False) of this run returned, not {child!r}")
+        self._refuse_reuse(step_id, ("result", child))
+        await self._run.ready()
+        record = await result_of(self._run, step_id, name or step_id, child)
+        if record.status == "failure":
+            raise StepFailed(record)
+        return None if returns is None else value_of(record, codec)
+
     async def history(self) -> Sequence[StepRecord]:
         """Read all entries of the run from the store, in the order in which they were appended."""
         return await self.store.list(self.run_id)
@@ -274,12 +334,15 @@ class Runner:
 
     async def _wait(self, asked: Wait, identity: object) -> StepRecord:
         refuse_nested(self._run, asked.step_id)
-        if self._run.calls.setdefault(asked.step_id, identity) != identity:
-            raise reused(self._run, asked.step_id)
+        self._refuse_reuse(asked.step_id, identity)
         record = await wait(self._run, asked)
         if record.status == "failure":
             raise StepFailed(record)
         return record
+
+    def _refuse_reuse(self, step_id: str, identity: object) -> None:
+        if self._run.calls.setdefault(step_id, identity) != identity:
+            raise reused(self._run, step_id)
 
 
 def _is_only(suspended: RunSuspended, error: BaseException | None) -> bool:

@@ -116,6 +116,14 @@ class RunLog:
         except Exception as error:
             raise _away("append", record.run_id, record.step_id, error) from error
 
+    async def append_elsewhere(self, record: StepRecord) -> StepRecord:
+        """Append an entry of another run's and return the slot's holder. A store that stays away is a `StoreError`."""
+        ask = partial(self._store.append, record)
+        try:
+            return await self._persistently(ask, self.timeout, "append", record.run_id, record.step_id)
+        except Exception as error:
+            raise _away("append", record.run_id, record.step_id, error) from error
+
     async def newest(self, run_id: str, step_id: str) -> StepRecord | None:
         """Ask the store for the step's newest entry. A store that stays away is a `StoreError`."""
         try:

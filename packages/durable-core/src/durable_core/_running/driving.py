@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from durable_core._log import news
 from durable_core._log.chain import CANCEL, FLOW, decided, successor
 from durable_core._log.standing import cancelled, is_crash, lasting
 from durable_core._system.waits import cancellations
@@ -44,6 +45,8 @@ class Work(msgspec.Struct, frozen=True):
     fails_on: tuple[type[BaseException], ...] = ()
     timeout: float | None = None
     """Seconds from the run's first start, after which it is cancelled."""
+    end_children: Callable[[], Awaitable[None]] | None = None
+    """Cancels the children of a cancelled run that nobody waited for, and drives them to their end."""
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -138,6 +141,8 @@ async def drive(run: Run, latest: StepRecord, work: Work) -> Standing:
         assert error is not None
         raise error
     run.lock.check()
+    if run.told and work.end_children is not None:
+        await work.end_children()
     assert run.flow is not None
     try:
         return await _recorded(run, run.flow, verdict, error, value, result)
@@ -218,6 +223,7 @@ async def _succeeded(run: Run, latest: StepRecord, value: Any, result: bytes | N
         note["cancelled"] = {**asked, "late": True}
     outcome = successor(latest, run.clock.now(), status="success", result=result, error=None, until=None, note=note)
     recorded = await run.log.outcome(outcome, value)
+    news.tell(run.id)
     await run.emit("run:end", recorded)
     if recorded.status == "failure":
         return Standing(recorded, error=StepFailed(recorded))
@@ -229,6 +235,7 @@ async def _failed(run: Run, latest: StepRecord, described: StepError, note: dict
     note = {**lasting(latest), **note}
     outcome = successor(latest, run.clock.now(), status="failure", error=described, result=None, until=None, note=note)
     recorded = await run.log.outcome(outcome, None)
+    news.tell(run.id)
     await run.emit("run:end", recorded, error=error)
     if recorded.status == "success":
         return Standing(recorded)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -54,7 +56,10 @@ class Run:
         """The steps whose functions are running, and the tasks that run them."""
         self._end: asyncio.Future[None] | None = None
         """Done when the next step ends, where somebody waits for that."""
-        self.waiting: Final[list[StepRecord]] = []
+        self.delayed: Final[set[str]] = set()
+        """Those of the running steps that wait for their next attempt, or for a child."""
+        self.waiting: Final[list[Any]] = []
+        """What the waits of this runner wait for."""
         self.suspended: RunSuspended | None = None
         self.calls: Final[dict[str, Identity]] = {}
         """What each id was used for on this runner."""
@@ -72,6 +77,8 @@ class Run:
         """The steps with `when_cancelled=True`."""
         self.answers: Final[list[Answer]] = []
         """The steps that the flow called while it handled an exception."""
+        self.children: Final[dict[str, Any]] = {}
+        """The flows of the children that nobody waits for here, by their run ids."""
         self.outside: frozenset[int] = frozenset()
         """The identities of exceptions that were being handled where the flow was called."""
 
@@ -240,14 +247,32 @@ class Run:
     def stopped(self, step_id: str) -> None:
         """Take the step off those that run, and wake who waits for one to end."""
         del self.running[step_id]
+        self._wake()
+
+    def _wake(self) -> None:
         end, self._end = self._end, None
         if end is not None and not end.done():
             end.set_result(None)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step's function is running; then no wait suspends the run."""
+        return len(self.running) > len(self.delayed)
+
+    @contextmanager
+    def delaying(self, step_id: str) -> Iterator[None]:
+        """Let a running step wait without keeping the run from being suspended."""
+        self.delayed.add(step_id)
+        self._wake()
+        try:
+            yield
+        finally:
+            self.delayed.discard(step_id)
+
     async def idle(self) -> bool:
         """Return False after one of the running steps ended, True if there was none."""
         await asyncio.sleep(0)  # a sibling of the same gather may be about to begin
-        if not self.running:
+        if not self.is_busy:
             return True
         await self.an_end()
         return False

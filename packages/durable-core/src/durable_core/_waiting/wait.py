@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 
 from durable_core._log.chain import decided, expired
+from durable_core._running.looking import Listener, listening
+from durable_core._running.pausing import Pause, pause
 from durable_core._running.run import Run
 from durable_core._system.ids import check_own_id
 from durable_core.clock import Clock
-from durable_core.errors import RunSuspended, StepDrift
+from durable_core.errors import StepDrift
 from durable_core.options import duration
 from durable_core.record import Kind, StepRecord
-
-from .looking import Listener, listening
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -64,18 +63,14 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
     await run.begin()
     if record is None and run.log.answers:
         await run.refuse_unanswered(asked.step_id)
-    with listening(run, asked.step_id) as listener:
+    with listening(run, [(run.id, asked.step_id)]) as listener:
         if record is None or record.status == "reopened":
             record = await _ask(run, asked, record)
             _check(run, record, asked)
         else:
             record = await run.look(asked.step_id) or record
         await run.emit("step:wait", record)
-        run.waiting.append(record)
-        try:
-            decision = await _decision(run, asked, record, listener)
-        finally:
-            run.waiting.remove(record)
+        decision = await _decision(run, asked, record, listener)
     await run.emit_outcome(decision)
     return decision
 
@@ -116,59 +111,14 @@ def _check(run: Run, record: StepRecord, asked: Wait) -> None:
 
 async def _decision(run: Run, asked: Wait, record: StepRecord, listener: Listener) -> StepRecord:
     """Wait until the newest entry is an outcome, its time has come, or this process has waited for long enough."""
-    clock = run.clock
-    limit = None if run.wait_limit is None else clock.monotonic() + run.wait_limit
+    limit = None if run.wait_limit is None else run.clock.monotonic() + run.wait_limit
     while not decided(record):
-        now = clock.now()
+        now = run.clock.now()
         if record.status == "reopened":  # its deadline passed elsewhere, and somebody asks for another try
             record = await _ask(run, asked, record)
         elif record.until is not None and record.until <= now:
             record = await run.log.claim(expired(record, now))
-        elif limit is None or clock.monotonic() < limit:
-            await _pause(run, record.until, listener, None if limit is None else clock.sleep(limit - clock.monotonic()))
-            record = await _newest(run, record, listener)
         else:
-            await asyncio.sleep(0)  # a sibling of the same gather may be about to begin
-            if not run.running and not listener.heard.is_set():
-                raise _suspension(run)
-            await _pause(run, record.until, listener, run.an_end() if run.running else None)
-            record = await _newest(run, record, listener)
+            await pause(run, Pause(asked.step_id, listener.pairs, record.until), listener, limit)
+            record = run.log.latest(record.step_id) or record
     return record
-
-
-async def _pause(run: Run, until: datetime | None, listener: Listener, other: Coroutine[Any, Any, object] | None) -> None:
-    """Wait until somebody acts, the time comes, or `other` is over."""
-    pauses: list[Coroutine[Any, Any, object]] = [listener.heard.wait()]
-    if times := [each for each in (until, run.deadline) if each is not None]:
-        pauses.append(run.clock.sleep_until(min(times)))
-    if other is not None:
-        pauses.append(other)
-    tasks = [asyncio.ensure_future(pause) for pause in pauses]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-async def _newest(run: Run, record: StepRecord, listener: Listener) -> StepRecord:
-    """Return the newest entry after a pause, asking the store where that has to be. Raises what ends the wait."""
-    run.check()
-    listener.heard.clear()
-    if listener.must_look or run.is_late:
-        listener.must_look = False
-        await run.look_for_cancellation()
-        await run.look(record.step_id)
-    run.check()
-    return run.log.latest(record.step_id) or record
-
-
-def _suspension(run: Run) -> RunSuspended:
-    """Name all that is waited for; a sibling may have been suspended a moment before."""
-    earlier = run.suspended
-    names = dict.fromkeys((*(earlier.waiting_for if earlier else ()), *(record.step_id for record in run.waiting)))
-    times = [record.until for record in run.waiting if record.until is not None]
-    if earlier is not None and earlier.until is not None:
-        times.append(earlier.until)
-    run.suspended = RunSuspended(run.id, waiting_for=tuple(names), until=min(times, default=None))
-    return run.suspended

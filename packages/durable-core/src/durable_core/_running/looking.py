@@ -5,46 +5,70 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 from durable_core._log import news
-from durable_core._running.cancelling import poll_seconds
-from durable_core._running.run import Run
 from durable_core._system.waits import cancellations
 from durable_core.errors import CorruptLog, DurableError
 from durable_core.record import StepRecord
 from durable_core.store import Store, polling_of
 
+from .cancelling import poll_seconds
+from .run import Run
+
 _LONGEST: Final = 30.0  # seconds of a round
 _logger: Final = logging.getLogger("durable_core")
+
+
+Pair = tuple[str, str]
+"""A run and one of its steps."""
 
 
 class Listener:
     """One wait that hears when there is something to look at."""
 
-    def __init__(self, run: Run, step_id: str) -> None:
+    def __init__(self, run: Run, pairs: Sequence[Pair]) -> None:
         self.run: Final = run
-        self.step_id: Final = step_id
+        self.pairs: Final = pairs
+        """What it waits for: a step of its run, or those that a child waits for."""
         self.heard: Final = asyncio.Event()
         """Set when somebody acted, or the runner must stop."""
         self.must_look = False
         """Whether the wait has to ask the store itself: somebody acted in this process, or a log is damaged."""
+        self._others: Final[dict[Pair, StepRecord]] = {}
+        """The newest entries of other runs."""
 
     def hear(self) -> None:
         """Wake the wait, which then asks the store."""
         self.must_look = True
         self.heard.set()
 
-    @property
-    def step_ids(self) -> tuple[str, str]:
-        """The steps that it looks at: its own, and that which says whether the run was cancelled."""
-        return self.step_id, self.run.cancelled_by
+    def newest(self, pair: Pair) -> StepRecord | None:
+        """Return the newest entry that is known of a pair."""
+        run_id, step_id = pair
+        return self.run.log.latest(step_id) if run_id == self.run.id else self._others.get(pair)
+
+    def add(self, record: StepRecord) -> None:
+        """Take in an entry that the store holds."""
+        if record.run_id == self.run.id:
+            self.run.log.add(record)
+        else:
+            self._others[record.run_id, record.step_id] = record
+
+    async def look(self) -> None:
+        """Ask the store for what is waited for, and for a cancellation of the run."""
+        self.must_look = False
+        await self.run.look_for_cancellation()
+        for run_id, step_id in self.pairs:
+            if (record := await self.run.log.newest(run_id, step_id)) is not None:
+                self.add(record)
 
     def known(self) -> list[tuple[str, str, int]]:
-        """Return what this wait knows of its step and of the run's cancellation."""
-        found = [(step_id, self.run.log.latest(step_id)) for step_id in self.step_ids]
-        return [(self.run.id, step_id, -1 if latest is None else latest.revision) for step_id, latest in found]
+        """Return what this wait knows of what it waits for, and of the run's cancellation."""
+        pairs = (*self.pairs, (self.run.id, self.run.cancelled_by))
+        found = [(pair, self.newest(pair)) for pair in pairs]
+        return [(*pair, -1 if record is None else record.revision) for pair, record in found]
 
 
 class Looker:
@@ -86,11 +110,12 @@ class Looker:
             away = False
             newest = {(record.run_id, record.step_id): record for record in found}
             for listener in listeners if newest else ():
-                for step_id in listener.step_ids:
-                    if record := newest.get((listener.run.id, step_id)):
-                        listener.run.log.add(record)
+                for pair in listener.pairs:
+                    if record := newest.get(pair):
+                        listener.add(record)
                         listener.heard.set()
-                        listener.must_look |= step_id != listener.step_id  # the run was cancelled, or another drives it
+                if (listener.run.id, listener.run.cancelled_by) in newest:  # the run was cancelled, or another drives it
+                    listener.hear()
 
     async def _newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
         polling = polling_of(self._store)
@@ -104,9 +129,9 @@ _lookers: Final[dict[tuple[asyncio.AbstractEventLoop, int], Looker]] = {}
 
 
 @contextmanager
-def listening(run: Run, step_id: str) -> Iterator[Listener]:
-    """Hear of what others append to the step, or to cancel the run, for as long as the context lasts."""
-    listener, key = Listener(run, step_id), (asyncio.get_running_loop(), id(run.store))
+def listening(run: Run, pairs: Sequence[Pair]) -> Iterator[Listener]:
+    """Hear of what others append to these steps, or to cancel the run, for as long as the context lasts."""
+    listener, key = Listener(run, pairs), (asyncio.get_running_loop(), id(run.store))
     looker = _lookers.get(key)
     if looker is None or looker.task.done():
         for closed in [each for each in [*_lookers] if each[0].is_closed()]:
@@ -114,7 +139,9 @@ def listening(run: Run, step_id: str) -> Iterator[Listener]:
         looker = _lookers[key] = Looker(run.store)
     looker.listeners[listener] = None
     try:
-        with news.heard(run.id, listener.hear):
+        with ExitStack() as stack:
+            for run_id in {run.id, *(run_id for run_id, _ in pairs)}:
+                stack.enter_context(news.heard(run_id, listener.hear))
             yield listener
     finally:
         del looker.listeners[listener]

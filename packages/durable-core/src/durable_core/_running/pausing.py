@@ -1,0 +1,89 @@
+"""Pausing a run until somebody acts or a time comes: in the process for so long, and suspended then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from durable_core._log.chain import decided
+from durable_core.errors import RunSuspended
+from durable_core.record import StepRecord
+
+from .looking import Listener, Pair
+from .run import Run
+
+
+def can_go_on(record: StepRecord | None, now: datetime) -> bool:
+    """Tell whether what is waited for has come: an outcome, a reopening, or the time of its deadline."""
+    if record is None:
+        return False
+    return decided(record) or record.status == "reopened" or (record.until is not None and record.until <= now)
+
+
+class Pause(msgspec.Struct, frozen=True):
+    """What a step waits for, as it stands among those that suspend the run."""
+
+    step_id: str
+    pairs: Sequence[Pair]
+    until: datetime | None
+
+
+async def pause(run: Run, waits: Pause, listener: Listener, limit: float | None) -> None:
+    """Return once something that is waited for can go on.
+
+    Raises `RunSuspended` when the clock's monotonic time is `limit` and nothing else of this runner goes on; what ends the wait,
+    such as a cancellation of the run, is raised as well.
+    """
+    clock = run.clock
+    run.waiting.append(waits)
+    try:
+        while not any(can_go_on(listener.newest(pair), clock.now()) for pair in waits.pairs):
+            if waits.until is not None and waits.until <= clock.now():
+                return
+            if limit is None or clock.monotonic() < limit:
+                await wait_for_first(
+                    run, waits.until, listener, None if limit is None else clock.sleep(limit - clock.monotonic())
+                )
+            else:
+                await asyncio.sleep(0)  # a sibling of the same gather may be about to begin
+                if not run.is_busy and not listener.heard.is_set():
+                    raise _suspension(run)
+                await wait_for_first(run, waits.until, listener, run.an_end() if run.is_busy else None)
+            run.check()
+            listener.heard.clear()
+            if listener.must_look or run.is_late:
+                await listener.look()
+            run.check()
+    finally:
+        run.waiting.remove(waits)
+
+
+async def wait_for_first(run: Run, until: datetime | None, listener: Listener, other: Coroutine[Any, Any, object] | None) -> None:
+    """Wait until somebody acts, the time comes, or `other` is over."""
+    waits: list[Coroutine[Any, Any, object]] = [listener.heard.wait()]
+    if times := [each for each in (until, run.deadline) if each is not None]:
+        waits.append(run.clock.sleep_until(min(times)))
+    if other is not None:
+        waits.append(other)
+    tasks = [asyncio.ensure_future(each) for each in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _suspension(run: Run) -> RunSuspended:
+    """Name all that is waited for; a sibling may have been suspended a moment before."""
+    earlier = run.suspended
+    names = dict.fromkeys((*(earlier.waiting_for if earlier else ()), *(each.step_id for each in run.waiting)))
+    pairs = dict.fromkeys((*(earlier.pairs if earlier else ()), *(pair for each in run.waiting for pair in each.pairs)))
+    times = [each.until for each in run.waiting if each.until is not None]
+    if earlier is not None and earlier.until is not None:
+        times.append(earlier.until)
+    run.suspended = RunSuspended(run.id, waiting_for=tuple(names), until=min(times, default=None), pairs=tuple(pairs))
+    return run.suspended

@@ -1,0 +1,303 @@
+"""A flow that a flow calls: a run of its own, whose outcome is recorded in both logs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from durable_core._calls.parameters import Input
+from durable_core._log.chain import FLOW, advance, decided, successor
+from durable_core._log.news import tell
+from durable_core._log.standing import cancelled
+from durable_core._running.cancelling import asking_to_cancel, ended_before_it_began, poll_seconds
+from durable_core._running.driving import Standing
+from durable_core._running.looking import Pair, listening
+from durable_core._running.pausing import Pause, can_go_on, pause, wait_for_first
+from durable_core._running.run import Run
+from durable_core.errors import ChildStopped, RunBusy, RunCancelled, StepDrift
+from durable_core.record import StepError, StepRecord
+
+_LONGEST_ID: Final = 512
+
+
+class ChildFlow(Protocol):
+    """What a run needs of a flow to have it as a child."""
+
+    name: str
+
+    def take(self, input: Mapping[str, Any]) -> Input:
+        """Check input, and return it as it is recorded."""
+
+    async def stand_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> Standing:
+        """Drive the run until it ends, waits or stops, and return how it stands. Raises `RunBusy` where another drives it."""
+
+    async def ask_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> StepRecord:
+        """Ask for the run, without driving it."""
+
+
+class Child(msgspec.Struct, frozen=True):
+    """A child that is asked for by a step."""
+
+    step_id: str
+    name: str
+    flow: ChildFlow
+    taken: Input
+
+    def note(self, run: Run) -> dict[str, Any]:
+        """Return what the first entry of the step holds: the child's id, its flow, and its input, which is used ever after."""
+        return {"run": child_id(run.id, self.step_id), "flow": self.flow.name, **self.taken.note()}
+
+
+def child_id(run_id: str, step_id: str) -> str:
+    """Return the id of the run that a step of a run has as its child; one that gets too long is hashed at its end."""
+    plain = f"{run_id}/{step_id}"
+    if len(plain.encode()) <= _LONGEST_ID:
+        return plain
+    digest = blake2b(plain.encode(), digest_size=16).hexdigest()
+    return plain.encode()[: _LONGEST_ID - len(digest) - 1].decode(errors="ignore") + "~" + digest
+
+
+def lineage_of(run: Run, step_id: str, *, driven: bool) -> dict[str, Any]:
+    """Return what a child's flow records of where it comes from: its parent, and the topmost run, which drives it."""
+    parent = {"run": run.id, "step": step_id}
+    flow = run.flow
+    root = {} if flow is None else flow.notes.get("root") or {"run": run.id, "flow": flow.name}
+    return {"parent": parent, "root": root} if driven and root else {"parent": parent}
+
+
+async def drive_child(run: Run, child: Child) -> StepRecord:
+    """Drive a child until it has an outcome, and return the entry that records it in this run.
+
+    Raises `RunSuspended` while the child waits, `ChildStopped` where it crashed or was parked, `RunCancelled` where this run was
+    cancelled and the child with it.
+    """
+    record = await _recorded(run, child)
+    if decided(record):
+        return record
+    while child.step_id in run.running:  # the same call elsewhere
+        await run.an_end()
+        if decided(newest := run.log.latest(child.step_id)):
+            return newest
+    run.running[child.step_id] = asyncio.current_task()
+    try:
+        outcome = await _outcome(run, child, record)
+    finally:
+        run.stopped(child.step_id)
+    if run.log.cancelled is not None and outcome.error is not None and outcome.error.matches(RunCancelled):
+        run.check()
+    return outcome
+
+
+async def _outcome(run: Run, child: Child, record: StepRecord) -> StepRecord:
+    """Drive a child, and wait with it, until it has ended; record its outcome in this run, too."""
+    run_id, input = str(record.notes["run"]), record.notes.get("input") or {}
+    lineage = lineage_of(run, child.step_id, driven=True)
+    limit = None if run.wait_limit is None else run.clock.monotonic() + run.wait_limit
+    while True:
+        await run.begin(undoes=True)  # a cancellation is handed on first
+        if run.log.cancelled is not None and not await _cancel(run, run_id):
+            return await _end(run, record, await run.log.newest(run_id, FLOW))
+        standing = await _stand(run, child, run_id, input, lineage)
+        if standing is not None:
+            state = standing.record
+            if decided(state):
+                return await _end(run, record, state)
+            if standing.error is not None and (state.status == "reopened" or "parked" in state.notes):
+                raise ChildStopped(state, standing.error)
+        if run.log.cancelled is not None:  # the child was told, or will be when the loop comes round
+            await run.clock.sleep(min(1.0, poll_seconds(run.store)) if standing is None else 0)
+            continue
+        until = None if standing is None else standing.record.until
+        await _wait_for(run, child.step_id, _pairs(run_id, standing), until, limit)
+
+
+async def _stand(run: Run, child: Child, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> Standing | None:
+    """Drive the child as far as it goes now; None where another drives it. A cancellation of this run is handed on to it."""
+    watcher = asyncio.create_task(_hand_on_cancellation(run, run_id))
+    try:
+        return await child.flow.stand_as_child(run, run_id, input, lineage)
+    except RunBusy:
+        return None
+    finally:
+        watcher.cancel()
+        await asyncio.wait([watcher])
+
+
+async def ask_for_child(run: Run, child: Child) -> str:
+    """Ask for a child that nobody waits for here, and return its run id."""
+    latest = run.log.latest(child.step_id)
+    note: Mapping[str, Any] = child.note(run) if latest is None else latest.notes
+    if latest is not None:
+        _check(run, latest, child)
+        if decided(latest):
+            await run.emit("step:replay", latest)
+            return str(note["run"])
+    await run.begin()
+    await child.flow.ask_as_child(run, note["run"], note["input"], lineage_of(run, child.step_id, driven=False))
+    record = _entry(run, child, latest, status="success", result=msgspec.json.encode(note["run"]))
+    return str((await run.log.outcome(record, note["run"])).notes["run"])
+
+
+async def result_of(run: Run, step_id: str, name: str, child: str) -> StepRecord:
+    """Wait until a child that nobody waited for has ended, and return the entry that records its outcome in this run."""
+    latest = run.log.latest(step_id)
+    if latest is not None:
+        run.check_kind(latest, "flow")
+        if latest.notes.get("run") != child:
+            raise StepDrift(
+                f"step {step_id!r} of run {run.id!r} was recorded for run {latest.notes.get('run')!r}, not {child!r}; give it"
+                " another id"
+            )
+        if decided(latest):
+            await run.emit("step:replay", latest)
+            return latest
+    await run.begin()
+    if latest is None:
+        now = run.clock.now()
+        waiting = StepRecord(
+            run_id=run.id,
+            step_id=step_id,
+            status="waiting",
+            kind="flow",
+            name=name,
+            note={"run": child},
+            started_at=now,
+            ended_at=now,
+        )
+        latest = await run.log.claim(waiting)
+        await run.emit("step:wait", latest)
+    limit = None if run.wait_limit is None else run.clock.monotonic() + run.wait_limit
+    while not decided(end := await run.log.newest(child, FLOW)):
+        with listening(run, [(child, FLOW)]) as listener:
+            listener.must_look = True
+            await pause(run, Pause(step_id, listener.pairs, None), listener, limit)
+    assert end is not None
+    return await _end(run, latest, end)
+
+
+async def end_children(run: Run, asked: Mapping[str, ChildFlow]) -> None:
+    """Cancel the children of a cancelled run that nobody waited for, and drive them to their end."""
+    for run_id, flow in asked.items():
+        while await _cancel(run, run_id):
+            try:
+                await flow.stand_as_child(run, run_id, {}, {})
+            except RunBusy:
+                await run.clock.sleep(min(1.0, poll_seconds(run.store)))
+
+
+async def _recorded(run: Run, child: Child) -> StepRecord:
+    """Return the newest entry of the step, after asking for the child if no run has."""
+    latest = run.log.latest(child.step_id)
+    if latest is not None:
+        _check(run, latest, child)
+        if decided(latest):
+            await run.emit("step:replay", latest)
+        if latest.status != "reopened":
+            return latest
+    await run.begin()
+    if latest is None and run.log.answers:
+        await run.refuse_unanswered(child.step_id)
+    record = await run.log.claim(_entry(run, child, latest, status="waiting"))
+    await run.emit("step:wait", record)
+    return record
+
+
+def _entry(run: Run, child: Child, latest: StepRecord | None, **fields: Any) -> StepRecord:
+    now = run.clock.now()
+    if latest is not None:
+        return successor(latest, now, **fields)
+    return StepRecord(
+        run_id=run.id,
+        step_id=child.step_id,
+        kind="flow",
+        name=child.name,
+        note=child.note(run),
+        started_at=now,
+        ended_at=now,
+        fingerprint=child.taken.fingerprint,
+        **fields,
+    )
+
+
+def _check(run: Run, record: StepRecord, child: Child) -> None:
+    run.check_kind(record, "flow")
+    name = record.notes.get("flow")
+    if name != child.flow.name:
+        raise StepDrift(
+            f"{record.step_id!r} of run {run.id!r} was recorded for flow {name!r}, and is now asked for as"
+            f" {child.flow.name!r}; give it another id"
+        )
+    if record.fingerprint != child.taken.fingerprint:
+        run.drifted(
+            f"flow {record.step_id!r} of run {run.id!r} was recorded with other input than it is now called with; the recorded"
+            " input is used. Give it another id to run it anew"
+        )
+
+
+def _pairs(run_id: str, standing: Standing | None) -> list[Pair]:
+    """Return what a child waits for; where another drives it, its end."""
+    found = [] if standing is None else standing.record.notes.get("waiting_for") or []
+    return [(str(run), str(step)) for run, step in found] or [(run_id, FLOW)]
+
+
+async def _wait_for(run: Run, step_id: str, pairs: Sequence[Pair], until: datetime | None, limit: float | None) -> None:
+    """Wait until a child can go on, or the cancellation of this run has to be handed on to it."""
+    with listening(run, pairs) as listener, run.delaying(step_id):
+        listener.must_look = True  # what came while the child was left
+        await listener.look()
+        if run.log.cancelled is not None or any(can_go_on(listener.newest(pair), run.clock.now()) for pair in pairs):
+            return
+        with suppress(RunCancelled):  # which is handed on
+            await pause(run, Pause(step_id, pairs, until), listener, limit)
+
+
+async def _hand_on_cancellation(run: Run, run_id: str) -> None:
+    """Cancel a child once its parent is cancelled, for as long as it is driven."""
+    while run.log.cancelled is None:
+        with listening(run, [(run.id, run.cancelled_by)]) as listener:
+            await wait_for_first(run, None, listener, None)
+            await run.look_for_cancellation()
+    await _cancel(run, run_id)
+
+
+async def _cancel(run: Run, run_id: str) -> bool:
+    """Cancel a child of a cancelled run; return whether it has to be driven to its end."""
+    assert run.log.cancelled is not None
+    asked = cancelled(run.log.cancelled) or run.log.cancelled.notes
+    reason, by = asked.get("reason"), asked.get("by")
+
+    def propose(latest: StepRecord | None) -> StepRecord | None:
+        assert latest is not None
+        if decided(latest) or cancelled(latest) is not None:
+            return None
+        if latest.status == "waiting" and latest.revision == 0:
+            return ended_before_it_began(latest, run.clock.now(), reason, by)
+        return asking_to_cancel(latest, run.clock.now(), reason, by)
+
+    newest = await run.log.newest(run_id, FLOW)
+    if newest is None:
+        return False
+    newest = await advance(run.log.append_elsewhere, newest, propose)
+    tell(run_id)
+    return not decided(newest)
+
+
+async def _end(run: Run, record: StepRecord, end: StepRecord | None) -> StepRecord:
+    """Record a child's outcome in this run; one that never began was cancelled with it."""
+    now = run.clock.now()
+    if end is None:
+        assert run.log.cancelled is not None
+        outcome = successor(
+            record, now, status="failure", error=StepError.from_exception(RunCancelled(run.log.cancelled)), until=None
+        )
+    else:
+        outcome = successor(record, now, status=end.status, result=end.result, error=end.error, until=None)
+    recorded = await run.log.outcome(outcome, None)
+    await run.emit_outcome(recorded)
+    return recorded

@@ -1,0 +1,403 @@
+"""Flows in flows: a child is a run of its own, and its parent waits, fails and is cancelled with it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from durable_core import (
+    ChildStopped,
+    MemoryStore,
+    RunCancelled,
+    Runner,
+    RunSuspended,
+    StepDrift,
+    StepFailed,
+    StepInterrupted,
+    StepRecord,
+    control,
+    flow,
+)
+from durable_core.testing import FakeClock
+from tests.core.conftest import Effects, FlakyStore, Killed
+
+
+async def entries(store: MemoryStore, run_id: str, step_id: str) -> list[str]:
+    return [record.status for record in await store.list(run_id) if record.step_id == step_id]
+
+
+@flow
+async def bill(runner: Runner, customer: str) -> str:
+    return await runner.step("send", lambda: f"bill for {customer}")
+
+
+@flow
+async def order(runner: Runner, customer: str) -> str:
+    return await runner.flow("bill", bill, customer=customer)
+
+
+async def test_a_child_is_recorded_in_both_logs(store: FlakyStore) -> None:
+    """As a run of its own, whose flow names its parent and who drives it."""
+    for _ in range(2):
+        assert await order.run(store, run_id="run", customer="c") == "bill for c"
+    child = await store.get("run/bill", "$flow")
+    assert child is not None
+    assert child.status == "success"
+    assert child.notes["parent"] == {"run": "run", "step": "bill"}
+    assert child.notes["root"] == {"run": "run", "flow": "order"}
+    assert await entries(store, "run", "bill") == ["waiting", "success"]
+    first = (await store.list("run"))[1]
+    assert first.kind == "flow"
+    assert first.notes == {"run": "run/bill", "flow": "bill", "input": {"customer": "c"}}
+
+
+async def test_three_hundred_children_at_once(store: FlakyStore) -> None:
+    """Each under its own lock."""
+
+    @flow
+    async def many(runner: Runner) -> int:
+        values = await asyncio.gather(*(runner.flow(f"bill-{number}", bill, customer=str(number)) for number in range(300)))
+        return len(set(values))
+
+    assert await many.run(store, run_id="run") == 300
+
+
+async def test_a_child_that_waits_makes_its_parent_wait_and_cuts_no_sibling(store: FlakyStore, effects: Effects) -> None:
+    """The parent's entry names what the child waits for; an answer lets both go on."""
+
+    @flow
+    async def asks(runner: Runner) -> str:
+        return (await runner.approval("ask", timeout=timedelta(days=1))).by
+
+    async def slow() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        effects.happen("slow")
+
+    @flow(wait_limit=0)
+    async def parent(runner: Runner) -> list[Any]:
+        return list(await asyncio.gather(runner.flow("asks", asks), runner.step("slow", slow)))
+
+    with pytest.raises(RunSuspended) as suspended:
+        await parent.run(store, run_id="run")
+    assert effects == {"slow": 1}
+    assert suspended.value.waiting_for == ("asks",)
+    assert suspended.value.until is not None
+    waiting = await store.get("run", "$flow")
+    assert waiting is not None
+    assert waiting.notes["waiting_for"] == [["run/asks", "ask"]]
+    await control.approve(store, "run/asks", "ask", by="alice")
+    assert await parent.run(store, run_id="run") == ["alice", None]
+
+
+async def test_a_decision_for_a_child_lets_a_live_parent_go_on(store: FlakyStore) -> None:
+    """At once, in the same process."""
+
+    @flow
+    async def asks(runner: Runner) -> str:
+        return (await runner.approval("ask")).by
+
+    @flow
+    async def parent(runner: Runner) -> str:
+        return await runner.flow("asks", asks)
+
+    asked = asyncio.Event()
+
+    def hear(record: StepRecord) -> None:
+        if record.step_id == "$flow" and record.status == "waiting":
+            asked.set()
+
+    store.after = hear
+    running = asyncio.create_task(parent.run(store, run_id="run"))
+    await asked.wait()
+    await control.approve(store, "run/asks", "ask", by="alice")
+    async with asyncio.timeout(5):
+        assert await running == "alice"
+
+
+async def test_a_child_that_failed_fails_the_step(store: FlakyStore) -> None:
+    """With the error of the child, which `matches` tells."""
+
+    @flow
+    async def fails(runner: Runner) -> None:
+        await runner.step("pay", lambda: 1 / 0)
+
+    @flow
+    async def parent(runner: Runner) -> str:
+        try:
+            await runner.flow("fails", fails)
+        except StepFailed as failed:
+            return str(failed.error.matches(ZeroDivisionError))
+        return "fine"
+
+    assert await parent.run(store, run_id="run") == "True"
+    assert await entries(store, "run", "fails") == ["waiting", "failure"]
+
+
+async def test_a_child_that_crashed_crashes_its_parent(store: FlakyStore, effects: Effects) -> None:
+    """Even where that catches every `Exception`; mended, both go on."""
+    typo = [True]
+
+    @flow
+    async def crashes(runner: Runner) -> str:
+        await runner.step("a", effects.happen, "a")
+        if typo:
+            raise KeyError("typo")
+        return "fine"
+
+    @flow
+    async def parent(runner: Runner) -> str:
+        try:
+            return await runner.flow("crashes", crashes)
+        except Exception:
+            return "swallowed"
+
+    with pytest.raises(ChildStopped, match="typo"):
+        await parent.run(store, run_id="run")
+    for run_id in ("run", "run/crashes"):
+        record = await store.get(run_id, "$flow")
+        assert record is not None
+        assert record.status == "reopened"
+        assert record.error is not None
+        assert record.error.matches(KeyError)
+    typo.clear()
+    assert await parent.run(store, run_id="run") == "fine"
+    assert effects == {"a": 1}
+
+
+async def test_a_child_that_is_parked_parks_its_parent(store: FlakyStore) -> None:
+    """The parent waits for what mends the child."""
+
+    @flow
+    async def charges(runner: Runner) -> int:
+        return await runner.step("charge", lambda: 1, at_most_once=True)
+
+    @flow
+    async def parent(runner: Runner) -> int:
+        return await runner.flow("charges", charges)
+
+    def kill(record: StepRecord) -> None:
+        if record.step_id == "charge" and record.status != "started":
+            raise Killed
+
+    store.before = kill
+    with pytest.raises(Killed):
+        await parent.run(store, run_id="run")
+    store.before = None
+    with pytest.raises(ChildStopped) as stopped:
+        await parent.run(store, run_id="run")
+    assert isinstance(stopped.value.error, StepInterrupted)
+    record = await store.get("run", "$flow")
+    assert record is not None
+    assert record.status == "waiting"
+    assert record.notes["waiting_for"] == [["run/charges", "charge"]]
+    assert record.notes["parked"]["step"] == "charge"
+    await control.resolve(store, "run/charges", "charge", 7, reason="seen")
+    assert await parent.run(store, run_id="run") == 7
+
+
+@pytest.mark.parametrize(
+    "slot", [("run", "bill", 0), ("run/bill", "$flow", 0), ("run/bill", "send", 0), ("run/bill", "$flow", 1)]
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_parent_killed_anywhere_goes_on(store: FlakyStore, slot: tuple[str, str, int], when: str) -> None:
+    """Also between the child's end and its own entry."""
+
+    def kill(record: StepRecord) -> None:
+        if (record.run_id, record.step_id, record.revision) == slot:
+            raise Killed
+
+    setattr(store, when, kill)
+    with pytest.raises(Killed):
+        await order.run(store, run_id="run", customer="c")
+    setattr(store, when, None)
+    assert await order.run(store, run_id="run", customer="c") == "bill for c"
+    assert await entries(store, "run", "bill") == ["waiting", "success"]
+
+
+@pytest.mark.parametrize("undoes", [False, True])
+async def test_a_child_is_cancelled_with_its_parent(store: FlakyStore, effects: Effects, *, undoes: bool) -> None:
+    """It is driven to its end, undoing what it did; then the parent is told."""
+
+    @flow
+    async def child(runner: Runner) -> None:
+        await runner.step("charge", effects.happen, "charge")
+        try:
+            await runner.approval("ask")
+        except RunCancelled:
+            if undoes:
+                await runner.step("refund", effects.happen, "refund", when_cancelled=True)
+            raise
+
+    @flow
+    async def parent(runner: Runner) -> None:
+        try:
+            await runner.flow("child", child)
+        except RunCancelled:
+            await runner.step("tidy", effects.happen, "tidy", when_cancelled=True)
+            raise
+
+    asked = asyncio.Event()
+
+    def hear(record: StepRecord) -> None:
+        if record.step_id == "ask":
+            asked.set()
+
+    store.after = hear
+    running = asyncio.create_task(parent.run(store, run_id="run"))
+    await asked.wait()
+    await control.cancel(store, "run", reason="enough")
+    async with asyncio.timeout(5):
+        with pytest.raises(StepFailed, match="enough"):
+            await running
+    assert effects == {"charge": 1, "tidy": 1, **({"refund": 1} if undoes else {})}
+    for run_id in ("run", "run/child"):
+        record = await store.get(run_id, "$flow")
+        assert record is not None
+        assert record.error is not None
+        assert record.error.matches(RunCancelled)
+    assert await entries(store, "run", "child") == ["waiting", "failure"]
+
+
+async def test_a_child_that_begins_in_the_moment_of_the_cancellation_is_cancelled(store: FlakyStore, effects: Effects) -> None:
+    """Between the parent's entry and the child's."""
+
+    async def cancel(record: StepRecord) -> None:
+        if record.step_id == "child":
+            store.before = None
+            await control.cancel(store, "run")
+
+    @flow
+    async def child(runner: Runner) -> None:
+        await runner.step("charge", effects.happen, "charge")
+
+    @flow
+    async def parent(runner: Runner) -> None:
+        await runner.flow("child", child)
+
+    store.before = cancel
+    with pytest.raises(StepFailed) as failed:
+        await parent.run(store, run_id="run")
+    assert failed.value.error.matches(RunCancelled)
+    assert not effects
+
+
+async def test_a_child_that_is_asked_for_is_waited_for_later(store: FlakyStore) -> None:
+    """`wait=False` returns its run id, and `result` its value."""
+
+    @flow(wait_limit=0)
+    async def parent(runner: Runner) -> str:
+        child = await runner.flow("bill", bill, wait=False, customer="c")
+        assert child == "run/bill"
+        with pytest.raises(ValueError, match="wait=False"):
+            await runner.result("other", "run/other")
+        return await runner.result("billed", child, returns=str)
+
+    with pytest.raises(RunSuspended):
+        await parent.run(store, run_id="run")
+    record = await store.get("run", "$flow")
+    assert record is not None
+    assert record.notes["waiting_for"] == [["run/bill", "$flow"]]
+    assert await entries(store, "run/bill", "$flow") == ["waiting"]
+    assert await bill.run(store, run_id="run/bill") == "bill for c"
+    assert await parent.run(store, run_id="run") == "bill for c"
+    assert await entries(store, "run", "billed") == ["waiting", "success"]
+
+
+async def test_children_that_nobody_waited_for_are_cancelled_with_their_parent(store: FlakyStore, effects: Effects) -> None:
+    """And driven to their end before the parent's."""
+
+    @flow
+    async def child(runner: Runner) -> None:
+        try:
+            await runner.step("charge", effects.happen, "charge")
+            await runner.approval("ask")
+        except RunCancelled:
+            await runner.step("refund", effects.happen, "refund", when_cancelled=True)
+            raise
+
+    @flow
+    async def parent(runner: Runner) -> None:
+        run_id = await runner.flow("child", child, wait=False)
+
+        async def begin_it() -> None:
+            with pytest.raises(RunSuspended):
+                await child.options(wait_limit=0).run(store, run_id=run_id)
+
+        await runner.step("begin it", begin_it)
+        await control.cancel(store, "run")
+        await runner.step("more", effects.happen, "more")
+
+    with pytest.raises(StepFailed) as failed:
+        await parent.run(store, run_id="run")
+    assert failed.value.error.matches(RunCancelled)
+    assert effects == {"charge": 1, "refund": 1}
+    assert (await entries(store, "run/child", "$flow"))[-1] == "failure"
+
+
+async def test_a_run_that_is_no_child_is_not_taken_for_one(store: FlakyStore) -> None:
+    """Nothing of it runs."""
+    await bill.run(store, run_id="run/bill", customer="c")
+    with pytest.raises(StepDrift, match="no child"):
+        await order.run(store, run_id="run", customer="c")
+
+
+async def test_bad_calls_are_refused_before_anything_is_recorded(store: FlakyStore) -> None:
+    """With one clear error each."""
+
+    @flow
+    async def other(runner: Runner) -> None: ...
+
+    @flow
+    async def parent(runner: Runner) -> None:
+        with pytest.raises(TypeError, match="@flow"):
+            await runner.flow("bill", bill.__wrapped__)  # type: ignore[attr-defined]
+        with pytest.raises(TypeError, match="customer"):
+            await runner.flow("bill", bill)  # type: ignore[call-arg]
+        with pytest.raises(ValueError, match="'/'"):
+            await runner.flow("a/b", bill, customer="c")
+        assert len(await runner.history()) == 1
+
+    await parent.run(store, run_id="run")
+    await order.run(store, run_id="order", customer="c")
+
+    @flow(name="order")
+    async def renamed(runner: Runner, customer: str) -> None:
+        await runner.flow("bill", other)
+
+    crash = StepRecord(
+        run_id="o", step_id="$flow", status="started", kind="flow", name="order", note={"input": {"customer": "c"}}
+    )
+    await store.append(crash)
+    for record in await store.list("order"):
+        if record.step_id == "bill":
+            await store.append(StepRecord(**{**{n: getattr(record, n) for n in record.__struct_fields__}, "run_id": "o"}))
+    with pytest.raises(StepDrift, match="flow 'bill', and is now asked for as 'other'"):
+        await renamed.run(store, run_id="o", customer="c")
+
+
+async def test_a_child_drives_on_a_fake_clock(store: FlakyStore, clock: FakeClock) -> None:
+    """It inherits its parent's clock; a sleep of an hour takes none."""
+
+    @flow
+    async def sleeps(runner: Runner) -> str:
+        await runner.sleep("nap", 3600)
+        return "awake"
+
+    @flow(clock=clock)
+    async def parent(runner: Runner) -> str:
+        return await runner.flow("sleeps", sleeps)
+
+    assert await parent.run(store, run_id="run") == "awake"
+
+
+async def test_a_long_id_is_hashed_at_its_end(store: FlakyStore) -> None:
+    """A child of a run with a long id has a valid one, the same on every run."""
+    run_id = "r" * 510
+    for _ in range(2):
+        assert await order.run(store, run_id=run_id, customer="c") == "bill for c"
+    first = (await store.list(run_id))[1]
+    assert len(first.notes["run"]) == 512

@@ -186,9 +186,9 @@ PATCHES = [
     ),
     Patch(
         "an outcome that loses its slot to an intent is dropped",
-        f"{CORE}/_log/chain.py",
-        "    if decided(latest):\n        return None\n    if record.step_id == FLOW",
-        "    return None\n    if record.step_id == FLOW",
+        f"{CORE}/_log/runlog.py",
+        "        while not decided(holder):\n",
+        "        while False:\n",
         (
             "tests/core/log/test_recording.py::test_an_outcome_that_loses_to_an_open_entry_goes_to_the_next_revision",
             "tests/core/running/test_at_most_once.py::test_an_outcome_survives_being_reopened_meanwhile",
@@ -197,16 +197,27 @@ PATCHES = [
     Patch(
         "at most once: a lost intent runs the function all the same",
         f"{CORE}/_running/step.py",
-        "latest.id == mine or decided(latest)",
-        "mine or decided(latest)",
+        "        if latest.id == intent.id or decided(latest):\n",
+        "        if intent:\n",
         ("tests/core/running/test_at_most_once.py::test_two_runners_without_the_lock_in_every_interleaving",),
     ),
     Patch(
         "at most once: no intent is recorded",
         f"{CORE}/_running/step.py",
-        "        if call.policy.at_most_once:\n",
-        "        if False:\n",
+        "        if not call.policy.at_most_once:\n",
+        "        if call:\n",
         ("tests/core/running/test_at_most_once.py::test_the_intent_is_recorded_before_the_function_starts",),
+    ),
+    Patch(
+        "at most once: an attempt that raised, and whose retry came to nothing, looks like one that was interrupted",
+        f"{CORE}/_running/step.py",
+        "and failed is not None and",
+        "and False and",
+        (
+            "tests/core/running/test_at_most_once.py::test_a_failure_is_recorded_where_the_retry_raises",
+            "tests/core/running/test_at_most_once.py::test_a_failure_is_recorded_where_the_delay_is_cancelled",
+            "tests/core/running/test_at_most_once.py::test_a_failure_is_recorded_where_the_run_is_cancelled_meanwhile",
+        ),
     ),
     Patch(
         "an interrupted step runs again",
@@ -246,7 +257,7 @@ PATCHES = [
     Patch(
         "a cancellation while recording leaves no record",
         f"{CORE}/_log/runlog.py",
-        "            await self._record_all_the_same(record, value)\n",
+        "            await self.outcome_if_possible(record, value)\n",
         "",
         ("tests/core/log/test_recording.py::test_cancellation_while_recording_records_first",),
     ),
@@ -376,8 +387,8 @@ PATCHES = [
     Patch(
         "the lock is not looked at once more when all waiting is over",
         f"{CORE}/_running/step.py",
-        "        run.check(undoes=undoes)\n",
-        "        pass\n",
+        "            check(run, call)\n            return",
+        "            return",
         ("tests/core/running/test_last_check.py::test_an_intent_whose_acknowledgement_came_too_late_starts_nothing",),
     ),
     Patch(
@@ -390,8 +401,8 @@ PATCHES = [
     Patch(
         "a CancelledError of another task is taken for one's own",
         f"{CORE}/_running/attempt.py",
-        "        if cancellations() > before:\n            raise\n",
-        "        raise\n",
+        "            if cancellations() > before:\n                raise\n",
+        "            raise\n",
         ("tests/core/running/test_own_cancelled_error.py::test_a_step_fails_and_is_retried",),
     ),
     Patch(
@@ -473,16 +484,16 @@ PATCHES = [
     ),
     Patch(
         "a lambda is compared before its first attempt alone",
-        f"{CORE}/_running/step.py",
-        "if number == 1 or is_lambda(call.fn):",
-        "if number == 1:",
+        f"{CORE}/_running/call.py",
+        "    if call.closure and not is_lambda(call.fn):\n",
+        "    if call.closure:\n",
         ("tests/core/running/test_closures.py::test_a_lambda_is_compared_before_each_attempt",),
     ),
     Patch(
         "what recover closes over is not compared",
-        f"{CORE}/_running/step.py",
-        "        check_closure(run, call)\n        began",
-        "        began",
+        f"{CORE}/_running/call.py",
+        "    if policy.recover is not None:\n",
+        "    if False:\n",
         ("tests/core/running/test_closures.py::test_what_recover_closes_over_is_compared_too",),
     ),
     Patch(
@@ -767,8 +778,8 @@ PATCHES = [
     ),
     Patch(
         "a cancellation that came too late is not told",
-        f"{CORE}/_log/chain.py",
-        '{"late": True} if record.status == "success" else {}',
+        f"{CORE}/_log/standing.py",
+        '{"late": True} if outcome.status == "success" else {}',
         "{}",
         ("tests/core/flow/test_lives.py::test_a_cancellation_between_the_return_and_the_end_is_late",),
     ),
@@ -789,7 +800,7 @@ PATCHES = [
     Patch(
         "a wait outlasts the time of its run",
         f"{CORE}/_running/pausing.py",
-        "for each in (until, run.deadline) if",
+        "for each in (until, deadline) if",
         "for each in (until,) if",
         ("tests/core/flow/test_lives.py::test_a_wait_ends_when_the_time_of_its_run_is_over",),
     ),
@@ -848,5 +859,47 @@ PATCHES = [
         'if lineage and note.get("parent") != lineage["parent"]:',
         "if False:",
         ("tests/core/flow/test_children.py::test_a_run_that_is_no_child_is_not_taken_for_one",),
+    ),
+    Patch(
+        "a long delay is not recorded",
+        f"{CORE}/_running/step.py",
+        "            if delay > _UNRECORDED:\n",
+        "            if False:\n",
+        ("tests/core/running/test_long_retries.py::test_attempts_are_counted_over_lives",),
+    ),
+    Patch(
+        "attempts are counted anew in each life",
+        f"{CORE}/_running/step.py",
+        "else run.log.attempts(latest)\n",
+        "else (0, 0)\n",
+        ("tests/core/running/test_long_retries.py::test_attempts_are_counted_over_lives",),
+    ),
+    Patch(
+        "a restart by recover costs an attempt",
+        f"{CORE}/_log/runlog.py",
+        "latest.attempt - restarts - (",
+        "latest.attempt - (",
+        ("tests/core/running/test_long_retries.py::test_a_restart_by_recover_gets_the_next_number_and_costs_no_attempt",),
+    ),
+    Patch(
+        "a delay keeps its run from being suspended",
+        f"{CORE}/_running/step.py",
+        ", run.delaying(call.step_id):",
+        ":",
+        ("tests/core/running/test_long_retries.py::test_a_delay_longer_than_the_wait_limit_suspends_the_run",),
+    ),
+    Patch(
+        "what undoes is cancelled in its delay",
+        f"{CORE}/_running/step.py",
+        ", undoes=call.policy.when_cancelled)\n            latest",
+        ")\n            latest",
+        ("tests/core/running/test_long_retries.py::test_what_undoes_waits_for_its_next_attempt_in_a_cancelled_run",),
+    ),
+    Patch(
+        "a cancelled run does not ask what had happened",
+        f"{CORE}/_running/step.py",
+        "msgspec.structs.replace(call.policy, when_cancelled=True)",
+        "msgspec.structs.replace(call.policy)",
+        ("tests/core/running/test_at_most_once.py::test_recover_is_asked_in_a_run_that_was_cancelled",),
     ),
 ]

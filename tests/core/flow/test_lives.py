@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import timedelta
 from typing import Any
 
@@ -326,10 +327,8 @@ async def test_a_cancelled_run_undoes_what_it_did(store: FlakyStore, effects: Ef
             await runner.step("charge", effects.happen, "charge")
             await control.cancel(store, "run", reason="the customer called")
             for number in range(3):
-                try:
+                with contextlib.suppress(Exception):  # which a cancellation is not
                     await runner.step(f"ship-{number}", effects.happen, "ship")
-                except Exception:  # which a cancellation is not
-                    pass
         except RunCancelled:
             await runner.step("refund", effects.happen, "refund", when_cancelled=True)
             raise
@@ -414,8 +413,7 @@ async def test_a_run_whose_time_is_over_is_cancelled(store: FlakyStore, clock: F
         try:
             await runner.approval("ask")
         except RunCancelled as cancelled:
-            assert cancelled.reason is not None
-            await runner.step("undo", effects.happen, cancelled.reason.partition(":")[0], when_cancelled=True)
+            await runner.step("undo", effects.happen, str(cancelled.reason).partition(":")[0], when_cancelled=True)
             raise
 
     with pytest.raises(RunSuspended):

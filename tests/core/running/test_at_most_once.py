@@ -17,6 +17,7 @@ from durable_core import (
     Runner,
     StepContext,
     StepDrift,
+    StepEvent,
     StepFailed,
     StepInterrupted,
     StepRecord,
@@ -104,6 +105,81 @@ async def test_attempts_after_an_error_record_their_intent_each(store: FlakyStor
         (2, "started", 3),
         (3, "success", 3),
     ]
+
+
+def broken(*_: object) -> Any:
+    raise ZeroDivisionError("a rule that is wrong")
+
+
+async def decline() -> str:
+    raise ValueError("declined")
+
+
+async def known_failure(store: MemoryStore) -> None:
+    """See that the attempt which raised is told as what it was, by this run and the next."""
+    assert await entries(store) == [(0, "started"), (1, "failure")]
+    with pytest.raises(StepFailed, match="declined"):
+        await Runner(store, "run").step("pay", decline, at_most_once=True, max_attempts=2)
+
+
+@pytest.mark.parametrize("option", ["retry_on", "retry_delay"])
+async def test_a_failure_is_recorded_where_the_retry_raises(store: FlakyStore, option: Any) -> None:
+    """The attempt is known to have failed, whatever is wrong with the rules for another."""
+    options: Any = {option: broken}
+    with pytest.raises(ZeroDivisionError):
+        await Runner(store, "run").step("pay", decline, at_most_once=True, max_attempts=2, **options)
+    await known_failure(store)
+
+
+async def test_a_failure_is_recorded_where_the_delay_is_cancelled(store: FlakyStore) -> None:
+    """A program that stops between two attempts knows how the first one ended, and goes on with the second."""
+    delayed = asyncio.Event()
+
+    def hear(event: StepEvent) -> None:
+        if event.type == "step:retry":
+            delayed.set()
+
+    runner = Runner(store, "run", on_event=hear)
+    step = asyncio.create_task(runner.step("pay", decline, at_most_once=True, max_attempts=2, retry_delay=0.9))
+    await delayed.wait()
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert await entries(store) == [(0, "started"), (1, "waiting")]
+    with pytest.raises(StepFailed):
+        await Runner(store, "run").step("pay", decline, at_most_once=True, max_attempts=2)
+    assert await entries(store) == [(0, "started"), (1, "waiting"), (2, "started"), (3, "failure")]
+
+
+async def test_a_failure_is_recorded_where_the_run_is_cancelled_meanwhile(store: FlakyStore) -> None:
+    """What keeps the next attempt from beginning leaves no doubt about the one before."""
+
+    async def cancel(event: StepEvent) -> None:
+        if event.type == "step:retry":
+            await control.cancel(store, "run")
+
+    with pytest.raises(RunCancelled):
+        await Runner(store, "run", on_event=cancel).step("pay", decline, at_most_once=True, max_attempts=2)
+    assert [status for _, status in await entries(store)] == ["started", "success", "waiting"]
+
+
+async def test_an_attempt_that_was_cancelled_while_it_ran_stays_interrupted(store: FlakyStore) -> None:
+    """The failure of an earlier attempt says nothing of the last one."""
+    running = asyncio.Event()
+    errors = [ValueError("declined")]
+
+    async def pay() -> None:
+        if errors:
+            raise errors.pop()
+        running.set()
+        await asyncio.Event().wait()
+
+    step = asyncio.create_task(Runner(store, "run").step("pay", pay, at_most_once=True, max_attempts=2))
+    await running.wait()
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert await entries(store) == [(0, "started"), (1, "started")]
 
 
 async def test_recover_records_what_had_happened(store: FlakyStore, effects: Effects) -> None:
@@ -201,14 +277,15 @@ async def test_nothing_is_recovered_before_it_started(store: FlakyStore) -> None
     assert (await store.list("run"))[-1].duration == timedelta(0)
 
 
-async def test_recover_is_not_asked_in_a_run_that_was_cancelled(store: FlakyStore, effects: Effects) -> None:
-    """Nothing new begins in it, no look into the outside world either."""
+async def test_recover_is_asked_in_a_run_that_was_cancelled(store: FlakyStore, effects: Effects) -> None:
+    """What had happened is recorded and returned; the next step is told."""
     await interrupted(store, effects)
     await control.cancel(store, "run")
     async with Runner(store, "run") as runner:
+        await runner.step("pay", effects.happen, at_most_once=True, recover=lambda: Recovered(effects.happen("look")))
         with pytest.raises(RunCancelled):
-            await runner.step("pay", effects.happen, at_most_once=True, recover=lambda: Recovered(effects.happen("look")))
-    assert effects == {"effect": 1}
+            await runner.step("more", effects.happen)
+    assert effects == {"effect": 1, "look": 1}
 
 
 async def test_recover_lets_the_step_start_again(store: FlakyStore, effects: Effects) -> None:

@@ -34,10 +34,6 @@ class StepContext(msgspec.Struct):
     def __repr__(self) -> str:
         return f"StepContext(run_id={self.run_id!r}, step_id={self.step_id!r}, attempt={self.attempt})"
 
-    def end(self) -> None:
-        """Note that the step's function has ended, for the tasks that it left behind."""
-        self._active = False
-
     def refuse(self, runner: object, step_id: str) -> None:
         """Raise `NestedStep` if `runner` is this step's own; a task that the step left behind may start steps."""
         if self._active and self._runner is runner:

@@ -12,8 +12,8 @@ import msgspec
 from ._log.chain import CANCEL, FLOW, Append, advance, decided, expired, newest, successor
 from ._log.copying import copy, fork, no_run
 from ._log.news import tell
+from ._log.standing import asking_to_cancel
 from ._log.status import RunStatus, status_of
-from ._running.cancelling import asking_to_cancel
 from ._system.ids import check_id, check_own_id
 from ._values.returns import record_any
 from ._waiting.approval import Decision, Request, Vote

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack,
 from ._calls.parameters import Input, Parameters
 from ._log.chain import CANCEL, FLOW
 from ._log.news import tell
-from ._running.cancelling import ended_before_it_began
+from ._log.standing import ended_before_it_began
 from ._running.driving import Standing, Work, begin, drive, failure_of
 from ._running.outcome import failed_before, to_retry, value_of
 from ._running.run import Run
@@ -239,7 +239,7 @@ def _tell_unasked(run: Run) -> None:
     # An event may be sent whether anybody waits for it or not.
     unasked = [step_id for step_id in unasked if (step := run.log.latest(step_id)) and (step.kind != "event" or step.revision)]
     if unasked:
-        run.drifted(
+        run.tell_drift(
             f"run {run.id!r} recorded steps that its flow did not ask for: {', '.join(map(repr, unasked[:10]))}; were they"
             " renamed, or taken out? A renamed step runs anew under its new id",
             stacklevel=5,

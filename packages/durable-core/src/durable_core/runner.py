@@ -9,8 +9,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, overload
 
-from ._running.attempt import may_be_awaited
-from ._running.call import ANNOTATED, prepare, refuse_nested, reused
+from ._running.call import ANNOTATED, may_be_awaited, prepare, refuse_nested, reused
 from ._running.outcome import value_of
 from ._running.run import Run
 from ._running.step import run_step
@@ -101,7 +100,7 @@ class Runner:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        await self._run.leave(stopped=kind is not None and issubclass(kind, _STOPPED))
+        await self._run.leave(cancel=kind is not None and issubclass(kind, _STOPPED))
         # A task group wraps it, and gather may have swallowed it: a suspension is told as what it is.
         if (suspended := self._run.suspended) is not None and suspended is not error and _is_only(suspended, error):
             raise suspended from None
@@ -325,7 +324,7 @@ class Runner:
         run = self._run
         run.refuse_reset()
         async with AsyncExitStack() as stack:
-            if not run.lock.held:
+            if not run.lock.is_held:
                 await stack.enter_async_context(run.lock.again())
             await stack.enter_async_context(run.loading)
             run.refuse_reset()  # what began while the lock was waited for

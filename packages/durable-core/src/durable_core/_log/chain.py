@@ -12,39 +12,35 @@ from typing import Any, Final, TypeGuard
 
 import msgspec
 
-from durable_core.errors import DeadlinePassed, LockLost
+from durable_core._system.ids import new_id
+from durable_core.errors import DeadlinePassed
 from durable_core.record import StepError, StepRecord
 
 FLOW: Final = "$flow"
 """The step that stands for the whole run: its input, and how it ended."""
 CANCEL: Final = "$cancel"
 """The step whose first entry says that the run is to stop."""
-OUTCOMES: Final = frozenset({"success", "failure"})
 
 Append = Callable[[StepRecord], Awaitable[StepRecord]]
 
 
 def decided(record: StepRecord | None) -> TypeGuard[StepRecord]:
     """Tell whether an entry is an outcome."""
-    return record is not None and record.status in OUTCOMES
+    return record is not None and (record.status == "success" or record.status == "failure")
 
 
 def successor(latest: StepRecord, now: datetime, **fields: Any) -> StepRecord:
     """Return the entry that follows `latest`, alike but for `fields`. It begins with the chain and ends now."""
-    alike = {
-        "run_id": latest.run_id,
-        "step_id": latest.step_id,
-        "status": latest.status,
-        "kind": latest.kind,
-        "name": latest.name,
-        "note": latest.note,
+    own = {
+        "id": new_id(),
+        "revision": latest.revision + 1,
+        "result": None,
+        "error": None,
         "until": latest.until if latest.status == "waiting" else None,
-        "attempt": latest.attempt,
-        "fingerprint": latest.fingerprint,
         "started_at": min(latest.started_at, now),  # a clock may have been set back
         "ended_at": now,
     }
-    return StepRecord(**{**alike, **fields}, revision=latest.revision + 1)
+    return msgspec.structs.replace(latest, **{**own, **fields})
 
 
 def expired(waiting: StepRecord, now: datetime) -> StepRecord:
@@ -76,18 +72,3 @@ async def advance(
         latest = await append(record)
     assert latest is not None, "of a step without entries there is always one to add"
     return latest
-
-
-def after_rivals(record: StepRecord, latest: StepRecord | None) -> StepRecord | None:
-    """Propose an outcome whose effect has happened: it goes to the next revision until it or another outcome holds the slot."""
-    if latest is None or latest.revision < record.revision:
-        return record
-    if decided(latest):
-        return None
-    if record.step_id == FLOW:
-        asked = latest.notes.get("cancelled")
-        if not isinstance(asked, dict):
-            raise LockLost(f"another runner drives run {record.run_id!r} by now; run it again, or leave it to that one")
-        late = {"late": True} if record.status == "success" else {}
-        record = msgspec.structs.replace(record, note={**record.notes, "cancelled": {**asked, **late}})
-    return msgspec.structs.replace(record, revision=latest.revision + 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from itertools import count
 from typing import Any, Final, Self
 
 from durable_core._system.waits import answered
@@ -12,7 +11,7 @@ from durable_core.errors import DurableError, LockLost, RunBusy
 from durable_core.options import exponential
 from durable_core.store import Lease, Store, SupportsLock, lock_of
 
-_pause: Final = exponential(0.05, limit=1)
+_lock_delay: Final = exponential(0.05, limit=1)
 
 
 class RunLock(AbstractAsyncContextManager["RunLock"]):
@@ -32,7 +31,7 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
         return RunLock(self._store, self._run_id, self._clock, self._wait)
 
     @property
-    def held(self) -> bool:
+    def is_held(self) -> bool:
         """Whether the lock was taken and not given back."""
         return self._context is not None
 
@@ -53,7 +52,7 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
         self._entered = True
         try:
             if locks := lock_of(self._store):
-                self._lease = await self._take(locks)
+                await self._take(locks)
         except BaseException:
             self._entered = False
             raise
@@ -66,17 +65,16 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
         if context is not None:
             await answered(context.__aexit__(None, None, None))
 
-    async def _take(self, locks: SupportsLock) -> Lease:
-        deadline = self._clock.monotonic() + self._wait
-        for attempt in count(1):
+    async def _take(self, locks: SupportsLock) -> None:
+        deadline, tries = self._clock.monotonic() + self._wait, 0
+        while self._context is None:
             context = locks.lock(self._run_id)
             try:
-                lease = await answered(context.__aenter__())
+                self._lease = await answered(context.__aenter__())
                 self._context = context
-                return lease
             except RunBusy:
-                pause = min(_pause(attempt), deadline - self._clock.monotonic())
+                tries += 1
+                pause = min(_lock_delay(tries), deadline - self._clock.monotonic())
                 if pause <= 0:
                     raise
-            await self._clock.sleep(pause)
-        raise AssertionError("counting ended")
+                await self._clock.sleep(pause)

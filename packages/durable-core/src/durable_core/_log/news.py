@@ -7,43 +7,51 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
+from weakref import WeakValueDictionary
 
-_counts: Final = [0] * 1024
-"""How often anybody acted on a run, by a hash of its id: a run may look once for another's sake."""
-_listeners: Final[dict[str, dict[Callable[[], None], asyncio.AbstractEventLoop]]] = {}
+
+class News:
+    """What anybody did to one run in this process: how often, and who listens for the next time. Lives as long as a runner."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._listeners: Final[dict[Callable[[], None], asyncio.AbstractEventLoop]] = {}
+
+    def wake(self) -> None:
+        """Wake every wait of the run in this process. Works from any thread."""
+        with _mutex:
+            listeners = [*self._listeners.items()]
+        for listener, loop in listeners:
+            with suppress(RuntimeError):  # its loop was closed
+                loop.call_soon_threadsafe(listener)
+
+    @contextmanager
+    def calling(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Have `listener` called on the running loop whenever the waits are woken, for as long as the context lasts."""
+        with _mutex:
+            self._listeners[listener] = asyncio.get_running_loop()
+        try:
+            yield
+        finally:
+            with _mutex:
+                del self._listeners[listener]
+
+
+_news: Final[WeakValueDictionary[str, News]] = WeakValueDictionary()
 _mutex: Final = threading.Lock()
 
 
-def count(run_id: str) -> int:
-    """Return a number that grows whenever anybody acts on the run from this process."""
-    return _counts[hash(run_id) % len(_counts)]
+def news_of(run_id: str) -> News:
+    """Return the news that all runners of the run in this process share."""
+    with _mutex:
+        return _news.setdefault(run_id, News())
 
 
 def tell(run_id: str) -> None:
     """Tell every runner of the run in this process that there is something to look for. Works from any thread."""
     with _mutex:
-        _counts[hash(run_id) % len(_counts)] += 1
-    wake(run_id)
-
-
-def wake(run_id: str) -> None:
-    """Wake every wait of the run in this process."""
-    with _mutex:
-        listeners = [*_listeners.get(run_id, {}).items()]
-    for listener, loop in listeners:
-        with suppress(RuntimeError):  # its loop was closed
-            loop.call_soon_threadsafe(listener)
-
-
-@contextmanager
-def heard(run_id: str, listener: Callable[[], None]) -> Iterator[None]:
-    """Have `listener` called on the running loop whenever `tell` is, for as long as the context lasts."""
-    with _mutex:
-        _listeners.setdefault(run_id, {})[listener] = asyncio.get_running_loop()
-    try:
-        yield
-    finally:
-        with _mutex:
-            del _listeners[run_id][listener]
-            if not _listeners[run_id]:
-                del _listeners[run_id]
+        news = _news.get(run_id)
+        if news is not None:
+            news.count += 1
+    if news is not None:
+        news.wake()

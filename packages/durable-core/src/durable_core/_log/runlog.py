@@ -6,25 +6,26 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from itertools import count
 from typing import Any, Final, TypeVar
+
+import msgspec
 
 from durable_core._system.waits import Deadline, TimeLimit, time_limit, undisturbed
 from durable_core.clock import Clock
-from durable_core.errors import CorruptLog, ResultNotRecorded, StoreError
+from durable_core.errors import CorruptLog, LockLost, ResultNotRecorded, StoreError
 from durable_core.options import exponential
 from durable_core.record import StepRecord
 from durable_core.store import Store
 from durable_core.stores.lines import heads_of
 
-from .chain import CANCEL, FLOW, advance, after_rivals, decided
-from .standing import cancelled, is_crash
+from .chain import CANCEL, FLOW, decided
+from .standing import cancelled, in_spite_of, is_crash
 
-T = TypeVar("T")
+T = TypeVar("T", StepRecord, StepRecord | None)
 
 _CANCELLED_WITHIN: Final = 5.0
 _SHORTEST: Final = 0.05  # seconds between two tries
-_pause: Final = exponential(_SHORTEST, limit=2)
+_append_delay: Final = exponential(_SHORTEST, limit=2)
 _logger: Final = logging.getLogger("durable_core")
 
 
@@ -34,8 +35,9 @@ class RunLog:
     Entries stay in the sequence that the store gave, which may decode them only when asked.
     """
 
-    def __init__(self, store: Store, clock: Clock, store_timeout: float) -> None:
+    def __init__(self, store: Store, run_id: str, clock: Clock, store_timeout: float) -> None:
         self._store: Final = store
+        self._run_id: Final = run_id
         self._clock: Final = clock
         self.timeout: Final = store_timeout
         self._limit: TimeLimit | None = None
@@ -86,6 +88,19 @@ class RunLog:
         newest = self._newest.get(step_id)
         return self._entries[newest] if type(newest) is int else newest  # type: ignore[return-value]  # mypy narrows no else here
 
+    def attempts(self, latest: StepRecord) -> tuple[int, int]:
+        """Return the number of a step's last attempt, and how many of its attempts raised, since it was last reopened."""
+        if latest.status not in ("started", "waiting"):
+            return 0, 0
+        restarts, intent = 0, False  # an intent without an error that follows an intent: nobody knew, and it was started again
+        for record in self._entries:
+            if record.step_id == latest.step_id:
+                if record.status == "reopened":
+                    restarts = 0
+                restarts += intent and record.status == "started" and record.error is None
+                intent = record.status == "started"
+        return latest.attempt, latest.attempt - restarts - (latest.status == "started")
+
     def crashes(self) -> int:
         """Return how often the flow's own code raised since a step last had an outcome."""
         if any(isinstance(record, StepRecord) and record.step_id != FLOW and decided(record) for record in self._newest.values()):
@@ -111,25 +126,14 @@ class RunLog:
 
     async def claim(self, record: StepRecord) -> StepRecord:
         """Append `record` and return the slot's holder. A store that stays away is a `StoreError`."""
-        try:
-            return await self.append(record, within=self.timeout)
-        except Exception as error:
-            raise _away("append", record.run_id, record.step_id, error) from error
+        return await self._answer(partial(self._store.append, record), "append", record.step_id)
 
-    async def append_elsewhere(self, record: StepRecord) -> StepRecord:
-        """Append an entry of another run's and return the slot's holder. A store that stays away is a `StoreError`."""
-        ask = partial(self._store.append, record)
-        try:
-            return await self._persistently(ask, self.timeout, "append", record.run_id, record.step_id)
-        except Exception as error:
-            raise _away("append", record.run_id, record.step_id, error) from error
+    async def look(self, step_id: str, run_id: str = "") -> StepRecord | None:
+        """Ask the store for the step's newest entry, which another process may have appended. Raises what `claim` raises.
 
-    async def newest(self, run_id: str, step_id: str) -> StepRecord | None:
-        """Ask the store for the step's newest entry. A store that stays away is a `StoreError`."""
-        try:
-            return await self._persistently(partial(self._store.get, run_id, step_id), self.timeout, "look for", run_id, step_id)
-        except Exception as error:
-            raise _away("look for", run_id, step_id, error) from error
+        `run_id` is that of another run.
+        """
+        return await self._answer(partial(self._store.get, run_id or self._run_id, step_id), "look for", step_id)
 
     async def outcome(self, record: StepRecord, value: Any, cancelled: asyncio.CancelledError | None = None) -> StepRecord:
         """Record an outcome and return the one that counts: this one, or another that was there first.
@@ -140,19 +144,18 @@ class RunLog:
         try:
             if cancelled is not None:
                 raise cancelled
-            holder = await self.append(record, within=self.timeout)
-            if holder.id != record.id:
-                return await self._settle(record, self.timeout, holder)
-            self.kept.pop(record.step_id, None)
-            return holder
+            return await self._settle(record, self.timeout)
         except asyncio.CancelledError:
-            await self._record_all_the_same(record, value)
+            await self.outcome_if_possible(record, value)
+            raise
+        except LockLost:
             raise
         except Exception as failure:
             self.kept[record.step_id] = record, value
             raise ResultNotRecorded(record, value) from failure
 
-    async def _record_all_the_same(self, record: StepRecord, value: Any) -> None:
+    async def outcome_if_possible(self, record: StepRecord, value: Any = None) -> None:
+        """Record an outcome within 5 s, whoever is cancelled meanwhile; keep it for the next step if the store is away."""
         try:
             try:
                 await undisturbed(self._settle(record, _CANCELLED_WITHIN))
@@ -161,11 +164,6 @@ class RunLog:
         except (Exception, asyncio.CancelledError) as error:
             self.kept[record.step_id] = record, value
             _logger.error("%s", ResultNotRecorded(record, value), exc_info=error)
-
-    async def _settle(self, record: StepRecord, within: float, latest: StepRecord | None = None) -> StepRecord:
-        holder = await advance(partial(self.append, within=within), latest, partial(after_rivals, record))
-        self.kept.pop(record.step_id, None)
-        return holder
 
     async def settle(self) -> None:
         """Append what was kept. Raises `ResultNotRecorded` if the store is still away."""
@@ -181,21 +179,38 @@ class RunLog:
             if isinstance(outcome, Exception):
                 _logger.error("%s", ResultNotRecorded(record, value), exc_info=outcome)
 
-    async def append(self, record: StepRecord, *, within: float) -> StepRecord:
-        """Append until the store answers, for so many seconds, and return the slot's holder.
+    async def _settle(self, record: StepRecord, within: float) -> StepRecord:
+        """Append an outcome. Its effect has happened: it goes on to the next revision until it or another outcome has a slot."""
+        holder = await self._persistently(partial(self._store.append, record), within, "append", record.step_id)
+        while not decided(holder):
+            if record.step_id == FLOW:
+                record = in_spite_of(holder, record)
+            record = msgspec.structs.replace(record, revision=holder.revision + 1)
+            holder = await self._persistently(partial(self._store.append, record), within, "append", record.step_id)
+        self.kept.pop(record.step_id, None)
+        return holder
+
+    async def _answer(self, ask: Callable[[], Awaitable[T]], verb: str, step_id: str) -> T:
+        """Ask the store, whose failure is a `StoreError` whatever the driver raised: it must not pass for one of the flow."""
+        try:
+            return await self._persistently(ask, self.timeout, verb, step_id)
+        except StoreError:
+            raise
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise StoreError(f"the store could not {verb} step {step_id!r} of run {self._run_id!r}: {problem}") from error
+
+    async def _persistently(self, ask: Callable[[], Awaitable[T]], within: float, verb: str, step_id: str) -> T:
+        """Ask the store until it answers, for so many seconds, and take the entry in; raise what it said last.
 
         Appending again is harmless: the same record has the same id, whether it was written or not.
         """
-        ask = partial(self._store.append, record)
-        return self.add(await self._persistently(ask, within, "append", record.run_id, record.step_id))
-
-    async def _persistently(self, ask: Callable[[], Awaitable[T]], within: float, verb: str, run_id: str, step_id: str) -> T:
-        """Ask the store until it answers, for so many seconds, and raise what it said last."""
         task = asyncio.current_task()
         assert task is not None
         began, remaining = self._clock.monotonic(), within
         reason: Exception | None = None
-        for attempt in count(1):
+        tries = 0
+        while True:
             if self._limit is None or self._limit.loop is not task.get_loop():
                 self._limit = time_limit()
             deadline = self._limit.start(task, remaining)
@@ -205,18 +220,20 @@ class RunLog:
                 failure = _failure(error, deadline, remaining, alone=self._limit.stop(deadline))
             else:
                 self._limit.stop(deadline)
+                if answer is not None and answer.run_id == self._run_id:
+                    self.add(answer)
                 return answer
+            tries += 1
             remaining = began + within - self._clock.monotonic()
-            pause = min(_pause(attempt), remaining / 2)  # so that the last try comes near the end
+            pause = min(_append_delay(tries), remaining / 2)  # so that the last try comes near the end
             remaining -= pause
             if pause < _SHORTEST:
                 if reason is not None and isinstance(failure, TimeoutError):
                     raise reason from failure  # what the store said before says more
                 raise failure
             reason = failure
-            _logger.warning("could not %s step %r of run %r, trying again: %r", verb, step_id, run_id, failure)
+            _logger.warning("could not %s step %r of run %r, trying again: %r", verb, step_id, self._run_id, failure)
             await self._clock.sleep(pause)
-        raise AssertionError("counting ended")
 
 
 def _failure(error: BaseException, deadline: Deadline, within: float, *, alone: bool) -> Exception:
@@ -230,10 +247,3 @@ def _failure(error: BaseException, deadline: Deadline, within: float, *, alone: 
     if not isinstance(error, Exception) or isinstance(error, CorruptLog):
         raise error
     return error
-
-
-def _away(verb: str, run_id: str, step_id: str, error: Exception) -> Exception:
-    """Return a store's failure as a `StoreError`, whatever the driver raised: it must not pass for a failure of the flow."""
-    if isinstance(error, StoreError):
-        return error
-    return StoreError(f"the store could not {verb} step {step_id!r} of run {run_id!r}: {type(error).__name__}: {error}")

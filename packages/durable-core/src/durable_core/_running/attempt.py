@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import partial
-from inspect import CO_COROUTINE, CO_ITERABLE_COROUTINE, isawaitable, iscoroutine
-from types import CodeType
-from typing import Any, Final, NamedTuple, TypeGuard
+from inspect import isawaitable, iscoroutine
+from typing import Any, Final
+
+import msgspec
 
 from durable_core._system.waits import cancellations, finished
 from durable_core.context import StepContext, running
 from durable_core.errors import NestedStep
 
-_ASYNC: Final = CO_COROUTINE | CO_ITERABLE_COROUTINE
+from .call import Call, check
+from .run import Run
+
 _THREADS: Final = 40
 
 Failure = Exception | asyncio.CancelledError
 """What a function raised. A `CancelledError` that nobody meant for the task is a failure like any other."""
 
 
-class Outcome(NamedTuple):
-    """How an attempt ended."""
+class Outcome(msgspec.Struct):
+    """What came of calling a function once."""
 
     value: Any = None
     error: Failure | None = None
@@ -61,17 +63,16 @@ class Thread:
         await threads.free.acquire()
         return cls(threads)
 
-    async def call(self, check: Callable[[], object], fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
+    async def call(self, run: Run, call: Call, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
         """Call `check` and then `fn` in the thread. It can't be cancelled: it is waited for."""
         try:
-            call = asyncio.wrap_future(self._threads.pool.submit(copy_context().run, _called, check, fn, args))
-            cancelled = await finished(call)
-            value, error = call.result()
+            future = asyncio.wrap_future(self._threads.pool.submit(copy_context().run, _called, run, call, fn, args))
+            cancelled = await finished(future)
+            outcome = future.result()
         finally:
             self.give()
-        if error is not None and not isinstance(error, Failure):
-            raise error
-        return Outcome(value, error, cancelled)
+        outcome.cancelled = cancelled
+        return outcome
 
     def give(self) -> None:
         """Give the thread back, once."""
@@ -80,95 +81,68 @@ class Thread:
             self._threads.free.release()
 
 
-def _called(check: Callable[[], object], fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
-    check()
+def _called(run: Run, call: Call, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
+    check(run, call)
     try:  # a future refuses to carry StopIteration, and would never be done
-        return fn(*args), None
-    except BaseException as error:
-        return None, error
-
-
-def code_of(fn: Callable[..., Any]) -> CodeType | None:
-    """Return the code that calling `fn` runs, through partials, methods and callable objects; None for builtins."""
-    called: Any = fn
-    while isinstance(called, partial):
-        called = called.func
-    if not hasattr(called, "__code__") and not isinstance(called, type):
-        called = getattr(called, "__func__", None) or type(called).__call__
-    code = getattr(called, "__code__", None)
-    return code if isinstance(code, CodeType) else None
-
-
-def is_async(fn: Callable[..., Any]) -> bool:
-    """Tell whether calling `fn` makes a coroutine, so that it is called on the loop."""
-    code = code_of(fn)
-    return code is not None and bool(code.co_flags & _ASYNC)
-
-
-def may_be_awaited(fn: Callable[..., Any]) -> bool:
-    """Tell whether a time limit can mean anything for `fn`: it is async, or a lambda, which may return an awaitable."""
-    return is_async(fn) or is_lambda(fn)
-
-
-def is_lambda(fn: Callable[..., Any]) -> bool:
-    """Tell whether `fn` is a lambda, which can't assign the variables that it closes over."""
-    code = code_of(fn)
-    return code is not None and code.co_name == "<lambda>"
+        return Outcome(fn(*args))
+    except (Exception, asyncio.CancelledError) as error:
+        return _failed(error)
 
 
 async def attempt(
-    context: StepContext,
+    run: Run,
+    call: Call,
+    number: int,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
-    timeout: float | None = None,
     *,
     thread: Thread | None = None,
-    check: Callable[[], object] = lambda: None,
+    timeout: float | None = None,
 ) -> Outcome:
-    """Call `fn` once, as the step of `context`: in `thread`, or on the loop where that is None.
+    """Call `fn` once, as attempt `number` of the step: in `thread`, or on the loop where that is None.
 
-    `check` is called last, and what it raises is raised. So is what ends a program: a cancellation of the caller,
-    KeyboardInterrupt, SystemExit.
+    In a thread all is checked once more, just before; on the loop by the caller. Raises what these checks raise, and what ends a
+    program: a cancellation of the caller, KeyboardInterrupt, SystemExit.
     """
+    context = StepContext(run.id, call.step_id, number, run, run.log.reopened.get(call.step_id, 0))
     token = running.set(context)
+    before = cancellations()
     try:
-        if thread is None:
-            check()
-            outcome = await _awaited(fn, args, timeout)
-        else:
-            outcome = await thread.call(check, fn, args)
-            if isawaitable(value := outcome.value):
-                if outcome.cancelled is not None:
-                    if iscoroutine(value):
-                        value.close()
-                    raise outcome.cancelled
-                outcome = await _awaited(lambda: value, (), timeout)
-        if _is_nested(outcome.error):
-            raise outcome.error
-        return outcome
+        awaitable: Any = None
+        if thread is not None:
+            outcome = await thread.call(run, call, fn, args)
+            awaitable = outcome.value
+            if not isawaitable(awaitable):
+                return outcome
+            if outcome.cancelled is not None:
+                if iscoroutine(awaitable):
+                    awaitable.close()
+                raise outcome.cancelled
+        try:
+            if thread is None:
+                awaitable = fn(*args)
+            return Outcome(await awaitable if timeout is None else await _within(timeout, awaitable))
+        except Exception as error:
+            return _failed(error)
+        except asyncio.CancelledError as error:
+            if cancellations() > before:
+                raise
+            return Outcome(error=error)
     finally:
-        context.end()
+        context._active = False  # for the tasks that the function left behind
         running.reset(token)
 
 
-async def _awaited(fn: Callable[..., Any], args: tuple[Any, ...], timeout: float | None) -> Outcome:
-    before = cancellations()
-    try:
-        if timeout is None:
-            return Outcome(await fn(*args))
-        async with asyncio.timeout(timeout) as limit:
-            value = await fn(*args)
-        if limit.expired():  # the function caught the cancellation, and returned
-            raise TimeoutError(f"it took longer than its timeout of {timeout:g} s, and caught the cancellation")
-        return Outcome(value)
-    except Exception as error:
-        return Outcome(error=error)
-    except asyncio.CancelledError as error:
-        if cancellations() > before:
-            raise
-        return Outcome(error=error)
+async def _within(timeout: float, awaitable: Awaitable[Any]) -> Any:
+    async with asyncio.timeout(timeout) as limit:
+        value = await awaitable
+    if limit.expired():  # the function caught the cancellation, and returned
+        raise TimeoutError(f"it took longer than its timeout of {timeout:g} s, and caught the cancellation")
+    return value
 
 
-def _is_nested(error: BaseException | None) -> TypeGuard[BaseException]:
-    """Tell whether a step was started inside the function that raised `error`, perhaps by a task group of it."""
-    return isinstance(error, NestedStep) or (isinstance(error, ExceptionGroup) and error.subgroup(NestedStep) is not None)
+def _failed(error: Failure) -> Outcome:
+    """Return the failure, or raise it where a step was started inside the function, perhaps by a task group of it."""
+    if isinstance(error, NestedStep) or (isinstance(error, ExceptionGroup) and error.subgroup(NestedStep) is not None):
+        raise error
+    return Outcome(error=error)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import CO_COROUTINE, CO_ITERABLE_COROUTINE
 from types import CodeType, FunctionType
 from typing import Any, Final
 
@@ -18,7 +20,6 @@ from durable_core.context import running
 from durable_core.errors import StepReused
 from durable_core.options import Policy
 
-from .attempt import is_async, may_be_awaited
 from .run import Run
 
 ANNOTATED: Final = msgspec.UNSET
@@ -42,10 +43,11 @@ class Call(msgspec.Struct, frozen=True):
     """Whether `fn` is called on the loop, and not in a thread."""
     closure: Closure
     """The variables that `fn` closes over, as they were when `step` was called; empty where nothing will run."""
-    answered: str | None
-    """The exception that the flow was handling when it called the step."""
+    note: dict[str, str] | None
+    """What its entries say besides: the exception that the flow was handling when it called the step."""
 
 
+_ASYNC: Final = CO_COROUTINE | CO_ITERABLE_COROUTINE
 _REMEMBERED: Final = 4096
 _plain: Final[dict[FunctionType, tuple[CodeType, Identity, Codec[Any] | None, bool]]] = {}
 """Of functions that are nothing but their code, as most are: that, their identity, how values are recorded, if it is async."""
@@ -90,8 +92,10 @@ def prepare(
         closure = [*closure, *closure_of(policy.recover)]
     if policy.when_cancelled:
         run.undoing.add(step_id)
-    answered = None if run.flow is None or (error := sys.exception()) is None else run.answer(step_id, error)
-    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, reuses_id, runs_on_loop, closure, answered)
+    error = None if run.flow is None else sys.exception()
+    answered = None if error is None else run.answer(step_id, error)
+    note = None if answered is None else {"answered": answered}
+    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, reuses_id, runs_on_loop, closure, note)
 
 
 def _look_at(step_id: str, fn: Callable[..., Any], returns: Any) -> tuple[Codec[Any] | None, bool]:
@@ -112,13 +116,23 @@ def _not_callable(step_id: object, fn: object) -> TypeError:
     return TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
 
 
-def check_closure(run: Run, call: Call) -> None:
-    """Raise `StepReused` if a loop over the variables of `fn` has gone on since `step` was called."""
+def check(run: Run, call: Call) -> None:
+    """Raise what keeps the function from being called: what keeps anything from beginning, or a loop that went on meanwhile.
+
+    For any thread. Raises `StepReused` if a variable that the function closes over is another than when `step` was called.
+    """
+    run.check(undoes=call.policy.when_cancelled)
     if call.closure and (name := changed_variable(call.closure)):
         raise StepReused(
             f"step {call.step_id!r} of run {run.id!r} was called when the variable {name!r}, which its function closes over, held"
             f" another value; nothing was run. Pass it as an argument, or fix it with a default: `lambda {name}={name}: …`"
         )
+
+
+def may_change_its_variables(call: Call) -> None:
+    """Note that the function was called: unless it is a lambda, it may change the variables that it closes over."""
+    if call.closure and not is_lambda(call.fn):
+        call.closure.clear()
 
 
 def refuse_nested(run: Run, step_id: str) -> None:
@@ -133,3 +147,31 @@ def reused(run: Run, step_id: str) -> StepReused:
         f"step {step_id!r} of run {run.id!r} was called before with another function, other arguments, or other values of the"
         " variables that it uses; nothing was run. In a loop, number the steps: f'charge-{order.id}'"
     )
+
+
+def code_of(fn: Callable[..., Any]) -> CodeType | None:
+    """Return the code that calling `fn` runs, through partials, methods and callable objects; None for builtins."""
+    called: Any = fn
+    while isinstance(called, partial):
+        called = called.func
+    if not hasattr(called, "__code__") and not isinstance(called, type):
+        called = getattr(called, "__func__", None) or type(called).__call__
+    code = getattr(called, "__code__", None)
+    return code if isinstance(code, CodeType) else None
+
+
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Tell whether calling `fn` makes a coroutine, so that it is called on the loop."""
+    code = code_of(fn)
+    return code is not None and bool(code.co_flags & _ASYNC)
+
+
+def may_be_awaited(fn: Callable[..., Any]) -> bool:
+    """Tell whether a time limit can mean anything for `fn`: it is async, or a lambda, which may return an awaitable."""
+    return is_async(fn) or is_lambda(fn)
+
+
+def is_lambda(fn: Callable[..., Any]) -> bool:
+    """Tell whether `fn` is a lambda, which can't assign the variables that it closes over."""
+    code = code_of(fn)
+    return code is not None and code.co_name == "<lambda>"

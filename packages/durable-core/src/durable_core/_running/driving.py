@@ -12,7 +12,7 @@ import msgspec
 
 from durable_core._log import news
 from durable_core._log.chain import CANCEL, FLOW, decided, successor
-from durable_core._log.standing import cancelled, is_crash, lasting
+from durable_core._log.standing import asking_to_cancel, cancelled, is_crash, lasting
 from durable_core._system.waits import cancellations
 from durable_core._values.codec import Codec
 from durable_core.context import driven
@@ -29,7 +29,6 @@ from durable_core.errors import (
 from durable_core.options import exponential
 from durable_core.record import StepError, StepRecord
 
-from .cancelling import asking_to_cancel
 from .ending import Left, Verdict, behind, judge, leaves
 from .run import Run
 
@@ -81,7 +80,7 @@ async def begin(run: Run, name: str, note: dict[str, Any], fingerprint: str | No
     )
     newest = await run.log.claim(started)
     run.flow = newest if newest.id == started.id else None
-    if (asked := await run.look(CANCEL)) and cancelled(newest) is None and not decided(newest):
+    if (asked := await run.log.look(CANCEL)) and cancelled(newest) is None and not decided(newest):
         newest = await run.log.claim(asking_to_cancel(newest, run.clock.now(), asked.notes.get("reason"), asked.notes.get("by")))
     return newest
 
@@ -120,8 +119,7 @@ async def drive(run: Run, latest: StepRecord, work: Work) -> Standing:
     run.drive(latest, datetime.fromisoformat(deadline) if isinstance(deadline, str) else None)
     await run.emit("run:start", latest)
     error, value, result, is_own = await _call(run, work)
-    while not await run.idle():  # a step that was left running in a task may still fail, or never be recorded
-        pass
+    await run.idle()  # a step that was left running in a task may still fail, or never be recorded
     if run.log.kept:
         await run.log.settle()
     verdict = judge(
@@ -253,7 +251,7 @@ def failure_of(run: Run, record: StepRecord) -> StepRecord:
 
 async def _still_failed(run: Run, failed: StepFailed | SomeFailed) -> bool:
     """Look once more at a failure that is about to end the run: somebody may have mended it."""
-    newest = await run.look(failed.step_id)
+    newest = await run.log.look(failed.step_id)
     return newest is None or newest.id == failed.record.id
 
 

@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
-from durable_core._log import news
+from durable_core._log.news import news_of
 from durable_core._system.waits import cancellations
 from durable_core.errors import CorruptLog, DurableError
 from durable_core.record import StepRecord
 from durable_core.store import Store, polling_of
 
-from .cancelling import poll_seconds
-from .run import Run
+from .run import Run, poll_seconds
 
 _LONGEST: Final = 30.0  # seconds of a round
 _logger: Final = logging.getLogger("durable_core")
@@ -61,7 +60,7 @@ class Listener:
         self.must_look = False
         await self.run.look_for_cancellation()
         for run_id, step_id in self.pairs:
-            if (record := await self.run.log.newest(run_id, step_id)) is not None:
+            if (record := await self.run.log.look(step_id, run_id)) is not None:
                 self.add(record)
 
     def known(self) -> list[tuple[str, str, int]]:
@@ -141,7 +140,7 @@ def listening(run: Run, pairs: Sequence[Pair]) -> Iterator[Listener]:
     try:
         with ExitStack() as stack:
             for run_id in {run.id, *(run_id for run_id, _ in pairs)}:
-                stack.enter_context(news.heard(run_id, listener.hear))
+                stack.enter_context(news_of(run_id).calling(listener.hear))
             yield listener
     finally:
         del looker.listeners[listener]

@@ -18,7 +18,7 @@ def outcome_of(run: Run, record: StepRecord, call: Call, *, ran: bool = False) -
     """Return the value of a recorded outcome, or raise its failure. Raises `StepDrift` where it doesn't fit the code."""
     run.check_kind(record, "step")
     if call.fingerprint != record.fingerprint:
-        run.drifted(
+        run.tell_drift(
             f"step {record.step_id!r} of run {run.id!r} was recorded with other arguments than it is now called with; the"
             " recorded outcome is used. Give it another id to run it anew"
         )

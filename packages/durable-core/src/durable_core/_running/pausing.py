@@ -32,11 +32,11 @@ class Pause(msgspec.Struct, frozen=True):
     until: datetime | None
 
 
-async def pause(run: Run, waits: Pause, listener: Listener, limit: float | None) -> None:
+async def pause(run: Run, waits: Pause, listener: Listener, limit: float | None, *, undoes: bool = False) -> None:
     """Return once something that is waited for can go on.
 
     Raises `RunSuspended` when the clock's monotonic time is `limit` and nothing else of this runner goes on; what ends the wait,
-    such as a cancellation of the run, is raised as well.
+    such as a cancellation of the run, is raised as well. What `undoes` something is waited for in a cancelled run, too.
     """
     clock = run.clock
     run.waiting.append(waits)
@@ -53,11 +53,11 @@ async def pause(run: Run, waits: Pause, listener: Listener, limit: float | None)
                 if not run.is_busy and not listener.heard.is_set():
                     raise _suspension(run)
                 await wait_for_first(run, waits.until, listener, run.an_end() if run.is_busy else None)
-            run.check()
+            run.check(undoes=undoes)
             listener.heard.clear()
             if listener.must_look or run.is_late:
                 await listener.look()
-            run.check()
+            run.check(undoes=undoes)
     finally:
         run.waiting.remove(waits)
 
@@ -65,7 +65,8 @@ async def pause(run: Run, waits: Pause, listener: Listener, limit: float | None)
 async def wait_for_first(run: Run, until: datetime | None, listener: Listener, other: Coroutine[Any, Any, object] | None) -> None:
     """Wait until somebody acts, the time comes, or `other` is over."""
     waits: list[Coroutine[Any, Any, object]] = [listener.heard.wait()]
-    if times := [each for each in (until, run.deadline) if each is not None]:
+    deadline = run.deadline if run.log.cancelled is None else None
+    if times := [each for each in (until, deadline) if each is not None]:
         waits.append(run.clock.sleep_until(min(times)))
     if other is not None:
         waits.append(other)

@@ -5,28 +5,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from durable_core._calls.functions import Identity
-from durable_core._log import news
 from durable_core._log.chain import CANCEL, FLOW, decided
 from durable_core._log.lock import RunLock
+from durable_core._log.news import news_of
 from durable_core._log.runlog import RunLog
+from durable_core._log.standing import asking_to_cancel
 from durable_core._system.waits import answered, to_the_end
 from durable_core.clock import Clock
-from durable_core.context import StepContext
 from durable_core.errors import DeadlinePassed, DurableError, LockLost, RunCancelled, RunSuspended, StepDrift
 from durable_core.events import EventType, OnEvent, StepEvent, is_logged, tell
 from durable_core.record import Kind, StepError, StepRecord
-from durable_core.store import Store
+from durable_core.store import Store, polling_of
 
-from .cancelling import CancellationPoll, asking_to_cancel
 from .ending import Answer
 
+T = TypeVar("T")
+
+_POLL_SECONDS: Final = 2.0
 _logger: Final = logging.getLogger("durable_core")
+
+
+def poll_seconds(store: Store) -> float:
+    """Return how often a run should look into its store for what others did."""
+    polling = polling_of(store)
+    return _POLL_SECONDS if polling is None else polling.poll_seconds
 
 
 class Run:
@@ -47,7 +55,7 @@ class Run:
         self.store: Final = store
         self.id: Final = run_id
         self.clock: Final = clock
-        self.log: Final = RunLog(store, clock, store_timeout)
+        self.log: Final = RunLog(store, run_id, clock, store_timeout)
         self.lock: Final = RunLock(store, run_id, clock, lock_wait)
         self.wait_limit: Final = wait_limit
         self.on_event: Final = on_event
@@ -66,7 +74,11 @@ class Run:
         self.loading: Final = asyncio.Lock()
         """Held while the log is read or cleared: steps that begin meanwhile wait."""
         self.loaded = False
-        self._cancellation: Final = CancellationPoll(store, run_id, clock)
+        self.news: Final = news_of(run_id)
+        self._seen = 0
+        """How much of the news the last look saw."""
+        self._poll_seconds: Final = poll_seconds(store)
+        self._next_poll = 0.0
         self.flow: StepRecord | None = None
         """The entry of `$flow` by which this runner drives the run; None where it drives no flow."""
         self.deadline: datetime | None = None
@@ -94,23 +106,24 @@ class Run:
         if self.log:
             _logger.info("resuming run %r: %d steps are recorded", self.id, len(self.log), extra={"run_id": self.id})
 
-    async def leave(self, *, stopped: bool = False) -> None:
+    async def leave(self, *, cancel: bool = False) -> None:
         """Let no further step start, wait for those that run, and give the lock back.
 
-        It cancels them first where the program was `stopped`, by a cancellation or an interrupt, before this or meanwhile.
+        `cancel` them first where a cancellation or an interrupt ends the program; one that comes meanwhile does the same.
         """
         self.lock.close()
-        news.wake(self.id)  # waits that nobody awaits any more end
-        if stopped:
+        self.news.wake()  # waits that nobody awaits any more end
+        if cancel:
             self._cancel_steps()
         await to_the_end(self._leave(), on_cancel=self._cancel_steps)
 
     async def _leave(self) -> None:
         try:
-            while True:
+            idle = False
+            while not idle:
                 try:
-                    if await self.idle():
-                        break
+                    await self.idle()
+                    idle = True
                 except asyncio.CancelledError:  # of the loop, which shuts down, and cancels its tasks once
                     self._cancel_steps()
             await self.log.settle_if_possible()
@@ -140,9 +153,7 @@ class Run:
         """Read the log, once."""
         async with self.loading:
             if again or not self.loaded:
-                seen = self._cancellation.begin()
-                self.log.load(await answered(self.store.list(self.id)))
-                self._cancellation.end(seen)
+                self.log.load(await self._ask(answered(self.store.list(self.id))))
                 self.loaded = True
 
     async def ready(self) -> None:
@@ -166,10 +177,14 @@ class Run:
 
     async def begin(self, *, undoes: bool = False) -> None:
         """Raise what keeps anything new from beginning, after a look for the run's cancellation where that is due."""
+        await self.poll(undoes=undoes)
         self.check(undoes=undoes)
-        if self.is_late or self._cancellation.due():
-            await self.look_for_cancellation()
+
+    async def poll(self, *, undoes: bool = False) -> None:
+        """Look for the run's cancellation where that is due: every few seconds, and at once when somebody acted on the run."""
+        if self.clock.monotonic() >= self._next_poll or self._seen != self.news.count or self.is_late:
             self.check(undoes=undoes)
+            await self.look_for_cancellation()
 
     @property
     def cancelled_by(self) -> str:
@@ -186,9 +201,7 @@ class Run:
 
         Raises `LockLost` where another runner drives the run by now: this one may have been frozen for longer than its lease.
         """
-        seen = self._cancellation.begin()
-        newest = await self.look(self.cancelled_by)
-        self._cancellation.end(seen)
+        newest = await self._ask(self.log.look(self.cancelled_by))
         if self.flow is None or newest is None:
             return
         if newest.revision > self.flow.revision and not decided(newest) and newest.id != self.flow.id:
@@ -205,11 +218,6 @@ class Run:
         self.flow, self.deadline = flow, deadline
         self.suspended, self.told = None, False
         self.answers.clear()
-
-    async def look(self, step_id: str) -> StepRecord | None:
-        """Ask the store for the step's newest entry, which another process may have appended."""
-        record = await self.log.newest(self.id, step_id)
-        return None if record is None else self.log.add(record)
 
     def answer(self, step_id: str, error: BaseException) -> str | None:
         """Note that the flow called a step while it handled an exception of its own; say which, for the step's entry."""
@@ -240,11 +248,15 @@ class Run:
             f"store, {self.id!r}, new_run_id, before={missing[0]!r})"
         )
 
-    def context(self, step_id: str, attempt: int) -> StepContext:
-        """Return what the function of a step may know of it."""
-        return StepContext(self.id, step_id, attempt, self, self.log.reopened.get(step_id, 0))
+    async def _ask(self, ask: Awaitable[T]) -> T:
+        """Ask the store for what tells of a cancellation, too, so that nobody else need look for a while."""
+        self._next_poll = self.clock.monotonic() + self._poll_seconds
+        seen = self.news.count
+        answer = await ask
+        self._seen = max(self._seen, seen)  # a look that was begun earlier may be answered later
+        return answer
 
-    def stopped(self, step_id: str) -> None:
+    def end_step(self, step_id: str) -> None:
         """Take the step off those that run, and wake who waits for one to end."""
         del self.running[step_id]
         self._wake()
@@ -269,13 +281,12 @@ class Run:
         finally:
             self.delayed.discard(step_id)
 
-    async def idle(self) -> bool:
-        """Return False after one of the running steps ended, True if there was none."""
+    async def idle(self) -> None:
+        """Wait until no step is running."""
         await asyncio.sleep(0)  # a sibling of the same gather may be about to begin
-        if not self.is_busy:
-            return True
-        await self.an_end()
-        return False
+        while self.is_busy:
+            await self.an_end()
+            await asyncio.sleep(0)
 
     async def an_end(self) -> None:
         """Wait until one of the running steps ends."""
@@ -291,7 +302,7 @@ class Run:
                 f" as {kind!r}; give it another id"
             )
 
-    def drifted(self, drift: str, *, stacklevel: int = 4) -> None:
+    def tell_drift(self, drift: str, *, stacklevel: int = 4) -> None:
         """Tell what the code asks for that is not what was recorded: a warning or an error, as the runner's `on_drift` says."""
         if self.on_drift == "raise":
             raise StepDrift(drift)

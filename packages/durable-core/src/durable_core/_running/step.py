@@ -5,33 +5,44 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, Final
 
-from durable_core._log.chain import advance, decided, successor
-from durable_core.errors import StepFailed, StepInterrupted, StepReused, UnrecordableValue
+import msgspec
+
+from durable_core._log.chain import decided, successor
+from durable_core._system.ids import new_id
+from durable_core._system.waits import undisturbed
+from durable_core.errors import RunCancelled, StepFailed, StepInterrupted, StepReused, UnrecordableValue
 from durable_core.events import is_logged
 from durable_core.options import Recovered
 from durable_core.record import StepError, StepRecord
 
-from .attempt import Failure, Thread, attempt, is_async, is_lambda
-from .call import Call, check_closure, reused
+from .attempt import Failure, Thread, attempt
+from .call import Call, check, is_async, may_change_its_variables, reused
+from .looking import listening
 from .outcome import outcome_of
+from .pausing import Pause, pause
 from .run import Run
 
 
-class Tried(NamedTuple):
+class Tried(msgspec.Struct):
     """What came of one attempt."""
 
     record: StepRecord
-    value: Any = None
-    error: Failure | None = None
-    cancelled: asyncio.CancelledError | None = None
-    recorded: bool = False
+    value: Any
+    error: Failure | None
+    cancelled: asyncio.CancelledError | None
+    is_recorded: bool = False
     """Whether the store holds the record already."""
 
 
-TryOnce = Callable[[Run, Call, StepRecord | None, int], Awaitable[Tried | StepRecord]]
-"""A way to try once; it returns what came of it, or the outcome of somebody else that was there first."""
+TryOnce = Callable[[Run, Call, StepRecord | None, int, StepError | None], Awaitable[Tried | StepRecord]]
+"""A way to try once, after the newest entry, with the attempt's number and the error of the one before where no entry holds it.
+
+It returns what came of it, or the outcome of somebody else that was there first.
+"""
+
+_UNRECORDED: Final = 1.0  # seconds of a delay that is only waited for, and not recorded
 
 
 async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
@@ -42,51 +53,26 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
     if call.reuses_id:
         raise reused(run, call.step_id)
     await run.ready()
-    while not decided(latest := run.log.latest(call.step_id)) and call.step_id in run.running:
+    while call.step_id in run.running and not decided(run.log.latest(call.step_id)):
         await run.an_end()  # the same call elsewhere; if that is cancelled, this one takes over
         await run.ready()  # unless its outcome is kept, or the run was suspended meanwhile
-    if decided(latest):
+    latest = run.log.latest(call.step_id)
+    if latest is not None and decided(latest):
         if run.on_event is not None or is_logged("step:replay"):
             await run.emit("step:replay", latest)
         return outcome_of(run, latest, call)
     run.running[call.step_id] = asyncio.current_task()
     try:
-        return await _decide(run, call, latest, once or _once)
-    finally:
-        run.stopped(call.step_id)
-
-
-run_step.__qualname__ = "Runner.step"  # which is what Python says of one that was never awaited
-
-
-async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce) -> Any:
-    """Try until the step has an outcome, record it, and return its value."""
-    if latest is None and run.log.answers:
-        await run.refuse_unanswered(call.step_id)
-    if latest is not None:
-        run.check_kind(latest, "step")
-        if latest.status == "started" and (found := await _recover(run, call, latest)):
-            return outcome_of(run, found, call)
-    number = 1
-    while True:
-        if run.on_event is not None:
-            await run.emit("step:start", call, number)
-        tried = await once(run, call, latest, number)
+        if latest is None and run.log.answers:
+            await run.refuse_unanswered(call.step_id)
+        if latest is not None:
+            run.check_kind(latest, "step")
+            if latest.status == "started" and (found := await _recover(run, call, latest)):
+                return outcome_of(run, found, call)
+        tried = await _attempts(run, call, latest, once or _once)
         if isinstance(tried, StepRecord):
             return outcome_of(run, tried, call)
-        if tried.error is None or (tried.cancelled is not None and call.policy.at_most_once):
-            break
-        if tried.cancelled is not None and number < call.policy.max_attempts:
-            raise tried.cancelled from tried.error
-        if not call.policy.retries(tried.error, number):
-            break
-        delay = call.policy.delay(number, tried.error)
-        await run.emit("step:retry", call, number, error=tried.error, delay=delay)
-        await run.clock.sleep(delay)
-        latest = run.log.latest(call.step_id)
-        number += 1
-    try:
-        recorded = tried.record if tried.recorded else await run.log.outcome(tried.record, tried.value, tried.cancelled)
+        recorded = tried.record if tried.is_recorded else await run.log.outcome(tried.record, tried.value, tried.cancelled)
         if run.on_event is not None:
             await run.emit_outcome(recorded, tried.error)
         if recorded.id != tried.record.id:
@@ -95,139 +81,184 @@ async def _decide(run: Run, call: Call, latest: StepRecord | None, once: TryOnce
             raise StepFailed(recorded) from tried.error
         return tried.value
     finally:
-        del tried  # its error's traceback holds this frame
+        run.end_step(call.step_id)
 
 
-async def _once(run: Run, call: Call, latest: StepRecord | None, number: int) -> Tried | StepRecord:
+run_step.__qualname__ = "Runner.step"  # which is what Python says of one that was never awaited
+
+
+async def _attempts(run: Run, call: Call, latest: StepRecord | None, once: TryOnce) -> Tried | StepRecord:
+    """Try until nothing speaks for another attempt; return what came of the last one, or somebody else's outcome."""
+    number, raised = (0, 0) if latest is None else run.log.attempts(latest)
+    failed: StepRecord | None = None
+    due: datetime | None = None
+    try:
+        while True:
+            if latest is not None and latest.status == "waiting":
+                if raised >= call.policy.max_attempts:  # which were more when the attempt was recorded
+                    return await run.log.outcome(successor(latest, run.clock.now(), status="failure", error=latest.error), None)
+                latest = await _due(run, call, latest)
+                if decided(latest):
+                    return latest
+                if latest.status == "reopened":
+                    number = raised = 0
+            number += 1
+            if run.on_event is not None:
+                await run.emit("step:start", call, number)
+            tried = await once(run, call, latest, number, None if failed is None else failed.error)
+            if isinstance(tried, StepRecord) or tried.error is None:
+                return tried
+            failed, due = tried.record, None
+            raised += 1
+            if tried.cancelled is not None and raised < call.policy.max_attempts:
+                raise tried.cancelled from tried.error
+            if not call.policy.retries(tried.error, raised):
+                return tried
+            delay = call.policy.delay(raised, tried.error)
+            await run.emit("step:retry", call, number, error=tried.error, delay=delay)
+            due = run.clock.now() + timedelta(seconds=delay)
+            if delay > _UNRECORDED:
+                latest = await run.log.claim(_next_try(failed, due))
+                failed = None
+                if decided(latest):
+                    return latest
+            else:
+                await run.clock.sleep(delay)
+                latest = run.log.latest(call.step_id)
+            may_change_its_variables(call)
+    except (Exception, asyncio.CancelledError, RunCancelled):
+        intent = run.log.latest(call.step_id)
+        if call.policy.at_most_once and failed is not None and intent is not None and intent.revision < failed.revision:
+            # Or the intent would say that nobody knows how the attempt ended.
+            if due is None:
+                await run.log.outcome_if_possible(failed)
+            else:
+                await undisturbed(run.log.claim(_next_try(failed, due)))
+        raise
+
+
+def _next_try(failed: StepRecord, until: datetime) -> StepRecord:
+    """Return the entry that says what an attempt raised, and when the next one is due."""
+    return msgspec.structs.replace(failed, id=new_id(), status="waiting", until=until)
+
+
+async def _due(run: Run, call: Call, waiting: StepRecord) -> StepRecord:
+    """Wait for the time of the next attempt, in this process or in another; return the step's newest entry then."""
+    limit = None if run.wait_limit is None else run.clock.monotonic() + run.wait_limit
+    latest = waiting
+    with listening(run, [(run.id, call.step_id)]) as listener, run.delaying(call.step_id):
+        while latest.status == "waiting" and latest.until is not None and latest.until > run.clock.now():
+            await pause(
+                run, Pause(call.step_id, listener.pairs, latest.until), listener, limit, undoes=call.policy.when_cancelled
+            )
+            latest = run.log.latest(call.step_id) or latest
+    return latest
+
+
+async def _once(run: Run, call: Call, latest: StepRecord | None, number: int, before: StepError | None) -> Tried | StepRecord:
     """Call the function once. What could keep it from being called is checked last, when nothing is waited for any more."""
     thread = None if call.is_async else await Thread.take()
-
-    undoes = call.policy.when_cancelled
-
-    def check() -> None:
-        run.check(undoes=undoes)
-        if number == 1 or is_lambda(call.fn):  # any other function may change its own variables
-            check_closure(run, call)
-
     try:
-        await run.begin(undoes=undoes)
-        if call.closure:
-            check()
-        if call.policy.at_most_once:
-            latest = await _intend(run, call, latest, number)
-            if decided(latest):
-                return latest
+        await run.poll(undoes=call.policy.when_cancelled)
+        check(run, call)
+        if not call.policy.at_most_once:
+            return await try_fn(run, call, latest, number, call.args, thread)
+        intent = await _intend(run, call, latest, number, before)
+        if decided(intent):
+            return intent
         try:
-            return await tried_by(run, call, latest, number, call.args, check, thread)
-        except StepReused:
-            if latest is not None and latest.status == "started":  # which nothing was done for
-                await run.log.claim(successor(latest, run.clock.now(), status="reopened"))
+            check(run, call)
+            return await try_fn(run, call, intent, number, call.args, thread)
+        except StepReused:  # nothing was done for the intent
+            await run.log.claim(successor(intent, run.clock.now(), status="reopened"))
             raise
     finally:
         if thread is not None:
             thread.give()
 
 
-async def tried_by(
-    run: Run,
-    call: Call,
-    latest: StepRecord | None,
-    number: int,
-    args: tuple[Any, ...],
-    check: Callable[[], None],
-    thread: Thread | None = None,
+async def try_fn(
+    run: Run, call: Call, latest: StepRecord | None, number: int, args: tuple[Any, ...], thread: Thread | None = None
 ) -> Tried:
-    """Call `check` and then the function with `args`, and make the record of what came of it."""
+    """Call the function with `args`, and make the record of what came of it, which follows `latest`."""
     started_at, began = run.clock.now(), run.clock.monotonic()
-    context = run.context(call.step_id, number)
-    value, error, cancelled = await attempt(context, call.fn, args, call.policy.timeout, thread=thread, check=check)
-    result: bytes | None = None
+    outcome = await attempt(run, call, number, call.fn, args, thread=thread, timeout=call.policy.timeout)
+    value, error, result = None, outcome.error, None
     if error is None and call.codec is not None:
         try:
-            result, value = call.codec.record(value)
+            result, value = call.codec.record(outcome.value)
         except UnrecordableValue as refusal:
             error = refusal
-    record = _entry(
-        run,
-        call,
-        latest,
+    record = StepRecord(
+        run_id=run.id,
+        step_id=call.step_id,
+        revision=0 if latest is None else latest.revision + 1,
         status="success" if error is None else "failure",
+        name=call.name,
         result=result,
         error=None if error is None else StepError.from_exception(error),
         attempt=number,
         started_at=started_at,
         ended_at=started_at + timedelta(seconds=run.clock.monotonic() - began),
-    )
-    return Tried(record, None if error is not None or call.codec is None else value, error, cancelled)
-
-
-def _entry(run: Run, call: Call, latest: StepRecord | None, **fields: Any) -> StepRecord:
-    """Return the entry of this call that follows `latest`."""
-    return StepRecord(
-        run_id=run.id,
-        step_id=call.step_id,
-        revision=0 if latest is None else latest.revision + 1,
-        name=call.name,
         fingerprint=call.fingerprint,
-        **{"note": None if call.answered is None else {"answered": call.answered}, **fields},
+        note=call.note,
     )
+    return Tried(record, value, error, outcome.cancelled)
 
 
-async def _intend(run: Run, call: Call, latest: StepRecord | None, number: int) -> StepRecord:
-    """Record that an attempt begins; return that entry, or an outcome if another was there first."""
-    before, mine = latest, ""
-
-    def propose(latest: StepRecord | None) -> StepRecord | None:
-        nonlocal mine
-        if latest is not None and (latest.id == mine or decided(latest)):
-            return None
-        if latest is not None and latest is not before:
-            run.check_kind(latest, "step")
-            if latest.status != "reopened":
-                raise StepInterrupted(latest)
+async def _intend(run: Run, call: Call, latest: StepRecord | None, number: int, before: StepError | None) -> StepRecord:
+    """Record that an attempt begins, and what the one before it raised; return that entry, or an outcome that was there first."""
+    intent: StepRecord | None = None
+    while True:
         now = run.clock.now()
-        intent = _entry(run, call, latest, status="started", attempt=number, started_at=now, ended_at=now)
-        mine = intent.id
-        return intent
-
-    return await advance(run.log.claim, latest, propose)
+        intent = StepRecord(
+            run_id=run.id,
+            step_id=call.step_id,
+            revision=0 if latest is None else latest.revision + 1,
+            status="started",
+            name=call.name,
+            error=before,
+            attempt=number,
+            started_at=now,
+            ended_at=now,
+            fingerprint=call.fingerprint,
+            note=call.note,
+        )
+        latest = await run.log.claim(intent)
+        if latest.id == intent.id or decided(latest):
+            return latest
+        run.check_kind(latest, "step")
+        if latest.status != "reopened":
+            raise StepInterrupted(latest)
 
 
 async def _recover(run: Run, call: Call, started: StepRecord) -> StepRecord | None:
     """Ask what came of an attempt that left no outcome; return one to record it, None to let the step start again."""
     recover = call.policy.recover
-    if recover is None or not run.lock.held:
+    if recover is None or not run.lock.is_held:
+        run.check(undoes=call.policy.when_cancelled)
         raise StepInterrupted(started, unlocked=recover is not None)
+    # A cancelled run asks, too: what had happened is recorded, and the next step is told.
+    call = msgspec.structs.replace(call, policy=msgspec.structs.replace(call.policy, when_cancelled=True))
     thread = None if is_async(recover) else await Thread.take()
     try:
-        await run.begin()
-        check_closure(run, call)
-        began: datetime = run.clock.now()
-        context = run.context(call.step_id, started.attempt)
-        found, error, cancelled = await attempt(context, recover, (), thread=thread, check=run.check)
+        await run.poll(undoes=True)
+        check(run, call)
+        asked = await attempt(run, call, started.attempt, recover, (), thread=thread)
     finally:
         if thread is not None:
             thread.give()
-    if cancelled is not None:
-        raise cancelled from error
-    if isinstance(error, asyncio.CancelledError):  # raised as it is, a task group would take it for its own
-        raise StepInterrupted(started) from error
-    if error is not None:
-        raise error
+    if asked.cancelled is not None:
+        raise asked.cancelled from asked.error
+    if isinstance(asked.error, asyncio.CancelledError):  # raised as it is, a task group would take it for its own
+        raise StepInterrupted(started) from asked.error
+    if asked.error is not None:
+        raise asked.error
+    found = asked.value
     if found is None:
         return None
     if not isinstance(found, Recovered):
         raise TypeError(f"recover of step {call.step_id!r} must return Recovered(value), or None to start again, not {found!r}")
     result, value = (None, None) if call.codec is None else call.codec.record(found.value)
-    record = _entry(
-        run,
-        call,
-        started,
-        status="success",
-        result=result,
-        note={"recovered": True},
-        attempt=started.attempt,
-        started_at=started.started_at,
-        ended_at=max(began, started.started_at),
-    )
+    record = successor(started, run.clock.now(), status="success", result=result, note={"recovered": True})
     return await run.log.outcome(record, value)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import count
 from typing import Final
 
 from durable_core._log.chain import decided
 from durable_core.errors import StepInterrupted, StoreError
 from durable_core.options import exponential
-from durable_core.record import StepRecord
+from durable_core.record import StepError, StepRecord
 from durable_core.store import SupportsTransaction
 
-from .call import Call, check_closure
+from .call import Call, check, may_change_its_variables
 from .run import Run
-from .step import Tried, TryOnce, tried_by
+from .step import Tried, TryOnce, try_fn
 
-_pause: Final = exponential(0.02, limit=1, jitter=True)
+_rollback_delay: Final = exponential(0.02, limit=1, jitter=True)
 
 
 class _RolledBack(Exception):
@@ -28,14 +27,13 @@ class _RolledBack(Exception):
 def committing_in(store: SupportsTransaction) -> TryOnce:
     """Return a way to try a step once: `fn(connection, *args)` in a transaction that also holds the record."""
 
-    async def once(run: Run, call: Call, latest: StepRecord | None, number: int) -> Tried | StepRecord:
-        deadline = 0.0
-        for tries in count(1):
+    async def once(run: Run, call: Call, latest: StepRecord | None, number: int, _before: StepError | None) -> Tried | StepRecord:
+        deadline, tries = 0.0, 0
+        while not decided(latest):
             if latest is not None and latest.status == "started":
                 raise StepInterrupted(latest)
-            await run.begin()
-            if number == tries == 1:
-                check_closure(run, call)
+            await run.poll()
+            check(run, call)
             try:
                 tried = await _transact(store, run, call, latest, number)
             except Exception as failure:
@@ -46,21 +44,19 @@ def committing_in(store: SupportsTransaction) -> TryOnce:
             else:
                 if isinstance(tried, StepRecord):
                     latest = run.log.add(tried)
-                    if decided(latest):
-                        return latest
                     continue
                 if tried.error is None or not store.is_retryable(tried.error):
                     return tried
                 retried = tried.error
+            tries += 1
             now = run.clock.monotonic()
             deadline = deadline or now + run.log.timeout  # the time that the function itself takes does not count
             if now >= deadline:
                 raise _given_up(run, call, tries, retried)
-            await run.clock.sleep(_pause(tries))
-            latest = await run.look(call.step_id)
-            if decided(latest):
-                return latest
-        raise AssertionError("counting ended")
+            await run.clock.sleep(_rollback_delay(tries))
+            latest = await run.log.look(call.step_id)
+            may_change_its_variables(call)
+        return latest
 
     return once
 
@@ -71,7 +67,8 @@ async def _transact(
     """Run one transaction; what it wrote is committed only with its own record of a success."""
     try:
         async with store.transaction() as transaction:
-            tried = await tried_by(run, call, latest, number, (transaction.connection, *call.args), run.check)
+            check(run, call)
+            tried = await try_fn(run, call, latest, number, (transaction.connection, *call.args))
             if tried.error is not None:
                 raise _RolledBack(tried)
             holder = await transaction.append(tried.record)
@@ -80,7 +77,8 @@ async def _transact(
     except _RolledBack as rolled_back:
         return rolled_back.result
     run.log.add(tried.record)
-    return tried._replace(recorded=True)
+    tried.is_recorded = True
+    return tried
 
 
 def _given_up(run: Run, call: Call, tries: int, error: BaseException) -> BaseException:

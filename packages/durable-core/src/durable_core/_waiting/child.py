@@ -14,12 +14,11 @@ import msgspec
 from durable_core._calls.parameters import Input
 from durable_core._log.chain import FLOW, advance, decided, successor
 from durable_core._log.news import tell
-from durable_core._log.standing import cancelled
-from durable_core._running.cancelling import asking_to_cancel, ended_before_it_began, poll_seconds
+from durable_core._log.standing import asking_to_cancel, cancelled, ended_before_it_began
 from durable_core._running.driving import Standing
 from durable_core._running.looking import Pair, listening
 from durable_core._running.pausing import Pause, can_go_on, pause, wait_for_first
-from durable_core._running.run import Run
+from durable_core._running.run import Run, poll_seconds
 from durable_core.errors import ChildStopped, RunBusy, RunCancelled, StepDrift
 from durable_core.record import StepError, StepRecord
 
@@ -88,7 +87,7 @@ async def drive_child(run: Run, child: Child) -> StepRecord:
     try:
         outcome = await _outcome(run, child, record)
     finally:
-        run.stopped(child.step_id)
+        run.end_step(child.step_id)
     if run.log.cancelled is not None and outcome.error is not None and outcome.error.matches(RunCancelled):
         run.check()
     return outcome
@@ -102,7 +101,7 @@ async def _outcome(run: Run, child: Child, record: StepRecord) -> StepRecord:
     while True:
         await run.begin(undoes=True)  # a cancellation is handed on first
         if run.log.cancelled is not None and not await _cancel(run, run_id):
-            return await _end(run, record, await run.log.newest(run_id, FLOW))
+            return await _end(run, record, await run.log.look(FLOW, run_id))
         standing = await _stand(run, child, run_id, input, lineage)
         if standing is not None:
             state = standing.record
@@ -173,7 +172,7 @@ async def result_of(run: Run, step_id: str, name: str, child: str) -> StepRecord
         latest = await run.log.claim(waiting)
         await run.emit("step:wait", latest)
     limit = None if run.wait_limit is None else run.clock.monotonic() + run.wait_limit
-    while not decided(end := await run.log.newest(child, FLOW)):
+    while not decided(end := await run.log.look(FLOW, child)):
         with listening(run, [(child, FLOW)]) as listener:
             listener.must_look = True
             await pause(run, Pause(step_id, listener.pairs, None), listener, limit)
@@ -234,7 +233,7 @@ def _check(run: Run, record: StepRecord, child: Child) -> None:
             f" {child.flow.name!r}; give it another id"
         )
     if record.fingerprint != child.taken.fingerprint:
-        run.drifted(
+        run.tell_drift(
             f"flow {record.step_id!r} of run {run.id!r} was recorded with other input than it is now called with; the recorded"
             " input is used. Give it another id to run it anew"
         )
@@ -280,10 +279,10 @@ async def _cancel(run: Run, run_id: str) -> bool:
             return ended_before_it_began(latest, run.clock.now(), reason, by)
         return asking_to_cancel(latest, run.clock.now(), reason, by)
 
-    newest = await run.log.newest(run_id, FLOW)
+    newest = await run.log.look(FLOW, run_id)
     if newest is None:
         return False
-    newest = await advance(run.log.append_elsewhere, newest, propose)
+    newest = await advance(run.log.claim, newest, propose)
     tell(run_id)
     return not decided(newest)
 

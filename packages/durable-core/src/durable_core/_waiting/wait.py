@@ -68,7 +68,7 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
             record = await _ask(run, asked, record)
             _check(run, record, asked)
         else:
-            record = await run.look(asked.step_id) or record
+            record = await run.log.look(asked.step_id) or record
         await run.emit("step:wait", record)
         decision = await _decision(run, asked, record, listener)
     await run.emit_outcome(decision)
@@ -97,7 +97,7 @@ async def _ask(run: Run, asked: Wait, reopened: StepRecord | None) -> StepRecord
     try:
         return await run.log.claim(record)
     finally:
-        run.stopped(asked.step_id)
+        run.end_step(asked.step_id)
 
 
 def _check(run: Run, record: StepRecord, asked: Wait) -> None:

@@ -891,8 +891,8 @@ PATCHES = [
     Patch(
         "what undoes is cancelled in its delay",
         f"{CORE}/_running/step.py",
-        ", undoes=call.policy.when_cancelled)\n            latest",
-        ")\n            latest",
+        "            await pause(run, waits, listener, limit, undoes=call.policy.when_cancelled)",
+        "            await pause(run, waits, listener, limit)",
         ("tests/core/running/test_long_retries.py::test_what_undoes_waits_for_its_next_attempt_in_a_cancelled_run",),
     ),
     Patch(

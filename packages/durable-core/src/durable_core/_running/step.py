@@ -148,9 +148,8 @@ async def _due(run: Run, call: Call, waiting: StepRecord) -> StepRecord:
     latest = waiting
     with listening(run, [(run.id, call.step_id)]) as listener, run.delaying(call.step_id):
         while latest.status == "waiting" and latest.until is not None and latest.until > run.clock.now():
-            await pause(
-                run, Pause(call.step_id, listener.pairs, latest.until), listener, limit, undoes=call.policy.when_cancelled
-            )
+            waits = Pause(call.step_id, listener.pairs, latest.until)
+            await pause(run, waits, listener, limit, undoes=call.policy.when_cancelled)
             latest = run.log.latest(call.step_id) or latest
     return latest
 

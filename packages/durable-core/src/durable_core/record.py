@@ -145,9 +145,12 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             # On one line, and without the space around it that the wire form drops.
             if bare != len(result) or 10 in result or 13 in result:
                 force_setattr(self, "result", msgspec.json.format(result, indent=-1))
-        for field in ("started_at", "ended_at", "until"):
-            if (moment := getattr(self, field)) is not None and moment.tzinfo is not UTC:
-                force_setattr(self, field, _utc(field, moment))
+        if self.started_at.tzinfo is not UTC:
+            force_setattr(self, "started_at", _utc("started_at", self.started_at))
+        if self.ended_at.tzinfo is not UTC:
+            force_setattr(self, "ended_at", _utc("ended_at", self.ended_at))
+        if self.until is not None and self.until.tzinfo is not UTC:
+            force_setattr(self, "until", _utc("until", self.until))
 
     @property
     def duration(self) -> timedelta:

@@ -401,7 +401,7 @@ PATCHES = [
     Patch(
         "a CancelledError of another task is taken for one's own",
         f"{CORE}/_running/attempt.py",
-        "            if cancellations() > before:\n                raise\n",
+        "            if cancellations(task) > before:\n                raise\n",
         "            raise\n",
         ("tests/core/running/test_own_cancelled_error.py::test_a_step_fails_and_is_retried",),
     ),

@@ -35,7 +35,7 @@ def with_arguments(function: Identity, arguments: tuple[Any, ...]) -> tuple[Iden
     if not arguments:
         return function, None
     fingerprint, hidden, opaque = content_of(arguments)
-    return (function, fingerprint, hidden, _opaque(opaque, {})), fingerprint
+    return (function, fingerprint, hidden, _opaque(opaque, {}) if opaque else None), fingerprint
 
 
 def is_bare(fn: FunctionType) -> bool:

@@ -106,7 +106,8 @@ async def attempt(
     """
     context = StepContext(run.id, call.step_id, number, run, run.log.reopened.get(call.step_id, 0))
     token = running.set(context)
-    before = cancellations()
+    task = run.running[call.step_id]
+    before = cancellations(task)
     try:
         awaitable: Any = None
         if thread is not None:
@@ -125,7 +126,7 @@ async def attempt(
         except Exception as error:
             return _failed(error)
         except asyncio.CancelledError as error:
-            if cancellations() > before:
+            if cancellations(task) > before:
                 raise
             return Outcome(error=error)
     finally:

@@ -68,8 +68,8 @@ def prepare(
         refuse_nested(run, step_id)
     known = _plain.get(fn) if type(fn) is FunctionType and returns is ANNOTATED else None
     if known is not None and known[0] is fn.__code__:  # which tools that reload code replace
-        identity, fingerprint = with_arguments(known[1], args)
-        codec, runs_on_loop = known[2:]
+        _, function, codec, runs_on_loop = known
+        identity, fingerprint = with_arguments(function, args)
     else:
         codec, runs_on_loop = _look_at(step_id, fn, returns)
         identity, fingerprint = identity_of(fn, args)

@@ -198,7 +198,7 @@ async def try_fn(
         error=None if error is None else StepError.from_exception(error),
         attempt=number,
         started_at=started_at,
-        ended_at=started_at + timedelta(seconds=run.clock.monotonic() - began),
+        ended_at=started_at + timedelta(0, run.clock.monotonic() - began),
         fingerprint=call.fingerprint,
         note=call.note,
     )

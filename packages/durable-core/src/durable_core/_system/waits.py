@@ -128,7 +128,7 @@ async def answered(ask: Awaitable[T]) -> T:
         raise StoreError("the store gave it up, though nobody cancelled it") from error
 
 
-def cancellations() -> int:
-    """Return how often the running task was cancelled; a `CancelledError` without a new one is some other task's."""
-    task = asyncio.current_task()
+def cancellations(task: asyncio.Task[Any] | None = None) -> int:
+    """Return how often `task`, or the running one, was cancelled; a `CancelledError` without a new one is some other task's."""
+    task = task or asyncio.current_task()
     return task.cancelling() if task else 0

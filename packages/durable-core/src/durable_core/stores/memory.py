@@ -36,7 +36,9 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Sup
 
     async def append(self, record: StepRecord) -> StepRecord:
         step_id, revision = record.step_id, record.revision
-        entries, newest = self._runs.setdefault(record.run_id, ({}, {}))
+        if (run := self._runs.get(record.run_id)) is None:
+            run = self._runs[record.run_id] = {}, {}
+        entries, newest = run
         holder = entries.setdefault((step_id, revision), record)
         if holder is record and newest.get(step_id, record).revision <= revision:
             newest[step_id] = record

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import random
 import sys
 from asyncio import CancelledError
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
-from difflib import get_close_matches
 from inspect import Parameter, iscoroutinefunction, signature
 from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
 
 import msgspec
 
-from ._values.paths import short
+from ._system.text import short
 from .clock import Clock
 from .errors import UnrecordableValue
 from .events import OnEvent
@@ -41,7 +39,11 @@ def exponential(
             seconds = min(first * float(factor) ** (attempt - 1), most)
         except OverflowError:
             seconds = most
-        return random.uniform(0, seconds) if jitter else seconds
+        if not jitter:
+            return seconds
+        from random import uniform  # a tenth of what importing the library would take
+
+        return uniform(0, seconds)
 
     return delay
 
@@ -113,11 +115,17 @@ class Policy(msgspec.Struct, frozen=True):
     def override(self, options: Mapping[str, Any]) -> Policy:
         """Return this policy with `options` in place. Raises `TypeError` or `ValueError` for one that can't be."""
         for name, value in options.items():
-            if name not in _CHECKS:
-                raise unknown_option(name, ("name", "returns", *_CHECKS), "what fn takes by name goes through functools.partial")
-            _CHECKS[name](value)
-        if isinstance(options.get("timeout"), timedelta):
-            options = {**options, "timeout": options["timeout"].total_seconds()}
+            if name not in _OPTIONS:
+                raise unknown_option(name, ("name", "returns", *_OPTIONS), "what fn takes by name goes through functools.partial")
+            suits, expected = _OPTIONS[name]
+            if not suits(value):
+                raise TypeError(f"{name} must be {expected}, not {value!r}")
+        if (attempts := options.get("max_attempts", 1)) < 1:
+            raise ValueError(f"max_attempts counts all attempts, so it starts at 1, not {short(attempts)}")
+        if not callable(delay := options.get("retry_delay", 0)):
+            duration("retry_delay, unless it is a function of the attempt,", delay)
+        if (timeout := options.get("timeout")) is not None:
+            options = {**options, "timeout": duration("timeout", timeout, zero=False)}
         if options.get("at_most_once"):
             options = {"max_attempts": 1, **options}
         elif options.get("recover") is not None:
@@ -161,6 +169,8 @@ def _takes_error(fn: Callable[..., Any]) -> bool:
 
 def unknown_option(name: str, known: Collection[str], advice: str = "") -> TypeError:
     """Make the error of an option that there isn't."""
+    from difflib import get_close_matches
+
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}" + (f"; {advice}" if advice else "")
     return TypeError(f"unknown option {name!r}; {hint}")
@@ -176,62 +186,20 @@ def duration(what: str, value: object, *, zero: bool = True) -> float:
     return float(seconds)
 
 
-def _check_max_attempts(value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"max_attempts must be a whole number from 1, not {value!r}")
-    if value < 1:
-        raise ValueError(f"max_attempts counts all attempts, so it starts at 1, not {short(value)}")
+def _is_retry_on(value: object) -> bool:
+    if isinstance(value, type | tuple):
+        kinds = value if isinstance(value, tuple) else (value,)
+        return all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
+    return callable(value) and not iscoroutinefunction(value)
 
 
-def _check_retry_delay(value: object) -> None:
-    if callable(value):
-        _refuse_async("retry_delay", value)
-    else:
-        duration("retry_delay, unless it is a function of the attempt,", value)
-
-
-def _refuse_async(what: str, value: object) -> None:
-    if iscoroutinefunction(value):
-        raise TypeError(f"{what} must be a plain function, not the async {value!r}: nobody would await what it returns")
-
-
-def _check_retry_on(value: object) -> None:
-    kinds = value if isinstance(value, tuple) else (value,)
-    if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
-        return
-    if isinstance(value, type | tuple) or not callable(value):
-        raise TypeError(
-            f"retry_on must be exception types, one or a tuple of them, or a function of the exception, not {value!r}"
-        )
-    _refuse_async("retry_on", value)
-
-
-def _check_timeout(value: object) -> None:
-    if value is not None:
-        duration("timeout", value, zero=False)
-
-
-def _check_at_most_once(value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"at_most_once must be True or False, not {value!r}")
-
-
-def _check_when_cancelled(value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"when_cancelled must be True or False, not {value!r}")
-
-
-def _check_recover(value: object) -> None:
-    if value is not None and not callable(value):
-        raise TypeError(f"recover must be a function without arguments, not {value!r}")
-
-
-_CHECKS: Final[dict[str, Callable[[object], None]]] = {
-    "max_attempts": _check_max_attempts,
-    "retry_delay": _check_retry_delay,
-    "retry_on": _check_retry_on,
-    "timeout": _check_timeout,
-    "at_most_once": _check_at_most_once,
-    "recover": _check_recover,
-    "when_cancelled": _check_when_cancelled,
+_OPTIONS: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
+    "max_attempts": (lambda value: isinstance(value, int) and not isinstance(value, bool), "a whole number from 1"),
+    "retry_delay": (lambda value: not iscoroutinefunction(value), "seconds, a timedelta or a plain function of the attempt"),
+    "retry_on": (_is_retry_on, "exception types, one or a tuple of them, or a plain function of the exception"),
+    "timeout": (lambda value: not isinstance(value, bool), "seconds, a timedelta or None"),
+    "at_most_once": (lambda value: isinstance(value, bool), "True or False"),
+    "recover": (lambda value: value is None or callable(value), "a function without arguments"),
+    "when_cancelled": (lambda value: isinstance(value, bool), "True or False"),
 }
+"""Of each option what it has to be, in code and in words; how large a number may be is looked at after that."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from pathlib import PurePath
 from typing import Any, Final
 
 import msgspec
 
 from durable_core._system.class_names import class_name
 from durable_core._values.difference import parts
-from durable_core._values.types import is_model
+from durable_core._values.types import is_model, stems_from
 
 SCALARS: Final = frozenset({str, int, bool, type(None)})
 """Types whose values JSON tells from those of all others."""
@@ -72,7 +71,7 @@ def _described(arguments: object) -> tuple[bytes, list[object]]:
         if is_model(kind):  # by its fields: what it dumps may be masked, rounded, or in the order of a set
             extra = getattr(found, "__pydantic_extra__", None) or {}
             return {**{name: getattr(found, name, None) for name in kind.model_fields}, **extra}
-        if isinstance(found, PurePath) or kind.__module__.partition(".")[0] in _PYDANTIC:
+        if stems_from(kind, "pathlib") or kind.__module__.partition(".")[0] in _PYDANTIC:
             return str(found)
         opaque.append(found)
         return f"<{class_name(kind)}>"

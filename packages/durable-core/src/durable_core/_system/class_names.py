@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 
 def class_name(type_: type) -> str:
@@ -16,6 +15,8 @@ def class_name(type_: type) -> str:
 
 def _program() -> str:
     """Return the name by which others import the module that the program was started with."""
+    from pathlib import Path  # here: few programs need it
+
     main = sys.modules.get("__main__")
     spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     return spec.name if spec is not None else Path(path).stem if path else "__main__"

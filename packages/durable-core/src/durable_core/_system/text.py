@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from typing import Final
 
 UNSAFE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Lone surrogates, and control characters other than newline and tab."""
+
+_short: Final = reprlib.Repr()
+_short.maxother = _short.maxstring = _short.maxlong = 60
 
 
 def safe(text: str) -> str:
@@ -22,6 +26,27 @@ def clip(text: str, limit: int, *, end: bool = False) -> str:
     kept = data[-limit + 3 :] if end else data[: limit - 3]
     clipped = kept.decode(errors="ignore")
     return f"…{clipped}" if end else f"{clipped}…"
+
+
+def short(value: object) -> str:
+    """Return a short repr. It never raises, whatever a class's own `__repr__` does."""
+    try:
+        return _short.repr(value)
+    except Exception:  # a long int raises ValueError here
+        return f"<{type(value).__name__}>"
+
+
+def describe(value: object) -> str:
+    """Return the value and its type, as `nan (float)`."""
+    return f"{short(value)} ({type(value).__qualname__})" if value is not None else "None"
+
+
+def message(error: BaseException) -> str:
+    """Return the text of an exception; where making it raises, the name of what was raised."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception as unprintable:
+        return f"its message raised {type(unprintable).__name__}"
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from marshal import dumps
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 from durable_core._system.roots import UnrecordableValue
+from durable_core._system.text import describe, message
 
 from . import json
 from .difference import DEEP, difference, holds_no_number, innermost
-from .paths import describe, message, short
-from .types import Codecs, type_name
+from .types import Codecs, is_json, type_name
 
 T = TypeVar("T")
 
@@ -31,10 +32,10 @@ class Codec(Generic[T]):
 
     __slots__ = ("_decode", "_encode", "_exact", "_is_json", "type")
 
-    def __init__(self, type_: Any, codecs: Codecs | None = None, *, is_json: bool = False) -> None:
+    def __init__(self, type_: Any, codecs: Codecs | None = None) -> None:
         self.type = type_
         self._exact = type_ is Any
-        self._is_json = is_json
+        self._is_json = is_json(type_)
         self._encode, self._decode = codecs or (json.encode, json.decoder(type_))
 
     def __repr__(self) -> str:
@@ -57,20 +58,13 @@ class Codec(Generic[T]):
         """Return `value` as JSON, and as that JSON decodes. Raises `UnrecordableValue` if the two values differ."""
         try:
             data = self._encode(value)
-        except Exception as error:
-            raise self._unencodable(value, error) from error
-        try:
             back = self._decode(data)
-        except Exception as error:
-            raise self._undecodable(value, error) from error
-        try:
-            same = self._is_json and type(value) is type(back) and _same_bytes(value, back, data)
+            same = self._is_json and _same_bytes(value, back, data)
             found = None if same else difference(value, back, self._exact)
         except RecursionError as error:
-            raise self._too_deep(value) from error
+            raise self._refused("", f"the {type(value).__name__} contains itself, or is nested too deeply") from error
         except Exception as error:
-            problem = f"{short(value)} could not be compared with what came back ({type(error).__name__}: {message(error)})"
-            raise self._refused("", problem) from error
+            raise self._refused(*self._place(value, error)) from error
         if found is not None:
             raise self._refused(*found)
         return data, back
@@ -82,17 +76,17 @@ class Codec(Generic[T]):
         refusal.reason = reason
         return refusal
 
-    def _too_deep(self, value: Any) -> UnrecordableValue:
-        return self._refused("", f"the {type(value).__name__} contains itself, or is nested too deeply")
-
-    def _unencodable(self, value: Any, error: Exception) -> UnrecordableValue:
-        if isinstance(error, RecursionError):
-            return self._too_deep(value)
-        try:
-            path, part = innermost(value, lambda part: self._error_of(part) is not None)
-        except Exception:  # a class's own attributes may raise
-            path, part = "", value
-        return self._refused(path, f"{describe(part)} can't be written as JSON ({message(self._error_of(part) or error)})")
+    def _place(self, value: Any, error: Exception) -> tuple[str, str]:
+        """Return the path to the part of `value` that `error` comes from, and what is wrong with it."""
+        with suppress(Exception):  # a class's own attributes may raise
+            if self._error_of(value):
+                path, part = innermost(value, self._error_of)
+                return path, f"{describe(part)} can't be written as JSON ({message(self._error_of(part) or error)})"
+            path, part = innermost(value, holds_no_number)
+            if isinstance(part, float) and holds_no_number(part):
+                return path, f"{describe(part)} came back as null, since JSON has no such number"
+        problem, _, place = message(error).partition(" - at ")
+        return place.partition("$")[2].partition("`")[0], f"{describe(value)} does not come back ({problem})"
 
     def _error_of(self, part: Any) -> Exception | None:
         try:
@@ -100,16 +94,6 @@ class Codec(Generic[T]):
         except Exception as error:
             return error
         return None
-
-    def _undecodable(self, value: Any, error: Exception) -> UnrecordableValue:
-        try:
-            path, part = innermost(value, holds_no_number)
-        except Exception:  # a class's own attributes may raise
-            path, part = "", value
-        if isinstance(part, float) and holds_no_number(part):
-            return self._refused(path, f"{describe(part)} came back as null, since JSON has no such number")
-        problem, _, place = message(error).partition(" - at ")
-        return self._refused(place.partition("$")[2].partition("`")[0], f"{describe(value)} does not come back ({problem})")
 
 
 def _same_bytes(value: Any, back: Any, data: bytes) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,13 +14,15 @@ from operator import eq
 from typing import Any, Final
 from uuid import UUID
 
+from durable_core._system.text import describe, short
+
 from .json import BASES, encode
-from .paths import describe, step
 from .types import is_model
 
 DEEP: Final = 400
 """What is nested deeper is refused: a replay, whose stack may be higher, has to decode it too."""
 
+_LONG: Final = 60
 _SETS: Final = (set, frozenset)
 _TEXT: Final = frozenset({str})
 _MISSING: Final = object()
@@ -86,7 +87,16 @@ def parts(value: Any) -> dict[Any, Any]:
     return {part: part for part in value} if isinstance(value, _SETS) else {}
 
 
-def innermost(value: Any, fails: Callable[[Any], bool], path: str = "") -> tuple[str, Any]:
+def step(value: object, key: Any) -> str:
+    """Return the step in a path such as `$.items[3].price`, from `value` to its part: an entry, an attribute, or a member."""
+    if isinstance(value, dict):
+        return f".{key}" if type(key) is str and key.isidentifier() and len(key) <= _LONG else f"[{short(key)}]"
+    if isinstance(value, _SETS):
+        return "[...]"
+    return f".{key}" if isinstance(key, str) else f"[{key}]"
+
+
+def innermost(value: Any, fails: Callable[[Any], object], path: str = "") -> tuple[str, Any]:
     """Follow the first part that fails, down to one whose own parts are good; return its path and itself."""
     keys = [(key, key) for key in value] if isinstance(value, dict) else []
     for key, part in (*keys, *parts(value).items()):
@@ -123,8 +133,10 @@ def _field_names(kind: Any) -> dict[str, None] | None:
     names: Iterable[str] | None
     if is_model(kind):
         names = (*kind.model_fields, "__pydantic_extra__", "__pydantic_private__")
-    elif dataclasses.is_dataclass(kind):
-        names = (*(field.name for field in dataclasses.fields(kind)), *_slots(kind))
+    elif hasattr(kind, "__dataclass_fields__"):
+        from dataclasses import fields  # who has a dataclass has imported it
+
+        names = (*(field.name for field in fields(kind)), *_slots(kind))
     elif hasattr(kind, "__attrs_attrs__"):
         names = (field.name for field in kind.__attrs_attrs__)
     else:

@@ -8,15 +8,15 @@ from functools import lru_cache
 from typing import Any, Final
 
 from durable_core._system.roots import UnrecordableValue
+from durable_core._system.text import message
 
 from .annotations import NOTHING, name_of, return_type
 from .codec import Codec
-from .paths import message
-from .types import is_json, pydantic_codecs, refusal, secret, type_name
+from .types import pydantic_codecs, refusal, secret, type_name
 
 __all__ = ["UNTYPED", "Codec", "codec_for", "codec_of", "record_any"]
 
-UNTYPED: Final[Codec[Any]] = Codec(Any, is_json=True)
+UNTYPED: Final[Codec[Any]] = Codec(Any)
 """The codec for values of which no type is known."""
 
 
@@ -43,7 +43,7 @@ def _make_codec(type_: Any) -> Codec[Any]:
         raise _no_codec(type_, reason)
     try:
         if (reason := refusal(type_)) is None:
-            return Codec(type_, is_json=is_json(type_))
+            return Codec(type_)
     except Exception as error:  # msgspec has no codec for it
         reason = message(error)
     try:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from fractions import Fraction
 from functools import lru_cache, partial
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Any, Final
 from uuid import UUID
@@ -20,11 +16,11 @@ from uuid import UUID
 import msgspec
 from msgspec import inspect
 
-_BY_PYDANTIC: Final = (PurePath, Fraction, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
-_TEXTS: Final = (str, bytes, UUID, Decimal, date, time, timedelta, *_BY_PYDANTIC)
+_BY_PYDANTIC: Final = ("fractions", "ipaddress", "pathlib")
+"""Modules whose classes only pydantic has codecs for; we import none of them."""
+_TEXTS: Final = (str, bytes, UUID, Decimal, date, time, timedelta)
 _LISTS: Final = (list, tuple, set, frozenset, deque)
-_KEYS: Final = (*_TEXTS, int, float, Enum)
-_JSON: Final = {object, dict, list, str, int, float, bool, NoneType}  # `object` is the class of `Any` and of unions
+_JSON: Final = {Any, object, dict, list, str, int, float, bool, NoneType}  # `object` is the class of unions
 
 Codecs = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
 
@@ -33,6 +29,11 @@ Codecs = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
 def is_model(type_: Any) -> bool:
     """Return True for a pydantic model; we look at its attributes, so that pydantic is imported only where it is needed."""
     return isinstance(type_, type) and hasattr(type_, "__pydantic_validator__") and hasattr(type_, "model_validate_json")
+
+
+def stems_from(class_: type, *modules: str) -> bool:
+    """Return True if one of the modules defines the class, or one that it derives from."""
+    return any(base.__module__.partition(".")[0] in modules for base in class_.__mro__)
 
 
 def parts_of(
@@ -122,11 +123,19 @@ def _refusal(type_: Any, place: str) -> str | None:
 def _has_keys(type_: Any) -> bool:
     """Return True unless `type_` is a dict whose keys are no JSON text."""
     keys = [*map(_class_of, typing.get_args(type_)[:1])] if issubclass(_class_of(type_), dict) else []
-    return all(key is object or (issubclass(key, _KEYS) and key is not bool) for key in keys)
+    return all(key is object or _is_text(key) or (issubclass(key, (int, float, Enum)) and key is not bool) for key in keys)
 
 
 def _is_object(class_: Any) -> bool:
-    return is_model(class_) or dataclasses.is_dataclass(class_) or typing.is_typeddict(class_)
+    return is_model(class_) or hasattr(class_, "__dataclass_fields__") or typing.is_typeddict(class_)
+
+
+def _is_text(class_: Any) -> bool:
+    return issubclass(class_, _TEXTS) or stems_from(class_, *_BY_PYDANTIC)
+
+
+def _is_list(class_: Any) -> bool:
+    return issubclass(class_, _LISTS)
 
 
 def is_json(type_: Any) -> bool:
@@ -160,16 +169,17 @@ def _members(type_: Any) -> list[type]:
 
 
 def _needs_pydantic(type_: Any) -> bool:
-    return any(map(_is_object, _members(type_))) or issubclass(_class_of(type_), (*_BY_PYDANTIC, deque))
+    class_ = _class_of(type_)
+    return any(map(_is_object, _members(type_))) or issubclass(class_, deque) or stems_from(class_, *_BY_PYDANTIC)
 
 
 def _suits_pydantic(type_: Any) -> bool:
     """Return True if values of the type come back, and the members of a union can be told apart in JSON."""
-    if any(sum(issubclass(each, alike) for each in _members(type_)) > 1 for alike in (_TEXTS, _LISTS)):
+    members, class_ = _members(type_), _class_of(type_)
+    if any(sum(map(alike, members)) > 1 for alike in (_is_text, _is_list)):
         return False
-    class_ = _class_of(type_)
-    known = issubclass(class_, (*_KEYS, *_LISTS, NoneType, dict)) or _is_object(class_) or bool(_members(type_))
-    return _has_keys(type_) and (known or type_ in (Any, ...) or isinstance(type_, typing.TypeVar))
+    known = issubclass(class_, (*_LISTS, dict, int, float, Enum, NoneType)) or _is_text(class_) or _is_object(class_)
+    return _has_keys(type_) and (known or bool(members) or type_ in (Any, ...) or isinstance(type_, typing.TypeVar))
 
 
 def type_name(type_: Any) -> str:

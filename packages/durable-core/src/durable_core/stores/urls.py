@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
@@ -57,6 +56,8 @@ class StoreURL:
             if name not in known:
                 if name in also:
                     continue
+                from difflib import get_close_matches
+
                 names = sorted({*known, *also})
                 hint = "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, names, n=1))
                 raise StoreError(f"unknown option {name!r} in {self}; known: {', '.join(names) or 'none'}.{hint}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import msgspec
 
 # For stores, whose locks must not stay half taken.
 from ._system.waits import to_the_end as to_the_end
 from .record import StepRecord
+
+A = TypeVar("A")
 
 
 class Store(Protocol):
@@ -220,41 +222,22 @@ class OpenableStore(Store, Protocol):
         raise NotImplementedError
 
 
-# A wrapper may pass abilities on through `__getattr__`, which `isinstance` with a protocol does not see.
-def _having(store: object, *methods: str) -> Any:
-    return store if all(callable(getattr(store, method, None)) for method in methods) else None
+def _finder(ability: Callable[..., A]) -> Callable[[Store], A | None]:
+    """Make the function that returns a store if it has all methods of an ability, else None."""
+    methods: frozenset[str] = ability.__abstractmethods__  # type: ignore[attr-defined]  # it is a protocol
+
+    def find(store: Any) -> A | None:
+        # A wrapper may pass abilities on through `__getattr__`, which `isinstance` with a protocol does not see.
+        found: A | None = store if all(callable(getattr(store, method, None)) for method in methods) else None
+        return found
+
+    return find
 
 
-def runs_of(store: Store) -> SupportsRuns | None:
-    """Return the store if it can name its runs, else None."""
-    return _having(store, "runs")  # type: ignore[no-any-return]  # its methods were looked for
-
-
-def scan_of(store: Store) -> SupportsScan | None:
-    """Return the store if it can read a log piece by piece, else None."""
-    return _having(store, "scan")  # type: ignore[no-any-return]  # its methods were looked for
-
-
-def lock_of(store: Store) -> SupportsLock | None:
-    """Return the store if it has locks, else None."""
-    return _having(store, "lock")  # type: ignore[no-any-return]  # its methods were looked for
-
-
-def holder_of(store: Store) -> SupportsHolder | None:
-    """Return the store if it can tell who holds a run, else None."""
-    return _having(store, "holder", "holders")  # type: ignore[no-any-return]  # its methods were looked for
-
-
-def polling_of(store: Store) -> SupportsPolling | None:
-    """Return the store if it can look at many steps in one request, else None."""
-    return _having(store, "newer")  # type: ignore[no-any-return]  # its methods were looked for
-
-
-def transaction_of(store: Store) -> SupportsTransaction | None:
-    """Return the store if it has transactions, else None."""
-    return _having(store, "transaction", "is_retryable")  # type: ignore[no-any-return]  # its methods were looked for
-
-
-def connection_of(store: Store) -> SupportsConnection | None:
-    """Return the store if it can take part in a caller's transaction, else None."""
-    return _having(store, "within")  # type: ignore[no-any-return]  # its methods were looked for
+runs_of: Final = _finder(SupportsRuns)
+scan_of: Final = _finder(SupportsScan)
+lock_of: Final = _finder(SupportsLock)
+holder_of: Final = _finder(SupportsHolder)
+polling_of: Final = _finder(SupportsPolling)
+transaction_of: Final = _finder(SupportsTransaction)
+connection_of: Final = _finder(SupportsConnection)

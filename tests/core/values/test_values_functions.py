@@ -253,13 +253,8 @@ def test_equal_code_in_two_modules_is_not_confused() -> None:
     assert codec_of(passing(second["fetch"])) is codec_for(str)
 
 
-def test_odd_functions_end_in_an_answer() -> None:
-    """A wrapper that wraps itself is read once; a name that is not yet assigned is refused until it is."""
-
-    def looped() -> Order: ...
-
-    looped.__wrapped__ = looped
-    assert codec_of(looped) is codec_for(Order)
+def test_a_name_that_is_not_yet_assigned_is_refused_until_it_is() -> None:
+    """The closure is read anew each time."""
 
     def later() -> Later:
         return Later()

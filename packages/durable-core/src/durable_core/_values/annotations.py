@@ -34,7 +34,7 @@ def return_type(fn: Callable[..., Any]) -> Any:
     code = getattr(called, "__code__", None)  # a mock has one too, which is no code
     if isinstance(code, CodeType) and code.co_flags & _GENERATOR:
         raise TypeError(f"{name_of(fn)} is a generator function, and a generator can't be recorded: return a list instead")
-    function = unwrapped(called)
+    function = called_by(inspect.unwrap(called))
     annotation = _annotations(function).get("return", NOTHING)
     if annotation is NOTHING:
         return NOTHING
@@ -52,7 +52,7 @@ def return_type(fn: Callable[..., Any]) -> Any:
 
 def parameter_types(fn: Callable[..., Any]) -> dict[str, Any]:
     """Return the types that the parameters of `fn` are annotated with, without those that can't be resolved."""
-    function = unwrapped(called_by(fn))
+    function = called_by(inspect.unwrap(called_by(fn)))
     found: dict[str, Any] = {}
     for name, annotation in _annotations(function).items():
         with contextlib.suppress(Exception):
@@ -70,15 +70,6 @@ def called_by(fn: Any) -> Any:
         return fn
     method = type(fn).__call__
     return method if isinstance(method, FunctionType) else fn
-
-
-def unwrapped(called: Any) -> Any:
-    """Return the function that `functools.wraps` was applied to, whose annotations the wrapper carries."""
-    for _ in range(100):  # one may wrap itself
-        if not hasattr(called, "__wrapped__"):
-            break
-        called = called_by(called.__wrapped__)
-    return called
 
 
 def closure_of(fn: Any) -> Closure:
@@ -102,15 +93,13 @@ def name_of(fn: Any) -> str:
 
 def _annotations(function: Any) -> dict[str, Any]:
     """Return the annotations as they are written; those that Python 3.14 can't evaluate as references."""
-    annotations: Any = {}
-    try:
-        annotations = function.__annotations__
-    except Exception:  # a builtin has none
-        if sys.version_info >= (3, 14) and getattr(function, "__annotate__", None) is not None:
+    with contextlib.suppress(TypeError, ValueError):  # a builtin has none, and a mock's are anything
+        if sys.version_info >= (3, 14):
             import annotationlib
 
-            annotations = annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
-    return annotations if isinstance(annotations, dict) else {}  # a mock's are anything
+            return annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
+        return inspect.get_annotations(function)
+    return {}
 
 
 def _evaluated(function: Any, annotation: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeVar, get_args, overload
 
@@ -23,8 +24,7 @@ Status = Literal["success", "failure", "started", "waiting", "reopened"]
 Kind = Literal["step", "sleep", "approval", "event", "flow", "first", "map", "published"]
 
 FORMAT: Final = 1
-_STATUSES: Final = frozenset(get_args(Status))
-_KINDS: Final = frozenset(get_args(Kind))
+_KNOWN: Final = {"status": get_args(Status), "kind": get_args(Kind)}
 _ERROR_BYTES: Final = 16_000
 _DATA_BYTES: Final = 4_000
 _ExceptionType = type[BaseException]  # in StepError the field `type` hides the builtin
@@ -116,35 +116,21 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A short hash of the arguments that the step was called with."""
 
     def __post_init__(self) -> None:
-        run_id, step_id, name, result = self.run_id, self.step_id, self.name, self.result
-        if (plain := check_id("run_id", run_id)) is not run_id:
-            force_setattr(self, "run_id", plain)
-        if (plain := check_id("step_id", step_id)) is not step_id:
-            force_setattr(self, "step_id", plain)
-            if name is step_id:
-                force_setattr(self, "name", plain)
-        if self.revision < 0 or self.attempt < 1:
-            raise ValueError(f"revision counts from 0 and attempt from 1, not {self.revision} and {self.attempt}")
-        if not (isinstance(self.status, str) and self.status in _STATUSES):
-            raise ValueError(f"status {self.status!r} is not one of {', '.join(get_args(Status))}")
-        if not (isinstance(self.kind, str) and self.kind in _KINDS):
-            raise ValueError(f"kind {self.kind!r} is not one of {', '.join(get_args(Kind))}")
-        if name is not step_id and not (type(name) is str and name and name.isascii() and name.isprintable()):
+        for field in ("run_id", "step_id"):
+            if (plain := check_id(field, given := getattr(self, field))) is not given:
+                force_setattr(self, field, plain)
+        name = self.name
+        if name is not self.step_id and not (type(name) is str and name and name.isascii() and name.isprintable()):
             if not isinstance(name, str):
                 raise TypeError(f"name must be a str, not {name!r}")
             force_setattr(self, "name", safe(name) if name else self.step_id)
-        if result is not None:
-            if type(result) is not bytes:
-                raise TypeError(f"result must be JSON as bytes, not {result!r}")
-            try:
-                bare = len(_skip(result))
-                if not result.isascii():
-                    result.decode()
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise ValueError(f"result must be JSON, not {result[:80]!r}: {error}") from error
-            # On one line, and without the space around it that the wire form drops.
-            if bare != len(result) or 10 in result or 13 in result:
-                force_setattr(self, "result", msgspec.json.format(result, indent=-1))
+        if self.revision < 0 or self.attempt < 1:
+            raise ValueError(f"revision counts from 0 and attempt from 1, not {self.revision} and {self.attempt}")
+        for field, known in _KNOWN.items():
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field} {getattr(self, field)!r} is not one of {', '.join(known)}")
+        if self.result is not None and (line := _on_one_line(self.result)) is not self.result:
+            force_setattr(self, "result", line)
         if self.started_at.tzinfo is not UTC:
             force_setattr(self, "started_at", _utc("started_at", self.started_at))
         if self.ended_at.tzinfo is not UTC:
@@ -232,6 +218,19 @@ _skip: Final = msgspec.json.Decoder(msgspec.Raw).decode
 _UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
 
 
+def _on_one_line(result: bytes) -> bytes:
+    """Return JSON on one line, and without the space around it that the wire form drops."""
+    if type(result) is not bytes:
+        raise TypeError(f"result must be JSON as bytes, not {result!r}")
+    try:
+        bare = len(_skip(result))
+        if not result.isascii():
+            result.decode()
+    except _UNREADABLE as error:
+        raise ValueError(f"result must be JSON, not {result[:80]!r}: {error}") from error
+    return msgspec.json.format(result, indent=-1) if bare != len(result) or 10 in result or 13 in result else result
+
+
 def _utc(field: str, moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError(f"{field} {moment!r} has no zone; give an aware datetime, such as datetime.now(UTC)")
@@ -245,31 +244,28 @@ class _Version(msgspec.Struct):
     """What tells who wrote a line, whatever else stands in it."""
 
     v: int = 0
-    status: str = ""
-    kind: str = ""
+    status: str = "success"
+    kind: str = "step"
 
 
 def _refusal(line: bytes | bytearray | memoryview | str, error: Exception, place: str) -> StoreError:
-    try:
+    with suppress(*_UNREADABLE):
         wrote = msgspec.json.decode(line, type=_Version)
-    except _UNREADABLE:
-        wrote = _Version()
-    if wrote.v > FORMAT:
-        return StoreError(f"{place}a record of format {wrote.v}; this durable-core reads up to {FORMAT}: upgrade durable-core")
-    for field, value, known in (("status", wrote.status, _STATUSES), ("kind", wrote.kind, _KINDS)):
-        if value and value not in known:
-            return StoreError(f"{place}{field} {value[:80]!r} was written by a newer version: upgrade durable-core")
+        if wrote.v > FORMAT:
+            reason = f"a record of format {wrote.v}; this durable-core reads up to {FORMAT}"
+            return StoreError(f"{place}{reason}: upgrade durable-core")
+        for field, known in _KNOWN.items():
+            if (value := getattr(wrote, field)) not in known:
+                return StoreError(f"{place}{field} {value[:80]!r} was written by a newer version: upgrade durable-core")
     text = line if isinstance(line, str) else bytes(line[:200]).decode(errors="replace")
     return CorruptLog(f"{place}not a step record ({error}): {text[:200]!r}")
 
 
 def _data_of(error: BaseException) -> tuple[Any, int]:
     """Return what the exception offers as JSON, and its size; None where that would not come back equal."""
-    try:
-        if (offered := getattr(error, "__durable_data__", None)) is None:
-            return None, 0
+    with suppress(Exception):  # whatever a property raises: the failure itself is what has to be recorded
+        offered = getattr(error, "__durable_data__", None)
         encoded = msgspec.json.encode(offered)
-        data = msgspec.json.decode(encoded)
-        return (data, len(encoded)) if len(encoded) <= _DATA_BYTES and data == offered else (None, 0)
-    except Exception:  # whatever a property raises: the failure itself is what has to be recorded
-        return None, 0
+        if len(encoded) <= _DATA_BYTES and msgspec.json.decode(encoded) == offered:
+            return msgspec.json.decode(encoded), len(encoded)
+    return None, 0

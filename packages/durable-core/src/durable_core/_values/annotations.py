@@ -104,6 +104,8 @@ def _annotations(function: Any) -> dict[str, Any]:
 
 def _evaluated(function: Any, annotation: Any) -> Any:
     """Resolve one annotation, with the names of the function's module, closure and type parameters."""
+    if isinstance(annotation, type):
+        return annotation
 
     def returning() -> None: ...
 

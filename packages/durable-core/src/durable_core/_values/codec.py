@@ -11,9 +11,8 @@ import msgspec
 from durable_core._system.roots import UnrecordableValue
 from durable_core._system.text import describe, message
 
-from . import json
 from .difference import DEEP, difference, holds_no_number, innermost
-from .types import Codecs, is_json, type_name
+from .types import Codecs, decoder, encode, is_json, type_name
 
 T = TypeVar("T")
 
@@ -36,7 +35,7 @@ class Codec(Generic[T]):
         self.type = type_
         self._exact = type_ is Any
         self._is_json = is_json(type_)
-        self._encode, self._decode = codecs or (json.encode, json.decoder(type_))
+        self._encode, self._decode = codecs or (encode, decoder(type_))
 
     def __repr__(self) -> str:
         return f"Codec({type_name(self.type)})"

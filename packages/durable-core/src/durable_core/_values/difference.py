@@ -16,8 +16,7 @@ from uuid import UUID
 
 from durable_core._system.text import describe, short
 
-from .json import BASES, encode
-from .types import is_model
+from .types import BASES, encode, is_model
 
 DEEP: Final = 400
 """What is nested deeper is refused: a replay, whose stack may be higher, has to decode it too."""

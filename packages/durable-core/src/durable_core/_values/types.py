@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections import deque
 from collections.abc import Callable, Iterator
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import lru_cache, partial
@@ -21,6 +21,19 @@ _BY_PYDANTIC: Final = ("fractions", "ipaddress", "pathlib")
 _TEXTS: Final = (str, bytes, UUID, Decimal, date, time, timedelta)
 _LISTS: Final = (list, tuple, set, frozenset, deque)
 _JSON: Final = {Any, object, dict, list, str, int, float, bool, NoneType}  # `object` is the class of unions
+
+# Bound here, once: libraries that freeze time replace the classes' names in modules while tests run.
+_datetime, _date = datetime.combine, date.fromordinal
+_BARE: Final[tuple[tuple[Any, Callable[[Any], Any]], ...]] = (
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+    (bytes, bytes.__bytes__),
+    (datetime, lambda value: _datetime(value.date(), value.timetz())),
+    (date, lambda value: _date(value.toordinal())),
+)
+BASES: Final = frozenset({base for base, _ in _BARE} | {list})
+"""The classes whose subclasses may come back as the class itself, where that class is declared."""
 
 Codecs = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
 
@@ -180,6 +193,31 @@ def _suits_pydantic(type_: Any) -> bool:
         return False
     known = issubclass(class_, (*_LISTS, dict, int, float, Enum, NoneType)) or _is_text(class_) or _is_object(class_)
     return _has_keys(type_) and (known or bool(members) or type_ in (Any, ...) or isinstance(type_, typing.TypeVar))
+
+
+def _to_json(value: Any) -> Any:
+    kind: Any = type(value)
+    if is_model(kind):
+        return value.model_dump(mode="json", by_alias=False, round_trip=True, warnings=False)
+    for base, bare in _BARE:
+        if isinstance(value, base):
+            return bare(value)
+    raise TypeError(f"{kind.__name__} has no form in JSON")
+
+
+def _from_json(type_: Any, value: Any) -> Any:
+    if is_model(type_):
+        # As JSON, not as objects, so that strict models take back what they wrote.
+        return type_.model_validate_json(msgspec.json.encode(value), by_alias=True, by_name=True)
+    return value
+
+
+encode: Final[Callable[[Any], bytes]] = msgspec.json.Encoder(enc_hook=_to_json).encode
+
+
+def decoder(type_: Any) -> Callable[[bytes], Any]:
+    """Return the function that decodes JSON to `type_`; raises what msgspec raises for a type it does not take."""
+    return msgspec.json.Decoder(type_, dec_hook=_from_json).decode
 
 
 def type_name(type_: Any) -> str:

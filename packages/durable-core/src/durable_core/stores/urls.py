@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from durable_core.errors import StoreError
 
@@ -21,6 +20,8 @@ class StoreURL:
     """
 
     def __init__(self, url: str) -> None:
+        from urllib.parse import parse_qsl, unquote, urlsplit  # a tenth of what importing the library would take
+
         if not isinstance(url, str):
             raise TypeError(f"a store's URL must be a str such as 'file:./runs', not {url!r}")
         match = _SCHEME.match(url)
@@ -36,7 +37,7 @@ class StoreURL:
                 f"the URL that begins with '{self.scheme}:' holds a '#', which ends its path; percent-encode it: write it as %23"
             )
         try:
-            self.parts: Final[SplitResult] = urlsplit(url)
+            self.parts: Final = urlsplit(url)
             self._host: Final = self.parts.netloc.rpartition("@")[2]
             if not all(map(_HOST.fullmatch, self._host.split(","))):
                 raise ValueError
@@ -44,6 +45,8 @@ class StoreURL:
             # Not `from` it: urllib's message can hold the password.
             raise self._unreadable() from None
         self.query: Final = parse_qsl(self.parts.query, keep_blank_values=True)
+        self.path: Final = unquote(self.parts.path)
+        """The path, percent-decoded."""
 
     def options(self, known: Mapping[str, Callable[[str], Any]], *, also: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Convert the query parameters by `known`; those in `also` belong to the driver and are left to `without`.
@@ -81,14 +84,11 @@ class StoreURL:
 
     def without(self, names: Mapping[str, object]) -> str:
         """Return the URL, secrets included, less the options in `names`: what the driver gets."""
+        from urllib.parse import urlencode
+
         # Not through `urlunsplit`, which turns `postgresql:///db` into `postgresql:/db`.
         kept = urlencode([(name, text) for name, text in self.query if name not in names])
         return self._text.partition("?")[0] + (kept and f"?{kept}")
-
-    @property
-    def path(self) -> str:
-        """The path, percent-decoded."""
-        return unquote(self.parts.path)
 
     def __str__(self) -> str:
         if "@" in self.parts.path + self.parts.query:  # all before it may be a password that its owner forgot to escape

@@ -11,11 +11,10 @@ from typing import Any, Final, Literal, TypeVar, get_args, overload
 import msgspec
 from msgspec.structs import asdict, astuple, force_setattr
 
-from ._system.class_names import class_name
 from ._system.ids import check_id as check_id  # stores use it too
 from ._system.ids import new_id
 from ._system.roots import CorruptLog, StoreError
-from ._system.text import UNSAFE, clip, safe
+from ._system.text import UNSAFE, class_name, clip, safe
 from ._values.returns import codec_for
 
 T = TypeVar("T")

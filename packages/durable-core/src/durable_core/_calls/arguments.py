@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from durable_core._system.class_names import class_name
+from durable_core._system.text import class_name
 from durable_core._values.difference import parts
 from durable_core._values.types import is_model, stems_from
 

@@ -1,9 +1,10 @@
-"""Text that is safe to store and to show: no NUL, no lone surrogates, no terminal escapes, and not too long."""
+"""Text for logs and messages: safe to store and to show, and not too long."""
 
 from __future__ import annotations
 
 import re
 import reprlib
+import sys
 from typing import Final
 
 UNSAFE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -26,6 +27,23 @@ def clip(text: str, limit: int, *, end: bool = False) -> str:
     kept = data[-limit + 3 :] if end else data[: limit - 3]
     clipped = kept.decode(errors="ignore")
     return f"…{clipped}" if end else f"{clipped}…"
+
+
+def class_name(type_: type) -> str:
+    """Return the class's name behind that of its module, or alone for a builtin."""
+    module = type_.__module__
+    if module in ("__main__", "__mp_main__"):  # the latter in a child of multiprocessing
+        module = _program()
+    return type_.__qualname__ if module == "builtins" else f"{module}.{type_.__qualname__}"
+
+
+def _program() -> str:
+    """Return the name by which others import the module that the program was started with."""
+    from pathlib import Path  # here: few programs need it
+
+    main = sys.modules.get("__main__")
+    spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    return spec.name if spec is not None else Path(path).stem if path else "__main__"
 
 
 def short(value: object) -> str:

@@ -632,8 +632,8 @@ PATCHES = [
     Patch(
         "record: data of an error that would come back changed is kept",
         f"{CORE}/record.py",
-        "<= _DATA_BYTES and data == offered else",
-        "<= _DATA_BYTES else",
+        "<= _DATA_BYTES and data == offered:",
+        "<= _DATA_BYTES:",
         ("tests/core/test_record.py::TestStepError::test_what_would_not_come_back_is_left_out",),
     ),
     Patch(

@@ -288,16 +288,13 @@ def record(type_: Any, value: Any) -> Any:
     codec: Codec[Any] = codec_for(type_)
     data, back = codec.record(value)
     assert b"\n" not in data
-    assert codec.encode(value) == data
-    assert codec.encode(codec.decode(data)) == codec.encode(back)
+    assert codec.record(codec.decode(data))[0] == codec.record(back)[0]
     return back
 
 
 def refused(type_: Any, value: Any) -> str:
     with pytest.raises(UnrecordableValue) as caught:
         codec_for(type_).record(value)
-    with pytest.raises(UnrecordableValue):
-        codec_for(type_).encode(value)
     text = str(caught.value)
     assert "at `$" in text
     assert "returns=None" in text

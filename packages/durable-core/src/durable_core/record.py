@@ -153,11 +153,9 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         return "answered" in self.notes
 
     @overload
-    def value(self) -> Any: ...
-    @overload
     def value(self, type_: type[T]) -> T: ...
     @overload
-    def value(self, type_: Any) -> Any: ...
+    def value(self, type_: Any = Any) -> Any: ...
     def value(self, type_: Any = Any) -> Any:
         """Decode the recorded value as `type_`, or as plain JSON; None where no value was recorded.
 
@@ -265,6 +263,7 @@ def _data_of(error: BaseException) -> tuple[Any, int]:
     with suppress(Exception):  # whatever a property raises: the failure itself is what has to be recorded
         offered = getattr(error, "__durable_data__", None)
         encoded = msgspec.json.encode(offered)
-        if len(encoded) <= _DATA_BYTES and msgspec.json.decode(encoded) == offered:
-            return msgspec.json.decode(encoded), len(encoded)
+        data = msgspec.json.decode(encoded)
+        if len(encoded) <= _DATA_BYTES and data == offered:
+            return data, len(encoded)
     return None, 0

@@ -40,10 +40,6 @@ class Codec(Generic[T]):
     def __repr__(self) -> str:
         return f"Codec({type_name(self.type)})"
 
-    def encode(self, value: T) -> bytes:
-        """Return `value` as JSON. Raises `UnrecordableValue` if it would not come back as it is."""
-        return self.record(value)[0]
-
     def decode(self, data: bytes) -> T:
         """Return the value that `data` holds. Raises `msgspec.DecodeError`, whatever a class's own validation raised."""
         try:

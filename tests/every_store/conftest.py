@@ -13,10 +13,10 @@ from durable_core import MemoryStore, Store, open_store
 from durable_core.testing import FakeClock
 from tests.servers.postgres import postgres_server_url, postgres_url
 from tests.servers.redis import redis_server_url, redis_url
-from tests.servers.s3 import S3Server, moto_server, s3_credentials
+from tests.servers.s3 import S3Server, ministack_server, s3_credentials
 
 __all__ = [
-    "moto_server",
+    "ministack_server",
     "postgres_server_url",
     "postgres_url",
     "redis_server_url",
@@ -28,10 +28,10 @@ Opened = Callable[[], AbstractAsyncContextManager[Store]]
 
 
 @pytest.fixture
-def s3_url(moto_server: S3Server, s3_credentials: None) -> str:
+def s3_url(ministack_server: S3Server, s3_credentials: None) -> str:
     name = f"t-{uuid4().hex[:12]}"
-    moto_server.make_bucket(name)
-    return moto_server.url("logs", name)
+    ministack_server.make_bucket(name)
+    return ministack_server.url("logs", name)
 
 
 @pytest.fixture(params=["file", "postgres", "redis", "s3"])
@@ -41,7 +41,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"file:{tmp_path / 'runs'}"
     found: str = request.getfixturevalue(f"{request.param}_url")
     if request.param in ("redis", "s3"):  # whose locks are leases: that of a process that was killed ends by itself
-        found += f"{'&' if '?' in found else '?'}lease=3"
+        found += f"{'&' if '?' in found else '?'}lease=10"
     return found
 
 

@@ -1,11 +1,14 @@
-"""Programs that the tests run in processes of their own: `python programs.py COMMAND URL [ARGUMENT…]`."""
+"""Programs that the tests run in processes of their own."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 from durable_core import (
     AlreadyDecided,
@@ -44,11 +47,11 @@ async def refund_once(store: Store, ledger: str) -> str:
         return f"suspended for {', '.join(suspended.waiting_for)}"
 
 
-async def decide(store: Store, yes_or_no: str, name: str) -> str:
-    """Decide as `name` once all rivals are ready: they wait for a line on standard input."""
+async def decide(store: Store, pipe: Connection, yes_or_no: str, name: str) -> str:
+    """Decide as `name` once all rivals are ready, and all of them are told to go."""
     await store.get("refund-7", "approve-refund")
-    print("ready", flush=True)
-    await asyncio.to_thread(sys.stdin.readline)
+    pipe.send("ready")
+    await asyncio.to_thread(pipe.recv)
     act = control.approve if yes_or_no == "yes" else control.reject
     try:
         await act(store, "refund-7", "approve-refund", by=name)
@@ -82,19 +85,29 @@ async def charge(store: Store, run_id: str, ledger: str, point: str, recover: st
         return await runner.step("charge", charge_card, at_most_once=True, **options)  # type: ignore[arg-type]
 
 
-async def number(store: Store, count: str) -> str:
-    """Run numbered steps that each tell which process ran them."""
+async def race(store: Store, pipe: Connection, alone: int, together: int) -> list[str]:
+    """Run steps without the run's lock once all rivals are ready, some one by one and some at once; return their values."""
     runner = Runner(store, "race")
-    return ",".join([str(await runner.step(f"n-{n}", os.getpid)) for n in range(int(count))])
+    await runner.history()
+    pipe.send("ready")
+    await asyncio.to_thread(pipe.recv)
+    values = [await runner.step(f"alone-{number}", random_value) for number in range(alone)]
+    return [*values, *await asyncio.gather(*(runner.step(f"together-{number}", random_value) for number in range(together)))]
 
 
-async def main(command: str, url: str, *arguments: str) -> None:
-    async with open_store(url) as store:
-        try:
-            print(await globals()[command](store, *arguments))
-        except StepFailed as failed:
-            print(f"failed: {failed}")
+async def random_value() -> str:
+    await asyncio.sleep(0)
+    return uuid4().hex
 
 
-if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+def run(pipe: Connection, program: Callable[..., Any], url: str, *arguments: Any) -> None:
+    """Run one of the programs above on the store at `url`; send what it returned."""
+
+    async def main() -> Any:
+        async with open_store(url) as store:
+            try:
+                return await program(store, *([pipe] if program in (decide, race) else []), *arguments)
+            except StepFailed as failed:
+                return f"failed: {failed}"
+
+    pipe.send(asyncio.run(main()))

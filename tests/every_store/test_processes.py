@@ -3,37 +3,58 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
+import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from durable_core import MemoryStore, Runner, RunSuspended, StepInterrupted, control, open_store
 from durable_core.testing import FakeClock
-from tests.every_store.programs import charge
+from tests.every_store.programs import charge, decide, race, refund_once, run
 
-PROGRAMS = str(Path(__file__).with_name("programs.py"))
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, PROGRAMS, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+# A process that has imported everything forks each of the others, which import nothing again.
+CONTEXT: Any = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
+CONTEXT.set_forkserver_preload(["tests.every_store.programs", "durable_file", "durable_postgres", "durable_redis", "durable_s3"])
+SECONDS = 120
 
 
-def ends(*arguments: str) -> tuple[int, str]:
-    process = start(*arguments)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode in (0, -9), err
-    return process.returncode, out.strip()
+class Process:
+    """A program that runs in a process of its own."""
+
+    def __init__(self, program: Callable[..., Any], url: str, *arguments: object) -> None:
+        self._pipe, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=run, args=(theirs, program, url, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def send(self, message: str) -> None:
+        self._pipe.send(message)
+
+    def receive(self) -> Any:
+        """Return the next message; None if the process was killed."""
+        assert self._pipe.poll(SECONDS)
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            return None
+
+    def ends(self) -> tuple[int, Any]:
+        """Return the exit code of the process, and what the program returned."""
+        answer = self.receive()
+        self._process.join(SECONDS)
+        code: int = self._process.exitcode
+        self._process.close()
+        self._pipe.close()
+        return code, answer
 
 
 async def test_a_refund_over_three_processes_is_paid_once(url: str, tmp_path: Path) -> None:
     """The first asks and exits, a person approves from the second, the third pays; a fourth finds it done."""
     ledger = tmp_path / "ledger"
-    assert ends("refund_once", url, str(ledger)) == (0, "suspended for approve-refund")
-    assert ends("refund_once", url, str(ledger)) == (0, "suspended for approve-refund")
+    for _ in range(2):
+        assert Process(refund_once, url, str(ledger)).ends() == (0, "suspended for approve-refund")
     async with open_store(url) as store:
         (waiting,) = [record async for record in control.pending(store)]
         assert waiting.note["show"] == {"amount": 90}
@@ -41,7 +62,7 @@ async def test_a_refund_over_three_processes_is_paid_once(url: str, tmp_path: Pa
         await control.approve(store, waiting.run_id, waiting.step_id, by="alice", reason="checked the invoice")
         assert [record async for record in control.pending(store)] == []
     for _ in range(2):
-        assert ends("refund_once", url, str(ledger)) == (0, "approved by alice")
+        assert Process(refund_once, url, str(ledger)).ends() == (0, "approved by alice")
     assert len(ledger.read_text().splitlines()) == 1
     async with open_store(url) as store:
         assert (await control.status(store, "refund-7")).status == "ended"
@@ -49,16 +70,13 @@ async def test_a_refund_over_three_processes_is_paid_once(url: str, tmp_path: Pa
 
 async def test_eight_people_decide_at_once_and_one_decision_counts(url: str, tmp_path: Path) -> None:
     """Four approve and four reject at the same moment: one decides, seven are told who was first."""
-    assert ends("refund_once", url, str(tmp_path / "ledger"))[1].startswith("suspended")
-    people = [start("decide", url, "yes" if number % 2 else "no", f"person-{number}") for number in range(8)]
+    assert Process(refund_once, url, str(tmp_path / "ledger")).ends() == (0, "suspended for approve-refund")
+    people = [Process(decide, url, "yes" if number % 2 else "no", f"person-{number}") for number in range(8)]
     for process in people:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
+        assert process.receive() == "ready"
     for process in people:
-        assert process.stdin
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    answers = [process.communicate(timeout=120)[0].strip() for process in people]
+        process.send("go")
+    answers = [process.ends()[1] for process in people]
     assert sorted(answer.split()[0] for answer in answers) == ["already"] * 7 + ["decided"]
     async with open_store(url) as store:
         chain = [record for record in await store.list("refund-7") if record.step_id == "approve-refund"]
@@ -76,14 +94,15 @@ POINTS = ["before:1", "after:1", "before:2", "after:2", "begin", "end", "before:
 async def test_killed_at_every_point_around_a_step_that_may_happen_once(url: str, tmp_path: Path, recover: str) -> None:
     """The effect is there at most once, always; with `recover` exactly once, and the run ends."""
 
-    async def killed_at(point: str) -> None:
-        ledger = tmp_path / f"ledger-{point}"
-        arguments = f"order-{point}", str(ledger)
-        assert await asyncio.to_thread(ends, "charge", url, *arguments, point, recover) == (-9, ""), point
+    def of(point: str) -> tuple[str, str]:
+        return f"order-{point}", str(tmp_path / f"ledger-{point}")
+
+    async def resume(point: str) -> None:
         try:
-            answer = await charge(store, *arguments, "never", recover)
+            answer = await charge(store, *of(point), "never", recover)
         except StepInterrupted:
             answer = "interrupted"
+        ledger = Path(of(point)[1])
         charged = ledger.read_text().count("charged") if ledger.exists() else 0
         assert charged <= 1, point
         if recover == "recover" or answer != "interrupted":
@@ -92,17 +111,30 @@ async def test_killed_at_every_point_around_a_step_that_may_happen_once(url: str
             assert point in ("after:2", "begin", "end", "before:3")
 
     # Each point has a run of its own, so that the leases of those that were killed run out at the same time.
+    processes = {point: Process(charge, url, *of(point), point, recover) for point in POINTS}
+    for point, process in processes.items():
+        assert process.ends() == (-9, None), point
     async with open_store(url) as store, asyncio.TaskGroup() as tasks:
         for point in POINTS:
-            tasks.create_task(killed_at(point))
+            tasks.create_task(resume(point))
 
 
-def test_eight_processes_racing_on_one_run_get_one_outcome_a_step(url: str) -> None:
-    """Without the lock each may run a step; all return the one that was recorded."""
-    rivals = [start("number", url, "10") for _ in range(8)]
-    answers = {process.communicate(timeout=120)[0].strip() for process in rivals}
-    assert len(answers) == 1
-    assert len(answers.pop().split(",")) == 10
+async def test_eight_processes_racing_on_one_run_get_one_outcome_a_step(url: str) -> None:
+    """Without the lock each may run a step; each step has one entry, and everybody got the value that it holds."""
+    alone, together = 10, 20
+    rivals = [Process(race, url, alone, together) for _ in range(8)]
+    for process in rivals:
+        assert process.receive() == "ready"
+    for process in rivals:
+        process.send("go")
+    outcomes = [process.ends() for process in rivals]
+    async with open_store(url) as store:
+        log = await store.list("race")
+    names = [*(f"alone-{number}" for number in range(alone)), *(f"together-{number}" for number in range(together))]
+    assert [record.step_id for record in log][:alone] == names[:alone]
+    assert sorted(record.step_id for record in log) == sorted(names)
+    recorded = {record.step_id: record.value() for record in log}
+    assert outcomes == [(0, [recorded[name] for name in names])] * 8
 
 
 async def test_deadline_and_decision_at_the_same_moment_have_one_outcome(tmp_path: Path) -> None:

@@ -1,9 +1,7 @@
 """Servers that die and connections that break under runners at work: nothing is lost, and no step is wrongly run again."""
 
 import asyncio
-import json
 import random
-import sys
 from collections import Counter
 from urllib.parse import urlsplit
 
@@ -215,46 +213,6 @@ async def test_a_server_that_stays_away(postgres_server: PostgresServer) -> None
         await asyncio.to_thread(postgres_server.start)
         assert await runner.step("step", step) == 7
         assert [record.value() for record in await store.list("run")] == [7]
-
-
-RACER = """
-import asyncio, json, os, sys
-from durable_core import Runner
-from durable_postgres import PostgresStore
-
-async def step() -> int:
-    await asyncio.sleep(0)
-    return os.getpid()
-
-async def main():
-    async with PostgresStore.from_url(sys.argv[1]) as store:
-        runner = Runner(store, "run")
-        await runner.history()
-        print("ready", flush=True)
-        sys.stdin.readline()
-        outcomes = [await runner.step(f"alone-{number}", step) for number in range(20)]
-        outcomes += await asyncio.gather(*(runner.step(f"together-{number}", step) for number in range(80)))
-    print(json.dumps(outcomes))
-
-asyncio.run(main())
-"""
-
-
-async def test_eight_processes_race_on_one_run(postgres_url: str) -> None:
-    """Without a lock, each step has one outcome, and it is the same in all of them."""
-    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
-    processes = [await asyncio.create_subprocess_exec(sys.executable, "-c", RACER, postgres_url, **pipes) for _ in range(8)]
-    for process in processes:
-        assert process.stdout is not None
-        assert await process.stdout.readline() == b"ready\n"
-    finished = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
-    first, *others = [json.loads(output) for output, _ in finished]
-    assert len(first) == 100
-    assert all(other == first for other in others)
-    async with PostgresStore.from_url(postgres_url) as store:
-        records = await store.list("run")
-    assert len(records) == 100
-    assert Counter(record.value() for record in records) == Counter(first)
 
 
 def _read_only_role(role: str, schema: str) -> str:

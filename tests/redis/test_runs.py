@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -62,33 +61,6 @@ async def test_a_process_killed_at_an_append(redis_url: str, tmp_path: Path, at:
         assert await flow(store, journal, lock_wait=10) == [f"did {step}" for step in STEPS]
     again = [STEPS[at - 1]] if when == "before" else []
     assert sorted(journal.read_text().split()) == sorted([*STEPS, *again])
-
-
-async def race(pipe: Pipe, open_: Callable[[], Any], name: str) -> None:
-    async with open_() as store:
-        runner = Runner(store, "run")
-        await runner.history()
-        await pipe.send("ready")
-        await pipe.receive()
-        await pipe.send([await runner.step(f"step {number}", lambda: name, returns=str) for number in range(20)])
-
-
-async def test_eight_processes_on_one_run(redis_url: str) -> None:
-    """Runners that work on one run without its lock agree on the outcome of every step, and it is one that was recorded."""
-    open_ = partial(open_store, redis_url)
-    async with AsyncExitStack() as stack:
-        names = [f"process {number}" for number in range(8)]
-        children = await asyncio.gather(*(stack.enter_async_context(Child(race, open_, name)) for name in names))
-        for child in children:
-            assert await child.receive() == "ready"
-        for child in children:
-            await child.send("go")
-        outcomes = [await child.receive() for child in children]
-    assert all(outcome == outcomes[0] for outcome in outcomes)
-    async with open_() as store:
-        records = await store.list("run")
-    assert len(records) == 20
-    assert [record.value() for record in sorted(records, key=lambda r: int(r.step_id.split()[1]))] == outcomes[0]
 
 
 async def test_a_server_killed_under_a_run(server: RedisServer, tmp_path: Path) -> None:

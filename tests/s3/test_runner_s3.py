@@ -1,44 +1,23 @@
-"""Whole runs on S3: many processes at once, and processes killed at every append."""
+"""Whole runs on S3, in processes that are killed at an append."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import os
-from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
 from durable_core import Runner, open_store
 from durable_core.testing import CrashingStore
+from tests.servers.s3 import SERVERS
 
 pytestmark = pytest.mark.asyncio
 
 SPAWN = multiprocessing.get_context("spawn")
 STEPS = 4
-
-
-def race(connection: Connection, url: str) -> None:
-    """Run one run's steps at the same time as others, without its lock; send the values."""
-
-    async def main() -> None:
-        async with open_store(url) as store:
-            await store.list("run")
-            connection.send("ready")
-            connection.recv()
-            runner = Runner(store, "run")
-            values = [await runner.step(f"step-{number}", random_value) for number in range(STEPS)]
-            connection.send(values)
-
-    asyncio.run(main())
-
-
-def random_value() -> str:
-    return uuid4().hex
 
 
 def crash(url: str, witness: str, at: int, when: str) -> None:
@@ -71,33 +50,13 @@ def start(work: object, *arguments: object) -> SpawnProcess:
     return process
 
 
-async def test_sixteen_processes_racing_get_one_outcome_a_step(s3_url: str) -> None:
-    """All run the same steps at once and unlocked; each step has one entry, and everybody got that value."""
-    children = []
-    for _ in range(16):
-        mine, theirs = SPAWN.Pipe()
-        children.append((start(race, theirs, s3_url), mine))
-    for _, pipe in children:
-        assert await asyncio.to_thread(pipe.recv) == "ready"
-    for _, pipe in children:
-        pipe.send("go")
-    outcomes = [await asyncio.to_thread(pipe.recv) for _, pipe in children]
-    for process, _ in children:
-        await asyncio.to_thread(process.join)
-        process.close()
-    async with open_store(s3_url) as store:
-        log = await store.list("run")
-    assert [record.step_id for record in log] == [f"step-{number}" for number in range(STEPS)]
-    recorded = [json.loads(record.result or b"") for record in log]
-    assert outcomes == [recorded] * 16
-
-
+@pytest.mark.parametrize("s3_url", SERVERS[-1:], indirect=True)
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_process_killed_at_any_append_is_resumed(s3_url: str, tmp_path: Path, when: str) -> None:
     """Nothing acknowledged is lost; only a step whose outcome was not stored runs again, and it alone."""
 
     async def killed_at(at: int) -> None:
-        witness, url = tmp_path / f"{when}-{at}", f"{s3_url.replace('/logs', f'/logs-{when}-{at}', 1)}&lease=3"
+        witness, url = tmp_path / f"{when}-{at}", f"{s3_url.replace('/logs', f'/logs-{when}-{at}', 1)}&lease=10"
         process = start(crash, url, str(witness), at, when)
         await asyncio.to_thread(process.join)
         assert process.exitcode == -9

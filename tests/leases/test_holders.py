@@ -29,7 +29,7 @@ def url(request: pytest.FixtureRequest) -> str:
     """The URL of a store with nothing in it, to which options are appended with `&`."""
     if request.param == "redis":
         return str(request.getfixturevalue("redis_url"))
-    return f"{request.getfixturevalue('moto_server').url(uuid4().hex)}&probe=false"
+    return f"{request.getfixturevalue('ministack_server').url(uuid4().hex)}&probe=false"
 
 
 def lock(store: OpenableStore, run_id: str = "run") -> Any:

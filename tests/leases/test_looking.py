@@ -31,7 +31,7 @@ def url(request: pytest.FixtureRequest) -> str:
         return f"{request.getfixturevalue('redis_url')}{'&waitaof=1,0,5000' if request.param == 'waitaof' else ''}"
     if request.param == "cluster":
         return f"{request.getfixturevalue('cluster_url')}?cluster=true&prefix=t-{uuid4().hex}"
-    return f"{request.getfixturevalue('moto_server').url(uuid4().hex)}&probe=false"
+    return f"{request.getfixturevalue('ministack_server').url(uuid4().hex)}&probe=false"
 
 
 @pytest.fixture
@@ -95,10 +95,10 @@ async def test_only_what_is_newer_is_returned(store: Any) -> None:
     assert await newer(*many, ("b", "one", 0)) == {("b", "one", 12)}
 
 
-async def test_damage_that_is_newer_is_an_error_with_its_place(redis_url: str, moto_server: Any) -> None:
-    async with open_store(f"{moto_server.url(uuid4().hex)}&probe=false") as store:
+async def test_damage_that_is_newer_is_an_error_with_its_place(redis_url: str, ministack_server: Any) -> None:
+    async with open_store(f"{ministack_server.url(uuid4().hex)}&probe=false") as store:
         key = store._keys.entry("run", "step", 3)  # type: ignore[attr-defined]  # an S3Store
-        moto_server.client().put_object(Bucket="durable-tests", Key=key, Body=b"{")
+        ministack_server.client().put_object(Bucket="durable-tests", Key=key, Body=b"{")
         assert await store.newer([("run", "step", 3)]) == []  # type: ignore[attr-defined]  # as above
         with pytest.raises(StoreError, match=r"step/9999999996\.r3\.json"):
             await store.newer([("run", "step", 2)])  # type: ignore[attr-defined]  # as above

@@ -36,7 +36,7 @@ def url(request: pytest.FixtureRequest) -> str:
     """The URL of a store with nothing in it."""
     if request.param == "redis":
         return str(request.getfixturevalue("redis_url"))
-    return str(request.getfixturevalue("moto_server").url(uuid4().hex))
+    return str(request.getfixturevalue("ministack_server").url(uuid4().hex))
 
 
 async def use(store: OpenableStore, step: str) -> int:
@@ -143,9 +143,9 @@ def test_a_given_client_of_redis_belongs_to_its_loop(redis_url: str) -> None:
     asyncio.run(again())
 
 
-def test_a_given_client_of_boto3_serves_every_loop(moto_server: S3Server) -> None:
+def test_a_given_client_of_boto3_serves_every_loop(ministack_server: S3Server) -> None:
     """boto3's clients know no loops."""
-    client = client_of(moto_server.endpoint)
+    client = client_of(ministack_server.endpoint)
     store = S3Store(client, BUCKET, uuid4().hex)
     assert asyncio.run(use(store, "first")) == 20
     assert asyncio.run(use(store, "second")) == 40

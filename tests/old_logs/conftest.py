@@ -21,9 +21,9 @@ from durable_core.testing import FakeClock
 from tests.old_logs.runs import BODIES, FLOWS, World, order_flow
 from tests.servers.postgres import postgres_server_url
 from tests.servers.redis import redis_server_url
-from tests.servers.s3 import S3Server, moto_server, s3_credentials
+from tests.servers.s3 import S3Server, ministack_server, s3_credentials
 
-__all__ = ["moto_server", "postgres_server_url", "redis_server_url", "s3_credentials"]
+__all__ = ["ministack_server", "postgres_server_url", "redis_server_url", "s3_credentials"]
 
 DATA = Path(__file__).parent / "data"
 STORES = ["file", "file-shared", "postgres", "redis", "s3"]
@@ -66,7 +66,7 @@ def load_redis(request: pytest.FixtureRequest) -> str:
 
 
 def load_s3(request: pytest.FixtureRequest) -> str:
-    server: S3Server = request.getfixturevalue("moto_server")
+    server: S3Server = request.getfixturevalue("ministack_server")
     bucket = f"t-{uuid4().hex[:12]}"
     server.make_bucket(bucket)
     client = server.client()
@@ -84,9 +84,15 @@ def load_s3(request: pytest.FixtureRequest) -> str:
 LOADERS = {"file": load_files, "file-shared": load_files, "postgres": load_postgres, "redis": load_redis, "s3": load_s3}
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=STORES, scope="module")
 def untouched_url(request: pytest.FixtureRequest, s3_credentials: None) -> str:
-    """The old logs as they were left."""
+    """The old logs as they were left, for tests that only read them."""
+    return LOADERS[request.param](request)
+
+
+@pytest.fixture(params=STORES)
+def own_url(request: pytest.FixtureRequest, s3_credentials: None) -> str:
+    """The old logs for one test alone."""
     return LOADERS[request.param](request)
 
 
@@ -115,6 +121,12 @@ class Old:
 @pytest.fixture
 async def untouched(untouched_url: str) -> AsyncIterator[Old]:
     async with open_store(untouched_url) as store:
+        yield Old(store)
+
+
+@pytest.fixture
+async def own(own_url: str) -> AsyncIterator[Old]:
+    async with open_store(own_url) as store:
         yield Old(store)
 
 

@@ -51,12 +51,12 @@ async def test_every_entry_reads_as_it_was_written(untouched: Old) -> None:
 
 
 @pytest.mark.parametrize("untouched_url", ["s3"], indirect=True)
-async def test_a_long_run_is_read_from_its_old_snapshot(untouched: Old, untouched_url: str, moto_server: S3Server) -> None:
+async def test_a_long_run_is_read_from_its_old_snapshot(untouched: Old, untouched_url: str, ministack_server: S3Server) -> None:
     """S3: a snapshot that an earlier edition wrote saves the requests for the entries in it."""
     from durable_s3 import S3Store
 
     bucket = untouched_url.removeprefix("s3://").partition("/")[0]
-    client = client_of(moto_server.endpoint)
+    client = client_of(ministack_server.endpoint)
     requests = Requests(client)
     async with S3Store(client, bucket, "logs") as store:
         await store.get("success", "charge")
@@ -268,15 +268,15 @@ async def test_every_run_has_a_status(untouched: Old) -> None:
     assert failed == {"failure", "approval-too-late", "flow-failed", "flow-typo"}
 
 
-async def test_a_run_can_be_forked_and_cleared(untouched: Old) -> None:
+async def test_a_run_can_be_forked_and_cleared(own: Old) -> None:
     """An old run can be forked, and cleared, which leaves the others."""
-    store = untouched.store
+    store = own.store
     assert await control.fork(store, "success", "forked", before="charge") == 1
     assert [record.step_id for record in await store.list("forked")] == ["prepare"]
     await store.clear("success")
     assert not await store.list("success")
     assert await store.get("success", "charge") is None
-    assert await untouched.resume("success") == DID
-    assert untouched.world.done == ["prepare", "charge"]
-    assert await untouched.resume("kunde/ä {7} ~ %41") == DID
-    assert untouched.world.done == ["prepare", "charge"]
+    assert await own.resume("success") == DID
+    assert own.world.done == ["prepare", "charge"]
+    assert await own.resume("kunde/ä {7} ~ %41") == DID
+    assert own.world.done == ["prepare", "charge"]

@@ -23,9 +23,10 @@ def test_names_are_unlike() -> None:
     assert len({patch.name for patch in PATCHES}) == len(PATCHES)
 
 
-def test_every_test_exists() -> None:
-    """A row names tests that pytest finds."""
-    tests = sorted({test for patch in PATCHES for test in patch.tests})
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *tests]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_every_test_exists(request: pytest.FixtureRequest) -> None:
+    """A row names tests that pytest finds; it is asked for those that this session doesn't run anyway."""
+    here = {name for item in request.session.items for name in (item.nodeid, item.nodeid.partition("[")[0])}
+    if elsewhere := sorted({test for patch in PATCHES for test in patch.tests} - here):
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *elsewhere]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr

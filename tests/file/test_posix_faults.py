@@ -36,7 +36,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("round_", range(4))
+@pytest.mark.parametrize("round_", range(2))
 async def test_killed_writers(path: Path, child: Child, round_: int) -> None:
     """Writers that are killed at random moments lose nothing that an append returned, and leave a log that others go on with."""
     returned: set[str] = set()

@@ -36,18 +36,18 @@ def as_role(url: str, role: str) -> str:
     return parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}").geturl()
 
 
-async def test_twenty_processes_start_at_once(postgres_url: str) -> None:
+async def test_eight_processes_start_at_once(postgres_url: str) -> None:
     """Processes that all find no table all succeed: one makes it."""
     pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
     command = [sys.executable, "-c", ONE_APPEND, postgres_url]
-    processes = [await asyncio.create_subprocess_exec(*command, f"{number}", **pipes) for number in range(20)]
+    processes = [await asyncio.create_subprocess_exec(*command, f"{number}", **pipes) for number in range(8)]
     for process in processes:
         assert process.stdout is not None
         assert await process.stdout.readline() == b"ready\n"
     await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
     assert {process.returncode for process in processes} == {0}
     async with PostgresStore.from_url(postgres_url) as store:
-        assert len(await store.list("run")) == 20
+        assert len(await store.list("run")) == 8
 
 
 async def test_many_tables_in_a_new_schema(postgres_url: str) -> None:

@@ -63,8 +63,8 @@ class Batcher(Generic[Item, Result]):
 
     async def submit(self, item: Item) -> Result:
         """Flush `item`, alone or among others, and return its result."""
-        loop = asyncio.get_running_loop()
-        if self._busy and self._loop is not None and not self._loop.is_closed():
+        loop = self._loop
+        if self._busy and loop is not None and not loop.is_closed():
             size, batch = self._size(item), self._waiting[-1] if self._waiting else None
             if batch is None or len(batch.items) >= self._max_items or batch.size + size > self._max_bytes:
                 batch = _Batch()
@@ -74,6 +74,7 @@ class Batcher(Generic[Item, Result]):
             batch.callers.append(caller)
             batch.size += size
             return await caller
+        loop = asyncio.get_running_loop()
         self._busy, self._loop = True, loop
         self._waiting.clear()  # callers of a loop that was closed
         try:

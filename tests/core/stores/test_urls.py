@@ -80,11 +80,13 @@ def test_a_server_without_slashes(url: str) -> None:
     StoreURL(f"{scheme}:///x").require_server()
 
 
-def test_a_password_that_hides_the_server() -> None:
+@pytest.mark.parametrize("url", ["postgresql://ann:pa@ss/SECRET@host/db", "redis://ann:12?SECRET@host/0"])
+def test_a_password_that_hides_the_server(url: str) -> None:
     """An @ behind the host means that the host is a piece of the password."""
     with pytest.raises(StoreError, match="can't be read; percent-encode") as refused:
-        StoreURL("postgresql://ann:pa@ss/SECRET@host/db").require_server()
+        StoreURL(url).require_server()
     assert "SECRET" not in str(refused.value)
+    StoreURL("postgresql://ann:secret@host/db?application_name=a@b").require_server()
 
 
 def test_the_value_of_an_option_is_not_shown() -> None:

@@ -15,7 +15,7 @@ from asyncpg import Connection, Pool
 from durable_core import StoreError
 
 from ._errors import AWAY, driver_errors, retry
-from ._options import EXPECTED, LEAST_CONNECTIONS
+from ._options import LEAST_CONNECTIONS
 from ._schema import Table
 from .errors import ConnectionLost, RowRefused, TransactionConflict
 
@@ -39,12 +39,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Connections:
     """A pool that was given, or that is made at first use. Before the first connection is lent, the table is made sure of."""
 
-    def __init__(self, table: Table, limits: Limits, make: Callable[[], Pool], *, place: str = "", given: bool = False) -> None:
+    def __init__(self, table: Table, limits: Limits, make: Callable[[], Pool], *, host: str = "", given: bool = False) -> None:
         self.table: Final = table
         self.limits: Final = limits
         self.is_given: Final = given
         self._make: Final = make
-        self._place: Final = place
+        self._host: Final = host
         self._pool: Pool | None = None
         self._opening: Final = asyncio.Lock()
         self._is_ready = False
@@ -52,7 +52,7 @@ class Connections:
         self._own: Final[list[OwnConnection]] = []
 
     def __str__(self) -> str:
-        return f"PostgreSQL table {self.table.sql}{self._place and f' at {self._place}'}"
+        return f"PostgreSQL table {self.table.sql}{self._host and f' at {self._host}'}"
 
     async def fetch(self, query: str, *arguments: Any, within: float) -> list[Any]:
         """Run one statement that may be run twice, on any connection, and return its rows."""
@@ -168,7 +168,8 @@ class Connections:
                     pool.terminate()
                 if isinstance(error, ValueError):
                     # The driver's own words could repeat a part of the URL that is secret.
-                    raise StoreError(f"{self}: asyncpg can't read the URL; {EXPECTED}") from None
+                    expected = "expected postgresql://user:password@host:port/database?option=value"
+                    raise StoreError(f"{self}: asyncpg can't read the URL; {expected}") from None
                 raise
             self._is_ready = True
 

@@ -41,13 +41,13 @@ _MEANINGS: Final[tuple[tuple[Any, type[StoreError], str], ...]] = (
     (_CONFLICTS, TransactionConflict, ""),
     (_READ_ONLY, ConnectionLost, "if you made the pool, give asyncpg.create_pool target_session_attrs='read-write'"),
     ((*_ENDED, asyncpg.TargetServerAttributeNotMatched, asyncpg.InternalClientError), ConnectionLost, ""),
+    (TimeoutError, StoreError, "no answer in time; whether the server did the work is not known"),
     (OSError, ConnectionLost, AWAY),
     (_REFUSED, RowRefused, ""),
-    (asyncpg.InvalidPasswordError, StoreError, "check user and password in the URL, PGPASSWORD or ~/.pgpass"),
     (
         asyncpg.InvalidAuthorizationSpecificationError,
         StoreError,
-        "check the user in the URL or PGUSER, and that the server's pg_hba.conf lets it in",
+        "check user and password in the URL, PGUSER, PGPASSWORD or ~/.pgpass, and that the server's pg_hba.conf lets the user in",
     ),
     (asyncpg.InvalidCatalogNameError, StoreError, "create the database first: the store creates only its schema and table"),
     (
@@ -79,13 +79,11 @@ def driver_errors(target: object) -> Iterator[None]:
 
 def is_retryable(error: BaseException | None) -> bool:
     """Return True if `error`, or one that caused it, means that the transaction left nothing behind and may be run again."""
-    seen: set[int] = set()  # `raise error from error` makes a ring
-    while error is not None and id(error) not in seen:
-        if isinstance(error, (ConnectionLost, TransactionConflict, *_CONFLICTS, _READ_ONLY, *_ENDED)):
-            return True
-        seen.add(id(error))
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:  # `raise error from error` makes a ring
+        chain.append(error)
         error = error.__cause__
-    return False
+    return any(isinstance(each, (ConnectionLost, TransactionConflict, *_CONFLICTS, _READ_ONLY, *_ENDED)) for each in chain)
 
 
 async def retry(work: Callable[[], Awaitable[T]]) -> T:
@@ -93,8 +91,7 @@ async def retry(work: Callable[[], Awaitable[T]]) -> T:
 
     Only for work that may be done twice. An idle connection that a firewall dropped is noticed no earlier than this.
     """
-    lost = False
-    conflicts = 0
+    lost, conflicts = False, 0
     while True:
         try:
             return await work()
@@ -110,12 +107,10 @@ async def retry(work: Callable[[], Awaitable[T]]) -> T:
 
 
 def _store_error(error: Exception, target: object) -> StoreError:
-    if isinstance(error, TimeoutError):
-        return StoreError(f"{target}: no answer in time; whether the server did the work is not known")
     said = f"{target}: {str(error) or type(error).__name__}"
     for kinds, class_, advice in _MEANINGS:
         if isinstance(error, kinds):
-            is_up = kinds is OSError and "SSL" in said
+            is_up = advice == AWAY and "SSL" in said
             return class_(f"{said}; {advice}" if advice and not is_up else said)
     is_unusable = isinstance(error, asyncpg.InterfaceError) and _UNUSABLE.search(str(error))
     return (ConnectionLost if is_unusable else StoreError)(said)

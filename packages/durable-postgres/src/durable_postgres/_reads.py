@@ -18,7 +18,7 @@ _SHORT: Final = 200
 _PAGE: Final = 1_000
 _BELOW_ALL: Final = -(2**63)
 
-Asked = tuple[str, str | None]
+Query = tuple[str, str | None]
 """A run and one of its steps, or None for all of them."""
 
 
@@ -50,21 +50,22 @@ class Reads:
 
         Raises `RowRefused` for a row that can't be read once there is nothing else to return: it hides no other.
         """
+        if not known:
+            return []
         found: list[StepRecord] = []
-        refusal: RowRefused | None = None
-        if known:
-            columns = map(list, zip(*known, strict=True))
-            for row in await self._connections.fetch(self._statements.newer, *columns, within=self._limits.statement):
-                try:
-                    found.append(self._statements.record(row))
-                except RowRefused as error:
-                    refusal = error
-        if refusal is not None and not found:
-            raise refusal
+        refusals: list[RowRefused] = []
+        columns = map(list, zip(*known, strict=True))
+        for row in await self._connections.fetch(self._statements.newer, *columns, within=self._limits.statement):
+            try:
+                found.append(self._statements.record(row))
+            except RowRefused as refusal:
+                refusals.append(refusal)
+        if refusals and not found:
+            raise refusals[0]
         return found
 
-    async def _flush(self, asked: Sequence[Asked]) -> Sequence[Sequence[StepRecord]]:
-        found: dict[Asked, list[StepRecord]] = {each: [] for each in asked}
+    async def _flush(self, asked: Sequence[Query]) -> Sequence[Sequence[StepRecord]]:
+        found: dict[Query, list[StepRecord]] = {each: [] for each in asked}
         steps = [(run_id, step_id, _BELOW_ALL) for run_id, step_id in found if step_id is not None]
         runs = [run_id for run_id, step_id in found if step_id is None]
 

@@ -61,8 +61,10 @@ def as_json(records: Iterable[StepRecord]) -> str:
 
 def _with_text(record: StepRecord) -> StepRecord:
     """Put JSON into the record as text: within the statement's own, the server takes no escaped NUL."""
+    if record.error is None and record.note is None:
+        return record
     error, note = (None if value is None else _encode(value).decode() for value in (record.error, record.note))
-    return record if error is None and note is None else replace(record, error=error, note=note)
+    return replace(record, error=error, note=note)
 
 
 def size_of(record: StepRecord) -> int:
@@ -111,18 +113,16 @@ class Statements:
 
     def record(self, row: Iterable[Any], /) -> StepRecord:
         """Make a record of what the statements select; raises `RowRefused` for what is none."""
-        (run_id, step_id, revision, status, kind, name, attempt, started, ended, until, id_, fingerprint, result, error, note) = (
-            row
-        )
+        (run, step, revision, status, kind, name, attempt, started, ended, until, id_, fingerprint, result, error, note) = row
         try:
             return StepRecord(
                 # One string in memory for many rows, or for two columns.
-                run_id=intern(run_id),
-                step_id=step_id,
+                run_id=intern(run),
+                step_id=step,
                 revision=revision,
                 status=cast("Status", intern(status)),
                 kind=cast("Kind", intern(kind)),
-                name=step_id if name == step_id else name,
+                name=step if name == step else name,
                 attempt=attempt,
                 started_at=started,
                 ended_at=ended,
@@ -135,6 +135,6 @@ class Statements:
             )
         except (msgspec.DecodeError, ValueError, TypeError, OverflowError, RecursionError) as refusal:
             raise RowRefused(
-                f"{self._table}: the row of run {run_id!r}, step {step_id!r}, revision {revision} is no step record ({refusal}):"
+                f"{self._table}: the row of run {run!r}, step {step!r}, revision {revision} is no step record ({refusal}):"
                 " it was written by something else, or by a newer durable-postgres: then upgrade this one"
             ) from refusal

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from typing import Final
 
 from asyncpg import Connection
 
 from durable_core import StoreError
 
-from ._options import name as check_name
-
 _log: Final = logging.getLogger("durable_postgres")
 
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,56}")  # the name of the table of locks is six characters longer
 LAYOUT: Final = 2
 _MARK: Final = "durable-postgres layout "
 # The statements that lead from layout n to n + 1.
@@ -54,10 +54,10 @@ class Table:
 
     def __init__(self, schema: str, table: str) -> None:
         for name in (schema, table):
-            try:
-                check_name(name)
-            except ValueError as error:
-                raise ValueError(f"schema and table cannot be {name!r}: {error}") from error
+            if not _NAME.fullmatch(name):
+                raise StoreError(
+                    f"schema and table cannot be {name!r}: expected up to 57 letters, digits and underscores, no digit first"
+                )
         self.schema: Final = schema
         self.name: Final = table
         self.sql: Final = f'"{schema}"."{table}"'

@@ -44,11 +44,11 @@ class PostgresStore(
 
     @classmethod
     def from_url(cls, url: str) -> Self:
-        dsn, options, place = parse_url(url)
+        dsn, options, host = parse_url(url)
         table = Table(options.pop("schema", "durable"), options.pop("table", "steps"))
         self = cls.__new__(cls)
         make = partial(create_pool, dsn, timeout=cls._limits.connect, **options)
-        self._start(partial(Connections, table, cls._limits, make, place=place))
+        self._start(partial(Connections, table, cls._limits, make, host=host))
         return self
 
     def _start(self, connect: Callable[[], Connections]) -> None:

@@ -75,11 +75,12 @@ class StoreURL:
     def require_server(self) -> None:
         """Raise `StoreError` where a driver would take part of the server's address for a path.
 
-        That is where no `//` follows the scheme, or an `@` follows the host: a password that its owner forgot to escape.
+        That is where no `//` follows the scheme, or an `@` follows the host: a password that its owner forgot to escape. In the
+        query an `@` may stand where one ends the user and password, too.
         """
         if not self._text.startswith("//", len(self.scheme) + 1):
             raise StoreError(f"{self} names no server; write {self.scheme}://host with two slashes")
-        if "@" in self.parts.path:
+        if "@" in self.parts.path or ("@" in self.parts.query and "@" not in self.parts.netloc):
             raise self._unreadable()
 
     def without(self, names: Mapping[str, object]) -> str:

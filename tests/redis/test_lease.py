@@ -6,10 +6,11 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from time import monotonic, sleep
 
 import pytest
-from redis.asyncio import RedisCluster
+from redis.asyncio import ConnectionPool, Redis, RedisCluster
 
 from durable_core import LockLost, RunBusy, Runner, StepRecord, StoreError
 from durable_redis import RedisStore
@@ -158,6 +159,15 @@ async def test_a_lock_that_could_not_be_given_back(server: RedisServer, caplog: 
     async with opened(server.port) as store, store.lock("run"):
         server.kill()
     assert "the lock of run 'run' was not given back; if it was taken, it runs out within 1 s: no answer" in caplog.text
+
+
+async def test_many_runs_that_begin_at_once_on_a_new_store(server: RedisServer) -> None:
+    """Its first use may be a thousand locks at once: they don't need a connection each."""
+    pool = ConnectionPool.from_url(f"redis://127.0.0.1:{server.port}/0", max_connections=12)
+    async with Redis.from_pool(pool) as client, RedisStore(client) as store, AsyncExitStack() as stack:
+        leases = await asyncio.gather(*(stack.enter_async_context(store.lock(f"run-{number}")) for number in range(200)))
+        for lease in leases:
+            lease.check()
 
 
 async def test_a_cancelled_wait_for_the_lock(server: RedisServer) -> None:

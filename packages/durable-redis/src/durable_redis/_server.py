@@ -26,8 +26,7 @@ from ._scripts import APPEND, Call, Item, Script, call_for
 
 T = TypeVar("T")
 
-_CALL_ITEMS: Final = 25
-"""So many items are in one call, so as not to hold up the server."""
+_CALL_ITEMS: Final = 25  # in one call, so as not to hold up the server
 _ROUNDS: Final = 4
 
 
@@ -52,19 +51,16 @@ class Server:
         self._expires: Final = expires
         holds = holds and self._client.spans_runs and not copies and limit != 1
         self._held: Final = HeldConnection(client.connection_pool) if holds else None
-        limited = nullcontext() if limit is None else asyncio.Semaphore(limit - holds)
-        self._turn: Final[AbstractAsyncContextManager[None]] = limited
+        self._turn: Final[AbstractAsyncContextManager[None]] = asyncio.Semaphore(limit - holds) if limit else nullcontext()
         self._examined = expires is None
+        self._examine: Final = Batcher(self._settings, size=lambda _: 1).submit
         self._batchers: Final[dict[tuple[Script, str], Batcher[Item, Any]]] = {}
         self.pid: Final = os.getpid()
 
     async def reach(self) -> None:
         """Have the server answer once, about its settings. Where it doesn't, nothing else was sent to it."""
         if not self._examined:
-            danger = await self._try(partial(loss, self._client.redis, expires=bool(self._expires)), "its settings")
-            was_told, self._examined = self._examined, True
-            if danger and not was_told:
-                warnings.warn(danger, DataLossWarning, stacklevel=1)
+            await self._examine(None)  # one request for all that begin at once: a connection for each would be too many
 
     async def submit(self, script: Script, item: Item) -> Any:
         """Run a script for one item, in one call with others that are asked for at the same time."""
@@ -96,6 +92,14 @@ class Server:
         if self._held is not None:
             await self._held.close()
         await self._client.redis.aclose()
+
+    async def _settings(self, askers: Sequence[None]) -> Sequence[None]:
+        if not self._examined:
+            danger = await self._try(partial(loss, self._client.redis, expires=bool(self._expires)), "its settings")
+            self._examined = True
+            if danger:
+                warnings.warn(danger, DataLossWarning, stacklevel=1)
+        return askers
 
     async def _answers(self, script: Script, items: Sequence[Item], *, confirm: bool = True) -> Sequence[Any]:
         most, appends = _CALL_ITEMS if self._client.spans_runs else 1, script is APPEND

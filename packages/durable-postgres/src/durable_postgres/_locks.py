@@ -106,7 +106,12 @@ class Locks:
     async def _give(self, lease: HeldLock) -> None:
         try:
             with suppress(StoreError):  # the connection was cut, which gives it up just as well
+                await self._submit((lease, False))
+        except asyncio.CancelledError:
+            # Once more, where no cancellation reaches it, which costs a task: giving a lock twice does nothing the second time.
+            with suppress(StoreError):
                 await to_the_end(self._submit((lease, False)))
+            raise
         finally:
             lease.connection = None
             del self._held[lease.key]

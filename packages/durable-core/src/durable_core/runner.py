@@ -14,6 +14,7 @@ from ._running.outcome import value_of
 from ._running.run import Run
 from ._running.step import run_step
 from ._running.transaction import committing_in
+from ._running.until import asking_again
 from ._system.ids import check_own_id
 from ._values.returns import UNTYPED, codec_for
 from ._waiting.approval import Decision, Request
@@ -202,6 +203,30 @@ class Runner:
             raise TypeError(f"fn of transaction {step_id!r} must be async, not {fn!r}: a connection belongs to the loop")
         call = prepare(self._run, step_id, fn, args, name, returns, self._policy, options)
         return run_step(self._run, call, committing_in(store))
+
+    def until(
+        self,
+        step_id: str,
+        check: Callable[..., Any],
+        *args: Any,
+        every: float | timedelta,
+        timeout: float | timedelta | None = None,
+        name: str | None = None,
+        returns: Any = ANNOTATED,
+        **options: Any,
+    ) -> Coroutine[Any, Any, Any]:
+        """Ask `check` until it returns something true, `every` so many seconds, and return that, recorded.
+
+        A round that is longer than `wait_limit` is recorded and suspends the run, as a wait does; a shorter one leaves no entry.
+        `timeout` seconds after the first round this is a failure: `StepFailed`, whose error matches `TimeoutError`. A check that
+        raises is an attempt, as a step's is. Other options and errors are those of `step`; here `timeout` is none of an attempt.
+        """
+        seconds = duration("every", every, zero=False)
+        limit = None if timeout is None else duration("timeout", timeout, zero=False)
+        if returns is None:
+            raise TypeError(f"until {step_id!r} needs what the check returns: leave returns=None out")
+        call = prepare(self._run, step_id, check, args, name, returns, self._policy, options)
+        return run_step(self._run, call, asking_again(seconds, limit))
 
     async def sleep(self, step_id: str, duration: float | timedelta | datetime, *, name: str | None = None) -> None:
         """Wait for `duration`, in seconds or as a timedelta, from when this was first reached; or until an aware datetime.

@@ -92,6 +92,8 @@ class RunLog:
         """Return the number of a step's last attempt, and how many of its attempts raised, since it was last reopened."""
         if latest.status not in ("started", "waiting"):
             return 0, 0
+        if latest.status == "waiting" and latest.error is None:  # a round of `until`, which is no attempt
+            return latest.attempt - 1, latest.attempt - 1
         restarts, intent = 0, False  # an intent without an error that follows an intent: nobody knew, and it was started again
         for record in self._entries:
             if record.step_id == latest.step_id:

@@ -69,7 +69,7 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
             run.check_kind(latest, "step")
             if latest.status == "started" and (found := await _recover(run, call, latest)):
                 return outcome_of(run, found, call)
-        tried = await _attempts(run, call, latest, once or _once)
+        tried = await _attempts(run, call, latest, once or try_once)
         if isinstance(tried, StepRecord):
             return outcome_of(run, tried, call)
         recorded = tried.record if tried.is_recorded else await run.log.outcome(tried.record, tried.value, tried.cancelled)
@@ -97,7 +97,7 @@ async def _attempts(run: Run, call: Call, latest: StepRecord | None, once: TryOn
             if latest is not None and latest.status == "waiting":
                 if raised >= call.policy.max_attempts:  # which were more when the attempt was recorded
                     return await run.log.outcome(successor(latest, run.clock.now(), status="failure", error=latest.error), None)
-                latest = await _due(run, call, latest)
+                latest = await due_entry(run, call, latest)
                 if decided(latest):
                     return latest
                 if latest.status == "reopened":
@@ -142,7 +142,7 @@ def _next_try(failed: StepRecord, until: datetime) -> StepRecord:
     return msgspec.structs.replace(failed, id=new_id(), status="waiting", until=until)
 
 
-async def _due(run: Run, call: Call, waiting: StepRecord) -> StepRecord:
+async def due_entry(run: Run, call: Call, waiting: StepRecord) -> StepRecord:
     """Wait for the time of the next attempt, in this process or in another; return the step's newest entry then."""
     limit = None if run.wait_limit is None else run.clock.monotonic() + run.wait_limit
     latest = waiting
@@ -154,7 +154,7 @@ async def _due(run: Run, call: Call, waiting: StepRecord) -> StepRecord:
     return latest
 
 
-async def _once(run: Run, call: Call, latest: StepRecord | None, number: int, before: StepError | None) -> Tried | StepRecord:
+async def try_once(run: Run, call: Call, latest: StepRecord | None, number: int, before: StepError | None) -> Tried | StepRecord:
     """Call the function once. What could keep it from being called is checked last, when nothing is waited for any more."""
     thread = None if call.is_async else await Thread.take()
     try:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from durable_core import CorruptLog, Runner
 from durable_core.store import polling_of
 from durable_file import FileStore, _disk
+from durable_file._lines import seal
 from tests.file.support import Child, finish, step
 
 
@@ -71,16 +74,51 @@ async def test_a_log_that_did_not_change_is_not_read(tmp_path: Path, reads: list
         assert reads == [tmp_path / "run-7.jsonl"]
 
 
-async def test_a_damaged_log_hides_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What waits in a damaged log sees nothing, the log says why, and what is newer elsewhere is seen."""
+def damage(log: Path) -> None:
+    log.write_bytes(log.read_bytes().replace(b'"step_id":"a"', b'"step_id":"b"'))
+
+
+async def test_a_damaged_log_is_told(path: Path) -> None:
+    """A round that meets a damaged log raises `CorruptLog`, as on any other store."""
+    async with FileStore(path) as store:
+        await store.append(step("a"))
+        damage(next(path.parent.rglob("*.jsonl")))
+        for _ in range(2):
+            with pytest.raises(CorruptLog, match=r"\.jsonl, line 1"):
+                await store.newer([("run", "a", 0)])
+
+
+async def test_a_log_that_is_damaged_under_a_wait(tmp_path: Path, child: Child) -> None:
+    """The run that waits in it raises `CorruptLog`; one that waits in another log of the folder goes on, and hears."""
+    send = 'asyncio.run(control.send(FileStore(sys.argv[1]), "good", "a", 7))'
+    async with FileStore(tmp_path) as store:
+        store.poll_seconds = 0.05
+
+        async def wait(run_id: str) -> int:
+            async with Runner(store, run_id) as runner:
+                return await runner.event("a", returns=int)
+
+        good, bad = [asyncio.create_task(wait(run_id)) for run_id in ("good", "bad")]
+        for run_id in ("good", "bad"):
+            while await store.get(run_id, "a") is None:
+                await asyncio.sleep(0.01)
+        damage(tmp_path / "bad.jsonl")
+        with pytest.raises(CorruptLog, match=r"bad\.jsonl, line 1"):
+            await asyncio.wait_for(bad, 20)
+        assert not good.done()
+        finish(child("from durable_core import control\n" + send, tmp_path))
+        assert await asyncio.wait_for(good, 20) == 7
+
+
+async def test_a_log_of_a_newer_version_hides_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What waits in such a log sees nothing, a warning says why, and what is newer elsewhere is seen."""
     async with FileStore(tmp_path) as store:
         for name in ("bad", "good"):
             await store.append(step("a", name))
-        log = tmp_path / "bad.jsonl"
-        log.write_bytes(log.read_bytes().replace(b'"a"', b'"b"'))
+        (tmp_path / "bad.jsonl").write_bytes(seal(b'{"v":9}') + b"\n")
         known = [("bad", "a", -1), ("good", "a", -1)]
         assert [record.run_id for record in await store.newer(known)] == ["good"]
-        assert "bad.jsonl, line 1" in caplog.text
+        assert "bad.jsonl, line 1: an entry of format 9" in caplog.text
         caplog.clear()
         assert [record.run_id for record in await store.newer(known)] == ["good"]
         assert not caplog.records

@@ -100,6 +100,22 @@ async def test_new_names_are_synced(log: Path, disk: Disk) -> None:
     assert disk.folders == [log.parent.parent, log.parent, deep.parent]
 
 
+async def test_new_names_share_a_sync(tmp_path: Path, disk: Disk) -> None:
+    """New logs that are written together take one sync of their folder, and one that fails keeps each append from returning."""
+    async with FileStore(tmp_path) as store:
+        await store.append(step("a", "first"))
+        disk.folders.clear()
+        await asyncio.gather(*(store.append(step("a", f"run-{n}")) for n in range(64)))
+        assert 1 <= len(disk.folders) < 32
+        disk.fail("sync_folder", times=1000)
+        results = await asyncio.gather(*(store.append(step("a", f"new-{n}")) for n in range(8)), return_exceptions=True)
+        assert all(isinstance(result, StoreError) for result in results)
+        disk.fail("sync_folder", times=0)
+        disk.folders.clear()
+        assert [await store.list(f"new-{n}") for n in range(8)] == [[]] * 8
+        assert disk.folders
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have calls of their own")
 async def test_syncs_reach_the_system(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the system's own `fdatasync` that a log waits for, and its `fsync` that the names of new files and folders do."""

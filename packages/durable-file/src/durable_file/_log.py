@@ -32,6 +32,20 @@ Known = tuple[str, str, int]
 """The ids of a run and of one of its steps, and the highest revision of it that is known."""
 
 
+class Folder:
+    """The folder of the logs of one thread: one sync of it puts the names of all new logs on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path: Final = path
+        self.is_synced = True
+
+    def sync(self) -> None:
+        """Return once the names of all logs that were found are on the disk."""
+        if not self.is_synced:
+            _disk.sync_folder(self._path)
+            self.is_synced = True
+
+
 class _Run:
     """A run's lines in order of append, and the highest revision of each step that has more than the first."""
 
@@ -45,8 +59,9 @@ class _Run:
 class Log:
     """The log at `path`. All methods are called under its lock, by one thread, with the file open where they take it."""
 
-    def __init__(self, path: Path, spot: Spot) -> None:
+    def __init__(self, path: Path, spot: Spot, folder: Folder) -> None:
         self.path: Final = path
+        self._folder: Final = folder
         self.spot: Final = spot
         """Of its lock."""
         self.is_doubtful = False
@@ -99,7 +114,7 @@ class Log:
         try:
             if identity != self._identity or status.st_size < self.size or self._tail != self._tail_of(fd):
                 self.forget()
-                _disk.sync_folder(self.path.parent)  # whoever put the file there may have died before this
+                self._folder.is_synced = False  # whoever put the file there may have died before that
                 self._identity = identity
             if status.st_size > self.size:
                 self._take_in(fd, status.st_size)
@@ -119,6 +134,7 @@ class Log:
                 self.is_doubtful = True
                 raise
             self._synced = True
+        self._folder.sync()
 
     def append(self, fd: int, entries: Iterable[Entry]) -> Generator[None, None, list[Holds]]:
         """Write the entries whose slots are empty, yield, sync them, and return what holds the slot of each."""
@@ -198,6 +214,7 @@ class Log:
         try:
             _disk.write(fd, b"\n".join(lines) + b"\n")
             yield
+            self._folder.sync()
             _disk.sync(fd)
         except BaseException:
             self._cut_back(fd)

@@ -16,7 +16,7 @@ from durable_core.stores.filelock import Locks, spot_of
 
 from . import _disk
 from ._explain import NoRoom, explain_errors
-from ._log import Entry, Holds, Known, Log
+from ._log import Entry, Folder, Holds, Known, Log
 
 Status = tuple[int, int, int, int]
 """Device, inode, size and time of a file."""
@@ -30,7 +30,8 @@ class Logs:
     """Logs in `folder`, by file name, of which about `memory` bytes are kept in memory. For one thread."""
 
     def __init__(self, folder: Path, locks: Locks, *, memory: int) -> None:
-        self.folder: Final = folder
+        self._path: Final = folder
+        self._folder: Final = Folder(folder)
         self._locks: Final = locks
         self._memory: Final = memory
         self._recent: Final[dict[str, Log]] = {}  # the least recently used first
@@ -39,7 +40,7 @@ class Logs:
         self._begun: Final[dict[str, Generator[None, None, None]]] = {}
 
     def path(self, name: str) -> Path:
-        return self.folder / name
+        return self._path / name
 
     def append(self, name: str, entries: Sequence[Entry]) -> Sequence[Holds]:
         """Write entries to a log, and return what holds the slot of each: that is known once `finish` was called.
@@ -135,7 +136,7 @@ class Logs:
                 self._make_room(name, log)
 
     def _new(self, name: str) -> Log:
-        return Log(self.path(name), spot_of("log", folded(name)))
+        return Log(self.path(name), spot_of("log", folded(name)), self._folder)
 
     def _exists(self, name: str) -> bool:
         """Return True if there is a log: reading creates nothing, not even a lock file."""

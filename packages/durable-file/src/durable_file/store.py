@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from durable_core import (
+    CorruptLog,
     Lease,
     LockLost,
     OpenableStore,
@@ -97,9 +98,9 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
         found: list[StepRecord] = []
         asked = [self._ask(name, partial(Log.newer, known=logs[name])) for name in changed]
         for (name, status), newer in zip(changed.items(), await asyncio.gather(*asked, return_exceptions=True), strict=True):
-            if isinstance(newer, StoreError):  # a bad log hides no other
+            if isinstance(newer, StoreError) and not isinstance(newer, CorruptLog):  # such a log hides no other
                 logger.warning("nothing is seen of what waits in a log: %s", newer)
-            elif isinstance(newer, BaseException):
+            elif isinstance(newer, BaseException):  # after `CorruptLog` whoever waits asks for itself
                 raise newer
             elif newer:
                 found += newer

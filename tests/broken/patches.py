@@ -149,15 +149,15 @@ PATCHES = [
     Patch(
         "file: a lock whose taker was cancelled stays taken",
         f"{FILE}/store.py",
-        "            await to_the_end(_done(opened.common.run(lock.release)))\n",
-        "            if lock._lock:\n                await to_the_end(_done(opened.common.run(lock.release)))\n",
+        "            await to_the_end(opened.common.run(lock.release))\n",
+        "            if lock._lock:\n                await to_the_end(opened.common.run(lock.release))\n",
         ("tests/file/test_store.py::test_a_lock_does_not_block_the_loop",),
     ),
     Patch(
         "file: a log that changed is not looked at again",
-        f"{FILE}/_logs.py",
-        "            if self._seen.get(name) != (steps, status):\n",
-        "            if name not in self._seen:\n",
+        f"{FILE}/store.py",
+        "if opened.looks.get(name) != (logs[name], status)}\n",
+        "if name not in opened.looks}\n",
         ("tests/file/test_newer.py::test_of_another_process",),
     ),
     Patch(

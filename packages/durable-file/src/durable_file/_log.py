@@ -19,8 +19,7 @@ from ._lines import Slot, clear_line, read_key, record_of, slot_of
 
 _TAIL: Final = 256
 _WORTH_REWRITING: Final = 64 * 1024
-_logger: Final = logging.getLogger("durable_file")
-
+logger: Final = logging.getLogger("durable_file")
 
 Entry = tuple[StepRecord, Slot, bytes]
 """A record to append, its slot, and the line that it becomes: a plain tuple, since one is made for every append."""
@@ -47,7 +46,7 @@ class Folder:
 
 
 class _Run:
-    """A run's lines in order of append, and the highest revision of each step that has more than the first."""
+    """The lines of a run in order of append, and the highest revision of each step that has more than one entry."""
 
     __slots__ = ("lines", "newest")
 
@@ -65,11 +64,11 @@ class Log:
         self.spot: Final = spot
         """Of its lock."""
         self.is_doubtful = False
-        """Whether a sync of lines failed that still stand in the file: a later one would prove nothing."""
+        """True after a failed sync of lines that are still in the file: a later sync that succeeds proves nothing."""
         self.forget()
 
     def forget(self) -> None:
-        """Know nothing of the file, so that it is read again."""
+        """Empty the index, so that the file is read again."""
         self._runs: dict[str, _Run] = {}
         self._identity: tuple[int, int] | None = None
         self._count = 0
@@ -99,7 +98,7 @@ class Log:
         return [record for record in found if record is not None]
 
     def holds(self, run_id: str, *, alone: bool = False) -> bool:
-        """Tell whether the run has entries, and `alone` whether no other run has."""
+        """Return True if the run has entries; with `alone`, if no other run has any."""
         return run_id in self._runs and not (alone and len(self._runs) > 1)
 
     def entries(self, run_id: str) -> RecordLines:
@@ -108,7 +107,7 @@ class Log:
         return RecordLines(tuple(run.lines.values()) if run else (), where=lambda number: f"{where}, entry {number}")
 
     def refresh(self, fd: int, *, mend: bool = False) -> None:
-        """Take in what others did to the file, and `mend` it: cut off what it holds of an append that never returned."""
+        """Index what others wrote. With `mend`, cut off an unfinished last line: its append never returned."""
         status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)
         try:
@@ -123,10 +122,10 @@ class Log:
             raise
         if mend and (rest := status.st_size - self.size):
             os.ftruncate(fd, self.size)
-            _logger.warning("%s: cut off %d bytes of an append that never returned, after line %d", self.path, rest, self._count)
+            logger.warning("%s: cut off %d bytes of an append that never returned, after line %d", self.path, rest, self._count)
 
     def sync(self, fd: int, *, unread: bool = False) -> None:
-        """Make sure of lines that others wrote, `unread` ones too: a killed writer may have left them in the system's memory."""
+        """Sync what others wrote, which a killed writer may have left in the system's memory; `unread` if it is not indexed."""
         if unread or not self._synced:
             try:
                 _disk.sync(fd)
@@ -158,7 +157,7 @@ class Log:
         return holders
 
     def clear(self, fd: int, run_id: str) -> None:
-        """Write that all entries of the run are gone."""
+        """Append a line which says that all entries of the run are gone."""
         line = clear_line(run_id)
         for _ in self._write(fd, [line]):
             pass
@@ -170,7 +169,7 @@ class Log:
         _disk.remove(self.path)
 
     def rewrite(self) -> None:
-        """Write the entries that count to a file beside, and let it take the place of this one."""
+        """Write all entries that are not cleared to a new file, and put that in the place of this one."""
         beside = self.path.with_name(self.path.name + ".new")
         try:
             with _disk.OpenFile(self.path, _disk.READ) as fd:
@@ -223,7 +222,7 @@ class Log:
         self._synced = True
 
     def _cut_back(self, fd: int) -> None:
-        """Leave only what was there before a write or sync that failed."""
+        """After a failed write or sync, cut the file back to its last synced length."""
         try:
             os.ftruncate(fd, self.size)
             _disk.sync(fd)
@@ -249,7 +248,7 @@ class Log:
         return run.lines.setdefault(slot, line)
 
     def _drop(self, run_id: str, line: bytes) -> None:
-        """Take out the run that `line` clears."""
+        """Remove the run that `line` clears from the index."""
         run = self._runs.pop(run_id, None)
         dead = [line, *(run.lines.values() if run else ())]
         self._dead_bytes += sum(map(len, dead)) + len(dead)

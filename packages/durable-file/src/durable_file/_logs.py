@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import unicodedata
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -16,14 +15,9 @@ from durable_core.stores.filelock import Locks, spot_of
 
 from . import _disk
 from ._explain import NoRoom, explain_errors
-from ._log import Entry, Folder, Holds, Known, Log
-
-Status = tuple[int, int, int, int]
-"""Device, inode, size and time of a file."""
+from ._log import Entry, Folder, Holds, Log, logger
 
 _OVERHEAD: Final = 4096
-_MOST_LOOKS: Final = 100_000
-logger: Final = logging.getLogger("durable_file")
 
 
 class Logs:
@@ -161,33 +155,6 @@ class Logs:
                 if oldest != name and oldest not in self._begun and not self._recent[oldest].is_doubtful:
                     del self._recent[oldest]
                     self._weight -= self._weights.pop(oldest)
-
-
-class Looks:
-    """What was seen of logs in which nothing was newer: they needn't be read again until they change. For one thread."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder: Final = str(folder)
-        self._seen: Final[dict[str, tuple[Sequence[Known], Status]]] = {}
-
-    def changed(self, known: Mapping[str, Sequence[Known]]) -> dict[str, Status]:
-        """Return those of the logs, with their status now, that have to be read to know what is newer than these steps."""
-        found: dict[str, Status] = {}
-        for name, steps in known.items():
-            try:
-                stat = os.stat(f"{self._folder}{os.sep}{name}")  # noqa: PTH116  # half the time of a Path's
-            except OSError:  # there is none, or none that can be read
-                continue
-            status = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-            if self._seen.get(name) != (steps, status):
-                found[name] = status
-        return found
-
-    def remember(self, name: str, steps: Sequence[Known], status: Status) -> None:
-        """Don't read the log again for these steps while it has this status."""
-        if len(self._seen) >= _MOST_LOOKS:
-            self._seen.clear()
-        self._seen[name] = steps, status
 
 
 def _answer(log: Log, question: Callable[[Log], Any]) -> Any:

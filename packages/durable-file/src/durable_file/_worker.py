@@ -14,8 +14,9 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 Args = TypeVarTuple("Args")
 _Future = asyncio.Future[Any]
+_Work = Callable[[str, Sequence[Any]], Sequence[Any]]
 # A function to share, or None; the name that it is called with; the item, or what is called alone; its size; who waits for it.
-_Job = tuple[Callable[[str, Sequence[Any]], Sequence[Any]] | None, str, Any, int, _Future | None]
+_Job = tuple[_Work | None, str, Any, int, _Future | None]
 _Queue = SimpleQueue[list[_Job] | None]
 
 _MOST_ITEMS: Final = 500
@@ -41,9 +42,7 @@ class Worker:
 
     def run(self, work: Callable[[*Args], T], *args: *Args) -> asyncio.Future[T]:
         """Return the future of what `work` returns. If that is cancelled, the work is done all the same."""
-        caller: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._gather((None, "", partial(work, *args), 0, caller), caller.get_loop())
-        return caller
+        return self._ask(None, "", partial(work, *args), 0)
 
     def share(
         self, work: Callable[[str, Sequence[Item]], Sequence[T | Exception]], name: str, item: Item, size: int = 0
@@ -52,9 +51,7 @@ class Worker:
 
         `work` is called with the name and all items that wait for it at the same time, within bounds of number and size.
         """
-        caller: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._gather((work, name, item, size, caller), caller.get_loop())
-        return caller
+        return self._ask(work, name, item, size)
 
     def post(self, work: Callable[[], object]) -> None:
         """Have `work` done after all that was given before, and don't wait for it."""
@@ -80,13 +77,17 @@ class Worker:
             self._jobs.put([(None, "", self._at_end, 0, None)])
             self._jobs.put(None)
 
-    def _gather(self, job: _Job, loop: asyncio.AbstractEventLoop) -> None:
-        """Give the thread what a turn of the loop asks for in one piece: to be woken for each costs more than most jobs."""
+    def _ask(self, work: _Work | None, name: str, item: Any, size: int) -> _Future:
+        """Give the thread all that one turn of the loop asks for together: waking it for each costs more than most jobs."""
+        loop = asyncio.get_running_loop()
+        caller = loop.create_future()
+        job = work, name, item, size, caller
         if (jobs := self._gathered.get(loop)) is not None:
             jobs.append(job)
         else:
             self._gathered[loop] = [job]
             loop.call_soon(self._give, loop)
+        return caller
 
     def _give(self, loop: asyncio.AbstractEventLoop) -> None:
         self._put(self._gathered.pop(loop))

@@ -30,15 +30,16 @@ from durable_core.stores.filelock import RUN_FILES, Lock, Locks, Spot, spot_of
 from . import _disk
 from ._explain import explain_errors
 from ._lines import record_line, record_of, slot_of
-from ._log import Known, Log
-from ._logs import Logs, Looks, folded, logger
+from ._log import Known, Log, logger
+from ._logs import Logs, folded
 from ._names import SUFFIX, file_name, path_of
-from ._scan import log_names, runs_in, scan
+from ._scan import Status, log_names, runs_in, scan, statuses_of
 from ._worker import Worker
 
 T = TypeVar("T")
 
 _NAMES_AT_ONCE: Final = 256
+_MOST_LOOKS: Final = 100_000
 _THREADS: Final = 8
 
 
@@ -94,10 +95,13 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
         logs: dict[str, list[Known]] = {}
         for step in known:
             logs.setdefault(self._name(step[0]), []).append(step)
-        changed = await opened.common.run(opened.looks.changed, logs)
+        statuses = await opened.common.run(statuses_of, self._folder, [*logs])
+        changed = {name: status for name, status in statuses.items() if opened.looks.get(name) != (logs[name], status)}
+        if len(opened.looks) >= _MOST_LOOKS:
+            opened.looks.clear()
         found: list[StepRecord] = []
-        asked = [self._ask(name, partial(Log.newer, known=logs[name])) for name in changed]
-        for (name, status), newer in zip(changed.items(), await asyncio.gather(*asked, return_exceptions=True), strict=True):
+        asks = [self._ask(name, partial(Log.newer, known=logs[name])) for name in changed]
+        for (name, status), newer in zip(changed.items(), await asyncio.gather(*asks, return_exceptions=True), strict=True):
             if isinstance(newer, StoreError) and not isinstance(newer, CorruptLog):  # such a log hides no other
                 logger.warning("nothing is seen of what waits in a log: %s", newer)
             elif isinstance(newer, BaseException):  # after `CorruptLog` whoever waits asks for itself
@@ -105,7 +109,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
             elif newer:
                 found += newer
                 continue
-            opened.looks.remember(name, logs[name], status)
+            opened.looks[name] = logs[name], status
         return found
 
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
@@ -141,8 +145,8 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
                 raise RunBusy(run_id, holder=holder.name, since=holder.since)
             yield lock
         finally:
-            # Given to the same thread at once, so that a lock which that is still taking is given back, too.
-            await to_the_end(_done(opened.common.run(lock.release)))
+            # In the thread that takes it, so that a lock which is still being taken is given back, too.
+            await to_the_end(opened.common.run(lock.release))
 
     async def holder(self, run_id: str) -> Holder | None:
         return (await self.holders([run_id])).get(run_id)
@@ -187,8 +191,9 @@ class _Open:
         self.locks: Final = Locks(folder, make_folder=_disk.make_folder, wait_limit=lock_timeout)
         self.common: Final = Worker(at_end=self.locks.close)
         """For what concerns no single log: the locks of runs, what logs there are, and which changed."""
+        self.looks: Final[dict[str, tuple[Sequence[Known], Status]]] = {}
+        """Logs that need not be read again for these steps while they have this status."""
         logs = (Logs(folder, self.locks, memory=memory // _THREADS) for _ in range(_THREADS))
-        self.looks: Final = Looks(folder)
         self._lanes: Final = [(some, Worker(finish=some.finish, at_end=self.locks.close)) for some in logs]
 
     def logs_of(self, name: str) -> tuple[Logs, Worker]:
@@ -229,7 +234,3 @@ class _RunLock(Lease):
     def check(self) -> None:
         if self._lock is not None and (loss := self._lock.loss()):
             raise LockLost(f"run {self._run_id!r}: {loss}")
-
-
-async def _done(future: asyncio.Future[None]) -> None:
-    await future

@@ -108,7 +108,7 @@ async def undisturbed(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-async def to_the_end(work: Coroutine[Any, Any, T], *, on_cancel: Callable[[], object] = lambda: None) -> T:
+async def to_the_end(work: Awaitable[T], *, on_cancel: Callable[[], object] = lambda: None) -> T:
     """Await `work` to its end, however often the caller is cancelled meanwhile, and raise that cancellation then."""
     task = asyncio.ensure_future(work)
     cancelled = await finished(task, on_cancel=on_cancel)

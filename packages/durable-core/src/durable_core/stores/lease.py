@@ -171,14 +171,13 @@ class RenewedLease(Lease):
                 )
             taken.set_result(None)
             await self._renew_until_lost()
-        except RunBusy as busy:
-            taken.set_exception(busy)
-            return
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 error = StoreError(f"the store was closed while it took the lock of run {self._run_id!r}")
             if not taken.done():
                 taken.set_exception(error)
+            if isinstance(error, RunBusy):
+                return  # nothing was taken
         self._task, self._lost = None, self._reason() or "it was given back"
         try:
             async with asyncio.timeout(self._seconds):
@@ -199,14 +198,13 @@ class RenewedLease(Lease):
         while not self._reason():
             await self._clock.sleep(max(_SHORTEST_PAUSE, self._due - self._clock.monotonic()))
             try:
-                await self._renew()
+                if not self._reason():
+                    await self._renew()
             except Exception as error:  # whatever it is, the next try may succeed
                 _log.warning("the lock of run %r was not renewed: %s", self._run_id, error)
                 self._due = self._clock.monotonic() + min(self._every, (self._seconds - self._every) / _TRIES)
 
     async def _renew(self) -> None:
-        if self._reason():
-            return
         counts_from = await self._requests.renew(self._deadline - self._clock.monotonic())
         if counts_from is None:
             self._lost = self._lost or "another holder took it over, or the store forgot it"
@@ -219,7 +217,7 @@ class RenewedLease(Lease):
 
 
 class Leases:
-    """The leases of one store, and the thread that they are renewed on: it is started by the first and ends with `close`."""
+    """The leases of one store. The first one starts the thread that renews them, which ends with `close`."""
 
     def __init__(self, name: str, clock: Clock | None = None) -> None:
         self._name: Final = name
@@ -233,7 +231,8 @@ class Leases:
         if thread is None or thread.pid != os.getpid():
             thread = self._thread = _Thread(self._name)
         lease = RenewedLease(run_id, requests, seconds=seconds, every=every, clock=self.clock)
-        life = thread.begin(lease, taken)
+        thread.lives[lease] = life = asyncio.run_coroutine_threadsafe(lease.live(taken), thread.loop)
+        life.add_done_callback(lambda _: thread.lives.pop(lease))
         try:
             await asyncio.wrap_future(taken)
             yield lease
@@ -242,7 +241,7 @@ class Leases:
                 await to_the_end(thread.end([(lease, life)]))
 
     async def close(self, finish: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
-        """Give back all leases, `finish` on the thread, and end that."""
+        """Give back all leases, run `finish` on the thread, and end that."""
         thread, self._thread = self._thread, None
         if thread is not None and thread.pid == os.getpid():
             await to_the_end(thread.close(finish))
@@ -254,15 +253,10 @@ class _Thread:
     def __init__(self, name: str) -> None:
         self.pid: Final = os.getpid()
         self.loop: Final = asyncio.new_event_loop()
-        self._lives: Final[dict[RenewedLease, Future[None]]] = {}
+        self.lives: Final[dict[RenewedLease, Future[None]]] = {}
+        """Each lease that has not ended, and the future that is done when it has."""
         self._thread: Final = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         self._thread.start()
-
-    def begin(self, lease: RenewedLease, taken: Future[None]) -> Future[None]:
-        """Let a lease live; return what is done when it has ended."""
-        life = self._lives[lease] = asyncio.run_coroutine_threadsafe(lease.live(taken), self.loop)
-        life.add_done_callback(lambda _: self._lives.pop(lease))
-        return life
 
     async def end(self, lives: Collection[tuple[RenewedLease, Future[None]]]) -> None:
         """End leases, and wait until they are given back."""
@@ -272,7 +266,7 @@ class _Thread:
         await asyncio.gather(*(asyncio.wrap_future(life) for _, life in lives))
 
     async def close(self, finish: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
-        await self.end([*self._lives.items()])
+        await self.end([*self.lives.items()])
         if finish is not None:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(finish(), self.loop))
         self.loop.call_soon_threadsafe(self.loop.stop)

@@ -96,8 +96,6 @@ class Locks:
 
         Returns None for a shared lock where there is no lock file that may be read, and none can be made.
         """
-        if not shared and (lock := self.take(spot)):
-            return lock
         deadline = time.monotonic() + self._wait_limit
         try:
             # Who has to wait holds the gate, and every reader passes it: readers that overlap would keep a writer out.

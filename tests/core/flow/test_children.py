@@ -401,3 +401,54 @@ async def test_a_long_id_is_hashed_at_its_end(store: FlakyStore) -> None:
         assert await order.run(store, run_id=run_id, customer="c") == "bill for c"
     first = (await store.list(run_id))[1]
     assert len(first.notes["run"]) == 512
+
+
+async def test_an_input_may_have_any_name_but_those_of_run_and_start(store: FlakyStore) -> None:
+    """Such as `name`, `flow` and `step_id`."""
+
+    @flow
+    async def greets(runner: Runner, name: str, flow: str, step_id: str) -> str:
+        return f"{name} {flow} {step_id}"
+
+    @flow
+    async def parent(runner: Runner) -> str:
+        return await runner.flow("greets", greets, name="a", flow="b", step_id="c")
+
+    assert await parent.run(store, run_id="run") == "a b c"
+
+
+async def test_a_child_that_somebody_else_left_waiting_is_taken_over(store: FlakyStore) -> None:
+    """Whoever ran it by hand holds its lock no more."""
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    @flow
+    async def child(runner: Runner) -> str:
+        asked.set()
+        await left.wait()
+        return (await runner.approval("ask")).by
+
+    @flow(name="parent")
+    async def waits(runner: Runner) -> str:
+        return await runner.flow("child", child)
+
+    store.poll_seconds = 0.01
+    busy = asyncio.Event()
+
+    def hear(record: StepRecord) -> None:
+        if record.run_id == "run/child" and record.status == "started":
+            busy.set()
+
+    store.after = hear
+    lineage = {"parent": {"run": "run", "step": "child"}, "root": {"run": "run", "flow": "parent"}}
+    note = {"input": {}, **lineage}
+    await store.append(StepRecord(run_id="run/child", step_id="$flow", status="waiting", kind="flow", name="child", note=note))
+    by_hand = asyncio.create_task(child.options(wait_limit=0).run(store, run_id="run/child"))
+    await asked.wait()
+    running = asyncio.create_task(waits.run(store, run_id="run"))
+    await busy.wait()
+    left.set()
+    with pytest.raises(RunSuspended):
+        await by_hand
+    await control.approve(store, "run/child", "ask", by="alice")
+    async with asyncio.timeout(5):
+        assert await running == "alice"

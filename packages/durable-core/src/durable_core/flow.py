@@ -9,11 +9,11 @@ from functools import partial, update_wrapper
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from ._calls.parameters import Input, Parameters
-from ._log.chain import CANCEL, FLOW
+from ._log.chain import CANCEL, FLOW, decided
 from ._log.news import tell
 from ._log.standing import ended_before_it_began
-from ._running.driving import Standing, Work, begin, drive, failure_of
-from ._running.outcome import failed_before, to_retry, value_of
+from ._running.driving import Standing, Work, begin, drive, ended
+from ._running.outcome import value_of
 from ._running.run import Run
 from ._system.ids import check_own_id
 from ._values.returns import codec_of
@@ -21,15 +21,11 @@ from ._waiting.child import end_children
 from ._waiting.wait import moment
 from .clock import Clock, SystemClock
 from .context import driven, running
-from .errors import CorruptLog, DurableError, StepDrift, StepFailed
+from .errors import CorruptLog, DurableError, StepDrift
 from .options import FlowOptions, RunnerOptions, duration, runner_options, unknown_option
 from .record import StepRecord
 from .runner import Runner
 from .store import Store, check_store, connection_of
-
-_RETRY_THE_STEP: Final = (
-    "find the step that failed in the message above, and reopen it with durable_core.control.retry or resolve"
-)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -207,12 +203,8 @@ class Flow(Generic[P, T]):
             note = {**taken.note(), **lineage}
             record = await begin(run, self.name, note, taken.fingerprint, self._timeout)
         self._check_known(record, taken, lineage)
-        if record.status == "success":
-            return Standing(record)
-        if record.status == "failure":
-            failure = failure_of(run, record)
-            old = failure is record and record.error is not None and record.error.matches(StepFailed)
-            return Standing(record, error=failed_before(failure, _RETRY_THE_STEP if old else to_retry(failure)))
+        if decided(record):
+            return ended(run, record)
         return await self._drive(runner, record, taken)
 
     async def _drive(self, runner: Runner, record: StepRecord, taken: Input | None) -> Standing:

@@ -282,13 +282,11 @@ class Runner:
         return None if returns is None else value_of(record, codec)
 
     @overload
-    def flow(self, step_id: str, flow: Flow[P, T], *args: P.args, **input: P.kwargs) -> Coroutine[Any, Any, T]: ...
+    def flow(self, step_id: str, flow: Flow[P, T], /, *args: P.args, **input: P.kwargs) -> Coroutine[Any, Any, T]: ...
     @overload
-    def flow(
-        self, step_id: str, flow: Flow[..., Any], *, wait: Literal[False], name: str | None = None, **input: Any
-    ) -> Coroutine[Any, Any, str]: ...
-    async def flow(  # type: ignore[misc]  # `wait` and `name` are no input, which the types of P can't say
-        self, step_id: str, flow: Any, *args: Any, wait: bool = True, name: str | None = None, **input: Any
+    def flow(self, step_id: str, flow: Flow[..., Any], /, *, wait: Literal[False], **input: Any) -> Coroutine[Any, Any, str]: ...
+    async def flow(  # type: ignore[misc]  # `wait` is no input, which the types of P can't say
+        self, step_id: str, flow: Any, /, *args: Any, wait: bool = True, **input: Any
     ) -> Any:
         """Run another flow as a child, and return its value; with `wait=False` ask for it, and return its run id at once.
 
@@ -306,7 +304,7 @@ class Runner:
         step_id = check_own_id("step_id", step_id)
         if "/" in step_id:
             raise ValueError(f"the name of a child holds no '/', as {step_id!r} does: it stands behind one in the child's run id")
-        child = Child(step_id, name or step_id, flow, flow.take(input))
+        child = Child(step_id, flow, flow.take(input))
         self._refuse_reuse(step_id, ("flow", flow.name, child.taken.fingerprint, wait))
         await self._run.ready()
         if not wait:

@@ -30,8 +30,12 @@ from durable_core.options import exponential
 from durable_core.record import StepError, StepRecord
 
 from .ending import Left, Verdict, behind, judge, leaves
+from .outcome import failed_before, to_retry
 from .run import Run
 
+_RETRY_THE_STEP: Final = (
+    "find the step that failed in the message above, and reopen it with durable_core.control.retry or resolve"
+)
 _next_try: Final = exponential(1, limit=300)
 
 
@@ -113,6 +117,8 @@ async def drive(run: Run, latest: StepRecord, work: Work) -> Standing:
     while latest is not run.flow:  # twice where it is cancelled just now
         note = _deadline(run, latest.notes, work.timeout)
         latest = run.flow = await claim(run, latest, status="started", note=note)
+        if decided(latest):  # it was only asked for, and is cancelled
+            return ended(run, latest)
         if latest.status != "started":
             run.flow = None
     deadline = latest.notes.get("deadline")
@@ -240,6 +246,15 @@ async def _failed(run: Run, latest: StepRecord, described: StepError, note: dict
     failed = StepFailed(failure_of(run, recorded))
     failed.__cause__ = error
     return Standing(recorded, error=failed)
+
+
+def ended(run: Run, record: StepRecord) -> Standing:
+    """Return how a run stands that ended before."""
+    if record.status == "success":
+        return Standing(record)
+    failure = failure_of(run, record)
+    old = failure is record and record.error is not None and record.error.matches(StepFailed)
+    return Standing(record, error=failed_before(failure, _RETRY_THE_STEP if old else to_retry(failure)))
 
 
 def failure_of(run: Run, record: StepRecord) -> StepRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import Any, Final, Protocol
 
@@ -44,7 +44,6 @@ class Child(msgspec.Struct, frozen=True):
     """A child that is asked for by a step."""
 
     step_id: str
-    name: str
     flow: ChildFlow
     taken: Input
 
@@ -112,7 +111,10 @@ async def _outcome(run: Run, child: Child, record: StepRecord) -> StepRecord:
         if run.log.cancelled is not None:  # the child was told, or will be when the loop comes round
             await run.clock.sleep(min(1.0, poll_seconds(run.store)) if standing is None else 0)
             continue
-        until = None if standing is None else standing.record.until
+        if standing is None:  # whoever drives it may leave it waiting
+            until: datetime | None = run.clock.now() + timedelta(seconds=poll_seconds(run.store))
+        else:
+            until = standing.record.until
         await _wait_for(run, child.step_id, _pairs(run_id, standing), until, limit)
 
 
@@ -215,7 +217,7 @@ def _entry(run: Run, child: Child, latest: StepRecord | None, **fields: Any) -> 
         run_id=run.id,
         step_id=child.step_id,
         kind="flow",
-        name=child.name,
+        name=child.step_id,
         note=child.note(run),
         started_at=now,
         ended_at=now,

@@ -2,7 +2,7 @@
 
 from ._waiting.approval import Decision
 from .clock import Clock, SystemClock
-from .context import StepContext, current_step
+from .context import StepContext, current_runner, current_step, in_step
 from .errors import (
     AlreadyDecided,
     ChildStopped,
@@ -107,8 +107,10 @@ __all__ = [
     "SystemClock",
     "UnrecordableValue",
     "Withdrawn",
+    "current_runner",
     "current_step",
     "exponential",
     "flow",
+    "in_step",
     "open_store",
 ]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import blake2b
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from ._system.roots import DurableError, NestedStep
+
+if TYPE_CHECKING:
+    from .runner import Runner
 
 
 class StepContext(msgspec.Struct):
@@ -17,7 +22,7 @@ class StepContext(msgspec.Struct):
     run_id: str
     step_id: str
     attempt: int
-    _runner: object
+    _runner: Any
     _generation: int
     _active: bool = True
 
@@ -54,3 +59,34 @@ def current_step() -> StepContext:
     if context is None or not context._active:
         raise DurableError("current_step() was called outside a step; it works inside the function given to runner.step()")
     return context
+
+
+def in_step() -> bool:
+    """Tell whether this is called inside the function of a step."""
+    context = running.get()
+    return context is not None and context._active
+
+
+_flow_runner: Final[ContextVar[Runner | None]] = ContextVar("durable_runner", default=None)
+
+
+@contextmanager
+def flow_of(runner: Runner) -> Iterator[None]:
+    """Let `current_runner` return `runner` in the function of a flow."""
+    token = _flow_runner.set(runner)
+    try:
+        yield
+    finally:
+        _flow_runner.reset(token)
+
+
+def current_runner() -> Runner:
+    """Return the runner whose flow, or whose step, is running where this is called. Raises `DurableError` outside of both.
+
+    Inside a step it is there to be asked, such as for its `run_id`: a step can't start another one.
+    """
+    context = running.get()
+    runner: Runner | None = context._runner.face() if context is not None and context._active else _flow_runner.get()
+    if runner is None:
+        raise DurableError("current_runner() was called outside a flow and outside a step, or nothing holds its runner any more")
+    return runner

@@ -12,17 +12,34 @@ import msgspec
 from ._log.chain import CANCEL, FLOW, Append, advance, decided, expired, newest, successor
 from ._log.copying import copy, fork, no_run
 from ._log.news import tell
+from ._log.parts import failed_parts, is_withdrawn
 from ._log.standing import asking_to_cancel
 from ._log.status import RunStatus, status_of
 from ._system.ids import check_id, check_own_id
 from ._values.returns import record_any
 from ._waiting.approval import Decision, Request, Vote
+from ._waiting.following import follow, published
 from .clock import Clock
 from .errors import AlreadyDecided, CorruptLog, DeadlinePassed, NotFound, Refused, StoreError
 from .record import StepRecord
 from .store import Store, check_store, lock_of, runs_of
 
-__all__ = ["RunStatus", "approve", "cancel", "copy", "fork", "pending", "reject", "resolve", "retry", "runs", "send", "status"]
+__all__ = [
+    "RunStatus",
+    "approve",
+    "cancel",
+    "copy",
+    "follow",
+    "fork",
+    "pending",
+    "published",
+    "reject",
+    "resolve",
+    "retry",
+    "runs",
+    "send",
+    "status",
+]
 
 
 async def approve(
@@ -125,11 +142,12 @@ async def resolve(
 async def retry(store: Store, run_id: str, step_id: str, *, reason: str | None = None, clock: Clock | None = None) -> StepRecord:
     """Reopen a step that failed or was interrupted: the run's next run starts it again.
 
-    A flow that failed because of it goes on when it is run again. An interrupted step is reopened only under the run's lock,
-    lest it be running now: `RunBusy` is raised if it is held. Raises `NotFound` for a run or step that isn't there, and
-    `Refused` for a step in any other state.
+    Of a race (`first`) or a map, what it failed by is reopened, too; waits that were withdrawn are left. A flow that failed
+    because of it goes on when it is run again. An interrupted step is reopened only under the run's lock, lest it be running
+    now: `RunBusy` is raised if it is held. Raises `NotFound` for a run or step that isn't there, and `Refused` for a step in
+    any other state.
     """
-    _check(store, run_id=run_id, step_id=step_id)
+    failed = await _known_step(store, run_id, step_id)
 
     def mended(latest: StepRecord) -> StepRecord | None:
         if latest.status == "reopened":
@@ -138,6 +156,7 @@ async def retry(store: Store, run_id: str, step_id: str, *, reason: str | None =
         note = latest.note if reason is None else {**latest.notes, "reason": reason}
         return successor(latest, _now(clock), status="reopened", note=note)
 
+    await _reopen_parts(store, failed, clock)
     return await _mend(store, run_id, step_id, mended, clock)
 
 
@@ -207,6 +226,8 @@ def _refuse_unless_stuck(latest: StepRecord) -> None:
     if latest.status not in ("failure", "started"):
         what = f"{latest.step_id!r} of run {latest.run_id!r}"
         raise Refused(f"{what} neither failed nor was interrupted: it is {_describe(latest)}")
+    if is_withdrawn(latest):
+        raise Refused(f"{latest.step_id!r} of run {latest.run_id!r} is no longer needed: another contender was first")
 
 
 async def _mend(
@@ -236,6 +257,21 @@ async def _mend(
         if not await _let_flow_go_on(store, holder, clock) and holder is latest:
             _refuse_unless_stuck(holder)
     return holder
+
+
+async def _reopen_parts(store: Store, failed: StepRecord, clock: Clock | None) -> None:
+    """Reopen the steps by which a race or a map failed, before its own entry: after a kill the same again does the rest."""
+
+    def propose(latest: StepRecord | None) -> StepRecord | None:
+        assert latest is not None
+        if latest.status != "failure" or is_withdrawn(latest):
+            return None
+        return successor(latest, _now(clock), status="reopened")
+
+    for step_id in failed_parts(failed):
+        if (part := await store.get(failed.run_id, step_id)) is not None:
+            await _reopen_parts(store, part, clock)
+            await advance(_telling(store), part, propose)
 
 
 async def _let_flow_go_on(store: Store, mended: StepRecord, clock: Clock | None) -> bool:

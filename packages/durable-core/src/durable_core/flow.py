@@ -20,7 +20,7 @@ from ._values.returns import codec_of
 from ._waiting.child import end_children
 from ._waiting.wait import moment
 from .clock import Clock, SystemClock
-from .context import driven, running
+from .context import driven, flow_of, running
 from .errors import CorruptLog, DurableError, StepDrift
 from .options import FlowOptions, RunnerOptions, duration, runner_options, unknown_option
 from .record import StepRecord
@@ -55,7 +55,11 @@ class Flow(Generic[P, T]):
     def __call__(self, runner: Runner, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
         if not hasattr(runner, "step"):
             raise TypeError(f"flow {self.name!r} is called with a Runner, not {runner!r}; or write .run(store, run_id=…)")
-        return self._fn(runner, *args, **kwargs)
+        return self._called(runner, *args, **kwargs)
+
+    async def _called(self, runner: Runner, *args: P.args, **kwargs: P.kwargs) -> T:
+        with flow_of(runner):
+            return await self._fn(runner, *args, **kwargs)
 
     def options(self, **options: Unpack[FlowOptions]) -> Flow[P, T]:
         """Return the same flow with other options, such as `onboard.options(wait_limit=0)`; those that are left out stay."""
@@ -213,7 +217,8 @@ class Flow(Generic[P, T]):
         values = self._parameters.values(taken, note)
 
         async def call() -> Any:
-            value = await self._fn(runner, **values)
+            with flow_of(runner):
+                value = await self._fn(runner, **values)
             if not runner._run.told and runner._run.suspended is None:
                 _tell_unasked(runner._run)
             return value
@@ -227,7 +232,7 @@ def _tell_unasked(run: Run) -> None:
     """Tell of recorded steps that the flow never asked for: they were renamed, or are not there any more."""
     if run.log.reopened or any((step := run.log.latest(step_id)) and step.status == "failure" for step_id in run.log):
         return  # a failure, or its mending, may take a flow another way
-    unasked = [step_id for step_id in run.log if step_id not in run.calls and not step_id.startswith("$")]
+    unasked = [step_id for step_id in run.log if not run.asked_for(step_id) and not step_id.startswith("$")]
     # An event may be sent whether anybody waits for it or not.
     unasked = [step_id for step_id in unasked if (step := run.log.latest(step_id)) and (step.kind != "event" or step.revision)]
     if unasked:

@@ -5,17 +5,23 @@ from __future__ import annotations
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
+from copy import copy
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, overload
+from weakref import ref
 
 from ._running.call import ANNOTATED, may_be_awaited, prepare, refuse_nested, reused
+from ._running.first import prepare_race, run_first
+from ._running.many import prepare_map, run_map
 from ._running.outcome import value_of
+from ._running.progress import publish
+from ._running.race import ask
 from ._running.run import Run
 from ._running.step import run_step
 from ._running.transaction import committing_in
 from ._running.until import asking_again
-from ._system.ids import check_own_id
+from ._system.ids import check_id, check_name, check_own_id
 from ._values.returns import UNTYPED, codec_for
 from ._waiting.approval import Decision, Request
 from ._waiting.child import Child, ask_for_child, drive_child, result_of
@@ -34,6 +40,7 @@ _STOPPED: Final = (CancelledError, KeyboardInterrupt, SystemExit)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Item = TypeVar("Item")
 Ts = TypeVarTuple("Ts")
 
 
@@ -90,9 +97,13 @@ class Runner:
             on_event=on_event,
             on_drift=on_drift,
         )
+        self._run.face = ref(self)
+        self._prefix = ""
+        self._outer: Runner | None = None  # kept, for `current_runner` finds it for as long as anybody has it
 
     def __repr__(self) -> str:
-        return f"Runner({self.store!r}, run_id={self.run_id!r})"
+        scope = f", scope={self._prefix[:-1]!r}" if self._prefix else ""
+        return f"Runner({self.store!r}, run_id={self.run_id!r}{scope})"
 
     async def __aenter__(self) -> Self:
         await self._run.enter()
@@ -174,6 +185,8 @@ class Runner:
         `StepReused` if the id was used for another call on this runner; `StepDrift` if the record doesn't fit the code;
         `LockLost` before anything runs if the run may be another's by now.
         """
+        if self._prefix:
+            step_id = self._scoped(step_id)
         return run_step(self._run, prepare(self._run, step_id, fn, args, name, returns, self._policy, options))
 
     def transaction(
@@ -201,7 +214,7 @@ class Runner:
             raise TypeError("at_most_once= means nothing for a transaction: it happens exactly once anyhow")
         if callable(fn) and not may_be_awaited(fn):
             raise TypeError(f"fn of transaction {step_id!r} must be async, not {fn!r}: a connection belongs to the loop")
-        call = prepare(self._run, step_id, fn, args, name, returns, self._policy, options)
+        call = prepare(self._run, self._scoped(step_id), fn, args, name, returns, self._policy, options)
         return run_step(self._run, call, committing_in(store))
 
     def until(
@@ -225,7 +238,7 @@ class Runner:
         limit = None if timeout is None else duration("timeout", timeout, zero=False)
         if returns is None:
             raise TypeError(f"until {step_id!r} needs what the check returns: leave returns=None out")
-        call = prepare(self._run, step_id, check, args, name, returns, self._policy, options)
+        call = prepare(self._run, self._scoped(step_id), check, args, name, returns, self._policy, options)
         return run_step(self._run, call, asking_again(seconds, limit))
 
     async def sleep(self, step_id: str, duration: float | timedelta | datetime, *, name: str | None = None) -> None:
@@ -233,6 +246,7 @@ class Runner:
 
         The wake-up time is recorded and holds for every later run. Raises `RunSuspended` after `wait_limit` seconds.
         """
+        step_id = self._scoped(step_id)
         until = moment(self._run.clock, "duration", duration)
         await self._wait(Wait(step_id, name or step_id, "sleep", until), ("sleep", duration))
 
@@ -253,6 +267,7 @@ class Runner:
         raises `StepDrift`. When `timeout` passes first, that is a failure: `StepFailed`, whose error matches `TimeoutError`.
         Raises `RunSuspended` after `wait_limit` seconds.
         """
+        step_id = self._scoped(step_id)
         request = Request.make(step_id, show, quorum, approvers)
         until = None if timeout is None else moment(self._run.clock, "timeout", timeout)
         asked = Wait(step_id, name or step_id, "approval", until, request.note(), request.fingerprint)
@@ -276,6 +291,7 @@ class Runner:
         When `timeout` passes first, that is a failure: `StepFailed`, whose error matches `TimeoutError`. Raises `RunSuspended`
         after `wait_limit` seconds, and `StepDrift` if the value that was sent is no `returns`.
         """
+        step_id = self._scoped(step_id)
         codec = UNTYPED if returns is None else codec_for(returns)
         until = None if timeout is None else moment(self._run.clock, "timeout", timeout)
         record = await self._wait(Wait(step_id, name or step_id, "event", until), ("event",))
@@ -301,9 +317,7 @@ class Runner:
             raise TypeError(f"flow {step_id!r} takes its input by name")
         if not hasattr(flow, "stand_as_child"):
             raise TypeError(f"flow {step_id!r} must be a function decorated with @flow, not {flow!r}")
-        step_id = check_own_id("step_id", step_id)
-        if "/" in step_id:
-            raise ValueError(f"the name of a child holds no '/', as {step_id!r} does: it stands behind one in the child's run id")
+        step_id = self._scoped(check_name("step_id of a child", step_id))
         child = Child(step_id, flow, flow.take(input))
         self._refuse_reuse(step_id, ("flow", flow.name, child.taken.fingerprint, wait))
         await self._run.ready()
@@ -323,7 +337,7 @@ class Runner:
         `RunSuspended` after `wait_limit` seconds.
         """
         refuse_nested(self._run, step_id)
-        step_id = check_own_id("step_id", step_id)
+        step_id = self._scoped(check_own_id("step_id", step_id))
         codec = UNTYPED if returns is None else codec_for(returns)
         if child not in self._run.children:
             raise ValueError(f"result {step_id!r} takes a run id that flow(…, wait=False) of this run returned, not {child!r}")
@@ -333,6 +347,185 @@ class Runner:
         if record.status == "failure":
             raise StepFailed(record)
         return None if returns is None else value_of(record, codec)
+
+    def first(self, step_id: str, /, **contenders: Callable[[], Awaitable[T]]) -> Coroutine[Any, Any, tuple[str, T]]:
+        """Let contenders race, and return the name and the value of the first that succeeds, now and on every later run.
+
+        A contender is a function without arguments that returns something to await: `rail=lambda: runner.step("rail", ask)`. One
+        entry under `step_id` records the winner's name. On a replay the winner is called alone, and its steps replay.
+
+        The others are cancelled. One that is in a thread can't be, and is not waited for here; its outcome is recorded, and the
+        runner waits for it when it is left. What they wait for is withdrawn: an approval is no longer pending. A step that was
+        cancelled may have had its effect, as any step that is cut short: undo what must not be there after `first`.
+
+        A contender loses by `StepFailed` or `SomeFailed`; anything else that it raises is raised here, and nothing is recorded.
+        If all lose, that is recorded, and raised as the `StepFailed` of this id, with the error of the last one;
+        `durable_core.control.retry` of it retries what failed. Raises `RunSuspended` only when all contenders that are left wait.
+        Raises `ValueError` without contenders, and `TypeError` for what is no function or returns nothing to await, before
+        anything runs; `StepReused` if the id was used for another call; `StepDrift` if the recorded winner is none of them.
+        """
+        return run_first(self._run, prepare_race(self._run, self._scoped(step_id), contenders))
+
+    @overload
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[..., Any],
+        items: Iterable[Item],
+        *,
+        key: Callable[[Item], str | int] | None = None,
+        limit: int = 20,
+        tolerate: int = 0,
+        name: str | None = None,
+        returns: None,
+        **options: Unpack[StepOptions],
+    ) -> Coroutine[Any, Any, list[None]]: ...
+    @overload
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Item], Any],
+        items: Iterable[Item],
+        *,
+        key: Callable[[Item], str | int] | None = None,
+        limit: int = 20,
+        name: str | None = None,
+        returns: type[T],
+        **options: Unpack[StepOptions],
+    ) -> Coroutine[Any, Any, list[T]]: ...
+    @overload
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Item], Any],
+        items: Iterable[Item],
+        *,
+        key: Callable[[Item], str | int] | None = None,
+        limit: int = 20,
+        tolerate: int,
+        name: str | None = None,
+        returns: type[T],
+        **options: Unpack[StepOptions],
+    ) -> Coroutine[Any, Any, list[T | None]]: ...
+    @overload
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Item], Awaitable[T]],
+        items: Iterable[Item],
+        *,
+        key: Callable[[Item], str | int] | None = None,
+        limit: int = 20,
+        name: str | None = None,
+        **options: Unpack[StepOptions],
+    ) -> Coroutine[Any, Any, list[T]]: ...
+    @overload
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Item], Awaitable[T]],
+        items: Iterable[Item],
+        *,
+        key: Callable[[Item], str | int] | None = None,
+        limit: int = 20,
+        tolerate: int,
+        name: str | None = None,
+        **options: Unpack[StepOptions],
+    ) -> Coroutine[Any, Any, list[T | None]]: ...
+    @overload
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Item], T],
+        items: Iterable[Item],
+        *,
+        key: Callable[[Item], str | int] | None = None,
+        limit: int = 20,
+        name: str | None = None,
+        **options: Unpack[StepOptions],
+    ) -> Coroutine[Any, Any, list[T]]: ...
+    @overload
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Item], T],
+        items: Iterable[Item],
+        *,
+        key: Callable[[Item], str | int] | None = None,
+        limit: int = 20,
+        tolerate: int,
+        name: str | None = None,
+        **options: Unpack[StepOptions],
+    ) -> Coroutine[Any, Any, list[T | None]]: ...
+    @overload
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Item], Any],
+        items: Iterable[Item],
+        *,
+        key: Callable[[Item], str | int] | None = None,
+        limit: int = 20,
+        tolerate: int = 0,
+        name: str | None = None,
+        returns: Any,
+        **options: Unpack[StepOptions],
+    ) -> Coroutine[Any, Any, list[Any]]: ...
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Any], Any],
+        items: Iterable[Any],
+        *,
+        key: Callable[[Any], str | int] | None = None,
+        limit: int = 20,
+        tolerate: int = 0,
+        name: str | None = None,
+        returns: Any = ANNOTATED,
+        **options: Any,
+    ) -> Coroutine[Any, Any, list[Any]]:
+        """Run `fn(item)` once for each item, at most `limit` at a time; return the values in the order of the items.
+
+        Each item is a step of its own, `mail/<key>` for the map `mail`, where `key` returns a text or a number that is the item's
+        alone; without it, items are numbered from 0, and must come in the same order on every run. Every item is tried. One
+        entry under `step_id` records that all were; a replay reads that and calls `fn` for none. The options are those of `step`.
+
+        The values of up to `tolerate` items that failed are None; if more fail, that is recorded, and `SomeFailed` is raised with
+        `.values` and `.failures` by key, now and on every replay. `durable_core.control.retry` of `step_id` retries these items.
+        Raises `ValueError` for two items of one key, a `limit` below 1 or an id with a "/", before anything runs; `StepReused` if
+        the id was used for another call; `StepDrift` for an item that a recorded map didn't have.
+        """
+        check_name("step_id of a map", step_id)
+        step_id = self._scoped(step_id)
+        call = prepare_map(self._run, step_id, fn, items, key, limit, tolerate, name, returns, self._policy, options)
+        return run_map(self._run, call)
+
+    async def publish(self, step_id: str, value: object) -> None:
+        """Tell others how far the run is: append `value`, JSON or a type that can be recorded, as the next entry of `step_id`.
+
+        `durable_core.control.published` reads the newest one, and `follow` all as they come. On a replay the n-th call of an id
+        finds the n-th entry, and appends nothing. It works in a run that was cancelled, too. Raises `UnrecordableValue` for a
+        value that can't be recorded, `LockLost` if the run may be another's by now, and `StoreError` if the store stays away.
+        """
+        await publish(self._run, self._scoped(step_id), value)
+
+    def scope(self, name: str) -> Self:
+        """Return this runner with all ids prefixed: the step `ask` of the scope `triage` is the step `triage/ask` of the run.
+
+        So a part of a flow that runs twice in one run gets ids of its own. Scopes nest. The lock, the log and the options are
+        those of this runner. Raises `ValueError` for a name that holds a "/" or begins with "$".
+        """
+        scoped = copy(self)
+        scoped._outer = self
+        scoped._prefix = f"{self._prefix}{check_name('scope', name)}/"
+        return scoped
+
+    def recorded(self, step_id: str) -> StepRecord | None:
+        """Return the newest entry of a step that this runner knows, or None. It asks no store, and reads no log.
+
+        The log is read when the runner is entered, or when its first step runs.
+        """
+        return self._run.log.latest(self._prefix + check_id("step_id", step_id))
 
     async def history(self) -> Sequence[StepRecord]:
         """Read all entries of the run from the store, in the order in which they were appended."""
@@ -354,6 +547,10 @@ class Runner:
             run.forget()
             await self.store.clear(self.run_id)
 
+    def _scoped(self, step_id: str) -> str:
+        """Return the id in the run of what this scope calls `step_id`."""
+        return self._prefix + check_own_id("step_id", step_id) if self._prefix else step_id
+
     async def _wait(self, asked: Wait, identity: object) -> StepRecord:
         refuse_nested(self._run, asked.step_id)
         self._refuse_reuse(asked.step_id, identity)
@@ -363,6 +560,7 @@ class Runner:
         return record
 
     def _refuse_reuse(self, step_id: str, identity: object) -> None:
+        ask(self._run, step_id)
         if self._run.calls.setdefault(step_id, identity) != identity:
             raise reused(self._run, step_id)
 

@@ -55,3 +55,8 @@ def tell(run_id: str) -> None:
             news.count += 1
     if news is not None:
         news.wake()
+
+
+def published(run_id: str) -> str:
+    """Return the name under which those are woken who follow what the run publishes; no run has such an id."""
+    return f"{run_id}\0published"

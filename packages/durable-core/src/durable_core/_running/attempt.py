@@ -16,6 +16,7 @@ from durable_core.context import StepContext, running
 from durable_core.errors import NestedStep
 
 from .call import Call, check
+from .race import in_thread
 from .run import Run
 
 _THREADS: Final = 40
@@ -67,7 +68,8 @@ class Thread:
         """Call `check` and then `fn` in the thread. It can't be cancelled: it is waited for."""
         try:
             future = asyncio.wrap_future(self._threads.pool.submit(copy_context().run, _called, run, call, fn, args))
-            cancelled = await finished(future)
+            with in_thread():
+                cancelled = await finished(future)
             outcome = future.result()
         finally:
             self.give()

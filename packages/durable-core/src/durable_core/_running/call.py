@@ -20,6 +20,7 @@ from durable_core.context import running
 from durable_core.errors import StepReused
 from durable_core.options import Policy
 
+from .race import ask
 from .run import Run
 
 ANNOTATED: Final = msgspec.UNSET
@@ -66,6 +67,7 @@ def prepare(
     """Check the call and note what it is, now: by the time that its coroutine runs, a loop's variable has moved on."""
     if running.get() is not None:
         refuse_nested(run, step_id)
+    ask(run, step_id)
     known = _plain.get(fn) if type(fn) is FunctionType and returns is ANNOTATED else None
     if known is not None and known[0] is fn.__code__:  # which tools that reload code replace
         _, function, codec, runs_on_loop = known
@@ -122,9 +124,14 @@ def check(run: Run, call: Call) -> None:
     For any thread. Raises `StepReused` if a variable that the function closes over is another than when `step` was called.
     """
     run.check(undoes=call.policy.when_cancelled)
-    if call.closure and (name := changed_variable(call.closure)):
+    check_variables(run, call.step_id, call.closure)
+
+
+def check_variables(run: Run, step_id: str, closure: Closure) -> None:
+    """Raise `StepReused` if a variable holds another value than when `closure` was read."""
+    if closure and (name := changed_variable(closure)):
         raise StepReused(
-            f"step {call.step_id!r} of run {run.id!r} was called when the variable {name!r}, which its function closes over, held"
+            f"step {step_id!r} of run {run.id!r} was called when the variable {name!r}, which its function closes over, held"
             f" another value; nothing was run. Pass it as an argument, or fix it with a default: `lambda {name}={name}: …`"
         )
 

@@ -14,6 +14,7 @@ from durable_core.errors import RunSuspended
 from durable_core.record import StepRecord
 
 from .looking import Listener, Pair
+from .race import waiting
 from .run import Run
 
 
@@ -39,8 +40,7 @@ async def pause(run: Run, waits: Pause, listener: Listener, limit: float | None,
     such as a cancellation of the run, is raised as well. What `undoes` something is waited for in a cancelled run, too.
     """
     clock = run.clock
-    run.waiting.append(waits)
-    try:
+    with waiting(run, waits):
         while not any(can_go_on(listener.newest(pair), clock.now()) for pair in waits.pairs):
             if waits.until is not None and waits.until <= clock.now():
                 return
@@ -58,8 +58,6 @@ async def pause(run: Run, waits: Pause, listener: Listener, limit: float | None,
             if listener.must_look or run.is_late:
                 await listener.look()
             run.check(undoes=undoes)
-    finally:
-        run.waiting.remove(waits)
 
 
 async def wait_for_first(run: Run, until: datetime | None, listener: Listener, other: Coroutine[Any, Any, object] | None) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import Any, Final, Literal, TypeVar
 
@@ -24,6 +24,7 @@ from durable_core.record import Kind, StepError, StepRecord
 from durable_core.store import Store, polling_of
 
 from .ending import Answer
+from .race import admitted, is_within
 
 T = TypeVar("T")
 
@@ -35,6 +36,16 @@ def poll_seconds(store: Store) -> float:
     """Return how often a run should look into its store for what others did."""
     polling = polling_of(store)
     return _POLL_SECONDS if polling is None else polling.poll_seconds
+
+
+class Published:
+    """What a runner has published under one id."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        """How many calls were made: the next one has this revision."""
+        self.turn: Final = asyncio.Lock()
+        """Held while an entry is appended: the next one has to follow it."""
 
 
 class Run:
@@ -54,6 +65,8 @@ class Run:
     ) -> None:
         self.store: Final = store
         self.id: Final = run_id
+        self.face: Callable[[], Any] = lambda: None
+        """Returns the `Runner` that users have, as long as they do."""
         self.clock: Final = clock
         self.log: Final = RunLog(store, run_id, clock, store_timeout)
         self.lock: Final = RunLock(store, run_id, clock, lock_wait)
@@ -71,6 +84,12 @@ class Run:
         self.suspended: RunSuspended | None = None
         self.calls: Final[dict[str, Identity]] = {}
         """What each id was used for on this runner."""
+        self.passed_over: Final[set[str]] = set()
+        """What losers of a race asked for in an earlier life: they are not begun again. It stands for what is below it, too."""
+        self.published: Final[dict[str, Published]] = {}
+        """How far this runner is in publishing under each id."""
+        self.under_way: Final[dict[str, asyncio.Future[None]]] = {}
+        """The races and maps that go on, each with what is done when it ends."""
         self.loading: Final = asyncio.Lock()
         """Held while the log is read or cleared: steps that begin meanwhile wait."""
         self.loaded = False
@@ -141,6 +160,8 @@ class Run:
         self.log.forget()
         self.loaded = False
         self.calls.clear()
+        self.passed_over.clear()
+        self.published.clear()
         self.suspended = None
 
     def refuse_reset(self) -> None:
@@ -181,7 +202,11 @@ class Run:
         self.check(undoes=undoes)
 
     async def poll(self, *, undoes: bool = False) -> None:
-        """Look for the run's cancellation where that is due: every few seconds, and at once when somebody acted on the run."""
+        """Look for the run's cancellation where that is due: every few seconds, and at once when somebody acted on the run.
+
+        In a contender of a race it waits first until that may begin something new.
+        """
+        await admitted()
         if self.clock.monotonic() >= self._next_poll or self._seen != self.news.count or self.is_late:
             self.check(undoes=undoes)
             await self.look_for_cancellation()
@@ -293,6 +318,24 @@ class Run:
         if self._end is None:
             self._end = asyncio.get_running_loop().create_future()
         await asyncio.wait((self._end,))
+
+    @asynccontextmanager
+    async def alone(self, step_id: str) -> AsyncIterator[None]:
+        """Let the same race or map that was called twice go on once: the second one finds what the first recorded."""
+        await self.ready()
+        while (other := self.under_way.get(step_id)) is not None:
+            await asyncio.wait((other,))
+            await self.ready()
+        mine = self.under_way[step_id] = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        finally:
+            del self.under_way[step_id]
+            mine.set_result(None)
+
+    def asked_for(self, step_id: str) -> bool:
+        """Tell whether the flow asked for the step, now or in a race that another contender had won."""
+        return step_id in self.calls or is_within(step_id, self.passed_over)
 
     def check_kind(self, record: StepRecord, kind: Kind) -> None:
         """Raise `StepDrift` if an earlier run recorded something of another kind under the id."""

@@ -22,6 +22,7 @@ from .call import Call, check, is_async, may_change_its_variables, reused
 from .looking import listening
 from .outcome import outcome_of
 from .pausing import Pause, pause
+from .race import ask_wait
 from .run import Run
 
 
@@ -146,6 +147,7 @@ async def due_entry(run: Run, call: Call, waiting: StepRecord) -> StepRecord:
     """Wait for the time of the next attempt, in this process or in another; return the step's newest entry then."""
     limit = None if run.wait_limit is None else run.clock.monotonic() + run.wait_limit
     latest = waiting
+    ask_wait(run, call.step_id, call.name, "step")
     with listening(run, [(run.id, call.step_id)]) as listener, run.delaying(call.step_id):
         while latest.status == "waiting" and latest.until is not None and latest.until > run.clock.now():
             waits = Pause(call.step_id, listener.pairs, latest.until)

@@ -35,6 +35,14 @@ def check_own_id(what: str, value: object) -> str:
     return value
 
 
+def check_name(what: str, value: object) -> str:
+    """Return a name that other ids are made of as a plain str; refuse one that `check_own_id` refuses, or that holds a slash."""
+    value = check_own_id(what, value)
+    if "/" in value:
+        raise ValueError(f"{what} {value!r} holds a '/'; other ids are made of it, as in {value.replace('/', '-') + '/1'!r}")
+    return value
+
+
 _unused: list[str] = []
 _process = 0
 

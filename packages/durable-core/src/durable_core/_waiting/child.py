@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, Protocol
 
@@ -18,6 +19,7 @@ from durable_core._log.standing import asking_to_cancel, cancelled, ended_before
 from durable_core._running.driving import Standing
 from durable_core._running.looking import Pair, listening
 from durable_core._running.pausing import Pause, can_go_on, pause, wait_for_first
+from durable_core._running.race import ask_child, ask_wait
 from durable_core._running.run import Run, poll_seconds
 from durable_core.errors import ChildStopped, RunBusy, RunCancelled, StepDrift
 from durable_core.record import StepError, StepRecord
@@ -75,6 +77,7 @@ async def drive_child(run: Run, child: Child) -> StepRecord:
     Raises `RunSuspended` while the child waits, `ChildStopped` where it crashed or was parked, `RunCancelled` where this run was
     cancelled and the child with it.
     """
+    ask_child(run, child.step_id, partial(_lose, run, child))
     record = await _recorded(run, child)
     if decided(record):
         return record
@@ -130,6 +133,27 @@ async def _stand(run: Run, child: Child, run_id: str, input: Mapping[str, Any], 
         await asyncio.wait([watcher])
 
 
+async def _lose(run: Run, child: Child) -> None:
+    """Cancel a child because another contender of a race had won, drive it to its end, and record that in this run."""
+    record = run.log.latest(child.step_id)
+    if record is None or decided(record):
+        return
+    run_id, reason = str(record.notes["run"]), f"another contender was first in run {run.id!r}"
+    while await _ask_to_cancel(run, run_id, reason, None):
+        lineage = lineage_of(run, child.step_id, driven=True)
+        try:
+            standing = await child.flow.stand_as_child(run, run_id, record.notes.get("input") or {}, lineage)
+        except RunBusy:
+            await run.clock.sleep(min(1.0, poll_seconds(run.store)))
+            continue
+        if standing.error is not None and (standing.record.status == "reopened" or "parked" in standing.record.notes):
+            raise ChildStopped(standing.record, standing.error)
+        if not decided(standing.record):  # a delay between two attempts to undo
+            await run.clock.sleep(min(1.0, poll_seconds(run.store)))
+    if (end := await run.log.look(FLOW, run_id)) is not None:
+        await _end(run, record, end)
+
+
 async def ask_for_child(run: Run, child: Child) -> str:
     """Ask for a child that nobody waits for here, and return its run id."""
     latest = run.log.latest(child.step_id)
@@ -158,7 +182,9 @@ async def result_of(run: Run, step_id: str, name: str, child: str) -> StepRecord
         if decided(latest):
             await run.emit("step:replay", latest)
             return latest
+        ask_wait(run, step_id, name, "flow")
     await run.begin()
+    ask_wait(run, step_id, name, "flow")
     if latest is None:
         now = run.clock.now()
         waiting = StepRecord(
@@ -199,9 +225,12 @@ async def _recorded(run: Run, child: Child) -> StepRecord:
         _check(run, latest, child)
         if decided(latest):
             await run.emit("step:replay", latest)
+        else:
+            ask_wait(run, child.step_id, child.step_id, "flow")
         if latest.status != "reopened":
             return latest
     await run.begin()
+    ask_wait(run, child.step_id, child.step_id, "flow")
     if latest is None and run.log.answers:
         await run.refuse_unanswered(child.step_id)
     record = await run.log.claim(_entry(run, child, latest, status="waiting"))
@@ -271,7 +300,11 @@ async def _cancel(run: Run, run_id: str) -> bool:
     """Cancel a child of a cancelled run; return whether it has to be driven to its end."""
     assert run.log.cancelled is not None
     asked = cancelled(run.log.cancelled) or run.log.cancelled.notes
-    reason, by = asked.get("reason"), asked.get("by")
+    return await _ask_to_cancel(run, run_id, asked.get("reason"), asked.get("by"))
+
+
+async def _ask_to_cancel(run: Run, run_id: str, reason: str | None, by: str | None) -> bool:
+    """Cancel a child; return whether it has to be driven to its end."""
 
     def propose(latest: StepRecord | None) -> StepRecord | None:
         assert latest is not None

@@ -11,6 +11,7 @@ import msgspec
 from durable_core._log.chain import decided, expired
 from durable_core._running.looking import Listener, listening
 from durable_core._running.pausing import Pause, pause
+from durable_core._running.race import ask_wait
 from durable_core._running.run import Run
 from durable_core._system.ids import check_own_id
 from durable_core.clock import Clock
@@ -60,7 +61,9 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
         if decided(record):
             await run.emit("step:replay", record)
             return record
+        ask_wait(run, asked.step_id, asked.name, asked.kind)  # it may have lost already
     await run.begin()
+    ask_wait(run, asked.step_id, asked.name, asked.kind)
     if record is None and run.log.answers:
         await run.refuse_unanswered(asked.step_id)
     with listening(run, [(run.id, asked.step_id)]) as listener:

@@ -1,0 +1,221 @@
+"""Racing contenders: the first that succeeds wins, one entry says which, and what the others wait for is withdrawn."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import FIRST_COMPLETED
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import datetime
+from functools import partial
+from inspect import iscoroutine
+from typing import Any
+
+import msgspec
+
+from durable_core._calls.functions import identity_of
+from durable_core._log.chain import advance, decided, successor
+from durable_core._system.ids import check_own_id
+from durable_core._system.waits import answered
+from durable_core._values.annotations import Closure, closure_of
+from durable_core.errors import RunCancelled, SomeFailed, StepDrift, StepFailed, Withdrawn
+from durable_core.record import StepError, StepRecord
+
+from .call import check_variables, refuse_nested, reused
+from .outcome import failed_before, to_retry
+from .race import LOSING, AskedWait, Contender, Race, ask, called, has_succeeded, is_within
+from .run import Run
+
+Contenders = Mapping[str, Callable[[], Awaitable[Any]]]
+
+
+class RaceCall(msgspec.Struct, frozen=True):
+    """One call of `Runner.first`, checked."""
+
+    step_id: str
+    contenders: Contenders
+    closure: Closure
+    """The variables that the contenders close over, as they were when `first` was called."""
+
+
+def prepare_race(run: Run, step_id: str, contenders: Mapping[str, Any]) -> RaceCall:
+    """Check the call and note what it is, before anything runs."""
+    refuse_nested(run, step_id)
+    step_id = check_own_id("step_id", step_id)
+    if not contenders:
+        raise ValueError(f"first {step_id!r} has no contenders; write first({step_id!r}, rail=lambda: runner.step(…), …)")
+    for name, fn in contenders.items():
+        if not callable(fn):
+            for given in contenders.values():
+                if iscoroutine(given):
+                    given.close()  # or Python would say that nobody awaited it
+            raise TypeError(
+                f"contender {name!r} of {step_id!r} must be a function without arguments, not {fn!r}; write"
+                f" {name}=lambda: runner.step(…), so that it is called only where it is needed"
+            )
+    identity = "first", [(name, identity_of(fn, ())[0]) for name, fn in contenders.items()]
+    if run.calls.setdefault(step_id, identity) != identity:
+        raise reused(run, step_id)
+    ask(run, step_id)
+    return RaceCall(step_id, contenders, [each for fn in contenders.values() for each in closure_of(fn)])
+
+
+async def run_first(run: Run, call: RaceCall) -> tuple[str, Any]:
+    """Return the name and the value of the contender that won; let them race if none has."""
+    async with run.alone(call.step_id):
+        latest = run.log.latest(call.step_id)
+        if decided(latest):
+            await run.emit("step:replay", latest)
+            return await _recorded(run, call, latest)
+        if latest is not None:
+            run.check_kind(latest, "first")
+        check_variables(run, call.step_id, call.closure)
+        return await _race(run, call, latest)
+
+
+run_first.__qualname__ = "Runner.first"  # which is what Python says of one that was never awaited
+
+
+async def _race(run: Run, call: RaceCall, latest: StepRecord | None) -> tuple[str, Any]:
+    started_at = run.clock.now()
+    race = Race(run, call.step_id, call.contenders)
+    with race.going_on():
+        try:
+            await race.start()
+            winner = await _winner(run, race)
+            race.call_off([each for each in race.contenders if each is not winner])
+            record = _entry(run, race, latest, started_at, winner)
+            recorded = await run.log.outcome(record, None if winner is None else winner.name)
+        except BaseException as error:
+            race.call_off(race.contenders)
+            await race.end(wait_for_threads=isinstance(error, asyncio.CancelledError))
+            raise
+        await run.emit_outcome(recorded)
+        await race.end()
+        if recorded.id != record.id:  # of another runner, whose entries this one has not seen
+            for entry in await answered(run.store.list(run.id)):
+                run.log.add(entry)
+            return await _recorded(run, call, recorded)
+        if winner is None:
+            raise StepFailed(recorded) from race.losers[-1].task.exception()
+        await _end_children(winner, race.contenders)
+        await _withdraw(run, _left_waiting(run, race, winner))
+        return winner.name, winner.task.result()
+
+
+async def _winner(run: Run, race: Race) -> Contender | None:
+    """Wait until one succeeds, and return it; or until all have failed. Raises what is no failure of a step."""
+    while len(race.losers) < len(race.contenders):
+        if not (ended := race.ended[len(race.losers) :]):
+            await asyncio.wait([each.task for each in race.contenders if each not in race.losers], return_when=FIRST_COMPLETED)
+            continue
+        if winner := next(filter(has_succeeded, ended), None):
+            return winner
+        try:
+            ended[0].task.result()
+        except LOSING:
+            race.losers.append(ended[0])
+            race.settle()
+        except RunCancelled:
+            await _let_steps_end(run, race)
+            raise
+    return None
+
+
+async def _let_steps_end(run: Run, race: Race) -> None:
+    """Wait for functions that run, so that their outcomes are recorded: their run was cancelled, and not their task."""
+    asked = {step_id for each in race.contenders if not each.task.done() for step_id in each.step_ids}
+    while any(is_within(step_id, asked) for step_id in run.running.keys() - run.delayed):
+        await run.an_end()
+
+
+def _entry(run: Run, race: Race, latest: StepRecord | None, started_at: datetime, winner: Contender | None) -> StepRecord:
+    """Return the entry that says who won and what the others asked for, or that all have failed."""
+    failures = [error for each in race.losers if isinstance(error := each.task.exception(), LOSING)]
+    note: dict[str, Any] = {"failed": [failure.step_id for failure in failures if failure.run_id == run.id]}
+    if winner is not None:
+        others = [each for each in race.contenders if each is not winner]
+        asked = {step_id: None for each in others for step_id in each.step_ids if step_id not in winner.step_ids}
+        note = {"lost": [wait.step_id for wait in _left_waiting(run, race, winner)], "begun": [*asked]}
+    return StepRecord(
+        run_id=run.id,
+        step_id=race.step_id,
+        revision=0 if latest is None else latest.revision + 1,
+        status="failure" if winner is None else "success",
+        kind="first",
+        result=None if winner is None else msgspec.json.encode(winner.name),
+        error=_error_of(failures[-1]) if winner is None else None,
+        note={name: value for name, value in note.items() if value} or None,
+        started_at=started_at,
+        ended_at=max(run.clock.now(), started_at),
+    )
+
+
+def _error_of(failure: StepFailed | SomeFailed) -> StepError:
+    return failure.error if isinstance(failure, StepFailed) else StepError.from_exception(failure)
+
+
+def _left_waiting(run: Run, race: Race, winner: Contender) -> list[AskedWait]:
+    """Return the waits that only those who lost asked for, and that have no outcome."""
+    asked = {wait.step_id: wait for each in race.contenders if each is not winner for wait in each.waits.values()}
+    return [wait for step_id, wait in asked.items() if step_id not in winner.waits and not decided(run.log.latest(step_id))]
+
+
+async def _end_children(winner: Contender | None, contenders: Iterable[Contender]) -> None:
+    """End the children of those who lost, one after the other."""
+    for contender in contenders:
+        for step_id, end in contender.children.items():
+            if contender is not winner and (winner is None or step_id not in winner.children):
+                await end()
+
+
+async def _withdraw(run: Run, waits: Iterable[AskedWait]) -> None:
+    """End waits that nobody needs any more, unless they were decided meanwhile."""
+    await asyncio.gather(
+        *(advance(run.log.claim, run.log.latest(wait.step_id), partial(_withdrawal, run, wait)) for wait in waits)
+    )
+
+
+def _withdrawal(run: Run, wait: AskedWait, latest: StepRecord | None) -> StepRecord | None:
+    if decided(latest):
+        return None
+    now = run.clock.now()
+    error = StepError.from_exception(Withdrawn(f"nobody needs {wait.step_id!r} any more: another contender was first"))
+    if latest is not None:
+        return successor(latest, now, status="failure", error=error)
+    # Its first entry was under way when it lost, and may still reach the store: this one takes its place.
+    return StepRecord(
+        run_id=run.id,
+        step_id=wait.step_id,
+        status="failure",
+        kind=wait.kind,
+        name=wait.name,
+        error=error,
+        started_at=now,
+        ended_at=now,
+    )
+
+
+async def _recorded(run: Run, call: RaceCall, record: StepRecord) -> tuple[str, Any]:
+    """Return what was recorded: the winner's name, and its value, which replays. The others are not begun."""
+    run.check_kind(record, "first")
+    if record.status == "failure":
+        raise failed_before(record, to_retry(record))
+    name = record.value()
+    if not isinstance(name, str) or name not in call.contenders:
+        raise StepDrift(
+            f"first {record.step_id!r} of run {run.id!r} was won by {name!r}, which is no contender any more; there are:"
+            f" {', '.join(call.contenders)}. Keep that contender, or give the race another id"
+        )
+    run.passed_over.update(_ids(record, "begun"))
+    lost = [entry for step_id in _ids(record, "lost") if (entry := run.log.latest(step_id)) is not None and not decided(entry)]
+    if any(entry.kind == "flow" for entry in lost):
+        race = Race(run, call.step_id, {other: fn for other, fn in call.contenders.items() if other != name})
+        await race.look_for_children()
+        await _end_children(None, race.contenders)
+    await _withdraw(run, [AskedWait(entry.step_id, entry.name, entry.kind) for entry in lost])
+    return name, await called(call.step_id, name, call.contenders[name])
+
+
+def _ids(record: StepRecord, name: str) -> list[str]:
+    found = record.notes.get(name)
+    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []

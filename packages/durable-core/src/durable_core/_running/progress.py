@@ -1,0 +1,46 @@
+"""Publishing how far a run is: each call adds an entry, which others follow."""
+
+from __future__ import annotations
+
+from durable_core._log.news import news_of, published
+from durable_core._system.ids import check_own_id
+from durable_core._values.returns import record_any
+from durable_core.record import StepRecord
+
+from .call import refuse_nested, reused
+from .race import ask
+from .run import Published, Run
+
+_PUBLISHED = "published"
+
+
+async def publish(run: Run, step_id: str, value: object) -> None:
+    """Append the value as the next entry of the id, unless an earlier run has appended the entry of this call."""
+    refuse_nested(run, step_id)
+    step_id = check_own_id("step_id", step_id)
+    ask(run, step_id)
+    if run.calls.setdefault(step_id, _PUBLISHED) != _PUBLISHED:
+        raise reused(run, step_id)
+    result = record_any(value, f"what is published as {step_id!r}")
+    await run.ready()
+    mine = run.published.setdefault(step_id, Published())
+    async with mine.turn:
+        latest = run.log.latest(step_id)
+        if latest is not None:
+            run.check_kind(latest, "published")
+        if latest is None or latest.revision < mine.number:
+            run.lock.check()
+            now = run.clock.now()
+            await run.log.claim(
+                StepRecord(
+                    run_id=run.id,
+                    step_id=step_id,
+                    revision=mine.number,
+                    kind="published",
+                    result=result,
+                    started_at=now,
+                    ended_at=now,
+                )
+            )
+            news_of(published(run.id)).wake()
+        mine.number += 1

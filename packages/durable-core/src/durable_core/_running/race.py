@@ -1,0 +1,286 @@
+"""A race of contenders, as the steps and waits inside it know it: whether it is lost, and whether all contenders wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from inspect import isawaitable, iscoroutine
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from durable_core._system.waits import to_the_end
+from durable_core.errors import SomeFailed, StepFailed
+from durable_core.record import Kind
+
+if TYPE_CHECKING:
+    from .run import Run
+
+_TURNS: Final = 20  # of the loop, in which what is recorded has long replayed
+
+LOSING: Final = (StepFailed, SomeFailed)
+"""What a contender loses by."""
+
+_here: Final[ContextVar[Contender | None]] = ContextVar("durable_contender", default=None)
+
+
+class AskedWait(msgspec.Struct, frozen=True):
+    """A wait that a contender asked for."""
+
+    step_id: str
+    name: str
+    kind: Kind
+
+
+class Contender:
+    """One of the functions that race, and what it has asked for."""
+
+    def __init__(self, race: Race, name: str, fn: Callable[[], Awaitable[Any]]) -> None:
+        self.race: Final = race
+        self.name: Final = name
+        self.is_out = False
+        """Whether it may begin nothing more: another has won, or the race was given up."""
+        self.gate: Final = asyncio.Event()
+        """Set once it may begin something new."""
+        self.is_at_gate = False
+        self.step_ids: Final[dict[str, None]] = {}
+        """The steps and waits that it asked for."""
+        self.waits: Final[dict[str, AskedWait]] = {}
+        """The waits that it asked for while they had no outcome."""
+        self.children: Final[dict[str, Callable[[], Awaitable[None]]]] = {}
+        """What ends each child that it asked for: cancels it, and drives it to its end."""
+        self.waiting = 0
+        """How many of its waits go on now."""
+        self.in_threads = 0
+        """How many of its steps are in threads now, which can't be cancelled."""
+        self.task: asyncio.Task[Any]
+        self._context: Final = copy_context()
+        self._context.run(_here.set, self)
+        self._awaitable: Final = self._context.run(called, race.step_id, name, fn)
+
+    def start(self) -> None:
+        """Begin to run it, in a task of its own."""
+
+        async def contend() -> Any:
+            return await self._awaitable
+
+        self.task = asyncio.get_running_loop().create_task(contend(), context=self._context)
+        self.task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self.race.ended.append(self)
+        if not task.cancelled():
+            task.exception()  # which nobody may ask for any more
+
+    def close(self) -> None:
+        """Drop it before it was started."""
+        if iscoroutine(self._awaitable):
+            self._awaitable.close()
+
+    def outward(self, run: Run | None = None) -> Iterator[Contender]:
+        """Yield this one, and those of outer races that it is part of; of one run alone, if that is not None.
+
+        A flow that a contender calls is another run, whose steps run inside that contender.
+        """
+        each: Contender | None = self
+        while each is not None:
+            if run is None or each.race.run is run:
+                yield each
+            each = each.race.outer
+
+    def count_wait(self, more: int) -> None:
+        """Note that a wait of this contender began, or ended."""
+        self.waiting += more
+        self.race.settle()
+
+    async def admitted(self) -> None:
+        """Wait until the race has begun in earnest. Raises `CancelledError` in a contender that is out."""
+        for each in self.outward():
+            each.is_at_gate = True
+            if not each.gate.is_set() and not each.is_out:
+                await each.gate.wait()
+            if each.is_out:
+                raise asyncio.CancelledError(f"contender {each.name!r} of {each.race.step_id!r} is out of the race")
+
+
+class Race:
+    """Some contenders, of which the first that succeeds wins."""
+
+    def __init__(self, run: Run, step_id: str, fns: Mapping[str, Callable[[], Awaitable[Any]]]) -> None:
+        self.step_id: Final = step_id
+        self.outer: Final = _here.get()
+        """The contender of another race in which this one takes place."""
+        self.run: Final = run
+        self._task: Final = asyncio.current_task()
+        self._stands = False
+        self._is_over = True
+        self.contenders: Final[list[Contender]] = []
+        self.ended: Final[list[Contender]] = []
+        """Those that returned or raised,"""
+        self.losers: Final[list[Contender]] = []
+        """and those that failed, both in the order of time."""
+        try:
+            for name, fn in fns.items():
+                self.contenders.append(Contender(self, name, fn))
+        except BaseException:
+            for contender in self.contenders:
+                contender.close()
+            raise
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Be one of the run's running steps, so that no wait suspends the run, but for times in which all contenders wait."""
+        self._is_over = self._stands = False
+        self.run.running[self.step_id] = self._task
+        try:
+            yield
+        finally:
+            self._is_over = True
+            self.settle()
+            self.run.end_step(self.step_id)
+
+    def settle(self) -> None:
+        """Stand still if all contenders that are left wait, so that the run may be suspended; go on if one doesn't."""
+        left = [each for each in self.contenders if each not in self.losers]
+        stands = not self._is_over and bool(left) and all(each.waiting for each in left)
+        if stands == self._stands:
+            return
+        self._stands = stands
+        if stands:
+            self.run.end_step(self.step_id)
+        else:
+            self.run.running[self.step_id] = self._task
+        if self.outer is not None and self.outer.race.run is self.run:
+            self.outer.count_wait(1 if stands else -1)
+
+    async def start(self) -> None:
+        """Begin to run the contenders. None begins anything new while one may still win by what is recorded of it.
+
+        Then each has a turn of the loop to itself, so that of several that are done at once only the first has happened.
+        """
+        for contender in self.contenders:
+            contender.start()
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+            if any(map(has_succeeded, self.contenders)):
+                return
+            if all(each.is_at_gate or each.task.done() for each in self.contenders):
+                break
+        for contender in self.contenders:
+            if any(map(is_decisive, self.contenders)):
+                return
+            contender.gate.set()
+            await asyncio.sleep(0)
+
+    async def look_for_children(self) -> None:
+        """Let contenders that lost replay what is recorded of them, and nothing else, so that their children are known."""
+        for contender in self.contenders:
+            contender.is_out = True
+            contender.start()
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+        for contender in self.contenders:
+            contender.task.cancel()
+        await self.end()
+
+    def call_off(self, contenders: Sequence[Contender]) -> None:
+        """Cancel contenders, each once, and let them begin nothing more."""
+        for contender in contenders:
+            if not contender.is_out and not contender.task.done():
+                contender.task.cancel()
+            contender.is_out = True
+
+    async def end(self, *, wait_for_threads: bool = False) -> None:
+        """Wait until the contenders have ended, but for those that are in a thread."""
+        tasks = [each.task for each in self.contenders if wait_for_threads or not each.in_threads]
+        if tasks := [task for task in tasks if not task.done()]:
+            await to_the_end(asyncio.wait(tasks))
+
+
+def called(step_id: str, name: str, fn: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
+    """Call a contender. Raises `TypeError` for one that returns nothing to await."""
+    awaitable = fn()
+    if not isawaitable(awaitable):
+        raise TypeError(
+            f"contender {name!r} of {step_id!r} returned {awaitable!r}, which can't be awaited; write"
+            f" {name}=lambda: runner.step(…), or give an async function without arguments"
+        )
+    return awaitable
+
+
+def is_within(step_id: str, ids: Container[str]) -> bool:
+    """Tell whether an id is one of `ids`, or begins with one of them and a slash."""
+    while step_id:
+        if step_id in ids:
+            return True
+        step_id = step_id.rpartition("/")[0]
+    return False
+
+
+def has_succeeded(contender: Contender) -> bool:
+    """Tell whether a contender has returned."""
+    return contender.task.done() and not contender.task.cancelled() and contender.task.exception() is None
+
+
+def is_decisive(contender: Contender) -> bool:
+    """Tell whether the race is over by how a contender ended: it won, or raised what is no failure of a step."""
+    task = contender.task
+    return task.done() and (task.cancelled() or not isinstance(task.exception(), LOSING))
+
+
+def ask(run: Run, step_id: str) -> None:
+    """Note that the contender of the run which runs here, if one does, asks for a step or a wait."""
+    if (here := _here.get()) is not None:
+        for contender in here.outward(run):
+            contender.step_ids[step_id] = None
+
+
+def ask_wait(run: Run, step_id: str, name: str, kind: Kind) -> None:
+    """Note that the contender of the run which runs here, if one does, is about to wait: it is withdrawn if that one loses."""
+    if (here := _here.get()) is not None:
+        for contender in here.outward(run):
+            contender.waits[step_id] = AskedWait(step_id, name, kind)
+
+
+def ask_child(run: Run, step_id: str, end: Callable[[], Awaitable[None]]) -> None:
+    """Note that the contender of the run which runs here, if one does, asks for a child, which `end` ends if that one loses."""
+    if (here := _here.get()) is not None:
+        for contender in here.outward(run):
+            contender.children[step_id] = end
+
+
+async def admitted() -> None:
+    """Wait until the contender which runs here, if one does, may begin something new. Raises `CancelledError` if it lost."""
+    if (here := _here.get()) is not None:
+        await here.admitted()
+
+
+@contextmanager
+def waiting(run: Run, wait: object) -> Iterator[None]:
+    """Be one of the waits of the run."""
+    here = _here.get()
+    contender = None if here is None else next(here.outward(run), None)
+    run.waiting.append(wait)
+    if contender is not None:
+        contender.count_wait(1)
+    try:
+        yield
+    finally:
+        run.waiting.remove(wait)
+        if contender is not None:
+            contender.count_wait(-1)
+
+
+@contextmanager
+def in_thread() -> Iterator[None]:
+    """Note that what the contender does here can't be cancelled."""
+    contenders = [] if (here := _here.get()) is None else [*here.outward()]
+    for contender in contenders:
+        contender.in_threads += 1
+    try:
+        yield
+    finally:
+        for contender in contenders:
+            contender.in_threads -= 1

@@ -407,7 +407,7 @@ async def test_mending_is_safe_to_repeat_after_a_crash(store: MemoryStore, act: 
         await mend(CrashingStore(store, at=2))
     assert (await control.status(store, "run")).status == "failed"
     await mend(store)
-    assert (await control.status(store, "run")).status == "interrupted"
+    assert (await control.status(store, "run")).status == "waiting"
     with pytest.raises(Refused):
         await mend(store)
 
@@ -535,7 +535,7 @@ async def test_fork_takes_whole_chains_and_leaves_undecided_steps_out(store: Mem
 
 
 async def test_fork_takes_failures_and_nothing_of_the_library(store: MemoryStore) -> None:
-    """A failure that the flow caught is what was decided; how the run ended, and that it was cancelled, is left behind."""
+    """A failure that the flow caught is what was decided; how the run ended is left behind."""
 
     @flow
     async def order(runner: Runner) -> str:
@@ -552,9 +552,11 @@ async def test_fork_takes_failures_and_nothing_of_the_library(store: MemoryStore
 
     with pytest.raises(StepFailed):
         await order.run(store, run_id="run")
-    await control.cancel(store, "run")
     assert await control.fork(store, "run", "new", before="charge") == 1
-    assert [(record.step_id, record.status) for record in await store.list("new")] == [("look-up", "failure")]
+    assert [(record.step_id, record.status) for record in await store.list("new")] == [
+        ("look-up", "failure"),
+        ("$flow", "waiting"),
+    ]
     fails.append(False)
     assert await order.run(store, run_id="new") == "charged"
 
@@ -615,80 +617,6 @@ async def test_copy_holds_the_lock(store: MemoryStore) -> None:
             await control.copy(store, "run", MemoryStore())
 
 
-async def test_status_tells_runs_apart(store: MemoryStore) -> None:
-    """Ended, failed, waiting, interrupted, cancelled."""
-
-    @flow(wait_limit=0)
-    async def order(runner: Runner, *, what: str) -> str:
-        await runner.step("begin", lambda: what, returns=str)
-        if what == "fail":
-            await runner.step("charge", lambda: 1 / 0)
-        if what in ("wait", "cancel"):
-            await runner.approval("ask", timeout=60)
-        if what == "interrupt":
-            raise Killed
-        return what
-
-    for what in ("end", "fail", "wait", "interrupt", "cancel"):
-        with contextlib.suppress(StepFailed, RunSuspended, Killed):
-            await order.run(store, run_id=what, what=what)
-    await control.cancel(store, "cancel", reason="test")
-    found = {status.run_id: status async for status in control.runs(store)}
-    assert {run_id: status.status for run_id, status in found.items()} == {
-        "end": "ended",
-        "fail": "failed",
-        "wait": "waiting",
-        "interrupt": "interrupted",
-        "cancel": "cancelled",
-    }
-    assert found["wait"].waiting_for == ("ask",)
-    assert found["wait"].until is not None
-    assert found["fail"].error is not None
-    assert found["fail"].error.matches(ZeroDivisionError)
-    assert (found["end"].flow, found["end"].input, found["end"].steps) == ("order", {"what": "end"}, 1)
-    assert await control.status(store, "wait") == found["wait"]
-
-
-async def test_status_of_a_flow_that_is_not_over(store: MemoryStore) -> None:
-    """A failure that the flow caught is no end; the earliest time of its waits is told, and when something last changed."""
-    clock = FakeClock()
-    began = clock.now()
-
-    @flow(wait_limit=0, clock=clock)
-    async def order(runner: Runner) -> None:
-        with contextlib.suppress(StepFailed):
-            await runner.step("look-up", lambda: 1 / 0)
-        await asyncio.gather(runner.sleep("nap", 3600), runner.approval("ask", timeout=60), return_exceptions=True)
-
-    with pytest.raises(RunSuspended):
-        await order.run(store, run_id="run")
-    status = await control.status(store, "run")
-    assert (status.status, status.error) == ("waiting", None)
-    assert {*status.waiting_for} == {"nap", "ask"}
-    assert status.until == began + timedelta(seconds=60)
-    clock.advance(5)
-    await control.approve(store, "run", "ask", by="alice", clock=clock)
-    status = await control.status(store, "run")
-    assert (status.started_at, status.changed_at) == (began, began + timedelta(seconds=5))
-
-
-async def test_status_of_a_run_that_was_cancelled_after_its_end(store: MemoryStore) -> None:
-    """It has ended."""
-    await settle.run(store, run_id="run", amount=3)
-    await control.cancel(store, "run")
-    assert (await control.status(store, "run")).status == "ended"
-
-
-async def test_status_of_a_run_without_a_flow(store: MemoryStore) -> None:
-    """Nothing tells that it has ended; what failed or waits does show."""
-    await Runner(store, "run").step("a", lambda: 1)
-    assert (await control.status(store, "run")).status == "interrupted"
-    await ask(store)
-    assert (await control.status(store, "run")).status == "waiting"
-    await charge_fails(store, [])
-    assert (await control.status(store, "run")).status == "failed"
-
-
 @flow
 async def settle(runner: Runner, *, amount: int, fail: bool = False) -> int:
     """A flow of one step."""
@@ -736,11 +664,11 @@ async def test_a_failed_flow_raises_the_same_failure_again(store: MemoryStore, m
     await control.retry(store, "run", "charge")
     assert (await control.status(store, "run")).input == {"amount": 3}
     assert await settle.run(store, run_id="run", amount=3) == 3
-    assert (await control.status(store, "run")).status == "ended"
+    assert (await control.status(store, "run")).status == "succeeded"
 
 
-async def test_what_keeps_a_flow_from_going_on_is_not_its_outcome(store: MemoryStore) -> None:
-    """A cancellation or drift is no failure of the flow."""
+async def test_a_run_is_cancelled_while_another_holds_it(store: MemoryStore) -> None:
+    """Who runs it is told, and its end says so to every later caller."""
 
     @flow
     async def waits(runner: Runner) -> None:
@@ -752,11 +680,12 @@ async def test_what_keeps_a_flow_from_going_on_is_not_its_outcome(store: MemoryS
     with pytest.raises(RunBusy):
         await waits.run(store, run_id="run")
     await control.cancel(store, "run", reason="enough")
-    with pytest.raises(RunCancelled):
+    with pytest.raises(StepFailed, match="enough"):
         await task
-    with pytest.raises(RunCancelled):
+    with pytest.raises(StepFailed, match="enough") as failed:
         await waits.run(store, run_id="run")
-    assert [r.status for r in await store.list("run") if r.step_id == "$flow"] == ["started"]
+    assert failed.value.error.matches(RunCancelled)
+    assert [r.status for r in await store.list("run") if r.step_id == "$flow"] == ["started", "reopened", "failure"]
 
 
 async def test_a_flow_can_be_called_with_a_runner_of_ones_own(store: MemoryStore) -> None:

@@ -9,7 +9,7 @@ import json
 import sqlite3
 import time
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
@@ -17,6 +17,7 @@ import pytest
 from durable_core.errors import RunBusy
 from durable_core.record import StepRecord
 from durable_core.store import Holder
+from durable_core.stores.flows import is_among
 from durable_core.testing import StoreTests
 
 TABLE = """
@@ -415,6 +416,114 @@ class LooksAtAHundred(Polls):
         return await super().newer(known[:100])
 
 
+class FindsFlows(SQLiteStore):
+    """Keeps the contract, with the ability to find runs by how they stand."""
+
+    newest = "revision desc"
+
+    def _flows(self):
+        runs = self._db.execute("select distinct run from entries where step = '$flow'").fetchall()
+        return [self._select("run = ? and step = '$flow'", run, order=self.newest, limit=1)[0] for (run,) in runs]
+
+    async def flows(self, prefix="", *, names=None, states=None, since=None, before=None, limit=50):
+        asked = {"names": names, "states": states, "since": since, "before": before}
+        found = [flow for flow in self._flows() if is_among(flow, prefix, **asked)]
+        return sorted(found, key=self.place, reverse=True)[:limit]
+
+    @staticmethod
+    def place(flow):
+        return flow.started_at, flow.run_id
+
+
+class FindsFirstEntries(FindsFlows):
+    newest = "revision"
+
+
+class FindsAllThatAreFlows(FindsFlows):
+    def _flows(self):
+        return self._select('line like \'%"kind":"flow"%\'')
+
+
+class FindsFlowsInAnyOrder(FindsFlows):
+    @staticmethod
+    def place(flow):
+        return flow.started_at
+
+
+class FindsFlowsToTheSecond(FindsFlows):
+    @staticmethod
+    def place(flow):
+        return flow.started_at.replace(microsecond=0), flow.run_id
+
+
+class FindsFlowsByPattern(FindsFlows):
+    async def flows(self, prefix="", **asked):
+        likes = {run for (run,) in self._db.execute("select run from entries where run like ?", (f"{prefix}%",))}
+        return [flow for flow in await super().flows("", **asked) if flow.run_id in likes]
+
+
+class FindsFlowsByTimeAlone(FindsFlows):
+    async def flows(self, prefix="", *, before=None, **asked):
+        return await super().flows(prefix, before=before and (before[0], ""), **asked)
+
+
+class FiltersAfterThePage(FindsFlows):
+    async def flows(self, prefix="", *, states=None, limit=50, **asked):
+        page = await super().flows(prefix, limit=limit, **asked)
+        return [flow for flow in page if is_among(flow, states=states)]
+
+
+class FindsNoNamesForAll(FindsFlows):
+    async def flows(self, prefix="", *, names=None, states=None, **asked):
+        return await super().flows(prefix, names=names or None, states=states or None, **asked)
+
+
+class FindsFlowsSince(FindsFlows):
+    async def flows(self, prefix="", *, since=None, **asked):
+        return await super().flows(prefix, since=since and since + timedelta(microseconds=1), **asked)
+
+
+FLOWS = {}
+
+
+class RemembersFlows(FindsFlows):
+    """Keeps an index in memory, which other processes don't see."""
+
+    index = FLOWS
+
+    async def append(self, record):
+        held = await super().append(record)
+        known = self.index.setdefault(self._path, {})
+        if record.step_id == "$flow" and self.takes(known.get(record.run_id), record, held):
+            known[record.run_id] = record
+        return held
+
+    def takes(self, known, record, held):
+        return held.id == record.id and (known is None or known.revision < record.revision)
+
+    async def clear(self, run_id):
+        await super().clear(run_id)
+        self.index.get(self._path, {}).pop(run_id, None)
+
+    def _flows(self):
+        return [*self.index.get(self._path, {}).values()]
+
+
+class IndexesLosers(RemembersFlows):
+    def takes(self, known, record, held):
+        return known is None or known.revision <= record.revision
+
+
+class IndexesTheLatest(RemembersFlows):
+    def takes(self, known, record, held):
+        return held.id == record.id
+
+
+class FindsClearedFlows(RemembersFlows):
+    async def clear(self, run_id):
+        await SQLiteStore.clear(self, run_id)
+
+
 class MisspellsLock(SQLiteStore):
     abilities = frozenset({"lock"})
 
@@ -494,6 +603,19 @@ BROKEN = {
     FindsTheNextOnly: "test_the_newest_entry_is_found",
     FindsStepsOfAllRuns: "test_a_look_finds_no_other_runs_entries",
     LooksAtAHundred: "test_many_steps_are_looked_at_in_one_call",
+    FindsFirstEntries: "test_the_newest_entry_of_a_flow_is_found",
+    FindsAllThatAreFlows: "test_other_steps_are_no_flows",
+    FindsFlowsInAnyOrder: "test_flows_come_in_order",
+    FindsFlowsToTheSecond: "test_flows_come_in_order",
+    FindsFlowsByPattern: "test_a_prefix_is_taken_as_it_is",
+    FindsFlowsByTimeAlone: "test_pages_follow_each_other",
+    FiltersAfterThePage: "test_filters_hold_together",
+    FindsNoNamesForAll: "test_flows_are_found_by_name",
+    FindsFlowsSince: "test_since_is_the_first_moment_that_counts",
+    RemembersFlows: "test_flows_of_several_processes_are_found",
+    IndexesLosers: "test_an_append_that_lost_its_slot_changes_no_index",
+    IndexesTheLatest: "test_a_lower_revision_that_comes_late_is_not_the_newest",
+    FindsClearedFlows: "test_a_cleared_run_is_not_found",
     MisspellsLock: "test_the_store_has_the_abilities_that_are_declared",
     HidesItsRuns: "test_the_store_has_the_abilities_that_are_declared",
     NamesWhatIsNoAbility: "test_the_store_has_the_abilities_that_are_declared",
@@ -525,6 +647,14 @@ class TestPolls(StoreTests):
         return functools.partial(Polls, tmp_path / "log.sqlite")
 
 
+class TestFindsFlows(StoreTests):
+    abilities = frozenset({"flows"})
+
+    @pytest.fixture
+    def open_store(self, tmp_path):
+        return functools.partial(FindsFlows, tmp_path / "log.sqlite")
+
+
 class TestUnpicklable(StoreTests):
     abilities = frozenset()
 
@@ -537,7 +667,7 @@ class TestForgotten(StoreTests):
     abilities = frozenset()
 
 
-METHODS = {"runs": "runs", "scan": "scan", "lock": "lock", "holder": "holder", "polling": "newer"}
+METHODS = {"runs": "runs", "scan": "scan", "lock": "lock", "holder": "holder", "polling": "newer", "flows": "flows"}
 
 
 def _tests_of(store):

@@ -7,7 +7,7 @@ from durable_core.testing import OpenStore, StoreTests
 
 
 class TestMemoryStore(StoreTests):
-    abilities = frozenset({"runs", "lock", "holder", "polling"})
+    abilities = frozenset({"runs", "lock", "holder", "polling", "flows"})
 
     @pytest.fixture
     def open_store(self) -> OpenStore:
@@ -28,4 +28,8 @@ class TestMemoryStore(StoreTests):
 
     @pytest.mark.skip(reason="a dictionary is not shared between processes")
     async def test_a_process_that_holds_a_lock_is_told(self) -> None:
+        """Not for this store."""
+
+    @pytest.mark.skip(reason="a dictionary is not shared between processes")
+    async def test_flows_of_several_processes_are_found(self) -> None:
         """Not for this store."""

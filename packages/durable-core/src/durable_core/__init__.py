@@ -18,6 +18,7 @@ from .errors import (
     RunBusy,
     RunCancelled,
     RunSuspended,
+    SentFailure,
     SomeFailed,
     StepDrift,
     StepFailed,
@@ -39,6 +40,7 @@ from .store import (
     Store,
     StoreTransaction,
     SupportsConnection,
+    SupportsFlows,
     SupportsHolder,
     SupportsLock,
     SupportsPolling,
@@ -47,6 +49,7 @@ from .store import (
     SupportsTransaction,
 )
 from .stores.batcher import Batcher
+from .stores.flows import FlowState, state_of
 from .stores.lines import RecordLines
 from .stores.memory import MemoryStore
 from .stores.opening import open_store
@@ -65,6 +68,7 @@ __all__ = [
     "DurableError",
     "Flow",
     "FlowOptions",
+    "FlowState",
     "Holder",
     "Lease",
     "LockLost",
@@ -83,6 +87,7 @@ __all__ = [
     "RunSuspended",
     "Runner",
     "RunnerOptions",
+    "SentFailure",
     "SomeFailed",
     "StepContext",
     "StepDrift",
@@ -98,6 +103,7 @@ __all__ = [
     "StoreTransaction",
     "StoreURL",
     "SupportsConnection",
+    "SupportsFlows",
     "SupportsHolder",
     "SupportsLock",
     "SupportsPolling",
@@ -113,4 +119,5 @@ __all__ = [
     "flow",
     "in_step",
     "open_store",
+    "state_of",
 ]

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from typing import Any, TypeVar, overload
 
 import msgspec
 
-from ._log.chain import CANCEL, FLOW, Append, advance, decided, expired, newest, successor
-from ._log.copying import copy, fork, no_run
-from ._log.news import tell
-from ._log.parts import failed_parts, is_withdrawn
-from ._log.standing import asking_to_cancel
-from ._log.status import RunStatus, status_of
-from ._system.ids import check_id, check_own_id
-from ._values.returns import record_any
-from ._waiting.approval import Decision, Request, Vote
+from ._log.cancelling import ask_to_cancel
+from ._log.chain import CANCEL, FLOW, decided, newest, successor
+from ._log.clearing import clear_before
+from ._log.copying import copy, fork
+from ._log.finding import Damage, Wanted, find_logs, find_runs, statuses_of
+from ._log.known import check, known_run, now_by, person, signed
+from ._log.mending import Mending, refuse_unless_stuck
+from ._log.standing import lasting
+from ._log.status import RUN_STATES, RunState, RunStatus, open_waits
+from ._running.outcome import value_of
+from ._system.ids import check_own_id
+from ._values.returns import codec_for, record_any
+from ._waiting.approval import Decision, Vote
+from ._waiting.deciding import cast, give, give_failure
 from ._waiting.following import follow, published
+from ._waiting.result import the_end
 from .clock import Clock
-from .errors import AlreadyDecided, CorruptLog, DeadlinePassed, NotFound, Refused, StoreError
-from .record import StepRecord
-from .store import Store, check_store, lock_of, runs_of
+from .errors import SentFailure
+from .options import duration
+from .record import StepError, StepRecord
+from .store import Store, check_store
 
 __all__ = [
     "RunStatus",
     "approve",
     "cancel",
+    "clear_ended",
     "copy",
     "follow",
     "fork",
@@ -35,55 +43,40 @@ __all__ = [
     "published",
     "reject",
     "resolve",
+    "result",
     "retry",
     "runs",
     "send",
+    "send_failure",
     "status",
 ]
 
+T = TypeVar("T")
+
 
 async def approve(
-    store: Store, run_id: str, step_id: str, *, by: str, reason: str | None = None, clock: Clock | None = None
+    store: Store, run_id: str, step_id: str, *, by: str, reason: str | None = None, value: Any = None, clock: Clock | None = None
 ) -> StepRecord:
     """Say yes to an approval, as `by`; return the entry that holds the vote, or the decision if that was the last one needed.
 
-    The same person counts once. Raises `AlreadyDecided` after another decision, `DeadlinePassed` after the deadline, `NotFound`
-    for a run or step that isn't there, and `Refused` for one that doesn't wait for an approval, or that `by` may not decide.
+    The same person counts once. `value` is what the person changed: the flow finds it in the decision, the last one that was
+    given if several people gave one. Raises `AlreadyDecided` after another decision, `DeadlinePassed` after the deadline,
+    `NotFound` for a run or step that isn't there, `Refused` for one that doesn't wait for an approval, or that `by` may not
+    decide, and `TypeError` for a value that can't be recorded.
     """
-    return await _vote(store, run_id, step_id, Vote(_name(by), True, reason, _now(clock)))
+    return await cast(store, run_id, step_id, _vote(by, True, reason, value, clock))
 
 
 async def reject(
-    store: Store, run_id: str, step_id: str, *, by: str, reason: str | None = None, clock: Clock | None = None
+    store: Store, run_id: str, step_id: str, *, by: str, reason: str | None = None, value: Any = None, clock: Clock | None = None
 ) -> StepRecord:
     """Say no to an approval, as `by`: one rejection decides. Raises what `approve` raises."""
-    return await _vote(store, run_id, step_id, Vote(_name(by), False, reason, _now(clock)))
+    return await cast(store, run_id, step_id, _vote(by, False, reason, value, clock))
 
 
-async def _vote(store: Store, run_id: str, step_id: str, vote: Vote) -> StepRecord:
-    def propose(latest: StepRecord | None) -> StepRecord | None:
-        assert latest is not None
-        if latest.kind != "approval" or latest.status in ("started", "reopened"):
-            raise Refused(f"{step_id!r} of run {run_id!r} doesn't wait for an approval: it is {_describe(latest)}")
-        request = Request.of(latest)
-        if decided(latest):
-            decision = request.decision()
-            agrees = decision is not None and latest.status == "success" and decision.approved == vote.approved
-            if agrees and request.holds(vote):
-                return None
-            raise _already_decided(latest)
-        if request.approvers is not None and vote.by not in request.approvers:
-            raise Refused(f"{vote.by!r} may not decide {step_id!r} of run {run_id!r}; approvers: {', '.join(request.approvers)}")
-        if latest.until is not None and vote.at >= latest.until:
-            return expired(latest, vote.at)
-        if request.holds(vote):
-            return None
-        request = request.with_vote(vote)
-        if (decision := request.decision()) is None:
-            return successor(latest, vote.at, note=request.note())
-        return successor(latest, vote.at, status="success", result=msgspec.json.encode(decision), note=request.note())
-
-    return await advance(_telling(store), await _known_step(store, run_id, step_id), propose)
+def _vote(by: str, approved: bool, reason: str | None, value: Any, clock: Clock | None) -> Vote:
+    shown = None if value is None else msgspec.json.decode(record_any(value, "the value of a decision"))
+    return Vote(person(by), approved, reason, now_by(clock), shown)
 
 
 async def send(store: Store, run_id: str, step_id: str, value: Any = None, *, clock: Clock | None = None) -> StepRecord:
@@ -95,267 +88,212 @@ async def send(store: Store, run_id: str, step_id: str, value: Any = None, *, cl
     check_own_id("run_id", run_id)
     check_own_id("step_id", step_id)
     check_store(store)
-    result = record_any(value, f"the value of event {step_id!r}")
+    return await give(store, run_id, step_id, record_any(value, f"the value of event {step_id!r}"), clock)
 
-    def propose(latest: StepRecord | None) -> StepRecord | None:
-        now = _now(clock)
-        if latest is None:
-            return StepRecord(run_id=run_id, step_id=step_id, kind="event", result=result, started_at=now, ended_at=now)
-        if latest.kind != "event":
-            raise Refused(f"{step_id!r} of run {run_id!r} is no event but {_describe(latest)}")
-        if decided(latest):
-            if latest.status == "success" and latest.result == result:
-                return None
-            raise _already_decided(latest)
-        if latest.until is not None and now >= latest.until:
-            return expired(latest, now)
-        return successor(latest, now, status="success", result=result)
 
-    return await advance(_telling(store), await store.get(run_id, step_id), propose)
+async def send_failure(
+    store: Store, run_id: str, step_id: str, *, error: str | BaseException, clock: Clock | None = None
+) -> StepRecord:
+    """Say that an event went wrong, before a run waits for it or while it does, or take an approval back that waits.
+
+    The flow gets `StepFailed`, whose error is the exception that is given; a text is one of the type `SentFailure`. The same
+    failure again changes nothing. Raises `AlreadyDecided` where there is an outcome, `DeadlinePassed` after the deadline, and
+    `Refused` for a step that is neither.
+    """
+    check_own_id("run_id", run_id)
+    check_own_id("step_id", step_id)
+    check_store(store)
+    if not isinstance(error, str | BaseException):
+        raise TypeError(f"error must be a text or an exception, not {error!r}")
+    failure = StepError.from_exception(SentFailure(error) if isinstance(error, str) else error)
+    return await give_failure(store, run_id, step_id, failure, clock)
 
 
 async def resolve(
-    store: Store, run_id: str, step_id: str, value: Any = None, *, reason: str, clock: Clock | None = None
+    store: Store,
+    run_id: str,
+    step_id: str,
+    value: Any = None,
+    *,
+    reason: str,
+    by: str | None = None,
+    clock: Clock | None = None,
 ) -> StepRecord:
     """Set the outcome of a step that failed or was interrupted by hand; the run's next replay returns `value`.
 
-    A flow that failed because of it goes on when it is run again. An interrupted step is resolved only under the run's lock,
-    lest it be running now: `RunBusy` is raised if it is held. Raises `NotFound` for a run or step that isn't there, `Refused`
-    for a step in any other state, `AlreadyDecided` if it got an outcome meanwhile, and `TypeError` for a value that can't be
-    recorded.
+    A flow that failed because of it, or is parked by it, goes on when it is run again. An interrupted step is resolved only
+    under the run's lock, lest it be running now: `RunBusy` is raised if it is held. Raises `NotFound` for a run or step that
+    isn't there, `Refused` for a step in any other state and for a run that can't go on, `AlreadyDecided` if it got an outcome
+    meanwhile, and `TypeError` for a value that can't be recorded.
     """
-    _check(store, run_id=run_id, step_id=step_id)
+    check(store, run_id=run_id, step_id=step_id)
     result = record_any(value, f"the value of step {step_id!r}")
+    mending = Mending(store, signed(reason, by), now_by(clock))
 
     def mended(latest: StepRecord) -> StepRecord | None:
         if (latest.status, latest.result, latest.notes.get("reason")) == ("success", result, reason):
             return None
-        _refuse_unless_stuck(latest)
+        refuse_unless_stuck(latest)
         if latest.kind == "approval" and not isinstance(value, Decision):
             raise TypeError(f"{step_id!r} of run {run_id!r} is an approval: resolve it with a Decision, not {value!r}")
-        note = {**latest.notes, "reason": reason}
-        return successor(latest, _now(clock), status="success", result=result, note=note)
+        note = {**lasting(latest), **signed(reason, by)} if step_id == FLOW else mending.note(latest)
+        return successor(latest, now_by(clock), status="success", result=result, until=None, note=note)
 
-    return await _mend(store, run_id, step_id, mended, clock)
+    return await mending.step(run_id, step_id, mended)
 
 
-async def retry(store: Store, run_id: str, step_id: str, *, reason: str | None = None, clock: Clock | None = None) -> StepRecord:
-    """Reopen a step that failed or was interrupted: the run's next run starts it again.
+async def retry(
+    store: Store,
+    run_id: str,
+    step_id: str | None = None,
+    *,
+    reason: str | None = None,
+    by: str | None = None,
+    clock: Clock | None = None,
+) -> StepRecord:
+    """Reopen a step that failed or was interrupted: the run's next run starts it again. Return the entry.
 
-    Of a race (`first`) or a map, what it failed by is reopened, too; waits that were withdrawn are left. A flow that failed
-    because of it goes on when it is run again. An interrupted step is reopened only under the run's lock, lest it be running
-    now: `RunBusy` is raised if it is held. Raises `NotFound` for a run or step that isn't there, and `Refused` for a step in
-    any other state.
+    Without `step_id` the run goes on: the steps whose failures ended it are reopened, those that its flow caught stay; a run
+    that crashed, was interrupted or is parked is tried again, with the step that it is parked by. A flow that failed because
+    of a step goes on when it is run again, and so do those that called for it. Of a step that called for a flow, that flow's
+    run is retried; of a map, the items that failed. A step that waits for its next attempt is due now.
+
+    An interrupted step or run is reopened only under the run's lock, lest it be running now: `RunBusy` is raised if it is held.
+    Raises `NotFound` for a run or step that isn't there, and `Refused` for one in any other state: where the run ended cancelled
+    too, and where its flow had answered the failure with steps of its own, which may have undone what came before.
     """
-    failed = await _known_step(store, run_id, step_id)
-
-    def mended(latest: StepRecord) -> StepRecord | None:
-        if latest.status == "reopened":
-            return None
-        _refuse_unless_stuck(latest)
-        note = latest.note if reason is None else {**latest.notes, "reason": reason}
-        return successor(latest, _now(clock), status="reopened", note=note)
-
-    await _reopen_parts(store, failed, clock)
-    return await _mend(store, run_id, step_id, mended, clock)
+    check(store, run_id=run_id, step_id=step_id)
+    mending = Mending(store, signed(reason, by), now_by(clock))
+    return await (mending.run(run_id) if step_id is None else mending.reopen(run_id, step_id))
 
 
-async def cancel(store: Store, run_id: str, *, reason: str | None = None, clock: Clock | None = None) -> StepRecord:
-    """Cancel a run: steps and waits that have no outcome yet raise `RunCancelled`, now and when it is run again.
+async def cancel(
+    store: Store, run_id: str, *, reason: str | None = None, by: str | None = None, clock: Clock | None = None
+) -> StepRecord:
+    """Ask a run to stop: steps and waits that have no outcome yet raise `RunCancelled`, now and when it is run again.
 
-    A runner in this process notices before its next step; one in another notices within two seconds, on S3 within twenty. It
-    starts nothing more; a function that is running is not interrupted. Cancelling again changes nothing. Raises `NotFound` for
-    a run that isn't there.
+    `status` tells what came of it. A runner in this process notices before its next step; one in another notices within two
+    seconds, on S3 within twenty. It starts nothing more, but for steps with `when_cancelled=True`; a function that is running is
+    not interrupted. A run that was only asked for is ended at once. Cancelling again changes nothing. Returns the entry that
+    asks for it. Raises `NotFound` for a run that isn't there, and `Refused` for one that has ended.
     """
-    await _known_run(store, run_id)
-    now = _now(clock)
-    note = {"reason": reason} if reason else None
+    check(store, run_id=run_id)
+    signed(reason, by)
+    if not await store.get(run_id, FLOW):
+        await known_run(store, run_id)
+    return await ask_to_cancel(store, run_id, reason, by, now_by(clock))
 
-    def propose(latest: StepRecord | None) -> StepRecord | None:
-        assert latest is not None
-        if decided(latest) or "cancelled" in latest.notes:
-            return None
-        return asking_to_cancel(latest, now, reason, None)
 
-    if flow := await store.get(run_id, FLOW):
-        return await advance(_telling(store), flow, propose)
-    return await _telling(store)(StepRecord(run_id=run_id, step_id=CANCEL, kind="flow", note=note, started_at=now, ended_at=now))
+async def clear_ended(
+    store: Store,
+    prefix: str = "",
+    *,
+    older_than: timedelta = timedelta(days=30),
+    clock: Clock | None = None,
+) -> Sequence[str]:
+    """Clear the runs whose flows ended more than `older_than` ago and whose ids start with `prefix`; return their ids.
+
+    A run and the children that its steps called for are one: children are cleared first, and all of them with the topmost run,
+    once that ended so long ago. A run whose lock is held is left alone, and so is one without a flow, since nothing tells that it
+    has ended. Safe to repeat after a crash. A log that is damaged hides no other: `CorruptLog` is raised after the rest.
+    """
+    check_store(store)
+    moment = now_by(clock) - timedelta(seconds=duration("older_than", older_than))
+    damage = Damage()
+    cleared = await clear_before(store, prefix, moment, damage)
+    damage.tell()
+    return cleared
 
 
 async def pending(store: Store, prefix: str = "", *, clock: Clock | None = None) -> AsyncIterator[StepRecord]:
     """Yield the newest entry of each approval that waits for a person, over all runs whose id starts with `prefix`.
 
-    Reads the log of every run. A log that is damaged hides no other: `CorruptLog` is raised after the rest. Raises `Refused` on
-    a store that can't list its runs.
+    Runs that have ended or are to stop are passed over. Reads the logs of the others, those that began last first; on a store
+    without `flows`, of all. A log that is damaged hides no other: `CorruptLog` is raised after the rest. Raises `Refused` on a
+    store that can't list its runs.
     """
-    async for _, steps in _runs(store, prefix):
-        if CANCEL in steps or decided(steps.get(FLOW)):
-            continue
-        for record in steps.values():
-            open_to_people = record.kind == "approval" and record.status == "waiting"
-            if open_to_people and (record.until is None or _now(clock) < record.until):
-                yield record
+    check_store(store)
+    damage = Damage()
+    async with aclosing(find_logs(store, prefix, {"waiting", "started", "crashed", "parked"}, damage)) as logs:
+        async for _, entries in logs:
+            steps = newest(entries)
+            flow = steps.get(FLOW)
+            if CANCEL in steps or decided(flow) or (flow is not None and "cancelled" in flow.notes):
+                continue
+            for record in open_waits(steps):
+                if record.kind == "approval" and (record.until is None or now_by(clock) < record.until):
+                    yield record
+    damage.tell()
 
 
 async def status(store: Store, run_id: str) -> RunStatus:
     """Tell how a run stands. Raises `NotFound` for a run that isn't there."""
-    return status_of(run_id, newest(await _known_run(store, run_id)))
+    entries = await known_run(store, run_id)
+    (run,) = await statuses_of(store, [(run_id, entries)])
+    return run
 
 
-async def runs(store: Store, prefix: str = "") -> AsyncIterator[RunStatus]:
-    """Yield how each run stands whose id starts with `prefix`. Reads the log of every run.
+async def runs(
+    store: Store,
+    prefix: str = "",
+    *,
+    status: RunState | Collection[RunState] | None = None,
+    flow: str | None = None,
+    since: datetime | None = None,
+    before: tuple[datetime, str] | None = None,
+    limit: int | None = None,
+) -> AsyncIterator[RunStatus]:
+    """Yield how each run stands whose id starts with `prefix`, those that began last first.
 
-    A log that is damaged hides no other: `CorruptLog` is raised after the rest.
+    `status` is one or several of the statuses of `RunStatus`; `flow` the name of a flow; `since` leaves out what began earlier.
+    A page is `limit` runs, and `before=(run.started_at, run.run_id)` of its last one asks for the next.
+
+    A store with `flows` finds runs with a flow by its index and reads the logs of those alone. Runs without a flow stand in no
+    index: unless `flow` or `status` rules them out, all ids are listed for their sake. A store without `flows` reads the log
+    of every run. A log that is damaged hides no other: `CorruptLog` is raised after the rest.
     """
-    async for run_id, steps in _runs(store, prefix):
-        yield status_of(run_id, steps)
-
-
-def _telling(store: Store) -> Append:
-    """Return the store's `append`, which tells a runner of the run in this process, too."""
-
-    async def append(record: StepRecord) -> StepRecord:
-        holder = await store.append(record)
-        tell(record.run_id)
-        return holder
-
-    return append
-
-
-def _refuse_unless_stuck(latest: StepRecord) -> None:
-    if latest.status not in ("failure", "started"):
-        what = f"{latest.step_id!r} of run {latest.run_id!r}"
-        raise Refused(f"{what} neither failed nor was interrupted: it is {_describe(latest)}")
-    if is_withdrawn(latest):
-        raise Refused(f"{latest.step_id!r} of run {latest.run_id!r} is no longer needed: another contender was first")
-
-
-async def _mend(
-    store: Store, run_id: str, step_id: str, mended: Callable[[StepRecord], StepRecord | None], clock: Clock | None
-) -> StepRecord:
-    """Append what `mended` makes of the step's newest entry, and let its flow go on."""
-    mine = ""
-
-    def propose(latest: StepRecord | None) -> StepRecord | None:
-        nonlocal mine
-        assert latest is not None
-        if latest.id == mine:
-            return None
-        if mine and decided(latest):
-            raise _already_decided(latest)
-        record = mended(latest)
-        mine = "" if record is None else record.id
-        return record
-
-    latest = await _known_step(store, run_id, step_id)
-    async with AsyncExitStack() as stack:
-        if latest.status == "started" and (locks := lock_of(store)):
-            await stack.enter_async_context(locks.lock(run_id))
-            latest = await _known_step(store, run_id, step_id)  # the run may have ended it just now
-        holder = await advance(_telling(store), latest, propose)
-        # The same again, after a crash between the two entries, lets the flow go on.
-        if not await _let_flow_go_on(store, holder, clock) and holder is latest:
-            _refuse_unless_stuck(holder)
-    return holder
-
-
-async def _reopen_parts(store: Store, failed: StepRecord, clock: Clock | None) -> None:
-    """Reopen the steps by which a race or a map failed, before its own entry: after a kill the same again does the rest."""
-
-    def propose(latest: StepRecord | None) -> StepRecord | None:
-        assert latest is not None
-        if latest.status != "failure" or is_withdrawn(latest):
-            return None
-        return successor(latest, _now(clock), status="reopened")
-
-    for step_id in failed_parts(failed):
-        if (part := await store.get(failed.run_id, step_id)) is not None:
-            await _reopen_parts(store, part, clock)
-            await advance(_telling(store), part, propose)
-
-
-async def _let_flow_go_on(store: Store, mended: StepRecord, clock: Clock | None) -> bool:
-    """Reopen the flow that failed because of a step which was mended; tell whether there was one."""
-    flow = None if mended.step_id == FLOW else await store.get(mended.run_id, FLOW)
-    if flow is None or flow.status != "failure":
-        return False
-    note = {name: value for name, value in flow.notes.items() if name != "failed"}
-    note = {**note, "reason": f"{mended.step_id!r} was mended"}
-    await _telling(store)(successor(flow, _now(clock), status="reopened", note=note))
-    return True
-
-
-def _check(store: Store, *, run_id: str, step_id: str | None = None) -> None:
-    """Refuse what is no store and no id, before anything is asked of the store."""
     check_store(store)
-    check_id("run_id", run_id)
-    if step_id is not None:
-        check_id("step_id", step_id)
+    states = None if status is None else frozenset([status] if isinstance(status, str) else status)
+    for state in states or ():
+        if state not in RUN_STATES:
+            raise ValueError(f"status {state!r} is not one of {', '.join(RUN_STATES)}")
+    for what, moment in (("since", since), ("before", before[0] if before else None)):
+        if moment is not None and moment.tzinfo is None:
+            raise ValueError(f"{what} {moment!r} has no zone; give an aware datetime, such as datetime.now(UTC)")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit must be a number of runs from 1, not {limit!r}")
+    wanted = Wanted(prefix=prefix, states=states, flow=flow, since=since, before=before)
+    damage = Damage()
+    count = 0
+    async with aclosing(find_runs(store, wanted, damage, limit)) as found:
+        async for run in found:
+            yield run
+            count += 1
+            if count == limit:
+                break
+    damage.tell()
 
 
-async def _known_run(store: Store, run_id: str) -> Sequence[StepRecord]:
-    _check(store, run_id=run_id)
-    if entries := await store.list(run_id):
-        return entries
-    raise await no_run(store, run_id)
+@overload
+async def result(
+    store: Store, run_id: str, *, returns: type[T], timeout: float | timedelta | None = None, clock: Clock | None = None
+) -> T: ...
+@overload
+async def result(
+    store: Store, run_id: str, *, returns: Any = Any, timeout: float | timedelta | None = None, clock: Clock | None = None
+) -> Any: ...
+async def result(
+    store: Store, run_id: str, *, returns: Any = Any, timeout: float | timedelta | None = None, clock: Clock | None = None
+) -> Any:
+    """Wait until a run's flow has ended, and return its value as `returns`, or as plain JSON.
 
-
-async def _known_step(store: Store, run_id: str, step_id: str) -> StepRecord:
-    _check(store, run_id=run_id, step_id=step_id)
-    latest = await store.get(run_id, step_id)
-    if latest is None:
-        there = [name for name in newest(await _known_run(store, run_id)) if not name.startswith("$")]
-        listed = ", ".join(map(repr, there[-10:])) or "none"
-        raise NotFound(f"there is no step {step_id!r} in run {run_id!r}; its last steps: {listed}")
-    return latest
-
-
-async def _runs(store: Store, prefix: str) -> AsyncIterator[tuple[str, dict[str, StepRecord]]]:
-    """Yield the newest entries of each run; raise what is wrong with some of them after the others."""
-    check_store(store)
-    listing = runs_of(store)
-    if listing is None:
-        raise Refused(f"{store!r} can't list its runs: it has no method runs(prefix)")
-    damaged: list[StoreError] = []
-    away = False
-    async for run_id in listing.runs(prefix):
-        try:
-            steps = newest(await store.list(run_id))
-            away = False
-        except StoreError as error:  # damaged, or written by a newer version; twice in a row it is the store that is away
-            if away and not isinstance(error, CorruptLog):
-                raise
-            away = not isinstance(error, CorruptLog)
-            damaged.append(error)
-            continue
-        if steps:
-            yield run_id, steps
-    if damaged:
-        for other in damaged[1:10]:
-            damaged[0].add_note(f"and: {other}")
-        raise damaged[0]
-
-
-def _describe(record: StepRecord) -> str:
-    return f"{'an' if record.kind in ('approval', 'event') else 'a'} {record.kind} with status {record.status!r}"
-
-
-def _already_decided(record: StepRecord) -> Refused:
-    if record.status == "failure" and record.error is not None and record.error.matches(DeadlinePassed):
-        return DeadlinePassed(record.error.message)
-    if record.kind == "approval" and record.status == "success":
-        decision = Request.of(record).decision()
-        what = "set by hand" if decision is None else f"{'approved' if decision else 'rejected'} by {decision.by!r}"
-    else:
-        what = f"it is {_describe(record)}"
-    return AlreadyDecided(record, what)
-
-
-def _name(by: object) -> str:
-    if not isinstance(by, str) or not by:
-        raise TypeError(f"by must be the name of who decides, not {by!r}")
-    return by
-
-
-def _now(clock: Clock | None) -> datetime:
-    return datetime.now(UTC) if clock is None else clock.now()
+    It runs nothing itself. Raises `StepFailed` where the run failed or was cancelled, as `run` does; `TimeoutError` if it
+    has not ended within `timeout` seconds; `NotFound` for a run that isn't there, `Refused` for one without a flow, and
+    `StepDrift` if the value is no `returns`. The end is seen at once in the process that runs it, and within two seconds in
+    another; on S3 within twenty.
+    """
+    check(store, run_id=run_id)
+    codec = codec_for(Any if returns is None else returns)
+    limit = None if timeout is None else duration("timeout", timeout)
+    flow = await the_end(store, run_id, limit, clock)
+    return None if returns is None else value_of(flow, codec)

@@ -178,6 +178,10 @@ class Withdrawn(DurableError):
     """A wait lost to another contender of `first`: nobody needs its outcome any more."""
 
 
+class SentFailure(DurableError):
+    """What `send_failure` records where it is given a text: somebody said from outside that an event went wrong."""
+
+
 class Refused(DurableError):
     """A request from outside doesn't fit the run as it stands; nothing was appended."""
 

@@ -258,17 +258,18 @@ class Runner:
         timeout: float | timedelta | datetime | None = None,
         quorum: int = 1,
         approvers: Iterable[str] | None = None,
+        on_timeout: Literal["fail", "reject"] = "fail",
         name: str | None = None,
     ) -> Decision:
         """Show something to people and wait for their decision, given with `durable_core.control.approve` or `reject`.
 
         One rejection decides, and so do `quorum` different people who approve; `approvers` are the names of those who may, anyone
         if None. Names are recorded, not authenticated. A decision holds for what was shown: asked again with another `show`, this
-        raises `StepDrift`. When `timeout` passes first, that is a failure: `StepFailed`, whose error matches `TimeoutError`.
-        Raises `RunSuspended` after `wait_limit` seconds.
+        raises `StepDrift`. When `timeout` passes first, that is a failure: `StepFailed`, whose error matches `TimeoutError`; or,
+        with `on_timeout="reject"`, a rejection by `$deadline`. Raises `RunSuspended` after `wait_limit` seconds.
         """
         step_id = self._scoped(step_id)
-        request = Request.make(step_id, show, quorum, approvers)
+        request = Request.make(step_id, show, quorum, approvers, on_timeout)
         until = None if timeout is None else moment(self._run.clock, "timeout", timeout)
         asked = Wait(step_id, name or step_id, "approval", until, request.note(), request.fingerprint)
         record = await self._wait(asked, ("approval", request.fingerprint))

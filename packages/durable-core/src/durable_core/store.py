@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
 import msgspec
 
 # For stores, whose locks must not stay half taken.
 from ._system.waits import to_the_end as to_the_end
 from .record import StepRecord
+
+if TYPE_CHECKING:
+    from .stores.flows import FlowState
 
 A = TypeVar("A")
 
@@ -146,6 +149,33 @@ class SupportsPolling(Protocol):
         raise NotImplementedError
 
 
+class SupportsFlows(Protocol):
+    """A store that finds runs by how they stand, without reading their logs."""
+
+    @abstractmethod
+    async def flows(
+        self,
+        prefix: str = "",
+        *,
+        names: Collection[str] | None = None,
+        states: Collection[FlowState] | None = None,
+        since: datetime | None = None,
+        before: tuple[datetime, str] | None = None,
+        limit: int = 50,
+    ) -> Sequence[StepRecord]:
+        """Return the newest `$flow` entry of runs, those that began last first, and no more than `limit`.
+
+        They are ordered by `(started_at, run_id)` of that entry, downwards, and ids by their code points. `prefix` is what their
+        run ids start with, `names` are names of flows, `states` what `state_of` makes of the entry; None stands for all. `since`
+        leaves out what began earlier, and `before` all but what comes after that `(started_at, run_id)`: the last one of a page
+        asks for the next page. Fewer than `limit` are returned only where there are no more.
+
+        No run is missed whose `append` has returned. An index that is written before the log may name a run that isn't there, or
+        that stands otherwise: who asks looks into the log.
+        """
+        raise NotImplementedError
+
+
 class StoreTransaction(Protocol):
     """An open transaction of a store."""
 
@@ -239,5 +269,6 @@ scan_of: Final = _finder(SupportsScan)
 lock_of: Final = _finder(SupportsLock)
 holder_of: Final = _finder(SupportsHolder)
 polling_of: Final = _finder(SupportsPolling)
+flows_of: Final = _finder(SupportsFlows)
 transaction_of: Final = _finder(SupportsTransaction)
 connection_of: Final = _finder(SupportsConnection)

@@ -15,9 +15,8 @@ import msgspec
 from durable_core._system.ids import new_id
 from durable_core.errors import DeadlinePassed
 from durable_core.record import StepError, StepRecord
+from durable_core.stores.flows import FLOW as FLOW
 
-FLOW: Final = "$flow"
-"""The step that stands for the whole run: its input, and how it ended."""
 CANCEL: Final = "$cancel"
 """The step whose first entry says that the run is to stop."""
 

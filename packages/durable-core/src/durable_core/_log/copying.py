@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import Any
 
 import msgspec
 
 from durable_core._system.ids import check_id, check_own_id
+from durable_core.clock import Clock
 from durable_core.errors import CopyConflict, NotFound
 from durable_core.record import StepRecord
-from durable_core.store import Store, check_store, lock_of, runs_of
+from durable_core.store import Store, check_store, lock_of
 
-from .chain import decided, newest
+from .chain import FLOW, decided, newest
+from .family import child_of
+from .known import no_run, now_by, signed
 
 
 async def copy(store: Store, run_id: str, to_store: Store) -> int:
@@ -34,17 +39,22 @@ async def copy(store: Store, run_id: str, to_store: Store) -> int:
         return await _append_all(entries, run_id, to_store)
 
 
-async def fork(store: Store, run_id: str, new_run_id: str, *, before: str) -> int:
+async def fork(
+    store: Store, run_id: str, new_run_id: str, *, before: str, by: str | None = None, clock: Clock | None = None
+) -> int:
     """Begin a new run with what was decided before the step `before` began, so that this step and all after it run anew.
 
-    Whole chains of entries are taken, of the steps that began before it; undecided steps are left out. Returns how many entries
-    were taken. The original stays as it is. Safe to repeat after a crash, until the new run itself has gone on. Raises
-    `CopyConflict` if the new run holds anything else, and `NotFound` for a run or step that isn't there.
+    Whole chains of entries are taken, of the steps that began before it; undecided steps are left out, and so are those that
+    called for a child which has not ended. A flow goes along: its new run waits for its turn, with the same input, and its
+    `$flow` says whence it came, and who forked it, if `by` is given. Returns how many entries of steps were taken. The original
+    stays as it is. Safe to repeat after a crash, until the new run itself has gone on. Raises `CopyConflict` if the new run
+    holds anything else, and `NotFound` for a run or step that isn't there.
     """
     check_store(store)
     check_id("run_id", run_id)
     check_own_id("new_run_id", new_run_id)
     check_id("before", before)
+    said = signed(None, by)
     if not (entries := await store.list(run_id)):
         raise await no_run(store, run_id)
     begun: dict[str, list[StepRecord]] = {}
@@ -55,15 +65,48 @@ async def fork(store: Store, run_id: str, new_run_id: str, *, before: str) -> in
         raise NotFound(f"run {run_id!r} has no step {before!r} to fork before; its steps: {', '.join(map(repr, begun))}")
     earlier = [*begun][: [*begun].index(before)]
     latest = newest(entries)
-    kept = {step for step in earlier if decided(latest[step])}
+    kept = {step for step in earlier if decided(latest[step]) and await _has_ended(store, latest[step])}
     taken = [msgspec.structs.replace(record, run_id=new_run_id) for record in entries if record.step_id in kept]
-    return await _append_all(taken, new_run_id, store)
+    origin = {"run": run_id, "before": before}
+    count = await _append_all(taken, new_run_id, store, origin=origin)
+    if FLOW in latest and not await store.get(new_run_id, FLOW):
+        # Last, so that nobody takes the run up before its steps are there.
+        forked = await store.append(_forked(latest[FLOW], new_run_id, {"origin": origin, **said}, now_by(clock)))
+        if forked.notes.get("origin") != origin:
+            raise _conflict(forked)
+    return count
 
 
-async def _append_all(entries: Iterable[StepRecord], run_id: str, store: Store) -> int:
+async def _has_ended(store: Store, step: StepRecord) -> bool:
+    """Tell whether the child that the step called for has ended, or was cleared since; true of any other step."""
+    child = child_of(step)
+    flow = None if child is None else await store.get(child, FLOW)
+    return flow is None or decided(flow)
+
+
+def _forked(flow: StepRecord, run_id: str, said: dict[str, Any], now: datetime) -> StepRecord:
+    """Return the first entry of a flow that begins with what another run decided."""
+    note = {name: flow.notes[name] for name in ("input", "defaults") if name in flow.notes}
+    note |= {"asked": {"at": now.isoformat()}, **said}
+    return StepRecord(
+        run_id=run_id,
+        step_id=FLOW,
+        status="waiting",
+        kind="flow",
+        name=flow.name,
+        note=note,
+        started_at=now,
+        ended_at=now,
+        fingerprint=flow.fingerprint,
+    )
+
+
+async def _append_all(entries: Iterable[StepRecord], run_id: str, store: Store, *, origin: dict[str, str] | None = None) -> int:
     taken = {(record.step_id, record.revision): record for record in entries}
     there = {(record.step_id, record.revision): record for record in await store.list(run_id)}
     for slot, record in there.items():
+        if slot == (FLOW, 0) and origin is not None and record.notes.get("origin") == origin:
+            continue  # of the same fork
         if slot not in taken or taken[slot].id != record.id:
             raise _conflict(record)
     for slot, record in taken.items():
@@ -78,16 +121,3 @@ def _conflict(record: StepRecord) -> CopyConflict:
         f"run {record.run_id!r} holds another entry for {record.step_id!r}, revision {record.revision}, already; choose"
         " another run id, or clear that run"
     )
-
-
-async def no_run(store: Store, run_id: str) -> NotFound:
-    """Return the error for a run that isn't there, which names some that are."""
-    there = ""
-    if listing := runs_of(store):
-        found: list[str] = []
-        async for other in listing.runs():
-            found.append(other)
-            if len(found) == 10:
-                break
-        there = f"; runs there: {', '.join(map(repr, sorted(found)))}" if found else "; there are no runs at all"
-    return NotFound(f"there is no run {run_id!r} in this store{there}")

@@ -6,8 +6,14 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
+
+from durable_core.record import StepRecord
+from durable_core.store import Store
+
+if TYPE_CHECKING:
+    from .chain import Append
 
 
 class News:
@@ -60,3 +66,14 @@ def tell(run_id: str) -> None:
 def published(run_id: str) -> str:
     """Return the name under which those are woken who follow what the run publishes; no run has such an id."""
     return f"{run_id}\0published"
+
+
+def telling(store: Store) -> Append:
+    """Return the store's `append`, which tells a runner of the run in this process, too."""
+
+    async def append(record: StepRecord) -> StepRecord:
+        holder = await store.append(record)
+        tell(record.run_id)
+        return holder
+
+    return append

@@ -1,63 +1,157 @@
-"""How a run stands, read off the newest entries of its steps."""
+"""How a run stands, read off its entries and its lock."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
 from durable_core.record import StepError, StepRecord
+from durable_core.store import Holder
 
-RunState = Literal["ended", "failed", "waiting", "interrupted", "cancelled"]
+from .chain import CANCEL, FLOW, decided, newest
+from .family import children_of, ids_in, origin_of, parent_of, waits_of
+from .standing import state_of
+
+RunState = Literal[
+    "open", "waiting", "running", "interrupted", "crashed", "parked", "cancelling", "succeeded", "failed", "cancelled"
+]
+RUN_STATES: Final = get_args(RunState)
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How one run stands."""
 
     run_id: str
-    status: RunState
-    """`ended`: its flow returned. `failed`: its flow raised, or, without a flow, a step did. `waiting`: for time, an event or a
-    person. `cancelled`: from outside. `interrupted`: none of these, so that it runs right now, or its process is gone."""
     flow: str | None
     """The name of its flow, or None for a run without one."""
+    status: RunState
+    """`waiting`: for its turn, a time, an event or a person, in a live process too. `running`: somebody holds its lock.
+    `interrupted`: it was started, and nobody holds its lock. `crashed`: its own code raised; the next run goes on. `parked`:
+    somebody must act. `cancelling`: it is to stop. `succeeded`, `failed`, `cancelled`: how it ended.
+
+    A run without a flow is `open`, `failed` where a step's failure is its newest entry, or `cancelled` from the request on."""
     input: Any
     """What the flow was called with, as JSON."""
-    waiting_for: tuple[str, ...]
-    """The ids of what it waits for."""
-    until: datetime | None
-    """The earliest wake-up time or deadline among these."""
+    result: Any
+    """What the flow returned, as JSON; None unless it succeeded."""
     error: StepError | None
-    steps: int
-    """How many steps have an entry."""
+    """What it failed by, or crashed with."""
+    failed: tuple[str, ...]
+    """The ids of the steps whose failures ended it, or of the one that it is parked by."""
+    why: str | None
+    """Why it is parked, or is to stop."""
+    mend: str | None
+    """What would let a parked run go on."""
+    waiting_for: tuple[str, ...]
+    """The ids of its waits that have no outcome."""
+    until: datetime | None
+    """The earliest time at which it goes on by itself: a wake-up time, a deadline, or the next try."""
+    holder: Holder | None
+    """Who works on it, where the store can tell; None for a run that has ended."""
     started_at: datetime
     changed_at: datetime
+    parent: tuple[str, str] | None
+    """The run and the step that called for this run."""
+    children: tuple[str, ...]
+    """The runs that its steps called for."""
+    origin: tuple[str, str] | None
+    """The run that this one was forked from, and the step it was forked before."""
+    steps: int
+    """How many steps have an entry."""
 
 
-def status_of(run_id: str, latest: Mapping[str, StepRecord]) -> RunStatus:
-    """Read a run's status off the newest entry of each of its steps."""
-    flow = latest.get("$flow")
+def status_of(
+    run_id: str, entries: Sequence[StepRecord], holder: Holder | None = None, *, tells_holder: bool = True
+) -> RunStatus:
+    """Read a run's status off its entries, and off who holds its lock, where the store `tells_holder`."""
+    latest = newest(entries)
+    flow = latest.get(FLOW)
     steps = [record for record in latest.values() if not record.step_id.startswith("$")]
-    waiting = [record for record in steps if record.status == "waiting"]
-    failed = next((record for record in reversed(steps) if record.status == "failure"), None) if flow is None else None
-    ending = flow if flow is not None and flow.status in ("success", "failure") else failed
-    status: RunState = "interrupted"
-    if ending is not None:
-        status = "ended" if ending.status == "success" else "failed"
-    elif "$cancel" in latest:
-        status = "cancelled"
-    elif waiting:
-        status = "waiting"
+    last = next((record for record in reversed(entries) if not record.step_id.startswith("$")), None)
+    waits = open_waits(latest)
+    state = _state(latest, flow, last, waits, holder, tells_holder=tells_holder)
+    if state in ("succeeded", "failed", "cancelled"):
+        waits, holder = [], None
+    parked = _object(flow, "parked") if state == "parked" else {}
+    ending = flow if flow is not None else last if state == "failed" else None
+    failed = [step_id for run, step_id in waits_of(flow) if run == run_id] if state == "parked" else []
+    if state == "failed" and ending is not None:
+        failed = ids_in(ending, "failed") if ending is flow else [ending.step_id]
+    cancelled = _object(flow, "cancelled") or (latest[CANCEL].notes if CANCEL in latest else {})
     return RunStatus(
         run_id=run_id,
-        status=status,
         flow=None if flow is None else flow.name,
+        status=state,
         input=None if flow is None else flow.notes.get("input"),
-        waiting_for=tuple(record.step_id for record in waiting),
-        until=min((record.until for record in waiting if record.until is not None), default=None),
+        result=flow.value() if flow is not None and state == "succeeded" else None,
         error=None if ending is None else ending.error,
-        steps=len(steps),
-        started_at=min(record.started_at for record in latest.values()),
+        failed=tuple(failed),
+        why=_text(parked.get("why") if state == "parked" else cancelled.get("reason")),
+        mend=_text(parked.get("mend")),
+        waiting_for=tuple(record.step_id for record in waits),
+        until=_until(run_id, latest, flow, waits, state),
+        holder=holder,
+        started_at=min(record.started_at for record in latest.values()) if flow is None else flow.started_at,
         changed_at=max(record.ended_at for record in latest.values()),
+        parent=parent_of(flow),
+        children=tuple(children_of(entries)),
+        origin=origin_of(flow),
+        steps=len(steps),
     )
+
+
+def open_waits(latest: Mapping[str, StepRecord]) -> list[StepRecord]:
+    """Return the waits without an outcome, but for those that lost to another contender and are about to be withdrawn."""
+    races = [record for record in latest.values() if record.kind == "first" and decided(record)]
+    lost = {step_id for race in races for step_id in ids_in(race, "lost")} | {FLOW}
+    return [record for record in latest.values() if record.status == "waiting" and record.step_id not in lost]
+
+
+def _state(
+    latest: Mapping[str, StepRecord],
+    flow: StepRecord | None,
+    last: StepRecord | None,
+    waits: Sequence[StepRecord],
+    holder: Holder | None,
+    *,
+    tells_holder: bool,
+) -> RunState:
+    if flow is None:
+        if CANCEL in latest:
+            return "cancelled"
+        return "failed" if last is not None and last.status == "failure" else "open"
+    state = state_of(flow)
+    if CANCEL in latest and not decided(flow):  # of an older log
+        return "cancelling"
+    if state != "started":
+        return state
+    if tells_holder and holder is None:
+        return "interrupted"
+    # What a child waits for stands in the child's own log.
+    if any(record.kind != "flow" for record in waits):
+        return "waiting"
+    return "running" if holder is not None else "interrupted"
+
+
+def _until(
+    run_id: str, latest: Mapping[str, StepRecord], flow: StepRecord | None, waits: Sequence[StepRecord], state: RunState
+) -> datetime | None:
+    times = [record.until for record in waits if record.until is not None]
+    if flow is not None and flow.until is not None and state in ("waiting", "crashed"):
+        mine = [step_id for run, step_id in waits_of(flow) if run == run_id]
+        # Once something came, it waits for its turn alone.
+        if not any((step := latest.get(step_id)) is not None and step.status != "waiting" for step_id in mine):
+            times.append(flow.until)
+    return min(times, default=None)
+
+
+def _object(flow: StepRecord | None, member: str) -> Mapping[str, Any]:
+    value = flow.notes.get(member) if flow is not None else None
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Final, Literal
 
 import msgspec
 
 from durable_core._calls.arguments import fingerprint_of
+from durable_core._log.chain import expired, successor
 from durable_core._values.returns import record_any
 from durable_core.errors import CorruptLog
 from durable_core.record import StepRecord
 
+DEADLINE: Final = "$deadline"
+"""Who rejects what nobody decided in time."""
 
-class Decision(msgspec.Struct, frozen=True):
+OnTimeout = Literal["fail", "reject"]
+
+
+class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
     """The outcome of an approval. The record's note holds what was shown and every vote."""
 
     approved: bool
@@ -22,19 +28,22 @@ class Decision(msgspec.Struct, frozen=True):
     """Who cast the vote that decided: recorded as given, not authenticated."""
     reason: str | None
     at: datetime
+    value: Any = None
+    """What the person changed, as JSON."""
 
     def __bool__(self) -> bool:
         """Tell whether it approves, so that `if await runner.approval(...):` means what it says."""
         return self.approved
 
 
-class Vote(msgspec.Struct, frozen=True):
+class Vote(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one person said."""
 
     by: str
     approved: bool
     reason: str | None
     at: datetime
+    value: Any = None
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -44,9 +53,12 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     quorum: int = 1
     approvers: tuple[str, ...] | None = None
     votes: tuple[Vote, ...] = ()
+    on_timeout: OnTimeout = "fail"
 
     @classmethod
-    def make(cls, step_id: str, show: object, quorum: int, approvers: Iterable[str] | None) -> Request:
+    def make(
+        cls, step_id: str, show: object, quorum: int, approvers: Iterable[str] | None, on_timeout: OnTimeout = "fail"
+    ) -> Request:
         """Check what is asked for. Raises `ValueError` for a quorum out of reach, `TypeError` for what can't be shown."""
         if isinstance(approvers, str):
             raise TypeError(f"approvers must be several names, not one text; write [{approvers!r}]")
@@ -60,8 +72,10 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
         if quorum < 1 or (most is not None and quorum > most):
             limit = "" if most is None else f" to {most}, the number of approvers"
             raise ValueError(f"quorum must be from 1{limit}, not {quorum!r}")
+        if on_timeout not in ("fail", "reject"):
+            raise ValueError(f"on_timeout must be 'fail' or 'reject', not {on_timeout!r}")
         shown = msgspec.json.decode(record_any(show, f"what approval {step_id!r} shows"))
-        return cls(shown, quorum, names)
+        return cls(shown, quorum, names, on_timeout=on_timeout)
 
     @classmethod
     def of(cls, record: StepRecord) -> Request:
@@ -86,13 +100,24 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
         last = self.votes[-1] if self.votes else None
         if last is None or (last.approved and sum(vote.approved for vote in self.votes) < self.quorum):
             return None
-        return Decision(last.approved, last.by, last.reason, last.at)
+        values = [vote.value for vote in self.votes if vote.approved == last.approved and vote.value is not None]
+        return Decision(last.approved, last.by, last.reason, last.at, values[-1] if values else None)
 
     def holds(self, vote: Vote) -> bool:
         """Tell whether the same person said the same before."""
-        return any((vote.by, vote.approved) == (other.by, other.approved) for other in self.votes)
+        return any((vote.by, vote.approved, vote.value) == (other.by, other.approved, other.value) for other in self.votes)
 
     def with_vote(self, vote: Vote) -> Request:
         """Return this with one more vote, in place of what the same person said before."""
         others = tuple(other for other in self.votes if other.by != vote.by)
         return msgspec.structs.replace(self, votes=(*others, vote))
+
+
+def overdue(waiting: StepRecord, now: datetime) -> StepRecord:
+    """Return the entry that ends a wait whose time has come: an approval may be rejected by that."""
+    if waiting.kind != "approval" or (request := Request.of(waiting)).on_timeout != "reject":
+        return expired(waiting, now)
+    assert waiting.until is not None
+    reason = f"nobody decided {waiting.step_id!r} before {waiting.until.isoformat(timespec='seconds')}"
+    request = request.with_vote(Vote(DEADLINE, False, reason, now))
+    return successor(waiting, now, status="success", result=msgspec.json.encode(request.decision()), note=request.note())

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from durable_core._log.chain import decided, expired
+from durable_core._log.chain import decided
 from durable_core._running.looking import Listener, listening
 from durable_core._running.pausing import Pause, pause
 from durable_core._running.race import ask_wait
@@ -18,6 +18,8 @@ from durable_core.clock import Clock
 from durable_core.errors import StepDrift
 from durable_core.options import duration
 from durable_core.record import Kind, StepRecord
+
+from .approval import overdue
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -120,7 +122,7 @@ async def _decision(run: Run, asked: Wait, record: StepRecord, listener: Listene
         if record.status == "reopened":  # its deadline passed elsewhere, and somebody asks for another try
             record = await _ask(run, asked, record)
         elif record.until is not None and record.until <= now:
-            record = await run.log.claim(expired(record, now))
+            record = await run.log.claim(overdue(record, now))
         else:
             await pause(run, Pause(asked.step_id, listener.pairs, record.until), listener, limit)
             record = run.log.latest(record.step_id) or record

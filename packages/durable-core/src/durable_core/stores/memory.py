@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import os
+import threading
+from bisect import bisect_left, insort
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from heapq import merge
 from types import TracebackType
 from typing import Final, Self
 
 from durable_core.errors import RunBusy, StoreError
 from durable_core.record import StepRecord
-from durable_core.store import Holder, Lease, OpenableStore, SupportsHolder, SupportsLock, SupportsPolling, SupportsRuns
+from durable_core.store import (
+    Holder,
+    Lease,
+    OpenableStore,
+    SupportsFlows,
+    SupportsHolder,
+    SupportsLock,
+    SupportsPolling,
+    SupportsRuns,
+)
 
+from .flows import FLOW, FlowState, state_of
 from .urls import StoreURL
 
 
-class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, SupportsPolling):
+class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, SupportsPolling, SupportsFlows):
     """Keeps runs for as long as the process lives; its locks hold within the process."""
 
     poll_seconds: float = 30.0  # only this process can append, and who acts in it tells those who wait
@@ -24,6 +37,9 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Sup
     def __init__(self) -> None:
         self._runs: Final[dict[str, tuple[dict[tuple[str, int], StepRecord], dict[str, StepRecord]]]] = {}
         """Of each run its entries by their slots, and the newest of each step."""
+        self._begun: Final[dict[tuple[str, FlowState], list[tuple[datetime, str]]]] = {}
+        """Of each name of a flow and each state when the flows began, and in which runs, in order."""
+        self._mutex: Final = threading.Lock()
         self._held: Final[dict[str, Holder]] = {}
 
     @classmethod
@@ -41,7 +57,9 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Sup
         entries, newest = run
         holder = entries.setdefault((step_id, revision), record)
         if holder is record and newest.get(step_id, record).revision <= revision:
-            newest[step_id] = record
+            known, newest[step_id] = newest.get(step_id), record
+            if step_id == FLOW:
+                self._index(known, record)
         return holder
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
@@ -51,7 +69,21 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Sup
         return tuple(run[0].values()) if (run := self._runs.get(run_id)) else ()
 
     async def clear(self, run_id: str) -> None:
-        self._runs.pop(run_id, None)
+        run = self._runs.pop(run_id, None)
+        if run is not None and FLOW in run[1]:
+            self._index(run[1][FLOW], None)
+
+    def _index(self, old: StepRecord | None, new: StepRecord | None) -> None:
+        """Keep one place in `_begun` for each run that has a flow."""
+        with self._mutex:
+            if old is not None:
+                group = (old.name, state_of(old))
+                begun = self._begun[group]
+                del begun[bisect_left(begun, (old.started_at, old.run_id))]
+                if not begun:
+                    del self._begun[group]
+            if new is not None:
+                insort(self._begun.setdefault((new.name, state_of(new)), []), (new.started_at, new.run_id))
 
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
         for run_id in [*self._runs]:
@@ -78,6 +110,30 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Sup
     async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
         newest = [(await self.get(run_id, step_id), revision) for run_id, step_id, revision in known]
         return [record for record, revision in newest if record is not None and record.revision > revision]
+
+    async def flows(
+        self,
+        prefix: str = "",
+        *,
+        names: Collection[str] | None = None,
+        states: Collection[FlowState] | None = None,
+        since: datetime | None = None,
+        before: tuple[datetime, str] | None = None,
+        limit: int = 50,
+    ) -> Sequence[StepRecord]:
+        with self._mutex:
+            groups = [
+                map(begun.__getitem__, range((len(begun) if before is None else bisect_left(begun, before)) - 1, -1, -1))
+                for (name, state), begun in self._begun.items()
+                if (names is None or name in names) and (states is None or state in states)
+            ]
+            found: list[StepRecord] = []
+            for began, run_id in merge(*groups, reverse=True):
+                if len(found) == limit or (since is not None and began < since):
+                    break
+                if run_id.startswith(prefix) and (run := self._runs.get(run_id)):
+                    found.append(run[1][FLOW])
+            return found
 
     async def __aenter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ from durable_core.testing._samples import OpenStore
 from .abilities import AbilityTests
 from .clearing import ClearTests
 from .entries import EntryTests
+from .flows import FlowsTests
 from .holders import HolderTests
 from .ids import IdTests
 from .locks import LockTests
@@ -22,6 +23,7 @@ from .slots import SlotTests
 
 # The last base's tests run first: what is simple before what builds on it.
 class StoreTests(
+    FlowsTests,
     PollingTests,
     HolderTests,
     LockTests,
@@ -36,7 +38,7 @@ class StoreTests(
 ):
     """The contract of a store: subclass it in a test module, declare `abilities`, and provide the fixture `open_store`.
 
-    `abilities` names what the store has beyond the four methods, of `runs`, `scan`, `lock`, `holder`, `polling` and
+    `abilities` names what the store has beyond the four methods, of `runs`, `scan`, `lock`, `holder`, `polling`, `flows` and
     `transaction`. A named one that isn't there fails, an unnamed one that is there fails, and the tests of the rest are skipped.
 
     `open_store` returns a function without arguments whose every call gives an async context manager that opens one more store
@@ -52,8 +54,9 @@ class StoreTests(
     Some tests open the place from other processes, so the function must be one that pickle can send: one of a module, or a
     `functools.partial` of one.
 
-    Three attributes may be overridden: `lock_expiry`, the seconds after which the lock of a killed process is free again (open
-    the store with a short lease), and `long_run` and `many_runs`, the entries and the runs that make the backend answer in pages.
+    Four attributes may be overridden: `lock_expiry`, the seconds after which the lock of a killed process is free again (open
+    the store with a short lease), and `long_run`, `many_runs` and `many_flows`, the entries, runs and flows that make the backend
+    answer in pages.
 
     A test that can't hold for a store is overridden in plain sight, by one that is skipped and gives the reason; there is no
     other way to leave one out:

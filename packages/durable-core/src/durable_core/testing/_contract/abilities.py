@@ -19,6 +19,7 @@ _FINDERS: Final[dict[str, tuple[Callable[[Store], object | None], str]]] = {
     "lock": (contract.lock_of, "lock"),
     "holder": (contract.holder_of, "holder or holders"),
     "polling": (contract.polling_of, "newer"),
+    "flows": (contract.flows_of, "flows"),
     "transaction": (contract.transaction_of, "transaction or is_retryable"),
 }
 """Of each ability how to find it in a store, and the methods that make it."""
@@ -26,7 +27,8 @@ _FINDERS: Final[dict[str, tuple[Callable[[Store], object | None], str]]] = {
 
 class AbilityTests:
     abilities: ClassVar[Collection[str] | None] = None
-    """The names of what the store has, of `runs`, `scan`, `lock`, `holder`, `polling` and `transaction`; to be declared."""
+    """The names of what the store has, of `runs`, `scan`, `lock`, `holder`, `polling`, `flows` and
+    `transaction`; to be declared."""
 
     async def test_the_store_has_the_abilities_that_are_declared(self, open_store: OpenStore) -> None:
         """Each ability in `abilities` is there, and no other one."""

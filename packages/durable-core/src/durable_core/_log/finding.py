@@ -1,0 +1,232 @@
+"""Finding runs: by an index where the store has one, and else by reading every log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
+from datetime import datetime
+from heapq import nlargest
+from typing import Final
+
+import msgspec
+
+from durable_core.errors import CorruptLog, Refused, StoreError
+from durable_core.record import StepRecord
+from durable_core.store import Store, SupportsFlows, flows_of, holder_of, runs_of
+
+from .chain import FLOW
+from .standing import FlowState
+from .status import RunState, RunStatus, status_of
+
+_AT_ONCE: Final = 10  # logs, which may be long
+_PAGE: Final = 50
+_WHOLE_INDEX: Final = 1000
+
+Log = tuple[str, Sequence[StepRecord]]
+
+_STATES: Final[dict[RunState, set[FlowState]]] = {
+    "open": set(),
+    "waiting": {"waiting", "started"},
+    "running": {"started"},
+    "interrupted": {"started"},
+    "crashed": {"crashed"},
+    "parked": {"parked"},
+    "cancelling": {"cancelling"},
+    "succeeded": {"succeeded"},
+    "failed": {"failed"},
+    "cancelled": {"cancelled"},
+}
+"""What the newest entry of its flow may say of a run that stands so."""
+_WITHOUT_FLOW: Final[frozenset[RunState]] = frozenset({"open", "failed", "cancelled"})
+"""How a run without a flow may stand."""
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Which runs are looked for."""
+
+    prefix: str = ""
+    states: frozenset[RunState] | None = None
+    flow: str | None = None
+    since: datetime | None = None
+    before: tuple[datetime, str] | None = None
+
+    def takes(self, run: RunStatus) -> bool:
+        """Tell whether it is one of them."""
+        return (
+            (self.states is None or run.status in self.states)
+            and (self.flow is None or run.flow == self.flow)
+            and (self.since is None or run.started_at >= self.since)
+            and (self.before is None or _place(run) < self.before)
+        )
+
+    @property
+    def may_have_no_flow(self) -> bool:
+        return self.flow is None and (self.states is None or bool(self.states & _WITHOUT_FLOW))
+
+
+class Damage:
+    """What is wrong with some logs; told after the others were read."""
+
+    def __init__(self) -> None:
+        self._found: Final[list[StoreError]] = []
+        self._away = False
+
+    def take(self, log: Sequence[StepRecord] | BaseException) -> Sequence[StepRecord]:
+        """Return the entries that were read; none where a log is damaged. Raises what is wrong with the store itself."""
+        if not isinstance(log, BaseException):
+            self._away = False
+            return log
+        if not isinstance(log, StoreError):
+            raise log
+        # Damaged, or written by a newer version; twice in a row it is the store that is away.
+        if self._away and not isinstance(log, CorruptLog):
+            raise log
+        self._away = not isinstance(log, CorruptLog)
+        self._found.append(log)
+        return ()
+
+    def tell(self) -> None:
+        """Raise what was found."""
+        if self._found:
+            first, *others = self._found
+            for other in others[:9]:
+                first.add_note(f"and: {other}")
+            raise first
+
+
+async def read_logs(store: Store, run_ids: Sequence[str], damage: Damage) -> AsyncIterator[Log]:
+    """Yield the entries of each run that has any."""
+    for some in _some(run_ids, _AT_ONCE):
+        logs = await asyncio.gather(*map(store.list, some), return_exceptions=True)
+        for run_id, log in zip(some, logs, strict=True):
+            if entries := damage.take(log):
+                yield run_id, entries
+
+
+async def statuses(store: Store, run_ids: Sequence[str], damage: Damage) -> AsyncIterator[RunStatus]:
+    """Yield how each of the runs stands."""
+    for some in _some(run_ids, _PAGE):
+        for status in await statuses_of(store, [log async for log in read_logs(store, some, damage)]):
+            yield status
+
+
+async def statuses_of(store: Store, logs: Sequence[Log]) -> list[RunStatus]:
+    """Return how the runs stand whose logs were read; their holders are asked for in one request."""
+    reader = holder_of(store)
+    if reader is None:
+        return [status_of(run_id, entries, tells_holder=False) for run_id, entries in logs]
+    found = {run_id: status_of(run_id, entries) for run_id, entries in logs}
+    alive = [run_id for run_id, status in found.items() if status.status not in ("succeeded", "failed", "cancelled")]
+    holders = await reader.holders(alive) if alive else {}
+    for run_id, entries in logs:
+        if holder := holders.get(run_id):
+            found[run_id] = status_of(run_id, entries, holder)
+        elif found[run_id].status == "interrupted" and (entries_now := await store.list(run_id)):
+            found[run_id] = status_of(run_id, entries_now)  # it may have ended between the two looks
+    return [*found.values()]
+
+
+async def find_runs(store: Store, wanted: Wanted, damage: Damage, limit: int | None = None) -> AsyncGenerator[RunStatus, None]:
+    """Yield the runs that are wanted, those that began last first; nobody asks for more than `limit`."""
+    index = flows_of(store)
+    if index is None:
+        found: list[RunStatus] = []
+        async for run in statuses(store, await _names(store, wanted.prefix), damage):
+            if wanted.takes(run):
+                found.append(run)
+                if limit is not None and len(found) >= 2 * limit:
+                    found = nlargest(limit, found, key=_place)
+        for run in sorted(found, key=_place, reverse=True):
+            yield run
+        return
+    others: list[RunStatus] = []
+    if wanted.may_have_no_flow and runs_of(store) is not None:
+        names = await _without_flow(store, index, wanted.prefix)
+        others = [run async for run in statuses(store, names, damage) if run.flow is None and wanted.takes(run)]
+        others.sort(key=_place)
+    told = {run.run_id for run in others}
+    async for run in _in_index(store, index, wanted, damage, _PAGE if limit is None else min(limit, _PAGE)):
+        while others and _place(others[-1]) > _place(run):
+            yield others.pop()
+        if run.run_id not in told:
+            yield run
+    for run in reversed(others):
+        yield run
+
+
+async def find_logs(store: Store, prefix: str, states: Collection[FlowState], damage: Damage) -> AsyncGenerator[Log, None]:
+    """Yield the logs of runs whose flow stands so, and of those without a flow; of all runs where there is no index."""
+    index = flows_of(store)
+    if index is not None:
+        async for page in _pages(index, prefix, states, _PAGE):
+            async for log in read_logs(store, [flow.run_id for flow in page], damage):
+                yield log
+        if runs_of(store) is None:
+            return
+    names = await (_names(store, prefix) if index is None else _without_flow(store, index, prefix))
+    async for log in read_logs(store, names, damage):
+        yield log
+
+
+async def find_flows(store: Store, prefix: str, states: Collection[FlowState], damage: Damage) -> AsyncIterator[StepRecord]:
+    """Yield the newest `$flow` entries of runs that stand so, as their logs say; of more runs where there is no index."""
+    index = flows_of(store)
+    if index is not None:
+        async for page in _pages(index, prefix, states, _PAGE):
+            for flow in page:
+                yield flow
+        return
+    for run_id in await _names(store, prefix):
+        entry = await asyncio.gather(store.get(run_id, FLOW), return_exceptions=True)
+        for flow in damage.take(entry[0] if isinstance(entry[0], BaseException) else [entry[0]] if entry[0] else []):
+            yield flow
+
+
+async def _in_index(
+    store: Store, index: SupportsFlows, wanted: Wanted, damage: Damage, page_size: int
+) -> AsyncIterator[RunStatus]:
+    states = None if wanted.states is None else frozenset().union(*(_STATES[state] for state in wanted.states))
+    if states is not None and not states:
+        return
+    names = None if wanted.flow is None else [wanted.flow]
+    async for page in _pages(index, wanted.prefix, states, page_size, names=names, since=wanted.since, before=wanted.before):
+        async for run in statuses(store, [flow.run_id for flow in page], damage):
+            if wanted.takes(run):
+                yield run
+
+
+async def _pages(
+    index: SupportsFlows,
+    prefix: str,
+    states: Collection[FlowState] | None,
+    limit: int,
+    *,
+    names: Collection[str] | None = None,
+    since: datetime | None = None,
+    before: tuple[datetime, str] | None = None,
+) -> AsyncIterator[Sequence[StepRecord]]:
+    """Read the index page by page; runs of the library's own are left out."""
+    while page := await index.flows(prefix, names=names, states=states, since=since, before=before, limit=limit):
+        yield [flow for flow in page if not flow.run_id.startswith("$")]
+        before = (page[-1].started_at, page[-1].run_id)
+
+
+async def _without_flow(store: Store, index: SupportsFlows, prefix: str) -> list[str]:
+    """Name the runs that the index doesn't name."""
+    known = {flow.run_id async for page in _pages(index, prefix, None, _WHOLE_INDEX) for flow in page}
+    return [name for name in await _names(store, prefix) if name not in known]
+
+
+async def _names(store: Store, prefix: str) -> list[str]:
+    listing = runs_of(store)
+    if listing is None:
+        raise Refused(f"{store!r} can't list its runs: it has no method runs(prefix)")
+    return [run_id async for run_id in listing.runs(prefix) if not run_id.startswith("$")]
+
+
+def _some(run_ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (run_ids[start : start + size] for start in range(0, len(run_ids), size))
+
+
+def _place(run: RunStatus) -> tuple[datetime, str]:
+    return run.started_at, run.run_id

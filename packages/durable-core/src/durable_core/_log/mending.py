@@ -1,0 +1,283 @@
+"""Mending what failed or was interrupted: a step, the flow that ended by it, and the flows that called for that one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import Any
+
+from durable_core.errors import AlreadyDecided, Refused, StepFailed, Withdrawn
+from durable_core.record import StepRecord
+from durable_core.store import Store, lock_of
+
+from .chain import FLOW, advance, decided, successor
+from .family import child_of, ids_in, parent_of, waits_of
+from .known import describe, known_run, known_step
+from .news import telling
+from .standing import is_crash, lasting, state_of
+
+
+class Mending:
+    """One act of mending: who acts and why, and when."""
+
+    def __init__(self, store: Store, signed: dict[str, str], now: datetime) -> None:
+        self._store = store
+        self._append = telling(store)
+        self._signed = signed
+        self._now = now
+
+    async def step(self, run_id: str, step_id: str, mended: Callable[[StepRecord], StepRecord | None]) -> StepRecord:
+        """Append what `mended` makes of the step's newest entry, and let its flow go on."""
+        latest = await known_step(self._store, run_id, step_id)
+        if step_id == FLOW:
+            refuse_what_is_over(latest)
+        else:
+            await self._refuse_flow_that_is_over(run_id)
+        async with AsyncExitStack() as stack:
+            if latest.status == "started" and (locks := lock_of(self._store)):
+                await stack.enter_async_context(locks.lock(run_id))
+                latest = await known_step(self._store, run_id, step_id)  # the run may have ended it just now
+            holder = await self._advance(latest, mended)
+            goes_on = await self._let_flows_go_on(holder)
+            # The same again, after a crash between the two entries, lets the flow go on.
+            if not goes_on and holder is latest and holder.status != "waiting":
+                refuse_unless_stuck(holder)
+        return holder
+
+    async def reopen(self, run_id: str, step_id: str) -> StepRecord:
+        """Let a step run anew, and what it stands for: the child that it called for, the items of a map."""
+        latest = await known_step(self._store, run_id, step_id)
+        if step_id != FLOW and latest.kind in ("flow", "map", "first"):
+            await self._refuse_flow_that_is_over(run_id)
+            if (child := child_of(latest)) is not None and await self._reopen_child(child):
+                latest = await known_step(self._store, run_id, step_id)
+                if not decided(latest):
+                    return latest  # it went on with its child
+            await self._reopen_parts(latest)
+        return await self.step(run_id, step_id, self.reopened)
+
+    def reopened(self, latest: StepRecord) -> StepRecord | None:
+        """Return the entry that lets the step run anew, None if there is one."""
+        if latest.step_id == FLOW:
+            return self._flow_reopened(latest)
+        if latest.status == "reopened":
+            return None
+        note = self.note(latest)
+        if latest.kind == "step" and latest.status == "waiting":  # for its next attempt
+            if latest.until is None or latest.until <= self._now:
+                return None
+            return successor(latest, self._now, until=self._now, error=latest.error, note=note)
+        refuse_unless_stuck(latest)
+        return successor(latest, self._now, status="reopened", note=note)
+
+    async def run(self, run_id: str) -> StepRecord:
+        """Let a run go on that failed, crashed, is parked or was interrupted; return the entry of its flow."""
+        flow = await self._store.get(run_id, FLOW)
+        if flow is None:
+            await known_run(self._store, run_id)
+            raise Refused(f"run {run_id!r} has no flow, so nothing says which of its steps to retry: name the step")
+        async with AsyncExitStack() as stack:
+            if flow.status == "started" and (locks := lock_of(self._store)):
+                await stack.enter_async_context(locks.lock(run_id))
+                flow = await known_step(self._store, run_id, FLOW)
+            refuse_what_is_over(flow)
+            await self._refuse_parents_that_are_over(flow)
+            state = state_of(flow)
+            if state == "failed":
+                for step_id in await self._failed_steps(flow):
+                    await self._reopen_if_failed(run_id, step_id)
+            elif state == "parked":
+                await self._reopen_what_parks(flow)
+            flow = await self._advance(await known_step(self._store, run_id, FLOW), self._flow_reopened)
+        await self._let_parents_go_on(flow)
+        return flow
+
+    def note(self, latest: StepRecord) -> Any:
+        """Return the note of the entry that follows `latest`."""
+        if not self._signed and not {"reason", "by"} & latest.notes.keys():
+            return latest.note
+        return {**{name: value for name, value in latest.notes.items() if name not in ("reason", "by")}, **self._signed}
+
+    def _flow_reopened(self, flow: StepRecord) -> StepRecord | None:
+        refuse_what_is_over(flow)
+        state = state_of(flow)
+        if flow.status == "reopened" and not is_crash(flow) and state == "waiting":
+            return None
+        if state in ("waiting", "cancelling"):
+            waits = "is being cancelled" if state == "cancelling" else "waits: retry the step that it waits for, or run it"
+            raise Refused(f"run {flow.run_id!r} neither failed nor is it stuck; it {waits}")
+        return successor(flow, self._now, status="reopened", until=None, note={**lasting(flow), **self._signed})
+
+    async def _advance(self, latest: StepRecord, mended: Callable[[StepRecord], StepRecord | None]) -> StepRecord:
+        mine = ""
+
+        def propose(latest: StepRecord | None) -> StepRecord | None:
+            nonlocal mine
+            assert latest is not None
+            if latest.id == mine:
+                return None
+            if mine and decided(latest):
+                raise AlreadyDecided(latest, f"it is {describe(latest)}")
+            record = mended(latest)
+            mine = "" if record is None else record.id
+            return record
+
+        return await advance(self._append, latest, propose)
+
+    async def _failed_steps(self, flow: StepRecord) -> list[str]:
+        """Name the steps whose failures ended the flow; in an older log those that failed last."""
+        if "failed" in flow.notes or flow.error is None:
+            return ids_in(flow, "failed")
+        if not (flow.error.matches(StepFailed) or flow.error.matches(BaseExceptionGroup)):
+            return []
+        found: list[str] = []
+        for record in reversed(await self._store.list(flow.run_id)):
+            if not record.step_id.startswith("$"):
+                if record.status != "failure":
+                    break
+                found.insert(0, record.step_id)
+        return found
+
+    async def _reopen_if_failed(self, run_id: str, step_id: str) -> None:
+        latest = await self._store.get(run_id, step_id)
+        if latest is None or latest.status != "failure" or is_withdrawn(latest):
+            return
+        if (child := child_of(latest)) is not None:
+            await self._reopen_child(child)
+        await self._reopen_parts(latest)
+        await self._advance(latest, self.reopened)
+
+    async def _reopen_parts(self, latest: StepRecord) -> None:
+        """Reopen the items of a map, or the contenders of a race, that failed it."""
+        if latest.kind in ("map", "first") and latest.status == "failure":
+            for part in ids_in(latest, "failed"):
+                await self._reopen_if_failed(latest.run_id, f"{latest.step_id}/{part}" if latest.kind == "map" else part)
+
+    async def _reopen_child(self, child: str) -> bool:
+        """Let a child go on; False where it needs nobody for that."""
+        flow = await self._store.get(child, FLOW)
+        if flow is None or state_of(flow) not in ("failed", "crashed", "parked", "cancelled"):
+            return False
+        await self.run(child)
+        return True
+
+    async def _reopen_what_parks(self, flow: StepRecord) -> None:
+        """Reopen the steps that a run is parked by, or let the children go on that stopped it."""
+        for run_id, step_id in _parked_by(flow):
+            if run_id != flow.run_id:
+                await self._reopen_child(run_id)
+                continue
+            step = await self._store.get(run_id, step_id)
+            if step is not None and step.status == "started":
+                async with AsyncExitStack() as stack:
+                    if locks := lock_of(self._store):
+                        await stack.enter_async_context(locks.lock(run_id))
+                    step = await known_step(self._store, run_id, step_id)
+                    if step.status == "started":
+                        await self._advance(step, self.reopened)
+
+    async def _let_flows_go_on(self, mended: StepRecord) -> bool:
+        """Reopen the flow that ended or is parked by a step which was mended, and its parents; tell whether there was one."""
+        if mended.step_id == FLOW:
+            return await self._let_parents_go_on(mended)
+        flow = await self._store.get(mended.run_id, FLOW)
+        if flow is None:
+            return False
+        stopped = flow.status == "failure" or (mended.run_id, mended.step_id) in _parked_by(flow)
+        if stopped:
+            flow = await self._go_on(flow, f"{mended.step_id!r} was mended")
+        return await self._let_parents_go_on(flow) or stopped
+
+    async def _let_parents_go_on(self, flow: StepRecord) -> bool:
+        """Reopen the runs that failed by a child, or are parked by it, one after the other; tell whether there was any."""
+        found = False
+        if flow.status == "reopened":
+            async for parent, stopped in self._parents(flow):
+                for step_id in stopped:
+                    await self._reopen_step_of_parent(parent.run_id, step_id)
+                await self._go_on(parent, f"its child {flow.run_id!r} was mended")
+                found = True
+        return found
+
+    async def _reopen_step_of_parent(self, run_id: str, step_id: str) -> None:
+        latest = await self._store.get(run_id, step_id)
+        if latest is not None and latest.status == "failure":
+            await self._advance(latest, self.reopened)
+
+    async def _go_on(self, flow: StepRecord, reason: str) -> StepRecord:
+        return await self._append(
+            successor(flow, self._now, status="reopened", until=None, note={**lasting(flow), "reason": reason, **self._signed})
+        )
+
+    async def _parents(self, flow: StepRecord) -> AsyncIterator[tuple[StepRecord, list[str]]]:
+        """Yield the flows, upwards, that stopped by this one, each with the steps that it stopped by."""
+        below = {flow.run_id}
+        while (named := parent_of(flow)) is not None:
+            run_id, step_id = named
+            parent = await self._store.get(run_id, FLOW)
+            if parent is None:
+                return
+            stopped = await self._stopped_by(parent, step_id)
+            if stopped or any(run in below for run, _ in _parked_by(parent)):
+                yield parent, stopped
+            elif parent.status != "reopened":  # by the same act, which was cut off before it had gone all the way up
+                return
+            flow = parent
+            below.add(parent.run_id)
+
+    async def _stopped_by(self, parent: StepRecord, step_id: str) -> list[str]:
+        """Return the step that called for a child, and the map or race that it is a part of, if the parent stopped by them."""
+        for failed in ids_in(parent, "failed") if parent.status == "failure" else ():
+            if failed == step_id:
+                return [step_id]
+            if step_id.startswith(f"{failed}/"):
+                whole = await self._store.get(parent.run_id, failed)
+                if whole is not None and whole.kind in ("map", "first"):
+                    return [step_id, failed]
+        return []
+
+    async def _refuse_flow_that_is_over(self, run_id: str) -> None:
+        flow = await self._store.get(run_id, FLOW)
+        if flow is not None:
+            refuse_what_is_over(flow, by_step=True)
+            await self._refuse_parents_that_are_over(flow)
+
+    async def _refuse_parents_that_are_over(self, flow: StepRecord) -> None:
+        async for parent, _ in self._parents(flow):
+            refuse_what_is_over(parent)
+
+
+def refuse_what_is_over(flow: StepRecord, *, by_step: bool = False) -> None:
+    """Raise `Refused` for a run that can't go on: it was undone, or has ended and did not fail."""
+    state = state_of(flow)
+    if state == "cancelled":
+        raise Refused(
+            f"run {flow.run_id!r} ended cancelled, and stays so; fork(store, {flow.run_id!r}, …, before=…) begins a new run"
+        )
+    if state == "succeeded" and not by_step:
+        raise Refused(f"run {flow.run_id!r} neither failed nor is it stuck: it succeeded")
+    if state == "failed" and (answers := ids_in(flow, "answered_by")):
+        raise Refused(
+            f"the flow of run {flow.run_id!r} answered its failure with {', '.join(map(repr, answers))}, so what it had done"
+            f" may be undone, and it can't go on from there; fork(store, {flow.run_id!r}, …, before=…) the first step undone"
+        )
+
+
+def refuse_unless_stuck(latest: StepRecord) -> None:
+    """Raise `Refused` for a step that neither failed nor was interrupted, and for a wait that nobody needs any more."""
+    what = f"{latest.step_id!r} of run {latest.run_id!r}"
+    if is_withdrawn(latest):
+        raise Refused(f"{what} lost to another contender: nobody needs it any more")
+    if latest.status not in ("failure", "started"):
+        raise Refused(f"{what} neither failed nor was interrupted: it is {describe(latest)}")
+
+
+def is_withdrawn(latest: StepRecord) -> bool:
+    """Tell whether the step is a wait that lost to another contender of `first`."""
+    return latest.status == "failure" and latest.error is not None and latest.error.matches(Withdrawn)
+
+
+def _parked_by(flow: StepRecord) -> list[tuple[str, str]]:
+    """Return the runs and steps that a run is parked by."""
+    return waits_of(flow) if state_of(flow) == "parked" else []

@@ -1,0 +1,106 @@
+"""Deciding waits from outside: a person's vote, the value of an event, and what went wrong with one."""
+
+from __future__ import annotations
+
+import msgspec
+
+from durable_core._log.chain import advance, decided, successor
+from durable_core._log.known import describe, known_step, now_by
+from durable_core._log.news import telling
+from durable_core.clock import Clock
+from durable_core.errors import AlreadyDecided, DeadlinePassed, Refused, Withdrawn
+from durable_core.record import StepError, StepRecord
+from durable_core.store import Store
+
+from .approval import DEADLINE, Request, Vote, overdue
+
+
+async def cast(store: Store, run_id: str, step_id: str, vote: Vote) -> StepRecord:
+    """Append the vote, or the decision that it makes; return the entry that holds it."""
+
+    def propose(latest: StepRecord | None) -> StepRecord | None:
+        assert latest is not None
+        if latest.kind != "approval" or latest.status in ("started", "reopened"):
+            raise Refused(f"{step_id!r} of run {run_id!r} doesn't wait for an approval: it is {describe(latest)}")
+        request = Request.of(latest)
+        if decided(latest):
+            decision = request.decision()
+            agrees = decision is not None and latest.status == "success" and decision.approved == vote.approved
+            if agrees and request.holds(vote):
+                return None
+            raise already_decided(latest)
+        if request.approvers is not None and vote.by not in request.approvers:
+            raise Refused(f"{vote.by!r} may not decide {step_id!r} of run {run_id!r}; approvers: {', '.join(request.approvers)}")
+        if latest.until is not None and vote.at >= latest.until:
+            return overdue(latest, vote.at)
+        if request.holds(vote):
+            return None
+        request = request.with_vote(vote)
+        if (decision := request.decision()) is None:
+            return successor(latest, vote.at, note=request.note())
+        return successor(latest, vote.at, status="success", result=msgspec.json.encode(decision), note=request.note())
+
+    return await advance(telling(store), await known_step(store, run_id, step_id), propose)
+
+
+async def give(store: Store, run_id: str, step_id: str, result: bytes, clock: Clock | None) -> StepRecord:
+    """Append the value of an event; return its entry."""
+
+    def propose(latest: StepRecord | None) -> StepRecord | None:
+        now = now_by(clock)
+        if latest is None:
+            return StepRecord(run_id=run_id, step_id=step_id, kind="event", result=result, started_at=now, ended_at=now)
+        if latest.kind != "event":
+            raise Refused(f"{step_id!r} of run {run_id!r} is no event but {describe(latest)}")
+        if decided(latest):
+            if latest.status == "success" and latest.result == result:
+                return None
+            raise already_decided(latest)
+        if latest.until is not None and now >= latest.until:
+            return overdue(latest, now)
+        return successor(latest, now, status="success", result=result)
+
+    return await advance(telling(store), await store.get(run_id, step_id), propose)
+
+
+async def give_failure(store: Store, run_id: str, step_id: str, error: StepError, clock: Clock | None) -> StepRecord:
+    """Append what went wrong with an event, or that an approval is taken back; return its entry."""
+
+    def propose(latest: StepRecord | None) -> StepRecord | None:
+        now = now_by(clock)
+        if latest is None:
+            fields = {"run_id": run_id, "step_id": step_id, "started_at": now, "ended_at": now}
+            return StepRecord(kind="event", status="failure", error=error, **fields)  # type: ignore[arg-type]  # ids and times
+        if latest.kind not in ("event", "approval") or (latest.kind == "approval" and latest.status == "reopened"):
+            raise Refused(f"{step_id!r} of run {run_id!r} waits for nobody: it is {describe(latest)}")
+        if decided(latest):
+            if latest.status == "failure" and _is_alike(latest.error, error):
+                return None
+            raise already_decided(latest)
+        if latest.until is not None and now >= latest.until:
+            return overdue(latest, now)
+        return successor(latest, now, status="failure", error=error)
+
+    return await advance(telling(store), await store.get(run_id, step_id), propose)
+
+
+def already_decided(record: StepRecord) -> Refused:
+    """Return the error for a decision that comes after another."""
+    if record.status == "failure" and record.error is not None:
+        if record.error.matches(DeadlinePassed):
+            return DeadlinePassed(record.error.message)
+        if record.error.matches(Withdrawn):
+            return AlreadyDecided(record, f"it lost to another contender ({record.error.message})")
+        return AlreadyDecided(record, f"it failed: {record.error}")
+    if record.kind == "approval":
+        decision = Request.of(record).decision()
+        if decision is not None and decision.by == DEADLINE:
+            return DeadlinePassed(decision.reason or f"nobody decided {record.step_id!r} in time")
+        return AlreadyDecided(
+            record, "set by hand" if decision is None else f"{'approved' if decision else 'rejected'} by {decision.by!r}"
+        )
+    return AlreadyDecided(record, f"it is {describe(record)}")
+
+
+def _is_alike(one: StepError | None, other: StepError) -> bool:
+    return one is not None and (one.type, one.message, one.data) == (other.type, other.message, other.data)

@@ -1,0 +1,61 @@
+"""How a run stands by the newest entry of its flow, `$flow`: what an index of runs keeps, for those who write stores."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any, Final, Literal, get_args
+
+from durable_core.errors import RunCancelled
+from durable_core.record import StepRecord
+
+FLOW: Final = "$flow"
+"""The step that stands for the whole run: its input, and how it ended."""
+
+FlowState = Literal["waiting", "started", "crashed", "parked", "cancelling", "succeeded", "failed", "cancelled"]
+FLOW_STATES: Final = frozenset(get_args(FlowState))
+
+
+def state_of(flow: StepRecord) -> FlowState:
+    """Tell how a run stands by the newest entry of `$flow`; `started` until its lock tells whether anybody runs it."""
+    if flow.status == "success":
+        return "succeeded"
+    if flow.status == "failure":
+        return "cancelled" if flow.error is not None and flow.error.matches(RunCancelled) else "failed"
+    if cancelled(flow) is not None:
+        return "cancelling"
+    if flow.status == "started":
+        return "started"
+    if is_crash(flow):
+        return "crashed"
+    return "parked" if "parked" in flow.notes else "waiting"
+
+
+def cancelled(flow: StepRecord | None) -> Mapping[str, Any] | None:
+    """Return who asked for the run's cancellation, when and why; None if nobody did."""
+    asked = None if flow is None else flow.notes.get("cancelled")
+    return asked if isinstance(asked, dict) else None
+
+
+def is_crash(flow: StepRecord) -> bool:
+    """Tell whether the entry says that the flow's own code raised."""
+    return flow.status == "reopened" and flow.error is not None
+
+
+def is_among(
+    flow: StepRecord,
+    prefix: str = "",
+    *,
+    names: Collection[str] | None = None,
+    states: Collection[FlowState] | None = None,
+    since: datetime | None = None,
+    before: tuple[datetime, str] | None = None,
+) -> bool:
+    """Tell whether an entry is one that `SupportsFlows.flows` is asked for."""
+    return (
+        flow.run_id.startswith(prefix)
+        and (names is None or flow.name in names)
+        and (since is None or flow.started_at >= since)
+        and (before is None or (flow.started_at, flow.run_id) < before)
+        and (states is None or state_of(flow) in states)
+    )

@@ -65,7 +65,7 @@ async def test_a_refund_over_three_processes_is_paid_once(url: str, tmp_path: Pa
         assert Process(refund_once, url, str(ledger)).ends() == (0, "approved by alice")
     assert len(ledger.read_text().splitlines()) == 1
     async with open_store(url) as store:
-        assert (await control.status(store, "refund-7")).status == "ended"
+        assert (await control.status(store, "refund-7")).status == "succeeded"
 
 
 async def test_eight_people_decide_at_once_and_one_decision_counts(url: str, tmp_path: Path) -> None:

@@ -148,9 +148,12 @@ async def test_an_event_may_go_wrong(store: MemoryStore) -> None:
         await waiting
     assert failed.value.error.matches(SentFailure)
     assert await control.send_failure(store, "run", "paid", error="declined") == record
-    for act in (control.send_failure(store, "run", "paid", error="stolen"), control.send(store, "run", "paid", 1)):
+    for act in (
+        lambda: control.send_failure(store, "run", "paid", error="stolen"),
+        lambda: control.send(store, "run", "paid", 1),
+    ):
         with pytest.raises(AlreadyDecided, match="declined"):
-            await act
+            await act()
 
 
 async def test_a_failure_may_come_before_anybody_waits(store: MemoryStore) -> None:

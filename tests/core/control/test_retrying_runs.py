@@ -132,13 +132,13 @@ async def test_a_failure_that_was_answered_is_not_retried(store: MemoryStore) ->
         await reserves.run(store, run_id="run")
     before = await store.list("run")
     for act in (
-        control.retry(store, "run"),
-        control.retry(store, "run", "charge"),
-        control.retry(store, "run", "$flow"),
-        control.resolve(store, "run", "charge", "paid", reason="in cash"),
+        lambda: control.retry(store, "run"),
+        lambda: control.retry(store, "run", "charge"),
+        lambda: control.retry(store, "run", "$flow"),
+        lambda: control.resolve(store, "run", "charge", "paid", reason="in cash"),
     ):
         with pytest.raises(Refused, match=r"answered its failure with 'release'.*fork\(store, 'run', …, before=…\)"):
-            await act
+            await act()
     assert await store.list("run") == before
 
 
@@ -286,9 +286,12 @@ async def test_a_wait_that_lost_is_left_alone(store: MemoryStore) -> None:
     """Nobody needs it any more: it is not retried, not resolved, and not decided."""
     error = StepError("durable_core.errors.Withdrawn", "'ship' was quicker", bases=("durable_core.errors.DurableError",))
     await append(store, "run", "rail", "failure", kind="approval", error=error)
-    for act in (control.retry(store, "run", "rail"), control.resolve(store, "run", "rail", 1, reason="seen")):
+    for act in (
+        lambda: control.retry(store, "run", "rail"),
+        lambda: control.resolve(store, "run", "rail", 1, reason="seen"),
+    ):
         with pytest.raises(Refused, match="lost to another contender"):
-            await act
+            await act()
     with pytest.raises(Refused, match="'ship' was quicker"):
         await control.approve(store, "run", "rail", by="alice")
 

@@ -1103,15 +1103,15 @@ PATCHES = [
     ),
     Patch(
         "first: its retry leaves the contenders as they are",
-        f"{CORE}/_log/parts.py",
-        'return names if record.kind == "first" else',
-        'return [] if record.kind == "first" else',
+        f"{CORE}/_log/mending.py",
+        'in ("map", "first") and latest.status == "failure":',
+        'in ("map",) and latest.status == "failure":',
         ("tests/core/many/test_first.py::test_retry_of_a_race_retries_its_contenders",),
     ),
     Patch(
         "first: a withdrawn wait can be retried",
-        f"{CORE}/_log/parts.py",
-        'return record.status == "failure" and',
+        f"{CORE}/_log/mending.py",
+        'return latest.status == "failure" and',
         "return False and",
         ("tests/core/many/test_first.py::test_waits_that_lost_are_withdrawn",),
     ),
@@ -1194,9 +1194,9 @@ PATCHES = [
     ),
     Patch(
         "map: its retry leaves the items as they are",
-        f"{CORE}/_log/parts.py",
-        'else [f"{record.step_id}/{key}" for key in names]',
-        "else []",
+        f"{CORE}/_log/mending.py",
+        'in ("map", "first") and latest.status == "failure":',
+        'in ("first",) and latest.status == "failure":',
         ("tests/core/many/test_map.py::test_retry_reopens_the_map_and_the_items_that_failed",),
     ),
     Patch(

@@ -325,12 +325,17 @@ async def test_a_kill_before_the_withdrawal_is_made_good_by_a_replay(store: Flak
     with pytest.raises(Killed):
         async with Runner(store, "run") as runner:
             await race(runner)
-    assert [record.step_id async for record in control.pending(store)] == ["boss"]
+    asked = await store.get("run", "boss")
+    assert asked is not None
+    assert asked.status == "waiting"
+    assert [record async for record in control.pending(store)] == []  # nobody has to decide what is about to be withdrawn
     store.before = None
     for _ in range(2):
         async with Runner(store, "run") as runner:
             assert await race(runner) == "air"
-    assert [record async for record in control.pending(store)] == []
+    withdrawn = await store.get("run", "boss")
+    assert withdrawn is not None
+    assert withdrawn.status == "failure"
     assert len(await store.list("run")) == 6
 
 

@@ -43,6 +43,32 @@ async def arguments_are_checked(runner: Runner) -> None:
     await runner.step("too-few", price)  # type: ignore[call-arg, arg-type]  # the item is missing
 
 
+def size_of(item: str) -> int:
+    raise NotImplementedError
+
+
+async def weigh(item: str) -> float:
+    raise NotImplementedError
+
+
+async def a_map_has_the_values_of_its_function(runner: Runner) -> None:
+    assert_type(await runner.map("async", weigh, ["chair"]), list[float])
+    assert_type(await runner.map("sync", size_of, ["chair"], key=str.upper, limit=3), list[int])
+    assert_type(await runner.map("tolerant", size_of, ["chair"], tolerate=1), list[int | None])
+    assert_type(await runner.map("tolerant-async", weigh, ["chair"], tolerate=1), list[float | None])
+    assert_type(await runner.map("typed", size_of, ["chair"], returns=Account), list[Account])
+    assert_type(await runner.map("effects", size_of, ["chair"], returns=None), list[None])
+    await runner.map("items", size_of, [7])  # type: ignore[arg-type]  # an item is a str
+
+
+async def a_race_has_the_value_of_its_contenders(runner: Runner) -> None:
+    won = await runner.first("race", a=lambda: runner.step("a", price, "a"), b=lambda: runner.step("b", price, "b"))
+    assert_type(won, tuple[str, int])
+    await runner.first("race", a=runner.step("a", price, "a"))  # type: ignore[arg-type]  # a contender is a function
+    assert_type(runner.scope("part"), Runner)
+    assert_type(runner.recorded("a"), StepRecord | None)
+
+
 async def stores_are_stores() -> None:
     stores: list[Store] = [MemoryStore(), FileStore("runs")]
     for store in stores:

@@ -156,6 +156,23 @@ async def test_retry_of_a_race_retries_its_contenders(store: MemoryStore, effect
     ]
 
 
+async def test_mending_a_contender_by_hand_reopens_its_race(store: MemoryStore) -> None:
+    """A contender whose failure is resolved has succeeded: it wins when the race is asked for again."""
+
+    async def trip(runner: Runner) -> tuple[str, Any]:
+        return await runner.first("quickest", rail=lambda: runner.step("rail", fail), air=lambda: runner.step("air", fail))
+
+    async with Runner(store, "run") as runner:
+        with pytest.raises(StepFailed):
+            await trip(runner)
+    await control.resolve(store, "run", "air", "seat 7", reason="by phone")
+    for _ in range(2):
+        async with Runner(store, "run") as runner:
+            assert await trip(runner) == ("air", "seat 7")
+    statuses = [record.status for record in await store.list("run") if record.step_id == "quickest"]
+    assert statuses == ["failure", "reopened", "success"]
+
+
 async def test_an_error_that_is_no_failure_leaves_the_race_unrecorded(store: MemoryStore, effects: Effects) -> None:
     """A typo in a contender is raised as it is, the others are cancelled, and the next run lets them race again."""
 
@@ -626,6 +643,37 @@ class TestWaiting:
         clock.advance(61)
         async with Runner(store, "run", wait_limit=0, clock=clock) as runner:
             assert await trip(runner) == ("patience", None)
+
+    async def test_the_delay_of_a_retry(self, store: MemoryStore, clock: FakeClock, effects: Effects) -> None:
+        """A contender that waits for its next attempt waits like any other, and is withdrawn if it loses."""
+
+        async def trip(runner: Runner) -> tuple[str, Any]:
+            return await runner.first(
+                "quickest",
+                rail=lambda: runner.step("rail", ask, max_attempts=5, retry_delay=3600),
+                mail=lambda: runner.event("mail"),
+            )
+
+        def ask() -> str:
+            effects.happen("asked")
+            raise ConnectionError("closed")
+
+        for attempt in (1, 1, 2):
+            if attempt == 2:
+                clock.advance(3601)
+            with pytest.raises(RunSuspended) as suspended:
+                async with Runner(store, "run", wait_limit=0, clock=clock) as runner:
+                    await trip(runner)
+            assert {*suspended.value.waiting_for} == {"rail", "mail"}
+            assert effects == {"asked": attempt}
+        await control.send(store, "run", "mail", 7)
+        for _ in range(2):
+            async with Runner(store, "run", wait_limit=0, clock=clock) as runner:
+                assert await trip(runner) == ("mail", 7)
+        record = await newest(store, "rail")
+        assert record.status == "failure"
+        assert record.error is not None
+        assert record.error.matches(Withdrawn)
 
     async def test_in_the_process(self, store: MemoryStore, clock: FakeClock) -> None:
         """Without a limit the race waits in the process, and an answer from it wins at once."""

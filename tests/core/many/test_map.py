@@ -201,6 +201,51 @@ async def test_a_kill_in_the_middle_of_a_retry(store: FlakyStore) -> None:
     assert reopened == ["work/0", "work/1", "work/2", "work"]
 
 
+async def test_mending_an_item_by_hand_reopens_its_map(store: MemoryStore, effects: Effects) -> None:
+    """An item that is retried or resolved alone is no longer what the map failed by: the map goes on with it."""
+    away = True
+
+    def send(user: User) -> str:
+        effects.happen(user["id"])
+        if user["id"] != "bob" and away:
+            raise ConnectionError("away")
+        return "sent"
+
+    async def newsletter() -> list[str]:
+        async with Runner(store, "run") as runner:
+            return await runner.map("mail", send, USERS, key=id_of)
+
+    with pytest.raises(SomeFailed):
+        await newsletter()
+    await control.resolve(store, "run", "mail/ada", "by hand", reason="she came by")
+    with pytest.raises(SomeFailed) as some:
+        await newsletter()
+    assert [*some.value.failures] == ["cleo"]
+    await control.retry(store, "run", "mail/cleo")
+    away = False
+    assert await newsletter() == ["by hand", "sent", "sent"]
+    assert effects == {"ada": 1, "bob": 1, "cleo": 2}
+    statuses = [record.status for record in await store.list("run") if record.step_id == "mail"]
+    assert statuses == ["failure", "reopened", "failure", "reopened", "success"]
+
+
+async def test_a_function_may_change_its_own_variables(store: MemoryStore) -> None:
+    """A count of what is done is no loop that went on; a variable that changed before the map began is."""
+    done = 0
+
+    async def work(number: int) -> int:
+        nonlocal done
+        done += 1
+        return number
+
+    async with Runner(store, "run") as runner:
+        assert await runner.map("work", work, range(5)) == [0, 1, 2, 3, 4]
+        maps = [runner.map(f"map-{factor}", lambda number: number * factor, [1]) for factor in (2, 3)]  # noqa: B023
+        outcomes = await asyncio.gather(*maps, return_exceptions=True)
+    assert done == 5
+    assert [type(outcome) for outcome in outcomes] == [StepReused, list]
+
+
 async def test_an_error_that_is_no_failure_stops_the_map(store: FlakyStore, effects: Effects) -> None:
     """A store that stays away is raised, no further item begins, those that run come to their end, and the next run goes on."""
 

@@ -21,7 +21,7 @@ from durable_core.errors import RunCancelled, SomeFailed, StepDrift, StepFailed,
 from durable_core.record import StepError, StepRecord
 
 from .call import check_variables, refuse_nested, reused
-from .outcome import failed_before, to_retry
+from .outcome import failed_before, reopened_if_mended, to_retry
 from .race import LOSING, AskedWait, Contender, Race, ask, called, has_succeeded, is_within
 from .run import Run
 
@@ -63,6 +63,8 @@ async def run_first(run: Run, call: RaceCall) -> tuple[str, Any]:
     """Return the name and the value of the contender that won; let them race if none has."""
     async with run.alone(call.step_id):
         latest = run.log.latest(call.step_id)
+        if decided(latest):
+            latest = await reopened_if_mended(run, latest)
         if decided(latest):
             await run.emit("step:replay", latest)
             return await _recorded(run, call, latest)

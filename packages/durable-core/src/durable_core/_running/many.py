@@ -18,8 +18,8 @@ from durable_core.errors import SomeFailed, StepDrift, StepFailed
 from durable_core.options import Policy
 from durable_core.record import StepError, StepRecord
 
-from .call import Call, prepare, reused
-from .outcome import to_retry, value_of
+from .call import Call, check_variables, prepare, reused
+from .outcome import reopened_if_mended, to_retry, value_of
 from .run import Run
 from .step import run_step
 
@@ -44,8 +44,11 @@ class MapCall(msgspec.Struct, frozen=True):
     def of_item(self, number: int) -> Call:
         """Return the call of one item's step."""
         step_id, args = self.step_ids[number], (self.items[number],)
+        # The function may change its own variables, so they are compared only when the map begins.
         name = f"{self.call.name}/{self.key(number)}"
-        return msgspec.structs.replace(self.call, step_id=step_id, name=name, args=args, fingerprint=fingerprint_of(args))
+        return msgspec.structs.replace(
+            self.call, step_id=step_id, name=name, args=args, fingerprint=fingerprint_of(args), closure=[]
+        )
 
 
 def prepare_map(
@@ -113,10 +116,13 @@ async def run_map(run: Run, each: MapCall) -> list[Any]:
                 raise reused(run, item_id)
         latest = run.log.latest(step_id)
         if decided(latest):
+            latest = await reopened_if_mended(run, latest)
+        if decided(latest):
             await run.emit("step:replay", latest)
             return _recorded(run, each, latest)
         if latest is not None:
             run.check_kind(latest, "map")
+        check_variables(run, step_id, each.call.closure)
         return await _map(run, each, latest)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from durable_core._log.chain import successor
+from durable_core._log.parts import failed_parts
 from durable_core._values.codec import Codec
 from durable_core.errors import StepDrift, StepFailed
 from durable_core.record import StepRecord
@@ -25,6 +27,14 @@ def outcome_of(run: Run, record: StepRecord, call: Call, *, ran: bool = False) -
     if record.status == "failure":
         raise StepFailed(record) if ran else failed_before(record, to_retry(record))
     return None if call.codec is None else value_of(record, call.codec)
+
+
+async def reopened_if_mended(run: Run, record: StepRecord) -> StepRecord:
+    """Reopen a race or a map that had failed, where somebody mended what it failed by; return its newest entry."""
+    parts = [run.log.latest(step_id) for step_id in failed_parts(record)]
+    if all(part is None or part.status == "failure" for part in parts):
+        return record
+    return await run.log.claim(successor(record, run.clock.now(), status="reopened"))
 
 
 def failed_before(record: StepRecord, advice: str) -> StepFailed:

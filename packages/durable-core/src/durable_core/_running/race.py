@@ -166,7 +166,7 @@ class Race:
             await asyncio.sleep(0)
             if any(map(has_succeeded, self.contenders)):
                 return
-            if all(each.is_at_gate or each.task.done() for each in self.contenders):
+            if all(each.is_at_gate or each.waiting or each.task.done() for each in self.contenders):
                 break
         for contender in self.contenders:
             if any(map(is_decisive, self.contenders)):

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, assert_type
 
 from durable_core import MemoryStore, Runner, StepFailed, StepRecord, Store, current_step, exponential, open_store
+from durable_core.control import RunStatus, clear_ended, result, retry, runs
 from durable_file import FileStore
 
 
@@ -85,3 +86,12 @@ async def what_is_recorded(runner: Runner, failed: StepFailed) -> None:
     assert_type(record.value(int), int)
     assert_type(failed.error.matches(TimeoutError), bool)
     assert_type(current_step().idempotency_key, str)
+
+
+async def runs_are_acted_on_from_outside(store: Store) -> None:
+    assert_type(await result(store, "run", returns=int), int)
+    assert_type(await result(store, "run"), Any)
+    assert_type([run async for run in runs(store, status=("waiting", "parked"), limit=50)], list[RunStatus])
+    runs(store, status="ended")  # type: ignore[arg-type]  # no status has that name
+    assert_type(await retry(store, "run"), StepRecord)
+    assert_type(await clear_ended(store), Sequence[str])

@@ -456,3 +456,47 @@ async def test_retrying_a_suspended_run_says_what_it_waits_for(store: MemoryStor
         await asks.run(store, run_id="run")
     with pytest.raises(Refused, match="neither failed nor is it stuck"):
         await control.retry(store, "run")
+
+
+@pytest.mark.parametrize("kind", ["map", "first"])
+async def test_a_child_in_a_map_or_a_race_is_mended_with_it(store: MemoryStore, kind: Any) -> None:
+    """The run that failed by the whole goes on, with the part that called for the child."""
+    await append(store, "run", "$flow", "started")
+    await append(store, "run", "bills/7", "failure", kind="flow", note={"run": "run/bills/7", "flow": "bill", "input": {}})
+    await append(store, "run", "bills", "failure", kind=kind, note={"failed": ["7" if kind == "map" else "bills/7"]})
+    await append(store, "run", "$flow", "failure", 1, note={"failed": ["bills"]})
+    parent = {"parent": {"run": "run", "step": "bills/7"}}
+    await append(store, "run/bills/7", "charge", "failure")
+    await append(store, "run/bills/7", "$flow", "failure", note={"failed": ["charge"], **parent})
+    await control.retry(store, "run/bills/7")
+    reopened = [record.step_id for record in await store.list("run") if record.status == "reopened"]
+    assert reopened == ["bills/7", "bills", "$flow"]
+
+
+@pytest.mark.parametrize("state", ["failed", "started", "crashed", "parked", "answered"])
+async def test_a_runs_outcome_may_be_set_by_hand(store: MemoryStore, state: str) -> None:
+    """Where it failed or is stuck, also where it can't go on; what lasts of its note stays, and what it was stuck by does not."""
+    note: dict[str, Any] = {"input": {"amount": 90}}
+    if state in ("failed", "answered"):
+        note |= {"failed": ["charge"], **({"answered_by": ["release"]} if state == "answered" else {})}
+        await append(store, "run", "$flow", "failure", note=note)
+    elif state == "crashed":
+        await append(store, "run", "$flow", "reopened", error=StepError("NameError"), note=note)
+    elif state == "parked":
+        await append(store, "run", "$flow", "waiting", note={**note, "parked": {"step": None}, "waiting_for": []})
+    else:
+        await append(store, "run", "$flow", "started", note=note)
+    record = await control.resolve(store, "run", "$flow", "paid", reason="in cash", by="alice")
+    assert (record.revision, record.status, record.value()) == (1, "success", "paid")
+    assert record.note == {"input": {"amount": 90}, "reason": "in cash", "by": "alice"}
+    with pytest.raises(Refused):
+        await control.resolve(store, "run", "$flow", "lost", reason="seen")
+
+
+async def test_a_run_that_waits_or_ended_cancelled_has_no_outcome_set_by_hand(store: MemoryStore) -> None:
+    """It goes on by itself, or stays as it is."""
+    await append(store, "waits", "$flow", "waiting")
+    await append(store, "over", "$flow", "failure", error=StepError("durable_core.errors.RunCancelled"))
+    for run_id in ("waits", "over"):
+        with pytest.raises(Refused, match="neither failed nor was interrupted"):
+            await control.resolve(store, run_id, "$flow", 1, reason="seen")

@@ -177,9 +177,13 @@ async def find_flows(store: Store, prefix: str, states: Collection[FlowState], d
                 yield flow
         return
     for run_id in await _names(store, prefix):
-        entry = await asyncio.gather(store.get(run_id, FLOW), return_exceptions=True)
-        for flow in damage.take(entry[0] if isinstance(entry[0], BaseException) else [entry[0]] if entry[0] else []):
-            yield flow
+        try:
+            entry = await store.get(run_id, FLOW)
+        except StoreError as error:
+            damage.take(error)
+        else:
+            for flow in damage.take([] if entry is None else [entry]):
+                yield flow
 
 
 async def _in_index(

@@ -30,9 +30,7 @@ class Mending:
     async def step(self, run_id: str, step_id: str, mended: Callable[[StepRecord], StepRecord | None]) -> StepRecord:
         """Append what `mended` makes of the step's newest entry, and let its flow go on."""
         latest = await known_step(self._store, run_id, step_id)
-        if step_id == FLOW:
-            refuse_what_is_over(latest)
-        else:
+        if step_id != FLOW:
             await self._refuse_flow_that_is_over(run_id)
         async with AsyncExitStack() as stack:
             if latest.status == "started" and (locks := lock_of(self._store)):
@@ -48,7 +46,10 @@ class Mending:
     async def reopen(self, run_id: str, step_id: str) -> StepRecord:
         """Let a step run anew, and what it stands for: the child that it called for, the items of a map."""
         latest = await known_step(self._store, run_id, step_id)
-        if step_id != FLOW and latest.kind in ("flow", "map", "first"):
+        if step_id == FLOW:
+            refuse_what_is_over(latest)
+            await self._refuse_parents_that_are_over(latest)
+        elif latest.kind in ("flow", "map", "first"):
             await self._refuse_flow_that_is_over(run_id)
             if (child := child_of(latest)) is not None and await self._reopen_child(child):
                 latest = await known_step(self._store, run_id, step_id)
@@ -150,9 +151,9 @@ class Mending:
 
     async def _reopen_parts(self, latest: StepRecord) -> None:
         """Reopen the items of a map, or the contenders of a race, that failed it."""
-        if latest.kind in ("map", "first") and latest.status == "failure":
-            for part in ids_in(latest, "failed"):
-                await self._reopen_if_failed(latest.run_id, f"{latest.step_id}/{part}" if latest.kind == "map" else part)
+        if latest.status == "failure":
+            for step_id in _parts(latest):
+                await self._reopen_if_failed(latest.run_id, step_id)
 
     async def _reopen_child(self, child: str) -> bool:
         """Let a child go on; False where it needs nobody for that."""
@@ -231,10 +232,9 @@ class Mending:
         for failed in ids_in(parent, "failed") if parent.status == "failure" else ():
             if failed == step_id:
                 return [step_id]
-            if step_id.startswith(f"{failed}/"):
-                whole = await self._store.get(parent.run_id, failed)
-                if whole is not None and whole.kind in ("map", "first"):
-                    return [step_id, failed]
+            whole = await self._store.get(parent.run_id, failed)
+            if whole is not None and step_id in _parts(whole):
+                return [step_id, failed]
         return []
 
     async def _refuse_flow_that_is_over(self, run_id: str) -> None:
@@ -269,13 +269,23 @@ def refuse_unless_stuck(latest: StepRecord) -> None:
     what = f"{latest.step_id!r} of run {latest.run_id!r}"
     if is_withdrawn(latest):
         raise Refused(f"{what} lost to another contender: nobody needs it any more")
-    if latest.status not in ("failure", "started"):
+    stuck = latest.status in ("failure", "started")
+    if latest.step_id == FLOW:
+        stuck = state_of(latest) in ("failed", "started", "crashed", "parked")
+    if not stuck:
         raise Refused(f"{what} neither failed nor was interrupted: it is {describe(latest)}")
 
 
 def is_withdrawn(latest: StepRecord) -> bool:
     """Tell whether the step is a wait that lost to another contender of `first`."""
     return latest.status == "failure" and latest.error is not None and latest.error.matches(Withdrawn)
+
+
+def _parts(latest: StepRecord) -> list[str]:
+    """Return the ids of the steps by which a map or a race failed, by keys in the one and by their ids in the other."""
+    if latest.kind == "map":
+        return [f"{latest.step_id}/{key}" for key in ids_in(latest, "failed")]
+    return ids_in(latest, "failed") if latest.kind == "first" else []
 
 
 def _parked_by(flow: StepRecord) -> list[tuple[str, str]]:

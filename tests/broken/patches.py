@@ -1103,9 +1103,9 @@ PATCHES = [
     ),
     Patch(
         "first: its retry leaves the contenders as they are",
-        f"{CORE}/_log/mending.py",
-        'in ("map", "first") and latest.status == "failure":',
-        'in ("map",) and latest.status == "failure":',
+        f"{CORE}/_log/family.py",
+        'return names if record.kind == "first" else [',
+        'return [] if record.kind == "first" else [',
         ("tests/core/many/test_first.py::test_retry_of_a_race_retries_its_contenders",),
     ),
     Patch(
@@ -1194,9 +1194,9 @@ PATCHES = [
     ),
     Patch(
         "map: its retry leaves the items as they are",
-        f"{CORE}/_log/mending.py",
-        'in ("map", "first") and latest.status == "failure":',
-        'in ("first",) and latest.status == "failure":',
+        f"{CORE}/_log/family.py",
+        'else [f"{record.step_id}/{key}" for key in names]',
+        "else []",
         ("tests/core/many/test_map.py::test_retry_reopens_the_map_and_the_items_that_failed",),
     ),
     Patch(

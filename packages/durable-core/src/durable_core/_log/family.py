@@ -47,3 +47,11 @@ def _pair(flow: StepRecord | None, member: str, one: str, other: str) -> tuple[s
         return None
     pair = (named.get(one), named.get(other))
     return pair if all(isinstance(each, str) and each for each in pair) else None  # type: ignore[return-value]  # both were looked at
+
+
+def failed_parts(record: StepRecord) -> list[str]:
+    """Return the ids of the steps by which a race or a map failed; none for anything else, which failed by itself."""
+    if record.kind not in ("first", "map"):
+        return []
+    names = ids_in(record, "failed")
+    return names if record.kind == "first" else [f"{record.step_id}/{key}" for key in names]

@@ -12,7 +12,7 @@ from durable_core.record import StepRecord
 from durable_core.store import Store, lock_of
 
 from .chain import FLOW, advance, decided, successor
-from .family import child_of, ids_in, parent_of, waits_of
+from .family import child_of, failed_parts, ids_in, parent_of, waits_of
 from .known import describe, known_run, known_step
 from .news import telling
 from .standing import is_crash, lasting, state_of
@@ -152,7 +152,7 @@ class Mending:
     async def _reopen_parts(self, latest: StepRecord) -> None:
         """Reopen the items of a map, or the contenders of a race, that failed it."""
         if latest.status == "failure":
-            for step_id in _parts(latest):
+            for step_id in failed_parts(latest):
                 await self._reopen_if_failed(latest.run_id, step_id)
 
     async def _reopen_child(self, child: str) -> bool:
@@ -233,7 +233,7 @@ class Mending:
             if failed == step_id:
                 return [step_id]
             whole = await self._store.get(parent.run_id, failed)
-            if whole is not None and step_id in _parts(whole):
+            if whole is not None and step_id in failed_parts(whole):
                 return [step_id, failed]
         return []
 
@@ -279,13 +279,6 @@ def refuse_unless_stuck(latest: StepRecord) -> None:
 def is_withdrawn(latest: StepRecord) -> bool:
     """Tell whether the step is a wait that lost to another contender of `first`."""
     return latest.status == "failure" and latest.error is not None and latest.error.matches(Withdrawn)
-
-
-def _parts(latest: StepRecord) -> list[str]:
-    """Return the ids of the steps by which a map or a race failed, by keys in the one and by their ids in the other."""
-    if latest.kind == "map":
-        return [f"{latest.step_id}/{key}" for key in ids_in(latest, "failed")]
-    return ids_in(latest, "failed") if latest.kind == "first" else []
 
 
 def _parked_by(flow: StepRecord) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from durable_core._log.chain import successor
-from durable_core._log.parts import failed_parts
+from durable_core._log.family import failed_parts
 from durable_core._values.codec import Codec
 from durable_core.errors import StepDrift, StepFailed
 from durable_core.record import StepRecord
@@ -31,7 +31,7 @@ def outcome_of(run: Run, record: StepRecord, call: Call, *, ran: bool = False) -
 
 async def reopened_if_mended(run: Run, record: StepRecord) -> StepRecord:
     """Reopen a race or a map that had failed, where somebody mended what it failed by; return its newest entry."""
-    parts = [run.log.latest(step_id) for step_id in failed_parts(record)]
+    parts = [run.log.latest(step_id) for step_id in failed_parts(record)] if record.status == "failure" else []
     if all(part is None or part.status == "failure" for part in parts):
         return record
     return await run.log.claim(successor(record, run.clock.now(), status="reopened"))

@@ -564,9 +564,9 @@ PATCHES = [
     ),
     Patch(
         "a run that was only asked for waits to be told of its cancellation",
-        f"{CORE}/_log/cancelling.py",
-        'only_asked_for = latest.status == "waiting" and latest.revision == 0',
-        "only_asked_for = False",
+        f"{CORE}/_log/standing.py",
+        'if latest.status == "waiting" and latest.revision == 0:  # nothing ever ran',
+        "if False:  # nothing ever ran",
         ("tests/core/control/test_asking_to_cancel.py::test_a_run_that_was_only_asked_for_is_ended_at_once",),
     ),
     Patch(
@@ -579,14 +579,14 @@ PATCHES = [
     Patch(
         "a run is cleared before its children",
         f"{CORE}/_log/clearing.py",
-        "names = [*family, *names]",
-        "names = [*names, *family]",
+        "names += [*below, child]",
+        "names = [child, *below, *names]",
         ("tests/core/control/test_clear_ended.py::test_a_family_is_cleared_as_one",),
     ),
     Patch(
         "a family is cleared though one of it has not ended",
         f"{CORE}/_log/clearing.py",
-        "    if not decided(flow):\n        return None\n",
+        "        if ended and not decided(await store.get(child, FLOW)):\n            return None\n",
         "",
         ("tests/core/control/test_clear_ended.py::test_a_family_with_a_member_that_has_not_ended_stays",),
     ),

@@ -452,3 +452,27 @@ async def test_a_child_that_somebody_else_left_waiting_is_taken_over(store: Flak
     await control.approve(store, "run/child", "ask", by="alice")
     async with asyncio.timeout(5):
         assert await running == "alice"
+
+
+async def test_reset_of_a_parent_runs_its_children_anew(store: FlakyStore, effects: Effects) -> None:
+    """Children are cleared first, those of children too."""
+
+    @flow
+    async def inner(runner: Runner) -> None:
+        await runner.step("work", effects.happen, "work")
+
+    @flow
+    async def middle(runner: Runner) -> None:
+        await runner.flow("inner", inner)
+
+    @flow
+    async def outer(runner: Runner) -> None:
+        await runner.flow("middle", middle)
+
+    await outer.run(store, run_id="run")
+    await bill.run(store, run_id="run/other", customer="c")  # no child of it
+    runner = Runner(store, "run")
+    await runner.reset()
+    assert [run_id async for run_id in store.runs()] == ["run/other"]
+    await outer.run(store, run_id="run")
+    assert effects == {"work": 2}

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, overload
 from weakref import ref
 
+from ._log.clearing import hold_children
 from ._running.call import ANNOTATED, may_be_awaited, prepare, refuse_nested, reused
 from ._running.first import prepare_race, run_first
 from ._running.many import prepare_map, run_map
@@ -533,10 +534,10 @@ class Runner:
         return await self.store.list(self.run_id)
 
     async def reset(self) -> None:
-        """Clear the run, so that every step runs again.
+        """Clear the run, children first, so that every step and every child runs again.
 
-        Takes the run's lock, unless this runner holds it. Raises `RunBusy` where another does, and `DurableError` while a step
-        of this runner is running.
+        Takes the run's lock, unless this runner holds it, and those of its children. Raises `RunBusy` where another holds one,
+        and `DurableError` while a step of this runner is running.
         """
         run = self._run
         run.refuse_reset()
@@ -545,8 +546,10 @@ class Runner:
                 await stack.enter_async_context(run.lock.again())
             await stack.enter_async_context(run.loading)
             run.refuse_reset()  # what began while the lock was waited for
+            children = await hold_children(self.store, self.run_id, stack, ended=False)
             run.forget()
-            await self.store.clear(self.run_id)
+            for run_id in (*(children or ()), self.run_id):
+                await self.store.clear(run_id)
 
     def _scoped(self, step_id: str) -> str:
         """Return the id in the run of what this scope calls `step_id`."""

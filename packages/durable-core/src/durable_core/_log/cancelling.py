@@ -10,7 +10,7 @@ from durable_core.store import Store
 
 from .chain import CANCEL, FLOW, advance, decided
 from .news import telling
-from .standing import asking_to_cancel, cancelled, ended_before_it_began, state_of
+from .standing import cancelling, state_of
 
 
 async def ask_to_cancel(store: Store, run_id: str, reason: str | None, by: str | None, now: datetime) -> StepRecord:
@@ -37,12 +37,8 @@ async def ask_to_cancel(store: Store, run_id: str, reason: str | None, by: str |
             state = state_of(latest)
             how = "was cancelled" if state == "cancelled" else state
             raise Refused(f"run {run_id!r} {how} at {latest.ended_at.isoformat(timespec='seconds')}: it has ended already")
-        if cancelled(latest) is not None:
-            return None
-        # Of a run that was only asked for nothing ever ran, so nobody has to be told.
-        only_asked_for = latest.status == "waiting" and latest.revision == 0
-        request = (ended_before_it_began if only_asked_for else asking_to_cancel)(latest, now, reason, by)
-        mine = request.id
+        if (request := cancelling(latest, now, reason, by)) is not None:
+            mine = request.id
         return request
 
     return await advance(append, flow, propose)

@@ -36,26 +36,35 @@ async def clear_before(store: Store, prefix: str, moment: datetime, damage: Dama
 
 
 async def _clear_family(store: Store, flow: StepRecord) -> list[str]:
+    """Clear a run that has ended, children first; return their ids. Nothing is cleared where a child has not ended."""
     async with AsyncExitStack() as stack:
-        family = await _hold_family(store, flow.run_id, None, stack)
-        for run_id in family or ():
+        if locks := lock_of(store):
+            await stack.enter_async_context(locks.lock(flow.run_id))
+        if not decided(await store.get(flow.run_id, FLOW)):
+            return []
+        children = await hold_children(store, flow.run_id, stack, ended=True)
+        family = [] if children is None else [*children, flow.run_id]
+        for run_id in family:
             await store.clear(run_id)
-    return family or []
+        return family
 
 
-async def _hold_family(store: Store, run_id: str, parent: str | None, stack: AsyncExitStack) -> list[str] | None:
-    """Hold a run and its children, and name them, children first; None where one of them has not ended."""
-    flow = await store.get(run_id, FLOW)
-    if parent is not None and (flow is None or (parent_of(flow) or ("",))[0] != parent):
-        return []  # it was cleared, or is the child of the run that this one was forked from
-    if locks := lock_of(store):
-        await stack.enter_async_context(locks.lock(run_id))
-        flow = await store.get(run_id, FLOW)
-    if not decided(flow):
-        return None
-    names = [run_id]
+async def hold_children(store: Store, run_id: str, stack: AsyncExitStack, *, ended: bool) -> list[str] | None:
+    """Hold the children of a run, and theirs, and name them, children first.
+
+    Returns None where they have to have `ended` and one of them has not.
+    """
+    names: list[str] = []
     for child in children_of(await store.list(run_id)):
-        if (family := await _hold_family(store, child, run_id, stack)) is None:
+        parent = parent_of(await store.get(child, FLOW))
+        if parent is None or parent[0] != run_id:
+            continue  # it was cleared, or is the child of the run that this one was forked from
+        if locks := lock_of(store):
+            await stack.enter_async_context(locks.lock(child))
+        if ended and not decided(await store.get(child, FLOW)):
             return None
-        names = [*family, *names]
+        below = await hold_children(store, child, stack, ended=ended)
+        if below is None:
+            return None
+        names += [*below, child]
     return names

@@ -15,7 +15,7 @@ from durable_core.stores.flows import cancelled as cancelled
 from durable_core.stores.flows import is_crash as is_crash
 from durable_core.stores.flows import state_of as state_of
 
-from .chain import successor
+from .chain import decided, successor
 
 LASTING: Final = ("input", "defaults", "asked", "parent", "root", "origin", "deadline", "cancelled")
 """What each entry of `$flow` carries on in its note. Anything else in a note is of its own entry."""
@@ -24,6 +24,15 @@ LASTING: Final = ("input", "defaults", "asked", "parent", "root", "origin", "dea
 def lasting(flow: StepRecord) -> dict[str, Any]:
     """Return what the next entry of `$flow` carries on in its note."""
     return {name: flow.notes[name] for name in LASTING if name in flow.notes}
+
+
+def cancelling(latest: StepRecord, now: datetime, reason: str | None, by: str | None) -> StepRecord | None:
+    """Return the entry that cancels a run; None where it has ended, or is being cancelled already."""
+    if decided(latest) or cancelled(latest) is not None:
+        return None
+    if latest.status == "waiting" and latest.revision == 0:  # nothing ever ran of it, so nobody has to be told
+        return ended_before_it_began(latest, now, reason, by)
+    return asking_to_cancel(latest, now, reason, by)
 
 
 def in_spite_of(rival: StepRecord, outcome: StepRecord) -> StepRecord:

@@ -15,7 +15,7 @@ import msgspec
 from durable_core._calls.parameters import Input
 from durable_core._log.chain import FLOW, advance, decided, successor
 from durable_core._log.news import tell
-from durable_core._log.standing import asking_to_cancel, cancelled, ended_before_it_began
+from durable_core._log.standing import cancelled, cancelling
 from durable_core._running.driving import Standing
 from durable_core._running.looking import Pair, listening
 from durable_core._running.pausing import Pause, can_go_on, pause, wait_for_first
@@ -308,11 +308,7 @@ async def _ask_to_cancel(run: Run, run_id: str, reason: str | None, by: str | No
 
     def propose(latest: StepRecord | None) -> StepRecord | None:
         assert latest is not None
-        if decided(latest) or cancelled(latest) is not None:
-            return None
-        if latest.status == "waiting" and latest.revision == 0:
-            return ended_before_it_began(latest, run.clock.now(), reason, by)
-        return asking_to_cancel(latest, run.clock.now(), reason, by)
+        return cancelling(latest, run.clock.now(), reason, by)
 
     newest = await run.log.look(FLOW, run_id)
     if newest is None:

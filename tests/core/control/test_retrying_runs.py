@@ -500,3 +500,70 @@ async def test_a_run_that_waits_or_ended_cancelled_has_no_outcome_set_by_hand(st
     for run_id in ("waits", "over"):
         with pytest.raises(Refused, match="neither failed nor was interrupted"):
             await control.resolve(store, run_id, "$flow", 1, reason="seen")
+
+
+@pytest.mark.parametrize("named", [("run",), ("run", "quickest"), ("run", "bill"), ("run/bill",), ("run/bill", "charge")])
+async def test_a_race_of_children_that_all_failed_is_run_again(store: MemoryStore, named: tuple[str, ...]) -> None:
+    """By one call that names the run, the race, a contender or a child: they go on, and the run ends well."""
+
+    @flow
+    async def race(runner: Runner) -> Any:
+        return await runner.first("quickest", one=lambda: runner.flow("bill", bill))
+
+    with pytest.raises(StepFailed):
+        await race.run(store, run_id="run")
+    await control.retry(store, *named)
+    assert {run.status async for run in control.runs(store)} == {"waiting"}
+    WORKS[0] = True
+    assert await race.run(store, run_id="run") == ["one", "charged"]
+    assert {run.status async for run in control.runs(store)} == {"succeeded"}
+
+
+@pytest.mark.parametrize("named", [("run",), ("run", "mail")])
+async def test_a_map_that_failed_is_run_to_its_end(store: MemoryStore, effects: Effects, named: tuple[str, ...]) -> None:
+    """The items that went well do not happen twice."""
+
+    def send(user: str) -> str:
+        effects.happen(user)
+        if user != "ada":
+            bank()
+        return user
+
+    @flow
+    async def mails(runner: Runner) -> list[str]:
+        values = await runner.map("mail", send, ["ada", "bob", "cy"], key=lambda user: user)
+        return [str(value) for value in values]
+
+    with pytest.raises(StepFailed):
+        await mails.run(store, run_id="run")
+    assert (await control.status(store, "run")).failed == ("mail",)
+    await control.retry(store, *named)
+    WORKS[0] = True
+    assert await mails.run(store, run_id="run") == ["ada", "bob", "cy"]
+    assert effects == {"ada": 1, "bob": 2, "cy": 2}
+
+
+@pytest.mark.parametrize("named", [("run",), ("run", "quickest"), ("run/bill",)])
+async def test_repairing_a_race_is_safe_to_repeat_after_a_crash(named: tuple[str, ...]) -> None:
+    """Wherever it was cut off, the same call again does the rest."""
+
+    @flow
+    async def race(runner: Runner) -> Any:
+        return await runner.first("quickest", one=lambda: runner.flow("bill", bill))
+
+    at = 0
+    while True:
+        store, at = MemoryStore(), at + 1
+        WORKS[0] = False
+        with pytest.raises(StepFailed):
+            await race.run(store, run_id="run")
+        try:
+            await control.retry(CrashingStore(store, at=at), *named)
+        except InjectedFault:
+            await control.retry(store, *named)
+        else:
+            break
+        assert {run.status async for run in control.runs(store)} == {"waiting"}, at
+        WORKS[0] = True
+        assert await race.run(store, run_id="run") == ["one", "charged"]
+    assert at > 4

@@ -51,11 +51,12 @@ class Mending:
             await self._refuse_parents_that_are_over(latest)
         elif latest.kind in ("flow", "map", "first"):
             await self._refuse_flow_that_is_over(run_id)
-            if (child := child_of(latest)) is not None and await self._reopen_child(child):
-                latest = await known_step(self._store, run_id, step_id)
-                if not decided(latest):
-                    return latest  # it went on with its child
+            child = child_of(latest)
+            goes_on = child is not None and await self._reopen_child(child)
             await self._reopen_parts(latest)
+            newest = await known_step(self._store, run_id, step_id)
+            if (goes_on or newest.id != latest.id) and not decided(newest):
+                return newest  # it went on with its child
         return await self.step(run_id, step_id, self.reopened)
 
     def reopened(self, latest: StepRecord) -> StepRecord | None:
@@ -147,7 +148,7 @@ class Mending:
         if (child := child_of(latest)) is not None:
             await self._reopen_child(child)
         await self._reopen_parts(latest)
-        await self._advance(latest, self.reopened)
+        await self._advance(await known_step(self._store, run_id, step_id), self.reopened)  # it may have gone on with its child
 
     async def _reopen_parts(self, latest: StepRecord) -> None:
         """Reopen the items of a map, or the contenders of a race, that failed it."""

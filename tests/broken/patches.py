@@ -901,7 +901,7 @@ PATCHES = [
     Patch(
         "a suspension that lost its slot to a cancellation suspends",
         f"{CORE}/_running/driving.py",
-        '    if record.status == "reopened" and not is_crash(record):  # a cancellation was first\n',
+        '    if record.status == "reopened" and not is_crash(record):  # a cancellation was first, or a hand\n',
         "    if False:\n",
         ("tests/core/flow/test_lives.py::test_a_suspension_that_loses_its_slot_to_a_cancellation_is_none",),
     ),

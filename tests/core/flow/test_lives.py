@@ -570,3 +570,47 @@ async def test_who_finds_another_runner_driving_the_run_has_lost_it(clock: FakeC
     with pytest.raises(DurableError, match="another runner drives"):
         await pays.run(store, run_id="run")
     assert not told
+
+
+async def test_a_hand_that_is_first_lets_the_run_go_on(store: FlakyStore, effects: Effects) -> None:
+    """`retry` of a crashed run that takes the slot of the next start costs nobody the run."""
+    typo = [True]
+
+    @flow
+    async def pays(runner: Runner) -> str:
+        if typo:
+            raise KeyError("typo")
+        return await runner.step("pay", effects.happen, "paid")
+
+    with pytest.raises(KeyError):
+        await pays.run(store, run_id="run")
+    typo.clear()
+
+    async def retry(record: StepRecord) -> None:
+        if record.step_id == "$flow" and record.status == "started":
+            store.before = None
+            await control.retry(store, "run")
+
+    store.before = retry
+    assert await pays.run(store, run_id="run") == "paid"
+    assert await entries(store) == ["started", "reopened", "reopened", "started", "success"]
+
+
+async def test_a_rival_that_is_first_has_taken_the_run(store: FlakyStore) -> None:
+    """Whatever it recorded: its start, and its crash."""
+
+    @flow
+    async def pays(runner: Runner) -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        await pays.run(store, run_id="run")
+
+    async def rival(record: StepRecord) -> None:
+        if record.step_id == "$flow" and record.status == "started":
+            store.before = None
+            await store.append(StepRecord(run_id="run", step_id="$flow", revision=2, status="started", kind="flow", name="pays"))
+
+    store.before = rival
+    with pytest.raises(DurableError, match="another runner drives"):
+        await pays.run(store, run_id="run")

@@ -97,14 +97,15 @@ def _deadline(run: Run, note: Mapping[str, Any], timeout: float | None) -> dict[
 
 
 async def claim(run: Run, latest: StepRecord, **fields: Any) -> StepRecord:
-    """Append the next entry of the run's flow; return it, or the cancellation that was first.
+    """Append the next entry of the run's flow; return it, or what somebody from outside was first with.
 
     Raises `LockLost` where another runner was first: it drives the run.
     """
     note = {**lasting(latest), **fields.pop("note", {})}
     record = successor(latest, run.clock.now(), **{"error": None, "until": None, **fields, "note": note})
     newest = await run.log.claim(record)
-    if newest.id != record.id and (cancelled(newest) is None or cancelled(latest) is not None):
+    from_outside = decided(newest) or (newest.status == "reopened" and not is_crash(newest))
+    if newest.id != record.id and not from_outside:
         raise LockLost(f"another runner drives run {run.id!r} by now; run it again, or leave it to that one")
     return newest
 
@@ -215,7 +216,9 @@ async def _recorded(
 
 
 async def _told(run: Run, latest: StepRecord, record: StepRecord, event: Any, error: BaseException | None) -> Standing:
-    if record.status == "reopened" and not is_crash(record):  # a cancellation was first
+    if decided(record):
+        return ended(run, record)
+    if record.status == "reopened" and not is_crash(record):  # a cancellation was first, or a hand
         return Standing(record)
     await run.emit(event, record, error=error if event == "run:crash" else None)
     return Standing(record, error=error)

@@ -476,3 +476,64 @@ async def test_reset_of_a_parent_runs_its_children_anew(store: FlakyStore, effec
     assert [run_id async for run_id in store.runs()] == ["run/other"]
     await outer.run(store, run_id="run")
     assert effects == {"work": 2}
+
+
+async def test_a_parent_that_was_killed_after_its_child_had_been_cancelled_is_told(store: FlakyStore, effects: Effects) -> None:
+    """By the child's outcome, which says that the child was cancelled because its parent was."""
+
+    @flow
+    async def child(runner: Runner) -> None:
+        await control.cancel(store, "run")
+        await runner.approval("ask")
+
+    @flow
+    async def parent(runner: Runner) -> None:
+        await runner.step("charge", effects.happen, "charge")
+        try:
+            await runner.flow("child", child)
+        except RunCancelled:
+            await runner.step("refund", effects.happen, "refund", when_cancelled=True)
+            raise
+
+    def kill(record: StepRecord) -> None:
+        if record.step_id == "child" and record.status == "failure":
+            raise Killed
+
+    store.after = kill
+    with pytest.raises(Killed):
+        await parent.run(store, run_id="run")
+    store.after = None
+    with pytest.raises(StepFailed) as failed:
+        await parent.run(store, run_id="run")
+    assert failed.value.error.matches(RunCancelled)
+    assert effects == {"charge": 1, "refund": 1}
+
+
+async def test_a_child_that_was_cancelled_alone_is_a_failed_step_for_ever(store: FlakyStore, effects: Effects) -> None:
+    """Also on the replay of a parent that was cancelled later: what came after the failure is undone, too."""
+
+    @flow
+    async def child(runner: Runner) -> None:
+        await control.cancel(store, "run/child")
+        await runner.step("more", effects.happen, "more")
+
+    @flow(wait_limit=0)
+    async def parent(runner: Runner) -> None:
+        done = []
+        try:
+            try:
+                await runner.flow("child", child)
+            except StepFailed:
+                done.append(await runner.step("instead", effects.happen, "instead"))
+            await runner.event("go")
+        except RunCancelled:
+            for name in done:
+                await runner.step(f"undo-{name}", effects.happen, "undo", when_cancelled=True)
+            raise
+
+    with pytest.raises(RunSuspended):
+        await parent.run(store, run_id="run")
+    await control.cancel(store, "run")
+    with pytest.raises(StepFailed):
+        await parent.run(store, run_id="run")
+    assert effects == {"instead": 1, "undo": 1}

@@ -614,3 +614,45 @@ async def test_a_rival_that_is_first_has_taken_the_run(store: FlakyStore) -> Non
     store.before = rival
     with pytest.raises(DurableError, match="another runner drives"):
         await pays.run(store, run_id="run")
+
+
+@pytest.mark.parametrize("early", [False, True])
+async def test_a_run_that_undid_something_is_told_again_though_the_event_has_come(
+    store: FlakyStore, effects: Effects, *, early: bool
+) -> None:
+    """Killed after the refund, it gives back all; what nobody was told of by then counts for nothing."""
+
+    @flow(wait_limit=0)
+    async def pays(runner: Runner) -> None:
+        try:
+            await runner.step("charge", effects.happen, "charge")
+            if early:
+                await control.cancel(store, "run")  # so that the event is not even asked for
+            await runner.event("paid")
+        except RunCancelled:
+            await runner.step("refund", effects.happen, "refund", when_cancelled=True)
+            await runner.step("tell", effects.happen, "tell", when_cancelled=True)
+            raise
+
+    if not early:
+        with pytest.raises(RunSuspended):
+            await pays.run(store, run_id="run")
+        await control.cancel(store, "run")
+
+    def kill(record: StepRecord) -> None:
+        if record.step_id == "tell":
+            effects.clear()
+            raise Killed
+
+    store.before = kill
+    with pytest.raises(Killed):
+        await pays.run(store, run_id="run")
+    store.before = None
+    await control.send(store, "run", "paid")
+    with pytest.raises(StepFailed) as failed:
+        await pays.run(store, run_id="run")
+    assert failed.value.error.matches(RunCancelled)
+    assert effects == {"tell": 1}
+    refund = await store.get("run", "refund")
+    assert refund is not None
+    assert refund.notes == {"answered": "RunCancelled", "told_at": ["paid"]}

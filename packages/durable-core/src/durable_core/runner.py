@@ -327,7 +327,8 @@ class Runner:
             run_id = await ask_for_child(self._run, child)
             self._run.children[run_id] = flow
             return run_id
-        record = await drive_child(self._run, child)
+        with self._run.telling(step_id):
+            record = await drive_child(self._run, child)
         if record.status == "failure":
             raise StepFailed(record)
         return value_of(record, flow.codec)
@@ -345,7 +346,8 @@ class Runner:
             raise ValueError(f"result {step_id!r} takes a run id that flow(…, wait=False) of this run returned, not {child!r}")
         self._refuse_reuse(step_id, ("result", child))
         await self._run.ready()
-        record = await result_of(self._run, step_id, name or step_id, child)
+        with self._run.telling(step_id):
+            record = await result_of(self._run, step_id, name or step_id, child)
         if record.status == "failure":
             raise StepFailed(record)
         return None if returns is None else value_of(record, codec)
@@ -558,7 +560,8 @@ class Runner:
     async def _wait(self, asked: Wait, identity: object) -> StepRecord:
         refuse_nested(self._run, asked.step_id)
         self._refuse_reuse(asked.step_id, identity)
-        record = await wait(self._run, asked)
+        with self._run.telling(asked.step_id):
+            record = await wait(self._run, asked)
         if record.status == "failure":
             raise StepFailed(record)
         return record

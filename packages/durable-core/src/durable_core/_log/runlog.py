@@ -54,6 +54,8 @@ class RunLog:
         """At which revision steps were last reopened."""
         self.answers: list[str] = []
         """The steps by which an earlier run answered an exception."""
+        self.told_at: set[str] = set()
+        """The steps at which an earlier run was told of its cancellation, before it undid something."""
         revisions: dict[str, int] = {}  # only of steps with more than one entry
         for index, record in enumerate(heads_of(entries)):
             step_id, revision = record.step_id, record.revision
@@ -65,7 +67,11 @@ class RunLog:
                     self.reopened[step_id] = revision
             self._newest[step_id] = index
             if record.answered and entries[index].answered:
-                self.answers.append(step_id)
+                told_at = entries[index].notes.get("told_at")
+                if isinstance(told_at, list):
+                    self.told_at.update(map(str, told_at))
+                else:
+                    self.answers.append(step_id)
         flow = self.latest(FLOW)
         self.cancelled = flow if cancelled(flow) is not None else self.latest(CANCEL)
         """The entry that says the run is to stop."""

@@ -44,7 +44,7 @@ class Call(msgspec.Struct, frozen=True):
     """Whether `fn` is called on the loop, and not in a thread."""
     closure: Closure
     """The variables that `fn` closes over, as they were when `step` was called; empty where nothing will run."""
-    note: dict[str, str] | None
+    note: dict[str, Any] | None
     """What its entries say besides: the exception that the flow was handling when it called the step."""
 
 
@@ -96,7 +96,9 @@ def prepare(
         run.undoing.add(step_id)
     error = None if run.flow is None else sys.exception()
     answered = None if error is None else run.answer(step_id, error)
-    note = None if answered is None else {"answered": answered}
+    note: dict[str, Any] | None = None if answered is None else {"answered": answered}
+    if policy.when_cancelled and run.told:
+        note = {"answered": "RunCancelled", "told_at": [*run.told_at]}
     return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, reuses_id, runs_on_loop, closure, note)
 
 

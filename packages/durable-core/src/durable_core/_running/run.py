@@ -104,6 +104,8 @@ class Run:
         """When the whole run is cancelled."""
         self.told = False
         """Whether `RunCancelled` was raised in the flow."""
+        self.told_at: Final[dict[str, None]] = {}
+        """The steps and waits that raised it."""
         self.undoing: Final[set[str]] = set()
         """The steps with `when_cancelled=True`."""
         self.answers: Final[list[Answer]] = []
@@ -242,7 +244,22 @@ class Run:
         """Begin to drive the run's flow, by this entry."""
         self.flow, self.deadline = flow, deadline
         self.suspended, self.told = None, False
+        self.told_at.clear()
         self.answers.clear()
+
+    @contextmanager
+    def telling(self, step_id: str) -> Iterator[None]:
+        """Note where the flow is told of its cancellation."""
+        try:
+            yield
+        except RunCancelled:
+            self.told_at[step_id] = None
+            raise
+
+    def tell_again(self, step_id: str) -> None:
+        """Raise `RunCancelled` where an earlier run had raised it and undone something, though the step has an outcome by now."""
+        if step_id in self.log.told_at:
+            self.check()
 
     def answer(self, step_id: str, error: BaseException) -> str | None:
         """Note that the flow called a step while it handled an exception of its own; say which, for the step's entry."""

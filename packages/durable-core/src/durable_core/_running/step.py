@@ -59,6 +59,7 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
         await run.ready()  # unless its outcome is kept, or the run was suspended meanwhile
     latest = run.log.latest(call.step_id)
     if latest is not None and decided(latest):
+        run.tell_again(call.step_id)
         if run.on_event is not None or is_logged("step:replay"):
             await run.emit("step:replay", latest)
         return outcome_of(run, latest, call)
@@ -81,6 +82,9 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
         if tried.error is not None:
             raise StepFailed(recorded) from tried.error
         return tried.value
+    except RunCancelled:
+        run.told_at[call.step_id] = None
+        raise
     finally:
         run.end_step(call.step_id)
 

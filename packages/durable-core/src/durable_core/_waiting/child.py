@@ -80,18 +80,24 @@ async def drive_child(run: Run, child: Child) -> StepRecord:
     ask_child(run, child.step_id, partial(_lose, run, child))
     record = await _recorded(run, child)
     if decided(record):
-        return record
+        return _heard(run, record)
     while child.step_id in run.running:  # the same call elsewhere
         await run.an_end()
         if decided(newest := run.log.latest(child.step_id)):
-            return newest
+            return _heard(run, newest)
     run.running[child.step_id] = asyncio.current_task()
     try:
         outcome = await _outcome(run, child, record)
     finally:
         run.end_step(child.step_id)
-    if run.log.cancelled is not None and outcome.error is not None and outcome.error.matches(RunCancelled):
+    return _heard(run, outcome)
+
+
+def _heard(run: Run, outcome: StepRecord) -> StepRecord:
+    """Return a child's outcome, unless it was cancelled because this run was: then the flow is told, on a replay too."""
+    if outcome.notes.get("told"):
         run.check()
+    run.tell_again(outcome.step_id)
     return outcome
 
 
@@ -180,6 +186,7 @@ async def result_of(run: Run, step_id: str, name: str, child: str) -> StepRecord
                 " another id"
             )
         if decided(latest):
+            run.tell_again(step_id)
             await run.emit("step:replay", latest)
             return latest
         ask_wait(run, step_id, name, "flow")
@@ -328,6 +335,8 @@ async def _end(run: Run, record: StepRecord, end: StepRecord | None) -> StepReco
         )
     else:
         outcome = successor(record, now, status=end.status, result=end.result, error=end.error, until=None)
+    if run.log.cancelled is not None and outcome.error is not None and outcome.error.matches(RunCancelled):
+        outcome = msgspec.structs.replace(outcome, note={**outcome.notes, "told": True})
     recorded = await run.log.outcome(outcome, None)
     await run.emit_outcome(recorded)
     return recorded

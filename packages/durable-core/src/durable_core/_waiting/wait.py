@@ -61,6 +61,7 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
     if record is not None:
         _check(run, record, asked)
         if decided(record):
+            run.tell_again(asked.step_id)
             await run.emit("step:replay", record)
             return record
         ask_wait(run, asked.step_id, asked.name, asked.kind)  # it may have lost already

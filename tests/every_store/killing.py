@@ -104,10 +104,10 @@ class World:
         self.meeting = MeetingStore(store)
         """The store as the actors have it."""
 
-    async def until_killed(self, flow: Flow[Any, Any]) -> None:
+    async def until_killed(self, flow: Flow[Any, Any], child: str = "") -> None:
         """Run the flow until its process dies."""
         with pytest.raises(Killed):
-            await flow.run(self.meeting, run_id=self.run_id)
+            await flow.run(self.meeting, run_id=self.run_id + child)
 
     async def die(self) -> None:
         """End the process."""

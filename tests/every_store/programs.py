@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from durable_core import (
     AlreadyDecided,
     Recovered,
+    RunCancelled,
     Runner,
     RunSuspended,
     StepFailed,
@@ -85,6 +86,55 @@ async def charge(store: Store, run_id: str, ledger: str, point: str, recover: st
         return await runner.step("charge", charge_card, at_most_once=True, **options)  # type: ignore[arg-type]
 
 
+@flow(lock_wait=60)
+async def give_back(runner: Runner, *, ledger: str) -> None:
+    """Charge, be cancelled, and give back."""
+
+    def happen(name: str) -> None:
+        with Path(ledger).open("a") as file:
+            file.write(f"{name}\n")
+
+    try:
+        await runner.step("charge", happen, "charge")
+        await control.cancel(runner.store, runner.run_id)
+        await runner.step("ship", happen, "ship")
+    except RunCancelled:
+        await runner.step("refund", happen, "refund", when_cancelled=True)
+        raise
+
+
+async def give_back_until(store: Store, run_id: str, ledger: str, at: int, when: Literal["before", "after"]) -> None:
+    """Give back; killed before or after the append with number `at`."""
+    await give_back.run(CrashingStore(store, at, when=when, how="kill"), run_id=run_id, ledger=ledger)
+
+
+@flow(lock_wait=60)
+async def deliver(runner: Runner, *, ledger: str) -> str:
+    """Pack, load, and ship once; the ledger holds what really happened."""
+
+    def happen(name: str) -> str:
+        with Path(ledger).open("a") as file:
+            file.write(f"{name}\n")
+        return name
+
+    async def look() -> Recovered[str] | None:
+        return Recovered("ship") if "ship" in Path(ledger).read_text().split() else None
+
+    for name in ("pack", "load"):
+        await runner.step(name, happen, name)
+    return await runner.step("ship", happen, "ship", at_most_once=True, recover=look)
+
+
+async def deliver_until(
+    store: Store, pipe: Connection, run_id: str, ledger: str, at: int, when: Literal["before", "after"]
+) -> str:
+    """Deliver once all rivals are ready; killed before or after the append with number `at`."""
+    await store.list(run_id)
+    pipe.send("ready")
+    await asyncio.to_thread(pipe.recv)
+    return await deliver.run(CrashingStore(store, at, when=when, how="kill"), run_id=run_id, ledger=ledger)
+
+
 async def race(store: Store, pipe: Connection, alone: int, together: int) -> list[str]:
     """Run steps without the run's lock once all rivals are ready, some one by one and some at once; return their values."""
     runner = Runner(store, "race")
@@ -106,7 +156,7 @@ def run(pipe: Connection, program: Callable[..., Any], url: str, *arguments: Any
     async def main() -> Any:
         async with open_store(url) as store:
             try:
-                return await program(store, *([pipe] if program in (decide, race) else []), *arguments)
+                return await program(store, *([pipe] if program in (decide, race, deliver_until) else []), *arguments)
             except StepFailed as failed:
                 return f"failed: {failed}"
 

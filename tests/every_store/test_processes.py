@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from durable_core import MemoryStore, Runner, RunSuspended, StepInterrupted, control, open_store
+from durable_core import MemoryStore, RunCancelled, Runner, RunSuspended, StepFailed, StepInterrupted, control, open_store
 from durable_core.testing import FakeClock
-from tests.every_store.programs import charge, decide, race, refund_once, run
+from tests.every_store.programs import charge, decide, deliver, deliver_until, give_back, give_back_until, race, refund_once, run
 
 # A process that has imported everything forks each of the others, which import nothing again.
 CONTEXT: Any = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
@@ -117,6 +117,62 @@ async def test_killed_at_every_point_around_a_step_that_may_happen_once(url: str
     async with open_store(url) as store, asyncio.TaskGroup() as tasks:
         for point in POINTS:
             tasks.create_task(resume(point))
+
+
+@pytest.mark.parametrize("url", ["file", "postgres", "redis"], indirect=True)
+async def test_two_processes_at_one_run_that_are_killed_both(url: str, tmp_path: Path) -> None:
+    """One takes over from the other, and a third from it: an effect happens again only where a kill came before its entry."""
+    url = url.replace("lease=10", "lease=1")
+    # The appends: the flow, pack, load, the intent to ship, its outcome, the flow; who takes over begins with the flow.
+    points = [(first, second, when) for first, second in ((2, 3), (3, 3), (5, 2)) for when in ("before", "after")]
+    rivals = []
+    for first, second, when in points:
+        run_id = f"{first}-{second}-{when}"
+        rivals += [Process(deliver_until, url, run_id, str(tmp_path / run_id), at, when) for at in (first, second)]
+    for process in rivals:
+        assert process.receive() == "ready"
+    for process in rivals:
+        process.send("go")
+    assert [process.ends() for process in rivals] == [(-9, None)] * len(rivals)
+
+    async def finish(run_id: str, when: str) -> None:
+        assert await deliver.run(store, run_id=run_id, ledger=str(tmp_path / run_id)) == "ship"
+        happened = (tmp_path / run_id).read_text().split()
+        assert happened.count("ship") == 1, run_id
+        assert set(happened) == {"pack", "load", "ship"}, run_id
+        assert len(happened) <= 3 + (2 if when == "before" else 0), (run_id, happened)
+        log = await store.list(run_id)
+        assert [record.status for record in log if record.step_id in ("pack", "load")] == ["success"] * 2, run_id
+
+    async with open_store(url) as store, asyncio.TaskGroup() as tasks:
+        for first, second, when in points:
+            tasks.create_task(finish(f"{first}-{second}-{when}", when))
+
+
+@pytest.mark.parametrize("url", ["file", "postgres", "redis"], indirect=True)
+async def test_a_process_killed_around_a_refund(url: str, tmp_path: Path) -> None:
+    """The entries are those of a cancelled run that was begun once more, and it is refunded again only before its entry."""
+    url = url.replace("lease=10", "lease=1")
+    # The appends: the flow, the charge, the cancellation, the refund, the end.
+    points = [(at, when) for at in (4, 5) for when in ("before", "after")]
+    processes = [Process(give_back_until, url, f"{at}-{when}", str(tmp_path / f"{at}-{when}"), at, when) for at, when in points]
+    assert [process.ends() for process in processes] == [(-9, None)] * len(points)
+
+    async def finish(at: int, when: str) -> None:
+        run_id = f"{at}-{when}"
+        with pytest.raises(StepFailed) as failed:
+            await give_back.run(store, run_id=run_id, ledger=str(tmp_path / run_id))
+        assert failed.value.error.matches(RunCancelled)
+        assert (tmp_path / run_id).read_text().split() == ["charge"] + ["refund"] * (2 if run_id == "4-before" else 1)
+        entries = [(record.step_id, record.status) for record in await store.list(run_id)]
+        begun_again = [] if run_id == "5-after" else [("$flow", "started")]
+        refund = [*begun_again, ("refund", "success")] if run_id == "4-before" else [("refund", "success"), *begun_again]
+        flow = [("$flow", "started"), ("charge", "success"), ("$flow", "reopened")]
+        assert entries == [*flow, *refund, ("$flow", "failure")]
+
+    async with open_store(url) as store, asyncio.TaskGroup() as tasks:
+        for at, when in points:
+            tasks.create_task(finish(at, when))
 
 
 async def test_eight_processes_racing_on_one_run_get_one_outcome_a_step(url: str) -> None:

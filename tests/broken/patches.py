@@ -1248,4 +1248,32 @@ PATCHES = [
         "    return context is not None\n",
         ("tests/core/many/test_scope.py::TestCurrentRunner::test_what_a_step_left_behind_is_in_no_step",),
     ),
+    Patch(
+        "a run that is taken again at once remembers its calls",
+        f"{CORE}/_running/run.py",
+        "        self.answers.clear()\n        self._forget_calls()\n",
+        "        self.answers.clear()\n",
+        ("tests/core/flow/test_lives.py::test_a_run_that_is_taken_again_at_once_is_called_anew",),
+    ),
+    Patch(
+        "an answer in an except* is not seen",
+        f"{CORE}/_running/ending.py",
+        "for error in leaves(each.error))",
+        "for error in [each.error])",
+        ("tests/core/flow/test_lives.py::test_an_answer_in_an_except_star_ends_the_run",),
+    ),
+    Patch(
+        "a child that waits for a run that crashed is taken up again and again",
+        f"{CORE}/_running/pausing.py",
+        "if record is None or record.step_id == FLOW:",
+        "if record is None:",
+        ("tests/core/flow/test_children.py::test_waiting_for_a_run_that_crashed_costs_no_lives",),
+    ),
+    Patch(
+        "a run that failed by a cancelled child passes for cancelled",
+        f"{CORE}/stores/flows.py",
+        """ and "failed" not in flow.notes""",
+        "",
+        ("tests/core/flow/test_children.py::test_a_run_that_fails_by_a_child_that_was_cancelled_was_not_cancelled_itself",),
+    ),
 ]

@@ -537,3 +537,50 @@ async def test_a_child_that_was_cancelled_alone_is_a_failed_step_for_ever(store:
     with pytest.raises(StepFailed):
         await parent.run(store, run_id="run")
     assert effects == {"instead": 1, "undo": 1}
+
+
+async def test_waiting_for_a_run_that_crashed_costs_no_lives(store: FlakyStore) -> None:
+    """A child waits for the end of a grandchild, which somebody runs in vain: the parent is suspended, and asks again later."""
+
+    @flow
+    async def crashes(runner: Runner) -> None:
+        raise KeyError("amuont")
+
+    @flow
+    async def collects(runner: Runner) -> None:
+        await runner.result("crashed", await runner.flow("crashes", crashes, wait=False))
+
+    @flow(wait_limit=0)
+    async def delegates(runner: Runner) -> None:
+        await runner.flow("collects", collects)
+
+    with pytest.raises(RunSuspended):
+        await delegates.run(store, run_id="run")
+    with pytest.raises(KeyError):
+        await crashes.run(store, run_id="run/collects/crashes")
+    async with asyncio.timeout(10):
+        with pytest.raises(RunSuspended):
+            await delegates.run(store, run_id="run")
+    assert await entries(store, "run/collects", "$flow") == ["started", "waiting", "started", "waiting"]
+
+
+async def test_a_run_that_fails_by_a_child_that_was_cancelled_was_not_cancelled_itself(store: FlakyStore) -> None:
+    """It failed, by that step."""
+
+    @flow
+    async def waits(runner: Runner) -> None:
+        await runner.event("word")
+
+    @flow(wait_limit=0)
+    async def delegates(runner: Runner) -> None:
+        await runner.flow("waits", waits)
+
+    with pytest.raises(RunSuspended):
+        await delegates.run(store, run_id="run")
+    await control.cancel(store, "run/waits")
+    with pytest.raises(StepFailed):
+        await delegates.run(store, run_id="run")
+    assert [(run.run_id, run.status, run.failed) async for run in control.runs(store)] == [
+        ("run/waits", "cancelled", ()),
+        ("run", "failed", ("waits",)),
+    ]

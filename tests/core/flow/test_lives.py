@@ -656,3 +656,47 @@ async def test_a_run_that_undid_something_is_told_again_though_the_event_has_com
     refund = await store.get("run", "refund")
     assert refund is not None
     assert refund.notes == {"answered": "RunCancelled", "told_at": ["paid"]}
+
+
+async def test_a_run_that_is_taken_again_at_once_is_called_anew(store: FlakyStore, effects: Effects) -> None:
+    """Its suspension lost to a cancellation: what it published is found again, and objects of the first call are forgotten."""
+
+    @flow(wait_limit=0)
+    async def waits(runner: Runner) -> None:
+        mine = object()
+        await runner.publish("progress", 1)
+        await runner.step("use", lambda: len(repr(mine)))
+        try:
+            await runner.sleep("nap", 60)
+        except RunCancelled:
+            await runner.step("undo", effects.happen, "undo", when_cancelled=True)
+            raise
+
+    async def cancel(record: StepRecord) -> None:
+        if record.step_id == "$flow" and record.status == "waiting":
+            store.before = None
+            await control.cancel(store, "run")
+
+    store.before = cancel
+    with pytest.raises(StepFailed) as failed:
+        await waits.run(store, run_id="run")
+    assert failed.value.error.matches(RunCancelled)
+    assert effects == {"undo": 1}
+    assert await entries(store, "progress") == ["success"]
+
+
+async def test_an_answer_in_an_except_star_ends_the_run(store: FlakyStore, effects: Effects) -> None:
+    """Python makes the group that is handled there, and another one that leaves: their members are the same."""
+
+    @flow
+    async def releases(runner: Runner) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(asyncio.to_thread(refuse))
+        except* ConnectionError:
+            await runner.step("release", effects.happen, "release")
+            raise
+
+    with pytest.raises(StepFailed):
+        await releases.run(store, run_id="run")
+    assert (await newest(store)).notes["answered_by"] == ["release"]

@@ -82,7 +82,9 @@ def judge(left: Left) -> Verdict | None:
     if error is None:
         return Verdict("succeeded")
     answers = () if left.told else left.answers
-    answered_by = tuple(dict.fromkeys(each.step_id for each in answers if any(each.error is error for error in reached)))
+    ids = {*map(id, reached)}
+    # `except*` handles a group of its own making, whose members are those of the group that leaves.
+    answered_by = tuple(dict.fromkeys(each.step_id for each in answers if any(id(error) in ids for error in leaves(each.error))))
     if failed or answered_by or isinstance(error, left.fails_on):
         return Verdict("failed", failed, answered_by)
     return Verdict("crashed")

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from durable_core._log.chain import decided
+from durable_core._log.chain import FLOW, decided
 from durable_core.errors import RunSuspended
 from durable_core.record import StepRecord
 
@@ -20,8 +20,8 @@ from .run import Run
 
 def can_go_on(record: StepRecord | None, now: datetime) -> bool:
     """Tell whether what is waited for has come: an outcome, a reopening, or the time of its deadline."""
-    if record is None:
-        return False
+    if record is None or record.step_id == FLOW:  # a child is waited for until it has ended
+        return decided(record)
     return decided(record) or record.status == "reopened" or (record.until is not None and record.until <= now)
 
 

@@ -161,9 +161,7 @@ class Run:
         """Begin anew with what the store then holds: the run is about to be cleared."""
         self.log.forget()
         self.loaded = False
-        self.calls.clear()
-        self.passed_over.clear()
-        self.published.clear()
+        self._forget_calls()
         self.suspended = None
 
     def refuse_reset(self) -> None:
@@ -241,11 +239,17 @@ class Run:
             self.flow = await self.log.claim(asking_to_cancel(self.flow, self.clock.now(), f"DeadlinePassed: {passed}", None))
 
     def drive(self, flow: StepRecord, deadline: datetime | None) -> None:
-        """Begin to drive the run's flow, by this entry."""
+        """Begin to drive the run's flow, by this entry: its function is called anew, and so are the steps."""
         self.flow, self.deadline = flow, deadline
         self.suspended, self.told = None, False
         self.told_at.clear()
         self.answers.clear()
+        self._forget_calls()
+
+    def _forget_calls(self) -> None:
+        self.calls.clear()
+        self.passed_over.clear()
+        self.published.clear()
 
     @contextmanager
     def telling(self, step_id: str) -> Iterator[None]:

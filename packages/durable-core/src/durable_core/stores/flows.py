@@ -21,7 +21,9 @@ def state_of(flow: StepRecord) -> FlowState:
     if flow.status == "success":
         return "succeeded"
     if flow.status == "failure":
-        return "cancelled" if flow.error is not None and flow.error.matches(RunCancelled) else "failed"
+        # The failure of a step may be that its child was cancelled.
+        is_cancelled = flow.error is not None and flow.error.matches(RunCancelled) and "failed" not in flow.notes
+        return "cancelled" if is_cancelled else "failed"
     if cancelled(flow) is not None:
         return "cancelling"
     if flow.status == "started":

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from durable_core import StepError, StepRecord, StoreError
+from durable_core.testing._contract.flows import flow_entry
 from durable_postgres import PostgresStore, schema_sql
 
 pytestmark = pytest.mark.asyncio
@@ -85,7 +86,7 @@ async def test_a_role_without_ddl_rights(postgres_server_url: str, postgres_url:
     await connection.execute(schema_sql(schema))
     await connection.execute(f"create role {role} login; grant usage on schema {schema} to {role}")
     await connection.execute(f"grant select, insert, delete on {schema}.steps to {role}")
-    await connection.execute(f"grant select, insert, update, delete on {schema}.steps_locks to {role}")
+    await connection.execute(f"grant select, insert, update, delete on {schema}.steps_locks, {schema}.steps_flows to {role}")
     async with PostgresStore.from_url(as_role(postgres_url, role)) as store:
         await asyncio.gather(*(store.append(StepRecord(run_id="run", step_id=f"{number}")) for number in range(5)))
         async with store.lock("run"), store.transaction() as transaction:
@@ -103,11 +104,40 @@ async def test_a_table_of_the_first_layout_is_migrated(postgres_server_url: str,
     connection = await asyncpg.connect(postgres_server_url)
     async with PostgresStore.from_url(postgres_url) as store:
         record = await store.append(StepRecord(run_id="run", step_id="step"))
-    await connection.execute(f"drop table {schema}.steps_locks; comment on table {schema}.steps is 'durable-postgres layout 1'")
+    await connection.execute(
+        f"drop table {schema}.steps_locks, {schema}.steps_flows; comment on table {schema}.steps is 'durable-postgres layout 1'"
+    )
     stores = [PostgresStore.from_url(postgres_url) for _ in range(5)]
     assert await asyncio.gather(*(store.list("run") for store in stores)) == [[record]] * 5
     async with stores[0].lock("run"):
         assert set(await stores[1].holders(["run"])) == {"run"}
+    for store in stores:
+        await store.__aexit__(None, None, None)
+    await connection.close()
+
+
+async def test_a_table_without_the_one_of_flows_is_migrated(postgres_server_url: str, postgres_url: str) -> None:
+    """What an older version recorded is found once a newer one opens the store, whatever the log holds."""
+    schema = schema_of(postgres_url)
+    connection = await asyncpg.connect(postgres_server_url)
+    entries = [
+        flow_entry(f"run {number}", state, revision, note={"input": {"text": "\0"}})
+        for number in range(1_100)
+        for revision, state in enumerate(("started", "waiting"))
+    ]
+    async with PostgresStore.from_url(postgres_url) as store:
+        await asyncio.gather(*map(store.append, entries))
+        await store.append(flow_entry("ended", "cancelled"))
+        await store.append(flow_entry("damaged"))
+        await store.append(StepRecord(run_id="without a flow", step_id="step"))
+    await connection.execute(f"update {schema}.steps set error = '7' where run_id = 'damaged'")
+    await connection.execute(f"drop table {schema}.steps_flows; comment on table {schema}.steps is 'durable-postgres layout 2'")
+    stores = [PostgresStore.from_url(postgres_url) for _ in range(3)]
+    found, *others = await asyncio.gather(*(store.flows(limit=2_000) for store in stores))
+    assert all(other == found for other in others)
+    assert {record.run_id for record in found} == {*(f"run {number}" for number in range(1_100)), "ended"}
+    assert {record.revision for record in found if record.run_id != "ended"} == {1}
+    assert [record.run_id for record in await stores[0].flows(states=["cancelled"])] == ["ended"]
     for store in stores:
         await store.__aexit__(None, None, None)
     await connection.close()
@@ -136,7 +166,7 @@ async def test_missing_rights_are_named(postgres_server_url: str, postgres_url: 
     [
         ("null", "not a table of this store: its comment is None"),
         ("'our very own steps'", "not a table of this store: its comment is 'our very own steps'"),
-        ("'durable-postgres layout 3'", "has layout 3, and this durable-postgres knows up to 2: upgrade durable-postgres"),
+        ("'durable-postgres layout 4'", "has layout 4, and this durable-postgres knows up to 3: upgrade durable-postgres"),
     ],
 )
 async def test_a_table_that_is_not_ours(postgres_server_url: str, postgres_url: str, comment: str, expected: str) -> None:

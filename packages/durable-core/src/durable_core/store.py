@@ -152,6 +152,9 @@ class SupportsPolling(Protocol):
 class SupportsFlows(Protocol):
     """A store that finds runs by how they stand, without reading their logs."""
 
+    flow_states: Collection[FlowState] | None = None
+    """The states in which runs are found, None for all; on S3 those of runs that have not ended."""
+
     @abstractmethod
     async def flows(
         self,
@@ -163,7 +166,7 @@ class SupportsFlows(Protocol):
         before: tuple[datetime, str] | None = None,
         limit: int = 50,
     ) -> Sequence[StepRecord]:
-        """Return the newest `$flow` entry of runs, those that began last first, and no more than `limit`.
+        """Return the newest `$flow` entry of runs in `flow_states`, those that began last first, and no more than `limit`.
 
         They are ordered by `(started_at, run_id)` of that entry, downwards, and ids by their code points. `prefix` is what their
         run ids start with, `names` are names of flows, `states` what `state_of` makes of the entry; None stands for all. `since`

@@ -8,6 +8,7 @@ from typing import Final
 from asyncpg import Connection
 
 from durable_core import Batcher, StepRecord
+from durable_core.stores.flows import FLOW, state_of
 
 from ._connections import Connections
 from ._errors import retry
@@ -40,9 +41,7 @@ async def claim(
     holders: dict[tuple[str, str, int], StepRecord] = {}
     missing = records
     while missing:
-        # In the order of the key, as every other batch, so that no two of them wait for each other.
-        done = await connection.execute(statements.insert, as_json(sorted(missing, key=slot_of)), timeout=seconds)
-        if int(done.rpartition(" ")[2]) == len(missing):
+        if await _insert(connection, statements, missing, seconds) == len(missing):
             break
         slots = map(list, zip(*map(slot_of, missing), strict=True))
         for holder in map(statements.record, await connection.fetch(statements.holders, *slots, timeout=seconds)):
@@ -53,3 +52,16 @@ async def claim(
         return records
     pairs = [(record, holders.get(slot_of(record), record)) for record in records]
     return [record if holder.id == record.id else holder for record, holder in pairs]
+
+
+async def _insert(connection: Connection, statements: Statements, records: Sequence[StepRecord], seconds: float) -> int:
+    """Insert the records whose slots are empty, and return how many; flows also into the index."""
+    # In the order of the key, as every other batch, so that no two of them wait for each other.
+    rows = as_json(sorted(records, key=slot_of))
+    flows = [record for record in records if record.step_id == FLOW]
+    if not flows:
+        done = await connection.execute(statements.insert, rows, timeout=seconds)
+        return int(done.rpartition(" ")[2])
+    states = [flow.id for flow in flows], [state_of(flow) for flow in flows]
+    inserted: int = await connection.fetchval(statements.insert_flows, rows, *states, timeout=seconds)
+    return inserted

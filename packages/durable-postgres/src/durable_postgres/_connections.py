@@ -15,6 +15,7 @@ from asyncpg import Connection, Pool
 from durable_core import StoreError
 
 from ._errors import AWAY, driver_errors, retry
+from ._flows import fill
 from ._options import LEAST_CONNECTIONS
 from ._schema import Table
 from .errors import ConnectionLost, RowRefused, TransactionConflict
@@ -75,13 +76,17 @@ class Connections:
 
     async def acquire(self, *, within: float | None = None) -> Connection:
         """Take a connection out of the pool; give it back with `release`, or drop it."""
-        if not self._is_ready:
-            await self._open()
+        await self.ready()
         connection = await self._lend(within)
         if self._is_closed:
             drop(connection)
             raise closed(self)
         return connection
+
+    async def ready(self) -> None:
+        """Make sure of the table, before anything is done with it."""
+        if not self._is_ready:
+            await self._open()
 
     async def release(self, connection: Connection) -> None:
         """Give a connection back, reset; one in a transaction, or that can't be reset, is dropped without an error."""
@@ -178,7 +183,7 @@ class Connections:
             await cast("Any", pool)
         connection = await self._lend(self.limits.turn)
         try:
-            await self.timed(connection, self.table.prepare(connection), within=self.limits.turn)
+            await self.timed(connection, self.table.prepare(connection, fill), within=self.limits.turn)
         finally:
             await self.release(connection)
 

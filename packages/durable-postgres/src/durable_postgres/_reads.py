@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import logging
+from collections.abc import AsyncGenerator, Collection, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from asyncpg import Connection
 
 from durable_core import Batcher, StepRecord
+from durable_core.stores.flows import FLOW_STATES, FlowState
 
 from ._connections import Connections
 from ._errors import retry
@@ -17,6 +20,7 @@ from .errors import RowRefused
 _SHORT: Final = 200
 _PAGE: Final = 1_000
 _BELOW_ALL: Final = -(2**63)
+_log: Final = logging.getLogger("durable_postgres")
 
 Query = tuple[str, str | None]
 """A run and one of its steps, or None for all of them."""
@@ -62,6 +66,41 @@ class Reads:
                 refusals.append(refusal)
         if refusals and not found:
             raise refusals[0]
+        return found
+
+    async def flows(
+        self,
+        prefix: str,
+        names: Collection[str] | None,
+        states: Collection[FlowState] | None,
+        since: datetime | None,
+        before: tuple[datetime, str] | None,
+        limit: int,
+    ) -> Sequence[StepRecord]:
+        """Read the newest entries of flows, those that began last first.
+
+        One that can't be read hides no other: raises `RowRefused` where there is nothing else to return.
+        """
+        query, own = (self._statements.flows, ()) if names is None else (self._statements.flows_named, ([*frozenset(names)],))
+        stands = [*(FLOW_STATES if states is None else frozenset(states))]
+        found: list[StepRecord] = []
+        refusal: RowRefused | None = None
+        while (left := limit - len(found)) > 0:
+            asked = (prefix, stands, since, *(before or (None, None)), left, *own)
+            rows = await self._connections.fetch(query, *asked, within=self._limits.read)
+            for began, run_id, *entry in rows:
+                before = began, run_id
+                if entry[0] is None:  # somebody removed it by hand: it is in the index alone
+                    continue
+                try:
+                    found.append(self._statements.record(entry))
+                except RowRefused as error:
+                    _log.warning("a run is passed over: %s", error)
+                    refusal = error
+            if len(rows) < left:
+                break
+        if refusal is not None and not found:
+            raise refusal
         return found
 
     async def _flush(self, asked: Sequence[Query]) -> Sequence[Sequence[StepRecord]]:

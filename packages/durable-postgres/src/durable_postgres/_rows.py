@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from durable_core import StepError, StepRecord
 from durable_core.record import Kind, Status
+from durable_core.stores.flows import FLOW
 
 from ._schema import Table
 from .errors import RowRefused
@@ -85,6 +86,18 @@ class Statements:
             f"insert into {table.sql} ({_NAMES}) select {casts}"
             f" from json_to_recordset($1::text::json) as new({texts}) on conflict do nothing"
         )
+        # The index stands beside the log in one statement: neither is ever there without the other.
+        self.insert_flows: Final = f"""
+            with added as ({self.insert} returning run_id, step_id, revision, id, name, started_at),
+            indexed as (
+                insert into {table.flows} as known (run_id, revision, name, state, started_at)
+                select distinct on (run_id) run_id, revision, name, state, started_at
+                from added join unnest($2::text[], $3::text[]) as flow(id, state) using (id)
+                where step_id = '{FLOW}' order by run_id, revision desc
+                on conflict (run_id) do update set revision = excluded.revision, name = excluded.name, state = excluded.state,
+                    started_at = excluded.started_at where known.revision < excluded.revision
+            )
+            select count(*) from added"""
         self.holders: Final = (
             f"select {_SELECTED} from {table.sql} t join unnest($1::text[], $2::text[], $3::bigint[])"
             " as slot(run_id, step_id, revision) using (run_id, step_id, revision)"
@@ -100,7 +113,11 @@ class Statements:
             f"select {_SELECTED} from unnest($1::text[]) as asked(run_id) cross join lateral"
             f" (select * from {table.sql} where run_id = asked.run_id limit $2) as t order by t.seq"
         )
-        self.clear: Final = f"delete from {table.sql} where run_id = $1"
+        # What is appended meanwhile stays, in the log and in the index.
+        self.clear: Final = f"""
+            with cleared as (delete from {table.sql} where run_id = $1 returning step_id, revision)
+            delete from {table.flows} where run_id = $1
+            and revision <= (select max(revision) from cleared where step_id = '{FLOW}')"""
         # A loose index scan: one descent of the primary key for each run, however many steps it has.
         self.runs: Final = f"""
             with recursive found(run_id) as (
@@ -110,6 +127,14 @@ class Statements:
                 from found where starts_with(found.run_id, $1)
             )
             select run_id from found where starts_with(run_id, $1) limit $3"""
+
+        self.flows: Final = _flows(table, "", "true")
+        self.flows_named: Final = _flows(
+            table, "cross join unnest($7::text[]) as of(name)", "left(f.name, 100) = left(of.name, 100) and f.name = of.name"
+        )
+        self.index: Final = (
+            f"insert into {table.flows} select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::timestamptz[])"
+        )
 
     def record(self, row: Iterable[Any], /) -> StepRecord:
         """Make a record of what the statements select; raises `RowRefused` for what is none."""
@@ -138,3 +163,16 @@ class Statements:
                 f"{self._table}: the row of run {run!r}, step {step!r}, revision {revision} is no step record ({refusal}):"
                 " it was written by something else, or by a newer durable-postgres: then upgrade this one"
             ) from refusal
+
+
+def _flows(table: Table, names: str, is_named: str) -> str:
+    """Select a page of flows, each after its place: of each state, and name, as many as the page has, by an index in order."""
+    return f"""
+        select found.started_at, found.run_id, {_SELECTED} from unnest($2::text[]) as stands(state) {names} cross join lateral (
+            select f.run_id, f.revision, f.started_at from {table.flows} f
+            where f.state = stands.state and {is_named} and starts_with(f.run_id, $1)
+            and f.started_at >= coalesce($3::timestamptz, '-infinity')
+            and (f.started_at, f.run_id) < (coalesce($4::timestamptz, 'infinity'), coalesce($5::text, ''))
+            order by f.started_at desc, f.run_id desc limit $6
+        ) as found left join {table.sql} t on t.run_id = found.run_id and t.step_id = '{FLOW}' and t.revision = found.revision
+        order by found.started_at desc, found.run_id desc limit $6"""

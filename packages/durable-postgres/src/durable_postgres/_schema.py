@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from asyncpg import Connection
@@ -14,7 +15,7 @@ from durable_core import StoreError
 _log: Final = logging.getLogger("durable_postgres")
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,56}")  # the name of the table of locks is six characters longer
-LAYOUT: Final = 2
+LAYOUT: Final = 3
 _MARK: Final = "durable-postgres layout "
 # The statements that lead from layout n to n + 1.
 _MIGRATIONS: Final = (
@@ -46,11 +47,22 @@ create unlogged table {locks} (
     since timestamptz not null
 );
 """,
+    """
+create table {flows} (
+    run_id text collate "C" primary key,
+    revision bigint not null,
+    name text not null,
+    state text not null,
+    started_at timestamptz not null
+);
+create index on {flows} (state, started_at, run_id);
+create index on {flows} (left(name, 100), state, started_at, run_id);
+""",
 )
 
 
 class Table:
-    """The log's table in a database, and beside it one that tells since when runs are held."""
+    """The log's table in a database, and beside it one that tells since when runs are held, and one of how flows stand."""
 
     def __init__(self, schema: str, table: str) -> None:
         for name in (schema, table):
@@ -62,14 +74,17 @@ class Table:
         self.name: Final = table
         self.sql: Final = f'"{schema}"."{table}"'
         self.locks: Final = f'"{schema}"."{table}_locks"'
+        self.flows: Final = f'"{schema}"."{table}_flows"'
 
     def migration(self, layout: int) -> str:
         """Return the statements that lead from `layout` to the present one."""
-        steps = "".join(_MIGRATIONS[layout:]).format(table=self.sql, locks=self.locks)
+        steps = "".join(_MIGRATIONS[layout:]).format(table=self.sql, locks=self.locks, flows=self.flows)
         return f"{steps}comment on table {self.sql} is '{_MARK}{LAYOUT}';\n"
 
-    async def prepare(self, connection: Connection) -> None:
+    async def prepare(self, connection: Connection, fill: Callable[[Connection, Table], Awaitable[None]]) -> None:
         """Create or migrate the table, unless it is there as it should be; any number of processes may do this at once.
+
+        `fill` fills the table of flows from an older log.
 
         After an error a transaction may be open: drop the connection.
         """
@@ -92,6 +107,8 @@ class Table:
             if not await connection.fetchval("select to_regnamespace($1) is not null", f'"{self.schema}"'):
                 await connection.execute(f'create schema "{self.schema}"')
             await connection.execute(self.migration(layout))
+            if layout:
+                await fill(connection, self)
         await connection.execute("commit")
 
     async def _layout(self, connection: Connection) -> int:

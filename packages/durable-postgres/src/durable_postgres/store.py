@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from asyncpg import Pool, create_pool
 
 from durable_core import Lease, OpenableStore, StepRecord, SupportsLock, SupportsRuns, SupportsScan, SupportsTransaction
-from durable_core.store import Holder, SupportsHolder, SupportsPolling, to_the_end
+from durable_core.store import Holder, Joined, SupportsConnection, SupportsFlows, SupportsHolder, SupportsPolling, to_the_end
+from durable_core.stores.flows import FlowState
 from durable_core.stores.loops import OneLoop
 
 from ._appends import Writer
 from ._connections import Connections, Limits, closed
 from ._errors import is_retryable
+from ._joined import JoinedTransaction
 from ._locks import Locks
 from ._options import parse_url
 from ._reads import Reads
@@ -28,7 +31,15 @@ _RUNS: Final = 1_000
 
 
 class PostgresStore(
-    OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling, SupportsTransaction
+    OpenableStore,
+    SupportsRuns,
+    SupportsScan,
+    SupportsLock,
+    SupportsHolder,
+    SupportsPolling,
+    SupportsFlows,
+    SupportsTransaction,
+    SupportsConnection,
 ):
     """Keeps runs in one table of a PostgreSQL database, created at first use; `open_store("postgresql://…")` makes one.
 
@@ -117,6 +128,18 @@ class PostgresStore(
     async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
         return await self._here().reads.newer(known)
 
+    async def flows(
+        self,
+        prefix: str = "",
+        *,
+        names: Collection[str] | None = None,
+        states: Collection[FlowState] | None = None,
+        since: datetime | None = None,
+        before: tuple[datetime, str] | None = None,
+        limit: int = 50,
+    ) -> Sequence[StepRecord]:
+        return await self._here().reads.flows(prefix, names, states, since, before, limit)
+
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Open a transaction on a connection of its own, at the isolation level that is the role's default.
 
@@ -124,6 +147,15 @@ class PostgresStore(
         """
         parts = self._here()
         return Transaction.open(parts.connections, parts.statements)
+
+    def within(self, connection: Any) -> Joined:
+        """Take part in the caller's transaction on an asyncpg connection, of a pool or not: what is appended commits with it.
+
+        Raises `TypeError` for another driver's connection, and `StoreError` for one outside a transaction. An error of the
+        server leaves the transaction to be rolled back, as one of the caller's own SQL does.
+        """
+        parts = self._here()
+        return JoinedTransaction(parts.connections, parts.statements, connection)
 
     def is_retryable(self, error: BaseException) -> bool:
         """Tell whether `error` out of a transaction means: run all of it again.

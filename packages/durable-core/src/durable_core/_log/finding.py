@@ -15,7 +15,7 @@ from durable_core.record import StepRecord
 from durable_core.store import Store, SupportsFlows, flows_of, holder_of, runs_of
 
 from .chain import FLOW
-from .standing import FlowState
+from .standing import FLOW_STATES, FlowState
 from .status import RunState, RunStatus, status_of
 
 _AT_ONCE: Final = 10  # logs, which may be long
@@ -58,6 +58,10 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
             and (self.since is None or run.started_at >= self.since)
             and (self.before is None or _place(run) < self.before)
         )
+
+    @property
+    def flow_states(self) -> Collection[FlowState]:
+        return FLOW_STATES if self.states is None else frozenset().union(*(_STATES[state] for state in self.states))
 
     @property
     def may_have_no_flow(self) -> bool:
@@ -128,7 +132,7 @@ async def statuses_of(store: Store, logs: Sequence[Log]) -> list[RunStatus]:
 
 async def find_runs(store: Store, wanted: Wanted, damage: Damage, limit: int | None = None) -> AsyncGenerator[RunStatus, None]:
     """Yield the runs that are wanted, those that began last first; nobody asks for more than `limit`."""
-    index = flows_of(store)
+    index = _index_for(store, wanted.flow_states)
     if index is None:
         found: list[RunStatus] = []
         async for run in statuses(store, await _names(store, wanted.prefix), damage):
@@ -156,7 +160,7 @@ async def find_runs(store: Store, wanted: Wanted, damage: Damage, limit: int | N
 
 async def find_logs(store: Store, prefix: str, states: Collection[FlowState], damage: Damage) -> AsyncGenerator[Log, None]:
     """Yield the logs of runs whose flow stands so, and of those without a flow; of all runs where there is no index."""
-    index = flows_of(store)
+    index = _index_for(store, states)
     if index is not None:
         async for page in _pages(index, prefix, states, _PAGE):
             async for log in read_logs(store, [flow.run_id for flow in page], damage):
@@ -170,7 +174,7 @@ async def find_logs(store: Store, prefix: str, states: Collection[FlowState], da
 
 async def find_flows(store: Store, prefix: str, states: Collection[FlowState], damage: Damage) -> AsyncIterator[StepRecord]:
     """Yield the newest `$flow` entries of runs that stand so, as their logs say; of more runs where there is no index."""
-    index = flows_of(store)
+    index = _index_for(store, states)
     if index is not None:
         async for page in _pages(index, prefix, states, _PAGE):
             for flow in page:
@@ -186,11 +190,18 @@ async def find_flows(store: Store, prefix: str, states: Collection[FlowState], d
                 yield flow
 
 
+def _index_for(store: Store, states: Collection[FlowState]) -> SupportsFlows | None:
+    """Return the store's index if it holds runs in all of these states."""
+    index = flows_of(store)
+    held = getattr(index, "flow_states", None)
+    return index if held is None or all(state in held for state in states) else None
+
+
 async def _in_index(
     store: Store, index: SupportsFlows, wanted: Wanted, damage: Damage, page_size: int
 ) -> AsyncIterator[RunStatus]:
-    states = None if wanted.states is None else frozenset().union(*(_STATES[state] for state in wanted.states))
-    if states is not None and not states:
+    states = None if wanted.states is None else wanted.flow_states
+    if not wanted.flow_states:
         return
     names = None if wanted.flow is None else [wanted.flow]
     async for page in _pages(index, wanted.prefix, states, page_size, names=names, since=wanted.since, before=wanted.before):

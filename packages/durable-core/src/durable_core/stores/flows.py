@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, get_args
 
 from durable_core.errors import RunCancelled
@@ -31,6 +31,16 @@ def state_of(flow: StepRecord) -> FlowState:
     if is_crash(flow):
         return "crashed"
     return "parked" if "parked" in flow.notes else "waiting"
+
+
+def has_ended(flow: StepRecord) -> bool:
+    """Tell whether the entry says that the run has ended."""
+    return flow.status in ("success", "failure")
+
+
+def sortable(moment: datetime) -> str:
+    """Write a time as 18 digits, which sort as times do."""
+    return f"{(moment - datetime.min.replace(tzinfo=UTC)) // timedelta(microseconds=1):018d}"
 
 
 def cancelled(flow: StepRecord | None) -> Mapping[str, Any] | None:

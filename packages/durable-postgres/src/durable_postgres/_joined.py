@@ -1,0 +1,56 @@
+"""The store's part in a transaction that the caller began on a connection of its own."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from asyncpg import Connection
+
+from durable_core import StepRecord, StoreError
+from durable_core.store import Joined
+
+from ._appends import claim
+from ._connections import Connections
+from ._errors import driver_errors
+from ._rows import Statements
+
+_NEWEST: Final = -1
+
+
+class JoinedTransaction(Joined):
+    """Reads and appends within the caller's transaction, and leaves its end and its connection to the caller."""
+
+    def __init__(self, connections: Connections, statements: Statements, connection: Any) -> None:
+        if not isinstance(connection, Connection):
+            raise TypeError(
+                f"connection must be an asyncpg connection, not {connection!r}: this store shares no other transaction"
+            )
+        self._connections: Final = connections
+        self._statements: Final = statements
+        self._connection: Final = connection
+        self._check()
+
+    async def append(self, record: StepRecord) -> StepRecord:
+        await self._begun()
+        with driver_errors(self._connections):
+            (holder,) = await claim(self._connection, self._statements, [record], self._connections.limits.statement)
+        return holder
+
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        await self._begun()
+        asked = [run_id], [step_id], [_NEWEST]
+        with driver_errors(self._connections):
+            rows = await self._connection.fetch(self._statements.newer, *asked, timeout=self._connections.limits.statement)
+        return self._statements.record(rows[0]) if rows else None
+
+    async def _begun(self) -> None:
+        await self._connections.ready()
+        self._check()
+
+    def _check(self) -> None:
+        with driver_errors(self._connections):
+            is_begun = self._connection.is_in_transaction()
+        if not is_begun:
+            raise StoreError(
+                f"{self._connections}: the connection is in no transaction; begin one, `async with connection.transaction():`"
+            )

@@ -9,7 +9,7 @@ from functools import partial, update_wrapper
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from ._calls.parameters import Input, Parameters
-from ._log.chain import CANCEL, FLOW, decided
+from ._log.chain import CANCEL, FLOW, decided, new_entry
 from ._log.news import tell
 from ._log.standing import ended_before_it_began
 from ._running.driving import Standing, Work, begin, drive, ended
@@ -135,18 +135,9 @@ class Flow(Generic[P, T]):
             within = joins.within(connection)
             append, get = within.append, within.get
         now = clock.now()
-        asked = StepRecord(
-            run_id=run_id,
-            step_id=FLOW,
-            status="waiting",
-            kind="flow",
-            name=self.name,
-            note={**taken.note(), "asked": {"at": now.isoformat()}, **lineage},
-            until=until,
-            started_at=now,
-            ended_at=now,
-            fingerprint=taken.fingerprint,
-        )
+        note = {**taken.note(), "asked": {"at": now.isoformat()}, **lineage}
+        fields = {"kind": "flow", "name": self.name, "note": note, "until": until, "fingerprint": taken.fingerprint}
+        asked = new_entry(run_id, FLOW, now, status="waiting", **fields)
         newest = await get(run_id, FLOW) or await append(asked)
         self._check_known(newest, taken, lineage)
         if connection is None and newest.id == asked.id and (stop := await get(run_id, CANCEL)):

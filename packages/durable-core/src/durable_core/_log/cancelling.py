@@ -8,7 +8,7 @@ from durable_core.errors import Refused
 from durable_core.record import StepRecord
 from durable_core.store import Store
 
-from .chain import CANCEL, FLOW, advance, decided
+from .chain import CANCEL, FLOW, advance, decided, new_entry
 from .news import telling
 from .standing import cancelling, state_of
 
@@ -20,8 +20,7 @@ async def ask_to_cancel(store: Store, run_id: str, reason: str | None, by: str |
     asked: StepRecord | None = None
     if flow is None:
         said = {name: value for name, value in (("reason", reason), ("by", by)) if value is not None}
-        asked = StepRecord(run_id=run_id, step_id=CANCEL, kind="flow", note=said or None, started_at=now, ended_at=now)
-        asked = await append(asked)
+        asked = await append(new_entry(run_id, CANCEL, now, kind="flow", note=said or None))
         # Whoever begins a flow looks for the request after that, and whoever makes a request looks for a flow.
         flow = await store.get(run_id, FLOW)
         if flow is None:

@@ -28,6 +28,12 @@ def decided(record: StepRecord | None) -> TypeGuard[StepRecord]:
     return record is not None and (record.status == "success" or record.status == "failure")
 
 
+def new_entry(run_id: str, step_id: str, now: datetime, latest: StepRecord | None = None, /, **fields: Any) -> StepRecord:
+    """Return an entry that follows `latest`, or is the step's first one, and takes nothing over. It begins and ends now."""
+    revision = 0 if latest is None else latest.revision + 1
+    return StepRecord(run_id=run_id, step_id=step_id, revision=revision, **{"started_at": now, "ended_at": now, **fields})
+
+
 def successor(latest: StepRecord, now: datetime, **fields: Any) -> StepRecord:
     """Return the entry that follows `latest`, alike but for `fields`. It begins with the chain and ends now."""
     own = {

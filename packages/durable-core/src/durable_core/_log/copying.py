@@ -15,7 +15,7 @@ from durable_core.errors import CopyConflict, NotFound
 from durable_core.record import StepRecord
 from durable_core.store import Store, check_store, lock_of
 
-from .chain import FLOW, decided, newest
+from .chain import FLOW, decided, new_entry, newest
 from .family import child_of
 from .known import no_run, now_by, signed
 
@@ -88,17 +88,7 @@ def _forked(flow: StepRecord, run_id: str, said: dict[str, Any], now: datetime) 
     """Return the first entry of a flow that begins with what another run decided."""
     note = {name: flow.notes[name] for name in ("input", "defaults") if name in flow.notes}
     note |= {"asked": {"at": now.isoformat()}, **said}
-    return StepRecord(
-        run_id=run_id,
-        step_id=FLOW,
-        status="waiting",
-        kind="flow",
-        name=flow.name,
-        note=note,
-        started_at=now,
-        ended_at=now,
-        fingerprint=flow.fingerprint,
-    )
+    return new_entry(run_id, FLOW, now, status="waiting", kind="flow", name=flow.name, note=note, fingerprint=flow.fingerprint)
 
 
 async def _append_all(entries: Iterable[StepRecord], run_id: str, store: Store, *, origin: dict[str, str] | None = None) -> int:

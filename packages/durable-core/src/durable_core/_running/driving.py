@@ -70,18 +70,8 @@ class Standing(msgspec.Struct, frozen=True):
 
 async def begin(run: Run, name: str, note: dict[str, Any], fingerprint: str | None, timeout: float | None) -> StepRecord:
     """Claim the first entry of the run's flow for this runner, and return the newest one: another may have asked for the run."""
-    now = run.clock.now()
-    started = StepRecord(
-        run_id=run.id,
-        step_id=FLOW,
-        status="started",
-        kind="flow",
-        name=name,
-        note={**note, **_deadline(run, {}, timeout)},
-        started_at=now,
-        ended_at=now,
-        fingerprint=fingerprint,
-    )
+    note = {**note, **_deadline(run, {}, timeout)}
+    started = run.entry(FLOW, None, status="started", kind="flow", name=name, note=note, fingerprint=fingerprint)
     newest = await run.log.claim(started)
     run.flow = newest if newest.id == started.id else None
     if (asked := await run.log.look(CANCEL)) and cancelled(newest) is None and not decided(newest):

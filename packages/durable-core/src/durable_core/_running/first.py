@@ -138,10 +138,9 @@ def _entry(run: Run, race: Race, latest: StepRecord | None, started_at: datetime
         others = [each for each in race.contenders if each is not winner]
         asked = {step_id: None for each in others for step_id in each.step_ids if step_id not in winner.step_ids}
         note = {"lost": [wait.step_id for wait in _left_waiting(run, race, winner)], "begun": [*asked]}
-    return StepRecord(
-        run_id=run.id,
-        step_id=race.step_id,
-        revision=0 if latest is None else latest.revision + 1,
+    return run.entry(
+        race.step_id,
+        latest,
         status="failure" if winner is None else "success",
         kind="first",
         result=None if winner is None else msgspec.json.encode(winner.name),
@@ -180,21 +179,11 @@ async def _withdraw(run: Run, waits: Iterable[AskedWait]) -> None:
 def _withdrawal(run: Run, wait: AskedWait, latest: StepRecord | None) -> StepRecord | None:
     if decided(latest):
         return None
-    now = run.clock.now()
     error = StepError.from_exception(Withdrawn(f"nobody needs {wait.step_id!r} any more: another contender was first"))
     if latest is not None:
-        return successor(latest, now, status="failure", error=error)
+        return successor(latest, run.clock.now(), status="failure", error=error)
     # Its first entry was under way when it lost, and may still reach the store: this one takes its place.
-    return StepRecord(
-        run_id=run.id,
-        step_id=wait.step_id,
-        status="failure",
-        kind=wait.kind,
-        name=wait.name,
-        error=error,
-        started_at=now,
-        ended_at=now,
-    )
+    return run.entry(wait.step_id, None, status="failure", kind=wait.kind, name=wait.name, error=error)
 
 
 async def _recorded(run: Run, call: RaceCall, record: StepRecord) -> tuple[str, Any]:

@@ -144,10 +144,9 @@ async def _end(
 ) -> list[Any]:
     """Record that all items were tried, and return their values or raise."""
     failures = {each.key(number): failed[number] for number in sorted(failed)}
-    record = StepRecord(
-        run_id=run.id,
-        step_id=each.call.step_id,
-        revision=0 if latest is None else latest.revision + 1,
+    record = run.entry(
+        each.call.step_id,
+        latest,
         kind="map",
         name=each.call.name,
         note={"failed": [*failures]} if failures else None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from durable_core._log.news import news_of, published
 from durable_core._system.ids import check_own_id
 from durable_core._values.returns import record_any
-from durable_core.record import StepRecord
 
 from .call import refuse_nested, reused
 from .race import ask
@@ -30,17 +29,6 @@ async def publish(run: Run, step_id: str, value: object) -> None:
             run.check_kind(latest, "published")
         if latest is None or latest.revision < mine.number:
             run.lock.check()
-            now = run.clock.now()
-            await run.log.claim(
-                StepRecord(
-                    run_id=run.id,
-                    step_id=step_id,
-                    revision=mine.number,
-                    kind="published",
-                    result=result,
-                    started_at=now,
-                    ended_at=now,
-                )
-            )
+            await run.log.claim(run.entry(step_id, latest, kind="published", result=result))
             news_of(published(run.id)).wake()
         mine.number += 1

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Final, Literal, TypeVar
 
 from durable_core._calls.functions import Identity
-from durable_core._log.chain import CANCEL, FLOW, decided
+from durable_core._log.chain import CANCEL, FLOW, decided, new_entry
 from durable_core._log.lock import RunLock
 from durable_core._log.news import news_of
 from durable_core._log.runlog import RunLog
@@ -301,6 +301,10 @@ class Run:
         answer = await ask
         self._seen = max(self._seen, seen)  # a look that was begun earlier may be answered later
         return answer
+
+    def entry(self, step_id: str, latest: StepRecord | None, **fields: Any) -> StepRecord:
+        """Return the entry that follows `latest`, or is the step's first one, with these fields. It begins and ends now."""
+        return new_entry(self.id, step_id, self.clock.now(), latest, **fields)
 
     def end_step(self, step_id: str) -> None:
         """Take the step off those that run, and wake who waits for one to end."""

@@ -215,17 +215,13 @@ async def _intend(run: Run, call: Call, latest: StepRecord | None, number: int, 
     """Record that an attempt begins, and what the one before it raised; return that entry, or an outcome that was there first."""
     intent: StepRecord | None = None
     while True:
-        now = run.clock.now()
-        intent = StepRecord(
-            run_id=run.id,
-            step_id=call.step_id,
-            revision=0 if latest is None else latest.revision + 1,
+        intent = run.entry(
+            call.step_id,
+            latest,
             status="started",
             name=call.name,
             error=before,
             attempt=number,
-            started_at=now,
-            ended_at=now,
             fingerprint=call.fingerprint,
             note=call.note,
         )

@@ -193,18 +193,7 @@ async def result_of(run: Run, step_id: str, name: str, child: str) -> StepRecord
     await run.begin()
     ask_wait(run, step_id, name, "flow")
     if latest is None:
-        now = run.clock.now()
-        waiting = StepRecord(
-            run_id=run.id,
-            step_id=step_id,
-            status="waiting",
-            kind="flow",
-            name=name,
-            note={"run": child},
-            started_at=now,
-            ended_at=now,
-        )
-        latest = await run.log.claim(waiting)
+        latest = await run.log.claim(run.entry(step_id, None, status="waiting", kind="flow", name=name, note={"run": child}))
         await run.emit("step:wait", latest)
     limit = None if run.wait_limit is None else run.clock.monotonic() + run.wait_limit
     while not decided(end := await run.log.look(FLOW, child)):
@@ -246,20 +235,9 @@ async def _recorded(run: Run, child: Child) -> StepRecord:
 
 
 def _entry(run: Run, child: Child, latest: StepRecord | None, **fields: Any) -> StepRecord:
-    now = run.clock.now()
     if latest is not None:
-        return successor(latest, now, **fields)
-    return StepRecord(
-        run_id=run.id,
-        step_id=child.step_id,
-        kind="flow",
-        name=child.step_id,
-        note=child.note(run),
-        started_at=now,
-        ended_at=now,
-        fingerprint=child.taken.fingerprint,
-        **fields,
-    )
+        return successor(latest, run.clock.now(), **fields)
+    return run.entry(child.step_id, None, kind="flow", note=child.note(run), fingerprint=child.taken.fingerprint, **fields)
 
 
 def _check(run: Run, record: StepRecord, child: Child) -> None:

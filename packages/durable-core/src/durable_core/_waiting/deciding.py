@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from durable_core._log.chain import advance, decided, successor
+from durable_core._log.chain import advance, decided, new_entry, successor
 from durable_core._log.known import describe, known_step, now_by
 from durable_core._log.news import telling
 from durable_core.clock import Clock
@@ -49,7 +49,7 @@ async def give(store: Store, run_id: str, step_id: str, result: bytes, clock: Cl
     def propose(latest: StepRecord | None) -> StepRecord | None:
         now = now_by(clock)
         if latest is None:
-            return StepRecord(run_id=run_id, step_id=step_id, kind="event", result=result, started_at=now, ended_at=now)
+            return new_entry(run_id, step_id, now, kind="event", result=result)
         if latest.kind != "event":
             raise Refused(f"{step_id!r} of run {run_id!r} is no event but {describe(latest)}")
         if decided(latest):
@@ -69,8 +69,7 @@ async def give_failure(store: Store, run_id: str, step_id: str, error: StepError
     def propose(latest: StepRecord | None) -> StepRecord | None:
         now = now_by(clock)
         if latest is None:
-            fields = {"run_id": run_id, "step_id": step_id, "started_at": now, "ended_at": now}
-            return StepRecord(kind="event", status="failure", error=error, **fields)  # type: ignore[arg-type]  # ids and times
+            return new_entry(run_id, step_id, now, kind="event", status="failure", error=error)
         if latest.kind not in ("event", "approval") or (latest.kind == "approval" and latest.status == "reopened"):
             raise Refused(f"{step_id!r} of run {run_id!r} waits for nobody: it is {describe(latest)}")
         if decided(latest):

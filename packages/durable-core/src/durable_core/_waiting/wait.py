@@ -83,18 +83,14 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
 
 async def _ask(run: Run, asked: Wait, reopened: StepRecord | None) -> StepRecord:
     """Record what is waited for, and return the entry that holds its slot."""
-    now = run.clock.now()
-    record = StepRecord(
-        run_id=run.id,
-        step_id=asked.step_id,
-        revision=0 if reopened is None else reopened.revision + 1,
+    record = run.entry(
+        asked.step_id,
+        reopened,
         status="waiting",
         kind=asked.kind,
         name=asked.name,
         note=asked.note,
         until=asked.until,
-        started_at=now,
-        ended_at=now,
         fingerprint=asked.fingerprint,
     )
     while asked.step_id in run.running:  # the same wait elsewhere, which asks for both

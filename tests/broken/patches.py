@@ -564,8 +564,8 @@ PATCHES = [
     ),
     Patch(
         "a run that was only asked for waits to be told of its cancellation",
-        f"{CORE}/_log/standing.py",
-        'if latest.status == "waiting" and latest.revision == 0:  # nothing ever ran',
+        f"{CORE}/_log/cancelling.py",
+        'if flow.status == "waiting" and flow.revision == 0:  # nothing ever ran',
         "if False:  # nothing ever ran",
         ("tests/core/control/test_asking_to_cancel.py::test_a_run_that_was_only_asked_for_is_ended_at_once",),
     ),
@@ -893,7 +893,7 @@ PATCHES = [
     ),
     Patch(
         "a cancellation that came too late is not told",
-        f"{CORE}/_log/standing.py",
+        f"{CORE}/_log/cancelling.py",
         '{"late": True} if outcome.status == "success" else {}',
         "{}",
         ("tests/core/flow/test_lives.py::test_a_cancellation_between_the_return_and_the_end_is_late",),
@@ -1103,7 +1103,7 @@ PATCHES = [
     ),
     Patch(
         "first: its retry leaves the contenders as they are",
-        f"{CORE}/_log/family.py",
+        f"{CORE}/_log/notes.py",
         'return names if record.kind == "first" else [',
         'return [] if record.kind == "first" else [',
         ("tests/core/many/test_first.py::test_retry_of_a_race_retries_its_contenders",),
@@ -1194,7 +1194,7 @@ PATCHES = [
     ),
     Patch(
         "map: its retry leaves the items as they are",
-        f"{CORE}/_log/family.py",
+        f"{CORE}/_log/notes.py",
         'else [f"{record.step_id}/{key}" for key in names]',
         "else []",
         ("tests/core/many/test_map.py::test_retry_reopens_the_map_and_the_items_that_failed",),

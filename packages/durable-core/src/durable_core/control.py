@@ -16,7 +16,7 @@ from ._log.copying import copy, fork
 from ._log.finding import Damage, Wanted, find_logs, find_runs, statuses_of
 from ._log.known import check, known_run, now_by, person, signed
 from ._log.mending import Mending, refuse_unless_stuck
-from ._log.standing import lasting
+from ._log.notes import lasting
 from ._log.status import RUN_STATES, RunState, RunStatus, open_waits
 from ._running.outcome import value_of
 from ._system.ids import check_own_id

@@ -9,9 +9,9 @@ from functools import partial, update_wrapper
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from ._calls.parameters import Input, Parameters
+from ._log.cancelling import cancellation
 from ._log.chain import CANCEL, FLOW, decided, new_entry
 from ._log.news import tell
-from ._log.standing import ended_before_it_began
 from ._running.driving import Standing, Work, begin, drive, ended
 from ._running.outcome import value_of
 from ._running.run import Run
@@ -142,7 +142,8 @@ class Flow(Generic[P, T]):
         self._check_known(newest, taken, lineage)
         if connection is None and newest.id == asked.id and (stop := await get(run_id, CANCEL)):
             reason, by = stop.notes.get("reason"), stop.notes.get("by")
-            newest = await append(ended_before_it_began(newest, clock.now(), reason, by))
+            if (request := cancellation(newest, clock.now(), reason, by)) is not None:
+                newest = await append(request)
         tell(run_id)
         return newest
 

@@ -1,16 +1,42 @@
-"""Asking for a run's cancellation: the request is an entry of its flow, which later ones carry on."""
+"""Cancelling a run: the request is an entry of its flow, which later ones carry on."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from durable_core.errors import Refused
-from durable_core.record import StepRecord
-from durable_core.store import Store
+import msgspec
 
-from .chain import CANCEL, FLOW, advance, decided, new_entry
+from durable_core.errors import LockLost, Refused, RunCancelled
+from durable_core.record import StepError, StepRecord
+from durable_core.store import Store
+from durable_core.stores.flows import cancelled, state_of
+
+from .chain import CANCEL, FLOW, advance, decided, new_entry, successor
 from .news import telling
-from .standing import cancelling, state_of
+from .notes import lasting
+
+
+def cancellation(flow: StepRecord, now: datetime, reason: str | None, by: str | None) -> StepRecord | None:
+    """Return the entry of `$flow` that cancels its run; None where it has ended, or is being cancelled already."""
+    if decided(flow) or cancelled(flow) is not None:
+        return None
+    note = {**lasting(flow), "cancelled": {"reason": reason, "by": by, "at": now.isoformat()}}
+    request = successor(flow, now, status="reopened", until=None, note=note)
+    if flow.status == "waiting" and flow.revision == 0:  # nothing ever ran of it, so nobody has to be told
+        return msgspec.structs.replace(request, status="failure", error=StepError.from_exception(RunCancelled(request)))
+    return request
+
+
+def in_spite_of(rival: StepRecord, outcome: StepRecord) -> StepRecord:
+    """Return the outcome of a flow that lost its slot to a cancellation, which came too late where the run succeeded.
+
+    Raises `LockLost` where the slot is another runner's, which drives the run by now.
+    """
+    asked = cancelled(rival)
+    if asked is None:
+        raise LockLost(f"another runner drives run {outcome.run_id!r} by now; run it again, or leave it to that one")
+    late = {"late": True} if outcome.status == "success" else {}
+    return msgspec.structs.replace(outcome, note={**outcome.notes, "cancelled": {**asked, **late}})
 
 
 async def ask_to_cancel(store: Store, run_id: str, reason: str | None, by: str | None, now: datetime) -> StepRecord:
@@ -36,7 +62,7 @@ async def ask_to_cancel(store: Store, run_id: str, reason: str | None, by: str |
             state = state_of(latest)
             how = "was cancelled" if state == "cancelled" else state
             raise Refused(f"run {run_id!r} {how} at {latest.ended_at.isoformat(timespec='seconds')}: it has ended already")
-        if (request := cancelling(latest, now, reason, by)) is not None:
+        if (request := cancellation(latest, now, reason, by)) is not None:
             mine = request.id
         return request
 

@@ -9,11 +9,11 @@ from typing import Final
 from durable_core.errors import RunBusy, StoreError
 from durable_core.record import StepRecord
 from durable_core.store import Store, lock_of
+from durable_core.stores.flows import FlowState
 
 from .chain import FLOW, decided
-from .family import children_of, parent_of
 from .finding import Damage, find_flows
-from .standing import FlowState
+from .notes import children_of, parent_of
 
 _ENDED: Final[frozenset[FlowState]] = frozenset({"succeeded", "failed", "cancelled"})
 

@@ -16,8 +16,8 @@ from durable_core.record import StepRecord
 from durable_core.store import Store, check_store, lock_of
 
 from .chain import FLOW, decided, new_entry, newest
-from .family import child_of
 from .known import no_run, now_by, signed
+from .notes import child_of
 
 
 async def copy(store: Store, run_id: str, to_store: Store) -> int:

@@ -13,9 +13,9 @@ import msgspec
 from durable_core.errors import CorruptLog, Refused, StoreError
 from durable_core.record import StepRecord
 from durable_core.store import Store, SupportsFlows, flows_of, holder_of, runs_of
+from durable_core.stores.flows import FLOW_STATES, FlowState
 
 from .chain import FLOW
-from .standing import FLOW_STATES, FlowState
 from .status import RunState, RunStatus, status_of
 
 _AT_ONCE: Final = 10  # logs, which may be long

@@ -10,12 +10,12 @@ from typing import Any
 from durable_core.errors import AlreadyDecided, Refused, StepFailed, Withdrawn
 from durable_core.record import StepRecord
 from durable_core.store import Store, lock_of
+from durable_core.stores.flows import is_crash, state_of
 
 from .chain import FLOW, advance, decided, successor
-from .family import child_of, failed_parts, ids_in, parent_of, waits_of
 from .known import describe, known_run, known_step
 from .news import telling
-from .standing import is_crash, lasting, state_of
+from .notes import child_of, failed_parts, ids_in, lasting, parent_of, waits_of
 
 
 class Mending:

@@ -16,10 +16,11 @@ from durable_core.errors import CorruptLog, LockLost, ResultNotRecorded, StoreEr
 from durable_core.options import exponential
 from durable_core.record import StepRecord
 from durable_core.store import Store
+from durable_core.stores.flows import cancelled, is_crash
 from durable_core.stores.lines import heads_of
 
+from .cancelling import in_spite_of
 from .chain import CANCEL, FLOW, decided
-from .standing import cancelled, in_spite_of, is_crash
 
 T = TypeVar("T", StepRecord, StepRecord | None)
 

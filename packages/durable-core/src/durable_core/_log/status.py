@@ -10,10 +10,10 @@ import msgspec
 
 from durable_core.record import StepError, StepRecord
 from durable_core.store import Holder
+from durable_core.stores.flows import state_of
 
 from .chain import CANCEL, FLOW, decided, newest
-from .family import children_of, ids_in, origin_of, parent_of, waits_of
-from .standing import state_of
+from .notes import children_of, ids_in, origin_of, parent_of, waits_of
 
 RunState = Literal[
     "open", "waiting", "running", "interrupted", "crashed", "parked", "cancelling", "succeeded", "failed", "cancelled"

@@ -11,8 +11,9 @@ from typing import Any, Final
 import msgspec
 
 from durable_core._log import news
+from durable_core._log.cancelling import cancellation
 from durable_core._log.chain import CANCEL, FLOW, decided, successor
-from durable_core._log.standing import asking_to_cancel, cancelled, is_crash, lasting
+from durable_core._log.notes import lasting
 from durable_core._system.waits import cancellations
 from durable_core._values.codec import Codec
 from durable_core.context import driven
@@ -28,6 +29,7 @@ from durable_core.errors import (
 )
 from durable_core.options import exponential
 from durable_core.record import StepError, StepRecord
+from durable_core.stores.flows import cancelled, is_crash
 
 from .ending import Left, Verdict, behind, judge, leaves
 from .outcome import failed_before, to_retry
@@ -74,8 +76,10 @@ async def begin(run: Run, name: str, note: dict[str, Any], fingerprint: str | No
     started = run.entry(FLOW, None, status="started", kind="flow", name=name, note=note, fingerprint=fingerprint)
     newest = await run.log.claim(started)
     run.flow = newest if newest.id == started.id else None
-    if (asked := await run.log.look(CANCEL)) and cancelled(newest) is None and not decided(newest):
-        newest = await run.log.claim(asking_to_cancel(newest, run.clock.now(), asked.notes.get("reason"), asked.notes.get("by")))
+    if asked := await run.log.look(CANCEL):
+        reason, by = asked.notes.get("reason"), asked.notes.get("by")
+        if (request := cancellation(newest, run.clock.now(), reason, by)) is not None:
+            newest = await run.log.claim(request)
     return newest
 
 

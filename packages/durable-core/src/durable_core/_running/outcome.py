@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from durable_core._log.chain import successor
-from durable_core._log.family import failed_parts
+from durable_core._log.notes import failed_parts
 from durable_core._values.codec import Codec
 from durable_core.errors import StepDrift, StepFailed
 from durable_core.record import StepRecord

@@ -11,11 +11,11 @@ from datetime import datetime
 from typing import Any, Final, Literal, TypeVar
 
 from durable_core._calls.functions import Identity
+from durable_core._log.cancelling import cancellation
 from durable_core._log.chain import CANCEL, FLOW, decided, new_entry
 from durable_core._log.lock import RunLock
 from durable_core._log.news import news_of
 from durable_core._log.runlog import RunLog
-from durable_core._log.standing import asking_to_cancel
 from durable_core._system.waits import answered, to_the_end
 from durable_core.clock import Clock
 from durable_core.errors import DeadlinePassed, DurableError, LockLost, RunCancelled, RunSuspended, StepDrift
@@ -236,7 +236,8 @@ class Run:
         if self.is_late:
             assert self.deadline is not None
             passed = DeadlinePassed(f"its time was over at {self.deadline.isoformat(timespec='seconds')}")
-            self.flow = await self.log.claim(asking_to_cancel(self.flow, self.clock.now(), f"DeadlinePassed: {passed}", None))
+            if (request := cancellation(self.flow, self.clock.now(), f"DeadlinePassed: {passed}", None)) is not None:
+                self.flow = await self.log.claim(request)
 
     def drive(self, flow: StepRecord, deadline: datetime | None) -> None:
         """Begin to drive the run's flow, by this entry: its function is called anew, and so are the steps."""

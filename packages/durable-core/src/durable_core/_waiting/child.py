@@ -13,9 +13,9 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from durable_core._calls.parameters import Input
+from durable_core._log.cancelling import cancellation
 from durable_core._log.chain import FLOW, advance, decided, successor
 from durable_core._log.news import tell
-from durable_core._log.standing import cancelled, cancelling
 from durable_core._running.driving import Standing
 from durable_core._running.looking import Pair, listening
 from durable_core._running.pausing import Pause, can_go_on, pause, wait_for_first
@@ -23,6 +23,7 @@ from durable_core._running.race import ask_child, ask_wait
 from durable_core._running.run import Run, poll_seconds
 from durable_core.errors import ChildStopped, RunBusy, RunCancelled, StepDrift
 from durable_core.record import StepError, StepRecord
+from durable_core.stores.flows import cancelled
 
 _LONGEST_ID: Final = 512
 
@@ -293,7 +294,7 @@ async def _ask_to_cancel(run: Run, run_id: str, reason: str | None, by: str | No
 
     def propose(latest: StepRecord | None) -> StepRecord | None:
         assert latest is not None
-        return cancelling(latest, run.clock.now(), reason, by)
+        return cancellation(latest, run.clock.now(), reason, by)
 
     newest = await run.log.look(FLOW, run_id)
     if newest is None:

@@ -7,16 +7,16 @@ from collections.abc import Coroutine
 from typing import Any
 
 from durable_core._log.chain import FLOW, decided
-from durable_core._log.family import ids_in
 from durable_core._log.known import known_run
 from durable_core._log.news import news_of
-from durable_core._log.standing import state_of
+from durable_core._log.notes import ids_in
 from durable_core._running.outcome import failed_before, to_retry
 from durable_core._running.run import poll_seconds
 from durable_core.clock import Clock, SystemClock
 from durable_core.errors import Refused, StepFailed
 from durable_core.record import StepRecord
 from durable_core.store import Store
+from durable_core.stores.flows import state_of
 
 
 async def the_end(store: Store, run_id: str, timeout: float | None, clock: Clock | None) -> StepRecord:

@@ -1,10 +1,19 @@
-"""Whose child a run is, which children it has, and whence it was forked: as entries name them."""
+"""What the notes of entries say: what `$flow` hands on, whose child a run is, and what it waits for or failed by."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, Final
 
 from durable_core.record import StepRecord
+
+_LASTING: Final = ("input", "defaults", "asked", "parent", "root", "origin", "deadline", "cancelled")
+"""What each entry of `$flow` carries on in its note. Anything else in a note is of its own entry."""
+
+
+def lasting(flow: StepRecord) -> dict[str, Any]:
+    """Return what the next entry of `$flow` carries on in its note."""
+    return {name: flow.notes[name] for name in _LASTING if name in flow.notes}
 
 
 def parent_of(flow: StepRecord | None) -> tuple[str, str] | None:

@@ -1222,7 +1222,7 @@ PATCHES = [
     ),
     Patch(
         "follow: entries between two looks are left out",
-        f"{CORE}/_waiting/following.py",
+        f"{CORE}/_waiting/watching.py",
         "    if newest.revision == last + 1:\n",
         "    if True:\n",
         ("tests/core/many/test_progress.py::TestFollow::test_entries_that_came_between_two_looks",),

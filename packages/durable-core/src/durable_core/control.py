@@ -23,8 +23,7 @@ from ._system.ids import check_own_id
 from ._values.returns import codec_for, record_any
 from ._waiting.approval import Decision, Vote
 from ._waiting.deciding import cast, give, give_failure
-from ._waiting.following import follow, published
-from ._waiting.result import the_end
+from ._waiting.watching import follow, published, the_end
 from .clock import Clock
 from .errors import SentFailure
 from .options import duration

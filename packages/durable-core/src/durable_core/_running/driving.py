@@ -13,7 +13,7 @@ import msgspec
 from durable_core._log import news
 from durable_core._log.cancelling import cancellation
 from durable_core._log.chain import CANCEL, FLOW, decided, successor
-from durable_core._log.notes import lasting
+from durable_core._log.notes import ids_in, lasting
 from durable_core._system.waits import cancellations
 from durable_core._values.codec import Codec
 from durable_core.context import driven
@@ -32,12 +32,9 @@ from durable_core.record import StepError, StepRecord
 from durable_core.stores.flows import cancelled, is_crash
 
 from .ending import Left, Verdict, behind, judge, leaves
-from .outcome import failed_before, to_retry
+from .outcome import ended_by, failure_of
 from .run import Run
 
-_RETRY_THE_STEP: Final = (
-    "find the step that failed in the message above, and reopen it with durable_core.control.retry or resolve"
-)
 _next_try: Final = exponential(1, limit=300)
 
 
@@ -240,25 +237,19 @@ async def _failed(run: Run, latest: StepRecord, described: StepError, note: dict
     await run.emit("run:end", recorded, error=error)
     if recorded.status == "success":
         return Standing(recorded)
-    failed = StepFailed(failure_of(run, recorded))
+    failed = StepFailed(failure_of(recorded, _failed_step(run, recorded)))
     failed.__cause__ = error
     return Standing(recorded, error=failed)
 
 
 def ended(run: Run, record: StepRecord) -> Standing:
     """Return how a run stands that ended before."""
-    if record.status == "success":
-        return Standing(record)
-    failure = failure_of(run, record)
-    old = failure is record and record.error is not None and record.error.matches(StepFailed)
-    return Standing(record, error=failed_before(failure, _RETRY_THE_STEP if old else to_retry(failure)))
+    return Standing(record, error=None if record.status == "success" else ended_by(record, _failed_step(run, record)))
 
 
-def failure_of(run: Run, record: StepRecord) -> StepRecord:
-    """Return what a flow failed by: the first step whose failure left it, or its own code."""
-    names = record.notes.get("failed")
-    step = run.log.latest(names[0]) if isinstance(names, list) and names and isinstance(names[0], str) else None
-    return step if step is not None and step.status == "failure" and step.error is not None else record
+def _failed_step(run: Run, flow: StepRecord) -> StepRecord | None:
+    names = ids_in(flow, "failed")
+    return run.log.latest(names[0]) if names else None
 
 
 async def _still_failed(run: Run, failed: StepFailed | SomeFailed) -> bool:

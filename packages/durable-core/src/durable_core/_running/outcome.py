@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -11,9 +11,14 @@ from durable_core._log.notes import failed_parts
 from durable_core._values.codec import Codec
 from durable_core.errors import StepDrift, StepFailed
 from durable_core.record import StepRecord
+from durable_core.stores.flows import state_of
 
 from .call import Call
 from .run import Run
+
+_RETRY_THE_STEP: Final = (  # of an older log, whose flow names no step
+    "find the step that failed in the message above, and reopen it with durable_core.control.retry or resolve"
+)
 
 
 def outcome_of(run: Run, record: StepRecord, call: Call, *, ran: bool = False) -> Any:
@@ -42,6 +47,20 @@ def failed_before(record: StepRecord, advice: str) -> StepFailed:
     failed = StepFailed(record)
     failed.add_note(f"recorded at {record.ended_at.isoformat(timespec='seconds')}; nothing was run again; {advice}")
     return failed
+
+
+def failure_of(flow: StepRecord, step: StepRecord | None) -> StepRecord:
+    """Return what a flow failed by: the first step whose failure left it, if `step`, its newest entry, still says so."""
+    return flow if step is None or step.status != "failure" or step.error is None else step
+
+
+def ended_by(flow: StepRecord, step: StepRecord | None) -> StepFailed:
+    """Return the failure by which a run had ended; `step` is the newest entry of the first step whose failure left its flow."""
+    if state_of(flow) == "cancelled":
+        return StepFailed(flow)
+    failure = failure_of(flow, step)
+    old = failure is flow and flow.error is not None and flow.error.matches(StepFailed)
+    return failed_before(failure, _RETRY_THE_STEP if old else to_retry(failure))
 
 
 def to_retry(record: StepRecord) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from durable_core._log.chain import FLOW, decided
+from durable_core._system.waits import first_of
 from durable_core.errors import RunSuspended
 from durable_core.record import StepRecord
 
@@ -68,12 +69,7 @@ async def wait_for_first(run: Run, until: datetime | None, listener: Listener, o
         waits.append(run.clock.sleep_until(min(times)))
     if other is not None:
         waits.append(other)
-    tasks = [asyncio.ensure_future(each) for each in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
+    await first_of(*waits)
 
 
 def _suspension(run: Run) -> RunSuspended:

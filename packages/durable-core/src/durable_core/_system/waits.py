@@ -128,6 +128,16 @@ async def answered(ask: Awaitable[T]) -> T:
         raise StoreError("the store gave it up, though nobody cancelled it") from error
 
 
+async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of these is over, and cancel the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 def cancellations(task: asyncio.Task[Any] | None = None) -> int:
     """Return how often `task`, or the running one, was cancelled; a `CancelledError` without a new one is some other task's."""
     task = task or asyncio.current_task()

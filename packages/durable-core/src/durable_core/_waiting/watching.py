@@ -1,4 +1,4 @@
-"""Reading what a run publishes, as it comes."""
+"""Waiting from outside for what a run does: its end, and what it publishes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,38 @@ from contextlib import ExitStack, suppress
 
 from durable_core._log import news
 from durable_core._log.chain import FLOW, decided
+from durable_core._log.known import known_run
+from durable_core._log.notes import ids_in
+from durable_core._running.outcome import ended_by
 from durable_core._running.run import poll_seconds
 from durable_core._system.ids import check_id, check_own_id
+from durable_core._system.waits import first_of
+from durable_core.clock import Clock, SystemClock
 from durable_core.errors import Refused
 from durable_core.record import StepRecord
 from durable_core.store import Store, check_store
+from durable_core.stores.flows import state_of
+
+
+async def the_end(store: Store, run_id: str, timeout: float | None, clock: Clock | None) -> StepRecord:
+    """Wait until the run has ended, and return the entry that says so; raise its failure, as `run` does."""
+    clock = clock or SystemClock()
+    deadline = None if timeout is None else clock.monotonic() + timeout
+    heard, run_news = asyncio.Event(), news.news_of(run_id)
+    with run_news.calling(heard.set):  # a runner in this process tells when it leaves
+        while not decided(flow := await store.get(run_id, FLOW)):
+            if flow is None:
+                await known_run(store, run_id)
+                raise Refused(f"run {run_id!r} has no flow, so nothing tells when it has ended")
+            pause = poll_seconds(store)
+            if deadline is not None and (pause := min(pause, deadline - clock.monotonic())) <= 0:
+                raise TimeoutError(f"run {run_id!r} has not ended within {timeout:g} s: its flow is {state_of(flow)}")
+            await first_of(heard.wait(), clock.sleep(pause))
+            heard.clear()
+    if flow.status == "failure":
+        names = ids_in(flow, "failed")
+        raise ended_by(flow, await store.get(run_id, names[0]) if names else None)
+    return flow
 
 
 async def published(store: Store, run_id: str, step_id: str) -> StepRecord | None:

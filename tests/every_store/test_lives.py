@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from durable_core import (
-    ChildStopped,
     Flow,
     Recovered,
     Runner,
@@ -245,7 +244,7 @@ def failed_child(world: World) -> Sequence[Act]:
 
     crashes = flow_of(world, body)
     order = flow_of(world, lambda runner: runner.flow("child", crashes))
-    return [runs(order, world, ChildStopped, leaves="reopened"), Act(mend), runs(order, world)]
+    return [runs(order, world, KeyError, leaves="reopened"), Act(mend), runs(order, world)]
 
 
 FLOW = ("", "$flow")

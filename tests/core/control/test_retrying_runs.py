@@ -567,3 +567,44 @@ async def test_repairing_a_race_is_safe_to_repeat_after_a_crash(named: tuple[str
         WORKS[0] = True
         assert await race.run(store, run_id="run") == ["one", "charged"]
     assert at > 4
+
+
+@pytest.mark.parametrize("how", ["retry", "resolve"])
+async def test_an_undoing_that_failed_is_mended_by_itself(store: MemoryStore, effects: Effects, how: str) -> None:
+    """The next run goes on with it; the run as a whole can't be retried, before or after."""
+    down = [True]
+
+    def give_back() -> None:
+        if down:
+            raise TimeoutError("the hotel does not answer")
+        effects.happen("give back")
+
+    def decline() -> None:
+        raise PermissionError("declined")
+
+    @flow
+    async def trip(runner: Runner) -> None:
+        await runner.step("hotel", effects.happen, "book")
+        try:
+            await runner.step("charge", decline)
+        except StepFailed:
+            await runner.step("undo-hotel", give_back)
+            await runner.step("tell", effects.happen, "tell")
+            raise
+
+    with pytest.raises(StepFailed, match="the hotel does not answer"):
+        await trip.run(store, run_id="run")
+    with pytest.raises(Refused, match="'undo-hotel'"):
+        await control.retry(store, "run")
+    with pytest.raises(Refused, match="'undo-hotel'"):
+        await control.retry(store, "run", "charge")
+    if how == "retry":
+        down.clear()
+        await control.retry(store, "run", "undo-hotel")
+    else:
+        await control.resolve(store, "run", "undo-hotel", None, reason="by phone")
+    with pytest.raises(StepFailed, match="declined"):
+        await trip.run(store, run_id="run")
+    assert effects == {"book": 1, "tell": 1, **({"give back": 1} if how == "retry" else {})}
+    with pytest.raises(Refused, match="'tell'"):
+        await control.retry(store, "run")

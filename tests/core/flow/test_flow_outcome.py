@@ -346,7 +346,7 @@ async def test_a_replayed_failure_says_how_to_go_on(store: FailingStore) -> None
 
     for itself, notes in (
         (False, "retry\\(store, 'False', 'pay'\\)"),
-        (True, "retry\\(store, 'True', '\\$flow'\\)"),
+        (True, "retry\\(store, 'True'\\)"),
     ):
         run = str(itself)
         with pytest.raises(StepFailed) as first:

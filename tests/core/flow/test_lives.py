@@ -301,6 +301,8 @@ async def test_drift_parks_the_run_but_not_a_callers_other_input(store: FlakySto
     with pytest.raises(StepDrift, match="another id"):
         await pays.run(store, run_id="run")
     assert await entries(store) == ["started", "reopened", "started", "waiting"]
+    run = await control.status(store, "run")
+    assert (run.status, run.failed, run.waiting_for) == ("parked", ("a",), ())
 
 
 async def test_a_suspended_run_says_what_it_waits_for(store: FlakyStore, clock: FakeClock) -> None:
@@ -416,10 +418,10 @@ async def test_a_run_whose_time_is_over_is_cancelled(store: FlakyStore, clock: F
             await runner.step("undo", effects.happen, str(cancelled.reason).partition(":")[0], when_cancelled=True)
             raise
 
-    with pytest.raises(RunSuspended):
+    with pytest.raises(RunSuspended) as suspended:
         await pays.run(store, run_id="run")
     end = clock.now() + timedelta(hours=1)
-    assert (await newest(store)).until == end
+    assert (await newest(store)).until == suspended.value.until == end
     clock.advance(3601)
     with pytest.raises(StepFailed, match="DeadlinePassed") as failed:
         await pays.run(store, run_id="run")

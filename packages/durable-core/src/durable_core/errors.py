@@ -231,5 +231,9 @@ class StepReused(DurableError):
 class StepDrift(DurableError, UserWarning):
     """The code asks for another thing than an earlier run recorded under the same step id.
 
-    A warning where the recorded outcome can still be used, an error where it can't.
+    A warning where the recorded outcome can still be used, an error where it can't. `step_id` names the step, where there is one.
     """
+
+    def __init__(self, message: str, *, step_id: str | None = None) -> None:
+        super().__init__(message)
+        self.step_id = step_id

@@ -243,7 +243,7 @@ def _checked(options: FlowOptions) -> tuple[float | None, tuple[type[BaseExcepti
     timeout, fails_on = options.get("timeout"), options.get("fails_on", ())
     kinds = fails_on if isinstance(fails_on, tuple) else (fails_on,)
     if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
-        raise TypeError(f"fails_on must be exception types, one or a tuple of them, not {fails_on!r}")
+        raise TypeError(f"fails_on must be subclasses of Exception, one or a tuple of them, not {fails_on!r}")
     return None if timeout is None else duration("timeout", timeout, zero=False), kinds
 
 

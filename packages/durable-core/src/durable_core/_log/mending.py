@@ -31,7 +31,7 @@ class Mending:
         """Append what `mended` makes of the step's newest entry, and let its flow go on."""
         latest = await known_step(self._store, run_id, step_id)
         if step_id != FLOW:
-            await self._refuse_flow_that_is_over(run_id)
+            await self._refuse_flow_that_is_over(run_id, step_id)
         async with AsyncExitStack() as stack:
             if latest.status == "started" and (locks := lock_of(self._store)):
                 await stack.enter_async_context(locks.lock(run_id))
@@ -50,7 +50,7 @@ class Mending:
             refuse_what_is_over(latest)
             await self._refuse_parents_that_are_over(latest)
         elif latest.kind in ("flow", "map", "first"):
-            await self._refuse_flow_that_is_over(run_id)
+            await self._refuse_flow_that_is_over(run_id, step_id)
             child = child_of(latest)
             goes_on = child is not None and await self._reopen_child(child)
             await self._reopen_parts(latest)
@@ -238,10 +238,10 @@ class Mending:
                 return [step_id, failed]
         return []
 
-    async def _refuse_flow_that_is_over(self, run_id: str) -> None:
+    async def _refuse_flow_that_is_over(self, run_id: str, step_id: str) -> None:
         flow = await self._store.get(run_id, FLOW)
         if flow is not None:
-            refuse_what_is_over(flow, by_step=True)
+            refuse_what_is_over(flow, by_step=step_id)
             await self._refuse_parents_that_are_over(flow)
 
     async def _refuse_parents_that_are_over(self, flow: StepRecord) -> None:
@@ -249,16 +249,19 @@ class Mending:
             refuse_what_is_over(parent)
 
 
-def refuse_what_is_over(flow: StepRecord, *, by_step: bool = False) -> None:
-    """Raise `Refused` for a run that can't go on: it was undone, or has ended and did not fail."""
+def refuse_what_is_over(flow: StepRecord, *, by_step: str | None = None) -> None:
+    """Raise `Refused` for a run that can't go on: it was undone, or has ended and did not fail.
+
+    A step that undid something, and failed, may be mended by itself: the run goes on with the undoing.
+    """
     state = state_of(flow)
     if state == "cancelled":
         raise Refused(
             f"run {flow.run_id!r} ended cancelled, and stays so; fork(store, {flow.run_id!r}, …, before=…) begins a new run"
         )
-    if state == "succeeded" and not by_step:
+    if state == "succeeded" and by_step is None:
         raise Refused(f"run {flow.run_id!r} neither failed nor is it stuck: it succeeded")
-    if state == "failed" and (answers := ids_in(flow, "answered_by")):
+    if state == "failed" and (answers := ids_in(flow, "answered_by")) and by_step not in answers:
         raise Refused(
             f"the flow of run {flow.run_id!r} answered its failure with {', '.join(map(repr, answers))}, so what it had done"
             f" may be undone, and it can't go on from there; fork(store, {flow.run_id!r}, …, before=…) the first step undone"

@@ -75,9 +75,11 @@ def status_of(
     state = _state(latest, flow, last, waits, holder, tells_holder=tells_holder)
     if state in ("succeeded", "failed", "cancelled"):
         waits, holder = [], None
+    if state == "parked":  # for somebody, and for nothing that its steps wait for
+        waits = []
     parked = _object(flow, "parked") if state == "parked" else {}
     ending = flow if flow is not None else last if state == "failed" else None
-    failed = [step_id for run, step_id in waits_of(flow) if run == run_id] if state == "parked" else []
+    failed = [parked["step"]] if isinstance(parked.get("step"), str) else []
     if state == "failed" and ending is not None:
         failed = ids_in(ending, "failed") if ending is flow else [ending.step_id]
     cancelled = _object(flow, "cancelled") or (latest[CANCEL].notes if CANCEL in latest else {})
@@ -87,7 +89,7 @@ def status_of(
         status=state,
         input=None if flow is None else flow.notes.get("input"),
         result=flow.value() if flow is not None and state == "succeeded" else None,
-        error=None if ending is None else ending.error,
+        error=next((record.error for record in (ending, *waits) if record is not None and record.error is not None), None),
         failed=tuple(failed),
         why=_text(parked.get("why") if state == "parked" else cancelled.get("reason")),
         mend=_text(parked.get("mend")),

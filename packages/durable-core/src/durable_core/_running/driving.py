@@ -187,8 +187,8 @@ async def _recorded(
         return await _failed(run, latest, described or StepError.from_exception(error), note, error)
     if verdict.end == "cancelled":
         assert run.log.cancelled is not None
-        stopped = RunCancelled(run.log.cancelled)
-        return await _failed(run, latest, StepError.from_exception(stopped), {}, error or stopped)
+        told = RunCancelled(run.log.cancelled)
+        return await _failed(run, latest, StepError.from_exception(told), {}, error or told)
     if verdict.end == "suspended":
         suspended = run.suspended or error
         until, pairs = getattr(suspended, "until", None), getattr(suspended, "pairs", ())
@@ -197,10 +197,13 @@ async def _recorded(
         record = await claim(run, latest, status="waiting", until=min(times, default=None), note=note)
         return await _told(run, latest, record, "run:suspend", suspended)
     assert error is not None
+    stopped = [each for each in leaves(error) if isinstance(each, ChildStopped)]
+    stopped_by = stopped[0].error if stopped else error
+    if len(stopped) == len([*leaves(error)]):  # callers know nothing of the child: they get what stopped that
+        error = stopped_by
     if verdict.end == "parked":
-        record = await claim(run, latest, status="waiting", note=_parked(run, error))
+        record = await claim(run, latest, status="waiting", note=_parked(run, stopped[0] if stopped else error))
         return await _told(run, latest, record, "run:suspend", error)
-    stopped_by = next((each.error for each in leaves(error) if isinstance(each, ChildStopped)), error)
     until = run.clock.now() + timedelta(seconds=_next_try(run.log.crashes() + 1))
     record = await claim(run, latest, status="reopened", error=StepError.from_exception(stopped_by), until=until)
     return await _told(run, latest, record, "run:crash", error)

@@ -195,7 +195,8 @@ async def _recorded(run: Run, call: RaceCall, record: StepRecord) -> tuple[str, 
     if not isinstance(name, str) or name not in call.contenders:
         raise StepDrift(
             f"first {record.step_id!r} of run {run.id!r} was won by {name!r}, which is no contender any more; there are:"
-            f" {', '.join(call.contenders)}. Keep that contender, or give the race another id"
+            f" {', '.join(call.contenders)}. Keep that contender, or give the race another id",
+            step_id=record.step_id,
         )
     run.passed_over.update(_ids(record, "begun"))
     lost = [entry for step_id in _ids(record, "lost") if (entry := run.log.latest(step_id)) is not None and not decided(entry)]

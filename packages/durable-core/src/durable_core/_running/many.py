@@ -227,7 +227,8 @@ def _recorded(run: Run, each: MapCall, record: StepRecord) -> list[Any]:
         if entry is None:
             raise StepDrift(
                 f"map {record.step_id!r} of run {run.id!r} has ended, and {step_id!r} was not among its items; nothing was run."
-                " Give the map another id to run it anew"
+                " Give the map another id to run it anew",
+                step_id=record.step_id,
             )
         run.check_kind(entry, "step")
         values.append(None)

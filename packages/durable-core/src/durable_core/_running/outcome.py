@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from durable_core._log.chain import successor
+from durable_core._log.chain import FLOW, successor
 from durable_core._log.notes import failed_parts
 from durable_core._values.codec import Codec
 from durable_core.errors import StepDrift, StepFailed
@@ -65,7 +65,8 @@ def ended_by(flow: StepRecord, step: StepRecord | None) -> StepFailed:
 
 def to_retry(record: StepRecord) -> str:
     """Say how a failure is taken back."""
-    return f"to let it run anew: durable_core.control.retry(store, {record.run_id!r}, {record.step_id!r})"
+    step = "" if record.step_id == FLOW else f", {record.step_id!r}"
+    return f"to let it run anew: durable_core.control.retry(store, {record.run_id!r}{step})"
 
 
 def value_of(record: StepRecord, codec: Codec[Any]) -> Any:
@@ -75,5 +76,6 @@ def value_of(record: StepRecord, codec: Codec[Any]) -> Any:
     except msgspec.DecodeError as error:
         raise StepDrift(
             f"the recorded value of step {record.step_id!r} of run {record.run_id!r} is no {codec.type!r} any more ({error});"
-            " nothing was run. Let the type read the old value too, or give the step another id"
+            " nothing was run. Let the type read the old value too, or give the step another id",
+            step_id=record.step_id,
         ) from error

@@ -78,6 +78,8 @@ def _suspension(run: Run) -> RunSuspended:
     names = dict.fromkeys((*(earlier.waiting_for if earlier else ()), *(each.step_id for each in run.waiting)))
     pairs = dict.fromkeys((*(earlier.pairs if earlier else ()), *(pair for each in run.waiting for pair in each.pairs)))
     times = [each.until for each in run.waiting if each.until is not None]
+    if run.deadline is not None and run.log.cancelled is None:
+        times.append(run.deadline)
     if earlier is not None and earlier.until is not None:
         times.append(earlier.until)
     run.suspended = RunSuspended(run.id, waiting_for=tuple(names), until=min(times, default=None), pairs=tuple(pairs))

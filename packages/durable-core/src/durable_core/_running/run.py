@@ -292,7 +292,8 @@ class Run:
         raise StepDrift(
             f"run {self.id!r} asks for the new step {step_id!r}, but it had answered an exception with step {missing[0]!r}, which"
             " was not asked for: what was undone can't be continued. To begin anew from before it: durable_core.control.fork("
-            f"store, {self.id!r}, new_run_id, before={missing[0]!r})"
+            f"store, {self.id!r}, new_run_id, before={missing[0]!r})",
+            step_id=missing[0],
         )
 
     async def _ask(self, ask: Awaitable[T]) -> T:
@@ -368,7 +369,8 @@ class Run:
         if record.kind != kind:
             raise StepDrift(
                 f"{record.step_id!r} of run {self.id!r} was recorded by an earlier run as {record.kind!r}, and is now asked for"
-                f" as {kind!r}; give it another id"
+                f" as {kind!r}; give it another id",
+                step_id=record.step_id,
             )
 
     def tell_drift(self, drift: str, *, stacklevel: int = 4) -> None:

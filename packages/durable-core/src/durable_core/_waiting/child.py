@@ -184,7 +184,8 @@ async def result_of(run: Run, step_id: str, name: str, child: str) -> StepRecord
         if latest.notes.get("run") != child:
             raise StepDrift(
                 f"step {step_id!r} of run {run.id!r} was recorded for run {latest.notes.get('run')!r}, not {child!r}; give it"
-                " another id"
+                " another id",
+                step_id=step_id,
             )
         if decided(latest):
             run.tell_again(step_id)
@@ -247,7 +248,8 @@ def _check(run: Run, record: StepRecord, child: Child) -> None:
     if name != child.flow.name:
         raise StepDrift(
             f"{record.step_id!r} of run {run.id!r} was recorded for flow {name!r}, and is now asked for as"
-            f" {child.flow.name!r}; give it another id"
+            f" {child.flow.name!r}; give it another id",
+            step_id=record.step_id,
         )
     if record.fingerprint != child.taken.fingerprint:
         run.tell_drift(

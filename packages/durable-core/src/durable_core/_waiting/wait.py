@@ -107,7 +107,8 @@ def _check(run: Run, record: StepRecord, asked: Wait) -> None:
     if asked.kind == "approval" and record.fingerprint != asked.fingerprint:
         raise StepDrift(
             f"approval {record.step_id!r} of run {run.id!r} was asked for with something else to show; a decision holds for"
-            " what was shown. Ask under another id"
+            " what was shown. Ask under another id",
+            step_id=record.step_id,
         )
 
 

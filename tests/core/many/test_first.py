@@ -115,7 +115,7 @@ async def test_all_fail(store: MemoryStore, effects: Effects) -> None:
             assert failed.value.error.matches(TimeoutError)
             assert failed.value.step_id == "quickest"
     record = await newest(store, "quickest")
-    assert (record.status, record.note) == ("failure", {"failed": ["air", "rail"]})
+    assert (record.status, record.notes["failed"]) == ("failure", ["air", "rail"])
     assert effects == {"rail": 1, "air": 1}
 
 
@@ -918,7 +918,7 @@ async def test_some_failed_is_the_last_failure(store: MemoryStore) -> None:
         with pytest.raises(StepFailed) as failed:
             await runner.first("quickest", many=lambda: runner.map("many", fail, ["a"]))
     assert failed.value.error.matches(SomeFailed)
-    assert (await newest(store, "quickest")).note == {"failed": ["many"]}
+    assert (await newest(store, "quickest")).notes["failed"] == ["many"]
 
 
 async def test_no_drift_by_losers_at_the_end_of_a_flow(store: MemoryStore) -> None:
@@ -950,6 +950,46 @@ async def test_no_drift_by_losers_at_the_end_of_a_flow(store: MemoryStore) -> No
     with pytest.raises(Killed):
         await killed.run(store, "run")
     assert await whole.run(store, "run") == "rail"
+
+
+@pytest.mark.parametrize("wins", [True, False])
+async def test_what_a_loser_had_undone_is_no_answer_that_is_missing(store: FlakyStore, wins: bool) -> None:
+    """A contender may handle a failure by a step and lose all the same; the next run, which doesn't begin it, goes on."""
+
+    async def trip(runner: Runner) -> str:
+        async def air() -> str:
+            try:
+                return await runner.step("air", fail)
+            except StepFailed:
+                await runner.step("release", lambda: None)
+                raise
+
+        async def rail() -> str:
+            while runner.recorded("release") is None:
+                await asyncio.sleep(0)
+            return await runner.step("rail", lambda: "rail" if wins else fail())
+
+        try:
+            name, _ = await runner.first("quickest", air=air, rail=rail)
+        except StepFailed:
+            return "neither"
+        return name
+
+    def kill(record: StepRecord) -> None:
+        if record.step_id == "next":
+            raise Killed
+
+    @flow
+    async def whole(runner: Runner) -> str:
+        name = await trip(runner)
+        await runner.step("next", lambda: None)
+        return name
+
+    store.before = kill
+    with pytest.raises(Killed):
+        await whole.run(store, "run")
+    store.before = None
+    assert await whole.run(store, "run") == ("rail" if wins else "neither")
 
 
 class TestChildren:

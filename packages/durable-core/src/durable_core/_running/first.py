@@ -133,11 +133,13 @@ async def _let_steps_end(run: Run, race: Race) -> None:
 def _entry(run: Run, race: Race, latest: StepRecord | None, started_at: datetime, winner: Contender | None) -> StepRecord:
     """Return the entry that says who won and what the others asked for, or that all have failed."""
     failures = [error for each in race.losers if isinstance(error := each.task.exception(), LOSING)]
-    note: dict[str, Any] = {"failed": [failure.step_id for failure in failures if failure.run_id == run.id]}
-    if winner is not None:
-        others = [each for each in race.contenders if each is not winner]
-        asked = {step_id: None for each in others for step_id in each.step_ids if step_id not in winner.step_ids}
-        note = {"lost": [wait.step_id for wait in _left_waiting(run, race, winner)], "begun": [*asked]}
+    won = winner.step_ids if winner is not None else {}
+    asked = {step_id: None for each in race.contenders if each is not winner for step_id in each.step_ids}
+    note: dict[str, Any] = {"begun": [step_id for step_id in asked if step_id not in won]}
+    if winner is None:
+        note["failed"] = [failure.step_id for failure in failures if failure.run_id == run.id]
+    else:
+        note["lost"] = [wait.step_id for wait in _left_waiting(run, race, winner)]
     return run.entry(
         race.step_id,
         latest,
@@ -189,6 +191,7 @@ def _withdrawal(run: Run, wait: AskedWait, latest: StepRecord | None) -> StepRec
 async def _recorded(run: Run, call: RaceCall, record: StepRecord) -> tuple[str, Any]:
     """Return what was recorded: the winner's name, and its value, which replays. The others are not begun."""
     run.check_kind(record, "first")
+    run.passed_over.update(_ids(record, "begun"))
     if record.status == "failure":
         raise failed_before(record, to_retry(record))
     name = record.value()
@@ -198,7 +201,6 @@ async def _recorded(run: Run, call: RaceCall, record: StepRecord) -> tuple[str, 
             f" {', '.join(call.contenders)}. Keep that contender, or give the race another id",
             step_id=record.step_id,
         )
-    run.passed_over.update(_ids(record, "begun"))
     lost = [entry for step_id in _ids(record, "lost") if (entry := run.log.latest(step_id)) is not None and not decided(entry)]
     if any(entry.kind == "flow" for entry in lost):
         race = Race(run, call.step_id, {other: fn for other, fn in call.contenders.items() if other != name})

@@ -281,7 +281,7 @@ class Run:
         missing: list[str] = []
         for _ in range(3):  # a sibling of the same gather may be about to ask for it
             known = len(self.calls)
-            missing = [answer for answer in self.log.answers if answer not in self.calls]
+            missing = [answer for answer in self.log.answers if not self.asked_for(answer)]
             if not missing:
                 return
             while True:

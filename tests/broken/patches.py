@@ -1307,4 +1307,16 @@ PATCHES = [
         "if answer not in self.calls]",
         ("tests/core/many/test_first.py::test_what_a_loser_had_undone_is_no_answer_that_is_missing",),
     ),
+    Patch(
+        "a wait may miss the end of the step that it waits for",
+        f"{CORE}/_running/run.py",
+        "        return asyncio.wait((self._end,))\n",
+        "        async def later() -> None:\n"
+        "            if self._end is None:\n"
+        "                self._end = asyncio.get_running_loop().create_future()\n"
+        "            await asyncio.wait((self._end,))\n\n"
+        "        self._end = None\n"
+        "        return later()\n",
+        ("tests/core/waiting/test_wait.py::test_a_step_that_ends_while_a_wait_begins_to_wait_for_it",),
+    ),
 ]

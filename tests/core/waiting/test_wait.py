@@ -742,3 +742,20 @@ async def test_a_cancellation_is_looked_for_however_slow_the_store(clock: FakeCl
         clock.advance(2)
         with pytest.raises(RunCancelled):
             await run.step("b", lambda: 1)
+
+
+@pytest.mark.parametrize("turns", range(8))
+@pytest.mark.parametrize("is_step_first", [True, False])
+async def test_a_step_that_ends_while_a_wait_begins_to_wait_for_it(
+    store: MemoryStore, clock: FakeClock, turns: int, *, is_step_first: bool
+) -> None:
+    """Whichever turn of the loop the last step ends in, the wait hears of it, and suspends the run."""
+
+    async def work() -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    with pytest.raises(RunSuspended):
+        async with asyncio.timeout(10), runner(store, clock, wait_limit=0) as run:
+            both = [run.step("work", work), run.event("mail")]
+            await asyncio.gather(*(both if is_step_first else reversed(both)))

@@ -164,8 +164,6 @@ class Race:
             contender.start()
         for _ in range(_TURNS):
             await asyncio.sleep(0)
-            if any(map(has_succeeded, self.contenders)):
-                return
             if all(each.is_at_gate or each.waiting or each.task.done() for each in self.contenders):
                 break
         for contender in self.contenders:

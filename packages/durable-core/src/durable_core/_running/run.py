@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import Any, Final, Literal, TypeVar
@@ -340,11 +340,11 @@ class Run:
             await self.an_end()
             await asyncio.sleep(0)
 
-    async def an_end(self) -> None:
-        """Wait until one of the running steps ends."""
+    def an_end(self) -> Coroutine[Any, Any, object]:
+        """Wait until one of the running steps ends, counted from this call: the wait may begin a turn of the loop later."""
         if self._end is None:
             self._end = asyncio.get_running_loop().create_future()
-        await asyncio.wait((self._end,))
+        return asyncio.wait((self._end,))
 
     @asynccontextmanager
     async def alone(self, step_id: str) -> AsyncIterator[None]:

@@ -1318,5 +1318,27 @@ PATCHES = [
         "        self._end = None\n"
         "        return later()\n",
         ("tests/core/waiting/test_wait.py::test_a_step_that_ends_while_a_wait_begins_to_wait_for_it",),
+
+
+        "a cancellation is handed on only to a child that is there already",
+        f"{CORE}/_waiting/child.py",
+        "    while await _flow_of(run, run_id) is None:  # it is about to begin\n"
+        "        await run.clock.sleep(min(0.1, poll_seconds(run.store)))\n",
+        "",
+        ("tests/core/flow/test_children.py::test_a_child_that_begins_while_its_parent_is_cancelled_is_cancelled_too",),
+    ),
+    Patch(
+        "a child whose asking was not recorded is not cancelled",
+        f"{CORE}/_waiting/child.py",
+        """    run.children[str(note["run"])] = child.flow  # an earlier life may have asked for it, and recorded nothing here\n""",
+        """    if latest is not None:\n        run.children[str(note["run"])] = child.flow\n""",
+        ("tests/core/flow/test_children.py::test_a_child_is_cancelled_whose_asking_was_not_recorded",),
+    ),
+    Patch(
+        "a cancellation is handed on to whatever run has the child's id",
+        f"{CORE}/_waiting/child.py",
+        "return flow if parent is not None and parent[0] == run.id else None",
+        "return flow if parent or flow else None",
+        ("tests/core/flow/test_children.py::test_a_cancellation_is_handed_on_to_no_run_but_a_child",),
     ),
 ]

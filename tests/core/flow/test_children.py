@@ -582,3 +582,73 @@ async def test_a_run_that_fails_by_a_child_that_was_cancelled_was_not_cancelled_
         ("run/waits", "cancelled", ()),
         ("run", "failed", ("waits",)),
     ]
+
+
+async def test_a_child_that_begins_while_its_parent_is_cancelled_is_cancelled_too(store: FlakyStore, effects: Effects) -> None:
+    """The request came when there was no run yet to hand it on to."""
+    told = asyncio.Event()
+
+    async def work() -> None:
+        effects.happen("work")
+        await told.wait()
+
+    @flow
+    async def works(runner: Runner) -> None:
+        for number in range(10):
+            await runner.step(f"work-{number}", work)
+
+    @flow
+    async def delegates(runner: Runner) -> None:
+        await runner.flow("works", works)
+
+    async def cancel(record: StepRecord) -> None:
+        if (record.run_id, record.step_id) == ("run/works", "$flow"):
+            store.before = None
+            await control.cancel(store, "run")
+            for _ in range(20):  # the request is handed on meanwhile, or would be
+                await asyncio.sleep(0)
+
+    def go_on(record: StepRecord) -> None:
+        if record.run_id == "run/works" and "cancelled" in record.notes:
+            told.set()
+
+    store.before, store.after = cancel, go_on
+    async with asyncio.timeout(10):
+        with pytest.raises(StepFailed) as failed:
+            await delegates.run(store, run_id="run")
+    assert failed.value.error.matches(RunCancelled)
+    assert effects == {"work": 1}
+    assert await entries(store, "run/works", "$flow") == ["started", "reopened", "failure"]
+
+
+async def test_a_child_is_cancelled_whose_asking_was_not_recorded(store: FlakyStore) -> None:
+    """The process was killed in between, and the parent cancelled then: it never hears of the child by its own log."""
+
+    @flow
+    async def asks(runner: Runner) -> None:
+        await runner.flow("bill", bill, wait=False, customer="c")
+
+    def kill(record: StepRecord) -> None:
+        if record.step_id == "bill":
+            store.before = None
+            raise Killed
+
+    store.before = kill
+    with pytest.raises(Killed):
+        await asks.run(store, run_id="run")
+    await control.cancel(store, "run")
+    with pytest.raises(StepFailed):
+        await asks.run(store, run_id="run")
+    assert await entries(store, "run/bill", "$flow") == ["waiting", "failure"]
+
+
+async def test_a_cancellation_is_handed_on_to_no_run_but_a_child(store: FlakyStore) -> None:
+    """The id of a child was used for a run of its own: that one goes on, and the other ends."""
+    await bill.start(store, run_id="run/bill", customer="b")
+    with pytest.raises(StepDrift):
+        await order.run(store, run_id="run", customer="c")
+    await control.cancel(store, "run")
+    with pytest.raises(StepFailed):
+        await order.run(store, run_id="run")
+    assert (await control.status(store, "run")).status == "cancelled"
+    assert await bill.run(store, run_id="run/bill") == "bill for b"

@@ -324,9 +324,7 @@ class Runner:
         self._refuse_reuse(step_id, ("flow", flow.name, child.taken.fingerprint, wait))
         await self._run.ready()
         if not wait:
-            run_id = await ask_for_child(self._run, child)
-            self._run.children[run_id] = flow
-            return run_id
+            return await ask_for_child(self._run, child)
         with self._run.telling(step_id):
             record = await drive_child(self._run, child)
         if record.status == "failure":

@@ -207,9 +207,14 @@ class Run:
         In a contender of a race it waits first until that may begin something new.
         """
         await admitted()
-        if self.clock.monotonic() >= self._next_poll or self._seen != self.news.count or self.is_late:
+        if self.clock.monotonic() >= self._next_poll or self.has_news or self.is_late:
             self.check(undoes=undoes)
             await self.look_for_cancellation()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether somebody in this process acted on the run since the last look."""
+        return self._seen != self.news.count
 
     @property
     def cancelled_by(self) -> str:

@@ -15,6 +15,7 @@ import msgspec
 from durable_core._calls.parameters import Input
 from durable_core._log.cancelling import cancellation
 from durable_core._log.chain import FLOW, advance, decided, successor
+from durable_core._log.family import parent_of
 from durable_core._log.news import tell
 from durable_core._running.driving import Standing
 from durable_core._running.looking import Pair, listening
@@ -110,7 +111,7 @@ async def _outcome(run: Run, child: Child, record: StepRecord) -> StepRecord:
     while True:
         await run.begin(undoes=True)  # a cancellation is handed on first
         if run.log.cancelled is not None and not await _cancel(run, run_id):
-            return await _end(run, record, await run.log.look(FLOW, run_id))
+            return await _end(run, record, await _flow_of(run, run_id))
         standing = await _stand(run, child, run_id, input, lineage)
         if standing is not None:
             state = standing.record
@@ -138,6 +139,8 @@ async def _stand(run: Run, child: Child, run_id: str, input: Mapping[str, Any], 
     finally:
         watcher.cancel()
         await asyncio.wait([watcher])
+        if not watcher.cancelled():
+            watcher.exception()  # which this run meets itself when it looks for its cancellation
 
 
 async def _lose(run: Run, child: Child) -> None:
@@ -157,7 +160,7 @@ async def _lose(run: Run, child: Child) -> None:
             raise ChildStopped(standing.record, standing.error)
         if not decided(standing.record):  # a delay between two attempts to undo
             await run.clock.sleep(min(1.0, poll_seconds(run.store)))
-    if (end := await run.log.look(FLOW, run_id)) is not None:
+    if (end := await _flow_of(run, run_id)) is not None:
         await _end(run, record, end)
 
 
@@ -167,9 +170,10 @@ async def ask_for_child(run: Run, child: Child) -> str:
     note: Mapping[str, Any] = child.note(run) if latest is None else latest.notes
     if latest is not None:
         _check(run, latest, child)
-        if decided(latest):
-            await run.emit("step:replay", latest)
-            return str(note["run"])
+    run.children[str(note["run"])] = child.flow  # an earlier life may have asked for it, and recorded nothing here
+    if decided(latest):
+        await run.emit("step:replay", latest)
+        return str(note["run"])
     await run.begin()
     await child.flow.ask_as_child(run, note["run"], note["input"], lineage_of(run, child.step_id, driven=False))
     record = _entry(run, child, latest, status="success", result=msgspec.json.encode(note["run"]))
@@ -279,8 +283,11 @@ async def _hand_on_cancellation(run: Run, run_id: str) -> None:
     """Cancel a child once its parent is cancelled, for as long as it is driven."""
     while run.log.cancelled is None:
         with listening(run, [(run.id, run.cancelled_by)]) as listener:
-            await wait_for_first(run, None, listener, None)
+            if not run.has_news:  # of before it listened
+                await wait_for_first(run, None, listener, None)
             await run.look_for_cancellation()
+    while await _flow_of(run, run_id) is None:  # it is about to begin
+        await run.clock.sleep(min(0.1, poll_seconds(run.store)))
     await _cancel(run, run_id)
 
 
@@ -298,12 +305,19 @@ async def _ask_to_cancel(run: Run, run_id: str, reason: str | None, by: str | No
         assert latest is not None
         return cancellation(latest, run.clock.now(), reason, by)
 
-    newest = await run.log.look(FLOW, run_id)
+    newest = await _flow_of(run, run_id)
     if newest is None:
         return False
     newest = await advance(run.log.claim, newest, propose)
     tell(run_id)
     return not decided(newest)
+
+
+async def _flow_of(run: Run, run_id: str) -> StepRecord | None:
+    """Return the newest entry of a child's flow; None where it never began, or the id is that of a run which is none of its."""
+    flow = await run.log.look(FLOW, run_id)
+    parent = parent_of(flow)
+    return flow if parent is not None and parent[0] == run.id else None
 
 
 async def _end(run: Run, record: StepRecord, end: StepRecord | None) -> StepRecord:

@@ -1318,8 +1318,8 @@ PATCHES = [
         "        self._end = None\n"
         "        return later()\n",
         ("tests/core/waiting/test_wait.py::test_a_step_that_ends_while_a_wait_begins_to_wait_for_it",),
-
-
+    ),
+    Patch(
         "a cancellation is handed on only to a child that is there already",
         f"{CORE}/_waiting/child.py",
         "    while await _flow_of(run, run_id) is None:  # it is about to begin\n"
@@ -1330,8 +1330,8 @@ PATCHES = [
     Patch(
         "a child whose asking was not recorded is not cancelled",
         f"{CORE}/_waiting/child.py",
-        """    run.children[str(note["run"])] = child.flow  # an earlier life may have asked for it, and recorded nothing here\n""",
-        """    if latest is not None:\n        run.children[str(note["run"])] = child.flow\n""",
+        """    run.children[str(note["run"])] = child.flow""",
+        """    if latest is not None:\n        run.children[str(note["run"])] = child.flow""",
         ("tests/core/flow/test_children.py::test_a_child_is_cancelled_whose_asking_was_not_recorded",),
     ),
     Patch(

@@ -15,8 +15,8 @@ import msgspec
 from durable_core._calls.parameters import Input
 from durable_core._log.cancelling import cancellation
 from durable_core._log.chain import FLOW, advance, decided, successor
-from durable_core._log.family import parent_of
 from durable_core._log.news import tell
+from durable_core._log.notes import parent_of
 from durable_core._running.driving import Standing
 from durable_core._running.looking import Pair, listening
 from durable_core._running.pausing import Pause, can_go_on, pause, wait_for_first

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from itertools import count
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import pytest
 
@@ -14,6 +14,7 @@ from durable_core import Flow, StepRecord, Store
 from durable_core.testing import FakeClock
 from tests.core.conftest import Effects, Killed
 
+T = TypeVar("T")
 When = Literal["before", "after"]
 CALLS: Final = ("append", "get", "list")
 WHEN: Final[tuple[When, When]] = ("before", "after")
@@ -200,9 +201,14 @@ async def _intents(world: World) -> dict[tuple[str, str], int]:
     return found
 
 
+def fewer(points: Sequence[T], store: Store) -> Sequence[T]:
+    """Return all points; of a store in objects, whose calls take ten times as long, every third."""
+    return points[len(points) % 3 :: 3] if type(store).__name__ == "S3Store" else points
+
+
 async def everywhere(life: Life, store: Store, calls: Sequence[str] = ("append",)) -> list[Lived]:
     """Let a life be lived undisturbed, and then killed before and after each call; all of these at once."""
     undisturbed = await live(life, store, calls=calls)
     points = [(at, when) for at in range(1, undisturbed.calls + 1) for when in WHEN]
-    lives = await asyncio.gather(*(live(life, store, at, when, calls) for at, when in points))
+    lives = await asyncio.gather(*(live(life, store, at, when, calls) for at, when in fewer(points, store)))
     return [undisturbed, *lives]

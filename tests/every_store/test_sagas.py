@@ -53,7 +53,7 @@ async def test_what_a_cancelled_run_charged_is_given_back_once(store: Store) -> 
     """One refund is recorded; it happens again only where the process died between the refund and its entry."""
     for lived in await everywhere(cancelled_saga, store, CALLS):
         world = lived.world
-        assert await world.chain("refund") == ["success 1"], lived.met
+        assert await world.chain("refund") == ["success 1 {answered told_at}"], lived.met
         assert world.effects["refund"] == 1 + lived.may_repeat("refund"), lived.met
         assert world.effects["charge"] == 1 + lived.may_repeat("charge"), lived.met
         assert (await world.chain())[-1] == "failure 1 RunCancelled {cancelled input}", lived.met
@@ -100,7 +100,7 @@ async def test_killed_in_the_refund(store: Store, when: str) -> None:
     await world.until_killed(order)
     with pytest.raises(StepFailed):
         await order.run(store, run_id="run")
-    assert await world.chain("refund") == ["success 1"]
+    assert await world.chain("refund") == ["success 1 {answered told_at}"]
     assert world.effects == {
         "charge": 1,
         "asked": 1 + (when != "before"),

@@ -216,7 +216,7 @@ class Flow(Generic[P, T]):
             return value
 
         run = runner._run
-        work = Work(self.name, call, self.codec, self._fails_on, self._timeout, partial(end_children, run, run.children))
+        work = Work(self.name, call, self.codec, self._fails_on, self._timeout, partial(end_children, run))
         return await drive(runner._run, record, work)
 
 

@@ -324,7 +324,9 @@ class Runner:
         self._refuse_reuse(step_id, ("flow", flow.name, child.taken.fingerprint, wait))
         await self._run.ready()
         if not wait:
-            return await ask_for_child(self._run, child)
+            run_id = await ask_for_child(self._run, child)
+            self._run.asked.add(run_id)
+            return run_id
         with self._run.telling(step_id):
             record = await drive_child(self._run, child)
         if record.status == "failure":
@@ -340,7 +342,7 @@ class Runner:
         refuse_nested(self._run, step_id)
         step_id = self._scoped(check_own_id("step_id", step_id))
         codec = UNTYPED if returns is None else codec_for(returns)
-        if child not in self._run.children:
+        if child not in self._run.asked:
             raise ValueError(f"result {step_id!r} takes a run id that flow(…, wait=False) of this run returned, not {child!r}")
         self._refuse_reuse(step_id, ("result", child))
         await self._run.ready()

@@ -48,7 +48,7 @@ class Work(msgspec.Struct, frozen=True):
     timeout: float | None = None
     """Seconds from the run's first start, after which it is cancelled."""
     end_children: Callable[[], Awaitable[None]] | None = None
-    """Cancels the children of a cancelled run that nobody waited for, and drives them to their end."""
+    """Cancels the children of a cancelled run that have not ended, and drives them to their end."""
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -138,7 +138,10 @@ async def drive(run: Run, latest: StepRecord, work: Work) -> Standing:
         raise error
     run.lock.check()
     if run.told and work.end_children is not None:
-        await work.end_children()
+        try:
+            await work.end_children()
+        except ChildStopped as stopped:
+            error, verdict = stopped, Verdict("parked" if "parked" in stopped.record.notes else "crashed")
     assert run.flow is not None
     try:
         return await _recorded(run, run.flow, verdict, error, value, result)

@@ -111,7 +111,9 @@ class Run:
         self.answers: Final[list[Answer]] = []
         """The steps that the flow called while it handled an exception."""
         self.children: Final[dict[str, Any]] = {}
-        """The flows of the children that nobody waits for here, by their run ids."""
+        """The flows of the children that were called for, by their run ids."""
+        self.asked: Final[set[str]] = set()
+        """The run ids of children that were asked for without waiting for them."""
         self.outside: frozenset[int] = frozenset()
         """The identities of exceptions that were being handled where the flow was called."""
 

@@ -16,7 +16,7 @@ from durable_core._calls.parameters import Input
 from durable_core._log.cancelling import cancellation
 from durable_core._log.chain import FLOW, advance, decided, successor
 from durable_core._log.news import tell
-from durable_core._log.notes import parent_of
+from durable_core._log.notes import child_of, parent_of
 from durable_core._running.driving import Standing
 from durable_core._running.looking import Pair, listening
 from durable_core._running.pausing import Pause, can_go_on, pause, wait_for_first
@@ -79,6 +79,7 @@ async def drive_child(run: Run, child: Child) -> StepRecord:
     Raises `RunSuspended` while the child waits, `ChildStopped` where it crashed or was parked, `RunCancelled` where this run was
     cancelled and the child with it.
     """
+    run.children[child_id(run.id, child.step_id)] = child.flow
     ask_child(run, child.step_id, partial(_lose, run, child))
     record = await _recorded(run, child)
     if decided(record):
@@ -149,28 +150,18 @@ async def _lose(run: Run, child: Child) -> None:
     if record is None or decided(record):
         return
     run_id, reason = str(record.notes["run"]), f"another contender was first in run {run.id!r}"
-    while await _ask_to_cancel(run, run_id, reason, None):
-        lineage = lineage_of(run, child.step_id, driven=True)
-        try:
-            standing = await child.flow.stand_as_child(run, run_id, record.notes.get("input") or {}, lineage)
-        except RunBusy:
-            await run.clock.sleep(min(1.0, poll_seconds(run.store)))
-            continue
-        if standing.error is not None and (standing.record.status == "reopened" or "parked" in standing.record.notes):
-            raise ChildStopped(standing.record, standing.error)
-        if not decided(standing.record):  # a delay between two attempts to undo
-            await run.clock.sleep(min(1.0, poll_seconds(run.store)))
+    await _drive_to_its_end(run, run_id, child.flow, lineage_of(run, child.step_id, driven=True), reason, None)
     if (end := await _flow_of(run, run_id)) is not None:
         await _end(run, record, end)
 
 
 async def ask_for_child(run: Run, child: Child) -> str:
     """Ask for a child that nobody waits for here, and return its run id."""
+    run.children[child_id(run.id, child.step_id)] = child.flow  # an earlier life may have asked for it, and recorded nothing here
     latest = run.log.latest(child.step_id)
     note: Mapping[str, Any] = child.note(run) if latest is None else latest.notes
     if latest is not None:
         _check(run, latest, child)
-    run.children[str(note["run"])] = child.flow  # an earlier life may have asked for it, and recorded nothing here
     if decided(latest):
         await run.emit("step:replay", latest)
         return str(note["run"])
@@ -210,14 +201,36 @@ async def result_of(run: Run, step_id: str, name: str, child: str) -> StepRecord
     return await _end(run, latest, end)
 
 
-async def end_children(run: Run, asked: Mapping[str, ChildFlow]) -> None:
-    """Cancel the children of a cancelled run that nobody waited for, and drive them to their end."""
-    for run_id, flow in asked.items():
-        while await _cancel(run, run_id):
-            try:
-                await flow.stand_as_child(run, run_id, {}, {})
-            except RunBusy:
-                await run.clock.sleep(min(1.0, poll_seconds(run.store)))
+async def end_children(run: Run) -> None:
+    """Cancel the children of a cancelled run that have not ended, and drive those to their end whose flows are known here.
+
+    Raises `ChildStopped` for one that crashed or was parked.
+    """
+    steps = (run.log.latest(step_id) for step_id in run.log)
+    called = [child for step in steps if step is not None and (child := child_of(step)) is not None]
+    for run_id in dict.fromkeys((*run.children, *called)):
+        if await _flow_of(run, run_id) is None:
+            continue
+        if (flow := run.children.get(run_id)) is None:  # an earlier life called for it
+            await _cancel(run, run_id)
+        else:
+            await _drive_to_its_end(run, run_id, flow, {}, *_asked(run))
+
+
+async def _drive_to_its_end(
+    run: Run, run_id: str, flow: ChildFlow, lineage: Mapping[str, Any], reason: str | None, by: str | None
+) -> None:
+    """Cancel a child, and drive it until it has ended, or wait where another does. Raises `ChildStopped` where it can't go on."""
+    while await _ask_to_cancel(run, run_id, reason, by):
+        try:
+            standing = await flow.stand_as_child(run, run_id, {}, lineage)
+        except RunBusy:
+            await run.clock.sleep(min(1.0, poll_seconds(run.store)))
+            continue
+        if standing.error is not None and (standing.record.status == "reopened" or "parked" in standing.record.notes):
+            raise ChildStopped(standing.record, standing.error)
+        if not decided(standing.record):  # a delay between two attempts to undo
+            await run.clock.sleep(min(1.0, poll_seconds(run.store)))
 
 
 async def _recorded(run: Run, child: Child) -> StepRecord:
@@ -293,9 +306,14 @@ async def _hand_on_cancellation(run: Run, run_id: str) -> None:
 
 async def _cancel(run: Run, run_id: str) -> bool:
     """Cancel a child of a cancelled run; return whether it has to be driven to its end."""
+    return await _ask_to_cancel(run, run_id, *_asked(run))
+
+
+def _asked(run: Run) -> tuple[str | None, str | None]:
+    """Return why a run was cancelled, and by whom."""
     assert run.log.cancelled is not None
     asked = cancelled(run.log.cancelled) or run.log.cancelled.notes
-    return await _ask_to_cancel(run, run_id, asked.get("reason"), asked.get("by"))
+    return asked.get("reason"), asked.get("by")
 
 
 async def _ask_to_cancel(run: Run, run_id: str, reason: str | None, by: str | None) -> bool:

@@ -1089,13 +1089,6 @@ PATCHES = [
         ("tests/core/flow/test_undoing.py::test_a_child_beside_what_is_told_first_is_cancelled_too",),
     ),
     Patch(
-        "a run that is no child is cancelled as one",
-        f"{CORE}/_waiting/child.py",
-        "        if parent is None or parent[0] != run.id:\n",
-        "        if False:\n",
-        ("tests/core/flow/test_undoing.py::test_a_run_with_the_id_of_a_child_is_left_alone",),
-    ),
-    Patch(
         "a child that is parked as it undoes is driven again and again",
         f"{CORE}/_waiting/child.py",
         "            raise ChildStopped(standing.record, standing.error)\n        if not decided",
@@ -1486,6 +1479,9 @@ PATCHES = [
         f"{CORE}/_waiting/child.py",
         "return flow if parent is not None and parent[0] == run.id else None",
         "return flow if parent or flow else None",
-        ("tests/core/flow/test_children.py::test_a_cancellation_is_handed_on_to_no_run_but_a_child",),
+        (
+            "tests/core/flow/test_children.py::test_a_cancellation_is_handed_on_to_no_run_but_a_child",
+            "tests/core/flow/test_undoing.py::test_a_run_with_the_id_of_a_child_is_left_alone",
+        ),
     ),
 ]

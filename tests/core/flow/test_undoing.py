@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from durable_core import ChildStopped, MemoryStore, RunCancelled, Runner, RunSuspended, StepFailed, StepRecord, control, flow
+from durable_core import MemoryStore, RunCancelled, Runner, RunSuspended, StepFailed, StepInterrupted, StepRecord, control, flow
 from tests.core.conftest import Effects, FlakyStore, Killed
 
 
@@ -137,7 +137,7 @@ async def test_a_child_that_is_parked_as_it_undoes_parks_its_parent(store: Flaky
         await parent.run(store, run_id="run")
     store.before = None
     async with asyncio.timeout(5):
-        with pytest.raises(ChildStopped, match="refund"):
+        with pytest.raises(StepInterrupted, match="refund"):
             await parent.run(store, run_id="run")
     parked = await store.get("run", "$flow")
     assert parked is not None

@@ -209,8 +209,6 @@ async def end_children(run: Run) -> None:
     steps = (run.log.latest(step_id) for step_id in run.log)
     called = [child for step in steps if step is not None and (child := child_of(step)) is not None]
     for run_id in dict.fromkeys((*run.children, *called)):
-        if await _flow_of(run, run_id) is None:
-            continue
         if (flow := run.children.get(run_id)) is None:  # an earlier life called for it
             await _cancel(run, run_id)
         else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -702,3 +704,68 @@ async def test_an_answer_in_an_except_star_ends_the_run(store: FlakyStore, effec
     with pytest.raises(StepFailed):
         await releases.run(store, run_id="run")
     assert (await newest(store)).notes["answered_by"] == ["release"]
+
+
+async def test_an_answer_that_replays_slowly_is_no_drift(store: FlakyStore) -> None:
+    """A handler takes its time over what one task replays, while another task asks for something new."""
+
+    async def write(event: StepEvent) -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+
+    @flow(wait_limit=0, on_event=write)
+    async def pays(runner: Runner) -> None:
+        async def pay() -> None:
+            for number in range(3):
+                await runner.step(f"ask-{number}", lambda: None)
+            try:
+                await runner.step("card", refuse)
+            except StepFailed:
+                await runner.step("cash", lambda: None)
+
+        async def pack() -> None:
+            await runner.event("packed")
+            await runner.step("close", lambda: None)
+
+        await asyncio.gather(pay(), pack())
+
+    with pytest.raises(RunSuspended):
+        await pays.run(store, run_id="run")
+    await control.send(store, "run", "packed")
+    await pays.run(store, run_id="run")
+    assert await entries(store) == ["started", "waiting", "started", "success"]
+
+
+async def test_what_was_answered_is_not_kept(store: FlakyStore) -> None:
+    """A flow that answers thousands of failures holds nothing that the failed functions held."""
+    gone: list[weakref.ref[Effects]] = []
+
+    async def fail() -> None:
+        large = Effects()
+        gone.append(weakref.ref(large))
+        raise ConnectionError
+
+    @flow
+    async def goes_on(runner: Runner) -> bool:
+        try:
+            await runner.step("fails", fail)
+        except StepFailed:
+            await runner.step("instead", lambda: None)
+        gc.collect()
+        return gone[0]() is None
+
+    assert await goes_on.run(store, run_id="run") is True
+
+
+async def test_many_waits_share_what_they_are_suspended_for(store: FlakyStore) -> None:
+    """Each names all: built anew for each of them, that would grow with the square of their number."""
+    found: list[Any] = []
+
+    @flow(wait_limit=0)
+    async def waits(runner: Runner) -> None:
+        found.extend(await asyncio.gather(*(runner.event(f"e{n}") for n in range(50)), return_exceptions=True))
+
+    with pytest.raises(RunSuspended) as suspended:
+        await waits.run(store, run_id="run")
+    assert len(suspended.value.waiting_for) == 50
+    assert {id(each.waiting_for) for each in found} == {id(suspended.value.waiting_for)}

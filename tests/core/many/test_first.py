@@ -1075,3 +1075,36 @@ class TestChildren:
         assert await order.run(store, "run") == ("card", "paid")
         assert effects == {"charge": 1}
         assert (await newest(store, "boss")).status == "failure"
+
+
+async def test_a_handler_that_takes_its_time_lets_nothing_else_begin(store: FlakyStore, effects: Effects) -> None:
+    """It is told of the steps that a contender had recorded; that contender wins, whatever the handler does."""
+
+    async def write(event: StepEvent) -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+
+    async def book(runner: Runner) -> tuple[str, object]:
+        async def rail() -> str:
+            await runner.step("seat", effects.happen_async, "seat")
+            return await runner.step("ticket", effects.happen_async, "ticket")
+
+        async def bus() -> str:
+            await runner.event("bus-goes")
+            return await runner.step("bus", effects.happen_async, "bus")
+
+        return await runner.first("way", bus=bus, rail=rail)
+
+    def kill(record: StepRecord) -> None:
+        if record.step_id == "way":
+            store.before = None
+            raise Killed
+
+    store.before = kill
+    with pytest.raises(Killed):
+        async with Runner(store, "run") as runner:
+            await book(runner)
+    await control.send(store, "run", "bus-goes")
+    async with Runner(store, "run", on_event=write) as runner:
+        assert await book(runner) == ("rail", "ticket")
+    assert effects == {"seat": 1, "ticket": 1}

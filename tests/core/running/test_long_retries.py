@@ -244,3 +244,21 @@ async def test_recover_is_asked_in_a_cancelled_run(store: FlakyStore, effects: E
         assert failed.value.error.matches(RunCancelled)
         assert not failed.value.error.matches(StepInterrupted)
     assert asked == ["bank"]
+
+
+async def test_a_cancellation_just_before_the_delay_begins_is_noticed_at_once(store: FlakyStore, effects: Effects) -> None:
+    """Nobody listened yet when somebody in this process asked for it."""
+
+    @flow
+    async def pays(runner: Runner) -> str:
+        return await runner.step("pay", Pays(effects, 1), max_attempts=2, retry_delay=HOUR)
+
+    async def cancel(record: StepRecord) -> None:
+        if record.status == "waiting":
+            await control.cancel(store, "run")
+
+    store.after = cancel
+    async with asyncio.timeout(10):
+        with pytest.raises(StepFailed) as failed:
+            await pays.run(store, run_id="run")
+    assert failed.value.error.matches(RunCancelled)

@@ -122,3 +122,31 @@ async def test_a_wrong_round_is_refused(store: FlakyStore) -> None:
     with pytest.raises(TypeError, match="returns=None"):
         runner.until("ready", lambda: True, every=1, returns=None)
     assert not list[StepRecord](await store.list("run"))
+
+
+async def test_an_attempt_that_failed_does_not_put_the_end_off(store: FlakyStore, clock: FakeClock, effects: Effects) -> None:
+    """All attempts have one time limit, and when that is over there is no other attempt."""
+    begun = clock.now()
+    async with Runner(store, "run", clock=clock) as runner:
+        with pytest.raises(StepFailed) as failed:
+            await runner.until(
+                "ready", Ready(effects, 99, *range(1, 99, 2)), every=30, timeout=100, max_attempts=50, retry_delay=10
+            )
+    assert failed.value.error.matches(TimeoutError)
+    assert timedelta(seconds=99) <= clock.now() - begun < timedelta(seconds=111)
+
+
+async def test_an_attempt_in_a_later_life_has_the_same_end(store: FlakyStore, clock: FakeClock, effects: Effects) -> None:
+    """It stands in the entry that waits for the next attempt, too."""
+
+    @flow(clock=clock, wait_limit=0)
+    async def waits(runner: Runner) -> str:
+        return await runner.until(
+            "ready", Ready(effects, 99, 1), every=3600, timeout=3600, max_attempts=2, retry_delay=timedelta(hours=2)
+        )
+
+    with pytest.raises(RunSuspended):
+        await waits.run(store, run_id="run")
+    clock.advance(2 * 3600)
+    with pytest.raises(StepFailed, match="TimeoutError"):
+        await waits.run(store, run_id="run")

@@ -53,6 +53,8 @@ class RunLog:
         """Where each step's newest entry stands among those that were loaded; an entry itself that came later."""
         self.reopened: dict[str, int] = {}
         """At which revision steps were last reopened."""
+        self._restarts: dict[str, int] | None = None
+        """How often each step was started again; None until somebody asks."""
         self.answers: list[str] = []
         """The steps by which an earlier run answered an exception."""
         self.told_at: set[str] = set()
@@ -101,14 +103,23 @@ class RunLog:
             return 0, 0
         if latest.status == "waiting" and latest.error is None:  # a round of `until`, which is no attempt
             return latest.attempt - 1, latest.attempt - 1
-        restarts, intent = 0, False  # an intent without an error that follows an intent: nobody knew, and it was started again
-        for record in self._entries:
-            if record.step_id == latest.step_id:
-                if record.status == "reopened":
-                    restarts = 0
-                restarts += intent and record.status == "started" and record.error is None
-                intent = record.status == "started"
+        if self._restarts is None:
+            self._restarts = self._count_restarts()
+        restarts = self._restarts.get(latest.step_id, 0)
         return latest.attempt, latest.attempt - restarts - (latest.status == "started")
+
+    def _count_restarts(self) -> dict[str, int]:
+        """Count each step's intents without an error that follow an intent: nobody knew, and it was started again."""
+        restarts: dict[str, int] = {}
+        before: dict[str, str] = {}
+        for record in self._entries:
+            step_id, status = record.step_id, record.status
+            if status == "reopened":
+                restarts.pop(step_id, None)
+            elif status == "started" and record.error is None and before.get(step_id) == "started":
+                restarts[step_id] = restarts.get(step_id, 0) + 1
+            before[step_id] = status
+        return restarts
 
     def crashes(self) -> int:
         """Return how often the flow's own code raised since a step last had an outcome."""

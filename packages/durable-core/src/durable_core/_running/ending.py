@@ -83,8 +83,7 @@ def judge(left: Left) -> Verdict | None:
         return Verdict("succeeded")
     answers = () if left.told else left.answers
     ids = {*map(id, reached)}
-    # `except*` handles a group of its own making, whose members are those of the group that leaves.
-    answered_by = tuple(dict.fromkeys(each.step_id for each in answers if any(id(error) in ids for error in leaves(each.error))))
+    answered_by = tuple(dict.fromkeys(each.step_id for each in answers if id(each.error) in ids))
     if failed or answered_by or isinstance(error, left.fails_on):
         return Verdict("failed", failed, answered_by)
     return Verdict("crashed")

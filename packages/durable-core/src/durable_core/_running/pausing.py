@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from copy import copy
 from datetime import datetime
 from typing import Any
 
@@ -26,7 +27,7 @@ def can_go_on(record: StepRecord | None, now: datetime) -> bool:
     return decided(record) or record.status == "reopened" or (record.until is not None and record.until <= now)
 
 
-class Pause(msgspec.Struct, frozen=True):
+class Pause(msgspec.Struct, frozen=True, eq=False):
     """What a step waits for, as it stands among those that suspend the run."""
 
     step_id: str
@@ -42,6 +43,9 @@ async def pause(run: Run, waits: Pause, listener: Listener, limit: float | None,
     """
     clock = run.clock
     with waiting(run, waits):
+        if run.has_news:  # of before this listened
+            await listener.look()
+            run.check(undoes=undoes)
         while not any(can_go_on(listener.newest(pair), clock.now()) for pair in waits.pairs):
             if waits.until is not None and waits.until <= clock.now():
                 return
@@ -52,7 +56,7 @@ async def pause(run: Run, waits: Pause, listener: Listener, limit: float | None,
             else:
                 await asyncio.sleep(0)  # a sibling of the same gather may be about to begin
                 if not run.is_busy and not listener.heard.is_set():
-                    raise _suspension(run)
+                    raise _suspension(run, waits)
                 await wait_for_first(run, waits.until, listener, run.an_end() if run.is_busy else None)
             run.check(undoes=undoes)
             listener.heard.clear()
@@ -72,9 +76,12 @@ async def wait_for_first(run: Run, until: datetime | None, listener: Listener, o
     await first_of(*waits)
 
 
-def _suspension(run: Run) -> RunSuspended:
+def _suspension(run: Run, mine: Pause) -> RunSuspended:
     """Name all that is waited for; a sibling may have been suspended a moment before."""
     earlier = run.suspended
+    if earlier is not None and mine in run.named:
+        return copy(earlier)  # to name all of them once more for each of them would take for ever
+    run.named.update(run.waiting)
     names = dict.fromkeys((*(earlier.waiting_for if earlier else ()), *(each.step_id for each in run.waiting)))
     pairs = dict.fromkeys((*(earlier.pairs if earlier else ()), *(pair for each in run.waiting for pair in each.pairs)))
     times = [each.until for each in run.waiting if each.until is not None]

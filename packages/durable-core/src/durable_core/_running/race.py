@@ -163,7 +163,7 @@ class Race:
         for contender in self.contenders:
             contender.start()
         for _ in range(_TURNS):
-            await asyncio.sleep(0)
+            await self.run.turn()
             if all(each.is_at_gate or each.waiting or each.task.done() for each in self.contenders):
                 break
         for contender in self.contenders:
@@ -178,7 +178,7 @@ class Race:
             contender.is_out = True
             contender.start()
         for _ in range(_TURNS):
-            await asyncio.sleep(0)
+            await self.run.turn()
         for contender in self.contenders:
             contender.task.cancel()
         await self.end()
@@ -260,13 +260,14 @@ def waiting(run: Run, wait: object) -> Iterator[None]:
     """Be one of the waits of the run."""
     here = _here.get()
     contender = None if here is None else next(here.outward(run), None)
-    run.waiting.append(wait)
+    run.waiting[wait] = None
     if contender is not None:
         contender.count_wait(1)
     try:
         yield
     finally:
-        run.waiting.remove(wait)
+        del run.waiting[wait]
+        run.named.discard(wait)
         if contender is not None:
             contender.count_wait(-1)
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import Any, Final, Literal, TypeVar
+from weakref import ref
 
 from durable_core._calls.functions import Identity
 from durable_core._log.cancelling import cancellation
@@ -23,10 +24,11 @@ from durable_core.events import EventType, OnEvent, StepEvent, is_logged, tell
 from durable_core.record import Kind, StepError, StepRecord
 from durable_core.store import Store, polling_of
 
-from .ending import Answer
+from .ending import Answer, leaves
 from .race import admitted, is_within
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 _POLL_SECONDS: Final = 2.0
 _logger: Final = logging.getLogger("durable_core")
@@ -75,12 +77,17 @@ class Run:
         self.on_drift: Final = on_drift
         self.running: Final[dict[str, asyncio.Task[object] | None]] = {}
         """The steps whose functions are running, and the tasks that run them."""
+        self._replaying = 0
+        self._replayed: Final = asyncio.Event()
+        """Set whenever a handler has been told of a replay, in which it may take its time."""
         self._end: asyncio.Future[None] | None = None
         """Done when the next step ends, where somebody waits for that."""
         self.delayed: Final[set[str]] = set()
         """Those of the running steps that wait for their next attempt, or for a child."""
-        self.waiting: Final[list[Any]] = []
-        """What the waits of this runner wait for."""
+        self.waiting: Final[dict[Any, None]] = {}
+        """What the waits of this runner wait for,"""
+        self.named: Final[set[Any]] = set()
+        """and those of them that the suspension names already."""
         self.suspended: RunSuspended | None = None
         self.calls: Final[dict[str, Identity]] = {}
         """What each id was used for on this runner."""
@@ -108,8 +115,8 @@ class Run:
         """The steps and waits that raised it."""
         self.undoing: Final[set[str]] = set()
         """The steps with `when_cancelled=True`."""
-        self.answers: Final[list[Answer]] = []
-        """The steps that the flow called while it handled an exception."""
+        self._answers: Final[list[tuple[str, Callable[[], BaseException | None]]]] = []
+        """The steps that the flow called while it handled an exception, which isn't kept alive for that."""
         self.children: Final[dict[str, Any]] = {}
         """The flows of the children that were called for, by their run ids."""
         self.asked: Final[set[str]] = set()
@@ -251,7 +258,7 @@ class Run:
         self.flow, self.deadline = flow, deadline
         self.suspended, self.told = None, False
         self.told_at.clear()
-        self.answers.clear()
+        self._answers.clear()
         self._forget_calls()
 
     def _forget_calls(self) -> None:
@@ -277,8 +284,14 @@ class Run:
         """Note that the flow called a step while it handled an exception of its own; say which, for the step's entry."""
         if not isinstance(error, Exception) or id(error) in self.outside:
             return None
-        self.answers.append(Answer(step_id, error))
+        # `except*` handles a group of its own making, whose members are those of the group that leaves.
+        self._answers.extend((step_id, _reference(each)) for each in leaves(error))
         return str(StepError.from_exception(error))
+
+    @property
+    def answers(self) -> list[Answer]:
+        """The steps that the flow called while it handled an exception that is still there."""
+        return [Answer(step_id, error) for step_id, found in self._answers if (error := found()) is not None]
 
     async def refuse_unanswered(self, step_id: str) -> None:
         """Raise `StepDrift` for a new step if the run had answered an exception that this flow does not meet any more.
@@ -292,7 +305,7 @@ class Run:
             if not missing:
                 return
             while True:
-                await asyncio.sleep(0)
+                await self.turn()
                 if known == len(self.calls):
                     break
                 known = len(self.calls)
@@ -394,8 +407,28 @@ class Run:
             record = step if isinstance(step, StepRecord) else None
             attempt = attempt or step.attempt
             ids = {"run_id": self.id, "step_id": step.step_id, "name": step.name}
-            await tell(self.on_event, StepEvent(type=type_, attempt=attempt, record=record, error=error, delay=delay, **ids))
+            self._replaying += type_ == "step:replay"
+            try:
+                await tell(self.on_event, StepEvent(type=type_, attempt=attempt, record=record, error=error, delay=delay, **ids))
+            finally:
+                self._replaying -= type_ == "step:replay"
+                self._replayed.set()
+
+    async def turn(self) -> None:
+        """Let others go on for a turn of the loop; while handlers are told of what they replay, for as long as that takes."""
+        await asyncio.sleep(0)
+        while self._replaying:
+            self._replayed.clear()
+            await self._replayed.wait()
 
     async def emit_outcome(self, record: StepRecord, error: BaseException | None = None) -> None:
         """Tell of an outcome that was recorded just now."""
         await self.emit("step:success" if record.status == "success" else "step:failure", record, error=error)
+
+
+def _reference(error: E) -> Callable[[], E | None]:
+    """Return what finds an exception for as long as anybody has it: its traceback holds frames, with all that these hold."""
+    try:
+        return ref(error)
+    except TypeError:  # a builtin one can't be referred to weakly
+        return lambda: error

@@ -35,6 +35,8 @@ class Tried(msgspec.Struct):
     cancelled: asyncio.CancelledError | None
     is_recorded: bool = False
     """Whether the store holds the record already."""
+    is_last: bool = False
+    """Whether there is no other attempt whatever the policy says."""
 
 
 TryOnce = Callable[[Run, Call, StepRecord | None, int, StepError | None], Awaitable[Tried | StepRecord]]
@@ -111,7 +113,7 @@ async def _attempts(run: Run, call: Call, latest: StepRecord | None, once: TryOn
             if run.on_event is not None:
                 await run.emit("step:start", call, number)
             tried = await once(run, call, latest, number, None if failed is None else failed.error)
-            if isinstance(tried, StepRecord) or tried.error is None:
+            if isinstance(tried, StepRecord) or tried.error is None or tried.is_last:
                 return tried
             failed, due = tried.record, None
             raised += 1

@@ -23,28 +23,33 @@ def asking_again(every: float, timeout: float | None) -> TryOnce:
     A round that is longer than the wait limit is recorded, and suspends the run; a shorter one leaves no entry.
     """
 
+    deadline: datetime | None = None
+
     async def once(run: Run, call: Call, latest: StepRecord | None, number: int, before: StepError | None) -> Tried | StepRecord:
+        nonlocal deadline
         recorded = None if latest is None else latest.notes.get("deadline")
-        deadline: datetime | None = None
-        if timeout is not None:
-            deadline = run.clock.now() + timedelta(seconds=timeout)
-            if isinstance(recorded, str):
-                deadline = datetime.fromisoformat(recorded)
+        if timeout is not None and deadline is None:  # which all attempts have in common
+            deadline = datetime.fromisoformat(recorded) if isinstance(recorded, str) else None
+            deadline = deadline or run.clock.now() + timedelta(seconds=timeout)
+        note = {**(call.note or {}), **({} if deadline is None else {"deadline": deadline.isoformat()})}
         while True:
             tried = await try_once(run, call, latest, number, before)
-            if isinstance(tried, StepRecord) or tried.error is not None or tried.value:
+            if isinstance(tried, StepRecord) or tried.value:
                 return tried
             now = run.clock.now()
             if deadline is not None and now >= deadline:
-                late = TimeoutError(f"it returned nothing true within {timeout:g} s, but {tried.value!r}")
+                got = repr(tried.value) if tried.error is None else f"raised {tried.error!r}"
+                late = TimeoutError(f"it returned nothing true within {timeout:g} s, but {got}")
+                late.__cause__ = tried.error
                 failure = msgspec.structs.replace(
                     tried.record, status="failure", result=None, error=StepError.from_exception(late)
                 )
-                return Tried(failure, None, late, None)
+                return Tried(failure, None, late, tried.cancelled, is_last=True)
+            if tried.error is not None:
+                return msgspec.structs.replace(tried, record=msgspec.structs.replace(tried.record, note=note or None))
             until = now + timedelta(seconds=every)
             until = until if deadline is None else min(until, deadline)
             if run.wait_limit is not None and every > run.wait_limit:
-                note = {**(call.note or {}), **({} if deadline is None else {"deadline": deadline.isoformat()})}
                 waiting = msgspec.structs.replace(
                     tried.record, id=new_id(), status="waiting", result=None, until=until, note=note or None
                 )

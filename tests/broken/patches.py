@@ -1472,8 +1472,6 @@ PATCHES = [
         f"{CORE}/_waiting/child.py",
         "    run.children[child_id(run.id, child.step_id)] = child.flow  # an earlier life",
         "    # an earlier life",
-        """    run.children[str(note["run"])] = child.flow  # an earlier""",
-        """    if decided(latest):\n        run.children[str(note["run"])] = child.flow  # an earlier""",
         ("tests/core/flow/test_children.py::test_a_child_is_cancelled_whose_asking_was_not_recorded",),
     ),
     Patch(

@@ -22,6 +22,7 @@ class Keys:
                 f"prefix {prefix!r} can't begin a key: expected printable characters without braces, such as 'durable'"
             )
         self._prefix: Final = prefix
+        self.flows: Final = f"{prefix}:flows"
 
     def log(self, run_id: str) -> str:
         return f"{self._prefix}:{{{run_id.translate(_ESCAPES)}}}:log"

@@ -94,12 +94,12 @@ return lost and answers
 
 # Allowed where the server is full: a touch takes no room, and a clear makes some. None promises to write nothing: a replica
 # would run it, and may lack what the new primary has returned.
-_ALLOWED_WHEN_FULL: Final = "#!lua flags=allow-oom"
+ALLOWED_WHEN_FULL: Final = "#!lua flags=allow-oom"
 
 # Three arguments for each key: a step, the revision of it that is known, and whether to touch the entry. Answers with the step's
 # newest entry for each where that is above.
 NEWER: Final = Script(
-    _ALLOWED_WHEN_FULL
+    ALLOWED_WHEN_FULL
     + r"""
 local found = {}
 for i, log in ipairs(KEYS) do
@@ -123,7 +123,7 @@ return found
 )
 
 HELD: Final = Script(
-    _ALLOWED_WHEN_FULL
+    ALLOWED_WHEN_FULL
     + r"""
 local held = {}
 for i, lock in ipairs(KEYS) do
@@ -136,7 +136,7 @@ return held
 
 # For one item. One bulk string a page: a reply of many small ones costs the client ten times as much to read.
 READ: Final = Script(
-    _ALLOWED_WHEN_FULL
+    ALLOWED_WHEN_FULL
     + r"""
 local log = KEYS[1]
 local from, limit, known, touch = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
@@ -163,7 +163,7 @@ return {{at[2], n, table.concat(lines, '\n')}}
 # For one item. With `touch` it writes even where there is nothing to clear, so that a WAIT covers an earlier clear that lacked
 # its copies.
 CLEAR: Final = Script(
-    _ALLOWED_WHEN_FULL
+    ALLOWED_WHEN_FULL
     + r"""
 if not redis.call('HGET', KEYS[1], 'n') and redis.call('EXISTS', KEYS[1]) == 1 then
   return redis.error_reply('NOTALOG')

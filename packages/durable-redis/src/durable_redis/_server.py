@@ -69,7 +69,7 @@ class Server:
             node = await self._try(partial(self._client.node, item[0]), item[0])
         # One for each node, so that one that is away holds up no runs but its own.
         if (script, node) not in self._batchers:
-            self._batchers[script, node] = Batcher(partial(self._answers, script), size=lambda item: len(item[1]))
+            self._batchers[script, node] = Batcher(partial(self.answers, script), size=lambda item: len(item[1]))
         return _sound(await self._batchers[script, node].submit(item))
 
     async def ask(self, script: Script, items: Sequence[Item], *, confirm: bool = True) -> Sequence[Any]:
@@ -77,7 +77,7 @@ class Server:
 
         With `confirm`, the copies asked for exist when this returns.
         """
-        return [_sound(answer) for answer in await self._answers(script, items, confirm=confirm)]
+        return [_sound(answer) for answer in await self.answers(script, items, confirm=confirm)]
 
     async def keys(self, pattern: str) -> AsyncIterator[str | bytes]:
         """Yield the names of the hashes that match a glob, some of them more than once."""
@@ -101,7 +101,8 @@ class Server:
                 warnings.warn(danger, DataLossWarning, stacklevel=1)
         return askers
 
-    async def _answers(self, script: Script, items: Sequence[Item], *, confirm: bool = True) -> Sequence[Any]:
+    async def answers(self, script: Script, items: Sequence[Item], *, confirm: bool = True) -> Sequence[Any]:
+        """Do what `ask` does, and return the errors of items among the answers."""
         most, appends = _CALL_ITEMS if self._client.spans_runs else 1, script is APPEND
         chunks = [items[start : start + most] for start in range(0, len(items), most)]
         calls = [call_for(script, chunk) for chunk in chunks]

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from types import TracebackType
 from typing import Final, Self
 
@@ -17,6 +18,7 @@ from durable_core.store import (
     Holder,
     Lease,
     OpenableStore,
+    SupportsFlows,
     SupportsHolder,
     SupportsLock,
     SupportsPolling,
@@ -24,6 +26,7 @@ from durable_core.store import (
     SupportsScan,
     to_the_end,
 )
+from durable_core.stores.flows import FLOW, FlowState
 from durable_core.stores.lease import Leases
 from durable_core.stores.lines import RecordLines
 from durable_core.stores.loops import OneLoop
@@ -31,6 +34,7 @@ from durable_core.stores.urls import StoreURL
 
 from ._another import another
 from ._copies import Copies
+from ._flows import FlowIndex
 from ._keys import Keys
 from ._lease import RunLease, holder_in
 from ._scripts import APPEND, CLEAR, HELD, NEWER, READ
@@ -44,7 +48,7 @@ _SHORTEST_PAUSE: Final = 0.02
 _log: Final = logging.getLogger("durable_redis")
 
 
-class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling):
+class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling, SupportsFlows):
     """Keeps runs in Redis 7 or later, or in Valkey, through a client of `redis.asyncio`: single, Sentinel's or a cluster's.
 
     `ttl` is how many seconds a run is kept after its last append; a run that waits, or whose lock is held, does not expire.
@@ -74,6 +78,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
         self._copies: Final = Copies(wait, waitaof)
         self._touch: Final = int(bool(self._copies))
         self._options: Final = f"{self._touch}\x1f{'' if ttl is None else max(1, int(ttl * 1000))}"
+        self._flows: Final = FlowIndex(self._serving, self._keys, self._touch)
         self._lease: Final = lease
         self._ttl: Final = ttl
         self._limit: Final = max_connections
@@ -96,6 +101,14 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
         return store
 
     async def append(self, record: StepRecord) -> StepRecord:
+        if record.step_id != FLOW:
+            return await self._append(record)
+        token = await self._flows.add(record)
+        holder = await self._append(record)
+        await self._flows.settle(record, token, won=holder.id == record.id)
+        return holder
+
+    async def _append(self, record: StepRecord) -> StepRecord:
         key = self._keys.log(record.run_id)
         head = f"{record.revision}\x1f{record.status == 'waiting':d}\x1f{self._options}\x1f{record.step_id}"
         holder = await self._serving().submit(APPEND, (key, record.to_json(), head))
@@ -121,7 +134,10 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
             number += len(page)
 
     async def clear(self, run_id: str) -> None:
+        # Not what is added from now on: that is of a log begun anew.
+        entries = await self._flows.of_run(run_id)
         await self._serving().ask(CLEAR, [(self._keys.log(run_id), self._touch)])
+        await self._flows.drop(entries)
 
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
         seen: set[str] = set()
@@ -165,6 +181,19 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
             for (key, step_id, *_), line in zip(looks, lines, strict=True)
             if line is not None
         ]
+
+    async def flows(
+        self,
+        prefix: str = "",
+        *,
+        names: Collection[str] | None = None,
+        states: Collection[FlowState] | None = None,
+        since: datetime | None = None,
+        before: tuple[datetime, str] | None = None,
+        limit: int = 50,
+    ) -> Sequence[StepRecord]:
+        await self._flows.fill(self.runs)
+        return await self._flows.find(prefix, names, states, since, before, limit)
 
     async def __aenter__(self) -> Self:
         return self

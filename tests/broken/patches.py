@@ -1487,8 +1487,8 @@ PATCHES = [
     Patch(
         "a race begins anew while a handler is told of what is recorded",
         f"{CORE}/_running/race.py",
-        "            await self.run.turn()\n            if any(",
-        "            await asyncio.sleep(0)\n            if any(",
+        "            await self.run.turn()\n            if all(",
+        "            await asyncio.sleep(0)\n            if all(",
         ("tests/core/many/test_first.py::test_a_handler_that_takes_its_time_lets_nothing_else_begin",),
     ),
     Patch(

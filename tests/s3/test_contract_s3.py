@@ -8,13 +8,14 @@ from durable_core import open_store
 from durable_core.testing import OpenStore, StoreTests
 from durable_core.testing._contract.clearing import ClearTests
 from durable_core.testing._contract.entries import EntryTests
+from durable_core.testing._contract.flows import FlowsTests
 from durable_core.testing._contract.ids import IdTests
 from durable_core.testing._contract.polling import PollingTests
 from durable_core.testing._contract.reading import RunsTests, ScanTests
 from tests.s3.support import open_with_small_pages
 from tests.servers.s3 import SERVERS
 
-ABILITIES = frozenset({"runs", "scan", "lock", "holder", "polling"})
+ABILITIES = frozenset({"runs", "scan", "lock", "holder", "polling", "flows"})
 
 
 @pytest.mark.parametrize("s3_url", SERVERS[-1:], indirect=True)
@@ -22,6 +23,7 @@ class TestS3Store(StoreTests):
     abilities = ABILITIES
     lock_expiry = 8.0
     long_run = 130  # more than a thousand, a page of S3, are in test_requests.py
+    many_flows = 40
 
     @pytest.fixture
     def open_store(self, s3_url: str) -> OpenStore:
@@ -29,12 +31,13 @@ class TestS3Store(StoreTests):
 
 
 @pytest.mark.parametrize("s3_url", SERVERS[:1], indirect=True)
-class TestS3StoreWithSmallPages(PollingTests, ScanTests, RunsTests, ClearTests, IdTests, EntryTests):
+class TestS3StoreWithSmallPages(FlowsTests, PollingTests, ScanTests, RunsTests, ClearTests, IdTests, EntryTests):
     """Whatever reads a LIST, where every one is cut into pages of seven keys."""
 
     abilities = ABILITIES
     long_run = 130
     many_runs = 30
+    many_flows = 20
 
     @pytest.fixture
     def open_store(self, s3_url: str) -> OpenStore:

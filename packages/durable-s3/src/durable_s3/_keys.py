@@ -56,6 +56,20 @@ class Keys:
     def lease(self, run_id: str, number: int) -> str:
         return f"{self.leases(run_id)}{_HIGHEST - number:010d}.n{number}.json"
 
+    def marks(self, run_id: str) -> str:
+        return f"{self.root}open/{segment(run_id)}/"
+
+    def mark(self, run_id: str, revision: int, began: str, token: str) -> str:
+        return f"{self.marks(run_id)}{revision:010d}.{began}.{token}"
+
+    def marked(self, prefix: str) -> str:
+        """Return what the marks of all runs whose ids start with `prefix` start with; others may, too."""
+        return f"{self.root}open/{_encoded(prefix)[:_HEAD_BYTES]}"
+
+    def folder(self, name: str) -> str:
+        """Return the folder of the run whose marks are in a folder of this name."""
+        return f"{self.root}runs/{name}/"
+
     def runs(self, prefix: str) -> str:
         """Return what the folders of all runs whose ids start with `prefix` start with; others may, too."""
         return f"{self.root}runs/{_encoded(prefix)[:_HEAD_BYTES]}"

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from itertools import chain
 from types import TracebackType
 from typing import Any, Final, Self
@@ -16,6 +17,7 @@ from durable_core.store import (
     Holder,
     Lease,
     OpenableStore,
+    SupportsFlows,
     SupportsHolder,
     SupportsLock,
     SupportsPolling,
@@ -23,6 +25,7 @@ from durable_core.store import (
     SupportsScan,
     to_the_end,
 )
+from durable_core.stores.flows import FLOW, FlowState, has_ended
 from durable_core.stores.lease import Leases
 from durable_core.stores.loops import OneLoop
 
@@ -30,6 +33,7 @@ from . import _entry, _url
 from ._bucket import Bucket
 from ._connection import Connection
 from ._entry import Entry, OrderClock
+from ._flows import OPEN, OpenRuns
 from ._keys import Keys, number
 from ._lease import LEASE_SECONDS, RunLease, highest_of
 from ._probe import HONOURED, refuse_careless
@@ -40,7 +44,7 @@ _NOT_AT_ONCE: Final = ("GLACIER", "DEEP_ARCHIVE")
 _log: Final = logging.getLogger("durable_s3")
 
 
-class S3Store(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling):
+class S3Store(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling, SupportsFlows):
     """Keeps runs in a bucket, below `prefix`. An append is durable once S3 has answered 200.
 
     `client` is a boto3 S3 client: it stays yours and is not closed. It serves as many requests at a time as it has connections,
@@ -50,6 +54,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsH
     """
 
     poll_seconds: float = 20.0
+    flow_states: Collection[FlowState] | None = OPEN
 
     def __init__(
         self,
@@ -78,6 +83,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsH
         self._storage_class: Final = storage_class
         self._keys: Final = Keys(prefix)
         self._reader: Final = Reader(self._bucket, self._keys, storage_class)
+        self._flows: Final = OpenRuns(self._bucket, self._keys, self._reader, self.get)
         self._order: Final = OrderClock()
         self._leases: Final = Leases("durable-s3-leases")
         self._lease_seconds: Final = lease
@@ -94,6 +100,16 @@ class S3Store(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsH
 
     async def append(self, record: StepRecord) -> StepRecord:
         await self._ready()
+        if record.step_id != FLOW:
+            return await self._append(record)
+        if not has_ended(record):
+            await self._flows.add(record)
+        holder = await self._append(record)
+        if has_ended(holder):
+            await self._flows.end(holder.run_id, holder.revision)
+        return holder
+
+    async def _append(self, record: StepRecord) -> StepRecord:
         key = self._keys.entry(record.run_id, record.step_id, record.revision)
         for _ in range(5):
             body = _entry.encode(record, self._order.next(record.run_id))
@@ -132,12 +148,14 @@ class S3Store(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsH
 
     async def clear(self, run_id: str) -> None:
         await self._ready()
+        marks = await self._flows.of_run(run_id)
         snapshot = self._keys.snapshot(run_id)
         newest_first = await self._reader.removable(run_id)
         await self._bucket.delete([snapshot])
         if newest_first:
             await self._bucket.delete(newest_first)
             await self._bucket.delete([snapshot])  # a reader may have written it meanwhile
+        await self._flows.remove(run_id, marks)
 
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
         self._enter()
@@ -185,6 +203,20 @@ class S3Store(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsH
         contents = await together(map(self._bucket.read, keys))
         # What was cleared since is not there any more.
         return [self._seen(key, content.body) for key, content in zip(keys, contents, strict=True) if content]
+
+    async def flows(
+        self,
+        prefix: str = "",
+        *,
+        names: Collection[str] | None = None,
+        states: Collection[FlowState] | None = None,
+        since: datetime | None = None,
+        before: tuple[datetime, str] | None = None,
+        limit: int = 50,
+    ) -> Sequence[StepRecord]:
+        """Return what the protocol says of runs that have not ended: one LIST for each 1,000 marks, two requests for each run."""
+        await self._ready()
+        return await self._flows.find(prefix, names, states, since, before, limit)
 
     async def __aenter__(self) -> Self:
         return self

@@ -222,6 +222,17 @@ def parked(world: World) -> Sequence[Act]:
     ]
 
 
+def parked_and_retried(world: World) -> Sequence[Act]:
+    """By hand, of the whole run."""
+    *before, again = parked(world)
+    return [*before, acts(control.retry, world.run_id, by="alice", clock=world.clock), again]
+
+
+def mapped(world: World) -> Sequence[Act]:
+    fans = flow_of(world, lambda runner: runner.map("step", world.effects.happen, ["a", "b"], key=str, limit=1))
+    return [runs(fans, world)]
+
+
 def cancelled(world: World) -> Sequence[Act]:
     asks = flow_of(world, lambda runner: runner.approval("step"))
     return [
@@ -314,6 +325,17 @@ ROWS: Mapping[Life, Chains] = {
             *ENDS,
         ],
     },
+    parked_and_retried: {
+        FLOW: [
+            "started 1 {input}",
+            "reopened 1 KeyError +1 {input}",
+            "started 1 {input}",
+            "waiting 1 {input parked waiting_for}",
+            "reopened 1 {by input}",
+            *ENDS,
+        ],
+    },
+    mapped: {("", "step/a"): ["success 1"], ("", "step/b"): ["success 1"], STEP: ["success 1"], FLOW: ENDS},
     cancelled: {
         STEP: ["waiting 1"],
         FLOW: [

@@ -160,7 +160,7 @@ async def test_nothing_is_shipped_that_was_released(store: Store, life: Life) ->
             assert (await world.chain())[-1] == "success 1 {input}", lived.met
 
 
-def paypal(world: World) -> Sequence[Act]:
+def paypal(world: World, step_id: str | None = "ship") -> Sequence[Act]:
     """A visa that is refused and answered by paypal, then a shipment that fails, and is tried again."""
     broken = [True]
 
@@ -187,7 +187,7 @@ def paypal(world: World) -> Sequence[Act]:
 
     async def mend(store: Store) -> None:
         broken.clear()
-        await control.retry(store, world.run_id, "ship", clock=world.clock)
+        await control.retry(store, world.run_id, step_id, clock=world.clock)
 
     async def end(store: Store) -> None:
         await order.run(store, run_id=world.run_id)
@@ -195,9 +195,15 @@ def paypal(world: World) -> Sequence[Act]:
     return [Act(fail), Act(mend, "reopened"), Act(end)]
 
 
-async def test_a_retry_charges_nobody_twice(store: Store) -> None:
+def paypal_without_a_name(world: World) -> Sequence[Act]:
+    """The run knows which step failed it."""
+    return paypal(world, None)
+
+
+@pytest.mark.parametrize("life", [paypal, paypal_without_a_name])
+async def test_a_retry_charges_nobody_twice(store: Store, life: Life) -> None:
     """What the flow had caught stays as it was, and so does what it did instead."""
-    for lived in await everywhere(paypal, store):
+    for lived in await everywhere(life, store):
         world = lived.world
         assert await world.chain("visa") == ["failure 1 ConnectionError"], lived.met
         assert await world.chain("paypal") == ["success 1 {answered}"], lived.met

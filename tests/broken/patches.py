@@ -1537,4 +1537,11 @@ PATCHES = [
         "record=tried.record",
         ("tests/core/running/test_until.py::test_an_attempt_in_a_later_life_has_the_same_end",),
     ),
+    Patch(
+        "what parks a cancelled run is not told, and nobody can retry it",
+        f"{CORE}/_log/standing.py",
+        '    return flow.status == "waiting" and "parked" in flow.notes\n',
+        '    return state_of(flow) == "parked"\n',
+        ("tests/core/flow/test_lives.py::test_undoing_that_was_interrupted_is_retried",),
+    ),
 ]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from durable_core import (
+    ChildStopped,
     DurableError,
     MemoryStore,
     RunCancelled,
@@ -769,3 +770,41 @@ async def test_many_waits_share_what_they_are_suspended_for(store: FlakyStore) -
         await waits.run(store, run_id="run")
     assert len(suspended.value.waiting_for) == 50
     assert {id(each.waiting_for) for each in found} == {id(suspended.value.waiting_for)}
+
+
+@pytest.mark.parametrize("in_child", [False, True], ids=["alone", "in a child"])
+async def test_undoing_that_was_interrupted_is_retried(store: FlakyStore, *, in_child: bool) -> None:
+    """A cancelled run may be parked, too: its status says by what, and `retry` of the run lets it go on."""
+    killed = [True]
+
+    async def give_back() -> None:
+        if killed:
+            raise Killed
+
+    @flow(wait_limit=0)
+    async def pays(runner: Runner) -> None:
+        try:
+            await runner.event("word")
+        except RunCancelled:
+            await runner.step("give-back", give_back, when_cancelled=True, at_most_once=True)
+            raise
+
+    @flow(wait_limit=0)
+    async def delegates(runner: Runner) -> None:
+        await runner.flow("pays", pays)
+
+    job, paying = (delegates, "run/pays") if in_child else (pays, "run")
+    with pytest.raises(RunSuspended):
+        await job.run(store, run_id="run")
+    await control.cancel(store, "run", reason="enough")
+    for error in (Killed, (StepInterrupted, ChildStopped)):
+        with pytest.raises(error):
+            await job.run(store, run_id="run")
+    status = await control.status(store, paying)
+    assert (status.status, status.failed) == ("cancelling", ("give-back",))
+    assert status.mend == f"durable_core.control.resolve or retry(store, '{paying}', 'give-back')"
+    killed.clear()
+    await control.retry(store, "run")
+    with pytest.raises(StepFailed, match="enough"):
+        await job.run(store, run_id="run")
+    assert (await control.status(store, "run")).status == "cancelled"

@@ -460,6 +460,12 @@ class TestBadInput:
         with pytest.raises(TypeError, match="must be a function"):
             await Runner(store, "run").map("mail", wrong, USERS)
 
+    async def test_no_items(self, store: MemoryStore, effects: Effects) -> None:
+        """Nor what can't be gone through."""
+        wrong: Any = 7
+        with pytest.raises(TypeError, match="items of map 'mail' must be a list or another iterable, not 7"):
+            await Runner(store, "run").map("mail", effects.happen, wrong)
+
     async def test_ids_used_twice(self, store: MemoryStore) -> None:
         """Another map under the id, other items, and a step under an item's id are refused."""
         async with Runner(store, "run") as runner:

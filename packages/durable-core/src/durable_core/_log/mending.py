@@ -10,7 +10,7 @@ from typing import Any
 from durable_core.errors import AlreadyDecided, Refused, StepFailed, Withdrawn
 from durable_core.record import StepRecord
 from durable_core.store import Store, lock_of
-from durable_core.stores.flows import is_crash, state_of
+from durable_core.stores.flows import is_crash, is_parked, state_of
 
 from .chain import FLOW, advance, decided, successor
 from .known import describe, known_run, known_step
@@ -89,9 +89,11 @@ class Mending:
             if state == "failed":
                 for step_id in await self._failed_steps(flow):
                     await self._reopen_if_failed(run_id, step_id)
-            elif state == "parked":
+            elif is_parked(flow):
                 await self._reopen_what_parks(flow)
-            flow = await self._advance(await known_step(self._store, run_id, FLOW), self._flow_reopened)
+            latest = await known_step(self._store, run_id, FLOW)
+            went_on = is_parked(flow) and latest.status == "reopened"  # with its child
+            flow = latest if went_on else await self._advance(latest, self._flow_reopened)
         await self._let_parents_go_on(flow)
         return flow
 
@@ -106,7 +108,7 @@ class Mending:
         state = state_of(flow)
         if flow.status == "reopened" and not is_crash(flow) and state == "waiting":
             return None
-        if state in ("waiting", "cancelling"):
+        if state in ("waiting", "cancelling") and not is_parked(flow):
             waits = "is being cancelled" if state == "cancelling" else "waits: retry the step that it waits for, or run it"
             raise Refused(f"run {flow.run_id!r} neither failed nor is it stuck; it {waits}")
         return successor(flow, self._now, status="reopened", until=None, note={**lasting(flow), **self._signed})
@@ -159,7 +161,7 @@ class Mending:
     async def _reopen_child(self, child: str) -> bool:
         """Let a child go on; False where it needs nobody for that."""
         flow = await self._store.get(child, FLOW)
-        if flow is None or state_of(flow) not in ("failed", "crashed", "parked", "cancelled"):
+        if flow is None or (state_of(flow) not in ("failed", "crashed", "cancelled") and not is_parked(flow)):
             return False
         await self.run(child)
         return True
@@ -275,7 +277,7 @@ def refuse_unless_stuck(latest: StepRecord) -> None:
         raise Refused(f"{what} lost to another contender: nobody needs it any more")
     stuck = latest.status in ("failure", "started")
     if latest.step_id == FLOW:
-        stuck = state_of(latest) in ("failed", "started", "crashed", "parked")
+        stuck = state_of(latest) in ("failed", "started", "crashed") or is_parked(latest)
     if not stuck:
         raise Refused(f"{what} neither failed nor was interrupted: it is {describe(latest)}")
 
@@ -287,4 +289,4 @@ def is_withdrawn(latest: StepRecord) -> bool:
 
 def _parked_by(flow: StepRecord) -> list[tuple[str, str]]:
     """Return the runs and steps that a run is parked by."""
-    return waits_of(flow) if state_of(flow) == "parked" else []
+    return waits_of(flow) if is_parked(flow) else []

@@ -10,7 +10,7 @@ import msgspec
 
 from durable_core.record import StepError, StepRecord
 from durable_core.store import Holder
-from durable_core.stores.flows import state_of
+from durable_core.stores.flows import is_parked, state_of
 
 from .chain import CANCEL, FLOW, decided, newest
 from .notes import children_of, ids_in, origin_of, parent_of, waits_of
@@ -77,7 +77,7 @@ def status_of(
         waits, holder = [], None
     if state == "parked":  # for somebody, and for nothing that its steps wait for
         waits = []
-    parked = _object(flow, "parked") if state == "parked" else {}
+    parked = _object(flow, "parked") if flow is not None and is_parked(flow) else {}
     ending = flow if flow is not None else last if state == "failed" else None
     failed = [parked["step"]] if isinstance(parked.get("step"), str) else []
     if state == "failed" and ending is not None:
@@ -91,7 +91,7 @@ def status_of(
         result=flow.value() if flow is not None and state == "succeeded" else None,
         error=next((record.error for record in (ending, *waits) if record is not None and record.error is not None), None),
         failed=tuple(failed),
-        why=_text(parked.get("why") if state == "parked" else cancelled.get("reason")),
+        why=_text(parked["why"] if "why" in parked else cancelled.get("reason")),
         mend=_text(parked.get("mend")),
         waiting_for=tuple(record.step_id for record in waits),
         until=_until(run_id, latest, flow, waits, state),

@@ -70,6 +70,8 @@ def prepare_map(
     _check_number("tolerate", tolerate, 0)
     if key is not None and not callable(key):
         raise TypeError(f"key must be a function of an item, or None to number the items, not {key!r}")
+    if not isinstance(items, Iterable):
+        raise TypeError(f"items of map {step_id!r} must be a list or another iterable, not {items!r}")
     items = [*items]
     step_ids = [check_own_id("step_id", f"{step_id}/{number}") for number in range(len(items))]
     if key is not None:

@@ -30,7 +30,7 @@ def state_of(flow: StepRecord) -> FlowState:
         return "started"
     if is_crash(flow):
         return "crashed"
-    return "parked" if "parked" in flow.notes else "waiting"
+    return "parked" if is_parked(flow) else "waiting"
 
 
 def has_ended(flow: StepRecord) -> bool:
@@ -52,6 +52,11 @@ def cancelled(flow: StepRecord | None) -> Mapping[str, Any] | None:
 def is_crash(flow: StepRecord) -> bool:
     """Tell whether the entry says that the flow's own code raised."""
     return flow.status == "reopened" and flow.error is not None
+
+
+def is_parked(flow: StepRecord) -> bool:
+    """Tell whether somebody must act before the run goes on; a run that is being cancelled may need that, too."""
+    return flow.status == "waiting" and "parked" in flow.notes
 
 
 def is_among(

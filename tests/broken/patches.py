@@ -1544,4 +1544,11 @@ PATCHES = [
         '    return state_of(flow) == "parked"\n',
         ("tests/core/flow/test_lives.py::test_undoing_that_was_interrupted_is_retried",),
     ),
+    Patch(
+        "looks keep the run alive whose wait was the first",
+        f"{CORE}/_running/looking.py",
+        ', name="durable-looks", context=Context())',
+        ', name="durable-looks")',
+        ("tests/core/waiting/test_looks.py::test_a_run_that_is_over_is_not_kept_by_those_that_wait",),
+    ),
 ]

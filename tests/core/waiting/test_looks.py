@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from durable_core import MemoryStore, RunCancelled, Runner, StepRecord, control
+from durable_core import MemoryStore, RunCancelled, Runner, StepRecord, control, flow
 from durable_core.testing import FakeClock
 
 
@@ -140,3 +142,26 @@ async def test_a_wait_that_ends_leaves_nothing_behind() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
     assert before() == {asyncio.current_task()}
+
+
+async def test_a_run_that_is_over_is_not_kept_by_those_that_wait() -> None:
+    """The waits of a store share what looks for them, which began with the first of them."""
+    store = MemoryStore()
+    runners: list[weakref.ref[Runner]] = []
+
+    @flow
+    async def waits(runner: Runner) -> None:
+        runners.append(weakref.ref(runner))
+        await runner.event("word")
+
+    running = {}
+    for run_id in ("first", "second"):
+        running[run_id] = asyncio.create_task(waits.run(store, run_id=run_id))
+        while await store.get(run_id, "word") is None:
+            await asyncio.sleep(0)
+    await control.send(store, "first", "word")
+    await running.pop("first")
+    gc.collect()
+    assert [runner() is None for runner in runners] == [True, False]
+    await control.send(store, "second", "word")
+    await running.pop("second")

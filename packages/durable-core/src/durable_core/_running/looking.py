@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import Context
 from typing import Final
 
 from durable_core._log.news import news_of
@@ -77,7 +78,8 @@ class Looker:
         self._store: Final = store
         self._seconds: Final = poll_seconds(store)
         self.listeners: Final[dict[Listener, None]] = {}
-        self.task: Final = asyncio.create_task(self._rounds(), name="durable-looks")
+        # In a context of its own: that of the first wait would keep its run alive for as long as any other waits.
+        self.task: Final = asyncio.create_task(self._rounds(), name="durable-looks", context=Context())
 
     async def _rounds(self) -> None:
         away = False

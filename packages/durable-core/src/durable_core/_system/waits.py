@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from time import monotonic
 from typing import Any, Final, TypeVar
 from weakref import ref
@@ -55,7 +56,8 @@ class TimeLimit:
     def _watch(self, seconds: float, now: float) -> None:
         seconds = min(seconds, _LONGEST)
         self._next = now + seconds
-        self.loop.call_later(seconds, self._look, self._next)
+        # In a context of its own: the caller's would keep its run alive for as long as anything waits.
+        self.loop.call_later(seconds, self._look, self._next, context=Context())
 
     def _look(self, when: float) -> None:
         if when == self._next:  # otherwise an earlier one took its place, and will be followed by others

@@ -1539,7 +1539,7 @@ PATCHES = [
     ),
     Patch(
         "what parks a cancelled run is not told, and nobody can retry it",
-        f"{CORE}/_log/standing.py",
+        f"{CORE}/stores/flows.py",
         '    return flow.status == "waiting" and "parked" in flow.notes\n',
         '    return state_of(flow) == "parked"\n',
         ("tests/core/flow/test_lives.py::test_undoing_that_was_interrupted_is_retried",),

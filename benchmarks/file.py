@@ -18,7 +18,7 @@ from time import perf_counter
 from uuid import uuid4
 
 from rows import async_medians, in_child, peak_memory, row, seconds
-from runs import decision_seconds, effect, step_seconds, waiting_share
+from runs import add_flows, decision_seconds, effect, finding_seconds, step_seconds, waiting_share
 
 from durable_core import Runner, StepRecord
 from durable_file import FileStore
@@ -173,6 +173,14 @@ async def waiting(folder: Path) -> None:
         row("1,000 waiting runs in a folder, of a core", await waiting_share(store), 1, "%")
 
 
+async def finding(folder: Path) -> None:
+    """Find runs without an index: all logs are read."""
+    for name in ("log.jsonl", "folder"):
+        async with FileStore(folder / uuid4().hex / name) as store:
+            await add_flows(store, 1_000)
+            row(f"50 runs that wait, of 1,000 in a {name}", await finding_seconds(store) * 1e3, None, "ms")
+
+
 def main() -> None:
     match sys.argv[1:]:
         case ["--resume", path]:
@@ -181,7 +189,7 @@ def main() -> None:
             print(peak_memory())
         case [*place]:
             with tempfile.TemporaryDirectory(dir=place[0] if place else ".") as name:
-                for measure in (one_run, one_log, a_folder, resumes, many_runs, waiting):
+                for measure in (one_run, one_log, a_folder, resumes, many_runs, waiting, finding):
                     asyncio.run(measure(Path(name)))
 
 

@@ -21,6 +21,7 @@ from durable_postgres import PostgresStore
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.rows import async_seconds, in_child, peak_memory, row
+from benchmarks.runs import add_flows, finding_seconds
 from tests.servers.postgres import start_postgres
 
 ROUNDS = 5
@@ -210,6 +211,12 @@ async def waiting(url: str) -> None:
     row("polling for 1,000 waiting runs, of a core", share * 100, 1, "%")
 
 
+async def finding(url: str) -> None:
+    async with bench(url) as on:
+        await add_flows(on.store, LONG)
+        row("50 runs that wait, of 100,000", await finding_seconds(on.store) * 1e3, 100, "ms")
+
+
 async def long(url: str) -> None:
     schema = f"b_{uuid4().hex}"
     async with PostgresStore.from_url(f"{url}?schema={schema}") as store:
@@ -235,7 +242,7 @@ def main() -> None:
         asyncio.run(resume(sys.argv[1]))
         return
     for server in start_postgres():
-        for measure in (alone, many, waiting, long):
+        for measure in (alone, many, waiting, finding, long):
             asyncio.run(measure(server.url))
     for server in start_postgres("max_locks_per_transaction=256", "max_connections=100"):
         for measure in (at_once, holding):

@@ -18,6 +18,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 from rows import row
+from runs import add_flows, finding_seconds
 
 from durable_core import Runner, StepRecord
 from durable_redis import RedisStore
@@ -167,6 +168,8 @@ async def measure(url: str) -> None:
         await at_once(store, bare._client)
         await polling(store)
         await resumes(store, url)
+        await add_flows(store, 100_000)
+        row("50 runs that wait, of 100,000", await finding_seconds(store) * 1e3, 100, "ms")
 
 
 def main() -> None:

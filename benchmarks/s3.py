@@ -30,6 +30,7 @@ from urllib.parse import parse_qs, quote
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rows import row
+from runs import add_flows, finding_seconds
 
 from durable_core import Runner
 from durable_core.record import StepRecord
@@ -41,6 +42,7 @@ from tests.servers import s3 as servers
 from tests.servers.s3 import BUCKET, S3Server
 
 ROUNDS = 30
+FLOWS = 1_000
 ROOT = "logs"
 KEYS = Keys(ROOT)
 NAMES = {"PutObject": "PUT", "GetObject": "GET", "ListObjectsV2": "LIST", "DeleteObjects": "DELETE"}
@@ -257,6 +259,16 @@ async def waiting(store: S3Store, requests: list[Requests]) -> None:
         row("a run that waits and holds its lock: requests a minute", sum(taken_by(requests).values()) / 10, 4, "")
 
 
+async def finding(store: S3Store, requests: list[Requests]) -> None:
+    """Find runs that wait by their marks, and read the logs of a page."""
+    await add_flows(store, FLOWS)
+    await finding_seconds(store, 1)
+    taken_by(requests)
+    took = await finding_seconds(store, ROUNDS - 1)
+    row(f"50 runs that wait, of {FLOWS:,}, half of them open: requests", sum(taken_by(requests).values()) / ROUNDS, None, "")
+    row(f"50 runs that wait, of {FLOWS:,}, half of them open", took, None, "s")
+
+
 async def resume(url: str, run_id: str) -> None:
     """Resume a run in this process; print the seconds and the most memory."""
     start = time.perf_counter()
@@ -290,6 +302,7 @@ async def measure(sizes: list[int]) -> None:
                 await single_calls(client, store, requests[1:], entries)
                 await whole_run(server, client, store, requests[1:], entries)
             await waiting(store, requests[1:])
+            await finding(store, requests[1:])
         client.close()
 
 

@@ -6,11 +6,13 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from durable_core.testing._contract.flows import BEGAN, flow_entry
 from durable_s3 import S3Store
 from tests.s3.support import Requests, TestsClock, client_of, entry
 from tests.servers.s3 import BUCKET, S3Server
@@ -56,6 +58,20 @@ async def test_an_append_is_one_put(counted: Counted) -> None:
         assert counted.requests.taken() == {"put": 1, "get": 1}
 
 
+async def test_a_flow_is_marked_in_one_put_and_its_end_takes_two_requests(counted: Counted) -> None:
+    """Entries of `$flow` alone; a page of 50 among 100 open runs reads 64 of them at most."""
+    async with counted.store() as store:
+        await store.append(flow_entry())
+        assert counted.requests.taken() == {"put": 2}
+        await store.append(flow_entry(state="failed", revision=1))
+        assert counted.requests.taken() == {"put": 1, "list": 1, "delete": 1}
+        moments = [BEGAN + timedelta(seconds=number) for number in range(100)]
+        await asyncio.gather(*(store.append(flow_entry(f"run {at:%M%S}", started_at=at)) for at in moments))
+        counted.requests.clear()
+        assert len(await store.flows()) == 50
+        assert counted.requests.taken() == {"list": 1 + 64, "get": 64}
+
+
 async def test_a_get_is_two_requests_at_most(counted: Counted) -> None:
     """However many revisions the step has."""
     async with counted.store() as store:
@@ -94,7 +110,7 @@ async def test_a_long_run_is_read_from_its_snapshot(counted: Counted) -> None:
         assert await store.list("run") == [*first, *tail]
         assert counted.requests.taken() == {"list": 2, "get": 4}
         await store.clear("run")
-        assert counted.requests.taken() == {"list": 2, "get": 4, "delete": 4}
+        assert counted.requests.taken() == {"list": 3, "get": 4, "delete": 4}
 
 
 async def test_entries_are_read_32_at_a_time(counted: Counted) -> None:

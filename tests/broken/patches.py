@@ -1550,8 +1550,8 @@ PATCHES = [
         ', name="durable-looks", context=Context())',
         ', name="durable-looks")',
         ("tests/core/waiting/test_looks.py::test_a_run_that_is_over_is_not_kept_by_those_that_wait",),
-
-
+    ),
+    Patch(
         "postgres: the index of flows is not written",
         f"{POSTGRES}/_appends.py",
         "    if not flows:\n",

@@ -948,7 +948,7 @@ PATCHES = [
     Patch(
         "a child that crashed is a failed step",
         f"{CORE}/_waiting/child.py",
-        '(state.status == "reopened" or "parked" in state.notes)',
+        '(is_crash(state) or "parked" in state.notes)',
         "False",
         ("tests/core/flow/test_children.py::test_a_child_that_crashed_crashes_its_parent",),
     ),
@@ -962,8 +962,8 @@ PATCHES = [
     Patch(
         "a cancellation is not handed on to a child",
         f"{CORE}/_waiting/child.py",
-        "    await _cancel(run, run_id)\n\n\nasync def _cancel",
-        "\n\n\nasync def _cancel",
+        "    await _cancel(run, run_id, _asked(run))\n\n\ndef _asked",
+        "\n\n\ndef _asked",
         ("tests/core/flow/test_children.py::test_a_child_that_begins_while_its_parent_is_cancelled_is_cancelled_too",),
     ),
     Patch(
@@ -976,8 +976,8 @@ PATCHES = [
     Patch(
         "children that nobody waited for go on without their parent",
         f"{CORE}/_running/driving.py",
-        "        await work.end_children()\n",
-        "        pass\n",
+        "            await work.end_children()\n",
+        "            pass\n",
         ("tests/core/flow/test_children.py::test_children_that_nobody_waited_for_are_cancelled_with_their_parent",),
     ),
     Patch(
@@ -1084,15 +1084,15 @@ PATCHES = [
     Patch(
         "a child beside what is told first outlives its parent",
         f"{CORE}/_waiting/child.py",
-        "            await _drive_to_its_end(run, run_id, flow, {}, *_asked(run))\n",
-        "            await _cancel(run, run_id)\n",
+        "            await _end_by_cancelling(run, run_id, flow, _asked(run))\n",
+        "            await _cancel(run, run_id, _asked(run))\n",
         ("tests/core/flow/test_undoing.py::test_a_child_beside_what_is_told_first_is_cancelled_too",),
     ),
     Patch(
         "a child that is parked as it undoes is driven again and again",
         f"{CORE}/_waiting/child.py",
-        "            raise ChildStopped(standing.record, standing.error)\n        if not decided",
-        "            pass\n        if not decided",
+        ' or "parked" in state.notes',
+        "",
         ("tests/core/flow/test_undoing.py::test_a_child_that_is_parked_as_it_undoes_parks_its_parent",),
     ),
     Patch(
@@ -1227,7 +1227,7 @@ PATCHES = [
     Patch(
         "first: a wait of an earlier run is withdrawn only where it begins again",
         f"{CORE}/_waiting/wait.py",
-        "        ask_wait(run, asked.step_id, asked.name, asked.kind)  # it may have lost already\n",
+        "        note_wait(run, noted)  # it may have lost already\n",
         "",
         ("tests/core/many/test_first.py::test_a_recorded_booking_wins_before_anything_else_begins",),
     ),
@@ -1283,7 +1283,7 @@ PATCHES = [
     Patch(
         "first: a child that lost is left as it is",
         f"{CORE}/_running/first.py",
-        "        await _end_children(winner, race.contenders)\n",
+        "        await _end_children(race.contenders, winner)\n",
         "",
         ("tests/core/many/test_first.py::TestChildren::test_it_undoes_what_it_did",),
     ),
@@ -1440,7 +1440,7 @@ PATCHES = [
     Patch(
         "first: the delay of a retry that lost goes on",
         f"{CORE}/_running/step.py",
-        '    ask_wait(run, call.step_id, call.name, "step")\n',
+        '    note_wait(run, AskedWait(call.step_id, call.name, "step"))\n',
         "",
         ("tests/core/many/test_first.py::TestWaiting::test_the_delay_of_a_retry",),
     ),
@@ -1474,7 +1474,7 @@ PATCHES = [
     Patch(
         "a child whose asking was not recorded is not cancelled",
         f"{CORE}/_waiting/child.py",
-        "    run.children[child_id(run.id, child.step_id)] = child.flow  # an earlier life",
+        "    run.children[child_id(run.id, step_id)] = flow  # an earlier life",
         "    # an earlier life",
         ("tests/core/flow/test_children.py::test_a_child_is_cancelled_whose_asking_was_not_recorded",),
     ),

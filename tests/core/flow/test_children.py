@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from durable_core import (
@@ -334,6 +335,59 @@ async def test_children_that_nobody_waited_for_are_cancelled_with_their_parent(s
     assert failed.value.error.matches(RunCancelled)
     assert effects == {"charge": 1, "refund": 1}
     assert (await entries(store, "run/child", "$flow"))[-1] == "failure"
+
+
+async def test_a_child_that_crashes_while_it_undoes_stops_its_parent(store: FlakyStore) -> None:
+    """A child that nobody waited for is not driven over and over: its parent crashes, and goes on with it."""
+    undoes = [False]
+
+    @flow
+    async def child(runner: Runner) -> None:
+        if not undoes[0]:
+            undoes[0] = True
+            raise RuntimeError("a typo in what undoes")
+        await runner.step("more", len, "more")
+
+    async def begin_it() -> None:  # as another process would
+        asked = await store.get("run/child", "$flow")
+        assert asked is not None
+        await store.append(msgspec.structs.replace(asked, id="begun", revision=1, status="started"))
+
+    @flow
+    async def parent(runner: Runner) -> None:
+        await runner.flow("child", child, wait=False)
+        await runner.step("begin it", begin_it, returns=None)
+        await control.cancel(store, "run")
+        await runner.step("more", len, "more")
+
+    with pytest.raises(RuntimeError, match="a typo in what undoes"):
+        await parent.run(store, run_id="run")
+    assert (await control.status(store, "run")).status == "cancelling"
+    with pytest.raises(StepFailed) as failed:
+        await parent.run(store, run_id="run")
+    assert failed.value.error.matches(RunCancelled)
+    assert (await control.status(store, "run/child")).status == "cancelled"
+
+
+async def test_a_run_that_is_no_child_is_not_cancelled(store: FlakyStore) -> None:
+    """It has the id of a child of a cancelled run, and is nobody else's business."""
+
+    @flow
+    async def waits(runner: Runner) -> None:
+        await runner.sleep("long", timedelta(days=1))
+
+    async def cancel(record: StepRecord) -> None:
+        if record.step_id == "bill":
+            store.before = None
+            await control.cancel(store, "run")
+
+    with pytest.raises(RunSuspended):
+        await waits.options(wait_limit=0).run(store, run_id="run/bill")
+    store.before = cancel
+    with pytest.raises(StepFailed) as failed:
+        await order.run(store, run_id="run", customer="c")
+    assert failed.value.error.matches(RunCancelled)
+    assert (await control.status(store, "run/bill")).status == "waiting"
 
 
 async def test_a_run_that_is_no_child_is_not_taken_for_one(store: FlakyStore) -> None:

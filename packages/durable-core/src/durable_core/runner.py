@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar,
 from weakref import ref
 
 from ._log.clearing import hold_children
-from ._running.call import ANNOTATED, may_be_awaited, prepare, refuse_nested, reused
+from ._running.call import ANNOTATED, may_be_awaited, prepare, use_id
 from ._running.first import prepare_race, run_first
 from ._running.many import prepare_map, run_map
-from ._running.outcome import value_of
+from ._running.outcome import value_or_failure
 from ._running.progress import publish
-from ._running.race import ask
 from ._running.run import Run
 from ._running.step import run_step
 from ._running.transaction import committing_in
 from ._running.until import asking_again
 from ._system.ids import check_id, check_name, check_own_id
-from ._values.returns import UNTYPED, codec_for
+from ._values.codec import Codec
+from ._values.returns import codec_for
 from ._waiting.approval import Decision, Request
-from ._waiting.child import Child, ask_for_child, drive_child, result_of
+from ._waiting.child import call_child, result_of
 from ._waiting.wait import Wait, moment, wait
 from .clock import Clock, SystemClock
-from .errors import RunSuspended, StepFailed
+from .errors import RunSuspended
 from .events import OnEvent
 from .options import Delay, Policy, RetryOn, StepOptions, duration
 from .record import StepRecord
@@ -249,7 +249,7 @@ class Runner:
         """
         step_id = self._scoped(step_id)
         until = moment(self._run.clock, "duration", duration)
-        await self._wait(Wait(step_id, name or step_id, "sleep", until), ("sleep", duration))
+        await self._wait(Wait(step_id, name or step_id, "sleep", until), ("sleep", duration), None)
 
     async def approval(
         self,
@@ -273,8 +273,7 @@ class Runner:
         request = Request.make(step_id, show, quorum, approvers, on_timeout)
         until = None if timeout is None else moment(self._run.clock, "timeout", timeout)
         asked = Wait(step_id, name or step_id, "approval", until, request.note(), request.fingerprint)
-        record = await self._wait(asked, ("approval", request.fingerprint))
-        decision: Decision = value_of(record, codec_for(Decision))
+        decision: Decision = await self._wait(asked, ("approval", request.fingerprint), codec_for(Decision))
         return decision
 
     @overload
@@ -294,10 +293,9 @@ class Runner:
         after `wait_limit` seconds, and `StepDrift` if the value that was sent is no `returns`.
         """
         step_id = self._scoped(step_id)
-        codec = UNTYPED if returns is None else codec_for(returns)
+        codec = None if returns is None else codec_for(returns)
         until = None if timeout is None else moment(self._run.clock, "timeout", timeout)
-        record = await self._wait(Wait(step_id, name or step_id, "event", until), ("event",))
-        return None if returns is None else value_of(record, codec)
+        return await self._wait(Wait(step_id, name or step_id, "event", until), ("event",), codec)
 
     @overload
     def flow(self, step_id: str, flow: Flow[P, T], /, *args: P.args, **input: P.kwargs) -> Coroutine[Any, Any, T]: ...
@@ -314,24 +312,10 @@ class Runner:
         take. A child that crashed or is parked raises `ChildStopped`, no `Exception`: this run then crashes or is parked as well.
         When this run is cancelled, so is the child, and it is driven to its end first.
         """
-        refuse_nested(self._run, step_id)
         if args:
             raise TypeError(f"flow {step_id!r} takes its input by name")
-        if not hasattr(flow, "stand_as_child"):
-            raise TypeError(f"flow {step_id!r} must be a function decorated with @flow, not {flow!r}")
         step_id = self._scoped(check_name("step_id of a child", step_id))
-        child = Child(step_id, flow, flow.take(input))
-        self._refuse_reuse(step_id, ("flow", flow.name, child.taken.fingerprint, wait))
-        await self._run.ready()
-        if not wait:
-            run_id = await ask_for_child(self._run, child)
-            self._run.asked.add(run_id)
-            return run_id
-        with self._run.telling(step_id):
-            record = await drive_child(self._run, child)
-        if record.status == "failure":
-            raise StepFailed(record)
-        return value_of(record, flow.codec)
+        return await call_child(self._run, step_id, flow, input, waits=wait)
 
     async def result(self, step_id: str, child: str, *, returns: Any = Any, name: str | None = None) -> Any:
         """Wait for the end of a child that `flow(…, wait=False)` of this run asked for, and return its value as `returns`.
@@ -339,18 +323,9 @@ class Runner:
         Raises `StepFailed` if the child failed or was cancelled, `ValueError` for a run id that no such call returned, and
         `RunSuspended` after `wait_limit` seconds.
         """
-        refuse_nested(self._run, step_id)
-        step_id = self._scoped(check_own_id("step_id", step_id))
-        codec = UNTYPED if returns is None else codec_for(returns)
-        if child not in self._run.asked:
-            raise ValueError(f"result {step_id!r} takes a run id that flow(…, wait=False) of this run returned, not {child!r}")
-        self._refuse_reuse(step_id, ("result", child))
-        await self._run.ready()
-        with self._run.telling(step_id):
-            record = await result_of(self._run, step_id, name or step_id, child)
-        if record.status == "failure":
-            raise StepFailed(record)
-        return None if returns is None else value_of(record, codec)
+        codec = None if returns is None else codec_for(returns)
+        step_id = self._scoped(step_id)
+        return await result_of(self._run, step_id, name or step_id, child, codec)
 
     def first(self, step_id: str, /, **contenders: Callable[[], Awaitable[T]]) -> Coroutine[Any, Any, tuple[str, T]]:
         """Let contenders race, and return the name and the value of the first that succeeds, now and on every later run.
@@ -557,19 +532,10 @@ class Runner:
         """Return the id in the run of what this scope calls `step_id`."""
         return self._prefix + check_own_id("step_id", step_id) if self._prefix else step_id
 
-    async def _wait(self, asked: Wait, identity: object) -> StepRecord:
-        refuse_nested(self._run, asked.step_id)
-        self._refuse_reuse(asked.step_id, identity)
+    async def _wait(self, asked: Wait, identity: object, codec: Codec[Any] | None) -> Any:
+        use_id(self._run, asked.step_id, identity)
         with self._run.telling(asked.step_id):
-            record = await wait(self._run, asked)
-        if record.status == "failure":
-            raise StepFailed(record)
-        return record
-
-    def _refuse_reuse(self, step_id: str, identity: object) -> None:
-        ask(self._run, step_id)
-        if self._run.calls.setdefault(step_id, identity) != identity:
-            raise reused(self._run, step_id)
+            return value_or_failure(await wait(self._run, asked), codec)
 
 
 def _is_only(suspended: RunSuspended, error: BaseException | None) -> bool:

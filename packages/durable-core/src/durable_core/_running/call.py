@@ -20,7 +20,7 @@ from durable_core.context import running
 from durable_core.errors import StepReused
 from durable_core.options import Policy
 
-from .race import ask
+from .race import note_step
 from .run import Run
 
 ANNOTATED: Final = msgspec.UNSET
@@ -67,7 +67,7 @@ def prepare(
     """Check the call and note what it is, now: by the time that its coroutine runs, a loop's variable has moved on."""
     if running.get() is not None:
         refuse_nested(run, step_id)
-    ask(run, step_id)
+    note_step(run, step_id)
     known = _plain.get(fn) if type(fn) is FunctionType and returns is ANNOTATED else None
     if known is not None and known[0] is fn.__code__:  # which tools that reload code replace
         _, function, codec, runs_on_loop = known
@@ -148,6 +148,14 @@ def refuse_nested(run: Run, step_id: str) -> None:
     """Raise `NestedStep` inside the function of another step of this run."""
     if (outer := running.get()) is not None:
         outer.refuse(run, step_id)
+
+
+def use_id(run: Run, step_id: str, identity: Identity) -> None:
+    """Note what an id is used for. Raises `NestedStep` inside a step, `StepReused` if it was used for something else."""
+    refuse_nested(run, step_id)
+    note_step(run, step_id)
+    if run.calls.setdefault(step_id, identity) != identity:
+        raise reused(run, step_id)
 
 
 def reused(run: Run, step_id: str) -> StepReused:

@@ -20,9 +20,9 @@ from durable_core._values.annotations import Closure, closure_of
 from durable_core.errors import RunCancelled, SomeFailed, StepDrift, StepFailed, Withdrawn
 from durable_core.record import StepError, StepRecord
 
-from .call import check_variables, refuse_nested, reused
+from .call import check_variables, use_id
 from .outcome import failed_before, reopened_if_mended, to_retry
-from .race import LOSING, AskedWait, Contender, Race, ask, called, has_succeeded, is_within
+from .race import LOSING, AskedWait, Contender, Race, called, has_succeeded, is_within
 from .run import Run
 
 Contenders = Mapping[str, Callable[[], Awaitable[Any]]]
@@ -39,7 +39,6 @@ class RaceCall(msgspec.Struct, frozen=True):
 
 def prepare_race(run: Run, step_id: str, contenders: Mapping[str, Any]) -> RaceCall:
     """Check the call and note what it is, before anything runs."""
-    refuse_nested(run, step_id)
     step_id = check_own_id("step_id", step_id)
     if not contenders:
         raise ValueError(f"first {step_id!r} has no contenders; write first({step_id!r}, rail=lambda: runner.step(…), …)")
@@ -52,10 +51,7 @@ def prepare_race(run: Run, step_id: str, contenders: Mapping[str, Any]) -> RaceC
                 f"contender {name!r} of {step_id!r} must be a function without arguments, not {fn!r}; write"
                 f" {name}=lambda: runner.step(…), so that it is called only where it is needed"
             )
-    identity = "first", [(name, identity_of(fn, ())[0]) for name, fn in contenders.items()]
-    if run.calls.setdefault(step_id, identity) != identity:
-        raise reused(run, step_id)
-    ask(run, step_id)
+    use_id(run, step_id, ("first", [(name, identity_of(fn, ())[0]) for name, fn in contenders.items()]))
     return RaceCall(step_id, contenders, [each for fn in contenders.values() for each in closure_of(fn)])
 
 
@@ -99,7 +95,7 @@ async def _race(run: Run, call: RaceCall, latest: StepRecord | None) -> tuple[st
             return await _recorded(run, call, recorded)
         if winner is None:
             raise StepFailed(recorded) from race.losers[-1].task.exception()
-        await _end_children(winner, race.contenders)
+        await _end_children(race.contenders, winner)
         await _withdraw(run, _left_waiting(run, race, winner))
         return winner.name, winner.task.result()
 
@@ -163,12 +159,12 @@ def _left_waiting(run: Run, race: Race, winner: Contender) -> list[AskedWait]:
     return [wait for step_id, wait in asked.items() if step_id not in winner.waits and not decided(run.log.latest(step_id))]
 
 
-async def _end_children(winner: Contender | None, contenders: Iterable[Contender]) -> None:
+async def _end_children(contenders: Iterable[Contender], winner: Contender | None = None) -> None:
     """End the children of those who lost, one after the other."""
     for contender in contenders:
-        for step_id, end in contender.children.items():
-            if contender is not winner and (winner is None or step_id not in winner.children):
-                await end()
+        for step_id, wait in contender.waits.items():
+            if wait.end is not None and contender is not winner and (winner is None or step_id not in winner.waits):
+                await wait.end()
 
 
 async def _withdraw(run: Run, waits: Iterable[AskedWait]) -> None:
@@ -205,7 +201,7 @@ async def _recorded(run: Run, call: RaceCall, record: StepRecord) -> tuple[str, 
     if any(entry.kind == "flow" for entry in lost):
         race = Race(run, call.step_id, {other: fn for other, fn in call.contenders.items() if other != name})
         await race.look_for_children()
-        await _end_children(None, race.contenders)
+        await _end_children(race.contenders)
     await _withdraw(run, [AskedWait(entry.step_id, entry.name, entry.kind) for entry in lost])
     return name, await called(call.step_id, name, call.contenders[name])
 

@@ -69,6 +69,13 @@ def to_retry(record: StepRecord) -> str:
     return f"to let it run anew: durable_core.control.retry(store, {record.run_id!r}{step})"
 
 
+def value_or_failure(record: StepRecord, codec: Codec[Any] | None) -> Any:
+    """Return the value of a wait's outcome, None without a codec; raise its failure."""
+    if record.status == "failure":
+        raise StepFailed(record)
+    return None if codec is None else value_of(record, codec)
+
+
 def value_of(record: StepRecord, codec: Codec[Any]) -> Any:
     """Decode a recorded value. Raises `StepDrift` if today's type can't."""
     try:

@@ -6,20 +6,14 @@ from durable_core._log.news import news_of, published
 from durable_core._system.ids import check_own_id
 from durable_core._values.returns import record_any
 
-from .call import refuse_nested, reused
-from .race import ask
+from .call import use_id
 from .run import Published, Run
-
-_PUBLISHED = "published"
 
 
 async def publish(run: Run, step_id: str, value: object) -> None:
     """Append the value as the next entry of the id, unless an earlier run has appended the entry of this call."""
-    refuse_nested(run, step_id)
     step_id = check_own_id("step_id", step_id)
-    ask(run, step_id)
-    if run.calls.setdefault(step_id, _PUBLISHED) != _PUBLISHED:
-        raise reused(run, step_id)
+    use_id(run, step_id, "published")
     result = record_any(value, f"what is published as {step_id!r}")
     await run.ready()
     mine = run.published.setdefault(step_id, Published())

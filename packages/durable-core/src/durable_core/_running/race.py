@@ -32,6 +32,8 @@ class AskedWait(msgspec.Struct, frozen=True):
     step_id: str
     name: str
     kind: Kind
+    end: Callable[[], Awaitable[None]] | None = None
+    """Of a child what cancels it and drives it to its end; None for anything else."""
 
 
 class Contender:
@@ -49,8 +51,6 @@ class Contender:
         """The steps and waits that it asked for."""
         self.waits: Final[dict[str, AskedWait]] = {}
         """The waits that it asked for while they had no outcome."""
-        self.children: Final[dict[str, Callable[[], Awaitable[None]]]] = {}
-        """What ends each child that it asked for: cancels it, and drives it to its end."""
         self.waiting = 0
         """How many of its waits go on now."""
         self.in_threads = 0
@@ -228,25 +228,18 @@ def is_decisive(contender: Contender) -> bool:
     return task.done() and (task.cancelled() or not isinstance(task.exception(), LOSING))
 
 
-def ask(run: Run, step_id: str) -> None:
+def note_step(run: Run, step_id: str) -> None:
     """Note that the contender of the run which runs here, if one does, asks for a step or a wait."""
     if (here := _here.get()) is not None:
         for contender in here.outward(run):
             contender.step_ids[step_id] = None
 
 
-def ask_wait(run: Run, step_id: str, name: str, kind: Kind) -> None:
+def note_wait(run: Run, wait: AskedWait) -> None:
     """Note that the contender of the run which runs here, if one does, is about to wait: it is withdrawn if that one loses."""
     if (here := _here.get()) is not None:
         for contender in here.outward(run):
-            contender.waits[step_id] = AskedWait(step_id, name, kind)
-
-
-def ask_child(run: Run, step_id: str, end: Callable[[], Awaitable[None]]) -> None:
-    """Note that the contender of the run which runs here, if one does, asks for a child, which `end` ends if that one loses."""
-    if (here := _here.get()) is not None:
-        for contender in here.outward(run):
-            contender.children[step_id] = end
+            contender.waits[wait.step_id] = wait
 
 
 async def admitted() -> None:

@@ -353,6 +353,10 @@ class Run:
         finally:
             self.delayed.discard(step_id)
 
+    def end_of_waiting(self) -> float | None:
+        """Return when, by the clock's monotonic time, a wait that begins now suspends the run; None for never."""
+        return None if self.wait_limit is None else self.clock.monotonic() + self.wait_limit
+
     async def idle(self) -> None:
         """Wait until no step is running."""
         await asyncio.sleep(0)  # a sibling of the same gather may be about to begin

@@ -22,7 +22,7 @@ from .call import Call, check, is_async, may_change_its_variables, reused
 from .looking import listening
 from .outcome import outcome_of
 from .pausing import Pause, pause
-from .race import ask_wait
+from .race import AskedWait, note_wait
 from .run import Run
 
 
@@ -151,9 +151,9 @@ def _next_try(failed: StepRecord, until: datetime) -> StepRecord:
 
 async def due_entry(run: Run, call: Call, waiting: StepRecord) -> StepRecord:
     """Wait for the time of the next attempt, in this process or in another; return the step's newest entry then."""
-    limit = None if run.wait_limit is None else run.clock.monotonic() + run.wait_limit
+    limit = run.end_of_waiting()
     latest = waiting
-    ask_wait(run, call.step_id, call.name, "step")
+    note_wait(run, AskedWait(call.step_id, call.name, "step"))
     with listening(run, [(run.id, call.step_id)]) as listener, run.delaying(call.step_id):
         while latest.status == "waiting" and latest.until is not None and latest.until > run.clock.now():
             waits = Pause(call.step_id, listener.pairs, latest.until)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -11,7 +13,7 @@ import msgspec
 from durable_core._log.chain import decided
 from durable_core._running.looking import Listener, listening
 from durable_core._running.pausing import Pause, pause
-from durable_core._running.race import ask_wait
+from durable_core._running.race import AskedWait, note_wait
 from durable_core._running.run import Run
 from durable_core._system.ids import check_own_id
 from durable_core.clock import Clock
@@ -31,6 +33,8 @@ class Wait(msgspec.Struct, frozen=True):
     until: datetime | None
     note: Any = None
     fingerprint: str | None = None
+    end: Callable[[], Awaitable[None]] | None = None
+    """What ends a child that is waited for, where another contender of a race wins."""
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "step_id", check_own_id("step_id", self.step_id))
@@ -57,31 +61,41 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
     the run is; `StepDrift` if something else was asked for under this id before.
     """
     await run.ready()
-    record = run.log.latest(asked.step_id)
-    if record is not None:
-        _check(run, record, asked)
-        if decided(record):
-            run.tell_again(asked.step_id)
-            await run.emit("step:replay", record)
-            return record
-        ask_wait(run, asked.step_id, asked.name, asked.kind)  # it may have lost already
-    await run.begin()
-    ask_wait(run, asked.step_id, asked.name, asked.kind)
-    if record is None and run.log.answers:
-        await run.refuse_unanswered(asked.step_id)
+    replays = decided(run.log.latest(asked.step_id))
     with listening(run, [(run.id, asked.step_id)]) as listener:
-        if record is None or record.status == "reopened":
-            record = await _ask(run, asked, record)
-            _check(run, record, asked)
-        else:
-            record = await run.log.look(asked.step_id) or record
-        await run.emit("step:wait", record)
+        record = await ask(run, asked, partial(_check, run, asked))
+        if replays:
+            return record
         decision = await _decision(run, asked, record, listener)
     await run.emit_outcome(decision)
     return decision
 
 
-async def _ask(run: Run, asked: Wait, reopened: StepRecord | None) -> StepRecord:
+async def ask(run: Run, asked: Wait, check: Callable[[StepRecord], None]) -> StepRecord:
+    """Return the newest entry of a wait, after asking for it if no run has; `check` raises where it is another's."""
+    record = run.log.latest(asked.step_id)
+    noted = AskedWait(asked.step_id, asked.name, asked.kind, asked.end)
+    if record is not None:
+        check(record)
+        if decided(record):
+            run.tell_again(asked.step_id)
+            await run.emit("step:replay", record)
+            return record
+        note_wait(run, noted)  # it may have lost already
+    await run.begin()
+    note_wait(run, noted)
+    if record is None and run.log.answers:
+        await run.refuse_unanswered(asked.step_id)
+    if record is None or record.status == "reopened":
+        record = await _append(run, asked, record)
+        check(record)
+    else:
+        record = await run.log.look(asked.step_id) or record
+    await run.emit("step:wait", record)
+    return record
+
+
+async def _append(run: Run, asked: Wait, reopened: StepRecord | None) -> StepRecord:
     """Record what is waited for, and return the entry that holds its slot."""
     record = run.entry(
         asked.step_id,
@@ -102,7 +116,7 @@ async def _ask(run: Run, asked: Wait, reopened: StepRecord | None) -> StepRecord
         run.end_step(asked.step_id)
 
 
-def _check(run: Run, record: StepRecord, asked: Wait) -> None:
+def _check(run: Run, asked: Wait, record: StepRecord) -> None:
     run.check_kind(record, asked.kind)
     if asked.kind == "approval" and record.fingerprint != asked.fingerprint:
         raise StepDrift(
@@ -114,11 +128,11 @@ def _check(run: Run, record: StepRecord, asked: Wait) -> None:
 
 async def _decision(run: Run, asked: Wait, record: StepRecord, listener: Listener) -> StepRecord:
     """Wait until the newest entry is an outcome, its time has come, or this process has waited for long enough."""
-    limit = None if run.wait_limit is None else run.clock.monotonic() + run.wait_limit
+    limit = run.end_of_waiting()
     while not decided(record):
         now = run.clock.now()
         if record.status == "reopened":  # its deadline passed elsewhere, and somebody asks for another try
-            record = await _ask(run, asked, record)
+            record = await _append(run, asked, record)
         elif record.until is not None and record.until <= now:
             record = await run.log.claim(overdue(record, now))
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio import FIRST_COMPLETED
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
@@ -14,15 +13,16 @@ import msgspec
 
 from durable_core._calls.functions import identity_of
 from durable_core._log.chain import advance, decided, successor
+from durable_core._log.notes import ids_in
 from durable_core._system.ids import check_own_id
 from durable_core._system.waits import answered
 from durable_core._values.annotations import Closure, closure_of
-from durable_core.errors import RunCancelled, SomeFailed, StepDrift, StepFailed, Withdrawn
+from durable_core.errors import RunCancelled, StepDrift, StepFailed, Withdrawn
 from durable_core.record import StepError, StepRecord
 
 from .call import check_variables, use_id
-from .outcome import failed_before, reopened_if_mended, to_retry
-from .race import LOSING, AskedWait, Contender, Race, called, has_succeeded, is_within
+from .outcome import failed_before, newest_of, to_retry
+from .race import LOSING, AskedWait, Contender, Race, called, is_within
 from .run import Run
 
 Contenders = Mapping[str, Callable[[], Awaitable[Any]]]
@@ -58,14 +58,9 @@ def prepare_race(run: Run, step_id: str, contenders: Mapping[str, Any]) -> RaceC
 async def run_first(run: Run, call: RaceCall) -> tuple[str, Any]:
     """Return the name and the value of the contender that won; let them race if none has."""
     async with run.alone(call.step_id):
-        latest = run.log.latest(call.step_id)
+        latest = await newest_of(run, call.step_id, "first")
         if decided(latest):
-            latest = await reopened_if_mended(run, latest)
-        if decided(latest):
-            await run.emit("step:replay", latest)
             return await _recorded(run, call, latest)
-        if latest is not None:
-            run.check_kind(latest, "first")
         check_variables(run, call.step_id, call.closure)
         return await _race(run, call, latest)
 
@@ -94,7 +89,7 @@ async def _race(run: Run, call: RaceCall, latest: StepRecord | None) -> tuple[st
                 run.log.add(entry)
             return await _recorded(run, call, recorded)
         if winner is None:
-            raise StepFailed(recorded) from race.losers[-1].task.exception()
+            raise StepFailed(recorded) from race.ended[-1].task.exception()
         await _end_children(race.contenders, winner)
         await _withdraw(run, _left_waiting(run, race, winner))
         return winner.name, winner.task.result()
@@ -102,21 +97,20 @@ async def _race(run: Run, call: RaceCall, latest: StepRecord | None) -> tuple[st
 
 async def _winner(run: Run, race: Race) -> Contender | None:
     """Wait until one succeeds, and return it; or until all have failed. Raises what is no failure of a step."""
-    while len(race.losers) < len(race.contenders):
-        if not (ended := race.ended[len(race.losers) :]):
-            await asyncio.wait([each.task for each in race.contenders if each not in race.losers], return_when=FIRST_COMPLETED)
-            continue
-        if winner := next(filter(has_succeeded, ended), None):
+    while True:
+        if winner := next((each for each in race.ended if each.has_won), None):
             return winner
-        try:
-            ended[0].task.result()
-        except LOSING:
-            race.losers.append(ended[0])
-            race.settle()
-        except RunCancelled:
-            await _let_steps_end(run, race)
-            raise
-    return None
+        for contender in race.ended:
+            if not contender.has_lost:
+                try:
+                    contender.task.result()
+                except RunCancelled:
+                    await _let_steps_end(run, race)
+                    raise
+        if len(race.ended) == len(race.contenders):
+            return None
+        left = [each.task for each in race.contenders if each not in race.ended]
+        await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _let_steps_end(run: Run, race: Race) -> None:
@@ -128,29 +122,21 @@ async def _let_steps_end(run: Run, race: Race) -> None:
 
 def _entry(run: Run, race: Race, latest: StepRecord | None, started_at: datetime, winner: Contender | None) -> StepRecord:
     """Return the entry that says who won and what the others asked for, or that all have failed."""
-    failures = [error for each in race.losers if isinstance(error := each.task.exception(), LOSING)]
+    others = [each for each in race.contenders if each is not winner]
     won = winner.step_ids if winner is not None else {}
-    asked = {step_id: None for each in race.contenders if each is not winner for step_id in each.step_ids}
-    note: dict[str, Any] = {"begun": [step_id for step_id in asked if step_id not in won]}
+    asked = {step_id: None for each in others for step_id in each.step_ids if step_id not in won}
+    fields: dict[str, Any] = {"kind": "first", "started_at": started_at, "ended_at": max(run.clock.now(), started_at)}
     if winner is None:
-        note["failed"] = [failure.step_id for failure in failures if failure.run_id == run.id]
+        failures = [error for each in race.ended if isinstance(error := each.task.exception(), LOSING)]
+        last = failures[-1]
+        described = last.error if isinstance(last, StepFailed) else StepError.from_exception(last)
+        note = {"begun": [*asked], "failed": [failure.step_id for failure in failures if failure.run_id == run.id]}
+        fields |= {"status": "failure", "error": described}
     else:
-        note["lost"] = [wait.step_id for wait in _left_waiting(run, race, winner)]
-    return run.entry(
-        race.step_id,
-        latest,
-        status="failure" if winner is None else "success",
-        kind="first",
-        result=None if winner is None else msgspec.json.encode(winner.name),
-        error=_error_of(failures[-1]) if winner is None else None,
-        note={name: value for name, value in note.items() if value} or None,
-        started_at=started_at,
-        ended_at=max(run.clock.now(), started_at),
-    )
-
-
-def _error_of(failure: StepFailed | SomeFailed) -> StepError:
-    return failure.error if isinstance(failure, StepFailed) else StepError.from_exception(failure)
+        note = {"begun": [*asked], "lost": [wait.step_id for wait in _left_waiting(run, race, winner)]}
+        fields |= {"result": msgspec.json.encode(winner.name)}
+    note = {name: ids for name, ids in note.items() if ids}
+    return run.entry(race.step_id, latest, note=note or None, **fields)
 
 
 def _left_waiting(run: Run, race: Race, winner: Contender) -> list[AskedWait]:
@@ -186,8 +172,7 @@ def _withdrawal(run: Run, wait: AskedWait, latest: StepRecord | None) -> StepRec
 
 async def _recorded(run: Run, call: RaceCall, record: StepRecord) -> tuple[str, Any]:
     """Return what was recorded: the winner's name, and its value, which replays. The others are not begun."""
-    run.check_kind(record, "first")
-    run.passed_over.update(_ids(record, "begun"))
+    run.passed_over.update(ids_in(record, "begun"))
     if record.status == "failure":
         raise failed_before(record, to_retry(record))
     name = record.value()
@@ -197,15 +182,10 @@ async def _recorded(run: Run, call: RaceCall, record: StepRecord) -> tuple[str, 
             f" {', '.join(call.contenders)}. Keep that contender, or give the race another id",
             step_id=record.step_id,
         )
-    lost = [entry for step_id in _ids(record, "lost") if (entry := run.log.latest(step_id)) is not None and not decided(entry)]
+    lost = [entry for step_id in ids_in(record, "lost") if (entry := run.log.latest(step_id)) is not None and not decided(entry)]
     if any(entry.kind == "flow" for entry in lost):
         race = Race(run, call.step_id, {other: fn for other, fn in call.contenders.items() if other != name})
         await race.look_for_children()
         await _end_children(race.contenders)
     await _withdraw(run, [AskedWait(entry.step_id, entry.name, entry.kind) for entry in lost])
     return name, await called(call.step_id, name, call.contenders[name])
-
-
-def _ids(record: StepRecord, name: str) -> list[str]:
-    found = record.notes.get(name)
-    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []

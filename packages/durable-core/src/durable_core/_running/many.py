@@ -19,7 +19,7 @@ from durable_core.options import Policy
 from durable_core.record import StepError, StepRecord
 
 from .call import Call, check_variables, prepare, reused
-from .outcome import reopened_if_mended, to_retry, value_of
+from .outcome import newest_of, to_retry, value_of
 from .run import Run
 from .step import run_step
 
@@ -116,29 +116,20 @@ async def run_map(run: Run, each: MapCall) -> list[Any]:
         for item_id in each.step_ids:
             if run.calls.setdefault(item_id, mine) != mine:
                 raise reused(run, item_id)
-        latest = run.log.latest(step_id)
+        latest = await newest_of(run, step_id, "map")
         if decided(latest):
-            latest = await reopened_if_mended(run, latest)
-        if decided(latest):
-            await run.emit("step:replay", latest)
             return _recorded(run, each, latest)
-        if latest is not None:
-            run.check_kind(latest, "map")
         check_variables(run, step_id, each.call.closure)
-        return await _map(run, each, latest)
+        started_at = run.clock.now()
+        try:
+            values, failed = await _try_all(run, each)
+            return await _end(run, each, latest, started_at, values, failed)
+        finally:
+            if step_id in run.running:
+                run.end_step(step_id)
 
 
 run_map.__qualname__ = "Runner.map"  # which is what Python says of one that was never awaited
-
-
-async def _map(run: Run, each: MapCall, latest: StepRecord | None) -> list[Any]:
-    step_id, started_at = each.call.step_id, run.clock.now()
-    try:
-        values, failed = await _try_all(run, each)
-        return await _end(run, each, latest, started_at, values, failed)
-    finally:
-        if step_id in run.running:
-            run.end_step(step_id)
 
 
 async def _end(
@@ -215,7 +206,6 @@ async def _try_all(run: Run, each: MapCall) -> tuple[list[Any], dict[int, StepEr
 
 def _recorded(run: Run, each: MapCall, record: StepRecord) -> list[Any]:
     """Return the values that are recorded for the items, or raise the failure."""
-    run.check_kind(record, "map")
     if record.fingerprint != each.call.fingerprint:
         run.tell_drift(
             f"map {record.step_id!r} of run {run.id!r} was recorded with other items than it is now called with; the recorded"

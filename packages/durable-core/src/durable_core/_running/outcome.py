@@ -6,11 +6,11 @@ from typing import Any, Final
 
 import msgspec
 
-from durable_core._log.chain import FLOW, successor
+from durable_core._log.chain import FLOW, decided, successor
 from durable_core._log.notes import failed_parts
 from durable_core._values.codec import Codec
 from durable_core.errors import StepDrift, StepFailed
-from durable_core.record import StepRecord
+from durable_core.record import Kind, StepRecord
 from durable_core.stores.flows import state_of
 
 from .call import Call
@@ -34,12 +34,18 @@ def outcome_of(run: Run, record: StepRecord, call: Call, *, ran: bool = False) -
     return None if call.codec is None else value_of(record, call.codec)
 
 
-async def reopened_if_mended(run: Run, record: StepRecord) -> StepRecord:
-    """Reopen a race or a map that had failed, where somebody mended what it failed by; return its newest entry."""
-    parts = [run.log.latest(step_id) for step_id in failed_parts(record)] if record.status == "failure" else []
-    if all(part is None or part.status == "failure" for part in parts):
-        return record
-    return await run.log.claim(successor(record, run.clock.now(), status="reopened"))
+async def newest_of(run: Run, step_id: str, kind: Kind) -> StepRecord | None:
+    """Return the newest entry of a race or a map; one that had failed is reopened where somebody mended what it failed by."""
+    record = run.log.latest(step_id)
+    if record is None:
+        return None
+    run.check_kind(record, kind)
+    parts = [run.log.latest(part) for part in failed_parts(record)] if record.status == "failure" else []
+    if any(part is not None and part.status != "failure" for part in parts):
+        record = await run.log.claim(successor(record, run.clock.now(), status="reopened"))
+    if decided(record):
+        await run.emit("step:replay", record)
+    return record
 
 
 def failed_before(record: StepRecord, advice: str) -> StepFailed:

@@ -7,7 +7,7 @@ from durable_core._system.ids import check_own_id
 from durable_core._values.returns import record_any
 
 from .call import use_id
-from .run import Published, Run
+from .run import Run
 
 
 async def publish(run: Run, step_id: str, value: object) -> None:
@@ -16,13 +16,13 @@ async def publish(run: Run, step_id: str, value: object) -> None:
     use_id(run, step_id, "published")
     result = record_any(value, f"what is published as {step_id!r}")
     await run.ready()
-    mine = run.published.setdefault(step_id, Published())
-    async with mine.turn:
+    async with run.publishing:
+        number = run.published.get(step_id, 0)
         latest = run.log.latest(step_id)
         if latest is not None:
             run.check_kind(latest, "published")
-        if latest is None or latest.revision < mine.number:
+        if latest is None or latest.revision < number:
             run.lock.check()
             await run.log.claim(run.entry(step_id, latest, kind="published", result=result))
             news_of(published(run.id)).wake()
-        mine.number += 1
+        run.published[step_id] = number + 1

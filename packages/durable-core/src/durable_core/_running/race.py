@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
-from inspect import isawaitable, iscoroutine
+from contextvars import ContextVar
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -55,29 +55,34 @@ class Contender:
         """How many of its waits go on now."""
         self.in_threads = 0
         """How many of its steps are in threads now, which can't be cancelled."""
+        self._fn: Final = fn
         self.task: asyncio.Task[Any]
-        self._context: Final = copy_context()
-        self._context.run(_here.set, self)
-        self._awaitable: Final = self._context.run(called, race.step_id, name, fn)
 
     def start(self) -> None:
         """Begin to run it, in a task of its own."""
 
         async def contend() -> Any:
-            return await self._awaitable
+            _here.set(self)
+            return await called(self.race.step_id, self.name, self._fn)
 
-        self.task = asyncio.get_running_loop().create_task(contend(), context=self._context)
+        self.task = asyncio.create_task(contend())
         self.task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self.race.ended.append(self)
+        self.race.settle()
         if not task.cancelled():
             task.exception()  # which nobody may ask for any more
 
-    def close(self) -> None:
-        """Drop it before it was started."""
-        if iscoroutine(self._awaitable):
-            self._awaitable.close()
+    @property
+    def has_won(self) -> bool:
+        """Whether it has returned."""
+        return self.task.done() and not self.task.cancelled() and self.task.exception() is None
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether it ended by what a contender loses by."""
+        return self.task.done() and not self.task.cancelled() and isinstance(self.task.exception(), LOSING)
 
     def outward(self, run: Run | None = None) -> Iterator[Contender]:
         """Yield this one, and those of outer races that it is part of; of one run alone, if that is not None.
@@ -116,18 +121,9 @@ class Race:
         self._task: Final = asyncio.current_task()
         self._stands = False
         self._is_over = True
-        self.contenders: Final[list[Contender]] = []
+        self.contenders: Final = [Contender(self, name, fn) for name, fn in fns.items()]
         self.ended: Final[list[Contender]] = []
-        """Those that returned or raised,"""
-        self.losers: Final[list[Contender]] = []
-        """and those that failed, both in the order of time."""
-        try:
-            for name, fn in fns.items():
-                self.contenders.append(Contender(self, name, fn))
-        except BaseException:
-            for contender in self.contenders:
-                contender.close()
-            raise
+        """Those that returned or raised, in the order of time."""
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
@@ -143,8 +139,8 @@ class Race:
 
     def settle(self) -> None:
         """Stand still if all contenders that are left wait, so that the run may be suspended; go on if one doesn't."""
-        left = [each for each in self.contenders if each not in self.losers]
-        stands = not self._is_over and bool(left) and all(each.waiting for each in left)
+        left = [] if self._is_over else [each for each in self.contenders if not each.has_lost]
+        stands = bool(left) and all(each.waiting for each in left)
         if stands == self._stands:
             return
         self._stands = stands
@@ -167,7 +163,7 @@ class Race:
             if all(each.is_at_gate or each.waiting or each.task.done() for each in self.contenders):
                 break
         for contender in self.contenders:
-            if any(map(is_decisive, self.contenders)):
+            if any(each.task.done() and not each.has_lost for each in self.contenders):  # the race is over
                 return
             contender.gate.set()
             await asyncio.sleep(0)
@@ -215,17 +211,6 @@ def is_within(step_id: str, ids: Container[str]) -> bool:
             return True
         step_id = step_id.rpartition("/")[0]
     return False
-
-
-def has_succeeded(contender: Contender) -> bool:
-    """Tell whether a contender has returned."""
-    return contender.task.done() and not contender.task.cancelled() and contender.task.exception() is None
-
-
-def is_decisive(contender: Contender) -> bool:
-    """Tell whether the race is over by how a contender ended: it won, or raised what is no failure of a step."""
-    task = contender.task
-    return task.done() and (task.cancelled() or not isinstance(task.exception(), LOSING))
 
 
 def note_step(run: Run, step_id: str) -> None:

@@ -40,16 +40,6 @@ def poll_seconds(store: Store) -> float:
     return _POLL_SECONDS if polling is None else polling.poll_seconds
 
 
-class Published:
-    """What a runner has published under one id."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        """How many calls were made: the next one has this revision."""
-        self.turn: Final = asyncio.Lock()
-        """Held while an entry is appended: the next one has to follow it."""
-
-
 class Run:
     """One run, as one runner works on it."""
 
@@ -93,8 +83,10 @@ class Run:
         """What each id was used for on this runner."""
         self.passed_over: Final[set[str]] = set()
         """What losers of a race asked for in an earlier life: they are not begun again. It stands for what is below it, too."""
-        self.published: Final[dict[str, Published]] = {}
-        """How far this runner is in publishing under each id."""
+        self.published: Final[dict[str, int]] = {}
+        """How often this runner has published under each id."""
+        self.publishing: Final = asyncio.Lock()
+        """Held while an entry is published: the next one has to follow it."""
         self.under_way: Final[dict[str, asyncio.Future[None]]] = {}
         """The races and maps that go on, each with what is done when it ends."""
         self.loading: Final = asyncio.Lock()

@@ -12,7 +12,7 @@ from ._calls.parameters import Input, Parameters
 from ._log.cancelling import cancellation
 from ._log.chain import CANCEL, FLOW, decided, new_entry
 from ._log.news import tell
-from ._running.driving import Standing, Work, begin, drive, ended
+from ._running.driving import Standing, Work, begin, drive
 from ._running.outcome import value_of
 from ._running.run import Run
 from ._system.ids import check_own_id
@@ -88,11 +88,10 @@ class Flow(Generic[P, T]):
         taken = self._parameters.read(input) if input else None
         async with Runner(store, run_id, **runner_options(self._options)) as runner:
             standing = await self._stand(runner, taken, {})
-            while not standing.is_over:
-                standing = await self._drive(runner, standing.record, taken)
             if standing.error is not None:
                 raise standing.error
-            return standing.value if standing.is_fresh else value_of(standing.record, self.codec)  # type: ignore[no-any-return]
+            value: T = value_of(standing.record, self.codec)
+            return value
 
     async def start(
         self,
@@ -158,8 +157,6 @@ class Flow(Generic[P, T]):
         async with Runner(parent.store, run_id, **options) as runner:
             taken = self._parameters.read(input) if input else None
             standing = await self._stand(runner, taken, lineage)
-            while not standing.is_over:
-                standing = await self._drive(runner, standing.record, taken)
             runner._run.suspended = None  # its parent waits for it
             return standing
 
@@ -190,7 +187,7 @@ class Flow(Generic[P, T]):
             )
 
     async def _stand(self, runner: Runner, taken: Input | None, lineage: Mapping[str, Any]) -> Standing:
-        """Return how the run stands, after beginning it if nobody has."""
+        """Begin the run if nobody has, drive it, and return how it stands then."""
         run = runner._run
         record = run.log.latest(FLOW)
         if record is None:
@@ -199,25 +196,19 @@ class Flow(Generic[P, T]):
             note = {**taken.note(), **lineage}
             record = await begin(run, self.name, note, taken.fingerprint, self._timeout)
         self._check_known(record, taken, lineage)
-        if decided(record):
-            return ended(run, record)
-        return await self._drive(runner, record, taken)
-
-    async def _drive(self, runner: Runner, record: StepRecord, taken: Input | None) -> Standing:
-        note = record.notes
-        taken = taken or self._parameters.read(note.get("input", {}))
-        values = self._parameters.values(taken, note)
 
         async def call() -> Any:
             with flow_of(runner):
                 value = await self._fn(runner, **values)
-            if not runner._run.told and runner._run.suspended is None:
-                _tell_unasked(runner._run)
+            if not run.told and run.suspended is None:
+                _tell_unasked(run)
             return value
 
-        run = runner._run
-        work = Work(self.name, call, self.codec, self._fails_on, self._timeout, partial(end_children, run))
-        return await drive(runner._run, record, work)
+        if not decided(record):
+            taken = taken or self._parameters.read(record.notes.get("input", {}))
+            values = self._parameters.values(taken, record.notes)
+        end = partial(end_children, run)
+        return await drive(run, record, Work(call, self.codec, self._fails_on, self._timeout, end))
 
 
 def _tell_unasked(run: Run) -> None:

@@ -8,11 +8,12 @@ from typing import Final
 
 from durable_core.errors import RunBusy, StoreError
 from durable_core.record import StepRecord
-from durable_core.store import Store, lock_of
+from durable_core.store import Store
 from durable_core.stores.flows import FlowState
 
 from .chain import FLOW, decided
 from .finding import Damage, find_flows
+from .lock import holding
 from .notes import children_of, parent_of
 
 _ENDED: Final[frozenset[FlowState]] = frozenset({"succeeded", "failed", "cancelled"})
@@ -38,8 +39,7 @@ async def clear_before(store: Store, prefix: str, moment: datetime, damage: Dama
 async def _clear_family(store: Store, flow: StepRecord) -> list[str]:
     """Clear a run that has ended, children first; return their ids. Nothing is cleared where a child has not ended."""
     async with AsyncExitStack() as stack:
-        if locks := lock_of(store):
-            await stack.enter_async_context(locks.lock(flow.run_id))
+        await stack.enter_async_context(holding(store, flow.run_id))
         if not decided(await store.get(flow.run_id, FLOW)):
             return []
         children = await hold_children(store, flow.run_id, stack, ended=True)
@@ -59,8 +59,7 @@ async def hold_children(store: Store, run_id: str, stack: AsyncExitStack, *, end
         parent = parent_of(await store.get(child, FLOW))
         if parent is None or parent[0] != run_id:
             continue  # it was cleared, or is the child of the run that this one was forked from
-        if locks := lock_of(store):
-            await stack.enter_async_context(locks.lock(child))
+        await stack.enter_async_context(holding(store, child))
         if ended and not decided(await store.get(child, FLOW)):
             return None
         below = await hold_children(store, child, stack, ended=ended)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any
 
@@ -13,10 +12,11 @@ from durable_core._system.ids import check_id, check_own_id
 from durable_core.clock import Clock
 from durable_core.errors import CopyConflict, NotFound
 from durable_core.record import StepRecord
-from durable_core.store import Store, check_store, lock_of
+from durable_core.store import Store, check_store
 
 from .chain import FLOW, decided, new_entry, newest
 from .known import no_run, now_by, signed
+from .lock import holding
 from .notes import child_of
 
 
@@ -30,9 +30,7 @@ async def copy(store: Store, run_id: str, to_store: Store) -> int:
     check_store(store)
     check_store(to_store)
     check_id("run_id", run_id)
-    async with AsyncExitStack() as stack:
-        if locks := lock_of(store):
-            await stack.enter_async_context(locks.lock(run_id))
+    async with holding(store, run_id):
         entries = await store.list(run_id)
         if not entries:
             raise await no_run(store, run_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final, Self
 
 from durable_core._system.waits import answered
@@ -12,6 +12,12 @@ from durable_core.options import exponential
 from durable_core.store import Lease, Store, SupportsLock, lock_of
 
 _lock_delay: Final = exponential(0.05, limit=1)
+
+
+def holding(store: Store, run_id: str) -> AbstractAsyncContextManager[object]:
+    """Hold a run's lock if its store has any; entering raises `RunBusy` at once where another holds it."""
+    locks = lock_of(store)
+    return nullcontext() if locks is None else locks.lock(run_id)
 
 
 class RunLock(AbstractAsyncContextManager["RunLock"]):

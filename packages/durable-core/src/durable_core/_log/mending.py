@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
 from durable_core.errors import AlreadyDecided, Refused, StepFailed, Withdrawn
 from durable_core.record import StepRecord
-from durable_core.store import Store, lock_of
+from durable_core.store import Store
 from durable_core.stores.flows import is_crash, is_parked, state_of
 
 from .chain import FLOW, advance, decided, successor
 from .known import describe, known_run, known_step
+from .lock import holding
 from .news import telling
 from .notes import child_of, failed_parts, ids_in, lasting, parent_of, waits_of
 
@@ -32,10 +33,7 @@ class Mending:
         latest = await known_step(self._store, run_id, step_id)
         if step_id != FLOW:
             await self._refuse_flow_that_is_over(run_id, step_id)
-        async with AsyncExitStack() as stack:
-            if latest.status == "started" and (locks := lock_of(self._store)):
-                await stack.enter_async_context(locks.lock(run_id))
-                latest = await known_step(self._store, run_id, step_id)  # the run may have ended it just now
+        async with self._held(latest) as latest:
             holder = await self._advance(latest, mended)
             goes_on = await self._let_flows_go_on(holder)
             # The same again, after a crash between the two entries, lets the flow go on.
@@ -79,10 +77,7 @@ class Mending:
         if flow is None:
             await known_run(self._store, run_id)
             raise Refused(f"run {run_id!r} has no flow, so nothing says which of its steps to retry: name the step")
-        async with AsyncExitStack() as stack:
-            if flow.status == "started" and (locks := lock_of(self._store)):
-                await stack.enter_async_context(locks.lock(run_id))
-                flow = await known_step(self._store, run_id, FLOW)
+        async with self._held(flow) as flow:
             refuse_what_is_over(flow)
             await self._refuse_parents_that_are_over(flow)
             state = state_of(flow)
@@ -112,6 +107,15 @@ class Mending:
             waits = "is being cancelled" if state == "cancelling" else "waits: retry the step that it waits for, or run it"
             raise Refused(f"run {flow.run_id!r} neither failed nor is it stuck; it {waits}")
         return successor(flow, self._now, status="reopened", until=None, note={**lasting(flow), **self._signed})
+
+    @asynccontextmanager
+    async def _held(self, latest: StepRecord) -> AsyncIterator[StepRecord]:
+        """Hold the run of a step that was started, lest it be running now; yield the step's newest entry."""
+        if latest.status != "started":
+            yield latest
+            return
+        async with holding(self._store, latest.run_id):
+            yield await known_step(self._store, latest.run_id, latest.step_id)  # the run may have ended it just now
 
     async def _advance(self, latest: StepRecord, mended: Callable[[StepRecord], StepRecord | None]) -> StepRecord:
         mine = ""
@@ -174,10 +178,7 @@ class Mending:
                 continue
             step = await self._store.get(run_id, step_id)
             if step is not None and step.status == "started":
-                async with AsyncExitStack() as stack:
-                    if locks := lock_of(self._store):
-                        await stack.enter_async_context(locks.lock(run_id))
-                    step = await known_step(self._store, run_id, step_id)
+                async with self._held(step) as step:
                     if step.status == "started":
                         await self._advance(step, self.reopened)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from inspect import CO_COROUTINE, CO_ITERABLE_COROUTINE
 from types import CodeType, FunctionType
 from typing import Any, Final
@@ -14,7 +13,7 @@ import msgspec
 from durable_core._calls.functions import Identity, changed_variable, identity_of, is_bare, with_arguments
 from durable_core._log.chain import decided
 from durable_core._system.ids import check_id, check_own_id
-from durable_core._values.annotations import Closure, closure_of
+from durable_core._values.annotations import Closure, called_by, closure_of
 from durable_core._values.returns import Codec, codec_for, codec_of
 from durable_core.context import running
 from durable_core.errors import StepReused
@@ -168,12 +167,7 @@ def reused(run: Run, step_id: str) -> StepReused:
 
 def code_of(fn: Callable[..., Any]) -> CodeType | None:
     """Return the code that calling `fn` runs, through partials, methods and callable objects; None for builtins."""
-    called: Any = fn
-    while isinstance(called, partial):
-        called = called.func
-    if not hasattr(called, "__code__") and not isinstance(called, type):
-        called = getattr(called, "__func__", None) or type(called).__call__
-    code = getattr(called, "__code__", None)
+    code = getattr(called_by(fn), "__code__", None)
     return code if isinstance(code, CodeType) else None
 
 

@@ -41,7 +41,6 @@ _next_try: Final = exponential(1, limit=300)
 class Work(msgspec.Struct, frozen=True):
     """What is driven: a flow's function with its input, how its value is recorded, and what it fails on."""
 
-    name: str
     call: Callable[[], Awaitable[Any]]
     codec: Codec[Any]
     fails_on: tuple[type[BaseException], ...] = ()
@@ -55,16 +54,8 @@ class Standing(msgspec.Struct, frozen=True):
     """How a run stands: the newest entry of its flow, and what its caller gets."""
 
     record: StepRecord
-    value: Any = None
     error: BaseException | None = None
-    """What is raised to callers; None where the run succeeded, or has to be taken again at once."""
-    is_fresh: bool = False
-    """Whether `value` is that of the run, which ended just now."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the run stays as it is for now; else somebody cancelled or mended it meanwhile, and it is taken again."""
-        return self.error is not None or self.record.status == "success"
+    """What is raised to callers; None where the run succeeded."""
 
 
 async def begin(run: Run, name: str, note: dict[str, Any], fingerprint: str | None, timeout: float | None) -> StepRecord:
@@ -102,15 +93,25 @@ async def claim(run: Run, latest: StepRecord, **fields: Any) -> StepRecord:
 
 
 async def drive(run: Run, latest: StepRecord, work: Work) -> Standing:
-    """Call the flow's function, and record how the run stands then. Raises only what says nothing of the run.
+    """Drive a run, `latest` being the newest entry of its flow, and return how it stands then.
 
-    `latest` is the newest entry of the run's flow, and none of its outcomes.
+    It is driven again as long as somebody cancels or mends it meanwhile. Raises only what says nothing of the run.
     """
+    while not decided(latest):
+        standing = await _drive_once(run, latest, work)
+        if standing.error is not None or standing.record.status == "success":
+            return standing
+        latest = standing.record
+    return Standing(latest, None if latest.status == "success" else ended_by(latest, _failed_step(run, latest)))
+
+
+async def _drive_once(run: Run, latest: StepRecord, work: Work) -> Standing:
+    """Call the flow's function, and record how the run stands then: without an error where it has to be driven again."""
     while latest is not run.flow:  # twice where it is cancelled just now
         note = _deadline(run, latest.notes, work.timeout)
         latest = run.flow = await claim(run, latest, status="started", note=note)
         if decided(latest):  # it was only asked for, and is cancelled
-            return ended(run, latest)
+            return Standing(latest)
         if latest.status != "started":
             run.flow = None
     deadline = latest.notes.get("deadline")
@@ -175,28 +176,33 @@ async def _recorded(
     run: Run, latest: StepRecord, verdict: Verdict, error: BaseException | None, value: Any, result: bytes | None
 ) -> Standing:
     """Record how the run stands, unless it was mended or cancelled meanwhile."""
+    note: dict[str, Any] = {}
     if verdict.end == "succeeded":
         await run.begin(undoes=True)  # the flow may have swallowed what kept it from going on
-        return await _succeeded(run, latest, value, result)
+        asked = cancelled(latest)  # and no step was left to be told of it
+        note |= {} if asked is None else {"cancelled": {**asked, "late": True}}
+        return await _end(run, latest, value, note, None, status="success", result=result)
     if verdict.end == "failed":
         still = [failed for failed in verdict.failed if await _still_failed(run, failed)]
         if verdict.failed and not still:  # it was mended meanwhile
             return Standing(latest)
-        note: dict[str, Any] = {"failed": [failed.step_id for failed in still]} if still else {}
+        if still:
+            note["failed"] = [failed.step_id for failed in still]
         if verdict.answered_by:
             note["answered_by"] = [*verdict.answered_by]
         assert error is not None
-        described = still[0].record.error if still else None
-        return await _failed(run, latest, described or StepError.from_exception(error), note, error)
+        described = (still[0].record.error if still else None) or StepError.from_exception(error)
+        return await _end(run, latest, None, note, error, status="failure", error=described)
     if verdict.end == "cancelled":
         assert run.log.cancelled is not None
         told = RunCancelled(run.log.cancelled)
-        return await _failed(run, latest, StepError.from_exception(told), {}, error or told)
+        described = StepError.from_exception(told)
+        return await _end(run, latest, None, {}, error or told, status="failure", error=described)
     if verdict.end == "suspended":
         suspended = run.suspended or error
         until, pairs = getattr(suspended, "until", None), getattr(suspended, "pairs", ())
         times = [each for each in (until, run.deadline) if each is not None]
-        note = {"waiting_for": [*map(list, pairs)]}
+        note["waiting_for"] = [*map(list, pairs)]
         record = await claim(run, latest, status="waiting", until=min(times, default=None), note=note)
         return await _told(run, latest, record, "run:suspend", suspended)
     assert error is not None
@@ -213,44 +219,25 @@ async def _recorded(
 
 
 async def _told(run: Run, latest: StepRecord, record: StepRecord, event: Any, error: BaseException | None) -> Standing:
-    if decided(record):
-        return ended(run, record)
-    if record.status == "reopened" and not is_crash(record):  # a cancellation was first, or a hand
+    if decided(record) or (record.status == "reopened" and not is_crash(record)):  # a cancellation was first, or a hand
         return Standing(record)
     await run.emit(event, record, error=error if event == "run:crash" else None)
-    return Standing(record, error=error)
+    return Standing(record, error)
 
 
-async def _succeeded(run: Run, latest: StepRecord, value: Any, result: bytes | None) -> Standing:
-    note = lasting(latest)
-    if (asked := cancelled(latest)) is not None:  # and no step was left to be told of it
-        note["cancelled"] = {**asked, "late": True}
-    outcome = successor(latest, run.clock.now(), status="success", result=result, error=None, until=None, note=note)
+async def _end(
+    run: Run, latest: StepRecord, value: Any, note: dict[str, Any], cause: BaseException | None, **fields: Any
+) -> Standing:
+    """Record the outcome, or find another's."""
+    outcome = successor(latest, run.clock.now(), **{"until": None, **fields, "note": {**lasting(latest), **note}})
     recorded = await run.log.outcome(outcome, value)
     news.tell(run.id)
-    await run.emit("run:end", recorded)
-    if recorded.status == "failure":
-        return Standing(recorded, error=StepFailed(recorded))
-    is_ours = recorded.id == outcome.id
-    return Standing(recorded, value if is_ours else None, is_fresh=is_ours)
-
-
-async def _failed(run: Run, latest: StepRecord, described: StepError, note: dict[str, Any], error: BaseException) -> Standing:
-    note = {**lasting(latest), **note}
-    outcome = successor(latest, run.clock.now(), status="failure", error=described, result=None, until=None, note=note)
-    recorded = await run.log.outcome(outcome, None)
-    news.tell(run.id)
-    await run.emit("run:end", recorded, error=error)
+    await run.emit("run:end", recorded, error=cause)
     if recorded.status == "success":
         return Standing(recorded)
     failed = StepFailed(failure_of(recorded, _failed_step(run, recorded)))
-    failed.__cause__ = error
-    return Standing(recorded, error=failed)
-
-
-def ended(run: Run, record: StepRecord) -> Standing:
-    """Return how a run stands that ended before."""
-    return Standing(record, error=None if record.status == "success" else ended_by(record, _failed_step(run, record)))
+    failed.__cause__ = cause
+    return Standing(recorded, failed)
 
 
 def _failed_step(run: Run, flow: StepRecord) -> StepRecord | None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context
+from datetime import datetime
 from typing import Final
 
 from durable_core._log.news import news_of
@@ -28,10 +29,13 @@ Pair = tuple[str, str]
 class Listener:
     """One wait that hears when there is something to look at."""
 
-    def __init__(self, run: Run, pairs: Sequence[Pair]) -> None:
+    def __init__(self, run: Run, step_id: str, pairs: Sequence[Pair]) -> None:
         self.run: Final = run
+        self.step_id: Final = step_id
         self.pairs: Final = pairs
-        """What it waits for: a step of its run, or those that a child waits for."""
+        """What it waits for: its step, or those that a child waits for."""
+        self.until: datetime | None = None
+        """When it goes on by itself."""
         self.heard: Final = asyncio.Event()
         """Set when somebody acted, or the runner must stop."""
         self.must_look = False
@@ -130,9 +134,10 @@ _lookers: Final[dict[tuple[asyncio.AbstractEventLoop, int], Looker]] = {}
 
 
 @contextmanager
-def listening(run: Run, pairs: Sequence[Pair]) -> Iterator[Listener]:
-    """Hear of what others append to these steps, or to cancel the run, for as long as the context lasts."""
-    listener, key = Listener(run, pairs), (asyncio.get_running_loop(), id(run.store))
+def listening(run: Run, step_id: str, pairs: Sequence[Pair] | None = None) -> Iterator[Listener]:
+    """Hear of what others append to a step of the run, or to those of `pairs` that it waits for, or to cancel the run."""
+    pairs = [(run.id, step_id)] if pairs is None else pairs
+    listener, key = Listener(run, step_id, pairs), (asyncio.get_running_loop(), id(run.store))
     looker = _lookers.get(key)
     if looker is None or looker.task.done():
         for closed in [each for each in [*_lookers] if each[0].is_closed()]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from copy import copy
 from datetime import datetime
 from typing import Any
-
-import msgspec
 
 from durable_core._log.chain import FLOW, decided
 from durable_core._system.waits import first_of
 from durable_core.errors import RunSuspended
 from durable_core.record import StepRecord
 
-from .looking import Listener, Pair
+from .looking import Listener
 from .race import waiting
 from .run import Run
 
@@ -27,37 +25,27 @@ def can_go_on(record: StepRecord | None, now: datetime) -> bool:
     return decided(record) or record.status == "reopened" or (record.until is not None and record.until <= now)
 
 
-class Pause(msgspec.Struct, frozen=True, eq=False):
-    """What a step waits for, as it stands among those that suspend the run."""
-
-    step_id: str
-    pairs: Sequence[Pair]
-    until: datetime | None
-
-
-async def pause(run: Run, waits: Pause, listener: Listener, limit: float | None, *, undoes: bool = False) -> None:
-    """Return once something that is waited for can go on.
+async def pause(run: Run, listener: Listener, until: datetime | None, limit: float | None, *, undoes: bool = False) -> None:
+    """Return once something that is waited for can go on, or it is `until`.
 
     Raises `RunSuspended` when the clock's monotonic time is `limit` and nothing else of this runner goes on; what ends the wait,
     such as a cancellation of the run, is raised as well. What `undoes` something is waited for in a cancelled run, too.
     """
-    clock = run.clock
-    with waiting(run, waits):
+    clock, listener.until = run.clock, until
+    with waiting(run, listener):
         if run.has_news:  # of before this listened
             await listener.look()
             run.check(undoes=undoes)
-        while not any(can_go_on(listener.newest(pair), clock.now()) for pair in waits.pairs):
-            if waits.until is not None and waits.until <= clock.now():
+        while not any(can_go_on(listener.newest(pair), clock.now()) for pair in listener.pairs):
+            if until is not None and until <= clock.now():
                 return
             if limit is None or clock.monotonic() < limit:
-                await wait_for_first(
-                    run, waits.until, listener, None if limit is None else clock.sleep(limit - clock.monotonic())
-                )
+                await wait_for_first(run, until, listener, None if limit is None else clock.sleep(limit - clock.monotonic()))
             else:
                 await asyncio.sleep(0)  # a sibling of the same gather may be about to begin
                 if not run.is_busy and not listener.heard.is_set():
-                    raise _suspension(run, waits)
-                await wait_for_first(run, waits.until, listener, run.an_end() if run.is_busy else None)
+                    raise _suspension(run, listener)
+                await wait_for_first(run, until, listener, run.an_end() if run.is_busy else None)
             run.check(undoes=undoes)
             listener.heard.clear()
             if listener.must_look or run.is_late:
@@ -76,7 +64,7 @@ async def wait_for_first(run: Run, until: datetime | None, listener: Listener, o
     await first_of(*waits)
 
 
-def _suspension(run: Run, mine: Pause) -> RunSuspended:
+def _suspension(run: Run, mine: Listener) -> RunSuspended:
     """Name all that is waited for; a sibling may have been suspended a moment before."""
     earlier = run.suspended
     if earlier is not None and mine in run.named:

@@ -21,7 +21,7 @@ from .attempt import Failure, Thread, attempt
 from .call import Call, check, is_async, may_change_its_variables, reused
 from .looking import listening
 from .outcome import outcome_of
-from .pausing import Pause, pause
+from .pausing import pause
 from .race import AskedWait, note_wait
 from .run import Run
 
@@ -154,10 +154,9 @@ async def due_entry(run: Run, call: Call, waiting: StepRecord) -> StepRecord:
     limit = run.end_of_waiting()
     latest = waiting
     note_wait(run, AskedWait(call.step_id, call.name, "step"))
-    with listening(run, [(run.id, call.step_id)]) as listener, run.delaying(call.step_id):
+    with listening(run, call.step_id) as listener, run.delaying(call.step_id):
         while latest.status == "waiting" and latest.until is not None and latest.until > run.clock.now():
-            waits = Pause(call.step_id, listener.pairs, latest.until)
-            await pause(run, waits, listener, limit, undoes=call.policy.when_cancelled)
+            await pause(run, listener, latest.until, limit, undoes=call.policy.when_cancelled)
             latest = run.log.latest(call.step_id) or latest
     return latest
 

@@ -12,7 +12,7 @@ from durable_core.record import StepError, StepRecord
 
 from .call import Call
 from .looking import listening
-from .pausing import Pause, pause
+from .pausing import pause
 from .run import Run
 from .step import Tried, TryOnce, due_entry, try_once
 
@@ -57,10 +57,8 @@ def asking_again(every: float, timeout: float | None) -> TryOnce:
                 if not decided(latest):
                     latest = await due_entry(run, call, latest)
             else:
-                pair = (run.id, call.step_id)
-                with listening(run, [pair]) as listener, run.delaying(call.step_id):
-                    waits = Pause(call.step_id, [pair], until)
-                    await pause(run, waits, listener, None, undoes=call.policy.when_cancelled)
+                with listening(run, call.step_id) as listener, run.delaying(call.step_id):
+                    await pause(run, listener, until, None, undoes=call.policy.when_cancelled)
                 latest = run.log.latest(call.step_id)
             if decided(latest):
                 return latest

@@ -21,7 +21,7 @@ from durable_core._running.call import use_id
 from durable_core._running.driving import Standing
 from durable_core._running.looking import listening
 from durable_core._running.outcome import value_or_failure
-from durable_core._running.pausing import Pause, can_go_on, pause, wait_for_first
+from durable_core._running.pausing import can_go_on, pause, wait_for_first
 from durable_core._running.run import Run, poll_seconds
 from durable_core._system.ids import check_own_id
 from durable_core._values.codec import Codec
@@ -110,9 +110,9 @@ async def result_of(run: Run, step_id: str, name: str, child: str, codec: Codec[
             if decided(end):
                 record = await _end(run, record, end)
             else:
-                with listening(run, [(child, FLOW)]) as listener:
+                with listening(run, step_id, [(child, FLOW)]) as listener:
                     listener.must_look = True
-                    await pause(run, Pause(step_id, listener.pairs, None), listener, limit)
+                    await pause(run, listener, None, limit)
     return value_or_failure(record, codec)
 
 
@@ -256,19 +256,19 @@ async def _wait_for(run: Run, step_id: str, run_id: str, standing: Standing | No
     pairs = waits_of(state) or [(run_id, FLOW)]
     # Whoever drives it elsewhere may leave it waiting.
     until = run.clock.now() + timedelta(seconds=poll_seconds(run.store)) if state is None else state.until
-    with listening(run, pairs) as listener, run.delaying(step_id):
+    with listening(run, step_id, pairs) as listener, run.delaying(step_id):
         listener.must_look = True  # what came while the child was left
         await listener.look()
         if run.log.cancelled is not None or any(can_go_on(listener.newest(pair), run.clock.now()) for pair in pairs):
             return
         with suppress(RunCancelled):  # which is handed on
-            await pause(run, Pause(step_id, pairs, until), listener, limit)
+            await pause(run, listener, until, limit)
 
 
 async def _hand_on_cancellation(run: Run, run_id: str) -> None:
     """Cancel a child once its parent is cancelled, for as long as it is driven."""
     while run.log.cancelled is None:
-        with listening(run, [(run.id, run.cancelled_by)]) as listener:
+        with listening(run, run.cancelled_by) as listener:
             if not run.has_news:  # of before it listened
                 await wait_for_first(run, None, listener, None)
             await run.look_for_cancellation()

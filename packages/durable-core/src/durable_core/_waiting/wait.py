@@ -12,7 +12,7 @@ import msgspec
 
 from durable_core._log.chain import decided
 from durable_core._running.looking import Listener, listening
-from durable_core._running.pausing import Pause, pause
+from durable_core._running.pausing import pause
 from durable_core._running.race import AskedWait, note_wait
 from durable_core._running.run import Run
 from durable_core._system.ids import check_own_id
@@ -62,7 +62,7 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
     """
     await run.ready()
     replays = decided(run.log.latest(asked.step_id))
-    with listening(run, [(run.id, asked.step_id)]) as listener:
+    with listening(run, asked.step_id) as listener:
         record = await ask(run, asked, partial(_check, run, asked))
         if replays:
             return record
@@ -136,6 +136,6 @@ async def _decision(run: Run, asked: Wait, record: StepRecord, listener: Listene
         elif record.until is not None and record.until <= now:
             record = await run.log.claim(overdue(record, now))
         else:
-            await pause(run, Pause(asked.step_id, listener.pairs, record.until), listener, limit)
+            await pause(run, listener, record.until, limit)
             record = run.log.latest(record.step_id) or record
     return record

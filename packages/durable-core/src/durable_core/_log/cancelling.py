@@ -6,12 +6,13 @@ from datetime import datetime
 
 import msgspec
 
-from durable_core.errors import LockLost, Refused, RunCancelled
+from durable_core.errors import Refused, RunCancelled
 from durable_core.record import StepError, StepRecord
 from durable_core.store import Store
 from durable_core.stores.flows import cancelled, state_of
 
 from .chain import CANCEL, FLOW, advance, decided, new_entry, successor
+from .lock import driven_elsewhere
 from .news import telling
 from .notes import lasting
 
@@ -34,7 +35,7 @@ def in_spite_of(rival: StepRecord, outcome: StepRecord) -> StepRecord:
     """
     asked = cancelled(rival)
     if asked is None:
-        raise LockLost(f"another runner drives run {outcome.run_id!r} by now; run it again, or leave it to that one")
+        raise driven_elsewhere(outcome.run_id)
     late = {"late": True} if outcome.status == "success" else {}
     return msgspec.structs.replace(outcome, note={**outcome.notes, "cancelled": {**asked, **late}})
 

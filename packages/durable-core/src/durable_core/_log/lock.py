@@ -20,6 +20,11 @@ def holding(store: Store, run_id: str) -> AbstractAsyncContextManager[object]:
     return nullcontext() if locks is None else locks.lock(run_id)
 
 
+def driven_elsewhere(run_id: str) -> LockLost:
+    """Return the error for a run whose flow's next entry is another runner's."""
+    return LockLost(f"another runner drives run {run_id!r} by now; run it again, or leave it to that one")
+
+
 class RunLock(AbstractAsyncContextManager["RunLock"]):
     """The lock of one run, if its store has any; entering waits up to `wait` seconds and then raises `RunBusy`."""
 

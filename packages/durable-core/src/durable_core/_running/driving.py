@@ -13,13 +13,13 @@ import msgspec
 from durable_core._log import news
 from durable_core._log.cancelling import cancellation
 from durable_core._log.chain import CANCEL, FLOW, decided, successor
+from durable_core._log.lock import driven_elsewhere
 from durable_core._log.notes import ids_in, lasting
 from durable_core._system.waits import cancellations
 from durable_core._values.codec import Codec
 from durable_core.context import driven
 from durable_core.errors import (
     ChildStopped,
-    LockLost,
     RunCancelled,
     SomeFailed,
     StepDrift,
@@ -86,10 +86,14 @@ async def claim(run: Run, latest: StepRecord, **fields: Any) -> StepRecord:
     note = {**lasting(latest), **fields.pop("note", {})}
     record = successor(latest, run.clock.now(), **{"error": None, "until": None, **fields, "note": note})
     newest = await run.log.claim(record)
-    from_outside = decided(newest) or (newest.status == "reopened" and not is_crash(newest))
-    if newest.id != record.id and not from_outside:
-        raise LockLost(f"another runner drives run {run.id!r} by now; run it again, or leave it to that one")
+    if newest.id != record.id and not _is_from_outside(newest):
+        raise driven_elsewhere(run.id)
     return newest
+
+
+def _is_from_outside(record: StepRecord) -> bool:
+    """Tell whether somebody else ended the run, cancelled it or took it up by hand: no runner that drives it does."""
+    return decided(record) or (record.status == "reopened" and not is_crash(record))
 
 
 async def drive(run: Run, latest: StepRecord, work: Work) -> Standing:
@@ -198,30 +202,27 @@ async def _recorded(
         told = RunCancelled(run.log.cancelled)
         described = StepError.from_exception(told)
         return await _end(run, latest, None, {}, error or told, status="failure", error=described)
+    fields: dict[str, Any] = {"status": "waiting"}
     if verdict.end == "suspended":
-        suspended = run.suspended or error
-        until, pairs = getattr(suspended, "until", None), getattr(suspended, "pairs", ())
-        times = [each for each in (until, run.deadline) if each is not None]
-        note["waiting_for"] = [*map(list, pairs)]
-        record = await claim(run, latest, status="waiting", until=min(times, default=None), note=note)
-        return await _told(run, latest, record, "run:suspend", suspended)
-    assert error is not None
-    stopped = [each for each in leaves(error) if isinstance(each, ChildStopped)]
-    stopped_by = stopped[0].error if stopped else error
-    if len(stopped) == len([*leaves(error)]):  # callers know nothing of the child: they get what stopped that
-        error = stopped_by
-    if verdict.end == "parked":
-        record = await claim(run, latest, status="waiting", note=_parked(run, stopped[0] if stopped else error))
-        return await _told(run, latest, record, "run:suspend", error)
-    until = run.clock.now() + timedelta(seconds=_next_try(run.log.crashes() + 1))
-    record = await claim(run, latest, status="reopened", error=StepError.from_exception(stopped_by), until=until)
-    return await _told(run, latest, record, "run:crash", error)
-
-
-async def _told(run: Run, latest: StepRecord, record: StepRecord, event: Any, error: BaseException | None) -> Standing:
-    if decided(record) or (record.status == "reopened" and not is_crash(record)):  # a cancellation was first, or a hand
+        error = run.suspended or error
+        times = [each for each in (getattr(error, "until", None), run.deadline) if each is not None]
+        fields |= {"until": min(times, default=None), "note": {"waiting_for": [*map(list, getattr(error, "pairs", ()))]}}
+    else:
+        assert error is not None
+        stopped = [each for each in leaves(error) if isinstance(each, ChildStopped)]
+        stopped_by = stopped[0].error if stopped else error
+        if verdict.end == "parked":
+            fields["note"] = _parked(run, stopped[0] if stopped else error)
+        else:
+            until = run.clock.now() + timedelta(seconds=_next_try(run.log.crashes() + 1))
+            fields = {"status": "reopened", "error": StepError.from_exception(stopped_by), "until": until}
+        if len(stopped) == len([*leaves(error)]):  # callers know nothing of the child: they get what stopped that
+            error = stopped_by
+    record = await claim(run, latest, **fields)
+    if _is_from_outside(record):
         return Standing(record)
-    await run.emit(event, record, error=error if event == "run:crash" else None)
+    crashed = verdict.end == "crashed"
+    await run.emit("run:crash" if crashed else "run:suspend", record, error=error if crashed else None)
     return Standing(record, error)
 
 
@@ -251,7 +252,7 @@ async def _still_failed(run: Run, failed: StepFailed | SomeFailed) -> bool:
     return newest is None or newest.id == failed.record.id
 
 
-def _parked(run: Run, error: BaseException) -> dict[str, Any]:
+def _parked(run: Run, error: BaseException | None) -> dict[str, Any]:
     """Return what the entry of a parked run says: the step, why, and the call that mends it."""
     parked = next(each for each in leaves(error) if isinstance(each, (StepInterrupted, StepDrift, ChildStopped)))
     if isinstance(parked, ChildStopped):

@@ -14,12 +14,12 @@ from weakref import ref
 from durable_core._calls.functions import Identity
 from durable_core._log.cancelling import cancellation
 from durable_core._log.chain import CANCEL, FLOW, decided, new_entry
-from durable_core._log.lock import RunLock
+from durable_core._log.lock import RunLock, driven_elsewhere
 from durable_core._log.news import news_of
 from durable_core._log.runlog import RunLog
 from durable_core._system.waits import answered, to_the_end
 from durable_core.clock import Clock
-from durable_core.errors import DeadlinePassed, DurableError, LockLost, RunCancelled, RunSuspended, StepDrift
+from durable_core.errors import DeadlinePassed, DurableError, RunCancelled, RunSuspended, StepDrift
 from durable_core.events import EventType, OnEvent, StepEvent, is_logged, tell
 from durable_core.record import Kind, StepError, StepRecord
 from durable_core.store import Store, polling_of
@@ -237,7 +237,7 @@ class Run:
             return
         if newest.revision > self.flow.revision and not decided(newest) and newest.id != self.flow.id:
             if self.log.cancelled is None:
-                raise LockLost(f"another runner drives run {self.id!r} by now; run it again, or leave it to that one")
+                raise driven_elsewhere(self.id)
             self.flow = newest
         if self.is_late:
             assert self.deadline is not None

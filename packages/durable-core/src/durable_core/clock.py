@@ -18,17 +18,14 @@ class Clock(Protocol):
     @abstractmethod
     def now(self) -> datetime:
         """Return the time of day as an aware UTC datetime; it may jump when the machine's clock is set."""
-        raise NotImplementedError
 
     @abstractmethod
     def monotonic(self) -> float:
         """Return seconds that only ever grow, from an arbitrary start."""
-        raise NotImplementedError
 
     @abstractmethod
     async def sleep(self, seconds: float) -> None:
         """Pause the calling task for `seconds`."""
-        raise NotImplementedError
 
     async def sleep_until(self, moment: datetime) -> None:
         """Pause the calling task until the time of day is `moment`; `now` is read again at least every 30 seconds."""

@@ -21,8 +21,8 @@ from ._log.status import RUN_STATES, RunState, RunStatus, open_waits
 from ._running.outcome import value_of
 from ._system.ids import check_own_id
 from ._values.returns import codec_for, record_any
-from ._waiting.approval import Decision, Vote
-from ._waiting.deciding import cast, give, give_failure
+from ._waiting.approval import Decision
+from ._waiting.deciding import cast, give
 from ._waiting.watching import follow, published, the_end
 from .clock import Clock
 from .errors import SentFailure
@@ -73,9 +73,9 @@ async def reject(
     return await cast(store, run_id, step_id, _vote(by, False, reason, value, clock))
 
 
-def _vote(by: str, approved: bool, reason: str | None, value: Any, clock: Clock | None) -> Vote:
+def _vote(by: str, approved: bool, reason: str | None, value: Any, clock: Clock | None) -> Decision:
     shown = None if value is None else msgspec.json.decode(record_any(value, "the value of a decision"))
-    return Vote(person(by), approved, reason, now_by(clock), shown)
+    return Decision(approved, person(by), reason, now_by(clock), shown)
 
 
 async def send(store: Store, run_id: str, step_id: str, value: Any = None, *, clock: Clock | None = None) -> StepRecord:
@@ -87,7 +87,7 @@ async def send(store: Store, run_id: str, step_id: str, value: Any = None, *, cl
     check_own_id("run_id", run_id)
     check_own_id("step_id", step_id)
     check_store(store)
-    return await give(store, run_id, step_id, record_any(value, f"the value of event {step_id!r}"), clock)
+    return await give(store, run_id, step_id, clock, result=record_any(value, f"the value of event {step_id!r}"))
 
 
 async def send_failure(
@@ -105,7 +105,7 @@ async def send_failure(
     if not isinstance(error, str | BaseException):
         raise TypeError(f"error must be a text or an exception, not {error!r}")
     failure = StepError.from_exception(SentFailure(error) if isinstance(error, str) else error)
-    return await give_failure(store, run_id, step_id, failure, clock)
+    return await give(store, run_id, step_id, clock, error=failure)
 
 
 async def resolve(

@@ -39,17 +39,14 @@ class Store(Protocol):
 
         When it raises or is cancelled, the record may be there or not: append the same record again and compare `id`.
         """
-        raise NotImplementedError
 
     @abstractmethod
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         """Return the step's entry with the highest revision, or None if it has none."""
-        raise NotImplementedError
 
     @abstractmethod
     async def list(self, run_id: str) -> Sequence[StepRecord]:
         """Return all entries of the run in the order in which they were appended; empty if there are none."""
-        raise NotImplementedError
 
     @abstractmethod
     async def clear(self, run_id: str) -> None:
@@ -57,7 +54,6 @@ class Store(Protocol):
 
         Clearing a run that isn't there does nothing. Other runs are not touched.
         """
-        raise NotImplementedError
 
 
 def check_store(store: object) -> None:
@@ -77,7 +73,6 @@ class SupportsRuns(Protocol):
     @abstractmethod
     def runs(self, prefix: str = "") -> AsyncIterator[str]:
         """Yield the id of each run with at least one entry whose id starts with `prefix`, each once, in no particular order."""
-        raise NotImplementedError
 
 
 class SupportsScan(Protocol):
@@ -86,7 +81,6 @@ class SupportsScan(Protocol):
     @abstractmethod
     def scan(self, run_id: str) -> AsyncIterator[StepRecord]:
         """Yield what `list` returns, in the same order, in memory bounded however long the log is."""
-        raise NotImplementedError
 
 
 class Lease(Protocol):
@@ -95,7 +89,6 @@ class Lease(Protocol):
     @abstractmethod
     def check(self) -> None:
         """Raise `LockLost` once the lock may no longer be held. Asked before every step, from any thread; never waits."""
-        raise NotImplementedError
 
 
 class SupportsLock(Protocol):
@@ -108,7 +101,6 @@ class SupportsLock(Protocol):
         Entering raises `RunBusy` at once where another holds it. The lock keeps nobody from appending: it saves work, while the
         slots keep the log right. The context may be left in another task than it was entered in.
         """
-        raise NotImplementedError
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -126,12 +118,10 @@ class SupportsHolder(Protocol):
     @abstractmethod
     async def holder(self, run_id: str) -> Holder | None:
         """Return who holds the run's lock, or None if nobody does."""
-        raise NotImplementedError
 
     @abstractmethod
     async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
         """Return the holders of those of the runs that are held, in one request where the store can."""
-        raise NotImplementedError
 
 
 class SupportsPolling(Protocol):
@@ -146,7 +136,6 @@ class SupportsPolling(Protocol):
 
         A revision of -1 stands for a step without entries. The order of what is returned means nothing.
         """
-        raise NotImplementedError
 
 
 class SupportsFlows(Protocol):
@@ -176,7 +165,6 @@ class SupportsFlows(Protocol):
         No run is missed whose `append` has returned. An index that is written before the log may name a run that isn't there, or
         that stands otherwise: who asks looks into the log.
         """
-        raise NotImplementedError
 
 
 class StoreTransaction(Protocol):
@@ -186,12 +174,10 @@ class StoreTransaction(Protocol):
     @abstractmethod
     def connection(self) -> Any:
         """The driver's connection, inside the transaction, for SQL of one's own."""
-        raise NotImplementedError
 
     @abstractmethod
     async def append(self, record: StepRecord) -> StepRecord:
         """Claim the record's slot within the transaction, and return its holder, waiting for a rival that hasn't committed."""
-        raise NotImplementedError
 
 
 class SupportsTransaction(Protocol):
@@ -200,12 +186,10 @@ class SupportsTransaction(Protocol):
     @abstractmethod
     def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
         """Open a transaction: committed at the end of the context if its record won its slot, rolled back else or on an error."""
-        raise NotImplementedError
 
     @abstractmethod
     def is_retryable(self, error: BaseException) -> bool:
         """Tell whether `error` out of a transaction means that all of it should be run again."""
-        raise NotImplementedError
 
 
 class Joined(Protocol):
@@ -214,12 +198,10 @@ class Joined(Protocol):
     @abstractmethod
     async def append(self, record: StepRecord) -> StepRecord:
         """Claim the record's slot within the transaction, and return its holder, waiting for a rival that hasn't committed."""
-        raise NotImplementedError
 
     @abstractmethod
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         """Return the step's newest entry as the transaction sees it."""
-        raise NotImplementedError
 
 
 class SupportsConnection(Protocol):
@@ -231,7 +213,6 @@ class SupportsConnection(Protocol):
 
         Raises `TypeError` for what is no connection of the store's driver, and `StoreError` for one outside a transaction.
         """
-        raise NotImplementedError
 
 
 class OpenableStore(Store, Protocol):
@@ -241,7 +222,6 @@ class OpenableStore(Store, Protocol):
     @abstractmethod
     def from_url(cls, url: str) -> Self:
         """Make a store from its URL without connecting; options are query parameters, and an unknown one is a `StoreError`."""
-        raise NotImplementedError
 
     @abstractmethod
     async def __aenter__(self) -> Self:
@@ -252,7 +232,6 @@ class OpenableStore(Store, Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         """Close what this store opened, and nothing that it was given."""
-        raise NotImplementedError
 
 
 def _finder(ability: Callable[..., A]) -> Callable[[Store], A | None]:

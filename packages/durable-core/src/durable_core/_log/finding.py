@@ -133,20 +133,13 @@ async def statuses_of(store: Store, logs: Sequence[Log]) -> list[RunStatus]:
 async def find_runs(store: Store, wanted: Wanted, damage: Damage, limit: int | None = None) -> AsyncGenerator[RunStatus, None]:
     """Yield the runs that are wanted, those that began last first; nobody asks for more than `limit`."""
     index = _index_for(store, wanted.flow_states)
-    if index is None:
-        found: list[RunStatus] = []
-        async for run in statuses(store, await _names(store, wanted.prefix), damage):
-            if wanted.takes(run):
-                found.append(run)
-                if limit is not None and len(found) >= 2 * limit:
-                    found = nlargest(limit, found, key=_place)
-        for run in sorted(found, key=_place, reverse=True):
-            yield run
-        return
     others: list[RunStatus] = []
-    if wanted.may_have_no_flow and runs_of(store) is not None:
-        names = await _without_flow(store, index, wanted.prefix)
-        others = [run async for run in statuses(store, names, damage) if run.flow is None and wanted.takes(run)]
+    if index is None or wanted.may_have_no_flow:
+        async for run in statuses(store, await _unindexed(store, index, wanted.prefix), damage):
+            if wanted.takes(run) and (index is None or run.flow is None):
+                others.append(run)
+                if limit is not None and len(others) >= 2 * limit:
+                    others = nlargest(limit, others, key=_place)
         others.sort(key=_place)
     told = {run.run_id for run in others}
     async for run in _in_index(store, index, wanted, damage, _PAGE if limit is None else min(limit, _PAGE)):
@@ -165,10 +158,7 @@ async def find_logs(store: Store, prefix: str, states: Collection[FlowState], da
         async for page in _pages(index, prefix, states, _PAGE):
             async for log in read_logs(store, [flow.run_id for flow in page], damage):
                 yield log
-        if runs_of(store) is None:
-            return
-    names = await (_names(store, prefix) if index is None else _without_flow(store, index, prefix))
-    async for log in read_logs(store, names, damage):
+    async for log in read_logs(store, await _unindexed(store, index, prefix), damage):
         yield log
 
 
@@ -198,10 +188,10 @@ def _index_for(store: Store, states: Collection[FlowState]) -> SupportsFlows | N
 
 
 async def _in_index(
-    store: Store, index: SupportsFlows, wanted: Wanted, damage: Damage, page_size: int
+    store: Store, index: SupportsFlows | None, wanted: Wanted, damage: Damage, page_size: int
 ) -> AsyncIterator[RunStatus]:
     states = None if wanted.states is None else wanted.flow_states
-    if not wanted.flow_states:
+    if index is None or not wanted.flow_states:
         return
     names = None if wanted.flow is None else [wanted.flow]
     async for page in _pages(index, wanted.prefix, states, page_size, names=names, since=wanted.since, before=wanted.before):
@@ -226,8 +216,12 @@ async def _pages(
         before = (page[-1].started_at, page[-1].run_id)
 
 
-async def _without_flow(store: Store, index: SupportsFlows, prefix: str) -> list[str]:
-    """Name the runs that the index doesn't name."""
+async def _unindexed(store: Store, index: SupportsFlows | None, prefix: str) -> list[str]:
+    """Name the runs that the index doesn't name, as far as the store can; without an index all."""
+    if index is None:
+        return await _names(store, prefix)
+    if runs_of(store) is None:
+        return []
     known = {flow.run_id async for page in _pages(index, prefix, None, _WHOLE_INDEX) for flow in page}
     return [name for name in await _names(store, prefix) if name not in known]
 

@@ -36,23 +36,14 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.approved
 
 
-class Vote(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one person said."""
-
-    by: str
-    approved: bool
-    reason: str | None
-    at: datetime
-    value: Any = None
-
-
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an approval's entries carry as their note."""
 
     show: Any = None
     quorum: int = 1
     approvers: tuple[str, ...] | None = None
-    votes: tuple[Vote, ...] = ()
+    votes: tuple[Decision, ...] = ()
+    """What each person said, last the one who spoke last."""
     on_timeout: OnTimeout = "fail"
 
     @classmethod
@@ -101,13 +92,13 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
         if last is None or (last.approved and sum(vote.approved for vote in self.votes) < self.quorum):
             return None
         values = [vote.value for vote in self.votes if vote.approved == last.approved and vote.value is not None]
-        return Decision(last.approved, last.by, last.reason, last.at, values[-1] if values else None)
+        return msgspec.structs.replace(last, value=values[-1] if values else None)
 
-    def holds(self, vote: Vote) -> bool:
+    def holds(self, vote: Decision) -> bool:
         """Tell whether the same person said the same before."""
         return any((vote.by, vote.approved, vote.value) == (other.by, other.approved, other.value) for other in self.votes)
 
-    def with_vote(self, vote: Vote) -> Request:
+    def with_vote(self, vote: Decision) -> Request:
         """Return this with one more vote, in place of what the same person said before."""
         others = tuple(other for other in self.votes if other.by != vote.by)
         return msgspec.structs.replace(self, votes=(*others, vote))
@@ -119,5 +110,5 @@ def overdue(waiting: StepRecord, now: datetime) -> StepRecord:
         return expired(waiting, now)
     assert waiting.until is not None
     reason = f"nobody decided {waiting.step_id!r} before {waiting.until.isoformat(timespec='seconds')}"
-    request = request.with_vote(Vote(DEADLINE, False, reason, now))
+    request = request.with_vote(Decision(False, DEADLINE, reason, now))
     return successor(waiting, now, status="success", result=msgspec.json.encode(request.decision()), note=request.note())

@@ -12,10 +12,10 @@ from durable_core.errors import AlreadyDecided, DeadlinePassed, Refused, Withdra
 from durable_core.record import StepError, StepRecord
 from durable_core.store import Store
 
-from .approval import DEADLINE, Request, Vote, overdue
+from .approval import DEADLINE, Decision, Request, overdue
 
 
-async def cast(store: Store, run_id: str, step_id: str, vote: Vote) -> StepRecord:
+async def cast(store: Store, run_id: str, step_id: str, vote: Decision) -> StepRecord:
     """Append the vote, or the decision that it makes; return the entry that holds it."""
 
     def propose(latest: StepRecord | None) -> StepRecord | None:
@@ -43,42 +43,27 @@ async def cast(store: Store, run_id: str, step_id: str, vote: Vote) -> StepRecor
     return await advance(telling(store), await known_step(store, run_id, step_id), propose)
 
 
-async def give(store: Store, run_id: str, step_id: str, result: bytes, clock: Clock | None) -> StepRecord:
-    """Append the value of an event; return its entry."""
+async def give(
+    store: Store, run_id: str, step_id: str, clock: Clock | None, *, result: bytes | None = None, error: StepError | None = None
+) -> StepRecord:
+    """Append the value of an event; or with `error` what went wrong with one, or that an approval is taken back."""
+    outcome = {"status": "success", "result": result} if error is None else {"status": "failure", "error": error}
 
     def propose(latest: StepRecord | None) -> StepRecord | None:
         now = now_by(clock)
         if latest is None:
-            return new_entry(run_id, step_id, now, kind="event", result=result)
-        if latest.kind != "event":
+            return new_entry(run_id, step_id, now, kind="event", **outcome)
+        if error is None and latest.kind != "event":
             raise Refused(f"{step_id!r} of run {run_id!r} is no event but {describe(latest)}")
-        if decided(latest):
-            if latest.status == "success" and latest.result == result:
-                return None
-            raise already_decided(latest)
-        if latest.until is not None and now >= latest.until:
-            return overdue(latest, now)
-        return successor(latest, now, status="success", result=result)
-
-    return await advance(telling(store), await store.get(run_id, step_id), propose)
-
-
-async def give_failure(store: Store, run_id: str, step_id: str, error: StepError, clock: Clock | None) -> StepRecord:
-    """Append what went wrong with an event, or that an approval is taken back; return its entry."""
-
-    def propose(latest: StepRecord | None) -> StepRecord | None:
-        now = now_by(clock)
-        if latest is None:
-            return new_entry(run_id, step_id, now, kind="event", status="failure", error=error)
         if latest.kind not in ("event", "approval") or (latest.kind == "approval" and latest.status == "reopened"):
             raise Refused(f"{step_id!r} of run {run_id!r} waits for nobody: it is {describe(latest)}")
         if decided(latest):
-            if latest.status == "failure" and _is_alike(latest.error, error):
+            if (latest.status, latest.result, _told(latest.error)) == (outcome["status"], result, _told(error)):
                 return None
             raise already_decided(latest)
         if latest.until is not None and now >= latest.until:
             return overdue(latest, now)
-        return successor(latest, now, status="failure", error=error)
+        return successor(latest, now, **outcome)
 
     return await advance(telling(store), await store.get(run_id, step_id), propose)
 
@@ -101,5 +86,6 @@ def already_decided(record: StepRecord) -> Refused:
     return AlreadyDecided(record, f"it is {describe(record)}")
 
 
-def _is_alike(one: StepError | None, other: StepError) -> bool:
-    return one is not None and (one.type, one.message, one.data) == (other.type, other.message, other.data)
+def _told(error: StepError | None) -> object:
+    """Return what two reports of one failure have in common."""
+    return None if error is None else (error.type, error.message, error.data)

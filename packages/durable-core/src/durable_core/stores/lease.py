@@ -114,17 +114,14 @@ class LeaseRequests(Protocol):
     @abstractmethod
     async def acquire(self) -> float:
         """Take the lease, or raise `RunBusy`; return the moment from which it counts, no later than the store's own."""
-        raise NotImplementedError
 
     @abstractmethod
     async def renew(self, patience: float) -> float | None:
         """Renew the lease within `patience` seconds; return the moment from which it counts, or None where it is lost."""
-        raise NotImplementedError
 
     @abstractmethod
     async def release(self) -> None:
         """Give back what is ours, also after an `acquire` or `renew` that failed half-way or was cancelled."""
-        raise NotImplementedError
 
 
 class RenewedLease(Lease):

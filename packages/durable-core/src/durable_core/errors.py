@@ -131,7 +131,7 @@ class RunSuspended(BaseException):
         self.run_id = run_id
         self.waiting_for = waiting_for
         self.until = until
-        self.pairs = pairs or tuple((run_id, step_id) for step_id in waiting_for)
+        self.pairs: tuple[tuple[str, str], ...] = pairs or tuple((run_id, step_id) for step_id in waiting_for)
 
     def __reduce__(self) -> tuple[object, ...]:
         return reduced(self)

@@ -42,7 +42,7 @@ class Flow(Generic[P, T]):
         self._parameters: Final = Parameters(fn, self.name)
         self._fn: Final[Callable[..., Awaitable[T]]] = fn
         self._options: Final = options
-        self.codec: Final = codec_of(fn)
+        self._codec: Final = codec_of(fn)
         update_wrapper(self, fn)
 
     def __repr__(self) -> str:
@@ -90,7 +90,7 @@ class Flow(Generic[P, T]):
             standing = await self._stand(runner, taken, {})
             if standing.error is not None:
                 raise standing.error
-            value: T = value_of(standing.record, self.codec)
+            value: T = value_of(standing.record, self._codec)
             return value
 
     async def start(
@@ -146,11 +146,11 @@ class Flow(Generic[P, T]):
         tell(run_id)
         return newest
 
-    def take(self, input: Mapping[str, Any]) -> Input:
+    def _take(self, input: Mapping[str, Any]) -> Input:
         """Check input, and return it as it is recorded. Raises `TypeError` for what the function doesn't take."""
         return self._parameters.read(input)
 
-    async def stand_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> Standing:
+    async def _stand_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> Standing:
         """Drive a child of another run until it ends, waits or stops, and return how it stands."""
         inherited: RunnerOptions = {"clock": parent.clock, "on_event": parent.on_event}
         options: RunnerOptions = {**inherited, **runner_options(self._options), "wait_limit": 0}
@@ -160,7 +160,7 @@ class Flow(Generic[P, T]):
             runner._run.suspended = None  # its parent waits for it
             return standing
 
-    async def ask_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> StepRecord:
+    async def _ask_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> StepRecord:
         """Ask for a child of another run, without driving it."""
         return await self._ask(parent.store, run_id, self._parameters.read(input), parent.clock, None, None, lineage)
 
@@ -208,7 +208,7 @@ class Flow(Generic[P, T]):
             taken = taken or self._parameters.read(record.notes.get("input", {}))
             values = self._parameters.values(taken, record.notes)
         end = partial(end_children, run)
-        return await drive(run, record, Work(call, self.codec, self._fails_on, self._timeout, end))
+        return await drive(run, record, Work(call, self._codec, self._fails_on, self._timeout, end))
 
 
 def _tell_unasked(run: Run) -> None:

@@ -16,6 +16,7 @@ from durable_core.errors import SomeFailed, StepFailed
 from durable_core.record import Kind
 
 if TYPE_CHECKING:
+    from .looking import Listener
     from .run import Run
 
 _TURNS: Final = 20  # of the loop, in which what is recorded has long replayed
@@ -234,7 +235,7 @@ async def admitted() -> None:
 
 
 @contextmanager
-def waiting(run: Run, wait: object) -> Iterator[None]:
+def waiting(run: Run, wait: Listener) -> Iterator[None]:
     """Be one of the waits of the run."""
     here = _here.get()
     contender = None if here is None else next(here.outward(run), None)

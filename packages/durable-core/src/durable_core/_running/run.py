@@ -8,7 +8,7 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from weakref import ref
 
 from durable_core._calls.functions import Identity
@@ -26,6 +26,9 @@ from durable_core.store import Store, polling_of
 
 from .ending import Answer, leaves
 from .race import admitted, is_within
+
+if TYPE_CHECKING:
+    from .looking import Listener
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -65,38 +68,45 @@ class Run:
         self.wait_limit: Final = wait_limit
         self.on_event: Final = on_event
         self.on_drift: Final = on_drift
-        self.running: Final[dict[str, asyncio.Task[object] | None]] = {}
-        """The steps whose functions are running, and the tasks that run them."""
-        self._replaying = 0
-        self._replayed: Final = asyncio.Event()
-        """Set whenever a handler has been told of a replay, in which it may take its time."""
-        self._end: asyncio.Future[None] | None = None
-        """Done when the next step ends, where somebody waits for that."""
-        self.delayed: Final[set[str]] = set()
-        """Those of the running steps that wait for their next attempt, or for a child."""
-        self.waiting: Final[dict[Any, None]] = {}
-        """What the waits of this runner wait for,"""
-        self.named: Final[set[Any]] = set()
-        """and those of them that the suspension names already."""
-        self.suspended: RunSuspended | None = None
+
+        self.loading: Final = asyncio.Lock()
+        """Held while the log is read or cleared: steps that begin meanwhile wait."""
+        self.loaded = False
         self.calls: Final[dict[str, Identity]] = {}
         """What each id was used for on this runner."""
         self.passed_over: Final[set[str]] = set()
         """What losers of a race asked for in an earlier life: they are not begun again. It stands for what is below it, too."""
+
+        self.running: Final[dict[str, asyncio.Task[object] | None]] = {}
+        """The steps that are at work, and their tasks. While one is, no wait suspends the run and the runner is not left."""
+        self.delayed: Final[set[str]] = set()
+        """Those of the running steps that wait for their next attempt, or for a child: they don't keep the run from that."""
+        self.waiting: Final[dict[Listener, None]] = {}
+        """The waits that go on,"""
+        self.named: Final[set[Listener]] = set()
+        """and those of them that the suspension names already."""
+        self._replaying = 0
+        """How many handlers are being told of a replay."""
+        self._replayed: Final = asyncio.Event()
+        """Set whenever one of them has been told, in which it may take its time."""
+        self._end: asyncio.Future[None] | None = None
+        """Done when the next step ends, where somebody waits for that."""
+        self.under_way: Final[dict[str, asyncio.Future[None]]] = {}
+        """The races and maps that go on, each with what is done when it ends."""
         self.published: Final[dict[str, int]] = {}
         """How often this runner has published under each id."""
         self.publishing: Final = asyncio.Lock()
         """Held while an entry is published: the next one has to follow it."""
-        self.under_way: Final[dict[str, asyncio.Future[None]]] = {}
-        """The races and maps that go on, each with what is done when it ends."""
-        self.loading: Final = asyncio.Lock()
-        """Held while the log is read or cleared: steps that begin meanwhile wait."""
-        self.loaded = False
+        self.suspended: RunSuspended | None = None
+        """What a wait has raised to suspend the run: every later step raises it again."""
+
         self.news: Final = news_of(run_id)
+        """What others in this process do to the run."""
         self._seen = 0
-        """How much of the news the last look saw."""
+        """How much of the news the last look for a cancellation saw."""
         self._poll_seconds: Final = poll_seconds(store)
         self._next_poll = 0.0
+
         self.flow: StepRecord | None = None
         """The entry of `$flow` by which this runner drives the run; None where it drives no flow."""
         self.deadline: datetime | None = None
@@ -109,12 +119,12 @@ class Run:
         """The steps with `when_cancelled=True`."""
         self._answers: Final[list[tuple[str, Callable[[], BaseException | None]]]] = []
         """The steps that the flow called while it handled an exception, which isn't kept alive for that."""
+        self.outside: frozenset[int] = frozenset()
+        """The identities of exceptions that were being handled where the flow was called: they are none of its own."""
         self.children: Final[dict[str, Any]] = {}
         """The flows of the children that were called for, by their run ids."""
         self.asked: Final[set[str]] = set()
         """The run ids of children that were asked for without waiting for them."""
-        self.outside: frozenset[int] = frozenset()
-        """The identities of exceptions that were being handled where the flow was called."""
 
     async def enter(self) -> None:
         """Take the lock, then read the log."""
@@ -168,7 +178,7 @@ class Run:
     def refuse_reset(self) -> None:
         """Raise `DurableError` while anything runs or waits: its outcome would be lost, or land in the cleared run."""
         if self.running or self.waiting:
-            busy = ", ".join(map(repr, [*self.running, *(record.step_id for record in self.waiting)]))
+            busy = ", ".join(map(repr, [*self.running, *(each.step_id for each in self.waiting)]))
             raise DurableError(f"run {self.id!r} can't be reset while it is at {busy}")
 
     async def load(self, *, again: bool = False) -> None:

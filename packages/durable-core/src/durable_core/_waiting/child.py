@@ -38,15 +38,15 @@ class ChildFlow(Protocol):
     """What a run needs of a flow to have it as a child."""
 
     name: str
-    codec: Codec[Any]
+    _codec: Codec[Any]
 
-    def take(self, input: Mapping[str, Any]) -> Input:
+    def _take(self, input: Mapping[str, Any]) -> Input:
         """Check input, and return it as it is recorded."""
 
-    async def stand_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> Standing:
+    async def _stand_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> Standing:
         """Drive the run until it ends, waits or stops, and return how it stands. Raises `RunBusy` where another drives it."""
 
-    async def ask_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> StepRecord:
+    async def _ask_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> StepRecord:
         """Ask for the run, without driving it."""
 
 
@@ -81,9 +81,9 @@ def lineage_of(run: Run, step_id: str, *, driven: bool) -> dict[str, Any]:
 
 async def call_child(run: Run, step_id: str, flow: Any, input: Mapping[str, Any], *, waits: bool) -> Any:
     """Call a flow as a child: return its value, or its run id at once where nobody `waits` for it here."""
-    if not hasattr(flow, "stand_as_child"):
+    if not hasattr(flow, "_stand_as_child"):
         raise TypeError(f"flow {step_id!r} must be a function decorated with @flow, not {flow!r}")
-    child = Child(step_id, flow, flow.take(input))
+    child = Child(step_id, flow, flow._take(input))
     use_id(run, step_id, ("flow", flow.name, child.taken.fingerprint, waits))
     await run.ready()
     run.children[child_id(run.id, step_id)] = flow  # an earlier life may have asked for it, and recorded nothing here
@@ -92,7 +92,7 @@ async def call_child(run: Run, step_id: str, flow: Any, input: Mapping[str, Any]
         run.asked.add(run_id)
         return run_id
     with run.telling(step_id):
-        return value_or_failure(await _driven(run, child), flow.codec)
+        return value_or_failure(await _driven(run, child), flow._codec)
 
 
 async def result_of(run: Run, step_id: str, name: str, child: str, codec: Codec[Any] | None) -> Any:
@@ -184,7 +184,7 @@ async def _stand(run: Run, run_id: str, flow: ChildFlow, input: Mapping[str, Any
     """
     watcher = asyncio.create_task(_hand_on_cancellation(run, run_id))
     try:
-        standing = await flow.stand_as_child(run, run_id, input, lineage)
+        standing = await flow._stand_as_child(run, run_id, input, lineage)
     except RunBusy:
         return None
     finally:
@@ -218,7 +218,7 @@ async def _ask_for(run: Run, child: Child) -> str:
             await run.emit("step:replay", latest)
             return str(note["run"])
     await run.begin()
-    await child.flow.ask_as_child(run, note["run"], note["input"], lineage_of(run, child.step_id, driven=False))
+    await child.flow._ask_as_child(run, note["run"], note["input"], lineage_of(run, child.step_id, driven=False))
     result = msgspec.json.encode(note["run"])
     fields = {"kind": "flow", "result": result, "note": note, "fingerprint": child.taken.fingerprint}
     record = await run.log.outcome(run.entry(child.step_id, latest, **fields), note["run"])

@@ -941,8 +941,8 @@ PATCHES = [
     Patch(
         "a flow is run inside a flow",
         f"{CORE}/flow.py",
-        "if (outer := driven.get()) is not None and running.get() is None:",
-        "if (outer := driven.get()) is not None and False:",
+        "if (outer := driven_run()) is not None:",
+        "if (outer := driven_run()) is not None and False:",
         ("tests/core/flow/test_lives.py::test_a_flow_run_inside_a_flow_is_refused",),
     ),
     Patch(

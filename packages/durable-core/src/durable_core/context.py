@@ -48,8 +48,6 @@ class StepContext(msgspec.Struct):
             )
 
 
-driven: Final[ContextVar[object | None]] = ContextVar("durable_flow", default=None)
-"""The run whose flow is running here."""
 running: Final[ContextVar[StepContext | None]] = ContextVar("durable_step", default=None)
 
 
@@ -68,6 +66,7 @@ def in_step() -> bool:
 
 
 _flow_runner: Final[ContextVar[Runner | None]] = ContextVar("durable_runner", default=None)
+"""The runner with which a flow's function was called here."""
 
 
 @contextmanager
@@ -78,6 +77,12 @@ def flow_of(runner: Runner) -> Iterator[None]:
         yield
     finally:
         _flow_runner.reset(token)
+
+
+def driven_run() -> str | None:
+    """Return the id of the run whose flow is driven here; None outside of one, and in a step's function."""
+    runner = _flow_runner.get()
+    return None if runner is None or runner._run.flow is None or running.get() is not None else runner.run_id
 
 
 def current_runner() -> Runner:

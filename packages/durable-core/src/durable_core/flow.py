@@ -20,7 +20,7 @@ from ._values.returns import codec_of
 from ._waiting.child import end_children
 from ._waiting.wait import moment
 from .clock import Clock, SystemClock
-from .context import driven, flow_of, running
+from .context import driven_run, flow_of
 from .errors import CorruptLog, DurableError, StepDrift
 from .options import FlowOptions, RunnerOptions, duration, runner_options, unknown_option
 from .record import StepRecord
@@ -80,9 +80,9 @@ class Flow(Generic[P, T]):
         """
         if args:
             raise TypeError(f"flow {self.name!r} takes its input by name")
-        if (outer := driven.get()) is not None and running.get() is None:
+        if (outer := driven_run()) is not None:
             raise DurableError(
-                f"flow {self.name!r} is run inside run {outer.id!r}, which would not know of it: write"  # type: ignore[attr-defined]
+                f"flow {self.name!r} is run inside run {outer!r}, which would not know of it: write"
                 f" `await runner.flow(step_id, {self.name}, …)`, with wait=False and `runner.result` where it is not waited for"
             )
         taken = self._parameters.read(input) if input else None

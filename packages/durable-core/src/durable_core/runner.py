@@ -13,6 +13,7 @@ from weakref import ref
 
 from ._log.clearing import hold_children
 from ._running.call import ANNOTATED, may_be_awaited, prepare, use_id
+from ._running.ending import only_suspends
 from ._running.first import prepare_race, run_first
 from ._running.many import prepare_map, run_map
 from ._running.outcome import value_or_failure
@@ -28,7 +29,6 @@ from ._waiting.approval import Decision, Request
 from ._waiting.child import call_child, result_of
 from ._waiting.wait import Wait, moment, wait
 from .clock import Clock, SystemClock
-from .errors import RunSuspended
 from .events import OnEvent
 from .options import Delay, Policy, RetryOn, StepOptions, duration
 from .record import StepRecord
@@ -115,7 +115,7 @@ class Runner:
     ) -> None:
         await self._run.leave(cancel=kind is not None and issubclass(kind, _STOPPED))
         # A task group wraps it, and gather may have swallowed it: a suspension is told as what it is.
-        if (suspended := self._run.suspended) is not None and suspended is not error and _is_only(suspended, error):
+        if (suspended := self._run.suspended) is not None and suspended is not error and only_suspends(error):
             raise suspended from None
 
     @overload
@@ -536,10 +536,3 @@ class Runner:
         use_id(self._run, asked.step_id, identity)
         with self._run.telling(asked.step_id):
             return value_or_failure(await wait(self._run, asked), codec)
-
-
-def _is_only(suspended: RunSuspended, error: BaseException | None) -> bool:
-    """Tell whether nothing but the suspension ended the block."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(_is_only(suspended, one) for one in error.exceptions)
-    return error is None or isinstance(error, RunSuspended)

@@ -13,8 +13,7 @@ from typing import Any, Final, TypeGuard
 import msgspec
 
 from durable_core._system.ids import new_id
-from durable_core.errors import DeadlinePassed
-from durable_core.record import StepError, StepRecord
+from durable_core.record import StepRecord
 from durable_core.stores.flows import FLOW as FLOW
 
 CANCEL: Final = "$cancel"
@@ -46,15 +45,6 @@ def successor(latest: StepRecord, now: datetime, **fields: Any) -> StepRecord:
         "ended_at": now,
     }
     return msgspec.structs.replace(latest, **{**own, **fields})
-
-
-def expired(waiting: StepRecord, now: datetime) -> StepRecord:
-    """Return the entry that ends a wait whose time has come: a sleep is over, anything else failed."""
-    if waiting.kind == "sleep":
-        return successor(waiting, now, status="success")
-    assert waiting.until is not None
-    passed = DeadlinePassed(f"nobody decided {waiting.step_id!r} before {waiting.until.isoformat(timespec='seconds')}")
-    return successor(waiting, now, status="failure", error=StepError.from_exception(passed))
 
 
 def newest(entries: Iterable[StepRecord]) -> dict[str, StepRecord]:

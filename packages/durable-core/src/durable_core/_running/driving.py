@@ -17,7 +17,6 @@ from durable_core._log.lock import driven_elsewhere
 from durable_core._log.notes import ids_in, lasting
 from durable_core._system.waits import cancellations
 from durable_core._values.codec import Codec
-from durable_core.context import driven
 from durable_core.errors import (
     ChildStopped,
     RunCancelled,
@@ -157,7 +156,6 @@ async def _drive_once(run: Run, latest: StepRecord, work: Work) -> Standing:
 async def _call(run: Run, work: Work) -> tuple[BaseException | None, Any, bytes | None, bool]:
     """Call the function; return what it raised or its value, as it is and as JSON, and whether the exception is its own."""
     run.outside = frozenset(map(id, behind(sys.exception())))
-    token = driven.set(run)
     before = cancellations()
     try:
         returned = await work.call()
@@ -165,8 +163,6 @@ async def _call(run: Run, work: Work) -> tuple[BaseException | None, Any, bytes 
         return error, None, None, cancellations() <= before  # of a task that the flow awaited and somebody else cancelled
     except BaseException as error:
         return error, None, None, False
-    finally:
-        driven.reset(token)
     if run.suspended is not None or run.told:
         return None, None, None, False
     try:

@@ -72,8 +72,7 @@ def judge(left: Left) -> Verdict | None:
         return None
     reached = [each for each in behind(error) if id(each) not in left.outside]
     failed = tuple(each for each in _by_step(reached) if each.run_id == left.run_id)
-    only_suspended = error is not None and all(isinstance(each, RunSuspended) for each in leaves(error))
-    if only_suspended or (left.suspended and not failed):
+    if (error is not None and only_suspends(error)) or (left.suspended and not failed):
         return Verdict("suspended")
     if any(isinstance(each, _PARKS) for each in leaves(error)) or _parked_child(error):
         return Verdict("parked")
@@ -87,6 +86,11 @@ def judge(left: Left) -> Verdict | None:
     if failed or answered_by or isinstance(error, left.fails_on):
         return Verdict("failed", failed, answered_by)
     return Verdict("crashed")
+
+
+def only_suspends(error: BaseException | None) -> bool:
+    """Tell whether nothing but a suspension was raised."""
+    return all(isinstance(each, RunSuspended) for each in leaves(error))
 
 
 def leaves(error: BaseException | None) -> Iterator[BaseException]:

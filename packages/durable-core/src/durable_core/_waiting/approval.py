@@ -9,10 +9,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from durable_core._calls.arguments import fingerprint_of
-from durable_core._log.chain import expired, successor
+from durable_core._log.chain import successor
 from durable_core._values.returns import record_any
-from durable_core.errors import CorruptLog
-from durable_core.record import StepRecord
+from durable_core.errors import CorruptLog, DeadlinePassed
+from durable_core.record import StepError, StepRecord
 
 DEADLINE: Final = "$deadline"
 """Who rejects what nobody decided in time."""
@@ -105,10 +105,12 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def overdue(waiting: StepRecord, now: datetime) -> StepRecord:
-    """Return the entry that ends a wait whose time has come: an approval may be rejected by that."""
-    if waiting.kind != "approval" or (request := Request.of(waiting)).on_timeout != "reject":
-        return expired(waiting, now)
+    """Return the entry that ends a wait whose time has come: a sleep is over, an approval may be rejected, the rest fails."""
+    if waiting.kind == "sleep":
+        return successor(waiting, now, status="success")
     assert waiting.until is not None
     reason = f"nobody decided {waiting.step_id!r} before {waiting.until.isoformat(timespec='seconds')}"
+    if waiting.kind != "approval" or (request := Request.of(waiting)).on_timeout != "reject":
+        return successor(waiting, now, status="failure", error=StepError.from_exception(DeadlinePassed(reason)))
     request = request.with_vote(Decision(False, DEADLINE, reason, now))
     return successor(waiting, now, status="success", result=msgspec.json.encode(request.decision()), note=request.note())

@@ -30,7 +30,7 @@ from .errors import (
 )
 from .events import OnEvent, StepEvent
 from .flow import Flow, flow
-from .options import Delay, FlowOptions, Recovered, RetryOn, RunnerOptions, StepOptions, exponential
+from .options import Delay, FlowOptions, MapOptions, Recovered, RetryOn, RunnerOptions, StepOptions, exponential
 from .record import StepError, StepRecord
 from .runner import Runner
 from .store import (
@@ -72,6 +72,7 @@ __all__ = [
     "Holder",
     "Lease",
     "LockLost",
+    "MapOptions",
     "MemoryStore",
     "NestedStep",
     "NotFound",

@@ -18,6 +18,7 @@ from .errors import UnrecordableValue
 from .events import OnEvent
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 Delay = float | timedelta | Callable[[int], float | timedelta] | Callable[[int, BaseException], float | timedelta]
 RetryOn = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], object]
@@ -65,6 +66,17 @@ class StepOptions(TypedDict, total=False):
     """For an attempt that left no outcome: returns `Recovered(value)` to record that, or None to let the step start again."""
     when_cancelled: bool
     """Run the step in a cancelled run, too: what `except RunCancelled` undoes something with."""
+
+
+class MapOptions(StepOptions, Generic[Item], total=False):
+    """The options that one map may set, besides those of its steps."""
+
+    name: str | None
+    """What people read; the id unless given."""
+    key: Callable[[Item], str | int] | None
+    """Returns a text or a number that is the item's alone; without it items are numbered from 0."""
+    limit: int
+    """How many items are tried at the same time, 20 unless given."""
 
 
 class RunnerOptions(TypedDict, total=False):

@@ -30,7 +30,7 @@ from ._waiting.child import call_child, result_of
 from ._waiting.wait import Wait, moment, wait
 from .clock import Clock, SystemClock
 from .events import OnEvent
-from .options import Delay, Policy, RetryOn, StepOptions, duration
+from .options import Delay, MapOptions, Policy, RetryOn, StepOptions, duration
 from .record import StepRecord
 from .store import Store, check_store, transaction_of
 
@@ -349,15 +349,12 @@ class Runner:
     def map(
         self,
         step_id: str,
-        fn: Callable[..., Any],
+        fn: Callable[[Item], Any],
         items: Iterable[Item],
         *,
-        key: Callable[[Item], str | int] | None = None,
-        limit: int = 20,
-        tolerate: int = 0,
-        name: str | None = None,
         returns: None,
-        **options: Unpack[StepOptions],
+        tolerate: int = 0,
+        **options: Unpack[MapOptions[Item]],
     ) -> Coroutine[Any, Any, list[None]]: ...
     @overload
     def map(
@@ -366,11 +363,8 @@ class Runner:
         fn: Callable[[Item], Any],
         items: Iterable[Item],
         *,
-        key: Callable[[Item], str | int] | None = None,
-        limit: int = 20,
-        name: str | None = None,
         returns: type[T],
-        **options: Unpack[StepOptions],
+        **options: Unpack[MapOptions[Item]],
     ) -> Coroutine[Any, Any, list[T]]: ...
     @overload
     def map(
@@ -379,24 +373,13 @@ class Runner:
         fn: Callable[[Item], Any],
         items: Iterable[Item],
         *,
-        key: Callable[[Item], str | int] | None = None,
-        limit: int = 20,
-        tolerate: int,
-        name: str | None = None,
         returns: type[T],
-        **options: Unpack[StepOptions],
+        tolerate: int,
+        **options: Unpack[MapOptions[Item]],
     ) -> Coroutine[Any, Any, list[T | None]]: ...
     @overload
     def map(
-        self,
-        step_id: str,
-        fn: Callable[[Item], Awaitable[T]],
-        items: Iterable[Item],
-        *,
-        key: Callable[[Item], str | int] | None = None,
-        limit: int = 20,
-        name: str | None = None,
-        **options: Unpack[StepOptions],
+        self, step_id: str, fn: Callable[[Item], Awaitable[T]], items: Iterable[Item], **options: Unpack[MapOptions[Item]]
     ) -> Coroutine[Any, Any, list[T]]: ...
     @overload
     def map(
@@ -405,23 +388,12 @@ class Runner:
         fn: Callable[[Item], Awaitable[T]],
         items: Iterable[Item],
         *,
-        key: Callable[[Item], str | int] | None = None,
-        limit: int = 20,
         tolerate: int,
-        name: str | None = None,
-        **options: Unpack[StepOptions],
+        **options: Unpack[MapOptions[Item]],
     ) -> Coroutine[Any, Any, list[T | None]]: ...
     @overload
     def map(
-        self,
-        step_id: str,
-        fn: Callable[[Item], T],
-        items: Iterable[Item],
-        *,
-        key: Callable[[Item], str | int] | None = None,
-        limit: int = 20,
-        name: str | None = None,
-        **options: Unpack[StepOptions],
+        self, step_id: str, fn: Callable[[Item], T], items: Iterable[Item], **options: Unpack[MapOptions[Item]]
     ) -> Coroutine[Any, Any, list[T]]: ...
     @overload
     def map(
@@ -430,11 +402,8 @@ class Runner:
         fn: Callable[[Item], T],
         items: Iterable[Item],
         *,
-        key: Callable[[Item], str | int] | None = None,
-        limit: int = 20,
         tolerate: int,
-        name: str | None = None,
-        **options: Unpack[StepOptions],
+        **options: Unpack[MapOptions[Item]],
     ) -> Coroutine[Any, Any, list[T | None]]: ...
     @overload
     def map(
@@ -443,12 +412,9 @@ class Runner:
         fn: Callable[[Item], Any],
         items: Iterable[Item],
         *,
-        key: Callable[[Item], str | int] | None = None,
-        limit: int = 20,
-        tolerate: int = 0,
-        name: str | None = None,
         returns: Any,
-        **options: Unpack[StepOptions],
+        tolerate: int = 0,
+        **options: Unpack[MapOptions[Item]],
     ) -> Coroutine[Any, Any, list[Any]]: ...
     def map(
         self,

@@ -50,8 +50,10 @@ def exponential(
 
 
 class StepOptions(TypedDict, total=False):
-    """The options that one step may set for itself, in place of the runner's."""
+    """The options that one step may set for itself: its name, and what stands in place of the runner's."""
 
+    name: str | None
+    """What people read; the step id unless given."""
     max_attempts: int
     """Attempts in all, from 1."""
     retry_delay: Delay
@@ -71,8 +73,6 @@ class StepOptions(TypedDict, total=False):
 class MapOptions(StepOptions, Generic[Item], total=False):
     """The options that one map may set, besides those of its steps."""
 
-    name: str | None
-    """What people read; the id unless given."""
     key: Callable[[Item], str | int] | None
     """Returns a text or a number that is the item's alone; without it items are numbered from 0."""
     limit: int

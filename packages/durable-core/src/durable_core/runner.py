@@ -120,66 +120,37 @@ class Runner:
 
     @overload
     def step(
-        self,
-        step_id: str,
-        fn: Callable[..., Any],
-        *args: Any,
-        name: str | None = None,
-        returns: None,
-        **options: Unpack[StepOptions],
+        self, step_id: str, fn: Callable[..., Any], *args: Any, returns: None, **options: Unpack[StepOptions]
     ) -> Coroutine[Any, Any, None]: ...
     @overload
     def step(
-        self,
-        step_id: str,
-        fn: Callable[..., Any],
-        *args: Any,
-        name: str | None = None,
-        returns: type[T],
-        **options: Unpack[StepOptions],
+        self, step_id: str, fn: Callable[..., Any], *args: Any, returns: type[T], **options: Unpack[StepOptions]
     ) -> Coroutine[Any, Any, T]: ...
     @overload
     def step(
-        self,
-        step_id: str,
-        fn: Callable[[Unpack[Ts]], Awaitable[T]],
-        *args: *Ts,
-        name: str | None = None,
-        **options: Unpack[StepOptions],
+        self, step_id: str, fn: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, **options: Unpack[StepOptions]
     ) -> Coroutine[Any, Any, T]: ...
     @overload
     def step(
-        self,
-        step_id: str,
-        fn: Callable[[Unpack[Ts]], T],
-        *args: *Ts,
-        name: str | None = None,
-        **options: Unpack[StepOptions],
+        self, step_id: str, fn: Callable[[Unpack[Ts]], T], *args: *Ts, **options: Unpack[StepOptions]
     ) -> Coroutine[Any, Any, T]: ...
     @overload
     def step(
-        self,
-        step_id: str,
-        fn: Callable[..., Any],
-        *args: Any,
-        name: str | None = None,
-        returns: Any,
-        **options: Unpack[StepOptions],
+        self, step_id: str, fn: Callable[..., Any], *args: Any, returns: Any, **options: Unpack[StepOptions]
     ) -> Coroutine[Any, Any, Any]: ...
     def step(  # type: ignore[misc]  # mypy doesn't match `*args: *Ts` with `*args: Any`
         self,
         step_id: str,
         fn: Callable[..., Any],
         *args: Any,
-        name: str | None = None,
         returns: Any = ANNOTATED,
         **options: Any,
     ) -> Coroutine[Any, Any, Any]:
         """Run `fn(*args)` once and record its outcome under `step_id`; return the recorded value, now and on every later run.
 
         `fn` may be async or not; a synchronous one runs in a worker thread, and an awaitable that it returns is awaited. The
-        value's type is `returns`, or else the return annotation; `returns=None` records no value. `name` is what people read.
-        The other options are those of `StepOptions`, in place of the runner's.
+        value's type is `returns`, or else the return annotation; `returns=None` records no value. The other options are those of
+        `StepOptions`: `name` is what people read, the rest stands in place of the runner's.
 
         What is returned has been recorded, durably as the store means it, and is the recorded value, decoded. Raises `StepFailed`
         once the attempts have run out, now and on every replay; `ResultNotRecorded` if the store took no outcome;
@@ -188,14 +159,13 @@ class Runner:
         """
         if self._prefix:
             step_id = self._scoped(step_id)
-        return run_step(self._run, prepare(self._run, step_id, fn, args, name, returns, self._policy, options))
+        return run_step(self._run, prepare(self._run, step_id, fn, args, returns, self._policy, options))
 
     def transaction(
         self,
         step_id: str,
         fn: Callable[..., Awaitable[T]],
         *args: Any,
-        name: str | None = None,
         returns: Any = ANNOTATED,
         **options: Unpack[StepOptions],
     ) -> Coroutine[Any, Any, T]:
@@ -215,7 +185,7 @@ class Runner:
             raise TypeError("at_most_once= means nothing for a transaction: it happens exactly once anyhow")
         if callable(fn) and not may_be_awaited(fn):
             raise TypeError(f"fn of transaction {step_id!r} must be async, not {fn!r}: a connection belongs to the loop")
-        call = prepare(self._run, self._scoped(step_id), fn, args, name, returns, self._policy, options)
+        call = prepare(self._run, self._scoped(step_id), fn, args, returns, self._policy, {**options})
         return run_step(self._run, call, committing_in(store))
 
     def until(
@@ -225,7 +195,6 @@ class Runner:
         *args: Any,
         every: float | timedelta,
         timeout: float | timedelta | None = None,
-        name: str | None = None,
         returns: Any = ANNOTATED,
         **options: Any,
     ) -> Coroutine[Any, Any, Any]:
@@ -239,7 +208,7 @@ class Runner:
         limit = None if timeout is None else duration("timeout", timeout, zero=False)
         if returns is None:
             raise TypeError(f"until {step_id!r} needs what the check returns: leave returns=None out")
-        call = prepare(self._run, self._scoped(step_id), check, args, name, returns, self._policy, options)
+        call = prepare(self._run, self._scoped(step_id), check, args, returns, self._policy, options)
         return run_step(self._run, call, asking_again(seconds, limit))
 
     async def sleep(self, step_id: str, duration: float | timedelta | datetime, *, name: str | None = None) -> None:
@@ -425,7 +394,6 @@ class Runner:
         key: Callable[[Any], str | int] | None = None,
         limit: int = 20,
         tolerate: int = 0,
-        name: str | None = None,
         returns: Any = ANNOTATED,
         **options: Any,
     ) -> Coroutine[Any, Any, list[Any]]:
@@ -442,7 +410,7 @@ class Runner:
         """
         check_name("step_id of a map", step_id)
         step_id = self._scoped(step_id)
-        call = prepare_map(self._run, step_id, fn, items, key, limit, tolerate, name, returns, self._policy, options)
+        call = prepare_map(self._run, step_id, fn, items, key, limit, tolerate, returns, self._policy, options)
         return run_map(self._run, call)
 
     async def publish(self, step_id: str, value: object) -> None:

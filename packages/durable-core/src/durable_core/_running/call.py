@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from inspect import CO_COROUTINE, CO_ITERABLE_COROUTINE
 from types import CodeType, FunctionType
 from typing import Any, Final
@@ -58,10 +58,9 @@ def prepare(
     step_id: str,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
-    name: str | None,
     returns: Any,
     policy: Policy,
-    options: Mapping[str, Any],
+    options: dict[str, Any],
 ) -> Call:
     """Check the call and note what it is, now: by the time that its coroutine runs, a loop's variable has moved on."""
     if running.get() is not None:
@@ -74,6 +73,7 @@ def prepare(
     else:
         codec, runs_on_loop = _look_at(step_id, fn, returns)
         identity, fingerprint = identity_of(fn, args)
+    name = options.pop("name", None) if options else None
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name of step {step_id!r} must be a str, not {name!r}")
     if options:

@@ -7,7 +7,6 @@ from typing import Literal
 
 import msgspec
 
-from durable_core._system.roots import CorruptLog
 from durable_core.errors import (
     ChildStopped,
     LockLost,
@@ -24,7 +23,7 @@ from durable_core.errors import (
 
 End = Literal["suspended", "parked", "cancelled", "failed", "crashed", "succeeded"]
 
-_SAYS_NOTHING = (LockLost, StoreError, CorruptLog, ResultNotRecorded, RunBusy)
+_SAYS_NOTHING = (LockLost, StoreError, ResultNotRecorded, RunBusy)
 _PARKS = (StepInterrupted, StepDrift)
 
 
@@ -68,13 +67,13 @@ class Verdict(msgspec.Struct, frozen=True):
 def judge(left: Left) -> Verdict | None:
     """Tell what it means for the run, in the order of what counts; None where it says nothing of the run."""
     error = left.error
-    if error is not None and not left.is_own and any(map(_says_nothing, _members(error, left.run_id))):
+    if not left.is_own and any(_says_nothing(each, left.run_id) for each in leaves(error)):
         return None
     reached = [each for each in behind(error) if id(each) not in left.outside]
     failed = tuple(each for each in _by_step(reached) if each.run_id == left.run_id)
     if (error is not None and only_suspends(error)) or (left.suspended and not failed):
         return Verdict("suspended")
-    if any(isinstance(each, _PARKS) for each in leaves(error)) or _parked_child(error):
+    if any(isinstance(each, _PARKS) or _is_parked_child(each) for each in leaves(error)):
         return Verdict("parked")
     if left.told and not any(each.step_id in left.undoing for each in failed):
         return Verdict("cancelled")
@@ -115,19 +114,16 @@ def behind(error: BaseException | None) -> list[BaseException]:
     return [*found.values()]
 
 
-def _members(error: BaseException, run_id: str) -> Iterator[BaseException]:
-    for each in leaves(error):
-        own = isinstance(each, (RunSuspended, RunCancelled)) and each.run_id == run_id
-        if not own and not isinstance(each, ChildStopped):
-            yield each
-
-
-def _says_nothing(error: BaseException) -> bool:
+def _says_nothing(error: BaseException, run_id: str) -> bool:
+    """Tell whether what was raised says nothing of the run: of its lock or store, or of another run, or what ends a program."""
+    own = isinstance(error, (RunSuspended, RunCancelled)) and error.run_id == run_id
+    if own or isinstance(error, ChildStopped):
+        return False
     return isinstance(error, _SAYS_NOTHING) or not isinstance(error, Exception)
 
 
-def _parked_child(error: BaseException | None) -> bool:
-    return any(isinstance(each, ChildStopped) and each.record.status == "waiting" for each in leaves(error))
+def _is_parked_child(error: BaseException) -> bool:
+    return isinstance(error, ChildStopped) and error.record.status == "waiting"
 
 
 def _by_step(errors: Iterable[BaseException]) -> Iterator[StepFailed | SomeFailed]:

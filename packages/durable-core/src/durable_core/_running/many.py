@@ -59,10 +59,9 @@ def prepare_map(
     key: Callable[[Any], object] | None,
     limit: int,
     tolerate: int,
-    name: str | None,
     returns: Any,
     policy: Policy,
-    options: Mapping[str, Any],
+    options: dict[str, Any],
 ) -> MapCall:
     """Check the call before anything runs."""
     step_id = check_own_id("step_id", step_id)
@@ -80,7 +79,7 @@ def prepare_map(
             seen: set[str] = set()
             twice = next(each for each in step_ids if each in seen or seen.add(each))  # type: ignore[func-returns-value]
             raise ValueError(f"two items of map {step_id!r} have the key {twice[len(step_id) + 1 :]!r}; give each its own")
-    call = prepare(run, step_id, fn, (_digest(step_ids, items),), name, returns, policy, options)
+    call = prepare(run, step_id, fn, (_digest(step_ids, items),), returns, policy, options)
     return MapCall(call, items, step_ids, limit, tolerate)
 
 

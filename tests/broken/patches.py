@@ -1213,8 +1213,8 @@ PATCHES = [
     Patch(
         "first: a replay withdraws nothing",
         f"{CORE}/_running/first.py",
-        "    await _withdraw(run, [AskedWait(entry",
-        "    list([AskedWait(entry",
+        "    await _withdraw(run, [Wait(entry",
+        "    list([Wait(entry",
         ("tests/core/many/test_first.py::test_a_kill_before_the_withdrawal_is_made_good_by_a_replay",),
     ),
     Patch(
@@ -1227,7 +1227,7 @@ PATCHES = [
     Patch(
         "first: a wait of an earlier run is withdrawn only where it begins again",
         f"{CORE}/_waiting/wait.py",
-        "        note_wait(run, noted)  # it may have lost already\n",
+        "        note_wait(run, asked)  # it may have lost already\n",
         "",
         ("tests/core/many/test_first.py::test_a_recorded_booking_wins_before_anything_else_begins",),
     ),
@@ -1440,7 +1440,7 @@ PATCHES = [
     Patch(
         "first: the delay of a retry that lost goes on",
         f"{CORE}/_running/step.py",
-        '    note_wait(run, AskedWait(call.step_id, call.name, "step"))\n',
+        '    note_wait(run, Wait(call.step_id, call.name, "step"))\n',
         "",
         ("tests/core/many/test_first.py::TestWaiting::test_the_delay_of_a_retry",),
     ),

@@ -14,12 +14,11 @@ from ._log.chain import CANCEL, FLOW, decided, newest, successor
 from ._log.clearing import clear_before
 from ._log.copying import copy, fork
 from ._log.finding import Damage, Wanted, find_logs, find_runs, statuses_of
-from ._log.known import check, known_run, now_by, person, signed
+from ._log.known import check, check_own, known_run, now_by, person, signed
 from ._log.mending import Mending, refuse_unless_stuck
 from ._log.notes import lasting
 from ._log.status import RUN_STATES, RunState, RunStatus, open_waits
 from ._running.outcome import value_of
-from ._system.ids import check_own_id
 from ._values.returns import codec_for, record_any
 from ._waiting.approval import Decision
 from ._waiting.deciding import cast, give
@@ -84,9 +83,7 @@ async def send(store: Store, run_id: str, step_id: str, value: Any = None, *, cl
     The same value sent again changes nothing. Raises `AlreadyDecided` for another one, `DeadlinePassed` after the deadline,
     `Refused` for a step that is no event, and `TypeError` for a value that can't be recorded.
     """
-    check_own_id("run_id", run_id)
-    check_own_id("step_id", step_id)
-    check_store(store)
+    check_own(store, run_id, step_id)
     return await give(store, run_id, step_id, clock, result=record_any(value, f"the value of event {step_id!r}"))
 
 
@@ -99,9 +96,7 @@ async def send_failure(
     failure again changes nothing. Raises `AlreadyDecided` where there is an outcome, `DeadlinePassed` after the deadline, and
     `Refused` for a step that is neither.
     """
-    check_own_id("run_id", run_id)
-    check_own_id("step_id", step_id)
-    check_store(store)
+    check_own(store, run_id, step_id)
     if not isinstance(error, str | BaseException):
         raise TypeError(f"error must be a text or an exception, not {error!r}")
     failure = StepError.from_exception(SentFailure(error) if isinstance(error, str) else error)

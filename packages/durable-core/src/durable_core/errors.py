@@ -111,8 +111,7 @@ class RunCancelled(BaseException):
         self.reason: str | None = reason
         self.by: str | None = by
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return reduced(self)
+    __reduce__ = reduced
 
 
 class RunSuspended(BaseException):
@@ -133,8 +132,7 @@ class RunSuspended(BaseException):
         self.until = until
         self.pairs: tuple[tuple[str, str], ...] = pairs or tuple((run_id, step_id) for step_id in waiting_for)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return reduced(self)
+    __reduce__ = reduced
 
 
 class ChildStopped(BaseException):
@@ -149,8 +147,7 @@ class ChildStopped(BaseException):
         self.run_id: str = record.run_id
         self.error = error
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return reduced(self)
+    __reduce__ = reduced
 
 
 class SomeFailed(DurableError):

@@ -14,10 +14,11 @@ from weakref import ref
 from ._log.clearing import hold_children
 from ._running.call import ANNOTATED, may_be_awaited, prepare, use_id
 from ._running.ending import only_suspends
-from ._running.first import prepare_race, run_first
+from ._running.first import first
 from ._running.many import prepare_map, run_map
 from ._running.outcome import value_or_failure
 from ._running.progress import publish
+from ._running.race import Wait
 from ._running.run import Run
 from ._running.step import run_step
 from ._running.transaction import committing_in
@@ -27,7 +28,7 @@ from ._values.codec import Codec
 from ._values.returns import codec_for
 from ._waiting.approval import Decision, Request
 from ._waiting.child import call_child, result_of
-from ._waiting.wait import Wait, moment, wait
+from ._waiting.wait import moment, wait
 from .clock import Clock, SystemClock
 from .events import OnEvent
 from .options import Delay, MapOptions, Policy, RetryOn, StepOptions, duration
@@ -312,7 +313,7 @@ class Runner:
         Raises `ValueError` without contenders, and `TypeError` for what is no function or returns nothing to await, before
         anything runs; `StepReused` if the id was used for another call; `StepDrift` if the recorded winner is none of them.
         """
-        return run_first(self._run, prepare_race(self._run, self._scoped(step_id), contenders))
+        return first(self._run, self._scoped(step_id), contenders)
 
     @overload
     def map(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from durable_core._system.ids import check_id
+from durable_core._system.ids import check_id, check_own_id
 from durable_core.clock import Clock
 from durable_core.errors import NotFound
 from durable_core.record import StepRecord
@@ -20,6 +20,13 @@ def check(store: Store, *, run_id: str, step_id: str | None = None) -> None:
     check_id("run_id", run_id)
     if step_id is not None:
         check_id("step_id", step_id)
+
+
+def check_own(store: Store, run_id: str, step_id: str) -> None:
+    """Refuse what is no store, and ids that are none or the library's."""
+    check_store(store)
+    check_own_id("run_id", run_id)
+    check_own_id("step_id", step_id)
 
 
 async def known_run(store: Store, run_id: str) -> Sequence[StepRecord]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from inspect import iscoroutine
@@ -22,23 +22,14 @@ from durable_core.record import StepError, StepRecord
 
 from .call import check_variables, use_id
 from .outcome import failed_before, newest_of, to_retry
-from .race import LOSING, AskedWait, Contender, Race, called, is_within
+from .race import LOSING, Contender, Race, Wait, called, is_within
 from .run import Run
 
 Contenders = Mapping[str, Callable[[], Awaitable[Any]]]
 
 
-class RaceCall(msgspec.Struct, frozen=True):
-    """One call of `Runner.first`, checked."""
-
-    step_id: str
-    contenders: Contenders
-    closure: Closure
-    """The variables that the contenders close over, as they were when `first` was called."""
-
-
-def prepare_race(run: Run, step_id: str, contenders: Mapping[str, Any]) -> RaceCall:
-    """Check the call and note what it is, before anything runs."""
+def first(run: Run, step_id: str, contenders: Mapping[str, Any]) -> Coroutine[Any, Any, tuple[str, Any]]:
+    """Check the call and note what it is, before anything runs; return what lets the contenders race."""
     step_id = check_own_id("step_id", step_id)
     if not contenders:
         raise ValueError(f"first {step_id!r} has no contenders; write first({step_id!r}, rail=lambda: runner.step(…), …)")
@@ -52,25 +43,25 @@ def prepare_race(run: Run, step_id: str, contenders: Mapping[str, Any]) -> RaceC
                 f" {name}=lambda: runner.step(…), so that it is called only where it is needed"
             )
     use_id(run, step_id, ("first", [(name, identity_of(fn, ())[0]) for name, fn in contenders.items()]))
-    return RaceCall(step_id, contenders, [each for fn in contenders.values() for each in closure_of(fn)])
+    return _first(run, step_id, contenders, [each for fn in contenders.values() for each in closure_of(fn)])
 
 
-async def run_first(run: Run, call: RaceCall) -> tuple[str, Any]:
+async def _first(run: Run, step_id: str, contenders: Contenders, closure: Closure) -> tuple[str, Any]:
     """Return the name and the value of the contender that won; let them race if none has."""
-    async with run.alone(call.step_id):
-        latest = await newest_of(run, call.step_id, "first")
+    async with run.alone(step_id):
+        latest = await newest_of(run, step_id, "first")
         if decided(latest):
-            return await _recorded(run, call, latest)
-        check_variables(run, call.step_id, call.closure)
-        return await _race(run, call, latest)
+            return await _recorded(run, contenders, latest)
+        check_variables(run, step_id, closure)
+        return await _race(run, step_id, contenders, latest)
 
 
-run_first.__qualname__ = "Runner.first"  # which is what Python says of one that was never awaited
+_first.__qualname__ = "Runner.first"  # which is what Python says of one that was never awaited
 
 
-async def _race(run: Run, call: RaceCall, latest: StepRecord | None) -> tuple[str, Any]:
+async def _race(run: Run, step_id: str, contenders: Contenders, latest: StepRecord | None) -> tuple[str, Any]:
     started_at = run.clock.now()
-    race = Race(run, call.step_id, call.contenders)
+    race = Race(run, step_id, contenders)
     with race.going_on():
         try:
             await race.start()
@@ -87,7 +78,7 @@ async def _race(run: Run, call: RaceCall, latest: StepRecord | None) -> tuple[st
         if recorded.id != record.id:  # of another runner, whose entries this one has not seen
             for entry in await answered(run.store.list(run.id)):
                 run.log.add(entry)
-            return await _recorded(run, call, recorded)
+            return await _recorded(run, contenders, recorded)
         if winner is None:
             raise StepFailed(recorded) from race.ended[-1].task.exception()
         await _end_children(race.contenders, winner)
@@ -139,7 +130,7 @@ def _entry(run: Run, race: Race, latest: StepRecord | None, started_at: datetime
     return run.entry(race.step_id, latest, note=note or None, **fields)
 
 
-def _left_waiting(run: Run, race: Race, winner: Contender) -> list[AskedWait]:
+def _left_waiting(run: Run, race: Race, winner: Contender) -> list[Wait]:
     """Return the waits that only those who lost asked for, and that have no outcome."""
     asked = {wait.step_id: wait for each in race.contenders if each is not winner for wait in each.waits.values()}
     return [wait for step_id, wait in asked.items() if step_id not in winner.waits and not decided(run.log.latest(step_id))]
@@ -153,14 +144,14 @@ async def _end_children(contenders: Iterable[Contender], winner: Contender | Non
                 await wait.end()
 
 
-async def _withdraw(run: Run, waits: Iterable[AskedWait]) -> None:
+async def _withdraw(run: Run, waits: Iterable[Wait]) -> None:
     """End waits that nobody needs any more, unless they were decided meanwhile."""
     await asyncio.gather(
         *(advance(run.log.claim, run.log.latest(wait.step_id), partial(_withdrawal, run, wait)) for wait in waits)
     )
 
 
-def _withdrawal(run: Run, wait: AskedWait, latest: StepRecord | None) -> StepRecord | None:
+def _withdrawal(run: Run, wait: Wait, latest: StepRecord | None) -> StepRecord | None:
     if decided(latest):
         return None
     error = StepError.from_exception(Withdrawn(f"nobody needs {wait.step_id!r} any more: another contender was first"))
@@ -170,22 +161,22 @@ def _withdrawal(run: Run, wait: AskedWait, latest: StepRecord | None) -> StepRec
     return run.entry(wait.step_id, None, status="failure", kind=wait.kind, name=wait.name, error=error)
 
 
-async def _recorded(run: Run, call: RaceCall, record: StepRecord) -> tuple[str, Any]:
+async def _recorded(run: Run, contenders: Contenders, record: StepRecord) -> tuple[str, Any]:
     """Return what was recorded: the winner's name, and its value, which replays. The others are not begun."""
     run.passed_over.update(ids_in(record, "begun"))
     if record.status == "failure":
         raise failed_before(record, to_retry(record))
     name = record.value()
-    if not isinstance(name, str) or name not in call.contenders:
+    if not isinstance(name, str) or name not in contenders:
         raise StepDrift(
             f"first {record.step_id!r} of run {run.id!r} was won by {name!r}, which is no contender any more; there are:"
-            f" {', '.join(call.contenders)}. Keep that contender, or give the race another id",
+            f" {', '.join(contenders)}. Keep that contender, or give the race another id",
             step_id=record.step_id,
         )
     lost = [entry for step_id in ids_in(record, "lost") if (entry := run.log.latest(step_id)) is not None and not decided(entry)]
     if any(entry.kind == "flow" for entry in lost):
-        race = Race(run, call.step_id, {other: fn for other, fn in call.contenders.items() if other != name})
+        race = Race(run, record.step_id, {other: fn for other, fn in contenders.items() if other != name})
         await race.look_for_children()
         await _end_children(race.contenders)
-    await _withdraw(run, [AskedWait(entry.step_id, entry.name, entry.kind) for entry in lost])
-    return name, await called(call.step_id, name, call.contenders[name])
+    await _withdraw(run, [Wait(entry.step_id, entry.name, entry.kind) for entry in lost])
+    return name, await called(record.step_id, name, contenders[name])

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import datetime
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from durable_core._system.ids import check_own_id
 from durable_core._system.waits import to_the_end
 from durable_core.errors import SomeFailed, StepFailed
 from durable_core.record import Kind
@@ -27,14 +29,22 @@ LOSING: Final = (StepFailed, SomeFailed)
 _here: Final[ContextVar[Contender | None]] = ContextVar("durable_contender", default=None)
 
 
-class AskedWait(msgspec.Struct, frozen=True):
-    """A wait that a contender asked for."""
+class Wait(msgspec.Struct, frozen=True):
+    """What a run waits for, as it is recorded first."""
 
     step_id: str
     name: str
     kind: Kind
+    until: datetime | None = None
+    note: Any = None
+    fingerprint: str | None = None
     end: Callable[[], Awaitable[None]] | None = None
-    """Of a child what cancels it and drives it to its end; None for anything else."""
+    """Of a child what cancels it and drives it to its end, where another contender of a race wins."""
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "step_id", check_own_id("step_id", self.step_id))
+        if not isinstance(self.name, str):
+            raise TypeError(f"name of {self.kind} {self.step_id!r} must be a str, not {self.name!r}")
 
 
 class Contender:
@@ -50,7 +60,7 @@ class Contender:
         self.is_at_gate = False
         self.step_ids: Final[dict[str, None]] = {}
         """The steps and waits that it asked for."""
-        self.waits: Final[dict[str, AskedWait]] = {}
+        self.waits: Final[dict[str, Wait]] = {}
         """The waits that it asked for while they had no outcome."""
         self.waiting = 0
         """How many of its waits go on now."""
@@ -221,7 +231,7 @@ def note_step(run: Run, step_id: str) -> None:
             contender.step_ids[step_id] = None
 
 
-def note_wait(run: Run, wait: AskedWait) -> None:
+def note_wait(run: Run, wait: Wait) -> None:
     """Note that the contender of the run which runs here, if one does, is about to wait: it is withdrawn if that one loses."""
     if (here := _here.get()) is not None:
         for contender in here.outward(run):

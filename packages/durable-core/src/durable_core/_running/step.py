@@ -22,7 +22,7 @@ from .call import Call, check, is_async, may_change_its_variables, reused
 from .looking import listening
 from .outcome import outcome_of
 from .pausing import pause
-from .race import AskedWait, note_wait
+from .race import Wait, note_wait
 from .run import Run
 
 
@@ -153,7 +153,7 @@ async def due_entry(run: Run, call: Call, waiting: StepRecord) -> StepRecord:
     """Wait for the time of the next attempt, in this process or in another; return the step's newest entry then."""
     limit = run.end_of_waiting()
     latest = waiting
-    note_wait(run, AskedWait(call.step_id, call.name, "step"))
+    note_wait(run, Wait(call.step_id, call.name, "step"))
     with listening(run, call.step_id) as listener, run.delaying(call.step_id):
         while latest.status == "waiting" and latest.until is not None and latest.until > run.clock.now():
             await pause(run, listener, latest.until, limit, undoes=call.policy.when_cancelled)

@@ -13,8 +13,7 @@ def reduced(error: BaseException) -> tuple[object, ...]:
 class DurableError(Exception):
     """The root of everything that the library raises on its own account."""
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return reduced(self)
+    __reduce__ = reduced
 
 
 class StoreError(DurableError):

@@ -22,6 +22,7 @@ from durable_core._running.driving import Standing
 from durable_core._running.looking import listening
 from durable_core._running.outcome import value_or_failure
 from durable_core._running.pausing import can_go_on, pause, wait_for_first
+from durable_core._running.race import Wait
 from durable_core._running.run import Run, poll_seconds
 from durable_core._system.ids import check_own_id
 from durable_core._values.codec import Codec
@@ -29,7 +30,7 @@ from durable_core.errors import ChildStopped, RunBusy, RunCancelled, StepDrift
 from durable_core.record import StepError, StepRecord
 from durable_core.stores.flows import cancelled, is_crash
 
-from .wait import Wait, ask
+from .wait import ask
 
 _LONGEST_ID: Final = 512
 

@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
-
-import msgspec
 
 from durable_core._log.chain import decided
 from durable_core._running.looking import Listener, listening
 from durable_core._running.pausing import pause
-from durable_core._running.race import AskedWait, note_wait
+from durable_core._running.race import Wait, note_wait
 from durable_core._running.run import Run
-from durable_core._system.ids import check_own_id
 from durable_core.clock import Clock
 from durable_core.errors import StepDrift
 from durable_core.options import duration
-from durable_core.record import Kind, StepRecord
+from durable_core.record import StepRecord
 
 from .approval import overdue
-
-
-class Wait(msgspec.Struct, frozen=True):
-    """What is waited for, as it is recorded first."""
-
-    step_id: str
-    name: str
-    kind: Kind
-    until: datetime | None
-    note: Any = None
-    fingerprint: str | None = None
-    end: Callable[[], Awaitable[None]] | None = None
-    """What ends a child that is waited for, where another contender of a race wins."""
-
-    def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "step_id", check_own_id("step_id", self.step_id))
-        if not isinstance(self.name, str):
-            raise TypeError(f"name of {self.kind} {self.step_id!r} must be a str, not {self.name!r}")
 
 
 def moment(clock: Clock, what: str, when: float | timedelta | datetime) -> datetime:
@@ -74,16 +52,15 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
 async def ask(run: Run, asked: Wait, check: Callable[[StepRecord], None]) -> StepRecord:
     """Return the newest entry of a wait, after asking for it if no run has; `check` raises where it is another's."""
     record = run.log.latest(asked.step_id)
-    noted = AskedWait(asked.step_id, asked.name, asked.kind, asked.end)
     if record is not None:
         check(record)
         if decided(record):
             run.tell_again(asked.step_id)
             await run.emit("step:replay", record)
             return record
-        note_wait(run, noted)  # it may have lost already
+        note_wait(run, asked)  # it may have lost already
     await run.begin()
-    note_wait(run, noted)
+    note_wait(run, asked)
     if record is None and run.log.answers:
         await run.refuse_unanswered(asked.step_id)
     if record is None or record.status == "reopened":

@@ -8,16 +8,15 @@ from contextlib import ExitStack, suppress
 
 from durable_core._log import news
 from durable_core._log.chain import FLOW, decided
-from durable_core._log.known import known_run
+from durable_core._log.known import check_own, known_run
 from durable_core._log.notes import ids_in
 from durable_core._running.outcome import ended_by
 from durable_core._running.run import poll_seconds
-from durable_core._system.ids import check_id, check_own_id
 from durable_core._system.waits import first_of
 from durable_core.clock import Clock, SystemClock
 from durable_core.errors import Refused
 from durable_core.record import StepRecord
-from durable_core.store import Store, check_store
+from durable_core.store import Store
 from durable_core.stores.flows import state_of
 
 
@@ -47,7 +46,7 @@ async def published(store: Store, run_id: str, step_id: str) -> StepRecord | Non
 
     `record.value()` is what was published. Raises `Refused` where the id is a step's or a wait's.
     """
-    _check(store, run_id, step_id)
+    check_own(store, run_id, step_id)
     return _checked(await store.get(run_id, step_id))
 
 
@@ -58,7 +57,7 @@ async def follow(store: Store, run_id: str, step_id: str) -> AsyncIterator[StepR
     this process comes at once; one of another process within the store's polling: two seconds, on S3 twenty. Raises `Refused`
     where the id is a step's or a wait's.
     """
-    _check(store, run_id, step_id)
+    check_own(store, run_id, step_id)
     heard = asyncio.Event()
     seconds = poll_seconds(store)
     last = -1
@@ -86,12 +85,6 @@ async def _between(store: Store, newest: StepRecord, last: int) -> Sequence[Step
         return [newest]
     entries = [record for record in await store.list(newest.run_id) if record.step_id == newest.step_id]
     return sorted((record for record in entries if record.revision > last), key=lambda record: record.revision)
-
-
-def _check(store: Store, run_id: str, step_id: str) -> None:
-    check_store(store)
-    check_id("run_id", run_id)
-    check_own_id("step_id", step_id)
 
 
 def _checked(record: StepRecord | None) -> StepRecord | None:

@@ -1141,6 +1141,13 @@ PATCHES = [
         ("tests/core/running/test_long_retries.py::test_a_restart_by_recover_gets_the_next_number_and_costs_no_attempt",),
     ),
     Patch(
+        "a run that waits for its next attempt is not told",
+        f"{CORE}/_running/step.py",
+        "    await run.begin(undoes=call.policy.when_cancelled)\n",
+        "",
+        ("tests/core/flow/test_undoing.py::test_a_run_that_waits_for_its_next_attempt_is_told",),
+    ),
+    Patch(
         "a delay keeps its run from being suspended",
         f"{CORE}/_running/step.py",
         ", run.delaying(call.step_id):",

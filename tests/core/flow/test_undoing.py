@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from durable_core import MemoryStore, RunCancelled, Runner, RunSuspended, StepFailed, StepInterrupted, StepRecord, control, flow
+from durable_core.testing import FakeClock
 from tests.core.conftest import Effects, FlakyStore, Killed
 
 
@@ -149,3 +150,32 @@ async def test_a_child_that_is_parked_as_it_undoes_parks_its_parent(store: Flaky
     assert failed.value.error.matches(RunCancelled)
     assert effects == {"charge": 1, "refund": 1}
     assert (await entries(store, "run/child", "$flow"))[-1] == "failure"
+
+
+@pytest.mark.parametrize("how", ["cancelled", "late"])
+async def test_a_run_that_waits_for_its_next_attempt_is_told(
+    store: FlakyStore, effects: Effects, clock: FakeClock, how: str
+) -> None:
+    """At once when it is run again, and not only when the attempt is due."""
+
+    def refuse() -> None:
+        raise ConnectionError("the bank is closed")
+
+    @flow(wait_limit=0, clock=clock, timeout=60)
+    async def pays(runner: Runner) -> None:
+        try:
+            await runner.step("charge", refuse, max_attempts=2, retry_delay=3600)
+        except RunCancelled:
+            await runner.step("refund", effects.happen, "refund", when_cancelled=True)
+            raise
+
+    with pytest.raises(RunSuspended):
+        await pays.run(store, run_id="run")
+    if how == "cancelled":
+        await control.cancel(store, "run")
+    else:
+        clock.advance(60)
+    with pytest.raises(StepFailed) as failed:
+        await pays.run(store, run_id="run")
+    assert failed.value.error.matches(RunCancelled)
+    assert effects == {"refund": 1}

@@ -154,6 +154,7 @@ async def due_entry(run: Run, call: Call, waiting: StepRecord) -> StepRecord:
     limit = run.end_of_waiting()
     latest = waiting
     note_wait(run, Wait(call.step_id, call.name, "step"))
+    await run.begin(undoes=call.policy.when_cancelled)
     with listening(run, call.step_id) as listener, run.delaying(call.step_id):
         while latest.status == "waiting" and latest.until is not None and latest.until > run.clock.now():
             await pause(run, listener, latest.until, limit, undoes=call.policy.when_cancelled)

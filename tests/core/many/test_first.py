@@ -770,6 +770,73 @@ class TestCancelling:
         assert (await newest(store, "rail")).value() == "done"
         assert await store.get("run", "quickest") is None
 
+    @pytest.mark.parametrize("turned", [False, True])
+    async def test_each_contender_is_told(self, effects: Effects, *, turned: bool) -> None:
+        """Whichever hears of it first: the others are not cut off, and undo what they did."""
+
+        class Slow(FlakyStore):
+            async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+                for _ in range(50 if step_id == "ticket" else 0):
+                    await asyncio.sleep(0)
+                return await super().get(run_id, step_id)
+
+        store = Slow()
+
+        @flow
+        async def books(runner: Runner) -> None:
+            async def rail() -> None:
+                await runner.step("charge", effects.happen_async, "charge")
+                try:
+                    await runner.event("ticket")
+                except RunCancelled:
+                    await runner.step("refund", effects.happen_async, "refund", when_cancelled=True)
+                    raise
+
+            contenders = {"boss": lambda: runner.approval("boss"), "rail": rail}
+            await runner.first("way", **dict(reversed(contenders.items()) if turned else contenders.items()))
+
+        running = asyncio.create_task(books.run(store, run_id="run"))
+        while await store.get("run", "ticket") is None or await store.get("run", "boss") is None:
+            await asyncio.sleep(0)
+        await control.cancel(store, "run")
+        async with asyncio.timeout(10):
+            with pytest.raises(StepFailed):
+                await running
+        assert effects == {"charge": 1, "refund": 1}
+        assert await store.get("run", "way") is None
+
+    async def test_undoing_that_waits_for_its_next_attempt_suspends_the_run(
+        self, store: MemoryStore, clock: FakeClock, effects: Effects
+    ) -> None:
+        """The contenders that were told are out, so that all that are left wait."""
+
+        async def refund() -> None:
+            effects.happen("refund")
+            if effects["refund"] == 1:
+                raise ConnectionError
+
+        @flow(wait_limit=0, clock=clock)
+        async def books(runner: Runner) -> None:
+            async def rail() -> None:
+                try:
+                    await runner.event("ticket")
+                except RunCancelled:
+                    await runner.step("refund", refund, when_cancelled=True, max_attempts=2, retry_delay=3600)
+                    raise
+
+            await runner.first("way", boss=lambda: runner.approval("boss"), rail=rail)
+
+        with pytest.raises(RunSuspended):
+            await books.run(store, run_id="run")
+        await control.cancel(store, "run")
+        with pytest.raises(RunSuspended):
+            await books.run(store, run_id="run")
+        clock.advance(3600)
+        with pytest.raises(StepFailed) as failed:
+            await books.run(store, run_id="run")
+        assert failed.value.error.matches(RunCancelled)
+        assert effects == {"refund": 2}
+
 
 class TestBadInput:
     """One clear error before anything runs."""

@@ -96,7 +96,7 @@ async def _winner(run: Run, race: Race) -> Contender | None:
                 try:
                     contender.task.result()
                 except RunCancelled:
-                    await _let_steps_end(run, race)
+                    await _let_them_hear(run, race)
                     raise
         if len(race.ended) == len(race.contenders):
             return None
@@ -104,11 +104,24 @@ async def _winner(run: Run, race: Race) -> Contender | None:
         await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def _let_steps_end(run: Run, race: Race) -> None:
-    """Wait for functions that run, so that their outcomes are recorded: their run was cancelled, and not their task."""
-    asked = {step_id for each in race.contenders if not each.task.done() for step_id in each.step_ids}
-    while any(is_within(step_id, asked) for step_id in run.running.keys() - run.delayed):
-        await run.an_end()
+async def _let_them_hear(run: Run, race: Race) -> None:
+    """Let contenders go on that are at a step or a wait: their run was cancelled, and each is told, and may undo what it did."""
+    for contender in race.contenders:
+        contender.gate.set()
+    while True:
+        await run.turn()
+        left = [each for each in race.contenders if not each.task.done() and (each.waiting or _is_at_a_step(run, each))]
+        if not left:
+            return
+        an_end = asyncio.ensure_future(run.an_end())
+        try:
+            await asyncio.wait([*(each.task for each in left), an_end], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            an_end.cancel()
+
+
+def _is_at_a_step(run: Run, contender: Contender) -> bool:
+    return any(is_within(step_id, contender.step_ids) for step_id in run.running)
 
 
 def _entry(run: Run, race: Race, latest: StepRecord | None, started_at: datetime, winner: Contender | None) -> StepRecord:

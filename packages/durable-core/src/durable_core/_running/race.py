@@ -14,7 +14,7 @@ import msgspec
 
 from durable_core._system.ids import check_own_id
 from durable_core._system.waits import to_the_end
-from durable_core.errors import SomeFailed, StepFailed
+from durable_core.errors import RunCancelled, SomeFailed, StepFailed
 from durable_core.record import Kind
 
 if TYPE_CHECKING:
@@ -95,6 +95,11 @@ class Contender:
         """Whether it ended by what a contender loses by."""
         return self.task.done() and not self.task.cancelled() and isinstance(self.task.exception(), LOSING)
 
+    @property
+    def was_told(self) -> bool:
+        """Whether it ended because the run is to stop."""
+        return self.task.done() and not self.task.cancelled() and isinstance(self.task.exception(), RunCancelled)
+
     def outward(self, run: Run | None = None) -> Iterator[Contender]:
         """Yield this one, and those of outer races that it is part of; of one run alone, if that is not None.
 
@@ -150,7 +155,7 @@ class Race:
 
     def settle(self) -> None:
         """Stand still if all contenders that are left wait, so that the run may be suspended; go on if one doesn't."""
-        left = [] if self._is_over else [each for each in self.contenders if not each.has_lost]
+        left = [] if self._is_over else [each for each in self.contenders if not (each.has_lost or each.was_told)]
         stands = bool(left) and all(each.waiting for each in left)
         if stands == self._stands:
             return

@@ -1735,4 +1735,11 @@ PATCHES = [
         "        pass\n    while True:",
         ("tests/core/many/test_first.py::TestCancelling::test_undoing_that_waits_for_its_next_attempt_suspends_the_run",),
     ),
+    Patch(
+        "a cancelled run ends before all that wait in it are told",
+        f"{CORE}/_running/driving.py",
+        "    while run.told and run.waiting:",
+        "    while False:",
+        ("tests/core/flow/test_lives.py::test_siblings_are_told_of_a_cancellation_before_the_run_ends",),
+    ),
 ]

@@ -808,3 +808,47 @@ async def test_undoing_that_was_interrupted_is_retried(store: FlakyStore, *, in_
     with pytest.raises(StepFailed, match="enough"):
         await job.run(store, run_id="run")
     assert (await control.status(store, "run")).status == "cancelled"
+
+
+async def test_siblings_are_told_of_a_cancellation_before_the_run_ends(effects: Effects) -> None:
+    """The function left with the first that was told; another one of the same gather had something to undo."""
+    asked = asyncio.Event()
+
+    class Slow(FlakyStore):
+        async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+            for _ in range(50 if step_id == "ticket" else 0):
+                await asyncio.sleep(0)
+            return await super().get(run_id, step_id)
+
+    @flow
+    async def books(runner: Runner) -> None:
+        async def book() -> None:
+            await runner.step("charge", effects.happen_async, "charge")
+            try:
+                await runner.event("ticket")
+            except RunCancelled:
+                await runner.step("refund", effects.happen_async, "refund", when_cancelled=True)
+                raise
+
+        async def ask() -> None:
+            await asked.wait()
+            await runner.approval("boss")
+
+        await asyncio.gather(ask(), book())
+
+    def hear(record: StepRecord) -> None:
+        if record.step_id == "ticket":
+            asked.set()
+
+    store = Slow()
+    store.after = hear
+    running = asyncio.create_task(books.run(store, run_id="run"))
+    while await store.get("run", "boss") is None:
+        await asyncio.sleep(0)
+    for _ in range(20):  # both listen
+        await asyncio.sleep(0)
+    await control.cancel(store, "run")
+    with pytest.raises(StepFailed) as failed:
+        await running
+    assert failed.value.error.matches(RunCancelled)
+    assert effects == {"charge": 1, "refund": 1}

@@ -122,6 +122,9 @@ async def _drive_once(run: Run, latest: StepRecord, work: Work) -> Standing:
     await run.emit("run:start", latest)
     error, value, result, is_own = await _call(run, work)
     await run.idle()  # a step that was left running in a task may still fail, or never be recorded
+    while run.told and run.waiting:  # siblings of the same gather are told next, and may undo what they did
+        await run.an_end()
+        await run.idle()
     if run.log.kept:
         await run.log.settle()
     verdict = judge(

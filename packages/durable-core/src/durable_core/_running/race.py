@@ -262,6 +262,7 @@ def waiting(run: Run, wait: Listener) -> Iterator[None]:
     finally:
         del run.waiting[wait]
         run.named.discard(wait)
+        run.wake()
         if contender is not None:
             contender.count_wait(-1)
 

@@ -333,9 +333,10 @@ class Run:
     def end_step(self, step_id: str) -> None:
         """Take the step off those that run, and wake who waits for one to end."""
         del self.running[step_id]
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Wake who waits for a step to end; a wait that ended may be what they wait for, too."""
         end, self._end = self._end, None
         if end is not None and not end.done():
             end.set_result(None)
@@ -349,7 +350,7 @@ class Run:
     def delaying(self, step_id: str) -> Iterator[None]:
         """Let a running step wait without keeping the run from being suspended."""
         self.delayed.add(step_id)
-        self._wake()
+        self.wake()
         try:
             yield
         finally:

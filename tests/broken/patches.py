@@ -967,6 +967,13 @@ PATCHES = [
         ("tests/core/flow/test_children.py::test_a_child_that_begins_while_its_parent_is_cancelled_is_cancelled_too",),
     ),
     Patch(
+        "a flow is told of its cancellation before the child that it had asked for",
+        f"{CORE}/_waiting/wait.py",
+        "    await run.begin(undoes=is_child)",
+        "    await run.begin()",
+        ("tests/every_store/test_cancelled_anywhere.py::test_a_cancelled_run_that_is_killed[Order]",),
+    ),
+    Patch(
         "a child begins in a run that was cancelled just now",
         f"{CORE}/_waiting/child.py",
         "        await run.begin(undoes=True)  # a cancellation is handed on first\n",

@@ -59,7 +59,8 @@ async def ask(run: Run, asked: Wait, check: Callable[[StepRecord], None]) -> Ste
             await run.emit("step:replay", record)
             return record
         note_wait(run, asked)  # it may have lost already
-    await run.begin()
+    is_child = asked.end is not None and record is not None and record.status == "waiting"
+    await run.begin(undoes=is_child)  # a child that was asked for is cancelled first, and then the flow is told
     note_wait(run, asked)
     if record is None and run.log.answers:
         await run.refuse_unanswered(asked.step_id)

@@ -948,7 +948,7 @@ PATCHES = [
     Patch(
         "a child that crashed is a failed step",
         f"{CORE}/_waiting/child.py",
-        '(is_crash(state) or "parked" in state.notes)',
+        "(is_crash(state) or is_parked(state))",
         "False",
         ("tests/core/flow/test_children.py::test_a_child_that_crashed_crashes_its_parent",),
     ),
@@ -1098,14 +1098,14 @@ PATCHES = [
     Patch(
         "a child that is parked as it undoes is driven again and again",
         f"{CORE}/_waiting/child.py",
-        ' or "parked" in state.notes',
+        " or is_parked(state)",
         "",
         ("tests/core/flow/test_undoing.py::test_a_child_that_is_parked_as_it_undoes_parks_its_parent",),
     ),
     Patch(
         "a parent is cancelled though its child is parked",
         f"{CORE}/_running/driving.py",
-        '            error, verdict = stopped, Verdict("parked" if "parked" in stopped.record.notes else "crashed")\n',
+        '            error, verdict = stopped, Verdict("parked" if is_parked(stopped.record) else "crashed")\n',
         "            error = stopped\n",
         ("tests/core/flow/test_undoing.py::test_a_child_that_is_parked_as_it_undoes_parks_its_parent",),
     ),

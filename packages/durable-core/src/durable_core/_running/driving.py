@@ -28,7 +28,7 @@ from durable_core.errors import (
 )
 from durable_core.options import exponential
 from durable_core.record import StepError, StepRecord
-from durable_core.stores.flows import cancelled, is_crash
+from durable_core.stores.flows import cancelled, is_crash, is_parked
 
 from .ending import Left, Verdict, behind, judge, leaves
 from .outcome import ended_by, failure_of
@@ -148,7 +148,7 @@ async def _drive_once(run: Run, latest: StepRecord, work: Work) -> Standing:
         try:
             await work.end_children()
         except ChildStopped as stopped:
-            error, verdict = stopped, Verdict("parked" if "parked" in stopped.record.notes else "crashed")
+            error, verdict = stopped, Verdict("parked" if is_parked(stopped.record) else "crashed")
     assert run.flow is not None
     try:
         return await _recorded(run, run.flow, verdict, error, value, result)

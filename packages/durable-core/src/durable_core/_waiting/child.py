@@ -28,7 +28,7 @@ from durable_core._system.ids import check_own_id
 from durable_core._values.codec import Codec
 from durable_core.errors import ChildStopped, RunBusy, RunCancelled, StepDrift
 from durable_core.record import StepError, StepRecord
-from durable_core.stores.flows import cancelled, is_crash
+from durable_core.stores.flows import cancelled, is_crash, is_parked
 
 from .wait import ask
 
@@ -194,7 +194,7 @@ async def _stand(run: Run, run_id: str, flow: ChildFlow, input: Mapping[str, Any
         if not watcher.cancelled():
             watcher.exception()  # which this run meets itself when it looks for its cancellation
     state = standing.record
-    if standing.error is not None and (is_crash(state) or "parked" in state.notes):
+    if standing.error is not None and (is_crash(state) or is_parked(state)):
         raise ChildStopped(state, standing.error)
     return standing
 

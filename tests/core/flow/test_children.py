@@ -706,3 +706,21 @@ async def test_a_cancellation_is_handed_on_to_no_run_but_a_child(store: FlakySto
         await order.run(store, run_id="run")
     assert (await control.status(store, "run")).status == "cancelled"
     assert await bill.run(store, run_id="run/bill") == "bill for b"
+
+
+async def test_a_child_that_was_cleared_is_not_waited_for(store: FlakyStore) -> None:
+    """Nobody will ever end it: the run is parked, and says so."""
+
+    @flow(wait_limit=0)
+    async def collects(runner: Runner) -> str:
+        child = await runner.flow("bill", bill, wait=False, customer="c")
+        await runner.event("word")
+        return await runner.result("billed", child, returns=str)
+
+    with pytest.raises(RunSuspended):
+        await collects.run(store, run_id="run")
+    await store.clear("run/bill")
+    await control.send(store, "run", "word")
+    with pytest.raises(StepDrift, match="it was cleared"):
+        await collects.run(store, run_id="run")
+    assert (await control.status(store, "run")).status == "parked"

@@ -108,6 +108,11 @@ async def result_of(run: Run, step_id: str, name: str, child: str, codec: Codec[
         limit = run.end_of_waiting()
         while not decided(record):
             end = await run.log.look(FLOW, child)
+            if end is None:
+                raise StepDrift(
+                    f"step {step_id!r} of run {run.id!r} waits for run {child!r}, which is not there any more: it was cleared."
+                    " fork the run before the step that asked for it, so that it is asked for anew"
+                )
             if decided(end):
                 record = await _end(run, record, end)
             else:

@@ -130,6 +130,22 @@ async def test_an_exception_that_fails_on_names_fails_the_run(store: FlakyStore)
         await pays.run(store, run_id="other", kind="value")
 
 
+async def test_fails_on_holds_for_the_members_of_a_group(store: FlakyStore) -> None:
+    """A task group wraps what its tasks raise."""
+
+    @flow(fails_on=LookupError)
+    async def pays(runner: Runner) -> None:
+        async def look_up() -> None:
+            raise KeyError("ada")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(look_up())
+
+    with pytest.raises(StepFailed):
+        await pays.run(store, run_id="run")
+    assert await entries(store) == ["started", "failure"]
+
+
 async def test_what_was_handled_where_the_flow_was_called_is_none_of_its_own(store: FlakyStore) -> None:
     """Though Python puts it behind what the flow raises."""
 

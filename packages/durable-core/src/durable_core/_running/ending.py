@@ -82,7 +82,7 @@ def judge(left: Left) -> Verdict | None:
     answers = () if left.told else left.answers
     ids = {*map(id, reached)}
     answered_by = tuple(dict.fromkeys(each.step_id for each in answers if id(each.error) in ids))
-    if failed or answered_by or isinstance(error, left.fails_on):
+    if failed or answered_by or any(isinstance(each, left.fails_on) for each in (error, *leaves(error))):
         return Verdict("failed", failed, answered_by)
     return Verdict("crashed")
 

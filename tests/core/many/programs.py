@@ -1,25 +1,35 @@
-"""Programs that the tests kill: `python programs.py COMMAND URL LEDGER`."""
+"""Programs that the tests kill: `python programs.py COMMAND URL LEDGER KILL_AFTER`."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 
 from durable_core import Runner, flow, open_store
 
 ITEMS = 5_000
 LIMIT = 20
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has one way to kill
+KILLED = _KILL if sys.platform == "win32" else -_KILL
+"""How a process exits that killed itself."""
 
 
 class Ledger:
     """A file with a line for each effect, which is there at once, whatever becomes of the process."""
+
+    left = 0
+    """How many effects until the process kills itself; 0 for never."""
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def add(self, line: str) -> None:
         os.write(self._fd, f"{line}\n".encode())
+        Ledger.left -= 1
+        if Ledger.left == 0:
+            os.kill(os.getpid(), _KILL)
 
 
 @flow
@@ -57,7 +67,8 @@ async def trip(runner: Runner, *, ledger: str) -> str:
     return name
 
 
-async def main(command: str, url: str, ledger: str) -> None:
+async def main(command: str, url: str, ledger: str, kill_after: str) -> None:
+    Ledger.left = int(kill_after)
     async with open_store(url) as store:
         print(await (total if command == "total" else trip).run(store, "run", ledger=ledger))
 

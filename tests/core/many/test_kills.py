@@ -17,23 +17,14 @@ from tests.core.many import programs
 SECONDS = 240
 
 
-async def start(command: str, url: str, ledger: Path) -> Process:
-    arguments = (sys.executable, programs.__file__, command, url, str(ledger))
+async def start(command: str, url: str, ledger: Path, kill_after: int = 0) -> Process:
+    """Start a program, which sends itself SIGKILL in its effect of this number."""
+    arguments = (sys.executable, programs.__file__, command, url, str(ledger), str(kill_after))
     return await asyncio.create_subprocess_exec(*arguments, stdout=PIPE, stderr=PIPE)
 
 
 def lines_of(ledger: Path) -> Sequence[str]:
     return ledger.read_text().splitlines() if ledger.exists() else []
-
-
-async def killed_at(process: Process, ledger: Path, lines: int) -> None:
-    """Kill the process once the ledger has so many lines."""
-    async with asyncio.timeout(SECONDS):
-        while len(lines_of(ledger)) < lines:
-            assert process.returncode is None, (await process.communicate())[1].decode()
-            await asyncio.sleep(0.005)
-    process.kill()
-    await process.communicate()
 
 
 async def output_of(process: Process) -> str:
@@ -54,8 +45,10 @@ async def test_a_map_of_5000_items_killed_five_times(tmp_path: Path) -> None:
     url, ledger = f"file:{tmp_path}/runs", tmp_path / "ledger"
     seen, before = 0, set[str]()
     for kill in range(1, 6):
-        process = await start("total", url, ledger)
-        await killed_at(process, ledger, kill * programs.ITEMS // 6)
+        process = await start("total", url, ledger, programs.ITEMS // 6 + kill)
+        async with asyncio.timeout(SECONDS):
+            await process.communicate()
+        assert process.returncode == programs.KILLED
         lines = lines_of(ledger)
         done = {step_id.removeprefix("work/") for step_id in await recorded(url)}
         assert done <= {*lines}

@@ -974,6 +974,13 @@ PATCHES = [
         ("tests/every_store/test_cancelled_anywhere.py::test_a_cancelled_run_that_is_killed[Order]",),
     ),
     Patch(
+        "a child that is waited for no more is recorded for other input",
+        f"{CORE}/_waiting/child.py",
+        "        asked = successor(latest, run.clock.now(), **fields)\n",
+        "        asked = successor(latest, run.clock.now(), fingerprint=child.taken.fingerprint, **fields)\n",
+        ("tests/core/flow/test_children.py::test_a_child_that_is_waited_for_no_more_tells_of_other_input_each_time",),
+    ),
+    Patch(
         "a child begins in a run that was cancelled just now",
         f"{CORE}/_waiting/child.py",
         "        await run.begin(undoes=True)  # a cancellation is handed on first\n",

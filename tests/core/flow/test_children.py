@@ -390,6 +390,29 @@ async def test_a_run_that_is_no_child_is_not_cancelled(store: FlakyStore) -> Non
     assert (await control.status(store, "run/bill")).status == "waiting"
 
 
+async def test_a_child_that_is_waited_for_no_more_tells_of_other_input_each_time(store: FlakyStore) -> None:
+    """The code has changed between two lives: the recorded input is used, and the entry says that it is that one."""
+    customer, waits = "b", True
+
+    @flow
+    async def long(runner: Runner, customer: str) -> None:
+        await runner.sleep("long", timedelta(days=1))
+
+    @flow(wait_limit=0)
+    async def parent(runner: Runner) -> None:
+        if waits:
+            await runner.flow("child", long, customer=customer)
+        await runner.flow("child", long, wait=False, customer=customer)
+        await runner.event("never")
+
+    with pytest.raises(RunSuspended):
+        await parent.run(store, run_id="run")
+    customer, waits = "c", False
+    for _ in range(2):
+        with pytest.warns(StepDrift, match="other input"), pytest.raises(RunSuspended):
+            await parent.run(store, run_id="run")
+
+
 async def test_a_run_that_is_no_child_is_not_taken_for_one(store: FlakyStore) -> None:
     """Nothing of it runs."""
     await bill.run(store, run_id="run/bill", customer="c")

@@ -225,10 +225,12 @@ async def _ask_for(run: Run, child: Child) -> str:
             return str(note["run"])
     await run.begin()
     await child.flow._ask_as_child(run, note["run"], note["input"], lineage_of(run, child.step_id, driven=False))
-    result = msgspec.json.encode(note["run"])
-    fields = {"kind": "flow", "result": result, "note": note, "fingerprint": child.taken.fingerprint}
-    record = await run.log.outcome(run.entry(child.step_id, latest, **fields), note["run"])
-    return str(record.notes["run"])
+    fields: dict[str, Any] = {"status": "success", "result": msgspec.json.encode(note["run"])}
+    if latest is None:
+        asked = run.entry(child.step_id, None, kind="flow", note=note, fingerprint=child.taken.fingerprint, **fields)
+    else:  # what was recorded is used ever after
+        asked = successor(latest, run.clock.now(), **fields)
+    return str((await run.log.outcome(asked, note["run"])).notes["run"])
 
 
 def _check(run: Run, child: Child, record: StepRecord) -> None:

@@ -974,6 +974,13 @@ PATCHES = [
         ("tests/every_store/test_cancelled_anywhere.py::test_a_cancelled_run_that_is_killed[Order]",),
     ),
     Patch(
+        "a runner that lost its lock waits for a child that another drives",
+        f"{CORE}/_waiting/child.py",
+        "        run.lock.check()  # or this runner would wait",
+        "        # or this runner would wait",
+        ("tests/core/flow/test_children.py::test_a_parent_that_lost_its_lock_does_not_wait_for_a_child_that_another_drives",),
+    ),
+    Patch(
         "a child that is waited for no more is recorded for other input",
         f"{CORE}/_waiting/child.py",
         "        asked = successor(latest, run.clock.now(), **fields)\n",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +12,10 @@ import msgspec
 import pytest
 
 from durable_core import (
+    Lease,
+    LockLost,
     MemoryStore,
+    RunBusy,
     RunCancelled,
     Runner,
     RunSuspended,
@@ -527,6 +532,44 @@ async def test_a_child_that_somebody_else_left_waiting_is_taken_over(store: Flak
     await control.approve(store, "run/child", "ask", by="alice")
     async with asyncio.timeout(5):
         assert await running == "alice"
+
+
+async def test_a_parent_that_lost_its_lock_does_not_wait_for_a_child_that_another_drives() -> None:
+    """It stops at once, though the child never ends, which is cancelled with it."""
+
+    class Lost(Lease):
+        is_lost = False
+
+        def check(self) -> None:
+            if self.is_lost:
+                raise LockLost("its time was over")
+
+    class Driven(MemoryStore):
+        is_driven = False
+
+        @asynccontextmanager
+        async def lock(self, run_id: str) -> AsyncIterator[Lease]:
+            if run_id == "run/child" and self.is_driven:
+                lease.is_lost = True
+                raise RunBusy(run_id, holder="another", since=None)
+            yield lease
+
+    @flow
+    async def child(runner: Runner) -> None:
+        await runner.event("word")
+
+    @flow(clock=FakeClock(), wait_limit=0)
+    async def parent(runner: Runner) -> None:
+        await runner.flow("child", child)
+
+    lease, store = Lost(), Driven()
+    with pytest.raises(RunSuspended):
+        await parent.run(store, run_id="run")
+    await control.cancel(store, "run")
+    store.is_driven = True
+    async with asyncio.timeout(5):
+        with pytest.raises(LockLost):
+            await parent.run(store, run_id="run")
 
 
 async def test_reset_of_a_parent_runs_its_children_anew(store: FlakyStore, effects: Effects) -> None:

@@ -296,6 +296,7 @@ async def _end_by_cancelling(run: Run, run_id: str, flow: ChildFlow, asked: Mapp
     Raises `ChildStopped` where it crashed or is parked.
     """
     while not decided(end := await _cancel(run, run_id, asked)) and end is not None:
+        run.lock.check()  # or this runner would wait on for a run that another drives by now
         standing = await _stand(run, run_id, flow, {}, {})
         if standing is None or not decided(standing.record):  # another drives it, or it waits between two attempts to undo
             await run.clock.sleep(min(1.0, poll_seconds(run.store)))

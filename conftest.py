@@ -15,11 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from sybil import Document, Example, Region, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from sybil.sybil import SybilCollection
 
 pytest_plugins = ["tests.docs.servers"]
+# Some tests import parts of the contract before `StoreTests`, which would register it too late then.
+pytest.register_assert_rewrite("durable_core.testing._contract")
 
 FILE = re.compile(r"# ([a-z_]+\.py)\n")
 COMMANDS = re.compile(r"^```bash\n(?P<script>.*?)^```$(?:\n+```text\n(?P<output>.*?)^```$)?", re.MULTILINE | re.DOTALL)

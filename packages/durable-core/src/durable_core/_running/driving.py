@@ -204,8 +204,8 @@ async def _recorded(
     fields: dict[str, Any] = {"status": "waiting"}
     if verdict.end == "suspended":
         error = run.suspended or error
-        times = [each for each in (getattr(error, "until", None), run.deadline) if each is not None]
-        fields |= {"until": min(times, default=None), "note": {"waiting_for": [*map(list, getattr(error, "pairs", ()))]}}
+        pairs = [*map(list, getattr(error, "pairs", ()))]
+        fields |= {"until": getattr(error, "until", None), "note": {"waiting_for": pairs}}
     else:
         assert error is not None
         stopped = [each for each in leaves(error) if isinstance(each, ChildStopped)]

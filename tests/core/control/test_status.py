@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from durable_core import (
+    CorruptLog,
     Holder,
     MemoryStore,
     RunCancelled,
@@ -302,3 +303,17 @@ async def test_a_long_log_is_read_once(store: MemoryStore) -> None:
     await append(store, "$flow", "waiting")
     await control.status(store, "run")
     assert looks == ["run"]
+
+
+async def test_a_result_that_cant_be_read_is_told_with_its_place() -> None:
+    """It hides no other run."""
+    store = MemoryStore()
+    for run_id, result in (("bad", b"1e400"), ("good", b"1")):
+        await store.append(StepRecord(run_id=run_id, step_id="$flow", kind="flow", name="pays", result=result))
+    with pytest.raises(CorruptLog, match="run 'bad'"):
+        await control.status(store, "bad")
+    found = []
+    with pytest.raises(CorruptLog, match="run 'bad'"):
+        async for run in control.runs(store):
+            found.append(run.run_id)  # noqa: PERF401  # what comes before the error is looked at
+    assert found == ["good"]

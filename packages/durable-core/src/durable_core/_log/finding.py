@@ -110,19 +110,28 @@ async def read_logs(store: Store, run_ids: Sequence[str], damage: Damage) -> Asy
 async def statuses(store: Store, run_ids: Sequence[str], damage: Damage) -> AsyncIterator[RunStatus]:
     """Yield how each of the runs stands."""
     for some in _some(run_ids, _PAGE):
-        for status in await statuses_of(store, [log async for log in read_logs(store, some, damage)]):
+        for status in await statuses_of(store, [log async for log in read_logs(store, some, damage)], damage):
             yield status
 
 
-async def statuses_of(store: Store, logs: Sequence[Log]) -> list[RunStatus]:
+async def statuses_of(store: Store, logs: Sequence[Log], damage: Damage | None = None) -> list[RunStatus]:
     """Return how the runs stand whose logs were read; their holders are asked for in one request."""
     reader = holder_of(store)
+    found: dict[str, RunStatus] = {}
+    for run_id, entries in logs:
+        try:
+            found[run_id] = status_of(run_id, entries, tells_holder=reader is not None)
+        except CorruptLog as error:
+            if damage is None:
+                raise
+            damage.take(error)
     if reader is None:
-        return [status_of(run_id, entries, tells_holder=False) for run_id, entries in logs]
-    found = {run_id: status_of(run_id, entries) for run_id, entries in logs}
+        return [*found.values()]
     alive = [run_id for run_id, status in found.items() if status.status not in ("succeeded", "failed", "cancelled")]
     holders = await reader.holders(alive) if alive else {}
     for run_id, entries in logs:
+        if run_id not in found:
+            continue
         if holder := holders.get(run_id):
             found[run_id] = status_of(run_id, entries, holder)
         elif found[run_id].status == "interrupted" and (entries_now := await store.list(run_id)):

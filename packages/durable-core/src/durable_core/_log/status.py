@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
+from durable_core.errors import CorruptLog
 from durable_core.record import StepError, StepRecord
 from durable_core.store import Holder
 from durable_core.stores.flows import is_parked, state_of
@@ -88,7 +89,7 @@ def status_of(
         flow=None if flow is None else flow.name,
         status=state,
         input=None if flow is None else flow.notes.get("input"),
-        result=flow.value() if flow is not None and state == "succeeded" else None,
+        result=_result(flow) if flow is not None and state == "succeeded" else None,
         error=next((record.error for record in (ending, *waits) if record is not None and record.error is not None), None),
         failed=tuple(failed),
         why=_text(parked["why"] if "why" in parked else cancelled.get("reason")),
@@ -103,6 +104,14 @@ def status_of(
         origin=origin_of(flow),
         steps=len(steps),
     )
+
+
+def _result(flow: StepRecord) -> Any:
+    try:
+        return flow.value()
+    except msgspec.DecodeError as error:  # such as a number that is too large
+        where = f"the result of run {flow.run_id!r}, revision {flow.revision} of '$flow'"
+        raise CorruptLog(f"{where}, can't be read: {error}") from error
 
 
 def open_waits(latest: Mapping[str, StepRecord]) -> list[StepRecord]:

@@ -1018,7 +1018,7 @@ PATCHES = [
     Patch(
         "a suspension does not say until when",
         f"{CORE}/_running/driving.py",
-        '"until": min(times, default=None), "note"',
+        '"until": getattr(error, "until", None), "note"',
         '"until": None, "note"',
         (
             "tests/every_store/test_lives.py::test_entries_after_a_kill_at_each_boundary[memory-sleep]",

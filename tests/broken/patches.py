@@ -1549,7 +1549,7 @@ PATCHES = [
         f"{CORE}/_running/pausing.py",
         "        if run.has_news:",
         "        if False:",
-        ("tests/core/running/test_long_retries.py::test_a_cancellation_just_before_the_delay_begins_is_noticed_at_once",),
+        ("tests/core/running/test_until.py::test_a_cancellation_that_comes_in_a_check_is_noticed_before_the_next_round",),
     ),
     Patch(
         "the last round of until is followed by another attempt",

@@ -114,6 +114,23 @@ async def test_a_cancellation_is_noticed_between_rounds(store: FlakyStore, effec
     assert failed.value.error.matches(RunCancelled)
 
 
+async def test_a_cancellation_that_comes_in_a_check_is_noticed_before_the_next_round(store: FlakyStore) -> None:
+    """Nobody listened yet when it was asked for."""
+
+    async def check() -> bool:
+        await control.cancel(store, "run")
+        return False
+
+    @flow
+    async def waits(runner: Runner) -> bool:
+        return await runner.until("ready", check, every=3600)
+
+    async with asyncio.timeout(5):
+        with pytest.raises(StepFailed) as failed:
+            await waits.run(store, run_id="run")
+    assert failed.value.error.matches(RunCancelled)
+
+
 async def test_a_wrong_round_is_refused(store: FlakyStore) -> None:
     """Before anything runs."""
     runner = Runner(store, "run")

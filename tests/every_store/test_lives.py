@@ -258,6 +258,26 @@ def failed_child(world: World) -> Sequence[Act]:
     return [runs(order, world, KeyError, leaves="reopened"), Act(mend), runs(order, world)]
 
 
+def raced(world: World) -> Sequence[Act]:
+    """The event comes first, and the approval is withdrawn."""
+
+    async def race(runner: Runner) -> str:
+        ask, hear = lambda: runner.approval("ask"), lambda: runner.event("step")
+        return (await runner.first("race", ask=ask, hear=hear))[0]
+
+    races = flow_of(world, race)
+    sent = acts(control.send, world.run_id, "step", 7, clock=world.clock)
+    return [runs(races, world, RunSuspended, leaves="waiting"), sent, runs(races, world)]
+
+
+def published(world: World) -> Sequence[Act]:
+    async def tell(runner: Runner) -> None:
+        await runner.publish("step", 1)
+        await runner.publish("step", 2)
+
+    return [runs(flow_of(world, tell), world)]
+
+
 FLOW = ("", "$flow")
 STEP = ("", "step")
 ENDS = ["started 1 {input}", "success 1 {input}"]
@@ -346,6 +366,13 @@ ROWS: Mapping[Life, Chains] = {
             "failure 1 RunCancelled {cancelled input}",
         ],
     },
+    raced: {
+        STEP: ["waiting 1", "success 1"],
+        ("", "ask"): ["waiting 1", "failure 1 Withdrawn"],
+        ("", "race"): ["success 1 {begun lost}"],
+        FLOW: ["started 1 {input}", "waiting 1 {input waiting_for}", *ENDS],
+    },
+    published: {STEP: ["success 1", "success 1"], FLOW: ENDS},
     failed_child: {
         ("", "child"): ["waiting 1 {flow input run}", "success 1 {flow input run}"],
         FLOW: ["started 1 {input}", "reopened 1 KeyError +1 {input}", *ENDS],

@@ -868,3 +868,85 @@ async def test_siblings_are_told_of_a_cancellation_before_the_run_ends(effects: 
         await running
     assert failed.value.error.matches(RunCancelled)
     assert effects == {"charge": 1, "refund": 1}
+
+
+async def test_a_run_that_is_asked_for_after_its_cancellation_is_ended(store: FlakyStore) -> None:
+    """The request came between the look of who asks and its entry: nothing of the run ever runs."""
+
+    @flow
+    async def pays(runner: Runner) -> None:
+        raise AssertionError
+
+    await store.append(StepRecord(run_id="run", step_id="$cancel", kind="flow", note={"reason": "enough"}))
+    asked = await pays.start(store, "run")
+    assert asked.status == "failure"
+    assert asked.error is not None
+    assert asked.error.matches(RunCancelled)
+
+
+async def test_a_cancellation_before_the_last_life_is_late_where_all_was_done(store: FlakyStore, effects: Effects) -> None:
+    """Every step replays, so nobody is told."""
+
+    @flow
+    async def pays(runner: Runner) -> str:
+        return await runner.step("pay", effects.happen, "paid")
+
+    def kill(record: StepRecord) -> None:
+        if record.step_id == "$flow" and record.status == "success":
+            raise Killed
+
+    store.before = kill
+    with pytest.raises(Killed):
+        await pays.run(store, run_id="run")
+    store.before = None
+    await control.cancel(store, "run")
+    assert await pays.run(store, run_id="run") == "paid"
+    assert (await newest(store)).notes["cancelled"]["late"] is True
+
+
+async def test_a_rival_that_takes_the_slot_of_the_outcome_has_taken_the_run(store: FlakyStore) -> None:
+    """What this runner found out is no outcome of a run that another drives."""
+
+    @flow
+    async def pays(runner: Runner) -> str:
+        return "own"
+
+    async def rival(record: StepRecord) -> None:
+        if record.step_id == "$flow" and record.status == "success":
+            store.before = None
+            await store.append(StepRecord(run_id="run", step_id="$flow", revision=1, status="started", kind="flow", name="pays"))
+
+    store.before = rival
+    with pytest.raises(DurableError, match="another runner drives"):
+        await pays.run(store, run_id="run")
+    assert await entries(store) == ["started", "started"]
+
+
+async def test_the_time_of_a_run_counts_from_its_start_and_not_from_the_asking(store: FlakyStore, clock: FakeClock) -> None:
+    """It may have been asked for long before."""
+
+    @flow(timeout=60, clock=clock, wait_limit=0)
+    async def pays(runner: Runner) -> None:
+        await runner.approval("ask")
+
+    await pays.start(store, "run")
+    clock.advance(3600)
+    with pytest.raises(RunSuspended) as suspended:
+        await pays.run(store, run_id="run")
+    assert suspended.value.until == clock.now() + timedelta(seconds=60)
+
+
+async def test_who_waits_for_the_end_in_this_process_hears_of_it_at_once(store: FlakyStore) -> None:
+    """The memory store is polled every 30 seconds only."""
+
+    @flow
+    async def pays(runner: Runner) -> str:
+        return "paid"
+
+    await pays.start(store, "run")
+    waits = asyncio.create_task(control.result(store, "run"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert await pays.run(store, run_id="run") == "paid"
+    async with asyncio.timeout(5):
+        assert await waits == "paid"

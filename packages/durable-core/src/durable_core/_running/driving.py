@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import msgspec
 
-from durable_core._log import news
 from durable_core._log.cancelling import cancellation
 from durable_core._log.chain import CANCEL, FLOW, decided, successor
 from durable_core._log.lock import driven_elsewhere
@@ -181,7 +180,6 @@ async def _recorded(
     """Record how the run stands, unless it was mended or cancelled meanwhile."""
     note: dict[str, Any] = {}
     if verdict.end == "succeeded":
-        await run.begin(undoes=True)  # the flow may have swallowed what kept it from going on
         asked = cancelled(latest)  # and no step was left to be told of it
         note |= {} if asked is None else {"cancelled": {**asked, "late": True}}
         return await _end(run, latest, value, note, None, status="success", result=result)
@@ -231,7 +229,6 @@ async def _end(
     """Record the outcome, or find another's."""
     outcome = successor(latest, run.clock.now(), **{"until": None, **fields, "note": {**lasting(latest), **note}})
     recorded = await run.log.outcome(outcome, value)
-    news.tell(run.id)
     await run.emit("run:end", recorded, error=cause)
     if recorded.status == "success":
         return Standing(recorded)

@@ -144,7 +144,7 @@ class Run:
         `cancel` them first where a cancellation or an interrupt ends the program; one that comes meanwhile does the same.
         """
         self.lock.close()
-        self.news.wake()  # waits that nobody awaits any more end
+        self.news.wake()  # waits that nobody awaits any more end, and who waits for this run's end hears of it
         if cancel:
             self._cancel_steps()
         await to_the_end(self._leave(), on_cancel=self._cancel_steps)

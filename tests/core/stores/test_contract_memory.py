@@ -7,7 +7,7 @@ from durable_core.testing import OpenStore, StoreTests
 
 
 class TestMemoryStore(StoreTests):
-    abilities = frozenset({"runs", "lock", "holder", "polling", "flows"})
+    abilities = frozenset({"runs", "lock", "holder", "polling", "flows", "wakeups"})
 
     @pytest.fixture
     def open_store(self) -> OpenStore:
@@ -32,4 +32,8 @@ class TestMemoryStore(StoreTests):
 
     @pytest.mark.skip(reason="a dictionary is not shared between processes")
     async def test_flows_of_several_processes_are_found(self) -> None:
+        """Not for this store."""
+
+    @pytest.mark.skip(reason="a dictionary is not shared between processes")
+    async def test_processes_race_for_wakeups(self) -> None:
         """Not for this store."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
@@ -167,6 +167,52 @@ class SupportsFlows(Protocol):
         """
 
 
+class WakeUp(msgspec.Struct, frozen=True):
+    """A message to workers: look at this run, not before then. It may come twice or for nothing, but it is never lost."""
+
+    run_id: str
+    flow: str
+    """The name of the run's flow: only workers that have it take the message."""
+    at: datetime
+    token: str
+    """Tells this message from others of the same run; it stays the same when the message is shown again."""
+    now: datetime
+    """The store's clock when the message was set, or when it was taken."""
+
+
+class SupportsWakeups(Protocol):
+    """A store that keeps messages which say when to look at a run again."""
+
+    @abstractmethod
+    async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
+        """Set one more wake-up for the run; durable once this returns. A run may have several, and need not be there."""
+
+    @abstractmethod
+    async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
+        """Return wake-ups of these flows that are due by the store's clock, those that are due longest first, at most `limit`.
+
+        They are hidden from everybody for `visibility_timeout`, and shown again after that unless they were cleared. Two callers
+        never get the same one meanwhile; fewer than `limit` may be returned while others take some.
+        """
+
+    @abstractmethod
+    async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
+        """Remove wake-ups, known by their tokens, whether they are due, hidden or neither; those that are gone do no harm."""
+
+
+class SupportsWatch(Protocol):
+    """A store that tells when somebody acts on a run, so that who waits need not look every two seconds."""
+
+    @abstractmethod
+    def watch(self, run_id: str) -> AsyncIterator[None]:
+        """Yield once when this begins to listen, once after every reconnection, and whenever somebody acted on the run.
+
+        That is an append by a process that does not hold the run's lock, or the end of the run's flow by anybody. A runner's own
+        steps notify nobody. Several acts may be told as one, and one may be told for nothing. It ends at once on a server that
+        can't tell, and goes on through an outage; who waits still looks into the store every 30 seconds.
+        """
+
+
 class StoreTransaction(Protocol):
     """An open transaction of a store."""
 
@@ -202,6 +248,10 @@ class Joined(Protocol):
     @abstractmethod
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         """Return the step's newest entry as the transaction sees it."""
+
+    @abstractmethod
+    async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
+        """Set a wake-up that is there if the transaction commits."""
 
 
 class SupportsConnection(Protocol):
@@ -254,3 +304,5 @@ polling_of: Final = _finder(SupportsPolling)
 flows_of: Final = _finder(SupportsFlows)
 transaction_of: Final = _finder(SupportsTransaction)
 connection_of: Final = _finder(SupportsConnection)
+wakeups_of: Final = _finder(SupportsWakeups)
+watch_of: Final = _finder(SupportsWatch)

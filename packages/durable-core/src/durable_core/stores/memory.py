@@ -7,11 +7,12 @@ import threading
 from bisect import bisect_left, insort
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from heapq import merge
 from types import TracebackType
 from typing import Final, Self
 
+from durable_core.clock import Clock, SystemClock
 from durable_core.errors import RunBusy, StoreError
 from durable_core.record import StepRecord
 from durable_core.store import (
@@ -23,24 +24,31 @@ from durable_core.store import (
     SupportsLock,
     SupportsPolling,
     SupportsRuns,
+    SupportsWakeups,
+    WakeUp,
 )
 
 from .flows import FLOW, FlowState, state_of
 from .urls import StoreURL
+from .wakeups import Wakeups
 
 
-class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, SupportsPolling, SupportsFlows):
-    """Keeps runs for as long as the process lives; its locks hold within the process."""
+class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, SupportsPolling, SupportsFlows, SupportsWakeups):
+    """Keeps runs for as long as the process lives; its locks hold within the process.
+
+    `clock` tells when wake-ups are due, in place of the machine's clock.
+    """
 
     poll_seconds: float = 30.0  # only this process can append, and who acts in it tells those who wait
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Clock | None = None) -> None:
         self._runs: Final[dict[str, tuple[dict[tuple[str, int], StepRecord], dict[str, StepRecord]]]] = {}
         """Of each run its entries by their slots, and the newest of each step."""
         self._begun: Final[dict[tuple[str, FlowState], list[tuple[datetime, str]]]] = {}
         """Of each name of a flow and each state when the flows began, and in which runs, in order."""
         self._mutex: Final = threading.Lock()
         self._held: Final[dict[str, Holder]] = {}
+        self._wakeups: Final = Wakeups(clock or SystemClock())
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -134,6 +142,15 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Sup
                 if run_id.startswith(prefix) and (run := self._runs.get(run_id)):
                     found.append(run[1][FLOW])
             return found
+
+    async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
+        return await self._wakeups.set_wakeup(run_id, flow, at)
+
+    async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
+        return await self._wakeups.take_wakeups(flows, limit=limit, visibility_timeout=visibility_timeout)
+
+    async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
+        await self._wakeups.clear_wakeups(wakeups)
 
     async def __aenter__(self) -> Self:
         return self

@@ -19,10 +19,14 @@ from .polling import PollingTests
 from .races import RaceTests
 from .reading import RunsTests, ScanTests
 from .slots import SlotTests
+from .wakeups import WakeupTests
+from .watching import WatchTests
 
 
 # The last base's tests run first: what is simple before what builds on it.
 class StoreTests(
+    WatchTests,
+    WakeupTests,
     FlowsTests,
     PollingTests,
     HolderTests,
@@ -38,8 +42,9 @@ class StoreTests(
 ):
     """The contract of a store: subclass it in a test module, declare `abilities`, and provide the fixture `open_store`.
 
-    `abilities` names what the store has beyond the four methods, of `runs`, `scan`, `lock`, `holder`, `polling`, `flows` and
-    `transaction`. A named one that isn't there fails, an unnamed one that is there fails, and the tests of the rest are skipped.
+    `abilities` names what the store has beyond the four methods, of `runs`, `scan`, `lock`, `holder`, `polling`, `flows`,
+    `transaction`, `wakeups` and `watch`. A named one that isn't there fails, an unnamed one that is there fails, and the tests of
+    the rest are skipped.
 
     `open_store` returns a function without arguments whose every call gives an async context manager that opens one more store
     on the same place, which is empty when a test begins:
@@ -54,9 +59,9 @@ class StoreTests(
     Some tests open the place from other processes, so the function must be one that pickle can send: one of a module, or a
     `functools.partial` of one.
 
-    Four attributes may be overridden: `lock_expiry`, the seconds after which the lock of a killed process is free again (open
-    the store with a short lease), and `long_run`, `many_runs` and `many_flows`, the entries, runs and flows that make the backend
-    answer in pages.
+    Five attributes may be overridden: `lock_expiry`, the seconds after which the lock of a killed process is free again (open
+    the store with a short lease), and `long_run`, `many_runs`, `many_flows` and `many_wakeups`, the entries, runs, flows and
+    wake-ups that make the backend answer in pages.
 
     A test that can't hold for a store is overridden in plain sight, by one that is skipped and gives the reason; there is no
     other way to leave one out:

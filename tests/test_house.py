@@ -13,7 +13,7 @@ import pytest
 CORE: Final = Path(__file__).parents[1] / "packages" / "durable-core" / "src" / "durable_core"
 FLOORS: Final = (
     ("__init__",),
-    ("testing", "sync"),
+    ("testing", "sync", "engine"),
     ("flow",),
     ("runner", "control"),
     ("_waiting",),

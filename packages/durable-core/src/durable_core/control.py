@@ -15,9 +15,10 @@ from ._log.clearing import clear_before
 from ._log.copying import copy, fork
 from ._log.finding import Damage, Wanted, find_logs, find_runs, statuses_of
 from ._log.known import check, check_own, known_run, now_by, person, signed
-from ._log.mending import Mending, refuse_unless_stuck
+from ._log.mending import Mending, mending_note, refuse_unless_stuck
 from ._log.notes import lasting
 from ._log.status import RUN_STATES, RunState, RunStatus, open_waits
+from ._log.wakeups import waking
 from ._running.outcome import value_of
 from ._values.returns import codec_for, record_any
 from ._waiting.approval import Decision
@@ -62,14 +63,14 @@ async def approve(
     `NotFound` for a run or step that isn't there, `Refused` for one that doesn't wait for an approval, or that `by` may not
     decide, and `TypeError` for a value that can't be recorded.
     """
-    return await cast(store, run_id, step_id, _vote(by, True, reason, value, clock))
+    return await cast(store, run_id, step_id, _vote(by, True, reason, value, clock), clock)
 
 
 async def reject(
     store: Store, run_id: str, step_id: str, *, by: str, reason: str | None = None, value: Any = None, clock: Clock | None = None
 ) -> StepRecord:
     """Say no to an approval, as `by`: one rejection decides. Raises what `approve` raises."""
-    return await cast(store, run_id, step_id, _vote(by, False, reason, value, clock))
+    return await cast(store, run_id, step_id, _vote(by, False, reason, value, clock), clock)
 
 
 def _vote(by: str, approved: bool, reason: str | None, value: Any, clock: Clock | None) -> Decision:
@@ -122,7 +123,7 @@ async def resolve(
     """
     check(store, run_id=run_id, step_id=step_id)
     result = record_any(value, f"the value of step {step_id!r}")
-    mending = Mending(store, signed(reason, by), now_by(clock))
+    said = signed(reason, by)
 
     def mended(latest: StepRecord) -> StepRecord | None:
         if (latest.status, latest.result, latest.notes.get("reason")) == ("success", result, reason):
@@ -130,10 +131,11 @@ async def resolve(
         refuse_unless_stuck(latest)
         if latest.kind == "approval" and not isinstance(value, Decision):
             raise TypeError(f"{step_id!r} of run {run_id!r} is an approval: resolve it with a Decision, not {value!r}")
-        note = {**lasting(latest), **signed(reason, by)} if step_id == FLOW else mending.note(latest)
+        note = {**lasting(latest), **said} if step_id == FLOW else mending_note(latest, said)
         return successor(latest, now_by(clock), status="success", result=result, until=None, note=note)
 
-    return await mending.step(run_id, step_id, mended)
+    async with waking(store, run_id, clock) as append:
+        return await Mending(store, append, said, now_by(clock)).step(run_id, step_id, mended)
 
 
 async def retry(
@@ -157,8 +159,10 @@ async def retry(
     too, and where its flow had answered the failure with steps of its own, which may have undone what came before.
     """
     check(store, run_id=run_id, step_id=step_id)
-    mending = Mending(store, signed(reason, by), now_by(clock))
-    return await (mending.run(run_id) if step_id is None else mending.reopen(run_id, step_id))
+    said = signed(reason, by)
+    async with waking(store, run_id, clock) as append:
+        mending = Mending(store, append, said, now_by(clock))
+        return await (mending.run(run_id) if step_id is None else mending.reopen(run_id, step_id))
 
 
 async def cancel(
@@ -175,7 +179,8 @@ async def cancel(
     signed(reason, by)
     if not await store.get(run_id, FLOW):
         await known_run(store, run_id)
-    return await ask_to_cancel(store, run_id, reason, by, now_by(clock))
+    async with waking(store, run_id, clock) as append:
+        return await ask_to_cancel(store, append, run_id, reason, by, now_by(clock))
 
 
 async def clear_ended(

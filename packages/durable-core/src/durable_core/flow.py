@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from functools import partial, update_wrapper
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
@@ -12,10 +13,12 @@ from ._calls.parameters import Input, Parameters
 from ._log.cancelling import cancellation
 from ._log.chain import CANCEL, FLOW, decided, new_entry
 from ._log.news import tell
+from ._log.wakeups import asking
+from ._running.driver import Limit
 from ._running.driving import Standing, Work, begin, drive
 from ._running.outcome import value_of
 from ._running.run import Run
-from ._system.ids import check_own_id
+from ._system.ids import check_name, check_own_id
 from ._values.returns import codec_of
 from ._waiting.child import end_children
 from ._waiting.wait import moment
@@ -25,7 +28,7 @@ from .errors import CorruptLog, DurableError, StepDrift
 from .options import FlowOptions, RunnerOptions, duration, runner_options, unknown_option
 from .record import StepRecord
 from .runner import Runner
-from .store import Store, check_store, connection_of
+from .store import Store, check_store, connection_of, wakeups_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,7 +40,7 @@ class Flow(Generic[P, T]):
     def __init__(self, fn: Callable[Concatenate[Runner, P], Awaitable[T]], name: str | None, options: FlowOptions) -> None:
         if not inspect.iscoroutinefunction(fn):
             raise TypeError(f"a flow is an async function (runner, **input), not {fn!r}")
-        self._timeout, self._fails_on = _checked(options)
+        self._timeout, self._fails_on, self._concurrency = _checked(options)
         self.name: Final = name or fn.__name__
         self._parameters: Final = Parameters(fn, self.name)
         self._fn: Final[Callable[..., Awaitable[T]]] = fn
@@ -126,25 +129,42 @@ class Flow(Generic[P, T]):
         connection: Any,
         lineage: Mapping[str, Any],
     ) -> StepRecord:
-        append, get = store.append, store.get
+        append, get, wakeups = store.append, store.get, wakeups_of(store)
+        now, at = clock.now(), until or clock.now()
         if connection is not None:
             joins = connection_of(store)
             if joins is None:
                 raise TypeError(f"{store!r} can't take part in a caller's transaction: leave connection= out")
             within = joins.within(connection)
-            append, get = within.append, within.get
-        now = clock.now()
+            append, get, wakeups = within.append, within.get, None
+            if wakeups_of(store) is not None:
+                await within.set_wakeup(run_id, self.name, at)
         note = {**taken.note(), "asked": {"at": now.isoformat()}, **lineage}
         fields = {"kind": "flow", "name": self.name, "note": note, "until": until, "fingerprint": taken.fingerprint}
         asked = new_entry(run_id, FLOW, now, status="waiting", **fields)
-        newest = await get(run_id, FLOW) or await append(asked)
-        self._check_known(newest, taken, lineage)
-        if connection is None and newest.id == asked.id and (stop := await get(run_id, CANCEL)):
-            reason, by = stop.notes.get("reason"), stop.notes.get("by")
-            if (request := cancellation(newest, clock.now(), reason, by)) is not None:
-                newest = await append(request)
+        async with asking(wakeups, run_id, self.name, now, at):
+            newest = await get(run_id, FLOW) or await append(asked)
+            self._check_known(newest, taken, lineage)
+            if connection is None and newest.id == asked.id and (stop := await get(run_id, CANCEL)):
+                reason, by = stop.notes.get("reason"), stop.notes.get("by")
+                if (request := cancellation(newest, clock.now(), reason, by)) is not None:
+                    newest = await append(request)
         tell(run_id)
         return newest
+
+    def named(self, name: str) -> Flow[P, T]:
+        """Return the same flow under another name, such as the one that it had when a run began."""
+        return self if name == self.name else Flow(self._fn, name, self._options)
+
+    def limit(self, flow: StepRecord) -> Limit | None:
+        """Return the limit that `concurrency=` sets for a run, given as an entry of its flow. Raises what its function raises."""
+        return self._limit(flow.notes.get("input") or {})
+
+    def _limit(self, input: Mapping[str, Any]) -> Limit | None:
+        limit = self._concurrency
+        if callable(limit):
+            limit = limit(**self._parameters.values(self._parameters.read(input), {}))
+        return None if limit is None else _checked_limit(limit, f"concurrency= of flow {self.name!r}")
 
     def _take(self, input: Mapping[str, Any]) -> Input:
         """Check input, and return it as it is recorded. Raises `TypeError` for what the function doesn't take."""
@@ -154,10 +174,17 @@ class Flow(Generic[P, T]):
         """Drive a child of another run until it ends, waits or stops, and return how it stands."""
         inherited: RunnerOptions = {"clock": parent.clock, "on_event": parent.on_event}
         options: RunnerOptions = {**inherited, **runner_options(self._options), "wait_limit": 0}
-        async with Runner(parent.store, run_id, **options) as runner:
-            taken = self._parameters.read(input) if input else None
+        taken = self._parameters.read(input) if input else None
+        limit = self._limit(input)
+        new = limit is not None and limit[0] not in parent.limits
+        async with (
+            parent.driver.limited(parent.store, limit) if limit and new else nullcontext(),
+            Runner(parent.store, run_id, **options) as runner,
+        ):
+            run = runner._run
+            run.driver, run.is_child, run.limits = parent.driver, True, parent.limits | ({limit[0]} if limit else set())
             standing = await self._stand(runner, taken, lineage)
-            runner._run.suspended = None  # its parent waits for it
+            run.suspended = None  # its parent waits for it
             return standing
 
     async def _ask_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> StepRecord:
@@ -226,7 +253,7 @@ def _tell_unasked(run: Run) -> None:
         )
 
 
-def _checked(options: FlowOptions) -> tuple[float | None, tuple[type[BaseException], ...]]:
+def _checked(options: FlowOptions) -> tuple[float | None, tuple[type[BaseException], ...], Any]:
     """Return the options of a flow itself; those of its runner are checked when that is made, but for their names."""
     for option in options:
         if option not in FlowOptions.__annotations__:
@@ -235,7 +262,20 @@ def _checked(options: FlowOptions) -> tuple[float | None, tuple[type[BaseExcepti
     kinds = fails_on if isinstance(fails_on, tuple) else (fails_on,)
     if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
         raise TypeError(f"fails_on must be subclasses of Exception, one or a tuple of them, not {fails_on!r}")
-    return None if timeout is None else duration("timeout", timeout, zero=False), kinds
+    concurrency = options.get("concurrency")
+    if concurrency is not None and not callable(concurrency):
+        _checked_limit(concurrency, "concurrency")
+    return None if timeout is None else duration("timeout", timeout, zero=False), kinds, concurrency
+
+
+def _checked_limit(limit: object, what: str) -> Limit:
+    """Return a name and a number. Raises `TypeError` or `ValueError` for what is none."""
+    match limit:
+        case (str(name), int(number)) if isinstance(limit, tuple) and not isinstance(number, bool):
+            if number < 1:
+                raise ValueError(f"{what} must let at least one run go on, not {number}: {limit!r}")
+            return check_name(f"the name in {what}", name), number
+    raise TypeError(f'{what} must give a name and a number, such as ("pdf", 4), or a function of the input, not {limit!r}')
 
 
 @overload
@@ -251,9 +291,11 @@ def flow(fn: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
     lock, and records its outcome, so that a store can tell which runs have ended. A method is called on its object:
     `await Shop(10).order.run(store, run_id=...)`.
 
-    Besides the runner's options: `timeout`, seconds or a timedelta from the run's first start, after which it is cancelled; and
-    `fails_on`, the types of exceptions that end the run as failed when they leave the function. Without it an exception of the
-    function's own code is a crash: the run goes on, from what is recorded, when it is run again.
+    Besides the runner's options: `timeout`, seconds or a timedelta from the run's first start, after which it is cancelled;
+    `concurrency`, a name and how many runs of that name workers drive at the same time, or a function that returns those for a
+    run's input, which it takes by name; and `fails_on`, the types of exceptions that end the run as failed when they leave the
+    function. Without it an exception of the function's own code is a crash: the run goes on, from what is recorded, when it is
+    run again.
     """
     _checked(options)  # type: ignore[arg-type]  # whatever it is
     if fn is not None:

@@ -94,17 +94,22 @@ class RunnerOptions(TypedDict, total=False):
 
 
 class FlowOptions(RunnerOptions, total=False):
-    """The options of a flow: those of its runner, and two of its own."""
+    """The options of a flow: those of its runner, and three of its own."""
 
     timeout: float | timedelta | None
     """Seconds from the run's first start, after which it is cancelled; None for no limit."""
+    concurrency: tuple[str, int] | Callable[..., tuple[str, int] | None] | None
+    """A name, and how many runs of that name workers drive at the same time; or a function of the input, given by name."""
     fails_on: type[Exception] | tuple[type[Exception], ...]
     """Exceptions that end the run as failed when they leave the function, besides the failures of its steps."""
 
 
+FLOW_ONLY: Final = frozenset({"timeout", "fails_on", "concurrency"})
+
+
 def runner_options(options: FlowOptions) -> RunnerOptions:
     """Return those of a flow's options that are its runner's."""
-    return {name: value for name, value in options.items() if name not in ("timeout", "fails_on")}  # type: ignore[return-value]
+    return {name: value for name, value in options.items() if name not in FLOW_ONLY}  # type: ignore[return-value]
 
 
 class Recovered(msgspec.Struct, Generic[T], frozen=True):

@@ -11,9 +11,8 @@ from durable_core.record import StepError, StepRecord
 from durable_core.store import Store
 from durable_core.stores.flows import cancelled, state_of
 
-from .chain import CANCEL, FLOW, advance, decided, new_entry, successor
+from .chain import CANCEL, FLOW, Append, advance, decided, new_entry, successor
 from .lock import driven_elsewhere
-from .news import telling
 from .notes import lasting
 
 
@@ -40,9 +39,10 @@ def in_spite_of(rival: StepRecord, outcome: StepRecord) -> StepRecord:
     return msgspec.structs.replace(outcome, note={**outcome.notes, "cancelled": {**asked, **late}})
 
 
-async def ask_to_cancel(store: Store, run_id: str, reason: str | None, by: str | None, now: datetime) -> StepRecord:
+async def ask_to_cancel(
+    store: Store, append: Append, run_id: str, reason: str | None, by: str | None, now: datetime
+) -> StepRecord:
     """Append the request, unless there is one; return its entry. Raises `Refused` for a run that has ended."""
-    append = telling(store)
     flow = await store.get(run_id, FLOW)
     asked: StepRecord | None = None
     if flow is None:

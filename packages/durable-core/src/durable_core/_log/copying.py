@@ -12,12 +12,13 @@ from durable_core._system.ids import check_id, check_own_id
 from durable_core.clock import Clock
 from durable_core.errors import CopyConflict, NotFound
 from durable_core.record import StepRecord
-from durable_core.store import Store, check_store
+from durable_core.store import Store, check_store, wakeups_of
 
 from .chain import FLOW, decided, new_entry, newest
 from .known import no_run, now_by, signed
 from .lock import holding
 from .notes import child_of
+from .wakeups import asking
 
 
 async def copy(store: Store, run_id: str, to_store: Store) -> int:
@@ -67,11 +68,15 @@ async def fork(
     taken = [msgspec.structs.replace(record, run_id=new_run_id) for record in entries if record.step_id in kept]
     origin = {"run": run_id, "before": before}
     count = await _append_all(taken, new_run_id, store, origin=origin)
-    if FLOW in latest and not await store.get(new_run_id, FLOW):
+    if FLOW in latest:
         # Last, so that nobody takes the run up before its steps are there.
-        forked = await store.append(_forked(latest[FLOW], new_run_id, {"origin": origin, **said}, now_by(clock)))
-        if forked.notes.get("origin") != origin:
-            raise _conflict(forked)
+        now, flow = now_by(clock), latest[FLOW]
+        async with asking(wakeups_of(store), new_run_id, flow.name, now, now):
+            forked = await store.get(new_run_id, FLOW)
+            if forked is None:
+                forked = await store.append(_forked(flow, new_run_id, {"origin": origin, **said}, now))
+                if forked.notes.get("origin") != origin:
+                    raise _conflict(forked)
     return count
 
 

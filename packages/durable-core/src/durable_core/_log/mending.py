@@ -12,19 +12,18 @@ from durable_core.record import StepRecord
 from durable_core.store import Store
 from durable_core.stores.flows import is_crash, is_parked, state_of
 
-from .chain import FLOW, advance, decided, successor
+from .chain import FLOW, Append, advance, decided, successor
 from .known import describe, known_run, known_step
 from .lock import holding
-from .news import telling
 from .notes import child_of, failed_parts, ids_in, lasting, parent_of, waits_of
 
 
 class Mending:
     """One act of mending: who acts and why, and when."""
 
-    def __init__(self, store: Store, signed: dict[str, str], now: datetime) -> None:
+    def __init__(self, store: Store, append: Append, signed: dict[str, str], now: datetime) -> None:
         self._store = store
-        self._append = telling(store)
+        self._append = append
         self._signed = signed
         self._now = now
 
@@ -63,7 +62,7 @@ class Mending:
             return self._flow_reopened(latest)
         if latest.status == "reopened":
             return None
-        note = self.note(latest)
+        note = mending_note(latest, self._signed)
         if latest.kind == "step" and latest.status == "waiting":  # for its next attempt
             if latest.until is None or latest.until <= self._now:
                 return None
@@ -91,12 +90,6 @@ class Mending:
             flow = latest if went_on else await self._advance(latest, self._flow_reopened)
         await self._let_parents_go_on(flow)
         return flow
-
-    def note(self, latest: StepRecord) -> Any:
-        """Return the note of the entry that follows `latest`."""
-        if not self._signed and not {"reason", "by"} & latest.notes.keys():
-            return latest.note
-        return {**{name: value for name, value in latest.notes.items() if name not in ("reason", "by")}, **self._signed}
 
     def _flow_reopened(self, flow: StepRecord) -> StepRecord | None:
         refuse_what_is_over(flow)
@@ -250,6 +243,13 @@ class Mending:
     async def _refuse_parents_that_are_over(self, flow: StepRecord) -> None:
         async for parent, _ in self._parents(flow):
             refuse_what_is_over(parent)
+
+
+def mending_note(latest: StepRecord, signed: dict[str, str]) -> Any:
+    """Return the note of the entry that mends `latest`: the same, but for who acts and why."""
+    if not signed and not {"reason", "by"} & latest.notes.keys():
+        return latest.note
+    return {**{name: value for name, value in latest.notes.items() if name not in ("reason", "by")}, **signed}
 
 
 def refuse_what_is_over(flow: StepRecord, *, by_step: str | None = None) -> None:

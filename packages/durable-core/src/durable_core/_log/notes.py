@@ -26,6 +26,11 @@ def origin_of(flow: StepRecord | None) -> tuple[str, str] | None:
     return _pair(flow, "origin", "run", "before")
 
 
+def root_of(flow: StepRecord | None) -> tuple[str, str] | None:
+    """Return the topmost run that drives this one, and its flow's name."""
+    return _pair(flow, "root", "run", "flow")
+
+
 def child_of(step: StepRecord) -> str | None:
     """Return the run that a step called for."""
     child = step.notes.get("run") if step.kind == "flow" and not step.step_id.startswith("$") else None

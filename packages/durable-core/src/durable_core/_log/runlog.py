@@ -48,7 +48,8 @@ class RunLog:
 
     def load(self, entries: Sequence[StepRecord]) -> None:
         """Begin with `entries`: what the store holds now."""
-        self._entries = entries
+        self.entries = entries
+        """What was loaded, in the order of append."""
         self._newest: dict[str, int | StepRecord] = {}
         """Where each step's newest entry stands among those that were loaded; an entry itself that came later."""
         self.reopened: dict[str, int] = {}
@@ -95,7 +96,7 @@ class RunLog:
     def latest(self, step_id: str) -> StepRecord | None:
         """Return the step's entry with the highest revision."""
         newest = self._newest.get(step_id)
-        return self._entries[newest] if type(newest) is int else newest  # type: ignore[return-value]  # mypy narrows no else here
+        return self.entries[newest] if type(newest) is int else newest  # type: ignore[return-value]  # mypy narrows no else here
 
     def attempts(self, latest: StepRecord) -> tuple[int, int]:
         """Return the number of a step's last attempt, and how many of its attempts raised, since it was last reopened."""
@@ -112,7 +113,7 @@ class RunLog:
         """Count each step's intents without an error that follow an intent: nobody knew, and it was started again."""
         restarts: dict[str, int] = {}
         before: dict[str, str] = {}
-        for record in self._entries:
+        for record in self.entries:
             step_id, status = record.step_id, record.status
             if status == "reopened":
                 restarts.pop(step_id, None)
@@ -126,7 +127,7 @@ class RunLog:
         if any(isinstance(record, StepRecord) and record.step_id != FLOW and decided(record) for record in self._newest.values()):
             return 0
         number = 0
-        for record in reversed(self._entries):
+        for record in reversed(self.entries):
             if record.step_id == FLOW:
                 number += is_crash(record)
             elif decided(record):

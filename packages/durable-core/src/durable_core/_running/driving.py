@@ -13,7 +13,8 @@ import msgspec
 from durable_core._log.cancelling import cancellation
 from durable_core._log.chain import CANCEL, FLOW, decided, successor
 from durable_core._log.lock import driven_elsewhere
-from durable_core._log.notes import ids_in, lasting
+from durable_core._log.notes import ids_in, lasting, parent_of
+from durable_core._log.wakeups import wake
 from durable_core._system.waits import cancellations
 from durable_core._values.codec import Codec
 from durable_core.errors import (
@@ -141,6 +142,9 @@ async def _drive_once(run: Run, latest: StepRecord, work: Work) -> Standing:
     )
     if verdict is None:
         assert error is not None
+        if isinstance(error, asyncio.CancelledError) and run.driver.hands_back():
+            run.lock.check()
+            await claim(run, latest, status="waiting", note={"handed_back": {"at": run.clock.now().isoformat()}})
         raise error
     run.lock.check()
     if run.told and work.end_children is not None:
@@ -215,6 +219,8 @@ async def _recorded(
             fields = {"status": "reopened", "error": StepError.from_exception(stopped_by), "until": until}
         if len(stopped) == len([*leaves(error)]):  # callers know nothing of the child: they get what stopped that
             error = stopped_by
+    if fields.get("until") is not None and not run.is_child:
+        await run.driver.suspends(run.store, latest, fields["until"])
     record = await claim(run, latest, **fields)
     if _is_from_outside(record):
         return Standing(record)
@@ -229,6 +235,8 @@ async def _end(
     """Record the outcome, or find another's."""
     outcome = successor(latest, run.clock.now(), **{"until": None, **fields, "note": {**lasting(latest), **note}})
     recorded = await run.log.outcome(outcome, value)
+    if parent_of(recorded) is not None and not run.is_child:
+        await wake(run.store, recorded, run.clock.now())
     await run.emit("run:end", recorded, error=cause)
     if recorded.status == "success":
         return Standing(recorded)

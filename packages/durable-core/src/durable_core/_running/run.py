@@ -24,6 +24,7 @@ from durable_core.events import EventType, OnEvent, StepEvent, is_logged, tell
 from durable_core.record import Kind, StepError, StepRecord
 from durable_core.store import Store, polling_of
 
+from .driver import ALONE, Driver
 from .ending import Answer, leaves
 from .race import admitted, is_within
 
@@ -121,6 +122,12 @@ class Run:
         """The steps that the flow called while it handled an exception, which isn't kept alive for that."""
         self.outside: frozenset[int] = frozenset()
         """The identities of exceptions that were being handled where the flow was called: they are none of its own."""
+        self.driver: Driver = ALONE
+        """Who drives the run, and the children that are called for."""
+        self.is_child = False
+        """Whether a step of another run drives it here, which tells those who wait, and suspends with it."""
+        self.limits: frozenset[str] = frozenset()
+        """The names of the limits that hold for the run, in which a place is taken for it."""
         self.children: Final[dict[str, Any]] = {}
         """The flows of the children that were called for, by their run ids."""
         self.asked: Final[set[str]] = set()

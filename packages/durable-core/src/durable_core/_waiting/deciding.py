@@ -6,7 +6,7 @@ import msgspec
 
 from durable_core._log.chain import advance, decided, new_entry, successor
 from durable_core._log.known import describe, known_step, now_by
-from durable_core._log.news import telling
+from durable_core._log.wakeups import waking
 from durable_core.clock import Clock
 from durable_core.errors import AlreadyDecided, DeadlinePassed, Refused, Withdrawn
 from durable_core.record import StepError, StepRecord
@@ -15,7 +15,7 @@ from durable_core.store import Store
 from .approval import DEADLINE, Decision, Request, overdue
 
 
-async def cast(store: Store, run_id: str, step_id: str, vote: Decision) -> StepRecord:
+async def cast(store: Store, run_id: str, step_id: str, vote: Decision, clock: Clock | None) -> StepRecord:
     """Append the vote, or the decision that it makes; return the entry that holds it."""
 
     def propose(latest: StepRecord | None) -> StepRecord | None:
@@ -40,7 +40,9 @@ async def cast(store: Store, run_id: str, step_id: str, vote: Decision) -> StepR
             return successor(latest, vote.at, note=request.note())
         return successor(latest, vote.at, status="success", result=msgspec.json.encode(decision), note=request.note())
 
-    return await advance(telling(store), await known_step(store, run_id, step_id), propose)
+    latest = await known_step(store, run_id, step_id)
+    async with waking(store, run_id, clock) as append:
+        return await advance(append, latest, propose)
 
 
 async def give(
@@ -65,7 +67,8 @@ async def give(
             return overdue(latest, now)
         return successor(latest, now, **outcome)
 
-    return await advance(telling(store), await store.get(run_id, step_id), propose)
+    async with waking(store, run_id, clock) as append:
+        return await advance(append, await store.get(run_id, step_id), propose)
 
 
 def already_decided(record: StepRecord) -> Refused:

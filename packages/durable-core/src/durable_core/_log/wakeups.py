@@ -1,0 +1,88 @@
+"""Wake-ups around what lets a run go on: a worker looks at it soon, whatever dies in between."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Final
+
+from durable_core.clock import Clock
+from durable_core.errors import Refused
+from durable_core.record import StepRecord
+from durable_core.store import Store, SupportsWakeups, wakeups_of
+
+from .chain import FLOW, Append, decided
+from .known import now_by
+from .news import telling
+from .notes import parent_of, root_of
+
+NET: Final = timedelta(minutes=1)
+"""How far ahead the wake-up is that stays if whoever acts on a run dies before it could set one for now."""
+
+
+@asynccontextmanager
+async def waking(store: Store, run_id: str, clock: Clock | None) -> AsyncIterator[Append]:
+    """Yield the `append` of an act from outside, which may let runs go on: workers look at each run that it appended to.
+
+    A wake-up a minute ahead comes first; it stays where the act is cut off. After the act, and where it is refused too, this
+    looks for the flow, which may have begun meanwhile, sets a wake-up for now, and clears the first one.
+    """
+    append = telling(store)
+    wakeups = wakeups_of(store)
+    if wakeups is None:
+        yield append
+        return
+    acted_on = {run_id: None}
+
+    async def noting(record: StepRecord) -> StepRecord:
+        acted_on[record.run_id] = None
+        return await append(record)
+
+    target = await whom_to_wake(store, await store.get(run_id, FLOW))
+    net = None if target is None else await wakeups.set_wakeup(*target, now_by(clock) + NET)
+    refusal: Refused | None = None
+    try:
+        yield noting
+    except Refused as error:
+        refusal = error
+    now = now_by(clock) if net is None else net.now  # the store's clock, where it is known
+    targets = [await whom_to_wake(store, await store.get(each, FLOW)) for each in acted_on]
+    for target in dict.fromkeys(targets):
+        if target is not None:
+            await wakeups.set_wakeup(*target, now)
+    if net is not None:
+        await wakeups.clear_wakeups([net])
+    if refusal is not None:
+        raise refusal
+
+
+@asynccontextmanager
+async def asking(wakeups: SupportsWakeups | None, run_id: str, flow: str, now: datetime, at: datetime) -> AsyncIterator[None]:
+    """Set the wake-ups of a run that is asked for in the context, to be run not before `at`."""
+    if wakeups is None:
+        yield
+        return
+    net = await wakeups.set_wakeup(run_id, flow, now + NET)
+    yield
+    await wakeups.set_wakeup(run_id, flow, net.now if at <= now else at)
+    await wakeups.clear_wakeups([net])
+
+
+async def whom_to_wake(store: Store, flow: StepRecord | None) -> tuple[str, str] | None:
+    """Return the run to look at after something happened to this one, and its flow's name; None where nobody waits for it.
+
+    That is the topmost run that drives it. Of a run that has ended it is the one that waits for it.
+    """
+    if flow is not None and decided(flow) and root_of(flow) is None:
+        parent = parent_of(flow)
+        flow = None if parent is None else await store.get(parent[0], FLOW)
+        if decided(flow):
+            return None
+    return None if flow is None else root_of(flow) or (flow.run_id, flow.name)
+
+
+async def wake(store: Store, flow: StepRecord, at: datetime) -> None:
+    """Have a worker look at a run, or at the one that drives it or waits for it, at a time."""
+    if (wakeups := wakeups_of(store)) is not None and (target := await whom_to_wake(store, flow)) is not None:
+        await wakeups.set_wakeup(*target, at)

@@ -1,0 +1,32 @@
+"""Who drives a run, as the run sees it: a program that calls its flow once, or a worker."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager, nullcontext
+from datetime import datetime
+
+from durable_core._log.wakeups import wake
+from durable_core.record import StepRecord
+from durable_core.store import Store
+
+Limit = tuple[str, int]
+"""A name, and how many runs of that name may be driven at the same time."""
+
+
+class Driver:
+    """What a program does that drives a run by itself; a worker overrides it."""
+
+    async def suspends(self, store: Store, flow: StepRecord, until: datetime) -> None:
+        """See that somebody looks at the run at `until`, before an entry says that it waits until then."""
+        await wake(store, flow, until)
+
+    def hands_back(self) -> bool:
+        """Tell whether a run that is cancelled now is handed to others, since the program shuts down."""
+        return False
+
+    def limited(self, store: Store, limit: Limit) -> AbstractAsyncContextManager[object]:
+        """Hold one of the places of a limit while a child is driven; entering raises `RunBusy` where all are taken."""
+        return nullcontext()
+
+
+ALONE = Driver()

@@ -1,0 +1,158 @@
+"""For those who write workers: looking at runs, and driving them as they were recorded.
+
+A worker takes a wake-up, asks `could_go_on`, holds the run, and drives it; `Standing` says how it stands then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+from ._log.chain import FLOW, Append, advance, decided
+from ._log.lock import driven_elsewhere, holding
+from ._log.notes import children_of, lasting, parent_of, root_of, waits_of
+from ._log.wakeups import wake, waking, whom_to_wake
+from ._running.driver import Driver, Limit
+from ._running.driving import Standing, claim
+from ._running.pausing import can_go_on
+from .flow import Flow
+from .options import RunnerOptions, runner_options
+from .record import StepRecord
+from .runner import Runner
+from .store import Store, polling_of
+from .stores.flows import cancelled, has_ended, is_crash, is_parked, state_of
+
+__all__ = [
+    "FLOW",
+    "Append",
+    "Driver",
+    "HeldRun",
+    "Limit",
+    "Standing",
+    "advance",
+    "can_go_on",
+    "cancelled",
+    "children_of",
+    "could_go_on",
+    "decided",
+    "driven_elsewhere",
+    "has_ended",
+    "hold",
+    "holding",
+    "is_crash",
+    "is_parked",
+    "lasting",
+    "parent_of",
+    "root_of",
+    "state_of",
+    "waits_of",
+    "wake",
+    "waking",
+    "whom_to_wake",
+]
+
+
+async def could_go_on(store: Store, flows: Collection[StepRecord], now: datetime) -> Mapping[str, bool]:
+    """Tell of each run, given as the newest entry of its flow, whether it could go on now; nothing is locked or run.
+
+    A run could go on that waits for its turn, or crashed, and whose time has come; that waits for something which came, or
+    whose child was cancelled or mended; that was reopened by hand or cancelled; or that was started, where nobody may drive it
+    any more: its lock tells. One that has ended, or that is parked with nothing mended, could not.
+
+    What all of them wait for is looked at in one request, on a store that can.
+    """
+    pairs = {flow.run_id: _looked_at(flow) for flow in flows if flow.status == "waiting"}
+    newest = await _newest(store, {pair for found in pairs.values() for pair in found})
+    return {flow.run_id: _could_go_on(flow, [newest.get(pair) for pair in pairs.get(flow.run_id, ())], now) for flow in flows}
+
+
+def _looked_at(flow: StepRecord) -> list[tuple[str, str]]:
+    """Return what a run waits for, and the flows of the children that do so for it."""
+    pairs = waits_of(flow)
+    children = [(run_id, FLOW) for run_id, _ in pairs if run_id != flow.run_id]
+    return [*dict.fromkeys((*pairs, *children))]
+
+
+def _could_go_on(flow: StepRecord, newest: Sequence[StepRecord | None], now: datetime) -> bool:
+    if decided(flow):
+        return False
+    if flow.status != "waiting":
+        return flow.until is None or flow.until <= now
+    if flow.until is not None and flow.until <= now:
+        return True
+    if not newest:  # it waits for its turn, for a time, or for somebody to mend it
+        return flow.until is None and not is_parked(flow)
+    return any(
+        record is not None and (decided(record) or record.status == "reopened" or _is_over(flow, record, now))
+        for record in newest
+    )
+
+
+def _is_over(flow: StepRecord, record: StepRecord, now: datetime) -> bool:
+    return not is_parked(flow) and record.step_id != FLOW and can_go_on(record, now)
+
+
+async def _newest(store: Store, pairs: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], StepRecord]:
+    polling = polling_of(store)
+    if polling is None:
+        found = [await store.get(*pair) for pair in pairs]
+    else:
+        found = [*await polling.newer([(*pair, -1) for pair in pairs])] if pairs else []
+    return {(record.run_id, record.step_id): record for record in found if record is not None}
+
+
+class HeldRun:
+    """A run whose lock is held, as its log was read then."""
+
+    def __init__(self, runner: Runner, flow: Flow[Any, Any]) -> None:
+        self._runner = runner
+        self._flow = flow
+        self.entries: Sequence[StepRecord] = runner._run.log.entries
+
+    @property
+    def record(self) -> StepRecord | None:
+        """The newest entry of the run's flow; None where nobody has asked for the run."""
+        return self._runner._run.log.latest(FLOW)
+
+    async def drive(self) -> Standing:
+        """Call the flow's function with the recorded input, and return how the run stands then.
+
+        Raises only what says nothing of the run: a lost lock, a store that stays away, the caller's own cancellation.
+        """
+        return await self._flow._stand(self._runner, None, {})
+
+    async def park(self, why: str, mend: str) -> StepRecord:
+        """Record that the run goes on only after somebody acted; return that entry, or what somebody was first with."""
+        run, latest = self._runner._run, self.record
+        assert latest is not None, "only a run that was asked for is parked"
+        parked = {"parked": {"step": None, "why": why, "mend": mend}, "waiting_for": []}
+        record = await claim(run, latest, status="waiting", note=parked)
+        await run.emit("run:suspend", record)
+        return record
+
+
+@asynccontextmanager
+async def hold(
+    flow: Flow[Any, Any],
+    store: Store,
+    run_id: str,
+    *,
+    name: str | None = None,
+    driver: Driver | None = None,
+    limits: Collection[str] = (),
+    **options: Any,
+) -> AsyncIterator[HeldRun]:
+    """Hold a run's lock and read its log, so that its flow can be driven; raises `RunBusy` where another holds it.
+
+    `name` is the one that the run was recorded under, if that is not the flow's. `limits` are those whose places are held for
+    the run. `options` are a runner's, for a flow that doesn't set its own.
+    """
+    flow = flow if name is None else flow.named(name)
+    merged: RunnerOptions = {**options, **runner_options(flow._options)}  # type: ignore[typeddict-item]  # a runner checks them
+    async with Runner(store, run_id, **merged) as runner:
+        run = runner._run
+        run.driver, run.limits = driver or run.driver, frozenset(limits)
+        yield HeldRun(runner, flow)
+        run.suspended = None  # its record says so

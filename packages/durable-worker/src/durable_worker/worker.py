@@ -1,0 +1,143 @@
+"""A worker: takes the wake-ups of its flows, and drives each run as far as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Final, Self
+
+from durable_core.clock import Clock, SystemClock
+from durable_core.control import RunStatus
+from durable_core.events import OnEvent
+from durable_core.flow import Flow
+from durable_core.options import duration
+from durable_core.store import Store, check_store, wakeups_of
+
+from ._loop import Limits, Loop
+from ._schedules import CatchUp, Schedules
+from ._webhooks import Webhooks
+from .report import SweepReport
+from .signatures import Verify
+
+_MAX_BODY: Final = 2**20
+
+
+class Worker:
+    """Starts, resumes and finishes the runs of its flows, with any number of other workers on the same store.
+
+    `async with worker:` works in the background; `await worker.serve()` works until SIGTERM or SIGINT; `await worker.sweep()`
+    does one round and returns. Runs of flows that it doesn't have stay for other workers.
+
+    `concurrency` is how many runs are driven at the same time. A wake-up that was taken is hidden from other workers for
+    `visibility_timeout` seconds: so long after a worker died others go on with its runs. `poll` is how many seconds pass between
+    two looks for wake-ups: half a second unless given, on a store that can't hide wake-ups ten. After `max_crashes` crashes
+    without progress a run is parked. The sweep takes up runs whose process died, unless that was longer ago than `adopt`.
+    On a stop, running steps have `shutdown_timeout` seconds to end before they are cancelled. `aliases` are flows by names that
+    they had: `{"old-name": flow}`. `on_event` is told what happens, as a runner's; `clock` replaces the machine's in tests.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        flows: Collection[Flow[Any, Any]],
+        *,
+        concurrency: int = 20,
+        visibility_timeout: float | timedelta = 60,
+        poll: float | timedelta | None = None,
+        max_crashes: int = 5,
+        adopt: timedelta = timedelta(days=1),
+        shutdown_timeout: float | timedelta = 30,
+        aliases: Mapping[str, Flow[Any, Any]] | None = None,
+        on_event: OnEvent | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        check_store(store)
+        self.store: Final = store
+        self._clock: Final = clock or SystemClock()
+        hides = getattr(wakeups_of(store), "hides_wakeups", True)
+        limits = Limits(
+            concurrency=_number("concurrency", concurrency),
+            visibility_timeout=duration("visibility_timeout", visibility_timeout, zero=False),
+            poll=(0.5 if hides else 10.0) if poll is None else duration("poll", poll, zero=False),
+            max_crashes=_number("max_crashes", max_crashes),
+            adopt=duration("adopt", adopt),
+            shutdown_timeout=duration("shutdown_timeout", shutdown_timeout),
+        )
+        named = _by_name(flows, aliases or {})
+        self._schedules: Final = Schedules(store, self._clock, limits.visibility_timeout)
+        self._loop: Final = Loop(store, named, limits, self._schedules, self._clock, on_event)
+        self._webhooks: Final = Webhooks(store, self._loop.is_healthy)
+
+    async def __aenter__(self) -> Self:
+        await self._loop.begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        await self._loop.stop()
+
+    async def serve(self) -> None:
+        """Work until SIGTERM or SIGINT, and stop gracefully: steps that run may end, and all runs are handed to others."""
+        await self._loop.serve()
+
+    async def sweep(self) -> SweepReport:
+        """Do one round over all that is due, ticks of schedules too, and return; for cron, timers and functions in a cloud."""
+        return await self._loop.sweep()
+
+    def on_end(self, fn: Callable[[RunStatus], Awaitable[object] | object]) -> Callable[[RunStatus], Awaitable[object] | object]:
+        """Have `fn` called with the status of each run that ended in this worker's hands, at least once. Use it as a decorator."""
+        self._loop.handlers.append(fn)
+        return fn
+
+    def cron(
+        self,
+        expression: str,
+        flow: Flow[Any, Any],
+        *,
+        name: str | None = None,
+        timezone: str = "UTC",
+        catch_up: CatchUp = "none",
+        input: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Not built yet."""
+        self._schedules.add(expression, flow, name=name, timezone=timezone, catch_up=catch_up, input=input)
+
+    def webhook(
+        self,
+        path: str,
+        flow: Flow[Any, Any] | None = None,
+        *,
+        verify: Verify,
+        run_id: Callable[[Any], str] | None = None,
+        input: Callable[[Any], Any] | None = None,
+        send_to: Callable[[Any], tuple[str, str]] | None = None,
+        max_body: int = _MAX_BODY,
+    ) -> None:
+        """Not built yet."""
+        self._webhooks.add(path, flow, verify=verify, run_id=run_id, input=input, send_to=send_to, max_body=max_body)
+
+    @property
+    def app(self) -> Any:
+        """The worker's webhooks as an ASGI application, to mount or to serve."""
+        return self._webhooks.app
+
+
+def _number(what: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{what} must be a whole number from 1, not {value!r}")
+    return value
+
+
+def _by_name(flows: Collection[Flow[Any, Any]], aliases: Mapping[str, Flow[Any, Any]]) -> dict[str, Flow[Any, Any]]:
+    """Return the flows by the names under which runs are recorded. Raises for what is no flow, and for two of one name."""
+    named: dict[str, Flow[Any, Any]] = {}
+    for name, flow in [*((getattr(each, "name", ""), each) for each in flows), *aliases.items()]:
+        if not isinstance(flow, Flow):
+            raise TypeError(f"flows must be functions decorated with @flow, not {flow!r}")
+        if named.setdefault(name, flow) is not flow:
+            raise ValueError(f"two flows of this worker have the name {name!r}: {named[name]!r} and {flow!r}; give one another name")
+    if not named:
+        raise ValueError("flows is empty: a worker needs the flows whose runs it drives")
+    return named

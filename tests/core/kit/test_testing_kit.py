@@ -73,7 +73,9 @@ def test_a_store_that_keeps_the_contract_passes(outcomes: dict[tuple[str, str], 
     assert [test for test, (outcome, _) in results.items() if outcome == "failed"] == []
     assert sum(outcome == "passed" for outcome, _ in results.values()) > 30
     reasons = {why for outcome, why in results.values() if outcome == "skipped"}
-    assert reasons == {f"TestNamesRuns.abilities has no {name!r}" for name in ("scan", "lock", "holder", "polling", "flows", "wakeups", "watch")}
+    assert reasons == {
+        f"TestNamesRuns.abilities has no {name!r}" for name in ("scan", "lock", "holder", "polling", "flows", "wakeups", "watch")
+    }
 
 
 @pytest.mark.parametrize("class_", MORE)

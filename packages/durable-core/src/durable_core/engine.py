@@ -17,12 +17,14 @@ from ._log.wakeups import wake, waking, whom_to_wake
 from ._running.driver import Driver, Limit
 from ._running.driving import Standing, claim
 from ._running.pausing import can_go_on
+from .errors import StepDrift
 from .flow import Flow
 from .options import RunnerOptions, runner_options
 from .record import StepRecord
 from .runner import Runner
 from .store import Store, polling_of
 from .stores.flows import cancelled, has_ended, is_crash, is_parked, state_of
+from .stores.lines import heads_of
 
 __all__ = [
     "FLOW",
@@ -38,11 +40,13 @@ __all__ = [
     "could_go_on",
     "decided",
     "driven_elsewhere",
+    "entries_of",
     "has_ended",
     "hold",
     "holding",
     "is_crash",
     "is_parked",
+    "last_outcome",
     "lasting",
     "parent_of",
     "root_of",
@@ -103,6 +107,20 @@ async def _newest(store: Store, pairs: Collection[tuple[str, str]]) -> Mapping[t
     return {(record.run_id, record.step_id): record for record in found if record is not None}
 
 
+def entries_of(entries: Sequence[StepRecord], step_id: str) -> list[StepRecord]:
+    """Return one step's entries, without decoding the others."""
+    return [entries[index] for index, head in enumerate(heads_of(entries)) if head.step_id == step_id]
+
+
+def last_outcome(entries: Sequence[StepRecord]) -> datetime | None:
+    """Return when a step of the run last had an outcome; None if none had."""
+    heads = [*heads_of(entries)]
+    for index in range(len(heads) - 1, -1, -1):
+        if heads[index].step_id != FLOW and heads[index].status in ("success", "failure"):
+            return entries[index].ended_at
+    return None
+
+
 class HeldRun:
     """A run whose lock is held, as its log was read then."""
 
@@ -123,11 +141,22 @@ class HeldRun:
         """
         return await self._flow._stand(self._runner, None, {})
 
-    async def park(self, why: str, mend: str) -> StepRecord:
-        """Record that the run goes on only after somebody acted; return that entry, or what somebody was first with."""
+    def fits(self) -> str | None:
+        """Say why the flow's function can't take the recorded input any more; None if it can."""
+        try:
+            self._flow.take_recorded(self.record)
+        except (StepDrift, TypeError, ValueError) as error:  # an `UnrecordableValue` is a `TypeError`
+            return str(error)
+        return None
+
+    async def park(self, by: str, why: str, mend: str) -> StepRecord:
+        """Record that the run goes on only after somebody acted; return that entry, or what somebody was first with.
+
+        `by` says what parks it: "drift" or "crashes".
+        """
         run, latest = self._runner._run, self.record
         assert latest is not None, "only a run that was asked for is parked"
-        parked = {"parked": {"step": None, "why": why, "mend": mend}, "waiting_for": []}
+        parked = {"parked": {"step": None, "why": why, "mend": mend, "by": by}, "waiting_for": []}
         record = await claim(run, latest, status="waiting", note=parked)
         await run.emit("run:suspend", record)
         return record

@@ -156,6 +156,11 @@ class Flow(Generic[P, T]):
         """Return the same flow under another name, such as the one that it had when a run began."""
         return self if name == self.name else Flow(self._fn, name, self._options)
 
+    def take_recorded(self, flow: StepRecord | None) -> Mapping[str, Any]:
+        """Return what the function is called with in a run, given as an entry of its flow. Raises where it can't take that."""
+        note = {} if flow is None else flow.notes
+        return self._parameters.values(self._parameters.read(note.get("input", {})), note)
+
     def limit(self, flow: StepRecord) -> Limit | None:
         """Return the limit that `concurrency=` sets for a run, given as an entry of its flow. Raises what its function raises."""
         return self._limit(flow.notes.get("input") or {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -200,6 +200,14 @@ class SupportsWakeups(Protocol):
         """Remove wake-ups, known by their tokens, whether they are due, hidden or neither; those that are gone do no harm."""
 
 
+class SupportsMarks(Protocol):
+    """A store that tells which logs have changed, without reading them."""
+
+    @abstractmethod
+    async def marks(self, prefix: str = "") -> Mapping[str, Hashable]:
+        """Return for each run a mark, which is another one whenever something was appended to its log since."""
+
+
 class SupportsWatch(Protocol):
     """A store that tells when somebody acts on a run, so that who waits need not look every two seconds."""
 
@@ -305,4 +313,5 @@ flows_of: Final = _finder(SupportsFlows)
 transaction_of: Final = _finder(SupportsTransaction)
 connection_of: Final = _finder(SupportsConnection)
 wakeups_of: Final = _finder(SupportsWakeups)
+marks_of: Final = _finder(SupportsMarks)
 watch_of: Final = _finder(SupportsWatch)

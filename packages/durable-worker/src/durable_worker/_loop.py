@@ -1,1 +1,353 @@
-"""The worker's loop."""
+"""The worker's loop: take what is due, sweep when it is time, and pause."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from datetime import datetime, timedelta
+from inspect import isawaitable
+from typing import Any, Final
+
+import msgspec
+
+from durable_core.clock import Clock
+from durable_core.control import RunStatus
+from durable_core.engine import FLOW, Limit, holding, is_parked
+from durable_core.errors import DurableError, RunBusy
+from durable_core.events import OnEvent, StepEvent, tell
+from durable_core.flow import Flow
+from durable_core.record import StepRecord
+from durable_core.store import Store, SupportsWakeups, WakeUp, runs_of, wakeups_of
+from durable_core.stores.wakeups import Wakeups
+
+from ._places import Places
+from ._schedules import Schedules
+from ._sweep import Sweep
+from ._visit import Visit
+from .report import SweepReport
+
+_SWEEP_SECONDS: Final = 600.0
+_SWEPT_SECONDS: Final = 2.0  # of a store without wake-ups, whose runs are found in no other way
+_LONGEST: Final = 60.0
+_PATIENCE: Final = 10  # visibility timeouts until a busy worker lets its runs end for the sake of one that keeps dying
+_MANY: Final = 10  # times as many runs as are driven may wait for a place of their limit
+_logger: Final = logging.getLogger("durable_worker")
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """A worker's numbers, in seconds where they are times."""
+
+    concurrency: int
+    visibility_timeout: float
+    poll: float
+    max_crashes: int
+    adopt: float
+    shutdown_timeout: float
+
+
+class Loop:
+    """What one worker does, and what it has in hand."""
+
+    def __init__(
+        self,
+        store: Store,
+        flows: Mapping[str, Flow[Any, Any]],
+        settings: Settings,
+        schedules: Schedules,
+        clock: Clock,
+        on_event: OnEvent | None,
+    ) -> None:
+        if wakeups_of(store) is None and runs_of(store) is None:
+            raise TypeError(f"{store!r} has neither wake-ups nor a list of its runs: a worker finds nothing to do there")
+        self.store: Final = store
+        self.flows: Final = flows
+        self.settings: Final = settings
+        self.clock: Final = clock
+        self.on_event: Final = on_event
+        self.handlers: Final[list[Callable[[RunStatus], Awaitable[object] | object]]] = []
+        self.places: Final = Places(store, clock, settings.poll)
+        self.stopping = False
+        self._schedules: Final = schedules
+        self._found: Final = Wakeups(clock)
+        """Wake-ups of this worker's own: of runs that the sweep found."""
+        self.wakeups: Final[SupportsWakeups] = wakeups_of(store) or self._found
+        self._hides: Final = getattr(self.wakeups, "hides_wakeups", True)
+        self._sweeper: Final = Sweep(store, flows.keys(), clock, settings.adopt, self.tries_once_more)
+        self._began: datetime | None = None
+        self._visits: Final[dict[str, Visit]] = {}
+        self._tasks: Final[dict[asyncio.Task[None], Visit]] = {}
+        self._waiting: Final[set[Visit]] = set()
+        """Those of the visits that wait for a place of a limit: they take no room here."""
+        self._changed: Final = asyncio.Event()
+        """Set when a visit ends, or frees its place in the worker."""
+        self._alone: Visit | None = None
+        """The one that lets no other in."""
+        self._deadly: Final[dict[str, float]] = {}
+        """When runs were first met here whose processes keep dying."""
+        self._left: Final[dict[str, float]] = {}
+        """Until when runs are left alone."""
+        self._damage: Final[dict[str, int]] = {}
+        """How often the log of a run was found damaged."""
+        self._early: Final[dict[str, tuple[datetime, int]]] = {}
+        """For which time runs were woken too early, and how often."""
+        self._polled = -float("inf")
+        self._next_sweep = -float("inf")
+        self._main: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
+        self._away = False
+
+    def is_healthy(self) -> bool:
+        """Tell whether the last poll is younger than three polls."""
+        return self.clock.monotonic() - self._polled < 3 * max(self.settings.poll, 1.0)
+
+    async def begin(self) -> None:
+        """Work in the background."""
+        if self._main is not None:
+            raise DurableError("this worker works already; make a second one for more")
+        self.stopping = False
+        self._began = self.clock.now()
+        self._next_sweep = -float("inf")
+        self._main = asyncio.create_task(self._work(), name="durable-worker")
+
+    async def stop(self) -> None:
+        """Take no more, give running steps their time, and hand all runs to others."""
+        main, self._main = self._main, None
+        if main is None:
+            return
+        self.stopping = True
+        self._changed.set()
+        await asyncio.wait([main])
+        await self._end_visits()
+
+    async def serve(self) -> None:
+        """Work until SIGTERM or SIGINT."""
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        before: dict[signal.Signals, Any] = {}
+
+        def on_signal(*_: object) -> None:
+            loop.call_soon_threadsafe(stop.set)
+
+        # On Windows a loop takes no handlers; SIGBREAK is its Ctrl-Break.
+        for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
+            if (number := getattr(signal, name, None)) is not None:
+                before[number] = signal.signal(number, on_signal)
+        try:
+            await self.begin()
+            assert self._main is not None
+            stopped = asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait([stopped, self._main], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stopped.cancel()
+                await self.stop()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def sweep(self) -> SweepReport:
+        """Do one round over all that is due."""
+        if self._main is not None:
+            raise DurableError("this worker works already, and sweeps by itself")
+        self._began = self.clock.now()
+        self.stopping = False
+        report = SweepReport(started=await self._schedules.tick())
+        await self._sweep()
+        try:
+            while await self._take(report) or self._tasks:
+                if self._tasks:
+                    await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self.stopping = True
+            await self._end_visits()
+            raise
+        return report
+
+    async def _work(self) -> None:
+        while not self.stopping:
+            self._changed.clear()
+            if self.clock.monotonic() >= self._next_sweep and (self._sweeping is None or self._sweeping.done()):
+                self._sweeping = asyncio.create_task(self._sweep(), name="durable-sweep")
+            try:
+                await self._schedules.tick()
+                full = await self._take()
+                self._polled = self.clock.monotonic()
+                self._away = False
+            except Exception as error:
+                full = False
+                if not self._away:
+                    _logger.warning("could not take wake-ups, trying again: %r", error)
+                self._away = True
+            if not full:
+                await self._pause()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.wait([self._sweeping])
+
+    async def _pause(self) -> None:
+        """Wait for the next poll, or until there is room for more while more was due."""
+        sleeper = asyncio.ensure_future(self.clock.sleep(self.settings.poll))
+        changed = asyncio.ensure_future(self._changed.wait())
+        try:
+            await asyncio.wait([sleeper, changed], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeper.cancel()
+            changed.cancel()
+
+    def _room(self) -> int:
+        if self._alone is not None or len(self._waiting) > _MANY * self.settings.concurrency:
+            return 0
+        return max(0, self.settings.concurrency - len(self._visits) + len(self._waiting))
+
+    async def _take(self, report: SweepReport | None = None) -> bool:
+        """Begin a visit for each run of which a due wake-up is taken; tell whether there may be more, and room for them."""
+        if not (room := self._room()):
+            return False
+        begun = 0
+        for wakeup in await self._due(room):
+            if (visit := self._visits.get(wakeup.run_id)) is not None:
+                visit.taken.setdefault(wakeup.token, wakeup)
+            elif begun < room and not self._is_left(wakeup.run_id):
+                self._visit(wakeup, report)
+                begun += 1
+        return begun > 0
+
+    async def _due(self, limit: int) -> Sequence[WakeUp]:
+        """Take wake-ups of what the sweep found, and then those that the store shows."""
+        hidden = timedelta(seconds=self.settings.visibility_timeout)
+        taken = await self._found.take_wakeups(self.flows.keys(), limit=limit, visibility_timeout=hidden)
+        limit -= len(taken)
+        if self.wakeups is self._found or not limit:
+            return taken
+        if not self._hides:  # those are shown again that are in hand, or left alone
+            limit += len(self._visits) + len(self._left)
+        return [*taken, *await self.wakeups.take_wakeups(self.flows.keys(), limit=limit, visibility_timeout=hidden)]
+
+    def _visit(self, wakeup: WakeUp, report: SweepReport | None) -> None:
+        visit = self._visits[wakeup.run_id] = Visit(self, wakeup)
+        task = asyncio.create_task(visit.go(), name=f"durable-visit {wakeup.run_id}")
+        self._tasks[task] = visit
+        task.add_done_callback(lambda task: self._ended(task, report))
+
+    def _ended(self, task: asyncio.Task[None], report: SweepReport | None) -> None:
+        visit = self._tasks.pop(task)
+        del self._visits[visit.run_id]
+        if self._alone is visit:
+            self._alone = None
+        self._changed.set()
+        if report is not None:
+            name = {"waiting": "suspended", "started": "unknown", "cancelling": "suspended"}.get(visit.ends_with, visit.ends_with)
+            if name:
+                setattr(report, name, getattr(report, name) + 1)
+
+    async def _end_visits(self) -> None:
+        """Let the visits end, cancel those that take too long, and wait until all have handed back their runs."""
+        if self._tasks:
+            sleeper = asyncio.ensure_future(self.clock.sleep(self.settings.shutdown_timeout))
+            for task, visit in self._tasks.items():
+                if visit in self._waiting or visit is self._alone:
+                    task.cancel()
+            everything = asyncio.ensure_future(asyncio.wait([*self._tasks]))
+            await asyncio.wait([sleeper, everything], return_when=asyncio.FIRST_COMPLETED)
+            sleeper.cancel()
+            for task in [*self._tasks]:
+                task.cancel()
+            await everything
+
+    async def _sweep(self) -> None:
+        """Put the runs in line that could go on, unless another worker is at it."""
+        swept = self.wakeups is self._found  # then each worker sweeps for itself
+        self._next_sweep = self.clock.monotonic() + (_SWEPT_SECONDS if swept else _SWEEP_SECONDS)
+        try:
+            async with nullcontext() if swept else holding(self.store, "$sweep"):
+                async for flow in self._sweeper.due():
+                    if flow.run_id not in self._visits and not self._found.has(flow.run_id):
+                        await self._found.set_wakeup(flow.run_id, flow.name, self.clock.now())
+        except RunBusy:
+            pass
+        except Exception as error:
+            _logger.warning("could not sweep, trying again later: %r", error)
+
+    async def clear(self, wakeups: Sequence[WakeUp]) -> None:
+        """Clear wake-ups, wherever they came from."""
+        if wakeups:
+            await self._found.clear_wakeups(wakeups)
+            if self.wakeups is not self._found:
+                await self.wakeups.clear_wakeups(wakeups)
+
+    def tries_once_more(self, flow: StepRecord) -> bool:
+        """Tell whether a run was parked by drift or crashes before this worker began: what is deployed now may mend it."""
+        parked = flow.notes.get("parked") if is_parked(flow) else None
+        by = parked.get("by") if isinstance(parked, dict) else None
+        return by in ("drift", "crashes") and self._began is not None and flow.ended_at < self._began
+
+    def later_each_time(self, run_id: str, until: datetime) -> timedelta:
+        """Return how long to leave a run alone that was woken too early for the same time again: 1, 2, 4 … 60 s."""
+        known, times = self._early.get(run_id, (until, 0))
+        times = times + 1 if known == until else 1
+        self._early[run_id] = until, times
+        return timedelta(seconds=min(2.0 ** (times - 1), _LONGEST))
+
+    def leave_alone(self, run_id: str, seconds: float) -> None:
+        """Take no wake-up of a run for so long: a store may not be able to hide them, and the run has them shown again."""
+        self._left[run_id] = self.clock.monotonic() + seconds
+
+    def _is_left(self, run_id: str) -> bool:
+        until = self._left.get(run_id)
+        if until is not None and until <= self.clock.monotonic():
+            del self._left[run_id]
+            return False
+        return until is not None
+
+    async def tell_damage(self, flow: StepRecord, error: Exception) -> None:
+        """Tell of a run whose log is damaged, and leave it alone for 1, 2, 4 … 60 minutes."""
+        times = self._damage[flow.run_id] = self._damage.get(flow.run_id, 0) + 1
+        self.leave_alone(flow.run_id, 60 * min(2.0 ** (times - 1), 60))
+        _logger.error("run %r can't go on: %s", flow.run_id, error, extra={"run_id": flow.run_id})
+        names: dict[str, Any] = {"run_id": flow.run_id, "step_id": FLOW, "name": flow.name}
+        await tell(self.on_event, StepEvent(type="run:crash", attempt=1, error=error, **names))
+
+    async def tell_end(self, run: RunStatus) -> None:
+        """Call the handlers of ends; what they raise is logged and does no harm."""
+        for handler in self.handlers:
+            try:
+                answer = handler(run)
+                if isawaitable(answer):
+                    await answer
+            except Exception:
+                _logger.exception("on_end raised for run %r", run.run_id, extra={"run_id": run.run_id})
+
+    @asynccontextmanager
+    async def place_for(self, visit: Visit, limit: Limit) -> AsyncIterator[None]:
+        """Hold a place of a limit; a visit that waits for one lets another in meanwhile."""
+        try:
+            context = self.places.one(limit)
+            await context.__aenter__()
+        except RunBusy:
+            self._waiting.add(visit)
+            self._changed.set()
+            try:
+                context = self.places.next(limit)
+                await context.__aenter__()
+            finally:
+                self._waiting.discard(visit)
+        try:
+            yield
+        finally:
+            await context.__aexit__(None, None, None)
+
+    async def isolate(self, visit: Visit) -> bool:
+        """Let no other run be driven here besides this one, whose processes keep dying; False where that can't be now."""
+        now = self.clock.monotonic()
+        met = self._deadly.setdefault(visit.run_id, now)
+        if self._alone is not None:
+            return False
+        if len(self._visits) > 1 and now - met < _PATIENCE * self.settings.visibility_timeout:
+            return False
+        self._alone = visit
+        while others := [task for task, each in self._tasks.items() if each is not visit]:
+            await asyncio.wait(others)
+        self._deadly.pop(visit.run_id, None)
+        return True

@@ -14,7 +14,7 @@ from durable_core.flow import Flow
 from durable_core.options import duration
 from durable_core.store import Store, check_store, wakeups_of
 
-from ._loop import Limits, Loop
+from ._loop import Loop, Settings
 from ._schedules import CatchUp, Schedules
 from ._webhooks import Webhooks
 from .report import SweepReport
@@ -56,7 +56,7 @@ class Worker:
         self.store: Final = store
         self._clock: Final = clock or SystemClock()
         hides = getattr(wakeups_of(store), "hides_wakeups", True)
-        limits = Limits(
+        settings = Settings(
             concurrency=_number("concurrency", concurrency),
             visibility_timeout=duration("visibility_timeout", visibility_timeout, zero=False),
             poll=(0.5 if hides else 10.0) if poll is None else duration("poll", poll, zero=False),
@@ -65,8 +65,8 @@ class Worker:
             shutdown_timeout=duration("shutdown_timeout", shutdown_timeout),
         )
         named = _by_name(flows, aliases or {})
-        self._schedules: Final = Schedules(store, self._clock, limits.visibility_timeout)
-        self._loop: Final = Loop(store, named, limits, self._schedules, self._clock, on_event)
+        self._schedules: Final = Schedules(store, self._clock, settings.visibility_timeout)
+        self._loop: Final = Loop(store, named, settings, self._schedules, self._clock, on_event)
         self._webhooks: Final = Webhooks(store, self._loop.is_healthy)
 
     async def __aenter__(self) -> Self:
@@ -87,7 +87,7 @@ class Worker:
         return await self._loop.sweep()
 
     def on_end(self, fn: Callable[[RunStatus], Awaitable[object] | object]) -> Callable[[RunStatus], Awaitable[object] | object]:
-        """Have `fn` called with the status of each run that ended in this worker's hands, at least once. Use it as a decorator."""
+        """Have `fn` called with the status of each run that ended in this worker's hands, at least once; a decorator, too."""
         self._loop.handlers.append(fn)
         return fn
 
@@ -137,7 +137,9 @@ def _by_name(flows: Collection[Flow[Any, Any]], aliases: Mapping[str, Flow[Any, 
         if not isinstance(flow, Flow):
             raise TypeError(f"flows must be functions decorated with @flow, not {flow!r}")
         if named.setdefault(name, flow) is not flow:
-            raise ValueError(f"two flows of this worker have the name {name!r}: {named[name]!r} and {flow!r}; give one another name")
+            raise ValueError(
+                f"two flows of this worker have the name {name!r}: {named[name]!r} and {flow!r}; give one another name"
+            )
     if not named:
         raise ValueError("flows is empty: a worker needs the flows whose runs it drives")
     return named

@@ -144,7 +144,7 @@ async def _drive_once(run: Run, latest: StepRecord, work: Work) -> Standing:
         assert error is not None
         if isinstance(error, asyncio.CancelledError) and run.driver.hands_back():
             run.lock.check()
-            await claim(run, latest, status="waiting", note={"handed_back": {"at": run.clock.now().isoformat()}})
+            await claim(run, latest, status="waiting", note=_handed_back(run))
         raise error
     run.lock.check()
     if run.told and work.end_children is not None:
@@ -208,6 +208,8 @@ async def _recorded(
         error = run.suspended or error
         pairs = [*map(list, getattr(error, "pairs", ()))]
         fields |= {"until": getattr(error, "until", None), "note": {"waiting_for": pairs}}
+        if run.driver.hands_back():
+            fields |= {"until": None, "note": _handed_back(run)}
     else:
         assert error is not None
         stopped = [each for each in leaves(error) if isinstance(each, ChildStopped)]
@@ -227,6 +229,11 @@ async def _recorded(
     crashed = verdict.end == "crashed"
     await run.emit("run:crash" if crashed else "run:suspend", record, error=error if crashed else None)
     return Standing(record, error)
+
+
+def _handed_back(run: Run) -> dict[str, Any]:
+    """Return what the entry of a run says that others go on with, since this program shuts down."""
+    return {"handed_back": {"at": run.clock.now().isoformat()}}
 
 
 async def _end(
@@ -268,4 +275,5 @@ def _parked(run: Run, error: BaseException | None) -> dict[str, Any]:
     else:
         mend = f"mend the flow's code, and run it again; or durable_core.control.retry(store, {run.id!r})"
     pairs = [[run.id, step_id]] if isinstance(parked, StepInterrupted) else []
-    return {"parked": {"step": step_id, "why": str(parked), "mend": mend}, "waiting_for": pairs}
+    by = "interruption" if isinstance(parked, StepInterrupted) else "drift"
+    return {"parked": {"step": step_id, "why": str(parked), "mend": mend, "by": by}, "waiting_for": pairs}

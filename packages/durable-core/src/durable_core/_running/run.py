@@ -201,6 +201,8 @@ class Run:
             await self.load()
         if self.log.kept:
             await self.log.settle()
+        if self.suspended is None and self.driver.hands_back():
+            self.suspended = RunSuspended(self.id, waiting_for=(), until=None)  # others go on with it
         if self.suspended is not None:
             raise self.suspended
 

@@ -264,6 +264,8 @@ async def _wait_for(run: Run, step_id: str, run_id: str, standing: Standing | No
     pairs = waits_of(state) or [(run_id, FLOW)]
     # Whoever drives it elsewhere may leave it waiting.
     until = run.clock.now() + timedelta(seconds=poll_seconds(run.store)) if state is None else state.until
+    if run.driver.hands_back():  # the child was suspended for that, and so is this run
+        limit = run.clock.monotonic()
     with listening(run, step_id, pairs) as listener, run.delaying(step_id):
         listener.must_look = True  # what came while the child was left
         await listener.look()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
@@ -24,12 +25,18 @@ class Wakeups(SupportsWakeups):
         """Of each token its wake-up, until it is cleared."""
         self._shown: Final[dict[str, list[tuple[datetime, datetime, str]]]] = {}
         """Of each flow a heap: when each wake-up shows next, when it was due, and its token."""
+        self._runs: Final[Counter[str]] = Counter()
         self._mutex: Final = threading.Lock()
+
+    def has(self, run_id: str) -> bool:
+        """Tell whether a wake-up of the run is kept."""
+        return run_id in self._runs
 
     async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
         wakeup = WakeUp(run_id=run_id, flow=flow, at=at, token=new_id(), now=self._clock.now())
         with self._mutex:
             self._kept[wakeup.token] = wakeup
+            self._runs[run_id] += 1
             heappush(self._shown.setdefault(flow, []), (at, at, wakeup.token))
         return wakeup
 
@@ -54,4 +61,7 @@ class Wakeups(SupportsWakeups):
     async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
         with self._mutex:
             for wakeup in wakeups:
-                self._kept.pop(wakeup.token, None)
+                if (kept := self._kept.pop(wakeup.token, None)) is not None:
+                    self._runs[kept.run_id] -= 1
+                    if not self._runs[kept.run_id]:
+                        del self._runs[kept.run_id]

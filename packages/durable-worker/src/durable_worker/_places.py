@@ -1,0 +1,51 @@
+"""The places of limits: locks that all workers of a store share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from random import sample
+from typing import Final
+
+from durable_core.clock import Clock
+from durable_core.engine import Limit, holding
+from durable_core.errors import RunBusy
+from durable_core.store import Store
+
+
+class Places:
+    """Takes places for the runs of one worker; those that wait for the same limit try one after the other."""
+
+    def __init__(self, store: Store, clock: Clock, poll: float) -> None:
+        self._store: Final = store
+        self._clock: Final = clock
+        self._poll: Final = poll
+        self._turns: Final[dict[str, asyncio.Lock]] = {}
+
+    @asynccontextmanager
+    async def one(self, limit: Limit) -> AsyncIterator[None]:
+        """Hold one of the places; entering raises `RunBusy` where all are taken."""
+        name, number = limit
+        async with AsyncExitStack() as stack:
+            first, *others = sample(range(number), number)
+            for place in others:
+                with suppress(RunBusy):
+                    await stack.enter_async_context(holding(self._store, f"$limit/{name}/{place}"))
+                    break
+            else:
+                await stack.enter_async_context(holding(self._store, f"$limit/{name}/{first}"))
+            yield
+
+    @asynccontextmanager
+    async def next(self, limit: Limit) -> AsyncIterator[None]:
+        """Hold one of the places, waiting for it for as long as it takes."""
+        async with AsyncExitStack() as stack:
+            async with self._turns.setdefault(limit[0], asyncio.Lock()):
+                while True:
+                    try:
+                        await stack.enter_async_context(self.one(limit))
+                        break
+                    except RunBusy:
+                        await self._clock.sleep(min(self._poll, 0.1))
+            yield

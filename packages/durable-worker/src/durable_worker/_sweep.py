@@ -1,0 +1,84 @@
+"""The sweep: finds the runs that could go on though no wake-up says so."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping, Sequence
+from typing import Final
+
+from durable_core.clock import Clock
+from durable_core.engine import FLOW, could_go_on, decided, root_of
+from durable_core.record import StepRecord
+from durable_core.store import Store, flows_of, holder_of, marks_of, runs_of
+from durable_core.stores.flows import FlowState
+
+_PAGE: Final = 500
+_OPEN: Final[Collection[FlowState]] = ("waiting", "started", "crashed", "parked", "cancelling")
+
+
+class Sweep:
+    """Looks at all runs of some flows that have not ended."""
+
+    def __init__(
+        self, store: Store, names: Collection[str], clock: Clock, adopt: float, tries_once_more: Callable[[StepRecord], bool]
+    ) -> None:
+        self._store: Final = store
+        self._names: Final = names
+        self._clock: Final = clock
+        self._adopt: Final = adopt
+        self._tries_once_more: Final = tries_once_more
+        self._marks: Mapping[str, Hashable] = {}
+        self._open: Final[dict[str, StepRecord]] = {}
+        """Of a store without an index: the newest entries of flows that have not ended, as they were read last."""
+
+    async def due(self) -> AsyncIterator[StepRecord]:
+        """Yield the flows of the runs that could go on now, but for those that another run drives or a process holds."""
+        async for page in self._pages():
+            flows = [flow for flow in page if root_of(flow) is None]
+            able = await could_go_on(self._store, flows, self._clock.now())
+            held = await self._held([flow.run_id for flow in flows if flow.status == "started"])
+            for flow in flows:
+                if flow.status == "started":
+                    age = (self._clock.now() - flow.ended_at).total_seconds()
+                    if flow.run_id not in held and age <= self._adopt:
+                        yield flow
+                elif able[flow.run_id] or self._tries_once_more(flow):
+                    yield flow
+
+    async def _held(self, run_ids: Collection[str]) -> Collection[str]:
+        holders = holder_of(self._store)
+        return await holders.holders(run_ids) if holders is not None and run_ids else ()
+
+    async def _pages(self) -> AsyncIterator[Sequence[StepRecord]]:
+        """Yield the newest entries of the flows that have not ended, some at a time."""
+        index = flows_of(self._store)
+        if index is None:
+            flows = await self._read()
+            for start in range(0, len(flows), _PAGE):
+                yield flows[start : start + _PAGE]
+            return
+        before = None
+        while page := await index.flows(names=self._names, states=_OPEN, before=before, limit=_PAGE):
+            yield page
+            before = page[-1].started_at, page[-1].run_id
+
+    async def _read(self) -> Sequence[StepRecord]:
+        """Read the flows of a store without an index: where it tells which logs have changed, of those alone."""
+        if (marked := marks_of(self._store)) is not None:
+            marks = await marked.marks()
+            changed = [run_id for run_id, mark in marks.items() if self._marks.get(run_id) != mark]
+            gone = [run_id for run_id in self._open if run_id not in marks]
+        else:
+            listing = runs_of(self._store)
+            assert listing is not None, "a worker needs a store with wake-ups, or one that lists its runs"
+            changed = [run_id async for run_id in listing.runs()]
+            marks, gone = {}, [*self._open]
+        for run_id in gone:
+            del self._open[run_id]
+        for run_id in changed:
+            flow = await self._store.get(run_id, FLOW)
+            if flow is None or decided(flow) or flow.name not in self._names:
+                self._open.pop(run_id, None)
+            else:
+                self._open[run_id] = flow
+        self._marks = marks
+        return [*self._open.values()]

@@ -1,0 +1,217 @@
+"""One run in the hands of a worker: it looks, drives the run as far as it goes, looks once more, and clears the wake-ups."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from durable_core.control import status
+from durable_core.engine import (
+    FLOW,
+    Driver,
+    Limit,
+    could_go_on,
+    decided,
+    entries_of,
+    hold,
+    is_parked,
+    last_outcome,
+    root_of,
+    state_of,
+    wake,
+)
+from durable_core.errors import CorruptLog, LockLost, ResultNotRecorded, RunBusy, StoreError
+from durable_core.record import StepRecord
+from durable_core.store import Store, WakeUp, holder_of, to_the_end
+
+from ._crashes import count, deaths
+
+if TYPE_CHECKING:
+    from ._loop import Loop
+
+_WAIT_LIMIT: Final = 5.0
+"""How many seconds a run waits with its place in the worker, unless its flow says otherwise."""
+_logger: Final = logging.getLogger("durable_worker")
+
+
+class Visit(Driver):
+    """Takes one run on, for as long as there is anything to do."""
+
+    def __init__(self, loop: Loop, wakeup: WakeUp) -> None:
+        self._loop: Final = loop
+        self._store: Final = loop.store
+        self.run_id: Final = wakeup.run_id
+        self.wakeup = wakeup
+        """The one in hand."""
+        self._taken_at: Final = loop.clock.monotonic()
+        self.taken: Final[dict[str, WakeUp]] = {wakeup.token: wakeup}
+        """Those that were taken and not cleared yet."""
+        self._set: Final[set[str]] = set()
+        """The tokens of those that this pass has set."""
+        self.ends_with = ""
+        """How the run stood after the last pass."""
+
+    async def go(self) -> None:
+        """Go on with the run until nothing more can be done now; leave the wake-ups where nothing is known of it."""
+        try:
+            while self.taken:
+                if self._loop.stopping:
+                    await self._hand_back()
+                    return
+                self._set.clear()
+                if not await self._pass():
+                    return
+                if not await self._came_meanwhile():
+                    await self._clear()
+        except asyncio.CancelledError:
+            await to_the_end(self._hand_back())
+            raise
+        except Exception:
+            self.ends_with = "unknown"
+            _logger.exception("could not go on with run %r; it is tried again", self.run_id, extra={"run_id": self.run_id})
+
+    async def _clear(self) -> None:
+        """Clear what was taken, but for what this pass has set."""
+        cleared = [wakeup for token, wakeup in self.taken.items() if token not in self._set]
+        await self._loop.clear(cleared)
+        for wakeup in cleared:
+            del self.taken[wakeup.token]
+        if self.taken:
+            self.wakeup = next(iter(self.taken.values()))
+
+    async def _came_meanwhile(self) -> bool:
+        """Look once more, after the run was let go: something that it waits for may have come while it was driven."""
+        flow = await self._store.get(self.run_id, FLOW)
+        return flow is not None and flow.status != "started" and await self._is_due(flow)
+
+    async def _hand_back(self) -> None:
+        """Let others go on with the run at once."""
+        await self._loop.wakeups.set_wakeup(self.run_id, self.wakeup.flow, self.wakeup.now)
+        await self._loop.clear([*self.taken.values()])
+
+    async def _pass(self) -> bool:
+        """Look at the run, and drive it if it could go on; tell whether it is known how it stands."""
+        flow = await self._store.get(self.run_id, FLOW)
+        if flow is None:
+            return True
+        if decided(flow):
+            await self._end(flow)
+            return True
+        if (root := root_of(flow)) is not None and not await self._is_over(root[0]):
+            await self._loop.wakeups.set_wakeup(*root, self.wakeup.now)
+            return True
+        if flow.name not in self._loop.flows:
+            await self._loop.wakeups.set_wakeup(self.run_id, flow.name, self.wakeup.now)
+            return True
+        if not await self._is_due(flow):
+            await self._set_for(flow)
+            return True
+        if flow.status == "started" and not await self._may_take_from_the_dead():
+            return False
+        try:
+            async with AsyncExitStack() as stack:
+                limit = self._loop.flows[flow.name].limit(flow)
+                if limit is not None:
+                    await stack.enter_async_context(self._loop.place_for(self, limit))
+                return await self._drive(flow.name, limit)
+        except RunBusy:
+            self.ends_with = "busy"
+            self._loop.leave_alone(self.run_id, self._loop.settings.visibility_timeout)
+        except CorruptLog as error:
+            self.ends_with = "unknown"
+            await self._loop.tell_damage(flow, error)
+        except (LockLost, StoreError, ResultNotRecorded) as error:
+            self.ends_with = "unknown"
+            _logger.warning("run %r is left to the next look: %s", self.run_id, error, extra={"run_id": self.run_id})
+        return False
+
+    async def _drive(self, name: str, limit: Limit | None) -> bool:
+        """Drive the run under its lock, unless it can't go on by now; record that it is parked where that is due."""
+        loop, settings = self._loop, self._loop.settings
+        async with hold(
+            loop.flows[name],
+            self._store,
+            self.run_id,
+            name=name,
+            driver=self,
+            limits=[limit[0]] if limit else [],
+            clock=loop.clock,
+            on_event=loop.on_event,
+            wait_limit=_WAIT_LIMIT,
+        ) as run:
+            flow = run.record
+            if flow is None or decided(flow) or flow.name != name or not await self._is_due(flow):
+                return await self._found(flow, name)
+            crashes = await count(self._store, run.entries)
+            if crashes.too_many(settings.max_crashes):
+                why = f"it crashed {crashes.raised} times, and its process died {crashes.died} times, without getting on"
+                mend = f"mend the flow and deploy it; or durable_core.control.retry(store, {self.run_id!r})"
+                flow = await run.park("crashes", why, mend)
+            elif (misfit := run.fits()) is not None:
+                flow = await run.park("drift", misfit, "mend the flow's parameters and deploy it")
+            else:
+                flow = (await run.drive()).record
+        self.ends_with = state_of(flow)
+        if decided(flow):
+            await self._end(flow)
+        return True
+
+    async def _found(self, flow: StepRecord | None, name: str) -> bool:
+        """Leave a run that somebody else has taken on, before its lock was held here."""
+        if flow is not None and decided(flow):
+            await self._end(flow)
+        elif flow is not None and flow.name != name:
+            await self._loop.wakeups.set_wakeup(self.run_id, flow.name, self.wakeup.now)
+        elif flow is not None:
+            await self._set_for(flow)
+        return True
+
+    async def _is_due(self, flow: StepRecord) -> bool:
+        if self._loop.tries_once_more(flow):
+            return True
+        return (await could_go_on(self._store, [flow], self._loop.clock.now()))[flow.run_id]
+
+    async def _is_over(self, run_id: str) -> bool:
+        """Tell whether a run can't drive its children any more."""
+        flow = await self._store.get(run_id, FLOW)
+        return flow is None or decided(flow)
+
+    async def _may_take_from_the_dead(self) -> bool:
+        """Tell whether to take a run whose process may have died; from its second death on it is driven alone."""
+        if (holders := holder_of(self._store)) is not None and await holders.holder(self.run_id) is not None:
+            self.ends_with = "busy"
+            self._loop.leave_alone(self.run_id, self._loop.settings.visibility_timeout)
+            return False
+        entries = await self._store.list(self.run_id)
+        if deaths(entries_of(entries, FLOW), last_outcome(entries)) < 2:
+            return True
+        return await self._loop.isolate(self)
+
+    async def _end(self, flow: StepRecord) -> None:
+        """Tell who wants to know that the run has ended, and have the run looked at that waits for it."""
+        self.ends_with = state_of(flow)
+        if self._loop.handlers:
+            await self._loop.tell_end(await status(self._store, self.run_id))
+        await wake(self._store, flow, self.wakeup.now)
+
+    async def _set_for(self, flow: StepRecord) -> None:
+        """Have the run looked at when its time comes, if it waits for one."""
+        if flow.until is not None and not is_parked(flow):
+            await self.suspends(self._store, flow, flow.until)
+
+    async def suspends(self, store: Store, flow: StepRecord, until: datetime) -> None:
+        """Set a wake-up for `until`; a little later each time where the run was woken for that, by a clock that is ahead."""
+        at = until
+        if until <= self.wakeup.now:
+            passed = timedelta(seconds=self._loop.clock.monotonic() - self._taken_at)
+            at = self.wakeup.now + passed + self._loop.later_each_time(self.run_id, until)
+        self._set.add((await self._loop.wakeups.set_wakeup(self.run_id, flow.name, at)).token)
+
+    def hands_back(self) -> bool:
+        return self._loop.stopping
+
+    def limited(self, store: Store, limit: Limit) -> AbstractAsyncContextManager[object]:
+        return self._loop.places.one(limit)

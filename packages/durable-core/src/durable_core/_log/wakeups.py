@@ -39,8 +39,8 @@ async def waking(store: Store, run_id: str, clock: Clock | None) -> AsyncIterato
         acted_on[record.run_id] = None
         return await append(record)
 
-    target = await whom_to_wake(store, await store.get(run_id, FLOW))
-    net = None if target is None else await wakeups.set_wakeup(*target, now_by(clock) + NET)
+    flow = await store.get(run_id, FLOW)
+    net = None if flow is None else await wakeups.set_wakeup(*_driver_of(flow), now_by(clock) + NET)
     refusal: Refused | None = None
     try:
         yield noting
@@ -79,7 +79,12 @@ async def whom_to_wake(store: Store, flow: StepRecord | None) -> tuple[str, str]
         flow = None if parent is None else await store.get(parent[0], FLOW)
         if decided(flow):
             return None
-    return None if flow is None else root_of(flow) or (flow.run_id, flow.name)
+    return None if flow is None else _driver_of(flow)
+
+
+def _driver_of(flow: StepRecord) -> tuple[str, str]:
+    """Return the topmost run that drives this one, which may be itself, and its flow's name."""
+    return root_of(flow) or (flow.run_id, flow.name)
 
 
 async def wake(store: Store, flow: StepRecord, at: datetime) -> None:

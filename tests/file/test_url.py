@@ -52,7 +52,7 @@ async def test_absolute(prefix: str, tmp_path: Path) -> None:
         ("file://runs/a", "names the machine 'runs'; write 'file:./runs/a'"),
         ("file://me:secret@runs/a", "^file://runs/… names the machine 'runs'; write 'file:./runs/a'"),
         ("file:a%00b", "holds a NUL"),
-        ("file:~/runs", "write the home folder out, .* or 'file:\\./~/runs' for a folder of that name"),
+        ("file:~/runs", "write the home folder out, .* or 'file:\\./~/runs' for one of that name"),
         ("file:~ann", "or 'file:\\./~ann' for"),
         ("file:%7E/my%20runs", "or 'file:\\./%7E/my%20runs' for"),
         ("file:///~/runs", "or 'file:/\\./~/runs' for"),

@@ -14,7 +14,6 @@ from typing import Final, Self, TypeVar
 from durable_core import (
     CorruptLog,
     Lease,
-    LockLost,
     OpenableStore,
     RunBusy,
     StepRecord,
@@ -25,7 +24,7 @@ from durable_core import (
     SupportsScan,
 )
 from durable_core.store import Holder, SupportsHolder, SupportsPolling, to_the_end
-from durable_core.stores.filelock import RUN_FILES, Lock, Locks, Spot, spot_of
+from durable_core.stores.filelock import RUN_FILES, Locks, RunLock, Spot, spot_of
 
 from . import _disk
 from ._explain import explain_errors
@@ -138,9 +137,14 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
     @asynccontextmanager
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
         opened = self._use()
-        lock = _RunLock(run_id, opened.locks, self._spot(run_id), self._path)
+        lock = RunLock(run_id, opened.locks, self._spot(run_id))
+
+        def take() -> bool:
+            with explain_errors("lock a run of", self._path):
+                return lock.take()
+
         try:
-            if not await opened.common.run(lock.take):
+            if not await opened.common.run(take):
                 holder = await self.holder(run_id) or Holder("another process", None)
                 raise RunBusy(run_id, holder=holder.name, since=holder.since)
             yield lock
@@ -209,28 +213,3 @@ class _Open:
         """Wait until all is done that was asked for, and end the threads."""
         await asyncio.gather(*(worker.close() for _, worker in self._lanes))
         await self.common.close()
-
-
-class _RunLock(Lease):
-    """The system's lock on a run, which goes with the process."""
-
-    def __init__(self, run_id: str, locks: Locks, spot: Spot, path: Path) -> None:
-        self._run_id: Final = run_id
-        self._locks: Final = locks
-        self._spot: Final = spot
-        self._path: Final = path
-        self._lock: Lock | None = None
-
-    def take(self) -> bool:
-        """Take the lock; False where another holds it."""
-        with explain_errors("lock a run of", self._path):
-            self._lock = self._locks.take(self._spot, note=True)
-        return self._lock is not None
-
-    def release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-
-    def check(self) -> None:
-        if self._lock is not None and (loss := self._lock.loss()):
-            raise LockLost(f"run {self._run_id!r}: {loss}")

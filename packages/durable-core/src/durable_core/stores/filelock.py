@@ -19,8 +19,8 @@ from typing import Final
 
 import msgspec
 
-from durable_core.errors import StoreError
-from durable_core.store import Holder
+from durable_core.errors import LockLost, StoreError
+from durable_core.store import Holder, Lease
 
 LOCK_FOLDER: Final = ".durable.locks"
 RUN_FILES: Final = 64
@@ -197,6 +197,30 @@ class Lock:
                 del self._file.locks[self._position]
                 if _files.get(self._file.path) is not self._file:
                     self._file.close()
+
+
+class RunLock(Lease):
+    """The system's lock on a run, which goes with the process."""
+
+    def __init__(self, run_id: str, locks: Locks, spot: Spot) -> None:
+        self._run_id: Final = run_id
+        self._locks: Final = locks
+        self._spot: Final = spot
+        self._lock: Lock | None = None
+
+    def take(self) -> bool:
+        """Take the lock; False where another holds it."""
+        self._lock = self._locks.take(self._spot, note=True)
+        return self._lock is not None
+
+    def release(self) -> None:
+        """Give the lock back, if it was taken."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def check(self) -> None:
+        if self._lock is not None and (loss := self._lock.loss()):
+            raise LockLost(f"run {self._run_id!r}: {loss}")
 
 
 class _LockFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -11,6 +12,7 @@ from durable_core.errors import StoreError
 _SCHEME: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: `C:\runs` is a path
 _HOST: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 _NAME: Final = re.compile(r"[\w-]+")
+_DRIVE: Final = re.compile(r"/[A-Za-z]:(?:[/\\]|$)")
 
 
 class StoreURL:
@@ -132,3 +134,33 @@ def seconds(text: str) -> float:
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not 0 < float(text) < 1e9:
         raise ValueError("expected a positive number of seconds")
     return float(text)
+
+
+def local_path(url: StoreURL, *, example: str, advice: str) -> str:
+    """Return the path of a file or folder of this machine, percent-decoded.
+
+    Raises `StoreError` for a URL that names none, saying `advice`, and for another machine's. `example` is a path that stands in
+    messages.
+    """
+    from urllib.parse import unquote_to_bytes
+
+    parts, scheme = url.parts, url.scheme
+    machine = parts.netloc.rpartition("@")[2]
+    name = (machine + parts.path).lstrip("/")
+    if unquote_to_bytes(name).startswith(b"~"):
+        # Only a shell makes a home of it: somebody would one day remove a folder called '~' with `rm -rf ~`.
+        literal = f"{scheme}:{'/' if parts.path.endswith('/' + name) else ''}./{name}"
+        raise StoreError(
+            f"{url}: '~' is not expanded; write the home folder out, as in '{scheme}:/home/ann/{example}',"
+            f" or {literal!r} for one of that name"
+        )
+    if parts.netloc not in ("", "localhost"):
+        raise StoreError(f"{url} names the machine {machine!r}; write '{scheme}:./{machine}{parts.path}' or '{scheme}:///…'")
+    path = os.fsdecode(unquote_to_bytes(parts.path))
+    if not path:
+        raise StoreError(f"{url} names no path; write {advice}")
+    if "\0" in path:
+        raise StoreError(f"{url} holds a NUL, which no path can")
+    if os.name == "nt" and _DRIVE.match(path):  # file:///C:/runs
+        return path[1:]
+    return path

@@ -246,6 +246,21 @@ class SupportsTransaction(Protocol):
         """Tell whether `error` out of a transaction means that all of it should be run again."""
 
 
+class SupportsTransact(Protocol):
+    """A store in which a step's own writes and its record can commit together, in a thread that only the store has.
+
+    There is one writer at a time, and an `await` would keep all others waiting: so what is done is a plain function.
+    """
+
+    @abstractmethod
+    async def transact(self, work: Callable[[Any], StepRecord | None]) -> StepRecord | None:
+        """Call `work(connection)` in the store's thread, within a transaction that also appends the record that it returns.
+
+        Returns the holder of the record's slot. All is committed if that is the record itself, and rolled back if another holds
+        the slot, or if `work` returned None or raised. When it raises or is cancelled, look: all is there, or nothing.
+        """
+
+
 class Joined(Protocol):
     """A caller's own transaction, as a store may read and append in it."""
 
@@ -311,6 +326,7 @@ holder_of: Final = _finder(SupportsHolder)
 polling_of: Final = _finder(SupportsPolling)
 flows_of: Final = _finder(SupportsFlows)
 transaction_of: Final = _finder(SupportsTransaction)
+transact_of: Final = _finder(SupportsTransact)
 connection_of: Final = _finder(SupportsConnection)
 wakeups_of: Final = _finder(SupportsWakeups)
 marks_of: Final = _finder(SupportsMarks)

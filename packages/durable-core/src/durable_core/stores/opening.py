@@ -14,6 +14,7 @@ GROUP: Final = "durable_core.stores"
 # Our own family only: to name a distribution that doesn't exist is to invite squatters.
 _FAMILY: Final = {
     "file": "durable-file",
+    "sqlite": "durable-sqlite",
     "redis": "durable-redis",
     "rediss": "durable-redis",
     "postgres": "durable-postgres",

@@ -43,8 +43,8 @@ class StoreTests(
     """The contract of a store: subclass it in a test module, declare `abilities`, and provide the fixture `open_store`.
 
     `abilities` names what the store has beyond the four methods, of `runs`, `scan`, `lock`, `holder`, `polling`, `flows`,
-    `transaction`, `wakeups` and `watch`. A named one that isn't there fails, an unnamed one that is there fails, and the tests of
-    the rest are skipped.
+    `transaction`, `transact`, `wakeups` and `watch`. A named one that isn't there fails, an unnamed one that is there fails, and
+    the tests of the rest are skipped.
 
     `open_store` returns a function without arguments whose every call gives an async context manager that opens one more store
     on the same place, which is empty when a test begins:

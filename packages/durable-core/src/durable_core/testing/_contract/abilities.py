@@ -21,6 +21,7 @@ _FINDERS: Final[dict[str, tuple[Callable[[Store], object | None], str]]] = {
     "polling": (contract.polling_of, "newer"),
     "flows": (contract.flows_of, "flows"),
     "transaction": (contract.transaction_of, "transaction or is_retryable"),
+    "transact": (contract.transact_of, "transact"),
     "wakeups": (contract.wakeups_of, "set_wakeup, take_wakeups or clear_wakeups"),
     "watch": (contract.watch_of, "watch"),
 }
@@ -30,7 +31,7 @@ _FINDERS: Final[dict[str, tuple[Callable[[Store], object | None], str]]] = {
 class AbilityTests:
     abilities: ClassVar[Collection[str] | None] = None
     """The names of what the store has, of `runs`, `scan`, `lock`, `holder`, `polling`, `flows`,
-    `transaction`, `wakeups` and `watch`; to be declared."""
+    `transaction`, `transact`, `wakeups` and `watch`; to be declared."""
 
     async def test_the_store_has_the_abilities_that_are_declared(self, open_store: OpenStore) -> None:
         """Each ability in `abilities` is there, and no other one."""

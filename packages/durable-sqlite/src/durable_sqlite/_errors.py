@@ -1,0 +1,45 @@
+"""What went wrong with the database, in the words of someone who has to put it right."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from durable_core import CorruptLog, StoreError
+
+_ADVICE: Final = {
+    sqlite3.SQLITE_BUSY: "another program has held it locked for {seconds:g} s; is it stopped, or in a long transaction?",
+    sqlite3.SQLITE_FULL: "the disk is full, and nothing of this was written; it goes on once there is room",
+    sqlite3.SQLITE_CANTOPEN: "it can't be opened; its folder must be there, readable and writable for this user",
+    sqlite3.SQLITE_READONLY: "it can't be written; the file and its folder must be writable for this user",
+}
+_DAMAGED: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def code_of(error: sqlite3.Error) -> int | None:
+    """Return SQLite's primary error code; None for an error of Python's own module."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+@contextmanager
+def explain_errors(path: Path, *, seconds: float = 0.0) -> Iterator[None]:
+    """Raise `StoreError` or `CorruptLog` from any error of SQLite or of the system: which file, what, and what to do.
+
+    `seconds` is how long a locked database was waited for.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = code_of(error)
+        if code in _DAMAGED:
+            raise CorruptLog(f"{path} is no SQLite database, or a damaged one: {error}") from error
+        if isinstance(error, sqlite3.OperationalError) and code is None:  # text that is no UTF-8
+            raise CorruptLog(f"{path} is damaged: {error}") from error
+        advice = _ADVICE.get(code or 0, "").format(seconds=seconds)
+        raise StoreError(f"{path}: {advice}{' ' if advice else ''}({error})") from error
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror or error}; it must be readable and writable for this user") from error

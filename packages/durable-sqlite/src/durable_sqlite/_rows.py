@@ -1,0 +1,97 @@
+"""Records as rows of the table, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from sqlite3 import Connection
+from sys import intern
+from typing import Any, Final, cast, get_args
+
+import msgspec
+
+from durable_core import CorruptLog, StepError, StepRecord, StoreError
+from durable_core.record import Kind, Status
+
+COLUMNS: Final = StepRecord.__struct_fields__
+_STATUSES: Final = get_args(Status)
+_KINDS: Final = get_args(Kind)
+_MOST_BYTES: Final = 900_000_000  # SQLite takes a billion in a row
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder().decode
+_decode_error: Final = msgspec.json.Decoder(StepError).decode
+
+
+class RowRefused(StoreError):
+    """A record that no row can hold."""
+
+
+def size_of(record: StepRecord) -> int:
+    """About how many bytes the record takes."""
+    return 400 + len(record.result or b"") + len(repr(record.note))
+
+
+def text_of(moment: datetime) -> str:
+    """Write a time so that it sorts as text, and SQLite's own functions can read it."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def row_of(record: StepRecord) -> tuple[Any, ...]:
+    """Return the values of the columns."""
+    if size_of(record) > _MOST_BYTES or max(record.revision, record.attempt) >= 2**63:
+        raise RowRefused(f"step {record.step_id!r} of run {record.run_id!r} is larger than what SQLite holds in a row")
+    try:
+        return (
+            record.run_id,
+            record.step_id,
+            record.revision,
+            record.status,
+            record.kind,
+            record.name,
+            None if record.result is None else record.result.decode(),
+            None if record.error is None else _encode(record.error).decode(),
+            None if record.note is None else _encode(record.note).decode(),
+            None if record.until is None else text_of(record.until),
+            record.attempt,
+            text_of(record.started_at),
+            text_of(record.ended_at),
+            record.id,
+            record.fingerprint,
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowRefused(f"step {record.step_id!r} of run {record.run_id!r} can't be written: {error}") from error
+
+
+def record_of(connection: Connection, row: Sequence[Any]) -> StepRecord:
+    """Make a record of the values of the columns. Raises `CorruptLog`, or `StoreError` for what a newer version wrote."""
+    run, step, revision, status, kind, name, result, error, note, until, attempt, started, ended, id_, fingerprint = row
+    try:
+        if not (
+            type(revision) is type(attempt) is int and type(id_) is str and (fingerprint is None or type(fingerprint) is str)
+        ):
+            raise TypeError("a column holds a value of another type")
+        return StepRecord(
+            # One string in memory for many rows, or for two columns.
+            run_id=intern(run),
+            step_id=step,
+            revision=revision,
+            status=cast("Status", intern(status)),
+            kind=cast("Kind", intern(kind)),
+            name=step if name == step else name,
+            result=None if result is None else result.encode(),
+            error=None if error is None else _decode_error(error),
+            note=None if note is None else _decode(note),
+            until=None if until is None else datetime.fromisoformat(until),
+            attempt=attempt,
+            started_at=datetime.fromisoformat(started),
+            ended_at=datetime.fromisoformat(ended),
+            id=id_,
+            fingerprint=fingerprint,
+        )
+    except (msgspec.DecodeError, AttributeError, TypeError, ValueError, OverflowError, RecursionError) as refusal:
+        _, _, file = connection.execute("pragma database_list").fetchone()
+        place = f"{file}: the row of run {run!r}, step {step!r}, revision {revision!r}"
+        if type(status) is type(kind) is str and not (status in _STATUSES and kind in _KINDS):
+            raise StoreError(f"{place} was written by a newer version: upgrade durable-core ({refusal})") from refusal
+        raise CorruptLog(f"{place} is no step record: {refusal}") from refusal

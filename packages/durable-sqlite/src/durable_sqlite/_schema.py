@@ -1,0 +1,79 @@
+"""The tables: what stands in the file, and how it gets there."""
+
+from __future__ import annotations
+
+from sqlite3 import Connection
+from typing import Final
+
+from durable_core import StoreError
+
+from ._writing import writing
+
+LAYOUT: Final = 1
+# The names leave room for tables of the user's own, which `transact` is for. Times are ISO 8601 in UTC, and sort as text.
+_TABLES: Final = (
+    """
+create table durable_steps (
+    seq integer primary key,
+    run_id text not null,
+    step_id text not null,
+    revision integer not null,
+    status text not null,
+    kind text not null,
+    name text not null,
+    result text,
+    error text,
+    note text,
+    until text,
+    attempt integer not null,
+    started_at text not null,
+    ended_at text not null,
+    id text not null,
+    fingerprint text,
+    unique (run_id, step_id, revision)
+)""",
+    "create index durable_steps_in_order on durable_steps (run_id, seq)",
+    """
+create table durable_flows (
+    run_id text primary key,
+    revision integer not null,
+    name text not null,
+    state text not null,
+    started_at text not null
+) without rowid""",
+    "create index durable_flows_in_order on durable_flows (started_at, run_id)",
+    "create index durable_flows_by_state on durable_flows (state, started_at, run_id)",
+    "create index durable_flows_by_name on durable_flows (name, state, started_at, run_id)",
+    """
+create table durable_wakeups (
+    token text primary key,
+    run_id text not null,
+    flow text not null,
+    at text not null,
+    shows_at text not null
+) without rowid""",
+    "create index durable_wakeups_in_order on durable_wakeups (flow, shows_at)",
+    "create table durable_layout (version integer not null)",
+    f"insert into durable_layout values ({LAYOUT})",
+)
+
+
+def prepare(connection: Connection) -> None:
+    """Create the tables, unless they are there; any number of processes may do this at once."""
+    if _layout(connection) != LAYOUT:
+        with writing(connection):
+            if _layout(connection) != LAYOUT:
+                for statement in _TABLES:
+                    connection.execute(statement)
+
+
+def _layout(connection: Connection) -> int:
+    """Return the version of the tables, 0 where there are none."""
+    if not connection.execute("select 1 from sqlite_master where name = 'durable_layout'").fetchone():
+        return 0
+    ((version,),) = connection.execute("select version from durable_layout")
+    if version != LAYOUT:
+        raise StoreError(
+            f"the tables have layout {version!r}, and this durable-sqlite knows up to {LAYOUT}: upgrade durable-sqlite"
+        )
+    return LAYOUT

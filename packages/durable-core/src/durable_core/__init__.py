@@ -46,6 +46,7 @@ from .store import (
     SupportsPolling,
     SupportsRuns,
     SupportsScan,
+    SupportsTransact,
     SupportsTransaction,
 )
 from .stores.batcher import Batcher
@@ -110,6 +111,7 @@ __all__ = [
     "SupportsPolling",
     "SupportsRuns",
     "SupportsScan",
+    "SupportsTransact",
     "SupportsTransaction",
     "SystemClock",
     "UnrecordableValue",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar,
 from weakref import ref
 
 from ._log.clearing import hold_children
-from ._running.call import ANNOTATED, may_be_awaited, prepare, use_id
+from ._running.call import ANNOTATED, is_async, may_be_awaited, prepare, use_id
 from ._running.ending import only_suspends
 from ._running.first import first
 from ._running.many import prepare_map, run_map
@@ -21,7 +21,7 @@ from ._running.progress import publish
 from ._running.race import Wait
 from ._running.run import Run
 from ._running.step import run_step
-from ._running.transaction import committing_in
+from ._running.transaction import NOT_AWAITED, committing_in, committing_in_thread
 from ._running.until import asking_again
 from ._system.ids import check_id, check_name, check_own_id
 from ._values.codec import Codec
@@ -33,7 +33,7 @@ from .clock import Clock, SystemClock
 from .events import OnEvent
 from .options import Delay, MapOptions, Policy, RetryOn, StepOptions, duration
 from .record import StepRecord
-from .store import Store, check_store, transaction_of
+from .store import Store, check_store, transact_of, transaction_of
 
 if TYPE_CHECKING:
     from .flow import Flow
@@ -162,32 +162,51 @@ class Runner:
             step_id = self._scoped(step_id)
         return run_step(self._run, prepare(self._run, step_id, fn, args, returns, self._policy, options))
 
+    @overload
+    def transaction(
+        self, step_id: str, fn: Callable[..., Any], *args: Any, returns: None, **options: Unpack[StepOptions]
+    ) -> Coroutine[Any, Any, None]: ...
+    @overload
+    def transaction(
+        self, step_id: str, fn: Callable[..., Awaitable[T]], *args: Any, returns: Any = ..., **options: Unpack[StepOptions]
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def transaction(
+        self, step_id: str, fn: Callable[..., T], *args: Any, returns: Any = ..., **options: Unpack[StepOptions]
+    ) -> Coroutine[Any, Any, T]: ...
     def transaction(
         self,
         step_id: str,
-        fn: Callable[..., Awaitable[T]],
+        fn: Callable[..., Any],
         *args: Any,
         returns: Any = ANNOTATED,
-        **options: Unpack[StepOptions],
-    ) -> Coroutine[Any, Any, T]:
+        **options: Any,
+    ) -> Coroutine[Any, Any, Any]:
         """Run `fn(connection, *args)` in a transaction of the store that also holds the step's record: exactly once.
 
         Both are committed together, or neither. Of two processes that do it at once, one commits; the other's work is rolled
         back, and it gets the winner's value. A serialisation failure or a deadlock runs the whole transaction again, and
-        counts as no attempt. `fn` is async, and leaves commit and rollback alone. Options and errors are those of `step`; a
-        store without transactions is a `TypeError`. durable-postgres has them.
+        counts as no attempt. `fn` leaves commit and rollback alone. Options and errors are those of `step`; a store without
+        transactions is a `TypeError`. durable-postgres has them, where `fn` is async, and durable-sqlite, where it is a plain
+        function and is called in the store's own thread.
         """
-        store = transaction_of(self.store)
-        if store is None:
-            raise TypeError(
-                f"{self.store!r} has no transactions: use runner.step, or a store that has them, such as durable-postgres"
-            )
+        in_thread, store = transact_of(self.store), transaction_of(self.store)
         if options.get("at_most_once"):
             raise TypeError("at_most_once= means nothing for a transaction: it happens exactly once anyhow")
-        if callable(fn) and not may_be_awaited(fn):
-            raise TypeError(f"fn of transaction {step_id!r} must be async, not {fn!r}: a connection belongs to the loop")
+        if in_thread is not None:
+            if callable(fn) and is_async(fn):
+                raise TypeError(f"fn of transaction {step_id!r} is async, {NOT_AWAITED}")
+            once = committing_in_thread(in_thread)
+        elif store is not None:
+            if callable(fn) and not may_be_awaited(fn):
+                raise TypeError(f"fn of transaction {step_id!r} must be async, not {fn!r}: a connection belongs to the loop")
+            once = committing_in(store)
+        else:
+            raise TypeError(
+                f"{self.store!r} has no transactions: use runner.step, or a store that has them, such as durable-sqlite"
+            )
         call = prepare(self._run, self._scoped(step_id), fn, args, returns, self._policy, {**options})
-        return run_step(self._run, call, committing_in(store))
+        return run_step(self._run, call, once)
 
     def until(
         self,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from sqlite3 import Connection
 from typing import Final
 
-from durable_core import CorruptLog, StepRecord, StoreError
+from durable_core import CorruptLog, StepRecord
 from durable_core.stores.flows import FLOW
 
 from . import _flows
@@ -29,10 +29,11 @@ _NEXT_RUN: Final = "select run_id from durable_steps where run_id > ? order by r
 def append(connection: Connection, records: Sequence[StepRecord]) -> Sequence[StepRecord]:
     """Claim the slots of records in one commit; return for each the record that holds its slot."""
     with writing(connection):
-        return [_claim(connection, record) for record in records]
+        return [claim(connection, record) for record in records]
 
 
-def _claim(connection: Connection, record: StepRecord) -> StepRecord:
+def claim(connection: Connection, record: StepRecord) -> StepRecord:
+    """Return the record that holds the slot: this one if it was empty. It is durable once the transaction is committed."""
     if connection.execute(_INSERT, row_of(record)).rowcount:
         if record.step_id == FLOW:
             _flows.index(connection, record)
@@ -40,28 +41,6 @@ def _claim(connection: Connection, record: StepRecord) -> StepRecord:
     row = connection.execute(_AT, (record.run_id, record.step_id, record.revision)).fetchone()
     holder = record_of(connection, row)
     return record if holder.id == record.id else holder
-
-
-class _RolledBack(Exception):
-    """Leaves the transaction, so that nothing of it is committed."""
-
-
-def transact(connection: Connection, work: Callable[[Connection], StepRecord | None]) -> StepRecord | None:
-    """Call `work`, and commit what it wrote with the record that it returns, or roll back; return the slot's holder."""
-    holder = None
-    try:
-        with writing(connection):
-            record = work(connection)
-            if not connection.in_transaction:
-                raise StoreError(
-                    "the transaction was ended before its record was appended; leave commit and rollback to the runner"
-                )
-            holder = None if record is None else _claim(connection, record)
-            if holder is not record or holder is None:
-                raise _RolledBack
-    except _RolledBack:
-        pass
-    return holder
 
 
 def newest(connection: Connection, run_id: str, step_id: str, above: int = -1) -> StepRecord | None:

@@ -41,7 +41,7 @@ from durable_core.stores.filelock import RUN_FILES, Locks, RunLock, Spot, spot_o
 from durable_core.stores.flows import FlowState
 from durable_core.stores.urls import local_path, seconds
 
-from . import _flows, _steps, _wakeups
+from . import _flows, _steps, _transaction, _wakeups
 from ._database import Database
 from ._errors import explain_errors
 from ._rows import RowRefused, size_of
@@ -179,7 +179,7 @@ class SqliteStore(
         await self._open().ask(_wakeups.clear, wakeups)
 
     async def transact(self, work: Callable[[Connection], StepRecord | None]) -> StepRecord | None:
-        return await self._open().ask(_steps.transact, work)
+        return await self._open().ask(_transaction.transact, work)
 
     async def __aenter__(self) -> Self:
         self._is_closed = False

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from inspect import isawaitable, iscoroutine
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -32,6 +32,13 @@ class Outcome(msgspec.Struct):
     error: Failure | None = None
     cancelled: asyncio.CancelledError | None = None
     """The caller's own cancellation, which waits until a thread's outcome is recorded."""
+
+
+class Caller(Protocol):
+    """A thread that a step's function can be called in."""
+
+    async def call(self, run: Run, call: Call, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
+        """Call `check` and then `fn` there. It can't be cancelled: it is waited for."""
 
 
 class Threads:
@@ -67,7 +74,7 @@ class Thread:
     async def call(self, run: Run, call: Call, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
         """Call `check` and then `fn` in the thread. It can't be cancelled: it is waited for."""
         try:
-            future = asyncio.wrap_future(self._threads.pool.submit(copy_context().run, _called, run, call, fn, args))
+            future = asyncio.wrap_future(self._threads.pool.submit(copy_context().run, called, run, call, fn, args))
             with in_thread():
                 cancelled = await finished(future)
             outcome = future.result()
@@ -83,7 +90,8 @@ class Thread:
             self._threads.free.release()
 
 
-def _called(run: Run, call: Call, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
+def called(run: Run, call: Call, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
+    """Call `check` and then `fn`; return what came of that."""
     check(run, call)
     try:  # a future refuses to carry StopIteration, and would never be done
         return Outcome(fn(*args))
@@ -98,7 +106,7 @@ async def attempt(
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     *,
-    thread: Thread | None = None,
+    thread: Caller | None = None,
     timeout: float | None = None,
 ) -> Outcome:
     """Call `fn` once, as attempt `number` of the step: in `thread`, or on the loop where that is None.

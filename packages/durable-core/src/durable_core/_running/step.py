@@ -17,7 +17,7 @@ from durable_core.events import is_logged
 from durable_core.options import Recovered
 from durable_core.record import StepError, StepRecord
 
-from .attempt import Failure, Thread, attempt
+from .attempt import Failure, Outcome, Thread, attempt
 from .call import Call, check, is_async, may_change_its_variables, reused
 from .looking import listening
 from .outcome import outcome_of
@@ -190,6 +190,13 @@ async def try_fn(
     """Call the function with `args`, and make the record of what came of it, which follows `latest`."""
     started_at, began = run.clock.now(), run.clock.monotonic()
     outcome = await attempt(run, call, number, call.fn, args, thread=thread, timeout=call.policy.timeout)
+    return tried_of(run, call, latest, number, outcome, started_at, run.clock.monotonic() - began)
+
+
+def tried_of(
+    run: Run, call: Call, latest: StepRecord | None, number: int, outcome: Outcome, started_at: datetime, took: float
+) -> Tried:
+    """Make the record of what came of calling the function, which follows `latest`. For any thread."""
     value, error, result = None, outcome.error, None
     if error is None and call.codec is not None:
         try:
@@ -206,7 +213,7 @@ async def try_fn(
         error=None if error is None else StepError.from_exception(error),
         attempt=number,
         started_at=started_at,
-        ended_at=started_at + timedelta(0, run.clock.monotonic() - began),
+        ended_at=started_at + timedelta(0, took),
         fingerprint=call.fingerprint,
         note=call.note,
     )

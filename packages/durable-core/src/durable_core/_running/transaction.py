@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Final
+import asyncio
+from collections.abc import Callable
+from contextvars import copy_context
+from inspect import isawaitable, iscoroutine
+from typing import Any, Final
 
 from durable_core._log.chain import decided
+from durable_core._system.waits import finished
 from durable_core.errors import StepInterrupted, StoreError
 from durable_core.options import exponential
 from durable_core.record import StepError, StepRecord
-from durable_core.store import SupportsTransaction
+from durable_core.store import SupportsTransact, SupportsTransaction
 
+from .attempt import Outcome, attempt, called
 from .call import Call, check, may_change_its_variables
+from .race import in_thread
 from .run import Run
-from .step import Tried, TryOnce, try_fn
+from .step import Tried, TryOnce, tried_of, try_fn
+
+NOT_AWAITED: Final = "but this store has one writer, which an await would keep from all others: make it a plain function"
 
 _rollback_delay: Final = exponential(0.02, limit=1, jitter=True)
 
@@ -79,6 +88,65 @@ async def _transact(
     run.log.add(tried.record)
     tried.is_recorded = True
     return tried
+
+
+def committing_in_thread(store: SupportsTransact) -> TryOnce:
+    """Return a way to try a step once: `fn(connection, *args)` and the record in one commit, in the store's thread."""
+
+    async def once(run: Run, call: Call, latest: StepRecord | None, number: int, _before: StepError | None) -> Tried | StepRecord:
+        while not decided(latest):
+            if latest is not None and latest.status == "started":
+                raise StepInterrupted(latest)
+            await run.poll()
+            thread = _StoreThread(store, latest, number)
+            outcome = await attempt(run, call, number, call.fn, call.args, thread=thread)
+            made, holder = thread.made, thread.holder
+            if made.error is not None:
+                return made
+            latest = run.log.add(made.record if holder is None else holder)
+            if outcome.cancelled is not None:
+                raise outcome.cancelled
+            if latest is made.record:
+                made.is_recorded = True
+                return made
+            may_change_its_variables(call)
+        return latest
+
+    return once
+
+
+class _StoreThread:
+    """The thread of a store, which has the connection, and where the record is made before the commit."""
+
+    made: Tried
+    """What came of the function."""
+    holder: StepRecord | None
+    """Who holds the slot of its record, if it succeeded."""
+
+    def __init__(self, store: SupportsTransact, latest: StepRecord | None, number: int) -> None:
+        self._store: Final = store
+        self._latest: Final = latest
+        self._number: Final = number
+
+    async def call(self, run: Run, call: Call, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
+        context = copy_context()
+
+        def work(connection: Any) -> StepRecord | None:
+            started_at, began = run.clock.now(), run.clock.monotonic()
+            outcome = context.run(called, run, call, fn, (connection, *args))
+            if isawaitable(outcome.value):
+                if iscoroutine(outcome.value):
+                    outcome.value.close()
+                raise TypeError(f"fn of transaction {call.step_id!r} returned an awaitable, {NOT_AWAITED}")
+            self.made = tried_of(run, call, self._latest, self._number, outcome, started_at, run.clock.monotonic() - began)
+            return self.made.record if self.made.error is None else None
+
+        future = asyncio.ensure_future(self._store.transact(work))
+        with in_thread():
+            cancelled = await finished(future)
+        self.holder = future.result()
+        self.made.cancelled = cancelled
+        return Outcome(cancelled=cancelled)
 
 
 def _given_up(run: Run, call: Call, tries: int, error: BaseException) -> BaseException:

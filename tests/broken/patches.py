@@ -1806,4 +1806,42 @@ PATCHES = [
         "        # waits",
         ("tests/core/flow/test_lives.py::test_who_waits_for_the_end_in_this_process_hears_of_it_at_once",),
     ),
+    Patch(
+        "file, marks: that of a log is its file's alone",
+        f"{FILE}/_scan.py",
+        "stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns",
+        "stat.st_dev, stat.st_ino, 0, 0",
+        (
+            "tests/file/test_contract.py::TestFileFolder::test_an_append_changes_the_mark",
+            "tests/file/test_marks.py::test_an_append_changes_the_mark_of_its_run_alone[folder]",
+        ),
+    ),
+    Patch(
+        "file, marks: in a shared log entries are only counted",
+        f"{FILE}/_log.py",
+        "checksum_of(next(reversed(run.lines.values())))",
+        'b""',
+        ("tests/file/test_marks.py::test_a_run_that_begins_anew_is_seen_in_a_shared_log",),
+    ),
+    Patch(
+        "file, marks: a log is opened whenever it changed",
+        f"{FILE}/_scan.py",
+        "            if run_id is None and status != seen:",
+        "            if status != seen:",
+        ("tests/file/test_marks.py::test_a_log_is_opened_only_for_its_run_and_once",),
+    ),
+    Patch(
+        "file, marks: a log that tells no run hides the others",
+        f"{FILE}/_scan.py",
+        "    except StoreError as error:\n        logger.warning(",
+        "    except ZeroDivisionError as error:\n        logger.warning(",
+        ("tests/file/test_marks.py::test_a_log_that_tells_no_run_hides_no_other",),
+    ),
+    Patch(
+        "file, marks: the loop waits for the disk",
+        f"{FILE}/store.py",
+        "await opened.common.run(marks_in, self._folder, some, prefix, opened.named)",
+        "marks_in(self._folder, some, prefix, opened.named)",
+        ("tests/file/test_marks.py::test_the_loop_goes_on_meanwhile",),
+    ),
 ]

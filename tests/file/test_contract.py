@@ -8,7 +8,7 @@ import pytest
 from durable_core import open_store
 from durable_core.testing import OpenStore, StoreTests
 
-ABILITIES = frozenset({"runs", "scan", "lock", "holder", "polling"})
+ABILITIES = frozenset({"runs", "scan", "lock", "holder", "polling", "marks"})
 
 
 class TestFileFolder(StoreTests):

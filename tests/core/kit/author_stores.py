@@ -376,6 +376,36 @@ class NamesHoldersOfAll(TellsHolders):
         return {run_id: await self.holder(run_id) for run_id in run_ids}
 
 
+class Marks(SQLiteStore):
+    """Keeps the contract, with the ability to tell which runs changed."""
+
+    async def marks(self, prefix=""):
+        found = self._db.execute("select run, max(number) from entries group by run").fetchall()
+        return {run_id: mark for run_id, mark in found if run_id.startswith(prefix)}
+
+
+class MarksByTheNumberOfSteps(Marks):
+    async def marks(self, prefix=""):
+        found = self._db.execute("select run, count(distinct step), min(number) from entries group by run").fetchall()
+        return {run_id: (steps, first) for run_id, steps, first in found if run_id.startswith(prefix)}
+
+
+class MarksAnewEachTime(Marks):
+    async def marks(self, prefix=""):
+        return {run_id: object() for run_id in await super().marks(prefix)}
+
+
+class MarksByTheNumberOfEntries(Marks):
+    async def marks(self, prefix=""):
+        found = self._db.execute("select run, count(*) from entries group by run").fetchall()
+        return {run_id: mark for run_id, mark in found if run_id.startswith(prefix)}
+
+
+class MarksAllRuns(Marks):
+    async def marks(self, prefix=""):
+        return await super().marks()
+
+
 class Polls(SQLiteStore):
     """Keeps the contract, with the ability to look at many steps at once."""
 
@@ -597,6 +627,10 @@ BROKEN = {
     RemembersHolders: "test_nobody_holds_a_lock_that_was_given_back",
     TakesTheLockToLook: "test_asking_who_holds_a_lock_does_not_take_it",
     NamesHoldersOfAll: "test_holders_names_only_runs_that_are_held",
+    MarksByTheNumberOfSteps: "test_an_append_changes_the_mark",
+    MarksAnewEachTime: "test_a_mark_stays_while_nothing_is_appended",
+    MarksByTheNumberOfEntries: "test_a_cleared_run_has_another_mark_when_it_begins_anew",
+    MarksAllRuns: "test_each_run_has_a_mark",
     PollsAllTheTime: "test_how_often_to_look_is_told",
     FindsNothingNew: "test_a_step_without_entries_is_known_by_minus_one",
     FindsWhatIsKnown: "test_nothing_newer_is_nothing",
@@ -647,6 +681,14 @@ class TestPolls(StoreTests):
         return functools.partial(Polls, tmp_path / "log.sqlite")
 
 
+class TestMarks(StoreTests):
+    abilities = frozenset({"marks"})
+
+    @pytest.fixture
+    def open_store(self, tmp_path):
+        return functools.partial(Marks, tmp_path / "log.sqlite")
+
+
 class TestFindsFlows(StoreTests):
     abilities = frozenset({"flows"})
 
@@ -667,7 +709,7 @@ class TestForgotten(StoreTests):
     abilities = frozenset()
 
 
-METHODS = {"runs": "runs", "scan": "scan", "lock": "lock", "holder": "holder", "polling": "newer", "flows": "flows"}
+METHODS = {name: name for name in ("runs", "scan", "lock", "holder", "marks", "flows")} | {"polling": "newer"}
 
 
 def _tests_of(store):

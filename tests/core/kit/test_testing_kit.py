@@ -22,7 +22,12 @@ from .author_stores import BROKEN
 
 CAUGHT_BY = {f"Test{store.__name__}": test for store, test in BROKEN.items()}
 ROOMS = {class_.__name__: class_ for class_ in StoreTests.__mro__}
-ABILITIES = {"TestTellsHolders": ("LockTests", "HolderTests"), "TestPolls": ("PollingTests",), "TestFindsFlows": ("FlowsTests",)}
+ABILITIES = {
+    "TestTellsHolders": ("LockTests", "HolderTests"),
+    "TestPolls": ("PollingTests",),
+    "TestMarks": ("MarksTests",),
+    "TestFindsFlows": ("FlowsTests",),
+}
 MORE = {
     class_: [name for room in rooms for name in vars(ROOMS[room]) if name.startswith("test_")]
     for class_, rooms in ABILITIES.items()
@@ -73,14 +78,13 @@ def test_a_store_that_keeps_the_contract_passes(outcomes: dict[tuple[str, str], 
     assert [test for test, (outcome, _) in results.items() if outcome == "failed"] == []
     assert sum(outcome == "passed" for outcome, _ in results.values()) > 30
     reasons = {why for outcome, why in results.values() if outcome == "skipped"}
-    assert reasons == {
-        f"TestNamesRuns.abilities has no {name!r}" for name in ("scan", "lock", "holder", "polling", "flows", "wakeups", "watch")
-    }
+    others = ("scan", "lock", "holder", "polling", "marks", "flows", "wakeups", "watch")
+    assert reasons == {f"TestNamesRuns.abilities has no {name!r}" for name in others}
 
 
 @pytest.mark.parametrize("class_", MORE)
 def test_an_ability_that_keeps_the_contract_passes(outcomes: dict[tuple[str, str], tuple[str, str]], class_: str) -> None:
-    """A right lock, holder, polling and index pass their tests; a lock in one process fails only those with another process."""
+    """Right abilities pass their tests; a lock in one process fails only those with another process."""
     results = {test: outcomes[class_, test] for test in MORE[class_]}
     between_processes = {
         "test_processes_keep_each_other_out",

@@ -138,6 +138,18 @@ class SupportsPolling(Protocol):
         """
 
 
+class SupportsMarks(Protocol):
+    """A store that can tell cheaply which runs changed: a worker looks at those again, where a store has no wake-ups."""
+
+    @abstractmethod
+    async def marks(self, prefix: str = "") -> Mapping[str, Hashable]:
+        """Return for each run a mark that is another one whenever something was appended to its log since.
+
+        No run is missed that has an entry and whose id starts with `prefix`; one without entries may be among them. Reading
+        changes no mark, and what is damaged in one run's log hides no other run where each has a log of its own.
+        """
+
+
 class SupportsFlows(Protocol):
     """A store that finds runs by how they stand, without reading their logs."""
 
@@ -198,14 +210,6 @@ class SupportsWakeups(Protocol):
     @abstractmethod
     async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
         """Remove wake-ups, known by their tokens, whether they are due, hidden or neither; those that are gone do no harm."""
-
-
-class SupportsMarks(Protocol):
-    """A store that tells which logs have changed, without reading them."""
-
-    @abstractmethod
-    async def marks(self, prefix: str = "") -> Mapping[str, Hashable]:
-        """Return for each run a mark, which is another one whenever something was appended to its log since."""
 
 
 class SupportsWatch(Protocol):
@@ -324,10 +328,10 @@ scan_of: Final = _finder(SupportsScan)
 lock_of: Final = _finder(SupportsLock)
 holder_of: Final = _finder(SupportsHolder)
 polling_of: Final = _finder(SupportsPolling)
+marks_of: Final = _finder(SupportsMarks)
 flows_of: Final = _finder(SupportsFlows)
 transaction_of: Final = _finder(SupportsTransaction)
 transact_of: Final = _finder(SupportsTransact)
 connection_of: Final = _finder(SupportsConnection)
 wakeups_of: Final = _finder(SupportsWakeups)
-marks_of: Final = _finder(SupportsMarks)
 watch_of: Final = _finder(SupportsWatch)

@@ -56,6 +56,11 @@ def is_clear(line: bytes) -> bool:
     return line.startswith(_CLEARED, _HEAD)
 
 
+def checksum_of(line: bytes) -> bytes:
+    """Return what stands in front of a line, which another line has by chance only."""
+    return line[:_HEAD]
+
+
 def slot_of(step_id: str, revision: int) -> Slot:
     return (step_id, revision) if revision else step_id
 

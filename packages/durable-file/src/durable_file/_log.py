@@ -15,7 +15,7 @@ from durable_core import CorruptLog, RecordLines, StepRecord, StoreError
 from durable_core.stores.filelock import Spot
 
 from . import _disk
-from ._lines import Slot, clear_line, read_key, record_of, slot_of
+from ._lines import Slot, checksum_of, clear_line, read_key, record_of, slot_of
 
 _TAIL: Final = 256
 _WORTH_REWRITING: Final = 64 * 1024
@@ -80,6 +80,10 @@ class Log:
 
     def run_ids(self) -> list[str]:
         return [*self._runs]
+
+    def marks(self) -> dict[str, tuple[int, bytes]]:
+        """Return how many lines each run has, and the checksum in the last one."""
+        return {run_id: (len(run.lines), checksum_of(next(reversed(run.lines.values())))) for run_id, run in self._runs.items()}
 
     @property
     def is_mostly_cleared(self) -> bool:

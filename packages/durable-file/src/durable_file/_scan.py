@@ -7,14 +7,20 @@ from collections.abc import Generator, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from durable_core import StoreError
+
 from . import _disk
 from ._explain import explain_errors
 from ._lines import is_clear, read_key
+from ._log import logger
 from ._logs import Logs
 from ._names import SUFFIX, file_name, plain_run_id
 
 Status = tuple[int, int, int, int]
 """Device, inode, size and time of a file."""
+
+Named = dict[str, tuple[str | None, Status]]
+"""Of each log whose name doesn't tell its run that run, or None and the status with which it told none."""
 
 
 def scan(logs: Logs, name: str, run_id: str) -> Generator[list[bytes], None, None]:
@@ -77,6 +83,32 @@ def _first_run(path: Path) -> str | None:
         if (line := file.readline()).endswith(b"\n"):
             return read_key(line[:-1], path, 1).run_id
     return None
+
+
+def marks_in(folder: Path, names: Iterable[str], prefix: str, named: Named) -> dict[str, Status]:
+    """Return for each run with a log of one of these names, and an id that starts with `prefix`, the status of that log.
+
+    A log is opened only where its name doesn't tell its run, and once. One that can't be read is told and passed over.
+    """
+    marks = {}
+    for name, status in statuses_of(folder, names).items():
+        run_id = plain_run_id(name)
+        if run_id is None:
+            run_id, seen = named.get(name, (None, None))
+            if run_id is None and status != seen:
+                run_id = _run_in(folder, name)
+                named[name] = run_id, status
+        if run_id is not None and run_id.startswith(prefix):
+            marks[run_id] = status
+    return marks
+
+
+def _run_in(folder: Path, name: str) -> str | None:
+    try:
+        return next(iter(runs_in(folder, [name], "")), None)
+    except StoreError as error:
+        logger.warning("a run is passed over: %s", error)
+        return None
 
 
 def statuses_of(folder: Path, names: Iterable[str]) -> dict[str, Status]:

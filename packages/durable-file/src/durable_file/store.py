@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from durable_core import (
     SupportsRuns,
     SupportsScan,
 )
-from durable_core.store import Holder, SupportsHolder, SupportsPolling, to_the_end
+from durable_core.store import Holder, SupportsHolder, SupportsMarks, SupportsPolling, to_the_end
 from durable_core.stores.filelock import RUN_FILES, Locks, RunLock, Spot, spot_of
 
 from . import _disk
@@ -32,7 +32,7 @@ from ._lines import record_line, record_of, slot_of
 from ._log import Known, Log, logger
 from ._logs import Logs, folded
 from ._names import SUFFIX, file_name, path_of
-from ._scan import Status, log_names, runs_in, scan, statuses_of
+from ._scan import Named, Status, log_names, marks_in, runs_in, scan, statuses_of
 from ._worker import Worker
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ _MOST_LOOKS: Final = 100_000
 _THREADS: Final = 8
 
 
-class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling):
+class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling, SupportsMarks):
     """Keeps runs in JSON Lines files on a local disk.
 
     A `path` that ends in `.jsonl` is one log for all runs; any other is a folder with one log a run. Any number of processes
@@ -123,6 +123,20 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
             for run_id in await worker.run(runs_in, self._folder, names[start : start + _NAMES_AT_ONCE], prefix):
                 yield run_id
 
+    async def marks(self, prefix: str = "") -> Mapping[str, Hashable]:
+        if self._one_log:
+            found = await self._ask(self._one_log, Log.marks)
+            return {run_id: mark for run_id, mark in found.items() if run_id.startswith(prefix)}
+        opened = self._use()
+        names = await opened.common.run(log_names, self._folder)
+        if len(opened.named) > 2 * len(names):  # most are of logs that are gone
+            opened.named.clear()
+        marks: dict[str, Hashable] = {}
+        for start in range(0, len(names), _NAMES_AT_ONCE):
+            some = names[start : start + _NAMES_AT_ONCE]
+            marks.update(await opened.common.run(marks_in, self._folder, some, prefix, opened.named))
+        return marks
+
     async def scan(self, run_id: str) -> AsyncIterator[StepRecord]:
         name = self._name(run_id)
         logs, worker = self._use().logs_of(name)
@@ -197,6 +211,8 @@ class _Open:
         """For what concerns no single log: the locks of runs, what logs there are, and which changed."""
         self.looks: Final[dict[str, tuple[Sequence[Known], Status]]] = {}
         """Logs that need not be read again for these steps while they have this status."""
+        self.named: Final[Named] = {}
+        """The runs whose ids the names of their logs don't tell."""
         logs = (Logs(folder, self.locks, memory=memory // _THREADS) for _ in range(_THREADS))
         self._lanes: Final = [(some, Worker(finish=some.finish, at_end=self.locks.close)) for some in logs]
 

@@ -15,6 +15,7 @@ from .flows import FlowsTests
 from .holders import HolderTests
 from .ids import IdTests
 from .locks import LockTests
+from .marks import MarksTests
 from .polling import PollingTests
 from .races import RaceTests
 from .reading import RunsTests, ScanTests
@@ -28,6 +29,7 @@ class StoreTests(
     WatchTests,
     WakeupTests,
     FlowsTests,
+    MarksTests,
     PollingTests,
     HolderTests,
     LockTests,
@@ -42,9 +44,9 @@ class StoreTests(
 ):
     """The contract of a store: subclass it in a test module, declare `abilities`, and provide the fixture `open_store`.
 
-    `abilities` names what the store has beyond the four methods, of `runs`, `scan`, `lock`, `holder`, `polling`, `flows`,
-    `transaction`, `transact`, `wakeups` and `watch`. A named one that isn't there fails, an unnamed one that is there fails, and
-    the tests of the rest are skipped.
+    `abilities` names what the store has beyond the four methods, of `runs`, `scan`, `lock`, `holder`, `polling`, `marks`,
+    `flows`, `transaction`, `transact`, `wakeups` and `watch`. A named one that isn't there fails, an unnamed one that is there
+    fails, and the tests of the rest are skipped.
 
     `open_store` returns a function without arguments whose every call gives an async context manager that opens one more store
     on the same place, which is empty when a test begins:

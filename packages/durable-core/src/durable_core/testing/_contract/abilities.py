@@ -19,6 +19,7 @@ _FINDERS: Final[dict[str, tuple[Callable[[Store], object | None], str]]] = {
     "lock": (contract.lock_of, "lock"),
     "holder": (contract.holder_of, "holder or holders"),
     "polling": (contract.polling_of, "newer"),
+    "marks": (contract.marks_of, "marks"),
     "flows": (contract.flows_of, "flows"),
     "transaction": (contract.transaction_of, "transaction or is_retryable"),
     "transact": (contract.transact_of, "transact"),
@@ -30,7 +31,7 @@ _FINDERS: Final[dict[str, tuple[Callable[[Store], object | None], str]]] = {
 
 class AbilityTests:
     abilities: ClassVar[Collection[str] | None] = None
-    """The names of what the store has, of `runs`, `scan`, `lock`, `holder`, `polling`, `flows`,
+    """The names of what the store has, of `runs`, `scan`, `lock`, `holder`, `polling`, `marks`, `flows`,
     `transaction`, `transact`, `wakeups` and `watch`; to be declared."""
 
     async def test_the_store_has_the_abilities_that_are_declared(self, open_store: OpenStore) -> None:

@@ -328,6 +328,13 @@ class LocksAllRunsAtOnce(LocksInProcess):
             raise RunBusy(run_id, holder=busy.holder, since=busy.since) from busy
 
 
+class LocksOnlyRuns(LocksInProcess):
+    @asynccontextmanager
+    async def lock(self, run_id):
+        async with super().lock("nobody" if run_id.startswith("$") else run_id) as lease:
+            yield lease
+
+
 class TellsNobody(LocksInProcess):
     @asynccontextmanager
     async def lock(self, run_id):
@@ -622,6 +629,7 @@ BROKEN = {
     LocksUntilAnErrorComes: "test_a_lock_is_free_after_its_holder",
     IsUnlockedByTheRefused: "test_a_refused_lock_does_not_free_the_holders",
     LocksAllRunsAtOnce: "test_locks_of_other_runs_are_free",
+    LocksOnlyRuns: "test_names_that_are_no_runs_have_locks",
     TellsNobody: "test_a_lock_keeps_others_out",
     IsUnlockedByClear: "test_a_lock_is_no_entry",
     RemembersHolders: "test_nobody_holds_a_lock_that_was_given_back",

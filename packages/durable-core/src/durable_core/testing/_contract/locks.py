@@ -121,6 +121,22 @@ class LockTests(AbilityTests):
                     await _take(others, "run")
                 lease.check()
 
+    async def test_names_that_are_no_runs_have_locks(self, open_store: OpenStore) -> None:
+        """A worker locks names such as `$sweep`: each keeps others out, is free again after, and is the name of no run."""
+        names = ("$sweep", "$limit/pdf/1", "$limit/pdf/2", "$cron/x")
+        async with open_store() as store, open_store() as other:
+            lock, others = self._lock(store), self._lock(other)
+            for name in (*names, *names):
+                async with lock(name):
+                    with pytest.raises(RunBusy):
+                        await _take(others, name)
+                    for another in {*names} - {name}:
+                        await _take(others, another)
+                    if listing := runs_of(other):
+                        assert [run_id async for run_id in listing.runs()] == []
+            if listing := runs_of(other):
+                assert [run_id async for run_id in listing.runs()] == []
+
     async def test_a_lock_is_kept_for_as_long_as_it_is_held(self, open_store: OpenStore) -> None:
         """A lock that would expire without its holder is renewed by it."""
         async with open_store() as store, open_store() as other:

@@ -7,7 +7,7 @@ from durable_core.testing import OpenStore, StoreTests
 
 
 class TestMemoryStore(StoreTests):
-    abilities = frozenset({"runs", "lock", "holder", "polling", "flows", "wakeups"})
+    abilities = frozenset({"runs", "lock", "holder", "polling", "flows", "wakeups", "watch"})
 
     @pytest.fixture
     def open_store(self) -> OpenStore:

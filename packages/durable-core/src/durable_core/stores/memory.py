@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from bisect import bisect_left, insort
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from heapq import merge
 from types import TracebackType
@@ -25,15 +26,18 @@ from durable_core.store import (
     SupportsPolling,
     SupportsRuns,
     SupportsWakeups,
+    SupportsWatch,
     WakeUp,
 )
 
-from .flows import FLOW, FlowState, state_of
+from .flows import FLOW, FlowState, has_ended, state_of
 from .urls import StoreURL
 from .wakeups import Wakeups
 
 
-class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, SupportsPolling, SupportsFlows, SupportsWakeups):
+class MemoryStore(
+    OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, SupportsPolling, SupportsFlows, SupportsWakeups, SupportsWatch
+):
     """Keeps runs for as long as the process lives; its locks hold within the process.
 
     `clock` tells when wake-ups are due, in place of the machine's clock.
@@ -48,6 +52,8 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Sup
         """Of each name of a flow and each state when the flows began, and in which runs, in order."""
         self._mutex: Final = threading.Lock()
         self._held: Final[dict[str, Holder]] = {}
+        self._watches: Final[dict[str, dict[asyncio.Event, asyncio.AbstractEventLoop]]] = {}
+        """Of each run that is watched what wakes its watches, and their loops."""
         self._wakeups: Final = Wakeups(clock or SystemClock())
 
     @classmethod
@@ -68,6 +74,8 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Sup
             known, newest[step_id] = newest.get(step_id), record
             if step_id == FLOW:
                 self._index(known, record)
+        if holder is record and record.run_id in self._watches:
+            self._tell(record)
         return holder
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
@@ -151,6 +159,32 @@ class MemoryStore(OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, Sup
 
     async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
         await self._wakeups.clear_wakeups(wakeups)
+
+    async def watch(self, run_id: str) -> AsyncIterator[None]:
+        acted = asyncio.Event()
+        with self._mutex:
+            watches = self._watches.setdefault(run_id, {})
+            watches[acted] = asyncio.get_running_loop()
+        try:
+            while True:
+                yield
+                await acted.wait()
+                acted.clear()
+        finally:
+            with self._mutex:
+                del watches[acted]
+                if not watches:
+                    del self._watches[run_id]
+
+    def _tell(self, record: StepRecord) -> None:
+        """Wake who watches the run, unless its lock is held: then this process appends its own steps, but for the flow's end."""
+        if record.run_id in self._held and not (record.step_id == FLOW and has_ended(record)):
+            return
+        with self._mutex:
+            watches = [*self._watches.get(record.run_id, {}).items()]
+        for acted, loop in watches:
+            with suppress(RuntimeError):  # its loop was closed
+                loop.call_soon_threadsafe(acted.set)
 
     async def __aenter__(self) -> Self:
         return self

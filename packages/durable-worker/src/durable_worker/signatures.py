@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import base64
+import hmac
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from typing import Final
 
 import msgspec
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
+
+from durable_core.errors import DurableError
+from durable_core.options import duration
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -12,23 +21,118 @@ class Delivery(msgspec.Struct, frozen=True):
 
     body: bytes
     headers: Mapping[str, str]
-    """By their names in lower case."""
+    """By their names in lower case; the values of a header that came twice are joined by `, `."""
 
 
-Verify = Callable[[Delivery], str | None]
-"""Returns the delivery's id, or None where the scheme has none in its headers; whatever it raises is a 401."""
+class BadSignature(DurableError):
+    """A delivery is not signed as its sender would, or was signed too long ago. The message holds nothing of the delivery."""
 
 
-def github(secret: str) -> Verify:
-    """Not built yet."""
-    raise NotImplementedError
+Verify = Callable[[Delivery], Awaitable[str | None] | str | None]
+"""Returns the delivery's id, or None where it has none; raises for a delivery that is not to be trusted."""
 
 
-def stripe(secret: str, *, tolerance: float = 300) -> Verify:
-    """Not built yet."""
-    raise NotImplementedError
+def github(secret: str) -> Callable[[Delivery], str | None]:
+    """Return what checks GitHub's deliveries: `X-Hub-Signature-256` over the body; the id is `X-GitHub-Delivery`.
+
+    GitHub signs neither a time nor the id. Who has seen one delivery can send it again for ever, under another id: where that
+    matters, give the webhook a `run_id=` that is made of what the payload says.
+    """
+    key = _text("github", secret).encode()
+
+    def verify(delivery: Delivery) -> str | None:
+        given = _header(delivery, "X-Hub-Signature-256")
+        if not _is_same(given, f"sha256={_hex(key, delivery.body)}"):
+            raise BadSignature("X-Hub-Signature-256 doesn't match the body and the secret")
+        return delivery.headers.get("x-github-delivery")
+
+    return verify
 
 
-def standard(secret: str) -> Verify:
-    """Not built yet."""
-    raise NotImplementedError
+def stripe(secret: str, *, tolerance: float | timedelta = 300) -> Callable[[Delivery], str | None]:
+    """Return what checks Stripe's deliveries: `Stripe-Signature` over a time and the body; the id is that of the event.
+
+    `secret` is the endpoint's, with its `whsec_`. A delivery that was signed more than `tolerance` seconds ago, or as far in the
+    future, is refused. Of several signatures any one may match, as while a secret is replaced.
+    """
+    key = _text("stripe", secret).encode()
+    seconds = duration("tolerance", tolerance, zero=False)
+
+    def verify(delivery: Delivery) -> str | None:
+        parts = [part.strip().partition("=") for part in _header(delivery, "Stripe-Signature").split(",")]
+        times = [value for name, _, value in parts if name == "t"]
+        if len(times) != 1 or not (times[0].isascii() and times[0].isdigit() and len(times[0]) < 20):
+            raise BadSignature("Stripe-Signature doesn't hold one time, t=…")
+        expected = _hex(key, times[0].encode() + b"." + delivery.body)
+        if not any(_is_same(value, expected) for name, _, value in parts if name == "v1"):
+            raise BadSignature("no v1 of Stripe-Signature matches the time, the body and the secret")
+        if abs(time.time() - int(times[0])) > seconds:
+            raise BadSignature(f"it was signed more than {seconds:g} s ago, or in the future")
+        return _event_id(delivery.body)
+
+    return verify
+
+
+def standard(secret: str) -> Callable[[Delivery], str | None]:
+    """Return what checks deliveries by the Standard Webhooks scheme: `webhook-signature` over id, time and body.
+
+    `secret` is base64, with or without `whsec_`; the id is `webhook-id`. A delivery that was signed more than five minutes ago,
+    or as far in the future, is refused. Of several signatures any one may match; those by an asymmetric key are not looked at.
+    """
+    text = _text("standard", secret).removeprefix("whsec_")
+    try:
+        key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
+        key = b""
+    if not key:
+        raise ValueError("the secret of standard() must be base64, with or without 'whsec_' before it; copy it from the sender")
+    webhook = Webhook(key)
+
+    def verify(delivery: Delivery) -> str | None:
+        try:
+            webhook.verify(delivery.body, dict(delivery.headers), json_parse=False)
+        except WebhookVerificationError as error:
+            raise BadSignature(str(error)) from error
+        except ValueError as error:  # of what it decodes: the body, the time and each signature
+            raise BadSignature("webhook-signature or the body is malformed") from error
+        return delivery.headers["webhook-id"]
+
+    return verify
+
+
+def _text(scheme: str, secret: object) -> str:
+    if not isinstance(secret, str):
+        raise TypeError(f"the secret of {scheme}() must be a str, not a {type(secret).__name__}")
+    if not secret.strip():
+        raise ValueError(f"the secret of {scheme}() is empty: anybody could sign with it; is a variable not set?")
+    return secret
+
+
+def _header(delivery: Delivery, name: str) -> str:
+    try:
+        return delivery.headers[name.lower()]
+    except KeyError:
+        raise BadSignature(f"there is no {name}; was the sender given the secret?") from None
+
+
+def _hex(key: bytes, message: bytes) -> str:
+    return hmac.digest(key, message, "sha256").hex()
+
+
+def _is_same(given: str, expected: str) -> bool:
+    """Compare in constant time; a `str` that isn't ASCII can't be compared so."""
+    return hmac.compare_digest(given.encode(errors="surrogatepass"), expected.encode())
+
+
+class _Event(msgspec.Struct):
+    id: str | None = None
+
+
+_events: Final = msgspec.json.Decoder(_Event)
+
+
+def _event_id(body: bytes) -> str | None:
+    try:
+        return _events.decode(body).id
+    except (msgspec.DecodeError, RecursionError):  # who parses the whole body says so
+        return None

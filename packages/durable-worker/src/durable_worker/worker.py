@@ -7,6 +7,8 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Self
 
+from starlette.applications import Starlette
+
 from durable_core.clock import Clock, SystemClock
 from durable_core.control import RunStatus
 from durable_core.events import OnEvent
@@ -67,7 +69,7 @@ class Worker:
         named = _by_name(flows, aliases or {})
         self._schedules: Final = Schedules(store, self._clock, settings.visibility_timeout)
         self._loop: Final = Loop(store, named, settings, self._schedules, self._clock, on_event)
-        self._webhooks: Final = Webhooks(store, self._loop.is_healthy)
+        self._webhooks: Final = Webhooks(store, named, self._loop.is_healthy)
 
     async def __aenter__(self) -> Self:
         await self._loop.begin()
@@ -115,12 +117,30 @@ class Worker:
         send_to: Callable[[Any], tuple[str, str]] | None = None,
         max_body: int = _MAX_BODY,
     ) -> None:
-        """Not built yet."""
+        """Ask for a run of `flow` at each POST to `path` of `app` that `verify` trusts.
+
+        `verify` is `github(secret)`, `stripe(secret)`, `standard(secret)` or a function of the `Delivery`, which may be async:
+        it raises for what is not to be trusted, and returns the delivery's id, or None where that has none. `input` and `run_id`
+        are functions of the payload, the parsed JSON: they return the flow's input by name and the run's id. Without them the
+        flow gets the payload as `payload`, and the id is made of the path and the delivery's id. So a delivery that comes again
+        starts nothing.
+
+        With `send_to` instead of a flow the delivery sends an event: that function of the payload returns the ids of the run and
+        of the event, and `input` the event's value, which is the payload unless given.
+
+        A sender gets 202 with the run's id; 200 where the run has ended, with its status and, if it succeeded, its result. Else
+        nothing began: 400 for a body, an id or an input that can't be read, 401 where `verify` raised, 404, 405, 409 if the run
+        has other input or the event another outcome, 413 for a body of more than `max_body` bytes. At 503 the store was away:
+        the delivery may have been recorded or not, and is to be sent again.
+        """
         self._webhooks.add(path, flow, verify=verify, run_id=run_id, input=input, send_to=send_to, max_body=max_body)
 
     @property
-    def app(self) -> Any:
-        """The worker's webhooks as an ASGI application, to mount or to serve."""
+    def app(self) -> Starlette:
+        """The worker's webhooks as an ASGI application, to mount under a prefix or to serve; it doesn't make the worker work.
+
+        `GET /healthz` is 200 while the worker works in this process and its last poll is younger than three polls, else 503.
+        """
         return self._webhooks.app
 
 

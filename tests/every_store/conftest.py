@@ -34,18 +34,20 @@ def s3_url(ministack_server: S3Server, s3_credentials: None) -> str:
     return ministack_server.url("logs", name)
 
 
-@pytest.fixture(params=["file", "postgres", "redis", "s3"])
+@pytest.fixture(params=["file", "sqlite", "postgres", "redis", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A clean place on each store that outlives its process."""
     if request.param == "file":
         return f"file:{tmp_path / 'runs'}"
+    if request.param == "sqlite":
+        return f"sqlite:{tmp_path / 'runs.db'}"
     found: str = request.getfixturevalue(f"{request.param}_url")
     if request.param in ("redis", "s3"):  # whose locks are leases: that of a process that was killed ends by itself
         found += f"{'&' if '?' in found else '?'}lease=10"
     return found
 
 
-@pytest.fixture(params=["memory", "file", "postgres", "redis", "s3"])
+@pytest.fixture(params=["memory", "file", "sqlite", "postgres", "redis", "s3"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
     """Open the same clean place of each store, each time as a store of its own."""
     if request.param == "memory":
@@ -56,7 +58,8 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
             yield shared
 
         return memory
-    place = f"file:{tmp_path / 'runs'}" if request.param == "file" else request.getfixturevalue(f"{request.param}_url")
+    local = {"file": f"file:{tmp_path / 'runs'}", "sqlite": f"sqlite:{tmp_path / 'runs.db'}"}
+    place = local.get(request.param) or request.getfixturevalue(f"{request.param}_url")
     return lambda: open_store(place)
 
 

@@ -6,9 +6,11 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import sqlite3
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import asyncpg
@@ -23,6 +25,7 @@ from durable_core.testing._contract.flows import flow_entry
 from durable_postgres import PostgresStore
 from durable_redis import RedisStore
 from durable_s3 import S3Store
+from durable_sqlite import SqliteStore
 
 pytestmark = pytest.mark.asyncio
 
@@ -81,11 +84,23 @@ class DyingPostgresConnection(asyncpg.Connection):
         return await self._around(super().fetchval(*args, **kwargs))
 
 
+class DyingSqliteConnection(sqlite3.Connection):
+    def execute(self, *args: Any) -> sqlite3.Cursor:
+        if not args[0].startswith("begin"):  # which is tried until no other process writes
+            FUSE.burn("before")
+        answer = super().execute(*args)
+        FUSE.burn("after")
+        return answer
+
+
 @asynccontextmanager
 async def dying(url: str) -> AsyncIterator[Store]:
     """Open a store whose requests burn the fuse."""
+    sqlite3.connect = partial(sqlite3.connect, factory=DyingSqliteConnection)
     async with open_store(url) as store:
-        if isinstance(store, RedisStore):
+        if isinstance(store, SqliteStore):
+            pass
+        elif isinstance(store, RedisStore):
             store._client.connection_pool.connection_class = DyingRedisConnection
         elif isinstance(store, PostgresStore):
             address, _, schema = url.partition("?schema=")
@@ -130,8 +145,10 @@ async def is_right(store: Store, runs: list[str]) -> None:
         assert [*await index.flows(states=[state])] == [flow for flow in expected if state_of(flow) == state]
 
 
-@pytest.fixture(params=["postgres", "redis", "s3"])
-def url(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["sqlite", "postgres", "redis", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:{tmp_path / 'runs.db'}"
     found: str = request.getfixturevalue(f"{request.param}_url")
     return found
 

@@ -16,7 +16,9 @@ from tests.every_store.programs import charge, decide, deliver, deliver_until, g
 
 # A process that has imported everything forks each of the others, which import nothing again.
 CONTEXT: Any = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
-CONTEXT.set_forkserver_preload(["tests.every_store.programs", "durable_file", "durable_postgres", "durable_redis", "durable_s3"])
+CONTEXT.set_forkserver_preload(
+    ["tests.every_store.programs", "durable_file", "durable_postgres", "durable_redis", "durable_s3", "durable_sqlite"]
+)
 SECONDS = 120
 
 
@@ -119,7 +121,7 @@ async def test_killed_at_every_point_around_a_step_that_may_happen_once(url: str
             tasks.create_task(resume(point))
 
 
-@pytest.mark.parametrize("url", ["file", "postgres", "redis"], indirect=True)
+@pytest.mark.parametrize("url", ["file", "sqlite", "postgres", "redis"], indirect=True)
 async def test_two_processes_at_one_run_that_are_killed_both(url: str, tmp_path: Path) -> None:
     """One takes over from the other, and a third from it: an effect happens again only where a kill came before its entry."""
     url = url.replace("lease=10", "lease=1")
@@ -149,7 +151,7 @@ async def test_two_processes_at_one_run_that_are_killed_both(url: str, tmp_path:
             tasks.create_task(finish(f"{first}-{second}-{when}", when))
 
 
-@pytest.mark.parametrize("url", ["file", "postgres", "redis"], indirect=True)
+@pytest.mark.parametrize("url", ["file", "sqlite", "postgres", "redis"], indirect=True)
 async def test_a_process_killed_around_a_refund(url: str, tmp_path: Path) -> None:
     """The entries are those of a cancelled run that was begun once more, and it is refunded again only before its entry."""
     url = url.replace("lease=10", "lease=1")

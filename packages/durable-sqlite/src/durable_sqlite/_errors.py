@@ -12,7 +12,8 @@ from durable_core import CorruptLog, StoreError
 
 _ADVICE: Final = {
     sqlite3.SQLITE_BUSY: "another program has held it locked for {seconds:g} s; is it stopped, or in a long transaction?",
-    sqlite3.SQLITE_FULL: "the disk is full, and nothing of this was written; it goes on once there is room",
+    sqlite3.SQLITE_FULL: "the disk is full, and nothing of it was written; it goes on once there is room",
+    sqlite3.SQLITE_IOERR: "the disk refused it, or has no room for it, and nothing of it was written",
     sqlite3.SQLITE_CANTOPEN: "it can't be opened; its folder must be there, readable and writable for this user",
     sqlite3.SQLITE_READONLY: "it can't be written; the file and its folder must be writable for this user",
 }
@@ -23,6 +24,12 @@ def code_of(error: sqlite3.Error) -> int | None:
     """Return SQLite's primary error code; None for an error of Python's own module."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
+
+
+def file_of(connection: sqlite3.Connection) -> str:
+    """Return the path of the connection's database."""
+    path: str = connection.execute("pragma database_list").fetchone()[2]
+    return path
 
 
 @contextmanager

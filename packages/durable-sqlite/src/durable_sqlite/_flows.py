@@ -8,10 +8,10 @@ from datetime import datetime
 from sqlite3 import Connection
 from typing import Any, Final
 
-from durable_core import CorruptLog, StepRecord
+from durable_core import StepRecord, StoreError
 from durable_core.stores.flows import FLOW, FLOW_STATES, FlowState, state_of
 
-from ._rows import COLUMNS, record_of, text_of
+from ._rows import COLUMNS, REFUSED, record_of, text_of
 
 _INDEX: Final = """
     insert into durable_flows (run_id, revision, name, state, started_at) values (?, ?, ?, ?, ?)
@@ -47,13 +47,13 @@ def find(
 ) -> Sequence[StepRecord]:
     """Return the newest entries of flows, those that began last first.
 
-    One that can't be read hides no other: raises `CorruptLog` where there is nothing else to return.
+    One that can't be read hides no other: raises its error where there is nothing else to return.
     """
     groups = _groups(names, states)
     lower = "" if since is None else text_of(since)
     upper: Place = _AFTER_ALL if before is None else (text_of(before[0]), before[1])
     found: list[StepRecord] = []
-    refusal: CorruptLog | None = None
+    refusal: StoreError | None = None
     while (left := limit - len(found)) > 0:
         places: list[tuple[str, str, int]] = []
         for where, values in groups:
@@ -64,7 +64,7 @@ def find(
             try:
                 if row := connection.execute(_NEWEST, (run_id, revision)).fetchone():  # else somebody removed it by hand
                     found.append(record_of(connection, row))
-            except CorruptLog as error:
+            except REFUSED as error:
                 _log.warning("a run is passed over: %s", error)
                 refusal = error
         if len(places) < left:

@@ -13,6 +13,8 @@ import msgspec
 from durable_core import CorruptLog, StepError, StepRecord, StoreError
 from durable_core.record import Kind, Status
 
+from ._errors import file_of
+
 COLUMNS: Final = StepRecord.__struct_fields__
 _STATUSES: Final = get_args(Status)
 _KINDS: Final = get_args(Kind)
@@ -24,7 +26,11 @@ _decode_error: Final = msgspec.json.Decoder(StepError).decode
 
 
 class RowRefused(StoreError):
-    """A record that no row can hold."""
+    """A record that no row can hold, or a row that a newer version wrote."""
+
+
+REFUSED: Final = (RowRefused, CorruptLog)
+"""What is wrong with one row alone, and concerns no other."""
 
 
 def size_of(record: StepRecord) -> int:
@@ -64,7 +70,7 @@ def row_of(record: StepRecord) -> tuple[Any, ...]:
 
 
 def record_of(connection: Connection, row: Sequence[Any]) -> StepRecord:
-    """Make a record of the values of the columns. Raises `CorruptLog`, or `StoreError` for what a newer version wrote."""
+    """Make a record of the values of the columns. Raises `CorruptLog`, or `RowRefused` for what a newer version wrote."""
     run, step, revision, status, kind, name, result, error, note, until, attempt, started, ended, id_, fingerprint = row
     try:
         if not (
@@ -90,8 +96,7 @@ def record_of(connection: Connection, row: Sequence[Any]) -> StepRecord:
             fingerprint=fingerprint,
         )
     except (msgspec.DecodeError, AttributeError, TypeError, ValueError, OverflowError, RecursionError) as refusal:
-        _, _, file = connection.execute("pragma database_list").fetchone()
-        place = f"{file}: the row of run {run!r}, step {step!r}, revision {revision!r}"
+        place = f"{file_of(connection)}: the row of run {run!r}, step {step!r}, revision {revision!r}"
         if type(status) is type(kind) is str and not (status in _STATUSES and kind in _KINDS):
-            raise StoreError(f"{place} was written by a newer version: upgrade durable-core ({refusal})") from refusal
+            raise RowRefused(f"{place} was written by a newer version: upgrade durable-core ({refusal})") from refusal
         raise CorruptLog(f"{place} is no step record: {refusal}") from refusal

@@ -7,6 +7,7 @@ from typing import Final
 
 from durable_core import StoreError
 
+from ._errors import file_of
 from ._writing import writing
 
 LAYOUT: Final = 1
@@ -74,6 +75,6 @@ def _layout(connection: Connection) -> int:
     ((version,),) = connection.execute("select version from durable_layout")
     if version != LAYOUT:
         raise StoreError(
-            f"the tables have layout {version!r}, and this durable-sqlite knows up to {LAYOUT}: upgrade durable-sqlite"
+            f"{file_of(connection)}: its tables have layout {version!r}, and this durable-sqlite knows up to {LAYOUT}: upgrade durable-sqlite"
         )
     return LAYOUT

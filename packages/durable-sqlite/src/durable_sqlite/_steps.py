@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from sqlite3 import Connection
 from typing import Final
 
-from durable_core import CorruptLog, StepRecord
+from durable_core import StepRecord, StoreError
 from durable_core.stores.flows import FLOW
 
 from . import _flows
-from ._rows import COLUMNS, record_of, row_of
+from ._rows import COLUMNS, REFUSED, record_of, row_of
 from ._writing import writing
 
 _NAMES: Final = ", ".join(COLUMNS)
@@ -52,15 +52,15 @@ def newest(connection: Connection, run_id: str, step_id: str, above: int = -1) -
 def newer(connection: Connection, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
     """Return the newest entries of those steps that have one above the revision that is known.
 
-    One that can't be read hides no other: raises `CorruptLog` where there is nothing else to return.
+    One that can't be read hides no other: raises its error where there is nothing else to return.
     """
     found: list[StepRecord] = []
-    refusal: CorruptLog | None = None
+    refusal: StoreError | None = None
     for step in known:
         try:
             if record := newest(connection, *step):
                 found.append(record)
-        except CorruptLog as error:
+        except REFUSED as error:
             refusal = error
     if refusal is not None and not found:
         raise refusal

@@ -15,7 +15,6 @@ from typing import Final, Self
 
 from durable_core import (
     Batcher,
-    CorruptLog,
     Lease,
     OpenableStore,
     RunBusy,
@@ -44,7 +43,7 @@ from durable_core.stores.urls import local_path, seconds
 from . import _flows, _steps, _transaction, _wakeups
 from ._database import Database
 from ._errors import explain_errors
-from ._rows import RowRefused, size_of
+from ._rows import REFUSED, size_of
 
 _PAGE: Final = 1_000
 
@@ -210,9 +209,7 @@ class SqliteStore(
             for each in [*self._writers]:
                 if each.is_closed():
                     self._writers.pop(each, None)
-            # One that can't be written or read takes no other along.
-            refused = (RowRefused, CorruptLog)
-            writer = self._writers[loop] = Batcher(self._append, size=size_of, refused=refused)
+            writer = self._writers[loop] = Batcher(self._append, size=size_of, refused=REFUSED)
         return writer
 
     async def _append(self, records: Sequence[StepRecord]) -> Sequence[StepRecord]:

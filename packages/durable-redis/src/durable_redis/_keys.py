@@ -1,4 +1,4 @@
-"""The names of a run's keys, all in one hash slot."""
+"""The names of keys: a run's are all in one hash slot."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class Keys:
 
     def lock(self, run_id: str) -> str:
         return f"{self._prefix}:{{{run_id.translate(_ESCAPES)}}}:lock"
+
+    def wakeups(self, flow: str) -> str:
+        return f"{self._prefix}:{{{flow.translate(_ESCAPES)}}}:wakeups"
 
     def pattern(self, run_prefix: str) -> str:
         """The glob that matches the log keys of the runs whose id starts with `run_prefix`."""

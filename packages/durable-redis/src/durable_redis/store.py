@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Final, Self
 
@@ -24,6 +24,8 @@ from durable_core.store import (
     SupportsPolling,
     SupportsRuns,
     SupportsScan,
+    SupportsWakeups,
+    WakeUp,
     to_the_end,
 )
 from durable_core.stores.flows import FLOW, FlowState
@@ -40,6 +42,7 @@ from ._lease import RunLease, holder_in
 from ._scripts import APPEND, CLEAR, HELD, NEWER, READ
 from ._server import Server
 from ._url import parse
+from ._wakeups import Wakeups
 
 Page = list[bytes]
 _PAGE_BYTES: Final = 128 * 1024
@@ -48,7 +51,16 @@ _SHORTEST_PAUSE: Final = 0.02
 _log: Final = logging.getLogger("durable_redis")
 
 
-class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling, SupportsFlows):
+class RedisStore(
+    OpenableStore,
+    SupportsRuns,
+    SupportsScan,
+    SupportsLock,
+    SupportsHolder,
+    SupportsPolling,
+    SupportsFlows,
+    SupportsWakeups,
+):
     """Keeps runs in Redis 7 or later, or in Valkey, through a client of `redis.asyncio`: single, Sentinel's or a cluster's.
 
     `ttl` is how many seconds a run is kept after its last append; a run that waits, or whose lock is held, does not expire.
@@ -79,6 +91,7 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
         self._touch: Final = int(bool(self._copies))
         self._options: Final = f"{self._touch}\x1f{'' if ttl is None else max(1, int(ttl * 1000))}"
         self._flows: Final = FlowIndex(self._serving, self._keys, self._touch)
+        self._wakeups: Final = Wakeups(self._serving, self._keys)
         self._lease: Final = lease
         self._ttl: Final = ttl
         self._limit: Final = max_connections
@@ -194,6 +207,15 @@ class RedisStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Suppor
     ) -> Sequence[StepRecord]:
         await self._flows.fill(self.runs)
         return await self._flows.find(prefix, names, states, since, before, limit)
+
+    async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
+        return await self._wakeups.set(run_id, flow, at)
+
+    async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
+        return await self._wakeups.take(flows, limit, visibility_timeout)
+
+    async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
+        await self._wakeups.clear(wakeups)
 
     async def __aenter__(self) -> Self:
         return self

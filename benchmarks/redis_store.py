@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -162,6 +163,25 @@ async def resumes(store: RedisStore, url: str) -> None:
     row("memory for it, over the interpreter with the library imported", (memory - idle) / 1e6, 100, "MB")
 
 
+async def wakeups(store: RedisStore) -> None:
+    """Take wake-ups where 100,000 are set, half of them due, over ten flows."""
+    now = datetime.now(UTC)
+    flows = [f"flow-{number}" for number in range(10)]
+    for start in range(0, 100_000, 5_000):
+        numbers = range(start, start + 5_000)
+        times = [now + timedelta(seconds=number // 10 - 5_000) for number in numbers]
+        await asyncio.gather(
+            *(store.set_wakeup(f"run-{number:06}", flows[number % 10], at) for number, at in zip(numbers, times, strict=True))
+        )
+    hidden = timedelta(minutes=1)
+    due = [await seconds_of(store.take_wakeups(flows, limit=20, visibility_timeout=hidden)) for _ in range(200)]
+    row("20 wake-ups taken among 100,000, 10 flows", median(due) * 1e3, 20, "ms")
+    while await store.take_wakeups(flows, limit=10_000, visibility_timeout=timedelta(days=1)):
+        pass
+    none = [await seconds_of(store.take_wakeups(flows, limit=20, visibility_timeout=hidden)) for _ in range(200)]
+    row("a look at 100,000 wake-ups of which none is due", median(none) * 1e3, 20, "ms")
+
+
 async def measure(url: str) -> None:
     async with RedisStore.from_url(url) as store, RedisStore.from_url(url) as bare:
         await one_run(store, bare._client)
@@ -170,6 +190,7 @@ async def measure(url: str) -> None:
         await resumes(store, url)
         await add_flows(store, 100_000)
         row("50 runs that wait, of 100,000", await finding_seconds(store) * 1e3, 100, "ms")
+        await wakeups(store)
 
 
 def main() -> None:

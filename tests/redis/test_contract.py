@@ -10,7 +10,7 @@ from durable_core import open_store
 from durable_core.testing import OpenStore, StoreTests
 from tests.servers.redis import KEEPING, redis_cluster
 
-ABILITIES = frozenset({"runs", "scan", "lock", "holder", "polling", "flows", "wakeups"})
+ABILITIES = frozenset({"runs", "scan", "lock", "holder", "polling", "flows", "wakeups", "watch"})
 
 
 class TestRedisStore(StoreTests):

@@ -49,6 +49,10 @@ class Single:
         """Tell whether an answer says that the key is at another node."""
         return False
 
+    async def connection(self) -> Any:
+        """Make a connection beside those of the pool, not connected yet."""
+        return self.redis.connection_pool.make_connection()
+
     async def leave(self) -> None:
         """Drop idle connections to a server that became a replica: its address may lead to the new primary by now."""
         with suppress(RedisError):  # the reason to leave says more
@@ -92,6 +96,11 @@ class Cluster(Single):
 
     def has_moved(self, answer: object) -> bool:
         return isinstance(answer, (AskError, TryAgainError))
+
+    async def connection(self) -> Any:
+        await self.redis.initialize()
+        node = self.redis.get_random_node()
+        return node.connection_class(**node.connection_kwargs)
 
     async def leave(self) -> None:
         """Do nothing: the client's map tells which server is a primary."""

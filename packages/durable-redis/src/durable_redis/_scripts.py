@@ -38,11 +38,12 @@ class Script:
 
 # Two arguments for each key: the record, and what of it the script must know, joined by what no id contains. Answers nothing when
 # all won their slots, else per record the holder, an error, or false for one that won. With `touch` a lost claim writes the
-# holder again, so that a WAIT on this connection covers that record too.
+# holder again, so that a WAIT on this connection covers that record too. With `told` who watches the run hears of it;
+# a user without rights to the channel appends all the same.
 APPEND: Final = Script(r"""
 local lost = false
 local function claim(log, line, head)
-  local revision, waiting, touch, ttl, step = string.match(head, '^(.-)\31(.-)\31(.-)\31(.-)\31(.*)$')
+  local revision, waiting, told, touch, ttl, step = string.match(head, '^(.-)\31(.-)\31(.-)\31(.-)\31(.-)\31(.*)$')
   local slot, latest, waits = 's' .. revision .. ':' .. step, 'l:' .. step, 'w:' .. step
   local at = redis.call('HMGET', log, 'n', slot, latest, waits, 'waiting', 'ttl')
   if at[2] then
@@ -77,6 +78,7 @@ local function claim(log, line, head)
     if ttl ~= at[6] then redis.call('HSET', log, 'ttl', ttl) end
     if waiters > 0 then redis.call('PERSIST', log) else redis.call('PEXPIRE', log, ttl) end
   end
+  if told == '1' then redis.pcall('PUBLISH', log, '') end
   return false
 end
 local answers = {}

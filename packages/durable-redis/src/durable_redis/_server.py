@@ -23,6 +23,7 @@ from ._durability import DataLossWarning, loss
 from ._errors import store_error
 from ._held import HeldConnection
 from ._scripts import APPEND, Call, Item, Script, call_for
+from ._watches import Watches
 
 T = TypeVar("T")
 
@@ -55,6 +56,7 @@ class Server:
         self._examined = expires is None
         self._examine: Final = Batcher(self._settings, size=lambda _: 1).submit
         self._batchers: Final[dict[tuple[Script, str], Batcher[Item, Any]]] = {}
+        self.watches: Final = Watches(self._client.connection)
         self.pid: Final = os.getpid()
 
     async def reach(self) -> None:

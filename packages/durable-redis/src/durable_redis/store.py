@@ -25,6 +25,7 @@ from durable_core.store import (
     SupportsRuns,
     SupportsScan,
     SupportsWakeups,
+    SupportsWatch,
     WakeUp,
     to_the_end,
 )
@@ -60,6 +61,7 @@ class RedisStore(
     SupportsPolling,
     SupportsFlows,
     SupportsWakeups,
+    SupportsWatch,
 ):
     """Keeps runs in Redis 7 or later, or in Valkey, through a client of `redis.asyncio`: single, Sentinel's or a cluster's.
 
@@ -98,6 +100,8 @@ class RedisStore(
         self._loop = OneLoop(type(self).__name__, given=True)
         self._server = self._new_server()
         self._leases: Final = Leases("durable-redis-leases")
+        self._held: Final[set[str]] = set()
+        """The runs whose locks are held through this store."""
         self._locks: Server | None = None
         """The server as the thread knows it that renews leases: by a client of its own."""
 
@@ -123,7 +127,8 @@ class RedisStore(
 
     async def _append(self, record: StepRecord) -> StepRecord:
         key = self._keys.log(record.run_id)
-        head = f"{record.revision}\x1f{record.status == 'waiting':d}\x1f{self._options}\x1f{record.step_id}"
+        told = record.run_id not in self._held or (record.step_id == FLOW and record.status in ("success", "failure"))
+        head = f"{record.revision}\x1f{record.status == 'waiting':d}\x1f{told:d}\x1f{self._options}\x1f{record.step_id}"
         holder = await self._serving().submit(APPEND, (key, record.to_json(), head))
         return StepRecord.from_json(holder, where=f"step {record.step_id!r} in {key}") if holder else record
 
@@ -172,7 +177,11 @@ class RedisStore(
         # Renewals keep the log from expiring too, so they come often enough for its `ttl`.
         every = max(min(self._lease, self._ttl or self._lease) / 3, _SHORTEST_PAUSE)
         async with self._leases.hold(run_id, requests, seconds=self._lease, every=every) as lease:
-            yield lease
+            self._held.add(run_id)
+            try:
+                yield lease
+            finally:
+                self._held.discard(run_id)
 
     async def holder(self, run_id: str) -> Holder | None:
         return (await self.holders([run_id])).get(run_id)
@@ -217,6 +226,9 @@ class RedisStore(
     async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
         await self._wakeups.clear(wakeups)
 
+    def watch(self, run_id: str) -> AsyncIterator[None]:
+        return self._serving().watches.watch(self._keys.log(run_id))
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -230,6 +242,7 @@ class RedisStore(
             self._serving()
         locks, self._locks = self._locks, None
         await self._leases.close(locks.close if locks else None)
+        await self._server.watches.end()
         if self._connect is not None:
             self._loop.leave()
             await self._server.close()

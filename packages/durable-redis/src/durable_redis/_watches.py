@@ -1,0 +1,150 @@
+"""Who waits for a run hears of acts on it: all watches of a store share one connection, on which each run is a channel."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from contextvars import Context
+from typing import Any, Final
+
+from redis.exceptions import ConnectionError, ResponseError
+
+_PING_SECONDS: Final = 10
+_PAUSES: Final = (0.1, 1.0)
+"""Seconds before the next connection: after one that had listened, and after one that hadn't."""
+_log: Final = logging.getLogger("durable_redis")
+
+
+class Watches:
+    """The watches of one store; `connect` makes a connection for them, which need not be connected."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Any]]) -> None:
+        self._connect: Final = connect
+        self._listener: _Listener | None = None
+
+    async def watch(self, channel: str) -> AsyncIterator[None]:
+        """Yield when this begins to listen, or listens anew, and after messages; end where the server can't tell."""
+        if self._listener is None or self._listener.is_over:
+            self._listener = _Listener(self._connect)
+        listener, told = self._listener, asyncio.Event()
+        listener.add(channel.encode(), told)
+        try:
+            while True:
+                await told.wait()
+                told.clear()
+                if listener.is_over:
+                    return
+                yield
+        finally:
+            listener.remove(channel.encode(), told)
+
+    async def end(self) -> None:
+        """End all watches, and the connection."""
+        if self._listener is not None and self._listener.is_here:
+            await self._listener.end()
+
+
+class _Listener:
+    """What listens from the first watch on, until there are none."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Any]]) -> None:
+        self.is_over = False
+        self._connect: Final = connect
+        self._watches: Final[dict[bytes, set[asyncio.Event]]] = {}
+        self._heard: Final[set[bytes]] = set()
+        """The channels that the server has confirmed."""
+        self._changed: Final = asyncio.Event()
+        # In a context of its own: that of the first watch would keep its run alive for as long as there are others.
+        self._task: Final = asyncio.create_task(self._listen(), name="durable-redis-watches", context=Context())
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it belongs to the running loop."""
+        return self._task.get_loop() is asyncio.get_running_loop()
+
+    def add(self, channel: bytes, told: asyncio.Event) -> None:
+        if channel in self._heard:
+            told.set()
+        self._watches.setdefault(channel, set()).add(told)
+        self._changed.set()
+
+    def remove(self, channel: bytes, told: asyncio.Event) -> None:
+        if watches := self._watches.get(channel):
+            watches.discard(told)
+            if not watches:
+                del self._watches[channel]
+                self._changed.set()
+
+    async def end(self) -> None:
+        self._finish()
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def _finish(self) -> None:
+        self.is_over = True
+        for channel in [*self._watches]:
+            self._tell(channel)
+        self._watches.clear()
+
+    def _tell(self, channel: bytes) -> None:
+        for told in self._watches.get(channel, ()):
+            told.set()
+
+    async def _listen(self) -> None:
+        try:
+            while self._watches:
+                self._heard.clear()
+                try:
+                    await self._converse()
+                except ResponseError as error:
+                    _log.info("the server can't tell of acts on runs, which are looked for in the log: %s", error)
+                    return
+                except Exception as error:  # whatever it is, the next connection may work
+                    pause = _PAUSES[not self._heard]
+                    if self._heard:
+                        _log.info("the connection that tells of acts on runs was lost: %s", error)
+                    self._heard.clear()
+                    await asyncio.sleep(pause)
+        finally:
+            self._finish()
+
+    async def _converse(self) -> None:
+        """Say on one connection which channels are wanted, while another task reads."""
+        connection = await self._connect()
+        every = connection.health_check_interval or _PING_SECONDS
+        reading: asyncio.Task[None] | None = None
+        try:
+            await connection.connect()
+            reading = asyncio.create_task(self._read(connection, 2 * every))
+            reading.add_done_callback(lambda _: self._changed.set())
+            asked: set[bytes] = set()
+            while self._watches and not reading.done():
+                self._changed.clear()
+                wanted = {*self._watches}
+                self._heard.difference_update(asked - wanted)
+                changes = [("SUBSCRIBE", *wanted - asked), ("UNSUBSCRIBE", *asked - wanted)]
+                asked = wanted
+                for command in [change for change in changes if len(change) > 1] or [("PING",)]:
+                    await connection.send_command(*command, check_health=False)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(every):
+                        await self._changed.wait()
+        finally:
+            if reading is not None:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+            await connection.disconnect(nowait=True)
+        if not reading.cancelled():
+            reading.result()  # raises what ended it
+
+    async def _read(self, connection: Any, patience: float) -> None:
+        while True:
+            reply = await connection.read_response(disable_decoding=True, timeout=patience, push_request=True)
+            if reply is None:
+                raise ConnectionError(f"nothing came for {patience} s, not even the answer to a PING")
+            if isinstance(reply, list) and reply[0] in (b"subscribe", b"message"):
+                if reply[0] == b"subscribe":
+                    self._heard.add(reply[1])
+                self._tell(reply[1])

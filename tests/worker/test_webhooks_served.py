@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from durable_core import MemoryStore, Runner, Store, flow, open_store
-from durable_core.control import runs
+from durable_core.control import result, runs
 from durable_worker import Worker, github
 from tests.servers.postgres import postgres_server_url, postgres_url
 from tests.servers.redis import redis_server_url, redis_url
@@ -30,6 +31,15 @@ BODY = b'{"after": "6dcb09b"}'
 @flow
 async def on_push(runner: Runner, payload: dict[str, Any]) -> str:
     return str(payload["after"])
+
+
+@pytest.fixture(params=["sqlite", "postgres", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A clean place that replicas share."""
+    if request.param == "sqlite":
+        return f"sqlite:{(tmp_path / 'runs.db').as_posix()}"
+    found: str = request.getfixturevalue(f"{request.param}_url")
+    return found
 
 
 def replica(store: Store) -> Worker:
@@ -56,10 +66,8 @@ async def served(app: Any) -> AsyncIterator[httpx.AsyncClient]:
             await serving
 
 
-@pytest.mark.parametrize("kind", ["postgres", "redis"])
-async def test_a_delivery_sent_fifty_times_at_once_to_two_replicas_is_one_run(kind: str, request: pytest.FixtureRequest) -> None:
+async def test_a_delivery_sent_fifty_times_at_once_to_two_replicas_is_one_run(url: str) -> None:
     """Each is answered with the same run, before and after it has ended."""
-    url = request.getfixturevalue(f"{kind}_url")
     async with AsyncExitStack() as stack:
         stores = [await stack.enter_async_context(open_store(url)) for _ in range(2)]
         clients = [await stack.enter_async_context(served(replica(store).app)) for store in stores]
@@ -80,11 +88,30 @@ async def test_a_delivery_sent_fifty_times_at_once_to_two_replicas_is_one_run(ki
         assert await deliver(0) == await deliver(1) == (200, run_id)
 
 
-@pytest.mark.parametrize("kind", ["postgres", "redis"])
-async def test_any_json_reaches_a_real_store(kind: str, request: pytest.FixtureRequest) -> None:
+async def test_a_delivery_is_worked_off_by_replicas_that_work(url: str) -> None:
+    """Nobody calls `run`: the workers of both replicas poll, one of them takes the run, and either tells its result."""
+    async with AsyncExitStack() as stack:
+        stores = [await stack.enter_async_context(open_store(url)) for _ in range(2)]
+        workers = [await stack.enter_async_context(replica(store)) for store in stores]
+        clients = [await stack.enter_async_context(served(worker.app)) for worker in workers]
+        async with asyncio.timeout(60):
+            for client in clients:
+                while (health := await client.get("/healthz")).status_code != 200:
+                    await asyncio.sleep(0.01)
+                assert health.json() == {"working": True}
+        answer = await clients[0].post("/github", content=BODY, headers=by_github(BODY, "1"))
+        assert answer.status_code == 202
+        assert await result(stores[1], answer.json()["run_id"], timeout=60) == "6dcb09b"
+        for client in clients:
+            again = await client.post("/github", content=BODY, headers=by_github(BODY, "1"))
+            expected = {"run_id": "github:1", "status": "succeeded", "result": "6dcb09b"}
+            assert (again.status_code, again.json()) == (200, expected)
+
+
+async def test_any_json_reaches_a_real_store(url: str) -> None:
     """Text that a database could stumble over comes back as it was sent."""
     payload = {"after": "\x00 ' \" \\ é 🐘 \u2028", "": [None, True, 1.5, 2**63, -(2**63)], "$": {}}
-    async with open_store(request.getfixturevalue(f"{kind}_url")) as store, served(replica(store).app) as client:
+    async with open_store(url) as store, served(replica(store).app) as client:
         body = httpx.Request("POST", "http://hooks", json=payload).content
         headers = {name: value.encode("latin-1") for name, value in by_github(body, "é" * 20).items()}
         answer = await client.post("/github", content=body, headers=headers)

@@ -16,9 +16,10 @@ from durable_core.testing import FakeClock
 
 
 class Counted(MemoryStore):
-    """Counts what it is asked, and answers looks in rounds."""
+    """Counts what it is asked, and answers looks in rounds; it has no watch."""
 
     poll_seconds = 0.05
+    watch = None  # type: ignore[assignment]
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,6 +103,7 @@ class OnlyGets(MemoryStore):
     """A store of somebody else's, with the four methods and no way to look at many steps at once."""
 
     newer = None  # type: ignore[assignment]
+    watch = None  # type: ignore[assignment]
 
 
 async def test_a_store_without_rounds_is_asked_step_by_step() -> None:

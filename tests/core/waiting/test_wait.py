@@ -499,6 +499,7 @@ async def test_an_outage_ends_no_wait_however_long_it_lasts(caplog: pytest.LogCa
     class Away(MemoryStore):
         rounds = 0
         poll_seconds = 0.001
+        watch = None  # type: ignore[assignment]
 
         async def newer(self, known: Any) -> Any:
             self.rounds += 1
@@ -524,6 +525,7 @@ async def test_a_round_that_hangs_is_followed_by_others(monkeypatch: pytest.Monk
     class Hanging(MemoryStore):
         rounds = 0
         poll_seconds = 0.001
+        watch = None  # type: ignore[assignment]
 
         async def newer(self, known: Any) -> Any:
             self.rounds += 1

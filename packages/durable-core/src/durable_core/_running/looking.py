@@ -1,16 +1,21 @@
-"""Looking for decisions on behalf of all that wait: the waits of one store share one request a round."""
+"""Looking for decisions on behalf of all that wait: the waits of one store share one request a round.
+
+A round comes every few seconds, and at once when the store tells of an act; waits that it tells are looked for every 30 seconds.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from durable_core._log.news import news_of
+from durable_core._log.watches import WATCHED_SECONDS, Watch, watching
 from durable_core._system.waits import cancellations
 from durable_core.errors import CorruptLog, DurableError
 from durable_core.record import StepRecord
@@ -18,7 +23,7 @@ from durable_core.store import Store, polling_of
 
 from .run import Run, poll_seconds
 
-_LONGEST: Final = 30.0  # seconds of a round
+_LONGEST: Final = 30.0  # seconds of a request
 _logger: Final = logging.getLogger("durable_core")
 
 
@@ -29,7 +34,7 @@ Pair = tuple[str, str]
 class Listener:
     """One wait that hears when there is something to look at."""
 
-    def __init__(self, run: Run, step_id: str, pairs: Sequence[Pair]) -> None:
+    def __init__(self, run: Run, step_id: str, pairs: Sequence[Pair], tell: Callable[[Listener], None]) -> None:
         self.run: Final = run
         self.step_id: Final = step_id
         self.pairs: Final = pairs
@@ -42,6 +47,28 @@ class Listener:
         """Whether the wait has to ask the store itself: somebody acted in this process, or a log is damaged."""
         self._others: Final[dict[Pair, StepRecord]] = {}
         """The newest entries of other runs."""
+        self._tell: Final = tell
+        """Called when the store may hold something new."""
+        self._watches: Final[list[Watch]] = []
+        self.until_the_end: Final = ExitStack()
+        """What ends with this wait."""
+
+    @property
+    def run_ids(self) -> Sequence[str]:
+        """The runs in which others act for this wait: its own, in which a cancellation may come, and those of its pairs."""
+        return [*dict.fromkeys((self.run.id, *(run_id for run_id, _ in self.pairs)))]
+
+    def watch(self) -> None:
+        """Have the store tell of acts from now on: the wait is not over at once."""
+        if not self._watches:
+            tell = partial(self._tell, self)
+            watches = (watching(self.run.store, run_id, tell) for run_id in self.run_ids)
+            self._watches.extend(map(self.until_the_end.enter_context, watches))
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the store tells of all acts that this waits for."""
+        return bool(self._watches) and all(watch.listens for watch in self._watches)
 
     def hear(self) -> None:
         """Wake the wait, which then asks the store."""
@@ -82,45 +109,76 @@ class Looker:
         self._store: Final = store
         self._seconds: Final = poll_seconds(store)
         self.listeners: Final[dict[Listener, None]] = {}
+        self._due: dict[Listener, None] = {}
+        """The waits to look for in the next round,"""
+        self._told: Final = asyncio.Event()
+        """which comes at once when this is set."""
+        self._is_away = False
         # In a context of its own: that of the first wait would keep its run alive for as long as any other waits.
         self.task: Final = asyncio.create_task(self._rounds(), name="durable-looks", context=Context())
 
+    def tell(self, listener: Listener) -> None:
+        """Look for a wait at once."""
+        self._due[listener] = None
+        self._told.set()
+
     async def _rounds(self) -> None:
-        away = False
+        now = asyncio.get_running_loop().time
+        began = now()
+        next_round, next_for_all = began + self._seconds, began + WATCHED_SECONDS
         while True:
-            await asyncio.sleep(self._seconds)
-            listeners = [*self.listeners]
-            for listener in listeners:
-                try:
-                    listener.run.lock.check()
-                except DurableError:  # its lock was lost: the wait raises that itself
-                    listener.heard.set()
-                if listener.run.log.cancelled is not None:
-                    listener.heard.set()
-            before = cancellations()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(next_round):
+                    await self._told.wait()
+            self._told.clear()
+            if is_round := now() >= next_round:
+                if is_for_all := now() >= next_for_all:
+                    next_for_all = now() + WATCHED_SECONDS
+                self._due |= {each: None for each in self._checked() if is_for_all or not each.is_watched}
+            due, self._due = [each for each in self._due if each in self.listeners], {}
+            if due:
+                await self._look(due)
+            if is_round:
+                next_round = now() + self._seconds
+
+    def _checked(self) -> Sequence[Listener]:
+        """Wake the waits whose runs were cancelled or lost their locks; return all."""
+        for listener in (listeners := [*self.listeners]):
             try:
-                async with asyncio.timeout(_LONGEST):
-                    found = await self._newer([*{pair: None for listener in listeners for pair in listener.known()}])
-            except CorruptLog:
-                for listener in listeners:  # whichever waits in the damaged run raises that itself
-                    listener.hear()
-                continue
-            except (Exception, asyncio.CancelledError) as error:
-                if cancellations() > before:
-                    raise
-                if not away:
-                    _logger.warning("could not look for what %d waits wait for, trying again: %r", len(listeners), error)
-                away = True
-                continue
-            away = False
-            newest = {(record.run_id, record.step_id): record for record in found}
-            for listener in listeners if newest else ():
-                for pair in listener.pairs:
-                    if record := newest.get(pair):
-                        listener.add(record)
-                        listener.heard.set()
-                if (listener.run.id, listener.run.cancelled_by) in newest:  # the run was cancelled, or another drives it
-                    listener.hear()
+                listener.run.lock.check()
+            except DurableError:  # its lock was lost: the wait raises that itself
+                listener.heard.set()
+            if listener.run.log.cancelled is not None:
+                listener.heard.set()
+        return listeners
+
+    async def _look(self, due: Sequence[Listener]) -> None:
+        """Ask the store for what these wait for, in one request, and wake those for which something came."""
+        before = cancellations()
+        try:
+            async with asyncio.timeout(_LONGEST):
+                found = await self._newer([*{pair: None for listener in due for pair in listener.known()}])
+        except CorruptLog:
+            for listener in due:  # whichever waits in the damaged run raises that itself
+                listener.hear()
+            return
+        except (Exception, asyncio.CancelledError) as error:
+            if cancellations() > before:
+                raise
+            if not self._is_away:
+                _logger.warning("could not look for what %d waits wait for, trying again: %r", len(due), error)
+            self._is_away = True
+            self._due |= dict.fromkeys(due)  # in the next round, though they may be told by the store
+            return
+        self._is_away = False
+        newest = {(record.run_id, record.step_id): record for record in found}
+        for listener in due if newest else ():
+            for pair in listener.pairs:
+                if record := newest.get(pair):
+                    listener.add(record)
+                    listener.heard.set()
+            if (listener.run.id, listener.run.cancelled_by) in newest:  # the run was cancelled, or another drives it
+                listener.hear()
 
     async def _newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
         polling = polling_of(self._store)
@@ -137,16 +195,17 @@ _lookers: Final[dict[tuple[asyncio.AbstractEventLoop, int], Looker]] = {}
 def listening(run: Run, step_id: str, pairs: Sequence[Pair] | None = None) -> Iterator[Listener]:
     """Hear of what others append to a step of the run, or to those of `pairs` that it waits for, or to cancel the run."""
     pairs = [(run.id, step_id)] if pairs is None else pairs
-    listener, key = Listener(run, step_id, pairs), (asyncio.get_running_loop(), id(run.store))
+    key = asyncio.get_running_loop(), id(run.store)
     looker = _lookers.get(key)
     if looker is None or looker.task.done():
         for closed in [each for each in [*_lookers] if each[0].is_closed()]:
             _lookers.pop(closed, None)
         looker = _lookers[key] = Looker(run.store)
+    listener = Listener(run, step_id, pairs, looker.tell)
     looker.listeners[listener] = None
     try:
-        with ExitStack() as stack:
-            for run_id in {run.id, *(run_id for run_id, _ in pairs)}:
+        with listener.until_the_end as stack:
+            for run_id in listener.run_ids:
                 stack.enter_context(news_of(run_id).calling(listener.hear))
             yield listener
     finally:

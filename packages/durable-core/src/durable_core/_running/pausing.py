@@ -55,6 +55,7 @@ async def pause(run: Run, listener: Listener, until: datetime | None, limit: flo
 
 async def wait_for_first(run: Run, until: datetime | None, listener: Listener, other: Coroutine[Any, Any, object] | None) -> None:
     """Wait until somebody acts, the time comes, or `other` is over."""
+    listener.watch()
     waits: list[Coroutine[Any, Any, object]] = [listener.heard.wait()]
     deadline = run.deadline if run.log.cancelled is None else None
     if times := [each for each in (until, deadline) if each is not None]:

@@ -10,6 +10,7 @@ from durable_core._log import news
 from durable_core._log.chain import FLOW, decided
 from durable_core._log.known import check_own, known_run
 from durable_core._log.notes import ids_in
+from durable_core._log.watches import WATCHED_SECONDS, watching
 from durable_core._running.outcome import ended_by
 from durable_core._running.run import poll_seconds
 from durable_core._system.waits import first_of
@@ -25,12 +26,12 @@ async def the_end(store: Store, run_id: str, timeout: float | None, clock: Clock
     clock = clock or SystemClock()
     deadline = None if timeout is None else clock.monotonic() + timeout
     heard, run_news = asyncio.Event(), news.news_of(run_id)
-    with run_news.calling(heard.set):  # a runner in this process tells when it leaves
+    with run_news.calling(heard.set), watching(store, run_id, heard.set) as watch:  # a runner here tells when it leaves
         while not decided(flow := await store.get(run_id, FLOW)):
             if flow is None:
                 await known_run(store, run_id)
                 raise Refused(f"run {run_id!r} has no flow, so nothing tells when it has ended")
-            pause = poll_seconds(store)
+            pause = WATCHED_SECONDS if watch.listens else poll_seconds(store)
             if deadline is not None and (pause := min(pause, deadline - clock.monotonic())) <= 0:
                 raise TimeoutError(f"run {run_id!r} has not ended within {timeout:g} s: its flow is {state_of(flow)}")
             await first_of(heard.wait(), clock.sleep(pause))
@@ -54,16 +55,17 @@ async def follow(store: Store, run_id: str, step_id: str) -> AsyncIterator[StepR
     """Yield each entry that the run publishes under `step_id`, from the first one, and end when the run has ended.
 
     The run need not have begun. A run without a flow has no end: this goes on until nobody asks any more. An entry of a run in
-    this process comes at once; one of another process within the store's polling: two seconds, on S3 twenty. Raises `Refused`
-    where the id is a step's or a wait's.
+    this process comes at once; one of another process within the store's polling: two seconds, on S3 twenty. The end of the run
+    comes at once where the store has `watch`. Raises `Refused` where the id is a step's or a wait's.
     """
     check_own(store, run_id, step_id)
     heard = asyncio.Event()
-    seconds = poll_seconds(store)
+    seconds = poll_seconds(store)  # also where the store has `watch`, which doesn't tell what the run itself appends
     last = -1
     with ExitStack() as stack:
         for name in (run_id, news.published(run_id)):
             stack.enter_context(news.news_of(name).calling(heard.set))
+        stack.enter_context(watching(store, run_id, heard.set))
         while True:
             heard.clear()
             flow = await store.get(run_id, FLOW)  # before the others: what the run had published is then there

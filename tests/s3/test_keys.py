@@ -1,12 +1,14 @@
 """Ids become keys that are legal, readable, and never those of another id."""
 
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from durable_core import StoreError
 from durable_core.testing import HOSTILE_IDS
-from durable_s3._keys import Keys, number, segment
+from durable_s3._keys import Keys, number, segment, wakeup_name
 
 IDS = st.one_of(
     st.sampled_from(HOSTILE_IDS),
@@ -28,6 +30,7 @@ def test_a_key_can_be_read_by_a_person() -> None:
 def test_keys_stay_within_the_limit(run_id: str, step_id: str, revision: int) -> None:
     """However long the ids and the prefix, a key has at most 1,024 bytes, and no part of it more than 255."""
     keys = [LONGEST.entry(run_id, step_id, revision), LONGEST.snapshot(run_id), LONGEST.lease(run_id, 7)]
+    keys.append(LONGEST.wakeup(step_id, wakeup_name(run_id, datetime.max.replace(tzinfo=UTC))))
     assert all(len(key) <= 1024 for key in keys)
     assert all(len(part) <= 255 for key in keys for part in key.removeprefix(LONGEST.root).split("/"))
     assert all(part not in ("", ".", "..") for key in keys for part in key.split("/"))

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -80,13 +81,17 @@ async def everything(store: S3Store, run_id: str) -> None:
     assert [found async for found in store.runs()] == [run_id]
     async with store.lock(run_id) as lease:
         lease.check()
+    await store.set_wakeup(run_id, "flow", datetime.now(UTC) - timedelta(minutes=1))
+    taken = await store.take_wakeups(["flow"], limit=1, visibility_timeout=timedelta(minutes=1))
+    assert [wakeup.run_id for wakeup in taken] == [run_id]
+    await store.clear_wakeups(taken)
     async with store.lock(run_id):
         await store.clear(run_id)
     assert await store.list(run_id) == []
 
 
 async def test_a_store_with_only_these_rights_does_everything(server: S3Server) -> None:
-    """Probe, append, get, list with its snapshot, runs, lock and clear, for runs whose ids are cut as for others."""
+    """Probe, append, get, list with its snapshot, runs, lock, wake-ups and clear, for runs whose ids are cut as for others."""
     prefix = uuid4().hex
     async with open_as(server, documented(prefix), prefix) as store:
         await everything(store, "run")

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -225,3 +225,45 @@ async def test_who_holds_a_run_takes_two_requests(counted: Counted) -> None:
         counted.requests.clear()
         assert [*await store.holders(["one", "two"])] == ["one"]
         assert counted.requests.taken() == {"list": 2, "get": 1}
+
+
+async def test_a_poll_is_one_list_a_flow(counted: Counted) -> None:
+    """However many wake-ups are set for later, and however many were taken before; setting and clearing are one request each."""
+    counted.shorten_pages(7)
+    asked: list[int] = []
+    counted.client.meta.events.register(
+        "provide-client-params.s3.ListObjectsV2", lambda params, **_: asked.append(params["MaxKeys"])
+    )
+    now = datetime.now(UTC)
+    long_ago, later, flows = now - timedelta(minutes=1), now + timedelta(hours=1), ["one", "two", "three"]
+    hour = timedelta(hours=1)
+    async with counted.store() as store:
+        due = await store.set_wakeup("run", "one", long_ago)
+        assert counted.requests.taken() == {"put": 1}
+        await asyncio.gather(*(store.set_wakeup(f"run {number}", flow, later) for number in range(30) for flow in flows))
+        counted.requests.clear()
+        for expected in ([due.token], [], []):
+            taken = await store.take_wakeups(flows, limit=3, visibility_timeout=hour)
+            assert [wakeup.token for wakeup in taken] == expected
+            assert counted.requests.taken() == {"list": len(flows)}
+        assert sorted(asked) == [*[3] * 7, 4, 4]
+        more = [await store.set_wakeup(f"run {number}", "one", long_ago) for number in range(2)]
+        counted.requests.clear()
+        await store.clear_wakeups([due, *more])
+        assert counted.requests.taken() == {"delete": 1}
+        await store.clear_wakeups([])
+        assert await store.take_wakeups([], limit=3, visibility_timeout=hour) == []
+        assert await store.take_wakeups(flows, limit=0, visibility_timeout=hour) == []
+        assert counted.requests.taken() == {}
+
+
+async def test_a_wakeup_of_a_long_id_takes_one_get_more(counted: Counted) -> None:
+    """The key has room for most ids; a longer one stands in the object."""
+    long_ago = datetime.now(UTC) - timedelta(minutes=1)
+    async with counted.store() as store:
+        for run_id in ("short", "é" * 200):
+            await store.set_wakeup(run_id, "flow", long_ago)
+        assert counted.requests.taken() == {"put": 2}
+        taken = await store.take_wakeups(["flow"], limit=9, visibility_timeout=timedelta(hours=1))
+        assert {wakeup.run_id for wakeup in taken} == {"short", "é" * 200}
+        assert counted.requests.taken() == {"list": 1, "get": 1}

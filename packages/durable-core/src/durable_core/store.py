@@ -193,7 +193,14 @@ class WakeUp(msgspec.Struct, frozen=True):
 
 
 class SupportsWakeups(Protocol):
-    """A store that keeps messages which say when to look at a run again."""
+    """A store that keeps messages which say when to look at a run again.
+
+    One that can't hide them from others says so by `hides_wakeups = False`: only who took a wake-up doesn't get it again within
+    the visibility timeout, and a worker leaves a run alone by its own memory for as long after `RunBusy`.
+    """
+
+    hides_wakeups: bool = True
+    """Whether `take_wakeups` hides what it returns from everybody."""
 
     @abstractmethod
     async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:

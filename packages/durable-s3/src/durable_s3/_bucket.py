@@ -20,6 +20,8 @@ from ._connection import Connection
 
 T = TypeVar("T")
 
+PAGE: Final = 1000
+"""The most keys that S3 lists in one answer."""
 _CHUNK_BYTES: Final = 1024 * 1024
 
 
@@ -70,9 +72,12 @@ class Bucket:
 
         return await self._call("s3:PutObject", key, create, patience)
 
-    async def put(self, key: str, body: bytes, *, storage_class: str | None = None, patience: float | None = None) -> None:
+    async def put(
+        self, key: str, body: bytes, *, storage_class: str | None = None, patience: float | None = None
+    ) -> datetime | None:
+        """Put the object, and return the server's clock when it answered."""
         put = self._put(key, body, storage_class)
-        await self._call("s3:PutObject", key, lambda client: client.put_object(**put), patience)
+        return _date(await self._call("s3:PutObject", key, lambda client: client.put_object(**put), patience))
 
     def _put(self, key: str, body: bytes, storage_class: str | None) -> dict[str, Any]:
         # MD5 is the one checksum that every S3 server verifies; boto3 adds its own where configured.
@@ -104,9 +109,9 @@ class Bucket:
 
         return await self._call("s3:GetObject", key, get, patience)
 
-    async def pages(self, prefix: str, *, delimiter: str | None = None) -> AsyncIterator[Page]:
-        """Yield all keys that start with `prefix`, in order, up to 1,000 a page; with `delimiter`, the folders alone."""
-        options = {"Delimiter": delimiter} if delimiter else {}
+    async def pages(self, prefix: str, *, delimiter: str | None = None, most: int = PAGE) -> AsyncIterator[Page]:
+        """Yield all keys that start with `prefix`, in order, up to `most` a page; with `delimiter`, the folders alone."""
+        options: dict[str, Any] = {"MaxKeys": most} | ({"Delimiter": delimiter} if delimiter else {})
         token: str | None = ""
         while token is not None:
             page, token = await self._page(prefix, options)
@@ -127,9 +132,8 @@ class Bucket:
         answer = await self._call("s3:ListBucket", prefix, lambda client: client.list_objects_v2(**asked))
         objects = [Object(item["Key"], item["ETag"].strip('"'), item["LastModified"]) for item in answer.get("Contents", ())]
         folders = [item["Prefix"] for item in answer.get("CommonPrefixes", ())]
-        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         token = answer["NextContinuationToken"] if answer.get("IsTruncated") else None
-        return Page(objects, folders, parsedate_to_datetime(date) if date else None), token
+        return Page(objects, folders, _date(answer)), token
 
     async def delete(self, keys: Sequence[str], *, patience: float | None = None) -> None:
         """Delete the objects in the order given, up to 1,000 a request; one that isn't there is passed over.
@@ -160,3 +164,8 @@ class Bucket:
                     raise _faults.store_error(error, right, at, self.connection.address) from error
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, 3.0)
+
+
+def _date(answer: Mapping[str, Any]) -> datetime | None:
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return parsedate_to_datetime(date) if date else None

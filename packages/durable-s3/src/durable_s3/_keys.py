@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from datetime import datetime
 from typing import Final
 from urllib.parse import quote, unquote
 
 from durable_core.errors import StoreError
 from durable_core.record import check_id
+from durable_core.stores.flows import sortable
 
 KEY_BYTES: Final = 1024
 # Servers that keep keys as paths allow 255 bytes between two slashes.
@@ -66,6 +69,13 @@ class Keys:
         """Return what the marks of all runs whose ids start with `prefix` start with; others may, too."""
         return f"{self.root}open/{_encoded(prefix)[:_HEAD_BYTES]}"
 
+    def wakeups(self, flow: str) -> str:
+        """Return what the keys of all wake-ups of the flow, and no others, start with."""
+        return f"{self.root}wakeups/{segment(flow)}/"
+
+    def wakeup(self, flow: str, name: str) -> str:
+        return f"{self.wakeups(flow)}{name}"
+
     def folder(self, name: str) -> str:
         """Return the folder of the run whose marks are in a folder of this name."""
         return f"{self.root}runs/{name}/"
@@ -80,7 +90,7 @@ class Keys:
         Raises `ValueError` for a folder that is no run's.
         """
         name = folder.removeprefix(f"{self.root}runs/").removesuffix("/")
-        if _CUT in name:
+        if is_cut(name):
             return None
         id_ = unquote(name, errors="strict")
         check_id("run_id", id_)
@@ -95,6 +105,16 @@ def number(key: str) -> int:
     if not (digits.isascii() and digits.isdecimal()):
         raise StoreError(f"the object {key!r} stands where only the store's own may: move it elsewhere, or delete it")
     return _HIGHEST - int(digits)
+
+
+def wakeup_name(run_id: str, at: datetime) -> str:
+    """Return a new name, unlike any other, which sorts by its time."""
+    return f"{sortable(at)}.{os.urandom(4).hex()}.{segment(run_id)}"
+
+
+def is_cut(name: str) -> bool:
+    """Tell whether `name`, which stands for an id, is only the beginning of that and a hash."""
+    return _CUT in name
 
 
 def segment(id_: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import chain
 from types import TracebackType
 from typing import Any, Final, Self
@@ -23,6 +23,8 @@ from durable_core.store import (
     SupportsPolling,
     SupportsRuns,
     SupportsScan,
+    SupportsWakeups,
+    WakeUp,
     to_the_end,
 )
 from durable_core.stores.flows import FLOW, FlowState, has_ended
@@ -38,13 +40,16 @@ from ._keys import Keys, number
 from ._lease import LEASE_SECONDS, RunLease, highest_of
 from ._probe import HONOURED, refuse_careless
 from ._reader import Reader, listed_but_missing, together
+from ._wakeups import Wakeups
 
 _LEAST_LEASE_SECONDS: Final = 1.0
 _NOT_AT_ONCE: Final = ("GLACIER", "DEEP_ARCHIVE")
 _log: Final = logging.getLogger("durable_s3")
 
 
-class S3Store(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling, SupportsFlows):
+class S3Store(
+    OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling, SupportsFlows, SupportsWakeups
+):
     """Keeps runs in a bucket, below `prefix`. An append is durable once S3 has answered 200.
 
     `client` is a boto3 S3 client: it stays yours and is not closed. It serves as many requests at a time as it has connections,
@@ -55,6 +60,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsH
 
     poll_seconds: float = 20.0
     flow_states: Collection[FlowState] | None = OPEN
+    hides_wakeups: bool = False
 
     def __init__(
         self,
@@ -84,6 +90,7 @@ class S3Store(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsH
         self._keys: Final = Keys(prefix)
         self._reader: Final = Reader(self._bucket, self._keys, storage_class)
         self._flows: Final = OpenRuns(self._bucket, self._keys, self._reader, self.get)
+        self._wakeups: Final = Wakeups(self._bucket, self._keys)
         self._order: Final = OrderClock()
         self._leases: Final = Leases("durable-s3-leases")
         self._lease_seconds: Final = lease
@@ -217,6 +224,20 @@ class S3Store(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsH
         """Return what the protocol says of runs that have not ended: one LIST for each 1,000 marks, two requests for each run."""
         await self._ready()
         return await self._flows.find(prefix, names, states, since, before, limit)
+
+    async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
+        check_id("run_id", run_id)
+        await self._ready()
+        return await self._wakeups.set(run_id, flow, at)
+
+    async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
+        """Return what the protocol says, and hide it from this store alone: by one LIST a flow, up to what is not due yet."""
+        await self._ready()
+        return await self._wakeups.take(flows, limit, visibility_timeout)
+
+    async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
+        await self._ready()
+        await self._wakeups.clear(wakeups)
 
     async def __aenter__(self) -> Self:
         return self

@@ -1844,6 +1844,8 @@ PATCHES = [
         "await opened.common.run(marks_in, self._folder, some, prefix, opened.named)",
         "marks_in(self._folder, some, prefix, opened.named)",
         ("tests/file/test_marks.py::test_the_loop_goes_on_meanwhile",),
+    ),
+    Patch(
         "webhooks: the signature of GitHub may be any",
         f"{WORKER}/signatures.py",
         '        if not _is_same(given, f"sha256={_hex(key, delivery.body)}"):\n',

@@ -17,6 +17,7 @@ from ._log.wakeups import wake, waking, whom_to_wake
 from ._running.driver import Driver, Limit
 from ._running.driving import Standing, claim
 from ._running.pausing import can_go_on
+from ._system.ids import check_name as check_name
 from .errors import StepDrift
 from .flow import Flow
 from .options import RunnerOptions, runner_options
@@ -36,6 +37,8 @@ __all__ = [
     "advance",
     "can_go_on",
     "cancelled",
+    "check_input",
+    "check_name",
     "children_of",
     "could_go_on",
     "decided",
@@ -70,6 +73,11 @@ async def could_go_on(store: Store, flows: Collection[StepRecord], now: datetime
     pairs = {flow.run_id: _looked_at(flow) for flow in flows if flow.status == "waiting"}
     newest = await _newest(store, {pair for found in pairs.values() for pair in found})
     return {flow.run_id: _could_go_on(flow, [newest.get(pair) for pair in pairs.get(flow.run_id, ())], now) for flow in flows}
+
+
+def check_input(flow: Flow[Any, Any], input: Mapping[str, Any]) -> None:
+    """Raise `TypeError` for input that a flow doesn't take, or that can't be recorded."""
+    flow._take(input)
 
 
 def _looked_at(flow: StepRecord) -> list[tuple[str, str]]:

@@ -54,7 +54,8 @@ async def no_run(store: Store, run_id: str) -> NotFound:
     if listing := runs_of(store):
         found: list[str] = []
         async for other in listing.runs():
-            found.append(other)
+            if not other.startswith("$"):
+                found.append(other)
             if len(found) == 10:
                 break
         there = f"; runs there: {', '.join(map(repr, sorted(found)))}" if found else "; there are no runs at all"

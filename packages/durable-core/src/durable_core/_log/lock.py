@@ -14,8 +14,8 @@ from durable_core.store import Lease, Store, SupportsLock, lock_of
 _lock_delay: Final = exponential(0.05, limit=1)
 
 
-def holding(store: Store, run_id: str) -> AbstractAsyncContextManager[object]:
-    """Hold a run's lock if its store has any; entering raises `RunBusy` at once where another holds it."""
+def holding(store: Store, run_id: str) -> AbstractAsyncContextManager[Lease | None]:
+    """Hold a run's lock if its store has any, else give None; entering raises `RunBusy` at once where another holds it."""
     locks = lock_of(store)
     return nullcontext() if locks is None else locks.lock(run_id)
 

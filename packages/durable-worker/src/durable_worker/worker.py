@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -67,7 +67,7 @@ class Worker:
             shutdown_timeout=duration("shutdown_timeout", shutdown_timeout),
         )
         named = _by_name(flows, aliases or {})
-        self._schedules: Final = Schedules(store, self._clock, settings.visibility_timeout)
+        self._schedules: Final = Schedules(store, named, self._clock, settings.visibility_timeout)
         self._loop: Final = Loop(store, named, settings, self._schedules, self._clock, on_event)
         self._webhooks: Final = Webhooks(store, named, self._loop.is_healthy)
 
@@ -101,9 +101,23 @@ class Worker:
         name: str | None = None,
         timezone: str = "UTC",
         catch_up: CatchUp = "none",
-        input: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None,
+        input: Mapping[str, Any] | Callable[[datetime], Mapping[str, Any]] | None = None,
     ) -> None:
-        """Not built yet."""
+        """Ask for a run of one of this worker's flows at each time that a cron expression names.
+
+        `expression` has five fields, or is `@hourly`, `@daily`, `@midnight`, `@weekly`, `@monthly`, `@yearly` or `@annually`. It
+        is read in `timezone`. When clocks change, a fixed time comes once: the first of two in autumn, the next minute that
+        exists in spring. An hourly time comes in both hours.
+
+        `name`, the flow's unless given, names the schedule: the run id is the name and the time in UTC, such as
+        `settle@2026-03-29T01:00Z`. So each of the workers that declare the schedule may ask for a run, and it is started once.
+
+        A time that no worker was there for is left out once it is `visibility_timeout` old; with `catch_up="last"` the newest
+        such time is made up for. Times from before the schedule was first seen in the store never are.
+
+        `input` is what the flow is given: a mapping, or a function that returns one for the time, an aware datetime in
+        `timezone`. A run for which that function fails is logged and left out.
+        """
         self._schedules.add(expression, flow, name=name, timezone=timezone, catch_up=catch_up, input=input)
 
     def webhook(

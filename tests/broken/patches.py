@@ -2119,6 +2119,8 @@ PATCHES = [
         "        await self._server.watches.end()\n",
         "",
         ("tests/redis/test_watch.py::test_closing_ends_watches_of_a_client_that_was_given",),
+    ),
+    Patch(
         "memory: a held run tells what its runner appends",
         f"{CORE}/stores/memory.py",
         "        if record.run_id in self._held and not (record.step_id == FLOW and has_ended(record)):\n",

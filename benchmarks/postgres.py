@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -74,6 +75,7 @@ class Bench:
     def __init__(self, store: PostgresStore, url: str, schema: str) -> None:
         self.store = store
         self.url = url
+        self.schema = schema
         names = ", ".join(COLUMNS)
         self.insert = f"insert into {schema}.steps ({names}) values ({', '.join(f'${n}' for n in range(1, 16))})"
         arrays = ", ".join(f"${n}::{type_}[]" for n, type_ in enumerate(COLUMNS.values(), start=1))
@@ -220,6 +222,33 @@ async def finding(url: str) -> None:
         row("50 runs that wait, of 100,000", await finding_seconds(on.store) * 1e3, 100, "ms")
 
 
+async def wakeups(url: str) -> None:
+    """Take 20 wake-ups of one flow and of fifty, among 100,000: where none is due, and where all are."""
+    names = [f"flow-{number}" for number in range(50)]
+    hidden = timedelta(minutes=1)
+    connection = await asyncpg.connect(url)
+
+    async def take(store: PostgresStore, flows: list[str], limit: int = 20) -> float:
+        took = []
+        for _ in range(50):
+            began = perf_counter()
+            found = await store.take_wakeups(flows, limit=limit, visibility_timeout=hidden)
+            took.append(perf_counter() - began)
+            await store.clear_wakeups(found)
+        return median(took) * 1e3
+
+    async with bench(url) as on:
+        later = datetime.now(UTC) + timedelta(days=1)
+        sets = (on.store.set_wakeup(f"run-{number}", names[number % 50], later) for number in range(LONG))
+        row("wake-ups set, 100,000 at once", LONG / await async_seconds(asyncio.gather(*sets)), None, "/s")
+        for what in ("none is due", "all are due"):
+            for flows in (names[:1], names):
+                about = f"take_wakeups among 100,000 of 50 flows, of {len(flows)}, {what}"
+                row(about, await take(on.store, flows), 20, "ms")
+            await connection.execute(f"update {on.schema}.steps_wakes set shows_at = now() - random() * interval '1 day'")
+    await connection.close()
+
+
 async def long(url: str) -> None:
     schema = f"b_{uuid4().hex}"
     async with PostgresStore.from_url(f"{url}?schema={schema}") as store:
@@ -245,7 +274,7 @@ def main() -> None:
         asyncio.run(resume(sys.argv[1]))
         return
     for server in start_postgres():
-        for measure in (alone, many, waiting, finding, long):
+        for measure in (alone, many, waiting, finding, wakeups, long):
             asyncio.run(measure(server.url))
     for server in start_postgres("max_locks_per_transaction=256", "max_connections=100"):
         for measure in (at_once, holding):

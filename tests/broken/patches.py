@@ -1618,9 +1618,9 @@ PATCHES = [
     Patch(
         "postgres: the caller's transaction is not joined",
         f"{POSTGRES}/_joined.py",
-        "(holder,) = await claim(self._connection, self._statements, [record], self._connections.limits.statement)",
+        "(holder,) = await claim(self._connection, self._statements, [record], self._seconds)",
         "async with self._connections.borrow() as own:\n"
-        "                (holder,) = await claim(own, self._statements, [record], self._connections.limits.statement)",
+        "                (holder,) = await claim(own, self._statements, [record], self._seconds)",
         (
             "tests/postgres/test_postgres_joined.py::test_both_or_neither",
             "tests/postgres/test_postgres_joined.py::test_a_process_killed_in_between[after-expected1]",
@@ -2344,5 +2344,50 @@ PATCHES = [
         "                    continue  # somebody else's",
         "                    return found",
         ("tests/s3/test_wakeups.py::test_objects_of_others_are_passed_over",),
+    ),
+    Patch(
+        "postgres: who takes wake-ups waits for who is just taking some",
+        f"{POSTGRES}/_rows.py",
+        " for update of w skip locked",
+        " for update of w",
+        ("tests/postgres/test_postgres_wakeups.py::test_one_that_somebody_holds_keeps_nobody_waiting",),
+    ),
+    Patch(
+        "postgres: a wake-up that was taken is not hidden",
+        f"{POSTGRES}/_rows.py",
+        "set shows_at = clock.now + $3::interval",
+        "set shows_at = least(clock.now, clock.now + $3::interval)",
+        (
+            "tests/postgres/test_contract_postgres.py::TestPostgresStore::test_a_taken_wakeup_is_hidden_and_shown_again",
+            "tests/postgres/test_postgres_wakeups.py::test_a_server_that_was_killed_has_them",
+        ),
+    ),
+    Patch(
+        "postgres: a wake-up that was set and whose answer was lost is refused",
+        f"{POSTGRES}/_rows.py",
+        "                on conflict do nothing\n            )\n            select clock_timestamp()",
+        "            )\n            select clock_timestamp()",
+        ("tests/postgres/test_postgres_wakeups.py::test_a_lost_answer_sets_nothing_twice",),
+    ),
+    Patch(
+        "postgres: a wake-up that is refused takes others along",
+        f"{POSTGRES}/_wakeups.py",
+        ", refused=RowRefused",
+        "",
+        ("tests/postgres/test_postgres_wakeups.py::test_one_that_is_refused_harms_no_other",),
+    ),
+    Patch(
+        "postgres: a wake-up of the caller's transaction is set on another connection",
+        f"{POSTGRES}/_joined.py",
+        "(wakeup,) = await set_wakeups(self._connection,",
+        "async with self._connections.borrow() as own:\n                (wakeup,) = await set_wakeups(own,",
+        ("tests/postgres/test_postgres_wakeups.py::test_the_callers_transaction",),
+    ),
+    Patch(
+        "postgres: a migration for wake-ups writes the table of flows once more",
+        f"{POSTGRES}/_schema.py",
+        "if 0 < layout < _FLOWS_SINCE:",
+        "if layout:",
+        ("tests/postgres/test_postgres_wakeups.py::test_a_database_without_wakeups_is_migrated",),
     ),
 ]

@@ -24,7 +24,7 @@ def pooled_url(postgres_server_url: str) -> Iterator[str]:
 
 
 class PostgresStoreTests(StoreTests):
-    abilities = frozenset({"runs", "scan", "lock", "holder", "polling", "flows", "transaction"})
+    abilities = frozenset({"runs", "scan", "lock", "holder", "polling", "flows", "transaction", "wakeups"})
     lock_expiry = 1.0  # the server needs a moment to see that a client is gone
 
 

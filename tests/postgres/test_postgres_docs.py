@@ -37,7 +37,7 @@ async def test_the_queries_work(postgres_url: str, postgres_server_url: str) -> 
 
 
 async def test_the_columns_are_those_of_the_page(postgres_url: str, postgres_server_url: str) -> None:
-    """The page names every column of the log's table and of that of flows, with its type."""
+    """The page names every column of the tables of the log, flows and wake-ups, with its type."""
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (`\w+`(?:, `\w+`)*) \| .*\|$", PAGE.partition("## The table")[2], re.MULTILINE)
     told: dict[str, str] = {}
     for names, types in rows:
@@ -50,6 +50,6 @@ async def test_the_columns_are_those_of_the_page(postgres_url: str, postgres_ser
         "select attname, atttypid::regtype::text from pg_attribute where attrelid = any($1::text[]::regclass[]) and attnum > 0"
     )
     schema = postgres_url.rpartition("schema=")[2]
-    found = await connection.fetch(query, [f"{schema}.steps", f"{schema}.steps_flows"])
+    found = await connection.fetch(query, [f"{schema}.steps", f"{schema}.steps_flows", f"{schema}.steps_wakes"])
     assert told == {name: type_.replace("timestamp with time zone", "timestamptz") for name, type_ in found}
     await connection.close()

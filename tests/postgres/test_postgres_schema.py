@@ -105,7 +105,8 @@ async def test_a_table_of_the_first_layout_is_migrated(postgres_server_url: str,
     async with PostgresStore.from_url(postgres_url) as store:
         record = await store.append(StepRecord(run_id="run", step_id="step"))
     await connection.execute(
-        f"drop table {schema}.steps_locks, {schema}.steps_flows; comment on table {schema}.steps is 'durable-postgres layout 1'"
+        f"drop table {schema}.steps_locks, {schema}.steps_flows, {schema}.steps_wakes;"
+        f" comment on table {schema}.steps is 'durable-postgres layout 1'"
     )
     stores = [PostgresStore.from_url(postgres_url) for _ in range(5)]
     assert await asyncio.gather(*(store.list("run") for store in stores)) == [[record]] * 5
@@ -131,7 +132,9 @@ async def test_a_table_without_the_one_of_flows_is_migrated(postgres_server_url:
         await store.append(flow_entry("damaged"))
         await store.append(StepRecord(run_id="without a flow", step_id="step"))
     await connection.execute(f"update {schema}.steps set error = '7' where run_id = 'damaged'")
-    await connection.execute(f"drop table {schema}.steps_flows; comment on table {schema}.steps is 'durable-postgres layout 2'")
+    await connection.execute(
+        f"drop table {schema}.steps_flows, {schema}.steps_wakes; comment on table {schema}.steps is 'durable-postgres layout 2'"
+    )
     stores = [PostgresStore.from_url(postgres_url) for _ in range(3)]
     found, *others = await asyncio.gather(*(store.flows(limit=2_000) for store in stores))
     assert all(other == found for other in others)
@@ -166,7 +169,7 @@ async def test_missing_rights_are_named(postgres_server_url: str, postgres_url: 
     [
         ("null", "not a table of this store: its comment is None"),
         ("'our very own steps'", "not a table of this store: its comment is 'our very own steps'"),
-        ("'durable-postgres layout 4'", "has layout 4, and this durable-postgres knows up to 3: upgrade durable-postgres"),
+        ("'durable-postgres layout 5'", "has layout 5, and this durable-postgres knows up to 4: upgrade durable-postgres"),
     ],
 )
 async def test_a_table_that_is_not_ours(postgres_server_url: str, postgres_url: str, comment: str, expected: str) -> None:

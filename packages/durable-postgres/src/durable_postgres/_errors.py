@@ -53,8 +53,8 @@ _MEANINGS: Final[tuple[tuple[Any, type[StoreError], str], ...]] = (
     (
         asyncpg.InsufficientPrivilegeError,
         StoreError,
-        "the store needs USAGE on its schema, SELECT, INSERT and DELETE on its table and those of its locks and flows, there"
-        " UPDATE too, and CREATE where they are missing: grant them, or apply what durable_postgres.schema_sql() returns as"
+        "the store needs USAGE on its schema, SELECT, INSERT and DELETE on its table and those of its locks, flows and wake-ups,"
+        " there UPDATE too, and CREATE where they are missing: grant them, or apply what durable_postgres.schema_sql() returns as"
         " another role",
     ),
     (

@@ -37,12 +37,12 @@ _COLUMNS: Final = {
 }
 _NAMES: Final = ", ".join(_COLUMNS)
 # A time that Python has no datetime for is read as the nearest one that it has; the driver would refuse all rows for it.
-_READ_AS: Final = {
+READ_AS: Final = {
     "json": "t.{0}::text",
     "timestamptz": "case when t.{0} is not null then"
     " greatest(least(t.{0}, '9999-12-31 23:59:59.999999+00'), '0001-01-01 00:00+00') end",
 }
-_SELECTED: Final = ", ".join(_READ_AS.get(type_, "t.{0}").format(name) for name, type_ in _COLUMNS.items())
+_SELECTED: Final = ", ".join(READ_AS.get(type_, "t.{0}").format(name) for name, type_ in _COLUMNS.items())
 
 slot_of: Final = cast("Callable[[StepRecord], tuple[str, str, int]]", attrgetter("run_id", "step_id", "revision"))
 _encode: Final = msgspec.json.Encoder().encode
@@ -135,6 +135,37 @@ class Statements:
         self.index: Final = (
             f"insert into {table.flows} select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::timestamptz[])"
         )
+        # The answer to a statement that was lost is asked for again: it sets nothing twice.
+        self.set_wakeups: Final = f"""
+            with added as (
+                insert into {table.wakes} (token, run_id, flow, at, shows_at) select token, run_id, flow, at, at
+                from json_to_recordset($1::text::json) as new(token text, run_id text, flow text, at timestamptz)
+                on conflict do nothing
+            )
+            select clock_timestamp()"""
+        # The first ones of each flow, by an index in order, and thirty more than are asked for, since others may be taking some.
+        # Only what is taken is locked. The time stands in a query of its own, or no index would be used.
+        self.take_wakeups: Final = f"""
+            with clock(now) as materialized (select clock_timestamp()),
+            first as materialized (
+                select found.token from unnest($1::text[]) as of(flow) cross join lateral (
+                    select token, shows_at from {table.wakes} w
+                    where w.flow = of.flow and w.shows_at <= (select now from clock)
+                    order by shows_at limit $2::bigint + 30
+                ) as found
+                order by found.shows_at limit $2::bigint + 30
+            ),
+            due as materialized (
+                select w.token, w.shows_at from first join {table.wakes} w using (token)
+                where w.shows_at <= (select now from clock)
+                order by w.shows_at limit $2::bigint for update of w skip locked
+            ),
+            t as (
+                update {table.wakes} w set shows_at = clock.now + $3::interval from due, clock where w.token = due.token
+                returning w.run_id, w.flow, w.at, w.token, clock.now, due.shows_at
+            )
+            select t.run_id, t.flow, {READ_AS["timestamptz"].format("at")}, t.token, t.now from t order by t.shows_at"""
+        self.clear_wakeups: Final = f"delete from {table.wakes} where token = any($1::text[])"
 
     def record(self, row: Iterable[Any], /) -> StepRecord:
         """Make a record of what the statements select; raises `RowRefused` for what is none."""

@@ -1,4 +1,4 @@
-"""The table: its name, its columns, and how it is made."""
+"""The tables: their names, their columns, and how they are made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from durable_core import StoreError
 _log: Final = logging.getLogger("durable_postgres")
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,56}")  # the name of the table of locks is six characters longer
-LAYOUT: Final = 3
+LAYOUT: Final = 4
+_FLOWS_SINCE: Final = 3
 _MARK: Final = "durable-postgres layout "
 # The statements that lead from layout n to n + 1.
 _MIGRATIONS: Final = (
@@ -58,11 +59,21 @@ create table {flows} (
 create index on {flows} (state, started_at, run_id);
 create index on {flows} (left(name, 100), state, started_at, run_id);
 """,
+    """
+create table {wakes} (
+    token text collate "C" primary key,
+    run_id text collate "C" not null,
+    flow text collate "C" not null,
+    at timestamptz not null,
+    shows_at timestamptz not null
+);
+create index on {wakes} (flow, shows_at);
+""",
 )
 
 
 class Table:
-    """The log's table in a database, and beside it one that tells since when runs are held, and one of how flows stand."""
+    """The log's table in a database; beside it one that tells since when runs are held, one of how flows stand, and wake-ups."""
 
     def __init__(self, schema: str, table: str) -> None:
         for name in (schema, table):
@@ -75,10 +86,12 @@ class Table:
         self.sql: Final = f'"{schema}"."{table}"'
         self.locks: Final = f'"{schema}"."{table}_locks"'
         self.flows: Final = f'"{schema}"."{table}_flows"'
+        self.wakes: Final = f'"{schema}"."{table}_wakes"'
 
     def migration(self, layout: int) -> str:
         """Return the statements that lead from `layout` to the present one."""
-        steps = "".join(_MIGRATIONS[layout:]).format(table=self.sql, locks=self.locks, flows=self.flows)
+        names = {"table": self.sql, "locks": self.locks, "flows": self.flows, "wakes": self.wakes}
+        steps = "".join(_MIGRATIONS[layout:]).format(**names)
         return f"{steps}comment on table {self.sql} is '{_MARK}{LAYOUT}';\n"
 
     async def prepare(self, connection: Connection, fill: Callable[[Connection, Table], Awaitable[None]]) -> None:
@@ -107,7 +120,7 @@ class Table:
             if not await connection.fetchval("select to_regnamespace($1) is not null", f'"{self.schema}"'):
                 await connection.execute(f'create schema "{self.schema}"')
             await connection.execute(self.migration(layout))
-            if layout:
+            if 0 < layout < _FLOWS_SINCE:
                 await fill(connection, self)
         await connection.execute("commit")
 
@@ -141,5 +154,5 @@ def lock_key(owner: str, text: str) -> int:
 
 
 def schema_sql(schema: str = "durable", table: str = "steps") -> str:
-    """Return the SQL that creates the store's table, for those who apply migrations themselves."""
+    """Return the SQL that creates the store's tables, for those who apply migrations themselves."""
     return f'create schema if not exists "{schema}";\n{Table(schema, table).migration(0)}'

@@ -1,10 +1,10 @@
-"""The store: one table, four methods, and the abilities that PostgreSQL adds."""
+"""The store: its tables, four methods, and the abilities that PostgreSQL adds."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
@@ -12,7 +12,17 @@ from typing import Any, ClassVar, Final, Self
 from asyncpg import Pool, create_pool
 
 from durable_core import Lease, OpenableStore, StepRecord, SupportsLock, SupportsRuns, SupportsScan, SupportsTransaction
-from durable_core.store import Holder, Joined, SupportsConnection, SupportsFlows, SupportsHolder, SupportsPolling, to_the_end
+from durable_core.store import (
+    Holder,
+    Joined,
+    SupportsConnection,
+    SupportsFlows,
+    SupportsHolder,
+    SupportsPolling,
+    SupportsWakeups,
+    WakeUp,
+    to_the_end,
+)
 from durable_core.stores.flows import FlowState
 from durable_core.stores.loops import OneLoop
 
@@ -26,6 +36,7 @@ from ._reads import Reads
 from ._rows import Statements
 from ._schema import Table
 from ._transaction import Transaction
+from ._wakeups import Wakeups
 
 _RUNS: Final = 1_000
 
@@ -38,6 +49,7 @@ class PostgresStore(
     SupportsHolder,
     SupportsPolling,
     SupportsFlows,
+    SupportsWakeups,
     SupportsTransaction,
     SupportsConnection,
 ):
@@ -140,6 +152,15 @@ class PostgresStore(
     ) -> Sequence[StepRecord]:
         return await self._here().reads.flows(prefix, names, states, since, before, limit)
 
+    async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
+        return await self._here().wakeups.set_wakeup(run_id, flow, at)
+
+    async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
+        return await self._here().wakeups.take_wakeups(flows, limit=limit, visibility_timeout=visibility_timeout)
+
+    async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
+        await self._here().wakeups.clear_wakeups(wakeups)
+
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Open a transaction on a connection of its own, at the isolation level that is the role's default.
 
@@ -188,6 +209,7 @@ class Parts:
         # Of two writers one prepares rows while the server inserts for the other.
         self.writers: Final = tuple(Writer(connections, self.statements) for _ in range(2))
         self.reads: Final = Reads(connections, self.statements)
+        self.wakeups: Final = Wakeups(connections, self.statements)
         self.locks: Final = Locks(connections)
         # At its end a loop closes the generators that were begun on it, and so these connections, if nobody else did.
         self._guard: Final = self._closing()

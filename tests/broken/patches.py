@@ -1583,8 +1583,8 @@ PATCHES = [
     Patch(
         "postgres: the index of flows is not written",
         f"{POSTGRES}/_appends.py",
-        "    if not flows:\n",
-        "    if True:\n",
+        "    if flows:\n",
+        "    if False:\n",
         ("tests/postgres/test_contract_postgres.py::TestPostgresStore::test_the_newest_entry_of_a_flow_is_found",),
     ),
     Patch(
@@ -1618,9 +1618,9 @@ PATCHES = [
     Patch(
         "postgres: the caller's transaction is not joined",
         f"{POSTGRES}/_joined.py",
-        "(holder,) = await claim(self._connection, self._statements, [record], self._seconds)",
+        "(holder,) = await claim(self._connection, self._statements, [record], self._seconds, self._holds)",
         "async with self._connections.borrow() as own:\n"
-        "                (holder,) = await claim(own, self._statements, [record], self._seconds)",
+        "                (holder,) = await claim(own, self._statements, [record], self._seconds, self._holds)",
         (
             "tests/postgres/test_postgres_joined.py::test_both_or_neither",
             "tests/postgres/test_postgres_joined.py::test_a_process_killed_in_between[after-expected1]",
@@ -2389,5 +2389,67 @@ PATCHES = [
         "if 0 < layout < _FLOWS_SINCE:",
         "if layout:",
         ("tests/postgres/test_postgres_wakeups.py::test_a_database_without_wakeups_is_migrated",),
+    ),
+    Patch(
+        "postgres: a runner's own steps notify",
+        f"{POSTGRES}/_locks.py",
+        "        return lease is not None and lease.is_held\n",
+        "        return False\n",
+        (
+            "tests/postgres/test_contract_postgres.py::TestPostgresStore::test_the_holders_own_steps_notify_nobody",
+            "tests/postgres/test_postgres_watches.py::test_steps_under_the_lock_send_nothing",
+        ),
+    ),
+    Patch(
+        "postgres: the end of a run under its lock is not told",
+        f"{POSTGRES}/_appends.py",
+        " or (record.step_id == FLOW and has_ended(record))",
+        "",
+        (
+            "tests/postgres/test_contract_postgres.py::TestPostgresStore::test_the_holders_own_steps_notify_nobody",
+            "tests/postgres/test_postgres_watches.py::test_steps_under_the_lock_send_nothing",
+        ),
+    ),
+    Patch(
+        "postgres: an append that lost its slot is told",
+        f"{POSTGRES}/_rows.py",
+        "from added where run_id = any($2::text[]))",
+        "from unnest($2::text[]) as told(run_id))",
+        ("tests/postgres/test_postgres_watches.py::test_what_was_not_appended_is_not_told",),
+    ),
+    Patch(
+        "postgres: a watch begins without a message to itself",
+        f"{POSTGRES}/_watches.py",
+        "        await self._change(self._limits.probe)\n",
+        "        self._listens = True\n",
+        ("tests/postgres/test_postgres_watches.py::test_a_server_that_cannot_tell",),
+    ),
+    Patch(
+        "postgres: a watch is not told of a reconnection",
+        f"{POSTGRES}/_watches.py",
+        "        if self._listens:\n            self._tell_all()\n",
+        "        if self._listens:\n            self._tell_all()\n            self._tell_all = list\n",
+        ("tests/postgres/test_postgres_watches.py::test_the_server_is_killed",),
+    ),
+    Patch(
+        "postgres: a silent connection is listened to for ever",
+        f"{POSTGRES}/_watches.py",
+        '                        await connection.execute("select 1", timeout=self._limits.statement)\n',
+        "                        pass\n",
+        ("tests/postgres/test_postgres_watches.py::test_a_connection_that_is_lost[silent]",),
+    ),
+    Patch(
+        "postgres: closing a store leaves its watches waiting",
+        f"{POSTGRES}/store.py",
+        "        self.watches.close()\n",
+        "",
+        ("tests/postgres/test_postgres_watches.py::test_closing_the_store_ends_watches[True]",),
+    ),
+    Patch(
+        "postgres: a watch takes the last connection of a pool",
+        f"{POSTGRES}/_connections.py",
+        "self._pool.get_max_size() > LEAST_CONNECTIONS",
+        "self._pool.get_max_size() >= LEAST_CONNECTIONS",
+        ("tests/postgres/test_postgres_watches.py::test_a_pool_of_the_callers_own",),
     ),
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from asyncpg import Connection
 
 from durable_core import Batcher, StepRecord
-from durable_core.stores.flows import FLOW, state_of
+from durable_core.stores.flows import FLOW, has_ended, state_of
 
 from ._connections import Connections
 from ._errors import retry
@@ -19,29 +19,39 @@ from .errors import RowRefused
 class Writer:
     """Combines concurrent appends into few inserts, one batch at a time on a connection of its own."""
 
-    def __init__(self, connections: Connections, statements: Statements) -> None:
+    def __init__(self, connections: Connections, statements: Statements, holds: Callable[[str], bool]) -> None:
         self._own: Final = connections.own()
         self._statements: Final = statements
+        self._holds: Final = holds
         self._seconds: Final = connections.limits.statement
         self.submit: Final = Batcher(self._flush, size=size_of, refused=RowRefused).submit
 
     async def _flush(self, records: Sequence[StepRecord]) -> Sequence[StepRecord]:
         async def write() -> Sequence[StepRecord]:
             async with self._own.use() as connection:
-                return await claim(connection, self._statements, records, self._seconds)
+                return await claim(connection, self._statements, records, self._seconds, self._holds)
 
         # A row that was written before the connection broke holds its slot, and is found there.
         return await retry(write)
 
 
 async def claim(
-    connection: Connection, statements: Statements, records: Sequence[StepRecord], seconds: float
+    connection: Connection,
+    statements: Statements,
+    records: Sequence[StepRecord],
+    seconds: float,
+    holds: Callable[[str], bool],
 ) -> Sequence[StepRecord]:
-    """Claim the slot of each record; return for each the one that holds its slot, which is itself if it won."""
+    """Claim the slot of each record; return for each the one that holds its slot, which is itself if it won.
+
+    Watches are told of it, but not of what happens in runs that this store `holds`, unless it ends them: all commits that tell
+    something wait for each other.
+    """
+    told = [record.run_id for record in records if not holds(record.run_id) or (record.step_id == FLOW and has_ended(record))]
     holders: dict[tuple[str, str, int], StepRecord] = {}
     missing = records
     while missing:
-        if await _insert(connection, statements, missing, seconds) == len(missing):
+        if await _insert(connection, statements, missing, seconds, told) == len(missing):
             break
         slots = map(list, zip(*map(slot_of, missing), strict=True))
         for holder in map(statements.record, await connection.fetch(statements.holders, *slots, timeout=seconds)):
@@ -54,14 +64,19 @@ async def claim(
     return [record if holder.id == record.id else holder for record, holder in pairs]
 
 
-async def _insert(connection: Connection, statements: Statements, records: Sequence[StepRecord], seconds: float) -> int:
-    """Insert the records whose slots are empty, and return how many; flows also into the index."""
+async def _insert(
+    connection: Connection, statements: Statements, records: Sequence[StepRecord], seconds: float, told: Collection[str]
+) -> int:
+    """Insert the records whose slots are empty, and return how many; flows also into the index. Tell the watches of `told`."""
     # In the order of the key, as every other batch, so that no two of them wait for each other.
     rows = as_json(sorted(records, key=slot_of))
     flows = [record for record in records if record.step_id == FLOW]
-    if not flows:
+    if not flows and not told:
         done = await connection.execute(statements.insert, rows, timeout=seconds)
         return int(done.rpartition(" ")[2])
-    states = [flow.id for flow in flows], [state_of(flow) for flow in flows]
-    inserted: int = await connection.fetchval(statements.insert_flows, rows, *states, timeout=seconds)
+    if flows:
+        states = [flow.id for flow in flows], [state_of(flow) for flow in flows]
+        inserted: int = await connection.fetchval(statements.insert_flows, rows, told, *states, timeout=seconds)
+    else:
+        inserted = await connection.fetchval(statements.insert_and_tell, rows, told, timeout=seconds)
     return inserted

@@ -34,7 +34,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """For a statement that may concern a long log, and for a commit, which also checks the constraints that were deferred."""
     close: float = 10.0
     ping: float = 5.0
-    """Between two looks at the connection that holds the locks."""
+    """Between two looks at the connection that holds the locks, and at the one that listens."""
+    probe: float = 5.0
+    """For the way of a token to the connection that listens."""
 
 
 class Connections:
@@ -119,6 +121,11 @@ class Connections:
                     await work
             except TimeoutError as error:
                 raise ConnectionLost(f"{self}: no answer in time; whether the server did the work is not known") from error
+
+    @property
+    def can_spare_one(self) -> bool:
+        """Return True if the pool, which is ready, has a connection more than the store needs."""
+        return self._pool is not None and self._pool.get_max_size() > LEAST_CONNECTIONS
 
     def own(self, begin: Callable[[Connection], Awaitable[None]] | None = None) -> OwnConnection:
         """Make room for a connection kept out of the pool; `begin` is called with each that is taken for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
@@ -22,13 +23,14 @@ _NEWEST: Final = -1
 class JoinedTransaction(Joined):
     """Reads and appends within the caller's transaction, and leaves its end and its connection to the caller."""
 
-    def __init__(self, connections: Connections, statements: Statements, connection: Any) -> None:
+    def __init__(self, connections: Connections, statements: Statements, holds: Callable[[str], bool], connection: Any) -> None:
         if not isinstance(connection, Connection):
             raise TypeError(
                 f"connection must be an asyncpg connection, not {connection!r}: this store shares no other transaction"
             )
         self._connections: Final = connections
         self._statements: Final = statements
+        self._holds: Final = holds
         self._seconds: Final = connections.limits.statement
         self._connection: Final = connection
         self._check()
@@ -36,7 +38,7 @@ class JoinedTransaction(Joined):
     async def append(self, record: StepRecord) -> StepRecord:
         await self._begun()
         with driver_errors(self._connections):
-            (holder,) = await claim(self._connection, self._statements, [record], self._seconds)
+            (holder,) = await claim(self._connection, self._statements, [record], self._seconds, self._holds)
         return holder
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:

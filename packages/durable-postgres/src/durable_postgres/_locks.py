@@ -65,6 +65,7 @@ class Locks:
         self._limits: Final = connections.limits
         self._holders: Final = Holders(connections)
         self._held: Final[dict[int, HeldLock]] = {}
+        self._of_runs: Final[dict[str, HeldLock]] = {}
         self._submit: Final = Batcher(self._flush, size=lambda _: 8).submit
         self._turn: Final = asyncio.Lock()
         self._own: Final = connections.own(self._begin)
@@ -78,7 +79,7 @@ class Locks:
         lease = HeldLock(run_id, lock_key(self._table, run_id))
         if mine := self._held.get(lease.key):
             raise RunBusy(run_id, holder=mine.holder.name, since=mine.holder.since)
-        self._held[lease.key] = lease
+        self._held[lease.key] = self._of_runs[run_id] = lease
         try:
             await self._submit((lease, True))
             if lease.refusal is not None:
@@ -89,6 +90,11 @@ class Locks:
             yield lease
         finally:
             await self._give(lease)
+
+    def holds(self, run_id: str) -> bool:
+        """Return True if this store holds the run's lock."""
+        lease = self._of_runs.get(run_id)
+        return lease is not None and lease.is_held
 
     async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
         """Return who holds those of the runs that are held."""
@@ -114,7 +120,7 @@ class Locks:
             raise
         finally:
             lease.connection = None
-            del self._held[lease.key]
+            del self._held[lease.key], self._of_runs[lease.run_id]
 
     async def _flush(self, asked: Sequence[Change]) -> Sequence[None]:
         # A statement that is broken off would end the transaction and lose every lock.

@@ -86,18 +86,23 @@ class Statements:
             f"insert into {table.sql} ({_NAMES}) select {casts}"
             f" from json_to_recordset($1::text::json) as new({texts}) on conflict do nothing"
         )
+        # Told in the statement that appends: heard once that has committed, and only then.
+        added = f"with added as ({self.insert} returning run_id, step_id, revision, id, name, started_at)"
+        count = f"""
+            select count(*),
+                (select count(pg_notify('{table.channel}', run_id)) from added where run_id = any($2::text[]))
+            from added"""
+        self.insert_and_tell: Final = added + count
         # The index stands beside the log in one statement: neither is ever there without the other.
         self.insert_flows: Final = f"""
-            with added as ({self.insert} returning run_id, step_id, revision, id, name, started_at),
-            indexed as (
+            {added}, indexed as (
                 insert into {table.flows} as known (run_id, revision, name, state, started_at)
                 select distinct on (run_id) run_id, revision, name, state, started_at
-                from added join unnest($2::text[], $3::text[]) as flow(id, state) using (id)
+                from added join unnest($3::text[], $4::text[]) as flow(id, state) using (id)
                 where step_id = '{FLOW}' order by run_id, revision desc
                 on conflict (run_id) do update set revision = excluded.revision, name = excluded.name, state = excluded.state,
                     started_at = excluded.started_at where known.revision < excluded.revision
-            )
-            select count(*) from added"""
+            ){count}"""
         self.holders: Final = (
             f"select {_SELECTED} from {table.sql} t join unnest($1::text[], $2::text[], $3::bigint[])"
             " as slot(run_id, step_id, revision) using (run_id, step_id, revision)"

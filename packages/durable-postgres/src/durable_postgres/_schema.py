@@ -87,6 +87,8 @@ class Table:
         self.locks: Final = f'"{schema}"."{table}_locks"'
         self.flows: Final = f'"{schema}"."{table}_flows"'
         self.wakes: Final = f'"{schema}"."{table}_wakes"'
+        self.channel: Final = f"durable_{lock_key(self.sql, 'watch') % 2**64:016x}"
+        """Of LISTEN and NOTIFY: a name of at most 63 bytes."""
 
     def migration(self, layout: int) -> str:
         """Return the statements that lead from `layout` to the present one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -19,10 +19,13 @@ from .errors import ConnectionLost
 class Transaction:
     """An open transaction: `connection` is asyncpg's, for your own SQL, and `append` claims the step's slot within it."""
 
-    def __init__(self, connections: Connections, statements: Statements, connection: Connection) -> None:
+    def __init__(
+        self, connections: Connections, statements: Statements, holds: Callable[[str], bool], connection: Connection
+    ) -> None:
         self.connection: Final = connection
         self._connections: Final = connections
         self._statements: Final = statements
+        self._holds: Final = holds
         self._won = False
 
     async def append(self, record: StepRecord) -> StepRecord:
@@ -37,13 +40,15 @@ class Transaction:
         with self._connections.guard(self.connection):
             # Others wait for this claim: a process that stops dead between it and the commit must not hold them up for long.
             await self.connection.execute("set local idle_in_transaction_session_timeout = '10s'", timeout=seconds)
-            (holder,) = await claim(self.connection, self._statements, [record], seconds)
+            (holder,) = await claim(self.connection, self._statements, [record], seconds, self._holds)
         self._won = holder is record
         return holder
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, connections: Connections, statements: Statements) -> AsyncIterator[Transaction]:
+    async def open(
+        cls, connections: Connections, statements: Statements, holds: Callable[[str], bool]
+    ) -> AsyncIterator[Transaction]:
         """Open a transaction; commit it at the end if its record won its slot, and else roll it back.
 
         When the connection is lost, or the commit fails, the error is one of those that `PostgresStore.is_retryable` knows.
@@ -54,7 +59,7 @@ class Transaction:
             with connections.guard(connection):
                 sql = connection.transaction()
             await connections.timed(connection, sql.start(), within=limits.statement)
-            transaction = cls(connections, statements, connection)
+            transaction = cls(connections, statements, holds, connection)
             try:
                 yield transaction
             except Exception as error:

@@ -20,6 +20,7 @@ from durable_core.store import (
     SupportsHolder,
     SupportsPolling,
     SupportsWakeups,
+    SupportsWatch,
     WakeUp,
     to_the_end,
 )
@@ -37,6 +38,7 @@ from ._rows import Statements
 from ._schema import Table
 from ._transaction import Transaction
 from ._wakeups import Wakeups
+from ._watches import Watches
 
 _RUNS: Final = 1_000
 
@@ -50,6 +52,7 @@ class PostgresStore(
     SupportsPolling,
     SupportsFlows,
     SupportsWakeups,
+    SupportsWatch,
     SupportsTransaction,
     SupportsConnection,
 ):
@@ -161,13 +164,20 @@ class PostgresStore(
     async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
         await self._here().wakeups.clear_wakeups(wakeups)
 
+    def watch(self, run_id: str) -> AsyncIterator[None]:
+        """Listen on one connection of the pool for all runs that are watched, as long as the pool has six or more.
+
+        It ends at once on a smaller pool, behind a pooler that passes nothing on, and when the store is closed.
+        """
+        return self._here().watches.watch(run_id)
+
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Open a transaction on a connection of its own, at the isolation level that is the role's default.
 
         It is committed at the end of the context if `append` was called on it and won the slot, and else rolled back.
         """
         parts = self._here()
-        return Transaction.open(parts.connections, parts.statements)
+        return Transaction.open(parts.connections, parts.statements, parts.locks.holds)
 
     def within(self, connection: Any) -> Joined:
         """Take part in the caller's transaction on an asyncpg connection, of a pool or not: what is appended commits with it.
@@ -176,7 +186,7 @@ class PostgresStore(
         server leaves the transaction to be rolled back, as one of the caller's own SQL does.
         """
         parts = self._here()
-        return JoinedTransaction(parts.connections, parts.statements, connection)
+        return JoinedTransaction(parts.connections, parts.statements, parts.locks.holds, connection)
 
     def is_retryable(self, error: BaseException) -> bool:
         """Tell whether `error` out of a transaction means: run all of it again.
@@ -206,11 +216,12 @@ class Parts:
     def __init__(self, connections: Connections) -> None:
         self.connections: Final = connections
         self.statements: Final = Statements(connections.table)
+        self.locks: Final = Locks(connections)
         # Of two writers one prepares rows while the server inserts for the other.
-        self.writers: Final = tuple(Writer(connections, self.statements) for _ in range(2))
+        self.writers: Final = tuple(Writer(connections, self.statements, self.locks.holds) for _ in range(2))
         self.reads: Final = Reads(connections, self.statements)
         self.wakeups: Final = Wakeups(connections, self.statements)
-        self.locks: Final = Locks(connections)
+        self.watches: Final = Watches(connections)
         # At its end a loop closes the generators that were begun on it, and so these connections, if nobody else did.
         self._guard: Final = self._closing()
         with suppress(StopIteration):
@@ -218,6 +229,7 @@ class Parts:
 
     async def close(self) -> None:
         self.locks.close()
+        self.watches.close()
         await self.connections.close()
 
     async def _closing(self) -> AsyncGenerator[None]:

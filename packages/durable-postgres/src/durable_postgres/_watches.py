@@ -1,0 +1,136 @@
+"""Hearing that somebody acted on a run: LISTEN, on one connection for all runs that are watched in a store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from contextvars import Context
+from typing import Any, Final
+from uuid import uuid4
+
+from asyncpg import Connection
+
+from durable_core import StoreError
+
+from ._connections import Connections, is_open
+from .errors import ConnectionLost
+
+_AGAIN: Final = 0.5  # seconds until the next try to listen, after one that failed
+_log: Final = logging.getLogger("durable_postgres")
+
+
+class Watches:
+    """The runs that are watched, and a task that keeps one connection listening while there are any.
+
+    Each message is a run's id. A pooler may take LISTEN and pass no message on: before the first watch yields, a token that was
+    sent on another connection has to come.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections: Final = connections
+        self._channel: Final = connections.table.channel
+        self._limits: Final = connections.limits
+        self._own: Final = connections.own(self._begin)
+        self._watched: Final[dict[str, set[asyncio.Event]]] = {}
+        self._listener: asyncio.Task[None] | None = None
+        self._token = ""  # with a line feed, which no run's id has
+        self._listens = False
+        """The token came on this connection."""
+        self._has_listened = False
+        self._is_over = False
+        """Nothing will be heard any more."""
+        self._changed = asyncio.Event()
+        """The connection was lost, or the token came."""
+
+    async def watch(self, run_id: str) -> AsyncGenerator[None]:
+        """Yield once this listens, once after each reconnection, and whenever somebody acted on the run."""
+        told = asyncio.Event()
+        if self._listens or self._is_over:
+            told.set()
+        self._watched.setdefault(run_id, set()).add(told)
+        if not self._is_over and (self._listener is None or self._listener.done()):
+            # In a context of its own: the caller's would keep its run alive for as long as anybody watches.
+            self._listener = asyncio.create_task(self._listen(), name="durable-postgres-watch", context=Context())
+        try:
+            while await told.wait() and not self._is_over:
+                told.clear()
+                yield
+        finally:
+            self._watched[run_id].remove(told)
+            if not self._watched[run_id]:
+                del self._watched[run_id]
+
+    def close(self) -> None:
+        """End all watches; the connection goes with the others of the store."""
+        self._end()
+        if self._listener is not None:
+            self._listener.cancel()
+
+    async def _listen(self) -> None:
+        """Keep a connection listening, and ask from time to time whether it lives."""
+        while self._watched and not self._is_over:
+            try:
+                await self._connections.ready()
+                if not self._connections.can_spare_one:
+                    self._end()
+                    break
+                async with self._own.use() as connection:
+                    if self._listens:
+                        await connection.execute("select 1", timeout=self._limits.statement)
+                    else:
+                        await self._probe(connection)
+            except StoreError as error:
+                self._listens = False
+                _log.debug("%s: watches hear nothing for now: %s", self._connections, error)
+                await asyncio.sleep(_AGAIN)
+            else:
+                await self._change(self._limits.ping)
+        self._listens = False
+        self._own.close()
+
+    async def _begin(self, connection: Connection) -> None:
+        self._listens, self._changed = False, (changed := asyncio.Event())
+        connection.add_termination_listener(lambda _: changed.set())
+        listening = connection.add_listener(self._channel, self._hear)
+        await self._connections.timed(connection, listening, within=self._limits.statement)
+
+    async def _probe(self, connection: Connection) -> None:
+        """Send a token and wait for it; then tell all watches, which may have missed something before."""
+        self._token = f"\n{uuid4().hex}"
+        await self._connections.fetch("select pg_notify($1, $2)", self._channel, self._token, within=self._limits.statement)
+        # Nothing is asked on this connection meanwhile: a pooler could pass a message on with the answer.
+        await self._change(self._limits.probe)
+        if self._listens:
+            self._tell_all()
+        elif self._has_listened or not is_open(connection):
+            raise ConnectionLost(f"{self._connections}: the connection that listens hears nothing")
+        else:
+            _log.info("%s: a message to itself did not come, so nothing is watched; is a pooler in between?", self._connections)
+            self._end()
+            # Or the pooler would go on getting messages for nobody.
+            silence = connection.remove_listener(self._channel, self._hear)
+            await self._connections.timed(connection, silence, within=self._limits.statement)
+
+    def _hear(self, connection: Any, pid: int, channel: str, message: Any) -> None:
+        if message == self._token:
+            self._listens = self._has_listened = True
+            self._changed.set()
+        for told in self._watched.get(message, ()):
+            told.set()
+
+    async def _change(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        self._changed.clear()
+
+    def _end(self) -> None:
+        self._is_over, self._listens = True, False
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        for events in self._watched.values():
+            for told in events:
+                told.set()

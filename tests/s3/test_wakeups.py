@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from time import monotonic
@@ -11,9 +12,10 @@ from uuid import uuid4
 
 import pytest
 
-from durable_core import StoreError
+from durable_core import Runner, StoreError, control, flow
 from durable_core.store import WakeUp, wakeups_of
 from durable_s3 import S3Store
+from durable_worker import Worker
 from tests.s3 import proxy as faults
 from tests.s3.proxy import Fault, Line, Proxy
 from tests.s3.support import open_at
@@ -195,3 +197,35 @@ async def test_a_run_that_can_not_be_is_refused(s3_url: str) -> None:
         with pytest.raises(ValueError, match="run_id 'a\\\\nb' holds a control character"):
             await store.set_wakeup("a\nb", "flow", LONG_AGO)
         assert await take(store) == []
+
+
+async def test_a_worker_gets_to_what_lies_behind_the_runs_in_hand(s3_url: str) -> None:
+    """Runs that it drives, with many wake-ups each, and runs that another holds take no room from those that are due later."""
+    may_end = asyncio.Event()
+
+    @flow
+    async def wait(runner: Runner) -> None:
+        await runner.step("wait", may_end.wait, returns=None)
+
+    @flow
+    async def greet(runner: Runner) -> str:
+        return await runner.step("greet", lambda: "hello")
+
+    async with S3Store.from_url(s3_url) as store, S3Store.from_url(s3_url) as other, AsyncExitStack() as held:
+        for run_id in ("long 1", "long 2"):
+            await wait.start(store, run_id)
+        for number in range(3):
+            await greet.start(store, f"held {number}")
+            await held.enter_async_context(other.lock(f"held {number}"))
+        for number in range(20):
+            await store.set_wakeup(f"long {number % 2 + 1}", wait.name, LONG_AGO)
+        quick = [f"quick {number}" for number in range(5)]
+        async with Worker(store, [wait, greet], concurrency=3, poll=0.05):
+            for run_id in quick:
+                await greet.start(other, run_id)
+            results = [control.result(other, run_id, timeout=60) for run_id in quick]
+            assert await asyncio.gather(*results) == ["hello"] * len(quick)
+            assert [(await control.status(store, run_id)).status for run_id in ("long 1", "long 2")] == ["running"] * 2
+            may_end.set()
+            for run_id in ("long 1", "long 2"):
+                await control.result(other, run_id, timeout=60)

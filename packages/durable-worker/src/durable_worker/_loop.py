@@ -74,7 +74,6 @@ class Loop:
         self._found: Final = Wakeups(clock)
         """Wake-ups of this worker's own: of runs that the sweep found."""
         self.wakeups: Final[SupportsWakeups] = wakeups_of(store) or self._found
-        self._hides: Final = getattr(self.wakeups, "hides_wakeups", True)
         self._sweeper: Final = Sweep(store, flows.keys(), clock, settings.adopt, self.tries_once_more)
         self._began: datetime | None = None
         self._visits: Final[dict[str, Visit]] = {}
@@ -221,8 +220,6 @@ class Loop:
         limit -= len(taken)
         if self.wakeups is self._found or not limit:
             return taken
-        if not self._hides:  # those are shown again that are in hand, or left alone
-            limit += len(self._visits) + len(self._left)
         return [*taken, *await self.wakeups.take_wakeups(self.flows.keys(), limit=limit, visibility_timeout=hidden)]
 
     def _visit(self, wakeup: WakeUp, report: SweepReport | None) -> None:
@@ -291,7 +288,7 @@ class Loop:
         return timedelta(seconds=min(2.0 ** (times - 1), _LONGEST))
 
     def leave_alone(self, run_id: str, seconds: float) -> None:
-        """Take no wake-up of a run for so long: a store may not be able to hide them, and the run has them shown again."""
+        """Take no wake-up of a run for so long: a store may not be able to hide them from others, and shows new ones anyway."""
         self._left[run_id] = self.clock.monotonic() + seconds
 
     def _is_left(self, run_id: str) -> bool:

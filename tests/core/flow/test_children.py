@@ -99,7 +99,8 @@ async def test_a_child_that_waits_makes_its_parent_wait_and_cuts_no_sibling(stor
 
 
 async def test_a_decision_for_a_child_lets_a_live_parent_go_on(store: FlakyStore) -> None:
-    """At once, in the same process."""
+    """At once, in the same process, on a store that has no watch."""
+    store.watch = None  # type: ignore[assignment,method-assign]
 
     @flow
     async def asks(runner: Runner) -> str:

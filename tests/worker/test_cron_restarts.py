@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from durable_core import StepRecord
-from durable_core.errors import StoreError
+from durable_core.errors import LockLost, StoreError
+from durable_core.store import Lease
 from durable_core.stores.memory import MemoryStore
 from durable_worker import _schedules
 from durable_worker._schedules import Schedules
@@ -125,6 +128,41 @@ async def test_without_locks_the_slots_decide(freeze_at: int) -> None:
     assert place.started == [utc("2026-06-01 12:01") + n * MINUTE for n in range(4)]
 
 
+async def test_without_locks_the_slots_decide_what_is_recorded() -> None:
+    """A process that lost the slot to a newer entry looks again, and leaves what it reads there."""
+    place = Place(BEGIN)
+    frozen, other = Freezing(place), Freezing(place)
+    sleeper, waker = Place(BEGIN, frozen, place.clock).replica("*/2 * * * *"), Place(BEGIN, other, place.clock).replica()
+    frozen.freeze_at = 3  # as it is about to record that it saw the schedule
+    look = asyncio.create_task(sleeper.tick())
+    await frozen.frozen.wait()
+    await waker.tick()
+    frozen.thawed.set()
+    await look
+    latest = await place.memory.get("$cron/settle", "$cron")
+    assert latest is not None
+    assert [version["expression"] for version in latest.value()] == ["* * * * *", "*/2 * * * *"]
+
+
+async def test_a_process_that_lost_its_lock_starts_nothing() -> None:
+    """Frozen for longer than its lease, it comes back after another has started the tick, and its run was cleaned up."""
+
+    class Lost(Seen):
+        @asynccontextmanager
+        async def lock(self, run_id: str) -> AsyncIterator[Lease]:
+            class Gone(Lease):
+                def check(self) -> None:
+                    raise LockLost("another holder took it over")
+
+            yield Gone()
+
+    place = Place(BEGIN)
+    await place.replica().tick()
+    place.clock.advance(40)
+    assert await Place(BEGIN, Lost(place.memory, place.begun), place.clock).replica().tick() == 0
+    assert place.started == []
+
+
 async def test_a_lock_that_a_dead_process_still_holds_delays_a_tick() -> None:
     """A lease runs out after some time; the tick is young enough then."""
     place = Place(BEGIN)
@@ -149,7 +187,7 @@ async def test_a_lock_that_a_dead_process_still_holds_delays_a_tick() -> None:
         ("none", timedelta(days=40, minutes=5), []),
         ("last", timedelta(minutes=59), []),
         ("last", timedelta(hours=1, minutes=1), ["13:30"]),
-        ("last", timedelta(hours=7), ["19:30"]),
+        ("last", timedelta(hours=7, minutes=5), ["19:30"]),
         ("last", timedelta(days=40, minutes=5), ["12:30"]),
     ],
 )

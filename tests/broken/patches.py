@@ -2451,6 +2451,8 @@ PATCHES = [
         "self._pool.get_max_size() > LEAST_CONNECTIONS",
         "self._pool.get_max_size() >= LEAST_CONNECTIONS",
         ("tests/postgres/test_postgres_watches.py::test_a_pool_of_the_callers_own",),
+    ),
+    Patch(
         "cron: a fixed time comes back in the second of two hours",
         f"{WORKER}/_cron.py",
         "            if (at := tick.astimezone(UTC)) > moment:\n",

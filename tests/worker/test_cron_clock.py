@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from durable_core import Runner, control, flow
+from durable_core import Runner, control, flow, open_store
+from durable_core.store import runs_of
 from durable_core.stores.memory import MemoryStore
 from durable_core.testing import FakeClock
-from durable_file import FileStore
 from durable_worker import Worker
 from durable_worker._cron import Cron
 from tests.worker.replicas import MINUTE, Place, tick_of, ticks, utc
@@ -66,25 +67,24 @@ async def test_three_replicas_start_each_tick_once(expression: str, night: str) 
 
 
 @pytest.mark.parametrize("night", NIGHTS)
-async def test_three_replicas_on_a_real_store(night: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["file", "sqlite"])
+async def test_three_replicas_on_a_real_store(scheme: str, night: str, tmp_path: Path) -> None:
     """Each replica has the files open for itself, and the operating system's locks are between them."""
     begin = NIGHTS[night] + timedelta(hours=5)
     clock = FakeClock(begin)
-    stores = [FileStore(tmp_path) for _ in range(3)]
-    replicas = [Place(begin, store, clock).replica() for store in stores]
-    asked = sum([await replica.tick() for replica in replicas])
-    try:
+    async with AsyncExitStack() as stack:
+        stores = [await stack.enter_async_context(open_store(f"{scheme}:{tmp_path / 'runs'}")) for _ in range(3)]
+        replicas = [Place(begin, store, clock).replica() for store in stores]
+        asked = sum([await replica.tick() for replica in replicas])
         while clock.now() < begin + timedelta(hours=4):
             clock.advance(50)
             asked += sum(await asyncio.gather(*(replica.tick() for replica in replicas)))
             replicas.append(replicas.pop(0))
         expected = ticks("* * * * *", "Europe/Berlin", begin, clock.now())
-        run_ids = [run_id async for run_id in stores[0].runs("settle@")]
-        assert sorted(map(tick_of, run_ids)) == expected
+        listing = runs_of(stores[0])
+        assert listing is not None
+        assert sorted([tick_of(run_id) async for run_id in listing.runs("settle@")]) == expected
         assert asked == len(expected) == 240
-    finally:
-        for store in stores:
-            await store.__aexit__(None, None, None)
 
 
 @pytest.mark.parametrize("night", NIGHTS)

@@ -36,6 +36,7 @@ WHEEL_TESTS = {
     "durable-file": ["tests/file"],
     "durable-postgres": ["tests/postgres/test_contract_postgres.py::TestPostgresStore"],
     "durable-redis": ["tests/redis/test_contract.py::TestRedisStore"],
+    "durable-sqlite": ["tests/sqlite"],
     "durable-s3": ["tests/s3/test_contract_s3.py::TestS3Store"],
 }
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""

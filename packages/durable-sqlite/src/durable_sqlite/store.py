@@ -68,7 +68,7 @@ class SqliteStore(
     when wake-ups are due, in place of the machine's clock.
     """
 
-    poll_seconds: float = 1.0
+    poll_seconds: float = 2.0
 
     def __init__(self, path: str | os.PathLike[str], *, lock_timeout: float = 30.0, clock: Clock | None = None) -> None:
         given = os.fspath(path)

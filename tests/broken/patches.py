@@ -26,6 +26,7 @@ POSTGRES = "packages/durable-postgres/src/durable_postgres"
 REDIS = "packages/durable-redis/src/durable_redis"
 S3 = "packages/durable-s3/src/durable_s3"
 WORKER = "packages/durable-worker/src/durable_worker"
+SQLITE = "packages/durable-sqlite/src/durable_sqlite"
 
 PATCHES = [
     Patch(
@@ -2586,5 +2587,89 @@ PATCHES = [
         '            if not other.startswith("$"):\n',
         "            if True:\n",
         ("tests/worker/test_cron.py::test_the_log_of_a_schedule_shows_in_no_list",),
+    ),
+    Patch(
+        "sqlite: a commit is not synced",
+        f"{SQLITE}/_database.py",
+        "    pragma synchronous = full;\n",
+        "    pragma synchronous = normal;\n",
+        ("tests/sqlite/test_sqlite_store.py::test_durable_when_the_commit_returns",),
+    ),
+    Patch(
+        "sqlite: a transaction begins without the write lock",
+        f"{SQLITE}/_writing.py",
+        '    connection.execute("begin immediate")\n',
+        '    connection.execute("begin")\n',
+        ("tests/sqlite/test_sqlite_transactions.py::test_nobody_else_writes_meanwhile",),
+    ),
+    Patch(
+        "sqlite: the database stays open over a fork",
+        f"{SQLITE}/_database.py",
+        "        database._mutex.acquire()\n        database._close()\n",
+        "        database._mutex.acquire()\n",
+        ("tests/sqlite/test_sqlite_posix_faults.py::test_a_child_outlives_its_parents_store",),
+    ),
+    Patch(
+        "sqlite: a child uses its parent's thread",
+        f"{SQLITE}/_database.py",
+        "        database._mutex, database._thread = RLock(), None\n",
+        "        database._mutex = RLock()\n",
+        ("tests/sqlite/test_sqlite_posix_faults.py::test_fork",),
+    ),
+    Patch(
+        "sqlite: a locked database is not waited for",
+        f"{SQLITE}/_database.py",
+        "    if code_of(error) == sqlite3.SQLITE_BUSY and",
+        "    if False and",
+        ("tests/sqlite/test_sqlite_store.py::test_a_locked_database",),
+    ),
+    Patch(
+        "sqlite: a file that was removed is written to",
+        f"{SQLITE}/_database.py",
+        "            if self._is_there():\n",
+        "            if self._file:\n",
+        ("tests/sqlite/test_sqlite_store.py::test_a_file_that_was_removed_or_replaced",),
+    ),
+    Patch(
+        "sqlite: a transaction can be committed by hand",
+        f"{SQLITE}/_transaction.py",
+        "        return sqlite3.SQLITE_DENY\n",
+        "        return sqlite3.SQLITE_OK\n",
+        ("tests/sqlite/test_sqlite_transactions.py::test_it_cant_be_ended_by_hand[False-commit]",),
+    ),
+    Patch(
+        "sqlite: a transaction that lost its slot is committed",
+        f"{SQLITE}/_transaction.py",
+        "        if holder is None or holder is not record:\n",
+        "        if holder is None:\n",
+        ("tests/sqlite/test_sqlite_transactions.py::test_a_transaction_that_lost_its_slot",),
+    ),
+    Patch(
+        "sqlite: a damaged row takes other appends along",
+        f"{SQLITE}/store.py",
+        "size=size_of, refused=REFUSED)",
+        "size=size_of)",
+        ("tests/sqlite/test_sqlite_store.py::test_damaged_rows[note]",),
+    ),
+    Patch(
+        "sqlite: a look for wake-ups takes the write lock",
+        f"{SQLITE}/_wakeups.py",
+        "    if not _due(connection, flows, limit, now):",
+        "    if limit < 0:",
+        ("tests/sqlite/test_sqlite_store.py::test_a_locked_database",),
+    ),
+    Patch(
+        "sqlite: the database can be read by everybody",
+        f"{SQLITE}/_database.py",
+        "os.O_EXCL, 0o600))",
+        "os.O_EXCL, 0o644))",
+        ("tests/sqlite/test_sqlite_posix_faults.py::test_private_to_the_owner",),
+    ),
+    Patch(
+        "core: a transaction's function is called before the lock is looked at",
+        f"{CORE}/_running/transaction.py",
+        "            outcome = context.run(called, run, call, fn, (connection, *args))\n",
+        "            outcome = Outcome(context.run(fn, connection, *args))\n",
+        ("tests/sqlite/test_sqlite_transactions.py::test_a_lost_lock_is_seen_last",),
     ),
 ]

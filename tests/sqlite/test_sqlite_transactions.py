@@ -5,6 +5,7 @@ import functools
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,31 @@ async def test_of_two_at_once_one_commits_and_both_get_its_value(path: Path) -> 
         got = await asyncio.gather(*(Runner(store, "run").transaction("credit", work) for store in (one, two)))
     assert got == ["a", "a"]
     assert next(values, None) is None
+    assert balances(path) == {"ann": 5, "bob": 0}
+
+
+async def test_a_transaction_that_lost_its_slot(path: Path) -> None:
+    """What it wrote is rolled back where another process had decided the step before it could begin."""
+    winner = StepRecord(run_id="run", step_id="credit", result=b"7")
+    async with SqliteStore(path) as store, SqliteStore(path) as other:
+        runner = Runner(store, "run")
+        await runner.step("first", lambda: None)  # it has read the log now
+        await other.append(winner)
+        assert await runner.transaction("credit", lambda connection: credit(connection, "ann", 5)) == 7
+    assert balances(path) == {"ann": 0, "bob": 0}
+
+
+async def test_nobody_else_writes_meanwhile(path: Path) -> None:
+    """What the function read is true until its commit: nobody gets between what it reads and what it writes."""
+
+    def work(connection: sqlite3.Connection) -> int:
+        (balance,) = connection.execute("select balance from accounts where name = 'ann'").fetchone()
+        with closing(sqlite3.connect(path, timeout=0)) as other, pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("update accounts set balance = 90")
+        return credit(connection, "ann", balance + 5)
+
+    async with SqliteStore(path) as store:
+        assert await Runner(store, "run").transaction("credit", work) == 5
     assert balances(path) == {"ann": 5, "bob": 0}
 
 

@@ -75,7 +75,7 @@ def _layout(connection: Connection) -> int:
     ((version,),) = connection.execute("select version from durable_layout")
     if version != LAYOUT:
         raise StoreError(
-            f"{file_of(connection)}: its tables have layout {version!r}, and this durable-sqlite knows up to {LAYOUT}: upgrade"
-            " durable-sqlite"
+            f"{file_of(connection)}: its tables have layout {version!r}, and this durable-sqlite knows up to {LAYOUT}:"
+            " upgrade durable-sqlite"
         )
     return LAYOUT

@@ -2444,7 +2444,7 @@ PATCHES = [
         f"{POSTGRES}/store.py",
         "        self.watches.close()\n",
         "",
-        ("tests/postgres/test_postgres_watches.py::test_closing_the_store_ends_watches[True]",),
+        ("tests/postgres/test_postgres_watches.py::test_closing_the_store_ends_watches[False]",),
     ),
     Patch(
         "postgres: a watch takes the last connection of a pool",

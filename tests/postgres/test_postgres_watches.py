@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+import pytest_asyncio
 
 from durable_core import Runner, StepRecord, flow
 from durable_core.testing._contract.flows import flow_entry
@@ -22,6 +23,13 @@ from tests.servers.proxy import proxied
 pytestmark = pytest.mark.asyncio
 
 SECONDS = 30
+
+
+@pytest_asyncio.fixture
+async def observer(postgres_server_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(postgres_server_url)
+    yield connection
+    connection.terminate()
 
 
 class Ear:
@@ -78,9 +86,8 @@ async def until_none(connection: asyncpg.Connection, name: str) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_thousand_watches_share_a_connection(postgres_server_url: str, postgres_url: str) -> None:
+async def test_a_thousand_watches_share_a_connection(observer: asyncpg.Connection, postgres_url: str) -> None:
     """They take one connection of the pool together, and each hears of its own run alone."""
-    observer = await asyncpg.connect(postgres_server_url)
     runs = [f"run-{number}" for number in range(1_000)]
     async with (
         PostgresStore.from_url(f"{postgres_url}&application_name=thousand") as store,
@@ -95,7 +102,6 @@ async def test_a_thousand_watches_share_a_connection(postgres_server_url: str, p
         await ears[-1].until(2)
         assert sum(ear.heard for ear in ears) == 1_011
     await until_none(observer, "thousand")
-    await observer.close()
 
 
 async def test_the_server_is_killed(postgres_server: PostgresServer) -> None:
@@ -178,12 +184,14 @@ async def swallowing(port: int) -> AsyncIterator[int]:
         tasks.extend(map(asyncio.create_task, (requests(reader, server_writer), answers(server_reader, writer))))
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as proxy:
-        yield proxy.sockets[0].getsockname()[1]
-        for task in tasks:
-            task.cancel()
-        for writer in writers:
-            writer.close()
-        await asyncio.gather(*tasks, *(writer.wait_closed() for writer in writers), return_exceptions=True)
+        try:
+            yield proxy.sockets[0].getsockname()[1]
+        finally:
+            for task in tasks:
+                task.cancel()
+            for writer in writers:
+                writer.close()
+            await asyncio.gather(*tasks, *(writer.wait_closed() for writer in writers), return_exceptions=True)
 
 
 async def ends_at_once(url: str, observer: asyncpg.Connection) -> None:
@@ -201,28 +209,23 @@ async def ends_at_once(url: str, observer: asyncpg.Connection) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_server_that_cannot_tell(postgres_server_url: str, postgres_url: str) -> None:
+async def test_a_server_that_cannot_tell(observer: asyncpg.Connection, postgres_url: str) -> None:
     """Where a message to itself doesn't come the watch ends, and nothing is left listening."""
     parts = urlsplit(postgres_url)
-    observer = await asyncpg.connect(postgres_server_url)
     async with swallowing(parts.port or 5432) as port:
         await ends_at_once(f"{parts._replace(netloc=f'postgres@127.0.0.1:{port}').geturl()}&sslmode=disable", observer)
-    await observer.close()
 
 
 @pytest.mark.skipif(EXECUTABLE is None, reason="the machine has no PgBouncer; a proxy of the tests swallows messages above")
-async def test_a_pooler_in_between(postgres_server_url: str, postgres_url: str) -> None:
+async def test_a_pooler_in_between(observer: asyncpg.Connection, postgres_server_url: str, postgres_url: str) -> None:
     """PgBouncer in transaction mode passes nothing on: the watch ends."""
-    observer = await asyncpg.connect(postgres_server_url)
     with start_pgbouncer(postgres_server_url) as url:
         await ends_at_once(f"{url}?schema={postgres_url.rpartition('schema=')[2]}", observer)
-    await observer.close()
 
 
 @pytest.mark.parametrize("begun", [True, False])
-async def test_closing_the_store_ends_watches(postgres_server_url: str, postgres_url: str, begun: bool) -> None:
+async def test_closing_the_store_ends_watches(observer: asyncpg.Connection, postgres_url: str, begun: bool) -> None:
     """Those that listen and those that only begin to end, and leave neither a task nor a connection."""
-    observer = await asyncpg.connect(postgres_server_url)
     name = f"closing-{begun}"
     tasks = asyncio.all_tasks()
     ears = [Ear(), Ear()]
@@ -236,12 +239,10 @@ async def test_closing_the_store_ends_watches(postgres_server_url: str, postgres
     await until_none(observer, name)
     while asyncio.all_tasks() - tasks:
         await asyncio.sleep(0)
-    await observer.close()
 
 
-async def test_the_last_watch_leaves(postgres_server_url: str, postgres_url: str) -> None:
+async def test_the_last_watch_leaves(observer: asyncpg.Connection, postgres_url: str) -> None:
     """When nobody watches any more the connection goes; the next watch has another one."""
-    observer = await asyncpg.connect(postgres_server_url)
     async with with_limits(ping=0.05).from_url(f"{postgres_url}&application_name=leaving") as store:
         for number in range(2):
             async with watching(store, "run") as (ear,):
@@ -254,7 +255,6 @@ async def test_the_last_watch_leaves(postgres_server_url: str, postgres_url: str
             async with asyncio.timeout(SECONDS):
                 while await observer.fetchval(listening):
                     await asyncio.sleep(0.01)
-    await observer.close()
 
 
 async def test_a_pool_of_the_callers_own(postgres_server_url: str, postgres_url: str) -> None:
@@ -307,30 +307,27 @@ async def ship(runner: Runner) -> None:
     """Ship an order."""
 
 
-async def test_the_callers_transaction(postgres_server_url: str, postgres_url: str) -> None:
+async def test_the_callers_transaction(observer: asyncpg.Connection, postgres_url: str) -> None:
     """A run that is asked for in it is told of once it has committed, and never if it is rolled back."""
-    mine = await asyncpg.connect(postgres_server_url)
     async with PostgresStore.from_url(postgres_url) as store, watching(store, "one", "two") as (one, two):
         with pytest.raises(ZeroDivisionError):
-            async with mine.transaction():
-                await ship.start(store, "one", connection=mine)
+            async with observer.transaction():
+                await ship.start(store, "one", connection=observer)
                 raise ZeroDivisionError
-        async with mine.transaction():
-            await ship.start(store, "two", connection=mine)
+        async with observer.transaction():
+            await ship.start(store, "two", connection=observer)
             assert two.heard == 1
         await two.until(2)
         assert one.heard == 1
-    await mine.close()
 
 
-async def test_steps_under_the_lock_send_nothing(postgres_server_url: str, postgres_url: str) -> None:
+async def test_steps_under_the_lock_send_nothing(observer: asyncpg.Connection, postgres_url: str) -> None:
     """Steps, transactions and flows of a run that holds its lock send no message but at the end, which a batch may share."""
     messages: list[str] = []
-    listener = await asyncpg.connect(postgres_server_url)
     async with PostgresStore.from_url(postgres_url) as store:
         await store.list("run")
         channel = store._here().connections.table.channel
-        await listener.add_listener(channel, lambda *told: messages.append(told[-1]))
+        await observer.add_listener(channel, lambda *told: messages.append(told[-1]))
 
         @flow
         async def settle(runner: Runner) -> None:
@@ -353,4 +350,3 @@ async def test_steps_under_the_lock_send_nothing(postgres_server_url: str, postg
             while "last" not in messages:
                 await asyncio.sleep(0.01)
         assert messages == ["run", "last"]
-    await listener.close()

@@ -194,7 +194,7 @@ async def test_what_can_be_no_transaction() -> None:
 
     async def work(connection: object) -> None: ...
 
-    with pytest.raises(TypeError, match="no transactions.*durable-postgres"):
+    with pytest.raises(TypeError, match="no transactions.*durable-sqlite"):
         await Runner(MemoryStore(), "run").transaction("a", work)
     store = PostgresStore.from_url("postgresql://nobody@127.0.0.1:1/none")
     with pytest.raises(TypeError, match="must be async"):

@@ -2612,7 +2612,7 @@ PATCHES = [
     Patch(
         "sqlite: a child uses its parent's thread",
         f"{SQLITE}/_database.py",
-        "        database._mutex, database._thread = RLock(), None\n",
+        "        database._mutex, database._worker = RLock(), database._new_worker()\n",
         "        database._mutex = RLock()\n",
         ("tests/sqlite/test_sqlite_posix_faults.py::test_fork",),
     ),

@@ -25,6 +25,7 @@ from durable_core import (
 )
 from durable_core.store import Holder, SupportsHolder, SupportsMarks, SupportsPolling, to_the_end
 from durable_core.stores.filelock import RUN_FILES, Locks, RunLock, Spot, spot_of
+from durable_core.stores.worker import Worker
 
 from . import _disk
 from ._explain import explain_errors
@@ -33,13 +34,13 @@ from ._log import Known, Log, logger
 from ._logs import Logs, folded
 from ._names import SUFFIX, file_name, path_of
 from ._scan import Named, Status, log_names, marks_in, runs_in, scan, statuses_of
-from ._worker import Worker
 
 T = TypeVar("T")
 
 _NAMES_AT_ONCE: Final = 256
 _MOST_LOOKS: Final = 100_000
 _THREADS: Final = 8
+_THREAD: Final = "durable-file"
 
 
 class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling, SupportsMarks):
@@ -207,14 +208,14 @@ class _Open:
     def __init__(self, folder: Path, memory: int, lock_timeout: float) -> None:
         self._folder: Final = folder
         self.locks: Final = Locks(folder, make_folder=_disk.make_folder, wait_limit=lock_timeout)
-        self.common: Final = Worker(at_end=self.locks.close)
+        self.common: Final = Worker(_THREAD, at_end=self.locks.close)
         """For what concerns no single log: the locks of runs, what logs there are, and which changed."""
         self.looks: Final[dict[str, tuple[Sequence[Known], Status]]] = {}
         """Logs that need not be read again for these steps while they have this status."""
         self.named: Final[Named] = {}
         """The runs whose ids the names of their logs don't tell."""
         logs = (Logs(folder, self.locks, memory=memory // _THREADS) for _ in range(_THREADS))
-        self._lanes: Final = [(some, Worker(finish=some.finish, at_end=self.locks.close)) for some in logs]
+        self._lanes: Final = [(some, Worker(_THREAD, finish=some.finish, at_end=self.locks.close)) for some in logs]
 
     def logs_of(self, name: str) -> tuple[Logs, Worker]:
         """Return the logs that a log is one of, and the thread that alone touches them: always the same."""

@@ -8,7 +8,6 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import RLock
@@ -17,6 +16,7 @@ from weakref import WeakSet
 
 from durable_core import StoreError
 from durable_core.store import to_the_end
+from durable_core.stores.worker import Worker
 
 from ._errors import code_of, explain_errors
 from ._schema import prepare
@@ -45,7 +45,7 @@ class Database:
     def __init__(self, path: Path, lock_timeout: float) -> None:
         self.path: Final = path
         self._lock_timeout: Final = lock_timeout
-        self._thread: ThreadPoolExecutor | None = None
+        self._worker = self._new_worker()
         self._connection: sqlite3.Connection | None = None
         self._file: os.stat_result | None = None
         self._mutex = RLock()  # held while the connection is in use
@@ -53,10 +53,8 @@ class Database:
             _databases.add(self)
 
     def run(self, work: Callable[[*Args], T], *args: *Args) -> asyncio.Future[T]:
-        """Return the future of what `work` returns. If that is cancelled once it has begun, the work is done all the same."""
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "durable-sqlite")
-        return asyncio.wrap_future(self._thread.submit(work, *args))
+        """Return the future of what `work` returns. If that is cancelled, the work is done all the same."""
+        return self._worker.run(work, *args)
 
     def ask(self, work: Callable[[sqlite3.Connection, *Args], T], *args: *Args) -> asyncio.Future[T]:
         """Return the future of what `work` returns, which gets the connection first."""
@@ -64,13 +62,10 @@ class Database:
 
     async def close(self) -> None:
         """Wait until all is done that was asked for, and close the connection; who asks again opens it."""
-        if self._thread is not None:
-            closed = self.run(self._close)
-            self._thread = None  # it ends by itself: nobody refers to it any more
-            await to_the_end(closed)
+        await to_the_end(self._worker.close())
 
-    def __del__(self) -> None:
-        self._close()
+    def _new_worker(self) -> Worker:
+        return Worker("durable-sqlite", at_end=self._close)
 
     def _ask(self, work: Callable[[sqlite3.Connection], T]) -> T:
         deadline = time.monotonic() + self._lock_timeout
@@ -150,7 +145,7 @@ def _after_in_parent() -> None:
 def _after_in_child() -> None:
     global _forking
     for database in _stopped:
-        database._mutex, database._thread = RLock(), None
+        database._mutex, database._worker = RLock(), database._new_worker()
     _stopped.clear()
     _forking = RLock()
 

@@ -1,4 +1,4 @@
-"""The threads in which a store touches its files."""
+"""A thread of a store's own, in which it touches its files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Worker:
     It calls `finish` whenever it has done something, before it answers, and `at_end` when it is closed.
     """
 
-    def __init__(self, *, finish: Callable[[], object] = lambda: None, at_end: Callable[[], object]) -> None:
+    def __init__(self, name: str, *, finish: Callable[[], object] = lambda: None, at_end: Callable[[], object]) -> None:
+        self._name: Final = name
         self._finish: Final = finish
         self._at_end: Final = at_end
         self._mutex: Final = threading.Lock()
@@ -97,7 +98,7 @@ class Worker:
             if self._thread is None:
                 # A daemon, so that such a store doesn't keep the program from ending either.
                 args = self._jobs, self._previous, self._finish
-                self._thread = threading.Thread(target=_serve, args=args, name="durable-file", daemon=True)
+                self._thread = threading.Thread(target=_serve, args=args, name=self._name, daemon=True)
                 self._thread.start()
             self._jobs.put(jobs)
 

@@ -2605,15 +2605,15 @@ PATCHES = [
     Patch(
         "sqlite: the database stays open over a fork",
         f"{SQLITE}/_database.py",
-        "        database._mutex.acquire()\n        database._close()\n",
-        "        database._mutex.acquire()\n",
+        "        file.mutex.acquire()\n        file.close()\n",
+        "        file.mutex.acquire()\n",
         ("tests/sqlite/test_sqlite_posix_faults.py::test_a_child_outlives_its_parents_store",),
     ),
     Patch(
         "sqlite: a child uses its parent's thread",
         f"{SQLITE}/_database.py",
-        "        database._mutex, database._worker = RLock(), database._new_worker()\n",
-        "        database._mutex = RLock()\n",
+        "        if self._process != os.getpid():",
+        "        if self._process < 0:",
         ("tests/sqlite/test_sqlite_posix_faults.py::test_fork",),
     ),
     Patch(
@@ -2627,7 +2627,7 @@ PATCHES = [
         "sqlite: a file that was removed is written to",
         f"{SQLITE}/_database.py",
         "            if self._is_there():\n",
-        "            if self._file:\n",
+        "            if self._status:\n",
         ("tests/sqlite/test_sqlite_store.py::test_a_file_that_was_removed_or_replaced",),
     ),
     Patch(

@@ -1,4 +1,4 @@
-"""The database file: its only connection, and the thread that uses it."""
+"""The database file, its only connection, and the thread that uses it."""
 
 from __future__ import annotations
 
@@ -36,57 +36,45 @@ _SETTINGS: Final = """
 """
 
 
-class Database:
-    """Does what it is given in a thread of its own, one thing after the other. Serves all threads and event loops.
-
-    Thread and connection are made when they are needed. A locked database is tried again for `lock_timeout` seconds.
-    """
+class File:
+    """The file and its only connection, made when it is needed. A locked file is tried again for `lock_timeout` seconds."""
 
     def __init__(self, path: Path, lock_timeout: float) -> None:
         self.path: Final = path
         self._lock_timeout: Final = lock_timeout
-        self._worker = self._new_worker()
         self._connection: sqlite3.Connection | None = None
-        self._file: os.stat_result | None = None
-        self._mutex = RLock()  # held while the connection is in use
+        self._status: os.stat_result | None = None
+        self.mutex = RLock()  # held while the connection is in use
         with _forking:
-            _databases.add(self)
+            _files.add(self)
 
-    def run(self, work: Callable[[*Args], T], *args: *Args) -> asyncio.Future[T]:
-        """Return the future of what `work` returns. If that is cancelled, the work is done all the same."""
-        return self._worker.run(work, *args)
-
-    def ask(self, work: Callable[[sqlite3.Connection, *Args], T], *args: *Args) -> asyncio.Future[T]:
-        """Return the future of what `work` returns, which gets the connection first."""
-        return self.run(self._ask, lambda connection: work(connection, *args))
-
-    async def close(self) -> None:
-        """Wait until all is done that was asked for, and close the connection; who asks again opens it."""
-        await to_the_end(self._worker.close())
-
-    def _new_worker(self) -> Worker:
-        return Worker("durable-sqlite", at_end=self._close)
-
-    def _ask(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def ask(self, work: Callable[[sqlite3.Connection, *Args], T], *args: *Args) -> T:
+        """Return what `work` returns, which gets the connection first."""
         deadline = time.monotonic() + self._lock_timeout
         with explain_errors(self.path, seconds=self._lock_timeout):
             while True:
                 try:
-                    with self._mutex:
-                        return work(self._open())
+                    with self.mutex:
+                        return work(self._open(), *args)
                 except sqlite3.Error as error:
                     # SQLite's own way to wait is not fair: some wait for a second where these pauses keep it below 50 ms.
                     if code_of(error) == sqlite3.SQLITE_BUSY and time.monotonic() < deadline:
                         time.sleep(random.random() * _LONGEST_PAUSE)
                         continue
-                    self._close()  # nobody knows what state it is in
+                    self.close()  # nobody knows what state it is in
                     raise
+
+    def close(self) -> None:
+        with self.mutex:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is not None:
             if self._is_there():
                 return self._connection
-            self._close()  # somebody removed or replaced the file: what is written to the old one is lost
+            self.close()  # somebody removed or replaced the file: what is written to the old one is lost
         if self.path.is_dir():
             raise StoreError(f"{self.path} is a folder; name a file in it, such as {self.path / 'runs.db'}")
         if not self.path.parent.is_dir():
@@ -101,7 +89,7 @@ class Database:
                 raise StoreError(f"{self.path} can't have a write-ahead log, its journal mode is {mode!r}; use a local disk")
             connection.executescript(_SETTINGS)
             prepare(connection)
-            self._file = self.path.stat()
+            self._status = self.path.stat()
         except BaseException:
             connection.close()
             raise
@@ -110,43 +98,65 @@ class Database:
 
     def _is_there(self) -> bool:
         with suppress(FileNotFoundError):
-            return self._file is not None and os.path.samestat(self.path.stat(), self._file)
+            return self._status is not None and os.path.samestat(self.path.stat(), self._status)
         return False
 
-    def _close(self) -> None:
-        with self._mutex:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                connection.close()
+
+class Database:
+    """Asks a file in a thread of its own, one thing after the other. Serves all threads and event loops."""
+
+    def __init__(self, path: Path, lock_timeout: float) -> None:
+        self._file: Final = File(path, lock_timeout)
+        self._process, self._worker = os.getpid(), self._new_worker()
+
+    def run(self, work: Callable[[*Args], T], *args: *Args) -> asyncio.Future[T]:
+        """Return the future of what `work` returns. If that is cancelled, the work is done all the same."""
+        return self._here().run(work, *args)
+
+    def ask(self, work: Callable[[sqlite3.Connection, *Args], T], *args: *Args) -> asyncio.Future[T]:
+        """Return the future of what `work` returns, which gets the connection first."""
+        return self.run(self._file.ask, work, *args)
+
+    async def close(self) -> None:
+        """Wait until all is done that was asked for, and close the connection; who asks again opens it."""
+        await to_the_end(self._here().close())
+
+    def _here(self) -> Worker:
+        if self._process != os.getpid():  # a forked child has no thread
+            self._process, self._worker = os.getpid(), self._new_worker()
+        return self._worker
+
+    def _new_worker(self) -> Worker:
+        return Worker("durable-sqlite", at_end=self._file.close)
 
 
 # A process that has SQLite open must not fork: its child would share locks that it doesn't hold, and lose commits. So every
 # connection is closed before, and opened anew by who needs it.
-_databases: Final[WeakSet[Database]] = WeakSet()
+_files: Final[WeakSet[File]] = WeakSet()
 _forking = RLock()
-_stopped: Final[list[Database]] = []
+_closed: Final[list[File]] = []
 
 
 def _before_fork() -> None:
     _forking.acquire()
-    _stopped.extend(_databases)
-    for database in _stopped:
-        database._mutex.acquire()
-        database._close()
+    _closed.extend(_files)
+    for file in _closed:
+        file.mutex.acquire()
+        file.close()
 
 
 def _after_in_parent() -> None:
-    for database in _stopped:
-        database._mutex.release()
-    _stopped.clear()
+    for file in _closed:
+        file.mutex.release()
+    _closed.clear()
     _forking.release()
 
 
 def _after_in_child() -> None:
     global _forking
-    for database in _stopped:
-        database._mutex, database._worker = RLock(), database._new_worker()
-    _stopped.clear()
+    for file in _closed:
+        file.mutex = RLock()
+    _closed.clear()
     _forking = RLock()
 
 

@@ -270,7 +270,7 @@ async def test_a_cancellation_at_every_call_of_the_store(
 ) -> None:
     """Whether the actor is in this process, which tells the run, or in another, so that it has to look."""
     if not announced:
-        monkeypatch.setattr("durable_core._log.cancelling.telling", lambda store: store.append)
+        monkeypatch.setattr("durable_core._log.wakeups.telling", lambda store: store.append)
     store = MemoryStore()
     undisturbed = await meet(kind, store, 0, "before")
     assert await check(undisturbed) == "done"
@@ -282,7 +282,7 @@ async def test_a_cancellation_at_every_call_of_the_store(
 @pytest.mark.parametrize("kind", [Order, Trip])
 async def test_a_cancelled_run_that_is_killed(monkeypatch: pytest.MonkeyPatch, kind: type[Order]) -> None:
     """Wherever it is cancelled and then killed, and though what it waited for has come when it is taken up."""
-    monkeypatch.setattr("durable_core._log.cancelling.telling", lambda store: store.append)
+    monkeypatch.setattr("durable_core._log.wakeups.telling", lambda store: store.append)
     store = MemoryStore()
     calls = (await meet(kind, store, 0, "before")).store.count
     points = [(at, killed) for at in range(1, calls) for killed in range(at + 1 + at % 5, calls + 1, 5)]

@@ -10,14 +10,16 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
-from ._log.chain import FLOW, Append, advance, decided
+from ._log.chain import CANCEL, FLOW, Append, advance, decided
 from ._log.lock import driven_elsewhere, holding
+from ._log.news import tell
 from ._log.notes import children_of, lasting, parent_of, root_of, waits_of
 from ._log.wakeups import wake, waking, whom_to_wake
 from ._running.driver import Driver, Limit
 from ._running.driving import Standing, claim
 from ._running.pausing import can_go_on
 from ._system.ids import check_name as check_name
+from ._system.waits import first_of
 from .errors import StepDrift
 from .flow import Flow
 from .options import RunnerOptions, runner_options
@@ -44,16 +46,19 @@ __all__ = [
     "decided",
     "driven_elsewhere",
     "entries_of",
+    "first_of",
     "has_ended",
+    "heads_of",
     "hold",
     "holding",
     "is_crash",
     "is_parked",
-    "last_outcome",
     "lasting",
+    "newest",
     "parent_of",
     "root_of",
     "state_of",
+    "tell",
     "waits_of",
     "wake",
     "waking",
@@ -71,8 +76,8 @@ async def could_go_on(store: Store, flows: Collection[StepRecord], now: datetime
     What all of them wait for is looked at in one request, on a store that can.
     """
     pairs = {flow.run_id: _looked_at(flow) for flow in flows if flow.status == "waiting"}
-    newest = await _newest(store, {pair for found in pairs.values() for pair in found})
-    return {flow.run_id: _could_go_on(flow, [newest.get(pair) for pair in pairs.get(flow.run_id, ())], now) for flow in flows}
+    found = await newest(store, {pair for several in pairs.values() for pair in several})
+    return {flow.run_id: _could_go_on(flow, [found.get(pair) for pair in pairs.get(flow.run_id, ())], now) for flow in flows}
 
 
 def check_input(flow: Flow[Any, Any], input: Mapping[str, Any]) -> None:
@@ -81,10 +86,12 @@ def check_input(flow: Flow[Any, Any], input: Mapping[str, Any]) -> None:
 
 
 def _looked_at(flow: StepRecord) -> list[tuple[str, str]]:
-    """Return what a run waits for, and the flows of the children that do so for it."""
+    """Return what a run waits for, the flows of the children that do so for it, and its cancellation."""
     pairs = waits_of(flow)
     children = [(run_id, FLOW) for run_id, _ in pairs if run_id != flow.run_id]
-    return [*dict.fromkeys((*pairs, *children))]
+    # Who cancels a run that is about to be asked for may die before its flow says so.
+    asked = [] if cancelled(flow) else [(flow.run_id, CANCEL)]
+    return [*dict.fromkeys((*pairs, *children, *asked))]
 
 
 def _could_go_on(flow: StepRecord, newest: Sequence[StepRecord | None], now: datetime) -> bool:
@@ -94,19 +101,23 @@ def _could_go_on(flow: StepRecord, newest: Sequence[StepRecord | None], now: dat
         return flow.until is None or flow.until <= now
     if flow.until is not None and flow.until <= now:
         return True
-    if not newest:  # it waits for its turn, for a time, or for somebody to mend it
-        return flow.until is None and not is_parked(flow)
-    return any(
-        record is not None and (decided(record) or record.status == "reopened" or _is_over(flow, record, now))
-        for record in newest
-    )
+    if flow.until is None and not is_parked(flow) and not waits_of(flow):  # it waits for its turn
+        return True
+    return any(record is not None and _has_come(flow, record, now) for record in newest)
 
 
-def _is_over(flow: StepRecord, record: StepRecord, now: datetime) -> bool:
-    return not is_parked(flow) and record.step_id != FLOW and can_go_on(record, now)
+def _has_come(flow: StepRecord, record: StepRecord, now: datetime) -> bool:
+    """Tell whether something that a run waits for came, given as its newest entry."""
+    if decided(record):
+        return True
+    if record.step_id == FLOW:  # a child that is driven by itself is waited for until it has ended
+        is_mended = record.status == "reopened" and (record.until is None or record.until <= now)
+        return is_mended and root_of(record) is not None
+    return record.status == "reopened" or (not is_parked(flow) and can_go_on(record, now))
 
 
-async def _newest(store: Store, pairs: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], StepRecord]:
+async def newest(store: Store, pairs: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], StepRecord]:
+    """Return the newest entry of each run and step that has any, in one request on a store that can."""
     polling = polling_of(store)
     if polling is None:
         found = [await store.get(*pair) for pair in pairs]
@@ -118,15 +129,6 @@ async def _newest(store: Store, pairs: Collection[tuple[str, str]]) -> Mapping[t
 def entries_of(entries: Sequence[StepRecord], step_id: str) -> list[StepRecord]:
     """Return one step's entries, without decoding the others."""
     return [entries[index] for index, head in enumerate(heads_of(entries)) if head.step_id == step_id]
-
-
-def last_outcome(entries: Sequence[StepRecord]) -> datetime | None:
-    """Return when a step of the run last had an outcome; None if none had."""
-    heads = [*heads_of(entries)]
-    for index in range(len(heads) - 1, -1, -1):
-        if heads[index].step_id != FLOW and heads[index].status in ("success", "failure"):
-            return entries[index].ended_at
-    return None
 
 
 class HeldRun:

@@ -40,7 +40,7 @@ async def waking(store: Store, run_id: str, clock: Clock | None) -> AsyncIterato
         return await append(record)
 
     flow = await store.get(run_id, FLOW)
-    net = None if flow is None else await wakeups.set_wakeup(*_driver_of(flow), now_by(clock) + NET)
+    net = None if flow is None else await wakeups.set_wakeup(*await _driver_of(store, flow), now_by(clock) + NET)
     refusal: Refused | None = None
     try:
         yield noting
@@ -74,17 +74,24 @@ async def whom_to_wake(store: Store, flow: StepRecord | None) -> tuple[str, str]
 
     That is the topmost run that drives it. Of a run that has ended it is the one that waits for it.
     """
-    if flow is not None and decided(flow) and root_of(flow) is None:
-        parent = parent_of(flow)
-        flow = None if parent is None else await store.get(parent[0], FLOW)
-        if decided(flow):
-            return None
-    return None if flow is None else _driver_of(flow)
+    if flow is None:
+        return None
+    driver = await _driver_of(store, flow)
+    if not decided(flow) or driver[0] != flow.run_id:
+        return driver
+    parent = parent_of(flow)
+    above = None if parent is None else await store.get(parent[0], FLOW)
+    return None if above is None or decided(above) else await _driver_of(store, above)
 
 
-def _driver_of(flow: StepRecord) -> tuple[str, str]:
-    """Return the topmost run that drives this one, which may be itself, and its flow's name."""
-    return root_of(flow) or (flow.run_id, flow.name)
+async def _driver_of(store: Store, flow: StepRecord) -> tuple[str, str]:
+    """Return the topmost run that drives this one, and its flow's name: itself where that one has ended without it."""
+    root = root_of(flow)
+    if root is not None:
+        top = await store.get(root[0], FLOW)
+        if top is not None and not decided(top):
+            return root
+    return flow.run_id, flow.name
 
 
 async def wake(store: Store, flow: StepRecord, at: datetime) -> None:

@@ -63,11 +63,14 @@ async def begin(run: Run, name: str, note: dict[str, Any], fingerprint: str | No
     started = run.entry(FLOW, None, status="started", kind="flow", name=name, note=note, fingerprint=fingerprint)
     newest = await run.log.claim(started)
     run.flow = newest if newest.id == started.id else None
-    if asked := await run.log.look(CANCEL):
-        reason, by = asked.notes.get("reason"), asked.notes.get("by")
-        if (request := cancellation(newest, run.clock.now(), reason, by)) is not None:
-            newest = await run.log.claim(request)
-    return newest
+    asked = await run.log.look(CANCEL)
+    return newest if asked is None else await _cancelled_by(run, newest, asked)
+
+
+async def _cancelled_by(run: Run, latest: StepRecord, asked: StepRecord) -> StepRecord:
+    """Cancel a run as `$cancel` asks for, unless it has ended; return the newest entry of its flow."""
+    request = cancellation(latest, run.clock.now(), asked.notes.get("reason"), asked.notes.get("by"))
+    return latest if request is None else await run.log.claim(request)
 
 
 def _deadline(run: Run, note: Mapping[str, Any], timeout: float | None) -> dict[str, Any]:
@@ -101,6 +104,10 @@ async def drive(run: Run, latest: StepRecord, work: Work) -> Standing:
     It is driven again as long as somebody cancels or mends it meanwhile. Raises only what says nothing of the run.
     """
     while not decided(latest):
+        if (asked := run.log.cancelled) is not None and asked.step_id == CANCEL:  # who asked died before the flow said so
+            latest = await _cancelled_by(run, latest, asked)
+            if decided(latest):
+                break
         standing = await _drive_once(run, latest, work)
         if standing.error is not None or standing.record.status == "success":
             return standing

@@ -39,7 +39,7 @@ async def pause(run: Run, listener: Listener, until: datetime | None, limit: flo
         while not any(can_go_on(listener.newest(pair), clock.now()) for pair in listener.pairs):
             if until is not None and until <= clock.now():
                 return
-            if limit is None or clock.monotonic() < limit:
+            if (limit is None or clock.monotonic() < limit) and not run.driver.hands_back():
                 await wait_for_first(run, until, listener, None if limit is None else clock.sleep(limit - clock.monotonic()))
             else:
                 await asyncio.sleep(0)  # a sibling of the same gather may be about to begin

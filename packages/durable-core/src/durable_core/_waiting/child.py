@@ -17,6 +17,7 @@ from durable_core._log.cancelling import cancellation
 from durable_core._log.chain import FLOW, advance, decided, successor
 from durable_core._log.news import tell
 from durable_core._log.notes import child_of, parent_of, waits_of
+from durable_core._log.wakeups import wake
 from durable_core._running.call import use_id
 from durable_core._running.driving import Standing
 from durable_core._running.looking import listening
@@ -130,8 +131,9 @@ async def end_children(run: Run) -> None:
     steps = (run.log.latest(step_id) for step_id in run.log)
     called = [child for step in steps if step is not None and (child := child_of(step)) is not None]
     for run_id in dict.fromkeys((*run.children, *called)):
-        if (flow := run.children.get(run_id)) is None:  # an earlier life called for it
-            await _cancel(run, run_id, _asked(run))
+        if (flow := run.children.get(run_id)) is None:  # an earlier life called for it, and others drive it
+            if (newest := await _cancel(run, run_id, _asked(run))) is not None:
+                await wake(run.store, newest, run.clock.now())
         else:
             await _end_by_cancelling(run, run_id, flow, _asked(run))
 

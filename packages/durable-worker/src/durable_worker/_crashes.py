@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import Final
 
 import msgspec
 
-from durable_core.engine import FLOW, cancelled, children_of, entries_of, is_crash, is_parked, last_outcome
+from durable_core.engine import FLOW, cancelled, children_of, decided, entries_of, heads_of, is_crash, is_parked
 from durable_core.record import StepError, StepRecord
 from durable_core.store import Store
 
@@ -34,44 +34,68 @@ class Crashes(msgspec.Struct):
         return self.raised + self.died >= (1 if self.was_parked else most) or self.alike >= _ALIKE
 
 
-def deaths(flows: Sequence[StepRecord], progress: datetime | None) -> int:
-    """Count how often a run's process died since its last outcome, by the entries of its flow."""
-    died = 0
-    for record, before in pairwise([*reversed(flows), None]):
-        assert record is not None
-        if is_parked(record) or _is_by_hand(record) or (progress is not None and record.ended_at < progress):
-            break
-        died += record.status == "started" and before is not None and before.status == "started"
-    return died + (bool(flows) and flows[-1].status == "started")
-
-
 async def count(store: Store, entries: Sequence[StepRecord]) -> Crashes:
-    """Count the crashes of a run whose lock is held: a run that was started, and not left in an orderly way, has died."""
+    """Count the crashes of a run that nobody drives: one that was started, and not left in an orderly way, has died."""
     flows = entries_of(entries, FLOW)
-    found = Crashes(alike=_alike(flows))
-    if not found.alike and not deaths(flows, None):
+    if not flows or is_parked(flows[-1]):  # then it is tried once more
+        return Crashes()
+    since = [*_since_help(flows)]
+    before = flows[-len(since) - 1] if len(since) < len(flows) else None
+    found = Crashes(alike=_alike(since), was_parked=before is not None and is_parked(before))
+    if not found.alike and not _deaths(since, before):
         return found
-    logs = [entries, *[await store.list(child) for child in children_of(entries)]]  # a child gets on with the run
-    times = map(last_outcome, logs)
+    first = _after_outcome(entries)
+    while since and since[-1].revision < first:
+        before = since.pop()
+    # A child gets on with the run; its log has another order, so that only its clock can be asked.
+    times = [_last_outcome(await store.list(child)) for child in children_of(entries)]
     progress = max((each for each in times if each is not None), default=None)
-    found.died = deaths(flows, progress)
-    for record in reversed(flows):
-        found.was_parked = is_parked(record)
-        if found.was_parked or _is_by_hand(record) or (progress is not None and record.ended_at < progress):
-            break
-        found.raised += is_crash(record)
+    while since and progress is not None and since[-1].ended_at < progress:
+        before = since.pop()
+    found.raised = sum(map(is_crash, since))
+    found.died = _deaths(since, before)
     return found
 
 
+def _since_help(flows: Sequence[StepRecord]) -> Iterator[StepRecord]:
+    """Yield the newest entries of a flow, upwards to where somebody reopened it by hand, or it was parked."""
+    for record, before in pairwise([*reversed(flows), None]):
+        assert record is not None
+        is_cancellation = cancelled(record) is not None and (before is None or cancelled(before) is None)
+        is_by_hand = record.status == "reopened" and not is_crash(record) and not is_cancellation
+        if is_parked(record) or is_by_hand:
+            return
+        yield record
+
+
+def _deaths(flows: Sequence[StepRecord], before: StepRecord | None) -> int:
+    """Count how often a process died that drove the run, by its flow's entries, the newest first, and the one before these."""
+    lives = [*flows, *([] if before is None else [before])]
+    died = sum(record.status == "started" == earlier.status for record, earlier in pairwise(lives))
+    return died + (bool(lives) and lives[0].status == "started")
+
+
+def _after_outcome(entries: Sequence[StepRecord]) -> int:
+    """Return the revision of the flow's first entry after the last outcome of a step; what others decide is no such outcome."""
+    first = 0
+    for index, head in reversed([*enumerate(heads_of(entries))]):
+        if head.step_id == FLOW:
+            first = head.revision
+        elif head.status in ("success", "failure") and entries[index].kind not in ("event", "approval"):
+            return first or entries_of(entries, FLOW)[-1].revision + 1
+    return 0
+
+
+def _last_outcome(entries: Sequence[StepRecord]) -> datetime | None:
+    """Return when a step of the run last had an outcome; None if none had."""
+    ended = (record.ended_at for record in reversed(entries) if record.step_id != FLOW and decided(record))
+    return next(ended, None)
+
+
 def _alike(flows: Sequence[StepRecord]) -> int:
-    """Count how often in a row the flow's code raised the same error at the same line."""
-    lines = [_line(record.error) for record in reversed(flows) if is_crash(record)]
+    """Count how often in a row the flow's code raised the same error at the same line, by its entries, the newest first."""
+    lines = [_line(record.error) for record in flows if is_crash(record)]
     return next((number for number, line in enumerate(lines) if line != lines[0]), len(lines))
-
-
-def _is_by_hand(record: StepRecord) -> bool:
-    """Tell whether somebody reopened the run: what was before counts no more. A cancellation is none of that."""
-    return record.status == "reopened" and not is_crash(record) and cancelled(record) is None
 
 
 def _line(error: StepError | None) -> tuple[str, str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ import msgspec
 from durable_core.clock import Clock
 from durable_core.control import RunStatus
 from durable_core.engine import FLOW, Limit, holding, is_parked
+from durable_core.engine import tell as tell_run
 from durable_core.errors import DurableError, RunBusy
 from durable_core.events import OnEvent, StepEvent, tell
 from durable_core.flow import Flow
@@ -76,10 +78,12 @@ class Loop:
         self.wakeups: Final[SupportsWakeups] = wakeups_of(store) or self._found
         self._sweeper: Final = Sweep(store, flows.keys(), clock, settings.adopt, self.tries_once_more)
         self._began: datetime | None = None
+        self._swept: Final[dict[str, WakeUp]] = {}
+        """Those of the last sweep that were not cleared yet, by their runs."""
         self._visits: Final[dict[str, Visit]] = {}
         self._tasks: Final[dict[asyncio.Task[None], Visit]] = {}
         self._waiting: Final[set[Visit]] = set()
-        """Those of the visits that wait for a place of a limit: they take no room here."""
+        """Those of the visits that wait for a place of a limit, or to be alone: they take no room here."""
         self._changed: Final = asyncio.Event()
         """Set when a visit ends, or frees its place in the worker."""
         self._alone: Visit | None = None
@@ -87,7 +91,7 @@ class Loop:
         self._deadly: Final[dict[str, float]] = {}
         """When runs were first met here whose processes keep dying."""
         self._left: Final[dict[str, float]] = {}
-        """Until when runs are left alone."""
+        """Until when runs are left alone whose logs are damaged."""
         self._damage: Final[dict[str, int]] = {}
         """How often the log of a run was found damaged."""
         self._early: Final[dict[str, tuple[datetime, int]]] = {}
@@ -97,6 +101,8 @@ class Loop:
         self._main: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._away = False
+        self._hurries: Final = asyncio.Event()
+        """Set when a stop gives running steps no more time."""
 
     def is_healthy(self) -> bool:
         """Tell whether the last poll is younger than three polls."""
@@ -107,6 +113,7 @@ class Loop:
         if self._main is not None:
             raise DurableError("this worker works already; make a second one for more")
         self.stopping = False
+        self._hurries.clear()
         self._began = self.clock.now()
         self._next_sweep = -float("inf")
         self._main = asyncio.create_task(self._work(), name="durable-worker")
@@ -118,6 +125,8 @@ class Loop:
             return
         self.stopping = True
         self._changed.set()
+        for run_id in self._visits:
+            tell_run(run_id)  # a wait in the process ends
         await asyncio.wait([main])
         await self._end_visits()
 
@@ -127,7 +136,10 @@ class Loop:
         before: dict[signal.Signals, Any] = {}
 
         def on_signal(*_: object) -> None:
-            loop.call_soon_threadsafe(stop.set)
+            loop.call_soon_threadsafe(self._hurries.set if stop.is_set() else stop.set)
+
+        if threading.current_thread() is not threading.main_thread():
+            raise DurableError("serve() must run in the main thread, where signals arrive; elsewhere write `async with worker:`")
 
         # On Windows a loop takes no handlers; SIGBREAK is its Ctrl-Break.
         for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
@@ -196,7 +208,7 @@ class Loop:
             changed.cancel()
 
     def _room(self) -> int:
-        if self._alone is not None or len(self._waiting) > _MANY * self.settings.concurrency:
+        if self._alone is not None:
             return 0
         return max(0, self.settings.concurrency - len(self._visits) + len(self._waiting))
 
@@ -205,10 +217,13 @@ class Loop:
         if not (room := self._room()):
             return False
         begun = 0
-        for wakeup in await self._due(room):
+        taken = await self._due(room)
+        if self._alone is not None:  # by now: they are shown again
+            return False
+        for wakeup in taken:
             if (visit := self._visits.get(wakeup.run_id)) is not None:
                 visit.taken.setdefault(wakeup.token, wakeup)
-            elif begun < room and not self._is_left(wakeup.run_id):
+            elif begun < room and not self._is_left(wakeup):
                 self._visit(wakeup, report)
                 begun += 1
         return begun > 0
@@ -230,25 +245,30 @@ class Loop:
 
     def _ended(self, task: asyncio.Task[None], report: SweepReport | None) -> None:
         visit = self._tasks.pop(task)
-        del self._visits[visit.run_id]
-        if self._alone is visit:
-            self._alone = None
-        self._changed.set()
         if report is not None:
             name = {"waiting": "suspended", "started": "unknown", "cancelling": "suspended"}.get(visit.ends_with, visit.ends_with)
             if name:
                 setattr(report, name, getattr(report, name) + 1)
+
+    def leave(self, visit: Visit) -> None:
+        """Know of a visit no more, since it takes no further wake-ups; those that it could not clear are shown again."""
+        del self._visits[visit.run_id]
+        if self._alone is visit:
+            self._alone = None
+        self._changed.set()
 
     async def _end_visits(self) -> None:
         """Let the visits end, cancel those that take too long, and wait until all have handed back their runs."""
         if self._tasks:
             sleeper = asyncio.ensure_future(self.clock.sleep(self.settings.shutdown_timeout))
             for task, visit in self._tasks.items():
-                if visit in self._waiting or visit is self._alone:
+                if visit in self._waiting:
                     task.cancel()
             everything = asyncio.ensure_future(asyncio.wait([*self._tasks]))
-            await asyncio.wait([sleeper, everything], return_when=asyncio.FIRST_COMPLETED)
+            hurries = asyncio.ensure_future(self._hurries.wait())
+            await asyncio.wait([sleeper, everything, hurries], return_when=asyncio.FIRST_COMPLETED)
             sleeper.cancel()
+            hurries.cancel()
             for task in [*self._tasks]:
                 task.cancel()
             await everything
@@ -260,8 +280,11 @@ class Loop:
         try:
             async with nullcontext() if swept else holding(self.store, "$sweep"):
                 async for flow in self._sweeper.due():
-                    if flow.run_id not in self._visits and not self._found.has(flow.run_id):
-                        await self._found.set_wakeup(flow.run_id, flow.name, self.clock.now())
+                    if flow.run_id in self._visits:
+                        continue
+                    if (before := self._swept.get(flow.run_id)) is not None:  # it may be hidden
+                        await self._found.clear_wakeups([before])
+                    self._swept[flow.run_id] = await self._found.set_wakeup(flow.run_id, flow.name, self.clock.now())
         except RunBusy:
             pass
         except Exception as error:
@@ -269,10 +292,14 @@ class Loop:
 
     async def clear(self, wakeups: Sequence[WakeUp]) -> None:
         """Clear wake-ups, wherever they came from."""
-        if wakeups:
-            await self._found.clear_wakeups(wakeups)
-            if self.wakeups is not self._found:
-                await self.wakeups.clear_wakeups(wakeups)
+        await self._found.clear_wakeups(wakeups)
+        swept = {each.token for wakeup in wakeups if (each := self._swept.get(wakeup.run_id)) is not None}
+        others = [wakeup for wakeup in wakeups if wakeup.token not in swept]
+        for wakeup in wakeups:
+            if wakeup.token in swept:
+                del self._swept[wakeup.run_id]
+        if others and self.wakeups is not self._found:
+            await self.wakeups.clear_wakeups(others)
 
     def tries_once_more(self, flow: StepRecord) -> bool:
         """Tell whether a run was parked by drift or crashes before this worker began: what is deployed now may mend it."""
@@ -287,23 +314,22 @@ class Loop:
         self._early[run_id] = until, times
         return timedelta(seconds=min(2.0 ** (times - 1), _LONGEST))
 
-    def leave_alone(self, run_id: str, seconds: float) -> None:
-        """Take no wake-up of a run for so long: a store may not be able to hide them from others, and shows new ones anyway."""
-        self._left[run_id] = self.clock.monotonic() + seconds
+    def forget(self, run_id: str) -> None:
+        """Forget what was remembered of a run that has ended."""
+        for remembered in (self._early, self._damage, self._deadly, self._left):
+            remembered.pop(run_id, None)
 
-    def _is_left(self, run_id: str) -> bool:
-        until = self._left.get(run_id)
-        if until is not None and until <= self.clock.monotonic():
-            del self._left[run_id]
-            return False
-        return until is not None
+    def _is_left(self, wakeup: WakeUp) -> bool:
+        now = self.clock.monotonic()
+        return self._left.get(wakeup.run_id, now) > now
 
-    async def tell_damage(self, flow: StepRecord, error: Exception) -> None:
+    async def tell_damage(self, wakeup: WakeUp, error: Exception) -> None:
         """Tell of a run whose log is damaged, and leave it alone for 1, 2, 4 … 60 minutes."""
-        times = self._damage[flow.run_id] = self._damage.get(flow.run_id, 0) + 1
-        self.leave_alone(flow.run_id, 60 * min(2.0 ** (times - 1), 60))
-        _logger.error("run %r can't go on: %s", flow.run_id, error, extra={"run_id": flow.run_id})
-        names: dict[str, Any] = {"run_id": flow.run_id, "step_id": FLOW, "name": flow.name}
+        run_id = wakeup.run_id
+        times = self._damage[run_id] = self._damage.get(run_id, 0) + 1
+        self._left[run_id] = self.clock.monotonic() + 60 * min(2.0 ** (times - 1), 60)
+        _logger.error("run %r can't go on: %s", run_id, error, extra={"run_id": run_id})
+        names: dict[str, Any] = {"run_id": run_id, "step_id": FLOW, "name": wakeup.flow}
         await tell(self.on_event, StepEvent(type="run:crash", attempt=1, error=error, **names))
 
     async def tell_end(self, run: RunStatus) -> None:
@@ -323,10 +349,12 @@ class Loop:
             context = self.places.one(limit)
             await context.__aenter__()
         except RunBusy:
+            if len(self._waiting) >= _MANY * self.settings.concurrency:
+                raise  # it comes again
             self._waiting.add(visit)
             self._changed.set()
             try:
-                context = self.places.next(limit)
+                context = self.places.next(limit, lambda: self._alone is not None)
                 await context.__aenter__()
             finally:
                 self._waiting.discard(visit)
@@ -338,13 +366,16 @@ class Loop:
     async def isolate(self, visit: Visit) -> bool:
         """Let no other run be driven here besides this one, whose processes keep dying; False where that can't be now."""
         now = self.clock.monotonic()
+        patience = _PATIENCE * self.settings.visibility_timeout if self._main is not None else 0  # one round ends soon
         met = self._deadly.setdefault(visit.run_id, now)
-        if self._alone is not None:
-            return False
-        if len(self._visits) > 1 and now - met < _PATIENCE * self.settings.visibility_timeout:
+        if self._alone is not None or (len(self._visits) > 1 and now - met < patience):
             return False
         self._alone = visit
-        while others := [task for task, each in self._tasks.items() if each is not visit]:
-            await asyncio.wait(others)
+        self._waiting.add(visit)
+        try:
+            while others := [task for task, each in self._tasks.items() if each is not visit]:
+                await asyncio.wait(others)
+        finally:
+            self._waiting.discard(visit)
         self._deadly.pop(visit.run_id, None)
         return True

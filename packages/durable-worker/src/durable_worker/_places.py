@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from random import sample
 from typing import Final
 
 from durable_core.clock import Clock
-from durable_core.engine import Limit, holding
+from durable_core.engine import Limit, first_of, holding
 from durable_core.errors import RunBusy
 from durable_core.store import Store
 
@@ -20,14 +21,17 @@ class Places:
     def __init__(self, store: Store, clock: Clock, poll: float) -> None:
         self._store: Final = store
         self._clock: Final = clock
-        self._poll: Final = poll
-        self._turns: Final[dict[str, asyncio.Lock]] = {}
+        self._poll: Final = poll / 5  # a place may get free anywhere
+        self._turns: Final[dict[str, asyncio.Lock]] = defaultdict(asyncio.Lock)
+        self._freed: Final[dict[str, asyncio.Event]] = defaultdict(asyncio.Event)
+        """Set when a place gets free here."""
 
     @asynccontextmanager
     async def one(self, limit: Limit) -> AsyncIterator[None]:
         """Hold one of the places; entering raises `RunBusy` where all are taken."""
         name, number = limit
         async with AsyncExitStack() as stack:
+            stack.callback(self._freed[name].set)
             first, *others = sample(range(number), number)
             for place in others:
                 with suppress(RunBusy):
@@ -38,14 +42,18 @@ class Places:
             yield
 
     @asynccontextmanager
-    async def next(self, limit: Limit) -> AsyncIterator[None]:
-        """Hold one of the places, waiting for it for as long as it takes."""
+    async def next(self, limit: Limit, gives_up: Callable[[], bool]) -> AsyncIterator[None]:
+        """Hold one of the places, waiting for it for as long as it takes; entering raises `RunBusy` where it `gives_up`."""
+        freed = self._freed[limit[0]]
         async with AsyncExitStack() as stack:
-            async with self._turns.setdefault(limit[0], asyncio.Lock()):
+            async with self._turns[limit[0]]:
                 while True:
+                    freed.clear()
                     try:
                         await stack.enter_async_context(self.one(limit))
                         break
                     except RunBusy:
-                        await self._clock.sleep(min(self._poll, 0.1))
+                        if gives_up():
+                            raise
+                    await first_of(freed.wait(), self._clock.sleep(self._poll))
             yield

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mappi
 from typing import Final
 
 from durable_core.clock import Clock
-from durable_core.engine import FLOW, could_go_on, decided, root_of
+from durable_core.engine import FLOW, could_go_on, decided, newest, root_of
 from durable_core.record import StepRecord
 from durable_core.store import Store, flows_of, holder_of, marks_of, runs_of
 from durable_core.stores.flows import FlowState
@@ -33,7 +33,7 @@ class Sweep:
     async def due(self) -> AsyncIterator[StepRecord]:
         """Yield the flows of the runs that could go on now, but for those that another run drives or a process holds."""
         async for page in self._pages():
-            flows = [flow for flow in page if root_of(flow) is None]
+            flows = await self._driven_by_none(page)
             able = await could_go_on(self._store, flows, self._clock.now())
             held = await self._held([flow.run_id for flow in flows if flow.status == "started"])
             for flow in flows:
@@ -43,6 +43,16 @@ class Sweep:
                         yield flow
                 elif able[flow.run_id] or self._tries_once_more(flow):
                     yield flow
+
+    async def _driven_by_none(self, page: Sequence[StepRecord]) -> Sequence[StepRecord]:
+        """Leave out the runs that another run drives, unless that has ended without them."""
+        roots = {flow.run_id: root[0] for flow in page if (root := root_of(flow)) is not None}
+        tops = await newest(self._store, {(run_id, FLOW) for run_id in roots.values()})
+        return [
+            flow
+            for flow in page
+            if flow.run_id not in roots or (top := tops.get((roots[flow.run_id], FLOW))) is None or decided(top)
+        ]
 
     async def _held(self, run_ids: Collection[str]) -> Collection[str]:
         holders = holder_of(self._store)

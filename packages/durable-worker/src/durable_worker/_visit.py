@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Collection
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -15,10 +16,8 @@ from durable_core.engine import (
     Limit,
     could_go_on,
     decided,
-    entries_of,
     hold,
     is_parked,
-    last_outcome,
     root_of,
     state_of,
     wake,
@@ -27,7 +26,7 @@ from durable_core.errors import CorruptLog, LockLost, ResultNotRecorded, RunBusy
 from durable_core.record import StepRecord
 from durable_core.store import Store, WakeUp, holder_of, to_the_end
 
-from ._crashes import count, deaths
+from ._crashes import count
 
 if TYPE_CHECKING:
     from ._loop import Loop
@@ -49,8 +48,8 @@ class Visit(Driver):
         self._taken_at: Final = loop.clock.monotonic()
         self.taken: Final[dict[str, WakeUp]] = {wakeup.token: wakeup}
         """Those that were taken and not cleared yet."""
-        self._set: Final[set[str]] = set()
-        """The tokens of those that this pass has set."""
+        self._has_driven = False
+        """Whether this pass has driven the run."""
         self.ends_with = ""
         """How the run stood after the last pass."""
 
@@ -61,36 +60,53 @@ class Visit(Driver):
                 if self._loop.stopping:
                     await self._hand_back()
                     return
-                self._set.clear()
-                if not await self._pass():
+                self._has_driven = False
+                noted = [*self.taken]  # none of those that this pass sets, or that come after it has looked
+                if await self._pass():
+                    if not await self._came_meanwhile():
+                        await self._clear(noted)
+                elif len(self.taken) == len(noted):  # else something may have come after this pass had looked
                     return
-                if not await self._came_meanwhile():
-                    await self._clear()
         except asyncio.CancelledError:
             await to_the_end(self._hand_back())
             raise
+        except CorruptLog as error:
+            self.ends_with = "unknown"
+            await self._loop.tell_damage(self.wakeup, error)
+        except (LockLost, StoreError, ResultNotRecorded) as error:
+            self.ends_with = "unknown"
+            _logger.warning("run %r is left to the next look: %s", self.run_id, error, extra={"run_id": self.run_id})
         except Exception:
             self.ends_with = "unknown"
             _logger.exception("could not go on with run %r; it is tried again", self.run_id, extra={"run_id": self.run_id})
+        finally:
+            self._loop.leave(self)
 
-    async def _clear(self) -> None:
-        """Clear what was taken, but for what this pass has set."""
-        cleared = [wakeup for token, wakeup in self.taken.items() if token not in self._set]
-        await self._loop.clear(cleared)
-        for wakeup in cleared:
-            del self.taken[wakeup.token]
+    async def _clear(self, noted: Collection[str]) -> None:
+        """Clear what was taken before this pass."""
+        await self._loop.clear([self.taken[token] for token in noted])
+        for token in noted:
+            del self.taken[token]
         if self.taken:
             self.wakeup = next(iter(self.taken.values()))
 
     async def _came_meanwhile(self) -> bool:
         """Look once more, after the run was let go: something that it waits for may have come while it was driven."""
-        flow = await self._store.get(self.run_id, FLOW)
+        flow = await self._store.get(self.run_id, FLOW) if self._has_driven else None
         return flow is not None and flow.status != "started" and await self._is_due(flow)
 
     async def _hand_back(self) -> None:
         """Let others go on with the run at once."""
-        await self._loop.wakeups.set_wakeup(self.run_id, self.wakeup.flow, self.wakeup.now)
-        await self._loop.clear([*self.taken.values()])
+        try:
+            await self._loop.wakeups.set_wakeup(self.run_id, self.wakeup.flow, self.wakeup.now)
+            await self._loop.clear([*self.taken.values()])
+            self.taken.clear()
+        except Exception as error:
+            _logger.warning(
+                "run %r could not be handed back; it goes on when its wake-up shows again: %r",
+                *(self.run_id, error),
+                extra={"run_id": self.run_id},
+            )
 
     async def _pass(self) -> bool:
         """Look at the run, and drive it if it could go on; tell whether it is known how it stands."""
@@ -110,25 +126,22 @@ class Visit(Driver):
             await self._set_for(flow)
             return True
         if flow.status == "started" and not await self._may_take_from_the_dead():
+            self.ends_with = "busy"
             return False
+        limit: Limit | None = None
+        misfit: str | None = None
         try:
-            async with AsyncExitStack() as stack:
-                limit = self._loop.flows[flow.name].limit(flow)
-                if limit is not None:
-                    await stack.enter_async_context(self._loop.place_for(self, limit))
-                return await self._drive(flow.name, limit)
+            limit = self._loop.flows[flow.name].limit(flow)
+        except Exception as error:  # a function that was given as `concurrency=` can't take the recorded input
+            misfit = f"concurrency= of flow {flow.name!r} raised {type(error).__name__}: {error}"
+        try:
+            async with nullcontext() if limit is None else self._loop.place_for(self, limit):
+                return await self._drive(flow.name, limit, misfit)
         except RunBusy:
             self.ends_with = "busy"
-            self._loop.leave_alone(self.run_id, self._loop.settings.visibility_timeout)
-        except CorruptLog as error:
-            self.ends_with = "unknown"
-            await self._loop.tell_damage(flow, error)
-        except (LockLost, StoreError, ResultNotRecorded) as error:
-            self.ends_with = "unknown"
-            _logger.warning("run %r is left to the next look: %s", self.run_id, error, extra={"run_id": self.run_id})
         return False
 
-    async def _drive(self, name: str, limit: Limit | None) -> bool:
+    async def _drive(self, name: str, limit: Limit | None, misfit: str | None) -> bool:
         """Drive the run under its lock, unless it can't go on by now; record that it is parked where that is due."""
         loop, settings = self._loop, self._loop.settings
         async with hold(
@@ -150,9 +163,10 @@ class Visit(Driver):
                 why = f"it crashed {crashes.raised} times, and its process died {crashes.died} times, without getting on"
                 mend = f"mend the flow and deploy it; or durable_core.control.retry(store, {self.run_id!r})"
                 flow = await run.park("crashes", why, mend)
-            elif (misfit := run.fits()) is not None:
-                flow = await run.park("drift", misfit, "mend the flow's parameters and deploy it")
+            elif (misfit := run.fits() or misfit) is not None:
+                flow = await run.park("drift", misfit, "mend the flow and deploy it")
             else:
+                self._has_driven = True
                 flow = (await run.drive()).record
         self.ends_with = state_of(flow)
         if decided(flow):
@@ -182,17 +196,14 @@ class Visit(Driver):
     async def _may_take_from_the_dead(self) -> bool:
         """Tell whether to take a run whose process may have died; from its second death on it is driven alone."""
         if (holders := holder_of(self._store)) is not None and await holders.holder(self.run_id) is not None:
-            self.ends_with = "busy"
-            self._loop.leave_alone(self.run_id, self._loop.settings.visibility_timeout)
             return False
-        entries = await self._store.list(self.run_id)
-        if deaths(entries_of(entries, FLOW), last_outcome(entries)) < 2:
-            return True
-        return await self._loop.isolate(self)
+        crashes = await count(self._store, await self._store.list(self.run_id))
+        return crashes.died < 2 or await self._loop.isolate(self)
 
     async def _end(self, flow: StepRecord) -> None:
         """Tell who wants to know that the run has ended, and have the run looked at that waits for it."""
         self.ends_with = state_of(flow)
+        self._loop.forget(self.run_id)
         if self._loop.handlers:
             await self._loop.tell_end(await status(self._store, self.run_id))
         await wake(self._store, flow, self.wakeup.now)
@@ -208,7 +219,7 @@ class Visit(Driver):
         if until <= self.wakeup.now:
             passed = timedelta(seconds=self._loop.clock.monotonic() - self._taken_at)
             at = self.wakeup.now + passed + self._loop.later_each_time(self.run_id, until)
-        self._set.add((await self._loop.wakeups.set_wakeup(self.run_id, flow.name, at)).token)
+        await self._loop.wakeups.set_wakeup(self.run_id, flow.name, at)
 
     def hands_back(self) -> bool:
         return self._loop.stopping

@@ -191,12 +191,6 @@ RULES: Final = [
         Case(offers_wakeups=False),
         (Cut(Loop._sweep, "_SWEPT_SECONDS if swept else _SWEEP_SECONDS", "1e9"),),
     ),
-    Rule(
-        "7: a store that hides nothing has a busy run left alone",
-        Case(hides=False, kills=False, slow=0, latency=0.005, poll=0.5),
-        (Cut(Loop.leave, "if not self._hides:", "if False:"),),
-        "hot",
-    ),
 ]
 
 

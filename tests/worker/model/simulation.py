@@ -297,12 +297,20 @@ class World:
         self.wakeups[wakeup.token] = Shown(wakeup, at)
         return wakeup
 
-    def take_wakeups(self, flows: Collection[str], limit: int, hidden: timedelta) -> list[WakeUp]:
+    def take_wakeups(self, flows: Collection[str], limit: int, hidden: timedelta, taken: dict[str, datetime]) -> list[WakeUp]:
+        """Take wake-ups; where the store hides none, only the process remembers what it has `taken`."""
         now = self.clock.now()
-        due = [each for each in self.wakeups.values() if each.shows_at <= now and each.wakeup.flow in flows]
+        due = [
+            each
+            for token, each in self.wakeups.items()
+            if each.shows_at <= now and taken.get(token, now) <= now and each.wakeup.flow in flows
+        ]
         due = sorted(due, key=lambda each: each.wakeup.at)[:limit]
-        for each in due if self.hides else ():
-            each.shows_at = now + hidden
+        for each in due:
+            if self.hides:
+                each.shows_at = now + hidden
+            else:
+                taken[each.wakeup.token] = now + hidden
         return [WakeUp(each.wakeup.run_id, each.wakeup.flow, each.wakeup.at, each.wakeup.token, now) for each in due]
 
     async def effect(self, seconds: float = 0) -> None:
@@ -348,6 +356,7 @@ class View(Store):
 
     def __init__(self, world: World, process: Process, *, offers_wakeups: bool = True) -> None:
         self._world, self._process = world, process
+        self._taken: Final[dict[str, datetime]] = {}
         self.hides_wakeups = world.hides
         if not (offers_wakeups and world.offers_wakeups):
             self.set_wakeup = self.take_wakeups = self.clear_wakeups = None  # type: ignore[assignment,method-assign]
@@ -439,7 +448,7 @@ class View(Store):
 
     async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
         def take() -> list[WakeUp]:
-            taken = self._world.take_wakeups(flows, limit, visibility_timeout)
+            taken = self._world.take_wakeups(flows, limit, visibility_timeout, self._taken)
             if taken:
                 self._world.tell(f"{self._process.name} takes {', '.join(f'{each.token} {each.run_id}' for each in taken)}")
             return taken

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 from tests.broken.patches import PATCHES, Patch
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("packages", "tests", "conftest.py", "pyproject.toml", "VERSION")
+COPIED = ("packages", "tests", "examples", "conftest.py", "pyproject.toml", "VERSION")
 UNWANTED = shutil.ignore_patterns("__pycache__", "dist", ".*")
 
 

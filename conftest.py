@@ -95,6 +95,7 @@ def pages(*patterns: str, excludes: Iterable[str] = (), server: str | None = Non
 
 # These pages talk to a server, where their addresses lead to the tests' own.
 SERVED = {
+    "every_server_page": ["docs/howto/many-machines.md"],
     "postgres_page": ["docs/stores/postgres.md", "packages/durable-postgres/README.md"],
     "redis_page": ["docs/stores/redis.md", "packages/durable-redis/README.md"],
     "s3_page": ["docs/stores/s3.md", "packages/durable-s3/README.md"],

@@ -14,7 +14,7 @@ from tests.servers.postgres import postgres_server_url
 from tests.servers.redis import redis_server_url
 from tests.servers.s3 import moto
 
-__all__ = ["postgres_page", "postgres_server_url", "redis_page", "redis_server_url", "s3_page"]
+__all__ = ["every_server_page", "postgres_page", "postgres_server_url", "redis_page", "redis_server_url", "s3_page"]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,11 @@ def s3_page() -> Iterator[str]:
             AWS_SECRET_ACCESS_KEY="test",
             AWS_DEFAULT_REGION="us-east-1",
         )
+
+
+@pytest.fixture(scope="module")
+def every_server_page(postgres_page: str, redis_page: str, s3_page: str) -> None:
+    """A page that shows several stores has the servers of all."""
 
 
 def _environment(**variables: str) -> Iterator[str]:

@@ -2679,4 +2679,25 @@ PATCHES = [
         ")",
         ("tests/examples/test_orders_service.py::test_a_killed_worker_loses_no_order_and_doubles_no_effect[sqlite]",),
     ),
+    Patch(
+        "worker: an end is told again at each wake-up that comes later",
+        f"{WORKER}/_loop.py",
+        "if not self.handlers or self._told.get(flow.run_id) == flow.id:",
+        "if not self.handlers:",
+        ("tests/worker/test_what_a_worker_tells.py::test_an_end_is_told_once_though_something_comes_later",),
+    ),
+    Patch(
+        "worker: a second end of a run is taken for the first one",
+        f"{WORKER}/_loop.py",
+        "if not self.handlers or self._told.get(flow.run_id) == flow.id:",
+        "if not self.handlers or flow.run_id in self._told:",
+        ("tests/worker/test_what_a_worker_tells.py::test_a_run_that_ends_again_is_told_again",),
+    ),
+    Patch(
+        "worker: a run that crashed is in no log",
+        f"{WORKER}/_logging.py",
+        '    if state == "crashed":',
+        '    if state == "none":',
+        ("tests/worker/test_what_a_worker_tells.py::test_a_crash_and_its_end_are_logged",),
+    ),
 ]

@@ -28,10 +28,25 @@ class Crashes(msgspec.Struct):
     """How often the last error was raised in a row at the same line, outcomes or not."""
     was_parked: bool = False
     """Whether it was parked for that before, and is tried once more."""
+    last: StepError | None = None
+    """What the flow's own code raised last."""
 
     def too_many(self, most: int) -> bool:
         """Tell whether the run should be parked."""
         return self.raised + self.died >= (1 if self.was_parked else most) or self.alike >= _ALIKE
+
+    def why(self) -> str:
+        """Say in words why the run is parked."""
+        if self.alike >= _ALIKE:
+            return f"it crashed {self.alike} times in a row at one line: {self.last}"
+        crashed = f"it crashed {_times(self.raised)}" if self.raised else ""
+        died = f"its process died {_times(self.died)}" if self.died else ""
+        error = f"; the last error was {self.last}" if self.raised else ""
+        return f"{' and '.join(filter(None, (crashed, died)))} without getting on{error}"
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 async def count(store: Store, entries: Sequence[StepRecord]) -> Crashes:
@@ -41,7 +56,8 @@ async def count(store: Store, entries: Sequence[StepRecord]) -> Crashes:
         return Crashes()
     since = [*_since_help(flows)]
     before = flows[-len(since) - 1] if len(since) < len(flows) else None
-    found = Crashes(alike=_alike(since), was_parked=before is not None and is_parked(before))
+    last = next((record.error for record in since if is_crash(record)), None)
+    found = Crashes(alike=_alike(since), was_parked=before is not None and is_parked(before), last=last)
     if not found.alike and not _deaths(since, before):
         return found
     first = _after_outcome(entries)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from durable_core.clock import Clock
-from durable_core.control import RunStatus
+from durable_core.control import RunStatus, status
 from durable_core.engine import FLOW, Limit, holding, is_parked
 from durable_core.engine import tell as tell_run
 from durable_core.errors import DurableError, RunBusy
@@ -35,6 +35,7 @@ _SWEEP_SECONDS: Final = 600.0
 _SWEPT_SECONDS: Final = 2.0  # of a store without wake-ups, whose runs are found in no other way
 _LONGEST: Final = 60.0
 _PATIENCE: Final = 10  # visibility timeouts until a busy worker lets its runs end for the sake of one that keeps dying
+_TOLD: Final = 10_000
 _MANY: Final = 10  # times as many runs as are driven may wait for a place of their limit
 _logger: Final = logging.getLogger("durable_worker")
 
@@ -96,6 +97,8 @@ class Loop:
         """How often the log of a run was found damaged."""
         self._early: Final[dict[str, tuple[datetime, int]]] = {}
         """For which time runs were woken too early, and how often."""
+        self._told: Final[dict[str, str]] = {}
+        """Of the runs whose end was told here lately, the entry by which they ended."""
         self._polled = -float("inf")
         self._next_sweep = -float("inf")
         self._main: asyncio.Task[None] | None = None
@@ -332,8 +335,11 @@ class Loop:
         names: dict[str, Any] = {"run_id": run_id, "step_id": FLOW, "name": wakeup.flow}
         await tell(self.on_event, StepEvent(type="run:crash", attempt=1, error=error, **names))
 
-    async def tell_end(self, run: RunStatus) -> None:
-        """Call the handlers of ends; what they raise is logged and does no harm."""
+    async def tell_end(self, flow: StepRecord) -> None:
+        """Call the handlers of ends, unless they were told of this one; what they raise is logged and does no harm."""
+        if not self.handlers or self._told.get(flow.run_id) == flow.id:
+            return
+        run = await status(self.store, flow.run_id)
         for handler in self.handlers:
             try:
                 answer = handler(run)
@@ -341,6 +347,9 @@ class Loop:
                     await answer
             except Exception:
                 _logger.exception("on_end raised for run %r", run.run_id, extra={"run_id": run.run_id})
+        self._told[flow.run_id] = flow.id
+        if len(self._told) > _TOLD:
+            del self._told[next(iter(self._told))]
 
     @asynccontextmanager
     async def place_for(self, visit: Visit, limit: Limit) -> AsyncIterator[None]:

@@ -9,7 +9,6 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from durable_core.control import status
 from durable_core.engine import (
     FLOW,
     Driver,
@@ -27,6 +26,7 @@ from durable_core.record import StepRecord
 from durable_core.store import Store, WakeUp, holder_of, to_the_end
 
 from ._crashes import count
+from ._logging import log
 
 if TYPE_CHECKING:
     from ._loop import Loop
@@ -144,6 +144,7 @@ class Visit(Driver):
     async def _drive(self, name: str, limit: Limit | None, misfit: str | None) -> bool:
         """Drive the run under its lock, unless it can't go on by now; record that it is parked where that is due."""
         loop, settings = self._loop, self._loop.settings
+        error: BaseException | None = None
         async with hold(
             loop.flows[name],
             self._store,
@@ -160,14 +161,15 @@ class Visit(Driver):
                 return await self._found(flow, name)
             crashes = await count(self._store, run.entries)
             if crashes.too_many(settings.max_crashes):
-                why = f"it crashed {crashes.raised} times, and its process died {crashes.died} times, without getting on"
                 mend = f"mend the flow and deploy it; or durable_core.control.retry(store, {self.run_id!r})"
-                flow = await run.park("crashes", why, mend)
+                flow = await run.park("crashes", crashes.why(), mend)
             elif (misfit := run.fits() or misfit) is not None:
                 flow = await run.park("drift", misfit, "mend the flow and deploy it")
             else:
                 self._has_driven = True
-                flow = (await run.drive()).record
+                standing = await run.drive()
+                flow, error = standing.record, standing.error
+        log(flow, error)
         self.ends_with = state_of(flow)
         if decided(flow):
             await self._end(flow)
@@ -204,8 +206,7 @@ class Visit(Driver):
         """Tell who wants to know that the run has ended, and have the run looked at that waits for it."""
         self.ends_with = state_of(flow)
         self._loop.forget(self.run_id)
-        if self._loop.handlers:
-            await self._loop.tell_end(await status(self._store, self.run_id))
+        await self._loop.tell_end(flow)
         await wake(self._store, flow, self.wakeup.now)
 
     async def _set_for(self, flow: StepRecord) -> None:

@@ -1,0 +1,108 @@
+"""A loop that takes no wake-ups by itself: somebody else carries them, and has it look at one run for each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from random import uniform
+from typing import Final
+
+from durable_core.engine import FLOW, Limit
+from durable_core.record import StepRecord
+from durable_core.store import WakeUp
+
+from ._loop import Loop
+from ._visit import Visit
+
+_CARRIED: Final = "carried:"
+_SHORTEST: Final = 1.0
+_logger: Final = logging.getLogger("durable_worker")
+_EARLY: Final = 0.5  # seconds before its time in which a look that was asked for may come
+
+
+def carried(run_id: str, flow: str, at: datetime, now: datetime) -> WakeUp:
+    """Return a wake-up that is in no store."""
+    return WakeUp(run_id=run_id, flow=flow, at=at, token=_CARRIED + os.urandom(8).hex(), now=now)
+
+
+def is_carried(wakeup: WakeUp) -> bool:
+    return wakeup.token.startswith(_CARRIED)
+
+
+class OnDemand(Loop):
+    """Looks at the runs that it is told of.
+
+    It is made like a worker's own loop. `since` is when its code was deployed, `longest` the most seconds until another look.
+    """
+
+    def __init__(self, like: Loop, *, since: datetime, longest: float) -> None:
+        super().__init__(like.store, like.flows, like.settings, like._schedules, like.clock, like.on_event)
+        self.handlers.extend(like.handlers)
+        self._began = since
+        self._longest: Final = min(longest, self.settings.visibility_timeout)
+        self._again: dict[str, float] = {}
+        """Until when another look at a run is asked for already."""
+
+    async def look(self, run_id: str, flow: str) -> None:
+        """Take a run as far as it goes. Where that isn't known then, another look is asked for before this returns."""
+        if self._is_damaged(run_id):
+            return
+        if flow not in self.flows or run_id in self._visits or self._alone is not None:
+            await self._look_again(run_id, flow)
+            return
+        now = self.clock.now()
+        self._visit(carried(run_id, flow, now, now), None)
+        visit = self._visits[run_id]
+        task = next(task for task, each in self._tasks.items() if each is visit)
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()  # the run is handed back
+            await asyncio.wait([task])
+            raise
+        if visit.ends_with == "busy":
+            self._left.pop(run_id, None)
+        if visit.taken and not self.stopping and not self._is_damaged(run_id):
+            await self._look_again(run_id, flow)
+
+    def due(self) -> AsyncIterator[StepRecord]:
+        """Yield the newest entries of the flows whose runs could go on, though it may be that nobody was told to look at them."""
+        return self._sweeper.due()
+
+    async def end(self) -> None:
+        """Give running steps their time, and hand all runs to others; from now on every run is handed on unseen."""
+        _logger.info("stopping: steps that run have %g s to end, and runs are handed to others", self.settings.shutdown_timeout)
+        self.stopping = True
+        await self._end_visits()
+
+    @asynccontextmanager
+    async def place_for(self, visit: Visit, limit: Limit) -> AsyncIterator[None]:
+        """Hold a place of a limit; who finds none keeps no process waiting for it, but looks again."""
+        async with self.places.one(limit):
+            yield
+
+    def _is_damaged(self, run_id: str) -> bool:
+        now = self.clock.monotonic()
+        return self._left.get(run_id, now) > now
+
+    async def _look_again(self, run_id: str, flow: str) -> None:
+        """Ask for another look, the later the longer the run has stood as it does; only one at a time for each run."""
+        began = self.clock.monotonic()
+        self._again = {each: until for each, until in self._again.items() if until > began}
+        if run_id in self._again:
+            return
+        delay = self._longest
+        try:
+            record = await self.store.get(run_id, FLOW)
+            if record is not None:
+                age = (self.clock.now() - record.ended_at).total_seconds()
+                delay = min(max(_SHORTEST, age / 4), self._longest)
+        except Exception:  # the store is away, and what asked for this look was logged
+            pass
+        delay = max(_SHORTEST, delay * uniform(0.7, 1))
+        await self.wakeups.set_wakeup(run_id, flow, self.clock.now() + timedelta(seconds=delay))
+        self._again[run_id] = began + delay - _EARLY

@@ -1,0 +1,330 @@
+"""Celery carries the wake-ups: its workers drive the runs, and nobody polls the store but a sweep."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+from weakref import WeakSet
+
+import msgspec
+from celery import Celery, signals
+from kombu.exceptions import KombuError
+
+from durable_core import open_store
+from durable_core.control import RunStatus
+from durable_core.engine import holding
+from durable_core.errors import RunBusy, StoreError
+from durable_core.events import OnEvent
+from durable_core.flow import Flow
+from durable_core.options import duration
+from durable_core.record import StepRecord
+from durable_core.store import OpenableStore, SupportsWakeups, WakeUp, wakeups_of
+from durable_core.stores.memory import MemoryStore
+
+from ._on_demand import OnDemand, carried, is_carried
+from .worker import Worker
+
+__all__ = ["Carrier", "attach"]
+
+GO_ON: Final = "durable.go_on"
+SWEEP: Final = "durable.sweep"
+_SOON: Final = 0.9
+"""Which part of the time between two sweeps a task may be ahead of its time: what is due later waits in the store."""
+_PAGE: Final = 500
+_logger: Final = logging.getLogger("durable_worker")
+_T = TypeVar("_T")
+_OnEnd = Callable[[RunStatus], Awaitable[object] | object]
+_Send = Callable[[str, str, datetime], None]
+_attached: Final[WeakSet[Celery]] = WeakSet()
+
+
+def attach(
+    app: Celery,
+    store_url: str,
+    flows: Collection[Flow[Any, Any]],
+    *,
+    sweep_every: float | timedelta = 60,
+    visibility_timeout: float | timedelta = 60,
+    max_crashes: int = 5,
+    adopt: timedelta = timedelta(days=1),
+    shutdown_timeout: float | timedelta = 30,
+    aliases: Mapping[str, Flow[Any, Any]] | None = None,
+    on_event: OnEvent | None = None,
+) -> Carrier:
+    """Have the workers of a Celery application drive the runs of these flows, and return what opens the store for the others.
+
+    Call it once, where the application is made and after it was configured. It adds two tasks: `durable.go_on(flow, run_id)`
+    looks at one run and drives it as far as it goes; `durable.sweep()` finds what no task was sent for, or whose task was lost,
+    and stands in beat's schedule, `sweep_every` seconds apart. So let beat run.
+
+    A run that another process drives is looked at again, at the latest after `visibility_timeout` seconds. The other arguments
+    are those of `Worker`; how many runs are driven at the same time is `--concurrency` of Celery's own.
+    """
+    if not isinstance(app, Celery):
+        raise TypeError(f"app must be a Celery application, not {app!r}")
+    if app in _attached:
+        raise ValueError(f"attach was called for {app!r} before; its workers serve one store, so make a second application")
+    if isinstance(open_store(store_url), MemoryStore):
+        raise StoreError("a store in memory is another one in each process; give attach the URL of one that processes share")
+    interval = duration("sweep_every", sweep_every, zero=False)
+
+    def worker(store: OpenableStore) -> Worker:
+        return Worker(
+            store,
+            flows,
+            visibility_timeout=visibility_timeout,
+            max_crashes=max_crashes,
+            adopt=adopt,
+            shutdown_timeout=shutdown_timeout,
+            aliases=aliases,
+            on_event=on_event,
+        )
+
+    worker(open_store(store_url))  # refuses what is wrong now, and not in the first task
+    _attached.add(app)
+    return Carrier(app, store_url, worker, interval)
+
+
+class Carrier:
+    """What `attach` returns: it opens the store so that wake-ups go out as tasks."""
+
+    def __init__(self, app: Celery, store_url: str, worker: Callable[[OpenableStore], Worker], sweep_every: float) -> None:
+        self._app: Final = app
+        self._store_url: Final = store_url
+        self._worker: Final = worker
+        self._sweep_every: Final = sweep_every
+        self._attached: Final = datetime.now(UTC)
+        self._handlers: Final[list[_OnEnd]] = []
+        self._process: _Process | None = None
+        self._mutex: Final = threading.Lock()
+        self._stopping: tuple[int, int] | None = None
+        """A pipe, which the processes of a pool share: something stands in it once they should stop."""
+        # Early, doubled and lost tasks do no harm, so a task is acknowledged after it was done, whatever came of it.
+        options = {
+            "shared": False,  # with other applications of the same process
+            "acks_late": True,
+            "reject_on_worker_lost": True,
+            "acks_on_failure_or_timeout": True,
+            "ignore_result": True,
+            "serializer": "json",
+            "rate_limit": None,
+        }
+
+        def go_on(flow: str, run_id: str) -> None:
+            self._look(flow, run_id)
+
+        def sweep() -> None:
+            self._sweep()
+
+        self._go_on: Final = app.task(go_on, name=GO_ON, **options)
+        app.task(sweep, name=SWEEP, **options)
+        # One that waited for so long in the queue is dropped: what stands there would only be sent twice.
+        app.add_periodic_task(sweep_every, app.signature(SWEEP), name=SWEEP, expires=sweep_every)
+        signals.worker_init.connect(self._on_start, weak=False)
+        signals.worker_shutting_down.connect(self._on_stop, weak=False)
+        signals.worker_process_shutdown.connect(self._on_exit, weak=False)
+        signals.worker_shutdown.connect(self._on_exit, weak=False)
+
+    def open_store(self) -> OpenableStore:
+        """Make the store, for `async with`: a run that is asked for or let go on with it is gone on with at once, by a task.
+
+        It is the store of the URL in everything else. Where the broker is away the wake-up stands in the store, or the sweep
+        finds the run: no call fails for that.
+        """
+        return _CarriedStore(open_store(self._store_url), self._send, self._sweep_every)
+
+    def on_end(self, fn: _OnEnd) -> _OnEnd:
+        """Have `fn` called, in the worker, with the status of each run that ended there, at least once; a decorator, too."""
+        self._handlers.append(fn)
+        return fn
+
+    def _send(self, flow: str, run_id: str, at: datetime) -> None:
+        later = at > datetime.now(UTC)
+        if later and self._app.conf.task_always_eager:
+            return  # there a task is called at once, and would be again and again until its time
+        self._go_on.apply_async((flow, run_id), eta=at if later else None)
+
+    def _look(self, flow: str, run_id: str) -> None:
+        """Look at one run; the body of a task."""
+        try:
+            process = self._here()
+            process.wait(process.loop.look(run_id, flow))
+        except Exception:
+            # As far as is known nothing was done: look again before this task is acknowledged.
+            self._send(flow, run_id, datetime.now(UTC) + timedelta(seconds=_SOON * self._sweep_every))
+            raise
+
+    def _sweep(self) -> None:
+        """Send tasks for all runs that could go on; the body of a task."""
+        process = self._here()
+        process.wait(process.sweep(self._send))
+
+    def _here(self) -> _Process:
+        """Return this process's thread and store, made when they are first needed, and anew after a fork."""
+        with self._mutex:
+            if self._process is None or self._process.pid != os.getpid():
+                store = self.open_store()
+                worker = self._worker(store)
+                for handler in self._handlers:
+                    worker.on_end(handler)
+                told = None if self._stopping is None else self._stopping[0]
+                loop = OnDemand(worker._loop, since=self._attached, longest=_SOON * self._sweep_every)
+                self._process = _Process(loop, store, told)
+            return self._process
+
+    def _on_start(self, sender: Any, **_: object) -> None:
+        pool = sender.pool_cls if isinstance(sender.pool_cls, str) else sender.pool_cls.__module__
+        if "gevent" in pool or "eventlet" in pool:
+            sys.exit("durable drives runs in a thread with an event loop, which green threads disturb: use another --pool")
+        self._stopping = os.pipe()
+
+    def _on_stop(self, **_: object) -> None:
+        if self._stopping is not None:
+            os.write(self._stopping[1], b".")  # nobody reads it, so that all see it
+
+    def _on_exit(self, **_: object) -> None:
+        if self._process is not None and self._process.pid == os.getpid():
+            self._process.close()
+            self._process = None
+
+
+class _Process:
+    """What one process of a worker has: a thread with an event loop, and in that an open store."""
+
+    def __init__(self, loop: OnDemand, store: OpenableStore, told: int | None) -> None:
+        self.pid: Final = os.getpid()
+        self.loop: Final = loop
+        self._store: Final = store
+        self._told: Final = told
+        self._events: Final = asyncio.new_event_loop()
+        self._ending: asyncio.Task[None] | None = None
+        self._thread: Final = threading.Thread(target=self._events.run_forever, name="durable", daemon=True)
+        self._thread.start()
+        try:
+            self.wait(self._begin())
+        except BaseException:
+            self._events.call_soon_threadsafe(self._events.stop)
+            raise
+
+    def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Do some work in the thread, and wait for it. Where the caller is interrupted, the work is cancelled."""
+        future = asyncio.run_coroutine_threadsafe(work, self._events)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+    def close(self) -> None:
+        """Hand back what is in hand, and close the store."""
+        self.wait(self._end())
+        self._events.call_soon_threadsafe(self._events.stop)
+        self._thread.join()
+        self._events.close()
+
+    async def sweep(self, send: _Send) -> None:
+        """Send a task for each wake-up that is due in the store, and then for each run that could go on."""
+        loop, now = self.loop, self.loop.clock.now()
+        hidden = timedelta(seconds=loop.settings.visibility_timeout)
+        kept = self._store
+        assert isinstance(kept, _CarriedStore)
+        while taken := await kept.take_wakeups(loop.flows.keys(), limit=_PAGE, visibility_timeout=hidden):
+            for flow, run_id in dict.fromkeys((each.flow, each.run_id) for each in taken):
+                await asyncio.to_thread(send, flow, run_id, now)
+            await kept.clear_wakeups(taken)
+        with suppress(RunBusy):
+            async with holding(kept, "$sweep"):
+                async for record in loop.due():
+                    await asyncio.to_thread(send, record.name, record.run_id, now)
+
+    async def _begin(self) -> None:
+        await self._store.__aenter__()
+        if self._told is not None:
+            self._events.add_reader(self._told, self._stop)
+
+    def _stop(self) -> None:
+        assert self._told is not None
+        self._events.remove_reader(self._told)
+        self._ending = self._events.create_task(self.loop.end())
+
+    async def _end(self) -> None:
+        if self._ending is None:
+            self._ending = self._events.create_task(self.loop.end())
+        await self._ending
+        await self._store.__aexit__(None, None, None)
+
+
+class _CarriedStore(OpenableStore, SupportsWakeups):
+    """A store whose wake-ups go out as tasks where they are due soon; all else is the store's own."""
+
+    def __init__(self, store: OpenableStore, send: _Send, sweep_every: float) -> None:
+        self._store: Final = store
+        self._wakeups: Final = wakeups_of(store)
+        self._send: Final = send
+        self._soon: Final = timedelta(seconds=_SOON * sweep_every)
+        self._ahead: Final = timedelta(seconds=sweep_every)
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        raise NotImplementedError("durable_worker.celery.attach(…).open_store() makes it")
+
+    async def __aenter__(self) -> Self:
+        await self._store.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        await self._store.__aexit__(kind, error, trace)
+
+    def __getattr__(self, ability: str) -> Any:
+        return getattr(self._store, ability)
+
+    def __repr__(self) -> str:
+        return f"{self._store!r}, with Celery"
+
+    async def append(self, record: StepRecord) -> StepRecord:
+        return await self._store.append(record)
+
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        return await self._store.get(run_id, step_id)
+
+    async def list(self, run_id: str) -> Sequence[StepRecord]:
+        return await self._store.list(run_id)
+
+    async def clear(self, run_id: str) -> None:
+        await self._store.clear(run_id)
+
+    async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
+        now = datetime.now(UTC)
+        wakeup = carried(run_id, flow, at, now)
+        if at - now <= self._soon:
+            try:
+                await asyncio.to_thread(self._send, flow, run_id, at)
+                return wakeup
+            except (KombuError, OSError) as error:
+                _logger.warning(
+                    "no task was sent for run %r, which the sweep will find: %r", run_id, error, extra={"run_id": run_id}
+                )
+        if self._wakeups is None:
+            return wakeup
+        # A sweep takes it before its time, so that the look which comes of it can send a task for the time itself.
+        kept = await self._wakeups.set_wakeup(run_id, flow, at - self._ahead)
+        return msgspec.structs.replace(kept, now=now)
+
+    async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
+        if self._wakeups is None:
+            return ()
+        return await self._wakeups.take_wakeups(flows, limit=limit, visibility_timeout=visibility_timeout)
+
+    async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
+        kept = [each for each in wakeups if not is_carried(each)]
+        if kept and self._wakeups is not None:
+            await self._wakeups.clear_wakeups(kept)

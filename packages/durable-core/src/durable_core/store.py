@@ -94,6 +94,9 @@ class Lease(Protocol):
 class SupportsLock(Protocol):
     """A store that can let one runner at a time work on a run."""
 
+    lease_seconds: float | None = None
+    """How long a lock may outlive its holder's process; None where it is gone with it."""
+
     @abstractmethod
     def lock(self, run_id: str) -> AbstractAsyncContextManager[Lease]:
         """Hold the run exclusively, among all processes and machines, until the context ends or its process dies.
@@ -196,7 +199,7 @@ class SupportsWakeups(Protocol):
     """A store that keeps messages which say when to look at a run again.
 
     One that can't hide them from others says so by `hides_wakeups = False`: only who took a wake-up doesn't get it again within
-    the visibility timeout, and a worker leaves a run alone by its own memory for as long after `RunBusy`.
+    the visibility timeout.
     """
 
     hides_wakeups: bool = True

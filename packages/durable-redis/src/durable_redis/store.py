@@ -95,6 +95,7 @@ class RedisStore(
         self._flows: Final = FlowIndex(self._serving, self._keys, self._touch)
         self._wakeups: Final = Wakeups(self._serving, self._keys)
         self._lease: Final = lease
+        self.lease_seconds: float | None = lease
         self._ttl: Final = ttl
         self._limit: Final = max_connections
         self._loop = OneLoop(type(self).__name__, given=True)

@@ -93,7 +93,8 @@ class S3Store(
         self._wakeups: Final = Wakeups(self._bucket, self._keys)
         self._order: Final = OrderClock()
         self._leases: Final = Leases("durable-s3-leases")
-        self._lease_seconds: Final = lease
+        self._lease: Final = lease
+        self.lease_seconds: float | None = lease
         self._probe = probe
         self._honoured = HONOURED
         self._loop: Final = OneLoop(type(self).__name__, given=False)  # boto3's clients know no loops
@@ -181,7 +182,7 @@ class S3Store(
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
         check_id("run_id", run_id)
         await self._ready()
-        seconds = self._lease_seconds
+        seconds = self._lease
         requests = RunLease(self._lease_bucket, self._keys, run_id, seconds, self._leases.clock)
         # Each renewal is a request that is paid for; a third of the lease is left for those that fail.
         async with self._leases.hold(run_id, requests, seconds=seconds, every=seconds * 2 / 3) as lease:

@@ -66,7 +66,7 @@ async def count(store: Store, entries: Sequence[StepRecord]) -> Crashes:
     # A child gets on with the run; its log has another order, so that only its clock can be asked.
     times = [_last_outcome(await store.list(child)) for child in children_of(entries)]
     progress = max((each for each in times if each is not None), default=None)
-    while since and progress is not None and since[-1].ended_at < progress:
+    while since and progress is not None and since[-1].ended_at <= progress:
         before = since.pop()
     found.raised = sum(map(is_crash, since))
     found.died = _deaths(since, before)

@@ -229,7 +229,7 @@ class Loop:
             elif begun < room and not self._is_left(wakeup):
                 self._visit(wakeup, report)
                 begun += 1
-        return begun > 0
+        return len(taken) >= room
 
     async def _due(self, limit: int) -> Sequence[WakeUp]:
         """Take wake-ups of what the sweep found, and then those that the store shows."""

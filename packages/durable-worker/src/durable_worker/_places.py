@@ -30,16 +30,21 @@ class Places:
     async def one(self, limit: Limit) -> AsyncIterator[None]:
         """Hold one of the places; entering raises `RunBusy` where all are taken."""
         name, number = limit
-        async with AsyncExitStack() as stack:
-            stack.callback(self._freed[name].set)
-            first, *others = sample(range(number), number)
-            for place in others:
-                with suppress(RunBusy):
-                    await stack.enter_async_context(holding(self._store, f"$limit/{name}/{place}"))
-                    break
-            else:
-                await stack.enter_async_context(holding(self._store, f"$limit/{name}/{first}"))
-            yield
+        first, *others = sample(range(number), number)
+        is_taken = False
+        try:
+            async with AsyncExitStack() as stack:
+                for place in others:
+                    with suppress(RunBusy):
+                        await stack.enter_async_context(holding(self._store, f"$limit/{name}/{place}"))
+                        break
+                else:
+                    await stack.enter_async_context(holding(self._store, f"$limit/{name}/{first}"))
+                is_taken = True
+                yield
+        finally:
+            if is_taken:
+                self._freed[name].set()
 
     @asynccontextmanager
     async def next(self, limit: Limit, gives_up: Callable[[], bool]) -> AsyncIterator[None]:

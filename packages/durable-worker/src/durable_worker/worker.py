@@ -14,7 +14,7 @@ from durable_core.control import RunStatus
 from durable_core.events import OnEvent
 from durable_core.flow import Flow
 from durable_core.options import duration
-from durable_core.store import Store, check_store, wakeups_of
+from durable_core.store import Store, check_store, lock_of, wakeups_of
 
 from ._loop import Loop, Settings
 from ._schedules import CatchUp, Schedules
@@ -23,6 +23,7 @@ from .report import SweepReport
 from .signatures import Verify
 
 _MAX_BODY: Final = 2**20
+_VISIBILITY_SECONDS: Final = 60.0
 
 
 class Worker:
@@ -32,8 +33,9 @@ class Worker:
     does one round and returns. Runs of flows that it doesn't have stay for other workers.
 
     `concurrency` is how many runs are driven at the same time. A wake-up that was taken is hidden from other workers for
-    `visibility_timeout` seconds: so long after a worker died others go on with its runs. `poll` is how many seconds pass between
-    two looks for wake-ups: half a second unless given, on a store that can't hide wake-ups ten. After `max_crashes` crashes
+    `visibility_timeout` seconds: so long after a worker died others go on with its runs. That is a minute unless given, and no
+    shorter than the store's locks outlive a process. `poll` is how many seconds pass between two looks for wake-ups: half a
+    second unless given, on a store that can't hide wake-ups ten. After `max_crashes` crashes
     without progress a run is parked. The sweep takes up runs whose process died, unless that was longer ago than `adopt`.
     On a stop, running steps have `shutdown_timeout` seconds to end before they are cancelled. `aliases` are flows by names that
     they had: `{"old-name": flow}`. `on_event` is told what happens, as a runner's; `clock` replaces the machine's in tests.
@@ -45,7 +47,7 @@ class Worker:
         flows: Collection[Flow[Any, Any]],
         *,
         concurrency: int = 20,
-        visibility_timeout: float | timedelta = 60,
+        visibility_timeout: float | timedelta | None = None,
         poll: float | timedelta | None = None,
         max_crashes: int = 5,
         adopt: timedelta = timedelta(days=1),
@@ -60,7 +62,7 @@ class Worker:
         hides = getattr(wakeups_of(store), "hides_wakeups", True)
         settings = Settings(
             concurrency=_number("concurrency", concurrency),
-            visibility_timeout=duration("visibility_timeout", visibility_timeout, zero=False),
+            visibility_timeout=_hidden_for(store, visibility_timeout),
             poll=(0.5 if hides else 10.0) if poll is None else duration("poll", poll, zero=False),
             max_crashes=_number("max_crashes", max_crashes),
             adopt=duration("adopt", adopt),
@@ -156,6 +158,20 @@ class Worker:
         `GET /healthz` is 200 while the worker works in this process and its last poll is younger than three polls, else 503.
         """
         return self._webhooks.app
+
+
+def _hidden_for(store: Store, given: float | timedelta | None) -> float:
+    """Return for how many seconds a wake-up is hidden. Raises `ValueError` where the lock of a dead worker would outlive that."""
+    lease: float = getattr(lock_of(store), "lease_seconds", None) or 0
+    if given is None:
+        return max(_VISIBILITY_SECONDS, lease)
+    seconds = duration("visibility_timeout", given, zero=False)
+    if seconds < lease:
+        raise ValueError(
+            f"visibility_timeout is {seconds:g} s, but the locks of {store!r} outlive a dead worker by {lease:g} s: others would"
+            f" take its wake-ups for nothing. Give {lease:g} s or more, or the store a shorter `lease`"
+        )
+    return seconds
 
 
 def _number(what: str, value: object) -> int:

@@ -1,0 +1,86 @@
+"""What a worker refuses, before anything ran."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from durable_core import Runner, flow
+from durable_core.stores.memory import MemoryStore
+from durable_worker import Worker
+
+
+@flow
+async def greet(runner: Runner) -> None: ...
+
+
+@flow(name="greet")
+async def other(runner: Runner) -> None: ...
+
+
+class Leased(MemoryStore):
+    """Its locks outlive a process by 15 s."""
+
+    lease_seconds: float | None = 15.0
+
+
+class Bare:
+    """A store with nothing but the four methods."""
+
+    append = get = list = clear = staticmethod(lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("flows", "options", "said"),
+    [
+        ([], {}, "flows is empty: a worker needs the flows whose runs it drives"),
+        ([greet, other], {}, "two flows of this worker have the name 'greet'"),
+        ([greet], {"aliases": {"greet": other}}, "two flows of this worker have the name 'greet'"),
+        ([greet], {"concurrency": 0}, "concurrency must be a whole number from 1, not 0"),
+        ([greet], {"concurrency": True}, "concurrency must be a whole number from 1, not True"),
+        ([greet], {"max_crashes": 2.5}, "max_crashes must be a whole number from 1, not 2.5"),
+        ([greet], {"poll": 0}, "poll"),
+        ([greet], {"poll": float("nan")}, "poll"),
+        ([greet], {"visibility_timeout": -1}, "visibility_timeout"),
+        ([greet], {"shutdown_timeout": timedelta(seconds=-1)}, "shutdown_timeout"),
+        ([greet], {"adopt": timedelta(seconds=-1)}, "adopt"),
+    ],
+)
+def test_values_that_mean_nothing(flows: list[Any], options: dict[str, Any], said: str) -> None:
+    """The error names the option and the value."""
+    with pytest.raises(ValueError, match=said):
+        Worker(MemoryStore(), flows, **options)
+
+
+@pytest.mark.parametrize("flows", [[lambda runner: None], ["greet"], [None]])
+def test_what_is_no_flow(flows: list[Any]) -> None:
+    """A function without `@flow` is none."""
+    with pytest.raises(TypeError, match="flows must be functions decorated with @flow, not"):
+        Worker(MemoryStore(), flows)
+
+
+def test_one_flow_given_twice_is_one() -> None:
+    """No two have its name."""
+    Worker(MemoryStore(), [greet, greet], aliases={"hello": greet})
+
+
+@pytest.mark.parametrize("store", ["sqlite:runs.db", MemoryStore, Bare()])
+def test_what_no_worker_can_work_on(store: Any) -> None:
+    """A URL, a class, and a store that neither keeps wake-ups nor names its runs."""
+    with pytest.raises(TypeError):
+        Worker(store, [greet])
+
+
+def test_a_visibility_timeout_shorter_than_a_lease() -> None:
+    """The lock of a dead worker would outlive it; where none is given, it is long enough."""
+    with pytest.raises(ValueError, match="visibility_timeout is 10 s, but the locks of .* outlive a dead worker by 15 s"):
+        Worker(Leased(), [greet], visibility_timeout=10)
+    Worker(Leased(), [greet], visibility_timeout=15)
+    Leased.lease_seconds = 300.0
+    try:
+        assert Worker(Leased(), [greet])._loop.settings.visibility_timeout == 300
+    finally:
+        Leased.lease_seconds = 15.0
+    assert Worker(MemoryStore(), [greet])._loop.settings.visibility_timeout == 60

@@ -184,6 +184,13 @@ def benchmarks(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Let workers die at random for two minutes on each store, and see every run end; takes stores, and `--seed` and the like."""
+    session.install(*editable(), *group("tests"))
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session(default=False)
 def broken(session: nox.Session) -> None:
     """Break each guarantee on purpose and see its tests fail; takes parts of the names in tests/broken/patches.py."""
     session.install(*editable(), *group("tests"))

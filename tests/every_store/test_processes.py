@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,9 @@ import pytest
 
 from durable_core import MemoryStore, RunCancelled, Runner, RunSuspended, StepFailed, StepInterrupted, control, open_store
 from durable_core.testing import FakeClock
+from tests.every_store.forking import CONTEXT
 from tests.every_store.programs import charge, decide, deliver, deliver_until, give_back, give_back_until, race, refund_once, run
 
-# A process that has imported everything forks each of the others, which import nothing again.
-CONTEXT: Any = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
-CONTEXT.set_forkserver_preload(
-    ["tests.every_store.programs", "durable_file", "durable_postgres", "durable_redis", "durable_s3", "durable_sqlite"]
-)
 SECONDS = 120
 
 

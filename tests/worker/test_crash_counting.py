@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -55,10 +56,8 @@ class Life:
         """Drive it once."""
         self.acts = [*acts]
         self.clock.advance(1)
-        try:
+        with suppress(Exception, Killed, RunSuspended):  # the log tells how it ended
             await self.flow.run(self.store, "run")
-        except (Exception, Killed, RunSuspended):
-            pass  # the log tells how it ended
 
     async def count(self) -> Crashes:
         return await count(self.store, await self.store.list("run"))

@@ -77,7 +77,7 @@ class Loop:
         self._found: Final = Wakeups(clock)
         """Wake-ups of this worker's own: of runs that the sweep found."""
         self.wakeups: Final[SupportsWakeups] = wakeups_of(store) or self._found
-        self._sweeper: Final = Sweep(store, flows.keys(), clock, settings.adopt, self.tries_once_more)
+        self._sweeper: Final = Sweep(store, flows.keys(), clock, settings.adopt, self.tries_once_more, self.tell_damage)
         self._began: datetime | None = None
         self._swept: Final[dict[str, WakeUp]] = {}
         """Those of the last sweep that were not cleared yet, by their runs."""
@@ -226,7 +226,7 @@ class Loop:
         for wakeup in taken:
             if (visit := self._visits.get(wakeup.run_id)) is not None:
                 visit.taken.setdefault(wakeup.token, wakeup)
-            elif begun < room and not self._is_left(wakeup):
+            elif begun < room and not self._is_left(wakeup.run_id):
                 self._visit(wakeup, report)
                 begun += 1
         return len(taken) >= room
@@ -322,17 +322,18 @@ class Loop:
         for remembered in (self._early, self._damage, self._deadly, self._left):
             remembered.pop(run_id, None)
 
-    def _is_left(self, wakeup: WakeUp) -> bool:
+    def _is_left(self, run_id: str) -> bool:
         now = self.clock.monotonic()
-        return self._left.get(wakeup.run_id, now) > now
+        return self._left.get(run_id, now) > now
 
-    async def tell_damage(self, wakeup: WakeUp, error: Exception) -> None:
-        """Tell of a run whose log is damaged, and leave it alone for 1, 2, 4 … 60 minutes."""
-        run_id = wakeup.run_id
+    async def tell_damage(self, run_id: str, flow: str, error: Exception) -> None:
+        """Tell of a run whose log is damaged, unless it is left alone, and leave it alone for 1, 2, 4 … 60 minutes."""
+        if self._is_left(run_id):
+            return
         times = self._damage[run_id] = self._damage.get(run_id, 0) + 1
         self._left[run_id] = self.clock.monotonic() + 60 * min(2.0 ** (times - 1), 60)
         _logger.error("run %r can't go on: %s", run_id, error, extra={"run_id": run_id})
-        names: dict[str, Any] = {"run_id": run_id, "step_id": FLOW, "name": wakeup.flow}
+        names: dict[str, Any] = {"run_id": run_id, "step_id": FLOW, "name": flow}
         await tell(self.on_event, StepEvent(type="run:crash", attempt=1, error=error, **names))
 
     async def tell_end(self, flow: StepRecord) -> None:

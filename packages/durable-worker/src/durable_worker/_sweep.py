@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Mapping, Sequence
 from typing import Final
 
 from durable_core.clock import Clock
 from durable_core.engine import FLOW, could_go_on, decided, newest, root_of
+from durable_core.errors import CorruptLog
 from durable_core.record import StepRecord
 from durable_core.store import Store, flows_of, holder_of, marks_of, runs_of
 from durable_core.stores.flows import FlowState
@@ -19,13 +20,20 @@ class Sweep:
     """Looks at all runs of some flows that have not ended."""
 
     def __init__(
-        self, store: Store, names: Collection[str], clock: Clock, adopt: float, tries_once_more: Callable[[StepRecord], bool]
+        self,
+        store: Store,
+        names: Collection[str],
+        clock: Clock,
+        adopt: float,
+        tries_once_more: Callable[[StepRecord], bool],
+        tell_damage: Callable[[str, str, Exception], Awaitable[None]],
     ) -> None:
         self._store: Final = store
         self._names: Final = names
         self._clock: Final = clock
         self._adopt: Final = adopt
         self._tries_once_more: Final = tries_once_more
+        self._tell_damage: Final = tell_damage
         self._marks: Mapping[str, Hashable] = {}
         self._open: Final[dict[str, StepRecord]] = {}
         """Of a store without an index: the newest entries of flows that have not ended, as they were read last."""
@@ -34,7 +42,7 @@ class Sweep:
         """Yield the flows of the runs that could go on now, but for those that another run drives or a process holds."""
         async for page in self._pages():
             flows = await self._driven_by_none(page)
-            able = await could_go_on(self._store, flows, self._clock.now())
+            able = await self._able(flows)
             held = await self._held([flow.run_id for flow in flows if flow.status == "started"])
             for flow in flows:
                 if flow.status == "started":
@@ -43,6 +51,16 @@ class Sweep:
                         yield flow
                 elif able[flow.run_id] or self._tries_once_more(flow):
                     yield flow
+
+    async def _able(self, flows: Sequence[StepRecord]) -> Mapping[str, bool]:
+        """Tell which runs could go on now; a log that is damaged hides no other."""
+        try:
+            return await could_go_on(self._store, flows, self._clock.now())
+        except CorruptLog as error:
+            if len(flows) == 1:
+                await self._tell_damage(flows[0].run_id, flows[0].name, error)
+                return {flows[0].run_id: False}
+            return {run_id: able for flow in flows for run_id, able in (await self._able([flow])).items()}
 
     async def _driven_by_none(self, page: Sequence[StepRecord]) -> Sequence[StepRecord]:
         """Leave out the runs that another run drives, unless that has ended without them."""
@@ -85,7 +103,11 @@ class Sweep:
         for run_id in gone:
             del self._open[run_id]
         for run_id in changed:
-            flow = await self._store.get(run_id, FLOW)
+            try:
+                flow = await self._store.get(run_id, FLOW)
+            except CorruptLog as error:
+                await self._tell_damage(run_id, "", error)
+                continue
             if flow is None or decided(flow) or flow.name not in self._names:
                 self._open.pop(run_id, None)
             else:

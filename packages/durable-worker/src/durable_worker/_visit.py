@@ -72,7 +72,7 @@ class Visit(Driver):
             raise
         except CorruptLog as error:
             self.ends_with = "unknown"
-            await self._loop.tell_damage(self.wakeup, error)
+            await self._loop.tell_damage(self.run_id, self.wakeup.flow, error)
         except (LockLost, StoreError, ResultNotRecorded) as error:
             self.ends_with = "unknown"
             _logger.warning("run %r is left to the next look: %s", self.run_id, error, extra={"run_id": self.run_id})

@@ -10,7 +10,7 @@ from typing import Final
 from durable_core.clock import Clock
 from durable_core.errors import Refused
 from durable_core.record import StepRecord
-from durable_core.store import Store, SupportsWakeups, wakeups_of
+from durable_core.store import Store, SupportsWakeups, WakeUp, wakeups_of
 
 from .chain import FLOW, Append, decided
 from .known import now_by
@@ -25,34 +25,41 @@ NET: Final = timedelta(minutes=1)
 async def waking(store: Store, run_id: str, clock: Clock | None) -> AsyncIterator[Append]:
     """Yield the `append` of an act from outside, which may let runs go on: workers look at each run that it appended to.
 
-    A wake-up a minute ahead comes first; it stays where the act is cut off. After the act, and where it is refused too, this
-    looks for the flow, which may have begun meanwhile, sets a wake-up for now, and clears the first one.
+    A wake-up a minute ahead comes before the first append to each run; it stays where the act is cut off. After the act, and
+    where it is refused too, this looks for the flows, which may have begun meanwhile, sets wake-ups for now, and clears the
+    first ones.
     """
     append = telling(store)
     wakeups = wakeups_of(store)
     if wakeups is None:
         yield append
         return
-    acted_on = {run_id: None}
+    acted_on: dict[str, None] = {}
+    nets: list[WakeUp] = []
+
+    async def acts_on(run_id: str) -> None:
+        if run_id not in acted_on:
+            acted_on[run_id] = None
+            if (flow := await store.get(run_id, FLOW)) is not None:
+                nets.append(await wakeups.set_wakeup(*await _driver_of(store, flow), now_by(clock) + NET))
 
     async def noting(record: StepRecord) -> StepRecord:
-        acted_on[record.run_id] = None
+        await acts_on(record.run_id)
         return await append(record)
 
-    flow = await store.get(run_id, FLOW)
-    net = None if flow is None else await wakeups.set_wakeup(*await _driver_of(store, flow), now_by(clock) + NET)
+    await acts_on(run_id)
     refusal: Refused | None = None
     try:
         yield noting
     except Refused as error:
         refusal = error
-    now = now_by(clock) if net is None else net.now  # the store's clock, where it is known
+    now = nets[0].now if nets else now_by(clock)  # the store's clock, where it is known
     targets = [await whom_to_wake(store, await store.get(each, FLOW)) for each in acted_on]
     for target in dict.fromkeys(targets):
         if target is not None:
             await wakeups.set_wakeup(*target, now)
-    if net is not None:
-        await wakeups.clear_wakeups([net])
+    if nets:
+        await wakeups.clear_wakeups(nets)
     if refusal is not None:
         raise refusal
 

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from random import uniform
 from typing import Final
 
-from durable_core.engine import FLOW, Limit
+from durable_core.engine import FLOW, Limit, tell
 from durable_core.record import StepRecord
 from durable_core.store import WakeUp
 
@@ -20,8 +20,8 @@ from ._visit import Visit
 
 _CARRIED: Final = "carried:"
 _SHORTEST: Final = 1.0
-_logger: Final = logging.getLogger("durable_worker")
 _EARLY: Final = 0.5  # seconds before its time in which a look that was asked for may come
+_logger: Final = logging.getLogger("durable_worker")
 
 
 def carried(run_id: str, flow: str, at: datetime, now: datetime) -> WakeUp:
@@ -64,9 +64,7 @@ class OnDemand(Loop):
             task.cancel()  # the run is handed back
             await asyncio.wait([task])
             raise
-        if visit.ends_with == "busy":
-            self._left.pop(run_id, None)
-        if visit.taken and not self.stopping and not self._is_damaged(run_id):
+        if visit.taken and not self._is_damaged(run_id):
             await self._look_again(run_id, flow)
 
     def due(self) -> AsyncIterator[StepRecord]:
@@ -77,6 +75,8 @@ class OnDemand(Loop):
         """Give running steps their time, and hand all runs to others; from now on every run is handed on unseen."""
         _logger.info("stopping: steps that run have %g s to end, and runs are handed to others", self.settings.shutdown_timeout)
         self.stopping = True
+        for run_id in self._visits:
+            tell(run_id)  # a wait in the process ends
         await self._end_visits()
 
     @asynccontextmanager

@@ -62,7 +62,8 @@ def test_it_configures_nothing_too_early(tmp_path: Path) -> None:
     attach(app, f"sqlite:{tmp_path}/runs.db", [first], sweep_every=timedelta(minutes=2))
     assert not app.configured
     app.conf.timezone = "Europe/Berlin"
-    assert app.conf.beat_schedule["durable.sweep"]["schedule"] == 120
+    sweep = app.conf.beat_schedule["durable.sweep"]
+    assert (sweep["schedule"], sweep["options"]) == (120, {"expires": 120})
     assert app.tasks["durable.go_on"].acks_late
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -64,6 +64,20 @@ async def test_beat_sweeps_and_long_waits_end(shop: Shop, store: OpenableStore, 
     late = entries["nap", 1].ended_at - entries["nap", 0].until
     assert timedelta() <= late < timedelta(seconds=7)
     assert sum(worker.log.count("succeeded") for worker in workers) < 40
+
+
+@pytest.mark.parametrize("settings", [{"sweep_every": 5.0}])
+async def test_a_sweep_sends_a_task_before_its_time(shop: Shop, store: OpenableStore) -> None:
+    """A long wait ends at its time, and not at the sweep after that: the one before it has sent a task."""
+    shop.two_workers()
+    await nap.start(store, "one", seconds=7)
+    await until_waiting(store, "one")
+    wait = await store.get("one", "nap")
+    assert wait is not None
+    assert wait.until is not None
+    shop.wait_until(lambda: datetime.now(UTC) > wait.until - timedelta(seconds=4.5))
+    shop.sweep()
+    await shop.ended(store, "one")
 
 
 async def test_early_and_doubled_tasks_do_nothing(shop: Shop, store: OpenableStore) -> None:

@@ -91,6 +91,13 @@ def lowest(session: nox.Session) -> None:
 
 
 @nox.session
+def celery(session: nox.Session) -> None:
+    """Let real workers of Celery drive runs over a real broker, kill some, and run the page about them."""
+    session.install(*editable(), *group("tests"), *group("celery"))
+    pytest(session, "tests/celery", "docs/howto/celery.md", "--dist", "worksteal")
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a broken link or reference is an error."""
     session.install(*group("docs"))
@@ -193,7 +200,7 @@ def soak(session: nox.Session) -> None:
 @nox.session(default=False)
 def broken(session: nox.Session) -> None:
     """Break each guarantee on purpose and see its tests fail; takes parts of the names in tests/broken/patches.py."""
-    session.install(*editable(), *group("tests"))
+    session.install(*editable(), *group("tests"), *group("celery"))
     session.run("python", "-m", "tests.broken.run", *session.posargs)
 
 

@@ -11,10 +11,18 @@ from uuid import uuid4
 import pytest
 
 from tests.servers.postgres import postgres_server_url
-from tests.servers.redis import redis_server_url
+from tests.servers.redis import KEEPING, redis_server, redis_server_url
 from tests.servers.s3 import moto
 
-__all__ = ["every_server_page", "postgres_page", "postgres_server_url", "redis_page", "redis_server_url", "s3_page"]
+__all__ = [
+    "celery_page",
+    "every_server_page",
+    "postgres_page",
+    "postgres_server_url",
+    "redis_page",
+    "redis_server_url",
+    "s3_page",
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,14 @@ def s3_page() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def every_server_page(postgres_page: str, redis_page: str, s3_page: str) -> None:
     """A page that shows several stores has the servers of all."""
+
+
+@pytest.fixture(scope="module")
+def celery_page() -> Iterator[str]:
+    """`BROKER_URL` names a broker of the page's own, and what the page writes to a file can be imported by it."""
+    with redis_server(*KEEPING) as server, pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend("")
+        yield from _environment(BROKER_URL=server.url)
 
 
 def _environment(**variables: str) -> Iterator[str]:

@@ -76,7 +76,9 @@ async def pdf(runner: Runner, number: int) -> None:
 FLOWS = [quick, slow, ask, nap, parent, pdf]
 
 
-def attached(broker: str, store: str, *, sweep_every: float = 60, visibility_timeout: float = 3600) -> tuple[Celery, Carrier]:
+def attached(
+    broker: str, store: str, *, sweep_every: float = 60, visibility_timeout: float = 3600, shutdown_timeout: float = 30
+) -> tuple[Celery, Carrier]:
     """Make the application; the visibility timeout is the broker's."""
     app = Celery("orders", broker=broker)
     app.conf.update(
@@ -88,7 +90,7 @@ def attached(broker: str, store: str, *, sweep_every: float = 60, visibility_tim
         broker_connection_retry_on_startup=True,
         worker_prefetch_multiplier=1,
     )
-    carrier = attach(app, store, FLOWS, sweep_every=sweep_every)
+    carrier = attach(app, store, FLOWS, sweep_every=sweep_every, shutdown_timeout=shutdown_timeout)
 
     @carrier.on_end
     def tell(run: RunStatus) -> None:
@@ -98,7 +100,6 @@ def attached(broker: str, store: str, *, sweep_every: float = 60, visibility_tim
 
 
 if "BROKER" in os.environ:
-    options: dict[str, Any] = {
-        name.lower(): float(os.environ[name]) for name in ("SWEEP_EVERY", "VISIBILITY_TIMEOUT") if name in os.environ
-    }
+    names = ("SWEEP_EVERY", "VISIBILITY_TIMEOUT", "SHUTDOWN_TIMEOUT")
+    options: dict[str, Any] = {name.lower(): float(os.environ[name]) for name in names if name in os.environ}
     app, carrier = attached(os.environ["BROKER"], os.environ["STORE"], **options)

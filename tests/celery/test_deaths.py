@@ -116,3 +116,31 @@ async def test_a_worker_that_stops_hands_its_run_back(shop: Shop, store: Openabl
     await shop.ended(store, "one")
     assert shop.effects["one-second-begins"] == shop.effects["one-third"] == 1
     assert "Traceback" not in worker.log + other.log
+
+
+@pytest.mark.parametrize("settings", [{"shutdown_timeout": 0.5}])
+async def test_a_stop_cancels_what_takes_too_long(shop: Shop, store: OpenableStore) -> None:
+    """The worker ends although a step doesn't, and the next one does that step again."""
+    worker = shop.worker("prefork", "-c", "2")
+    worker.ready()
+    await slow.start(store, "one", name="one")
+    driver(shop, (worker, worker))
+    assert worker.stop() == 0
+    shop.open_gate()
+    shop.worker("solo")
+    await shop.ended(store, "one")
+    check_effects(shop)
+
+
+async def test_a_soft_time_limit_hands_the_run_to_the_next_process(
+    shop: Shop, store: OpenableStore, plain: OpenableStore
+) -> None:
+    """A limit that the user sets for tasks loses no run: another task goes on with it at once."""
+    worker = shop.worker("prefork", "-c", "2")
+    worker.ready()
+    await slow.start(plain, "one", name="one")
+    shop.app.send_task("durable.go_on", ("slow", "one"), soft_time_limit=2)
+    shop.wait_until(lambda: shop.effects["one-second-begins"] == 2)
+    shop.open_gate()
+    await shop.ended(store, "one")
+    check_effects(shop)

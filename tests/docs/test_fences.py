@@ -51,7 +51,9 @@ def test_every_file_is_used(page: Path) -> None:
         if language == "python" and (file := FILE.match(block)):
             name, module = file[1], file[1].removesuffix(".py")
             later = [text for kind, text in blocks[index + 1 :] if kind == "bash" or FILE.match(text)]
-            assert any(name in text or re.search(rf"^(import|from) {module}\b|={module}$", text, re.MULTILINE) for text in later), name
+            assert any(
+                name in text or re.search(rf"^(import|from) {module}\b|={module}$", text, re.MULTILINE) for text in later
+            ), name
 
 
 @each_page

@@ -50,6 +50,13 @@ Handler = Callable[[StepEvent], Awaitable[Any] | Any]
 OnEvent = Handler | Sequence[Handler]
 
 
+def check_handlers(on_event: object) -> None:
+    """Raise `TypeError` for what is neither a handler of events, nor several, nor None."""
+    several = on_event if isinstance(on_event, list | tuple) else [on_event]
+    if on_event is not None and not all(map(callable, several)):
+        raise TypeError(f"on_event must be a function of one StepEvent, or a list of such, not {on_event!r}")
+
+
 def is_logged(type_: EventType) -> bool:
     """Tell whether events of this type go to the log of this program."""
     return (level := _LEVELS.get(type_)) is not None and _logger.isEnabledFor(level)

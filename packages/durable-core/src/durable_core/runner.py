@@ -30,7 +30,7 @@ from ._waiting.approval import Decision, Request
 from ._waiting.child import call_child, result_of
 from ._waiting.wait import moment, wait
 from .clock import Clock, SystemClock
-from .events import OnEvent
+from .events import OnEvent, check_handlers
 from .options import Delay, MapOptions, Policy, RetryOn, StepOptions, duration
 from .record import StepRecord
 from .store import Store, check_store, transact_of, transaction_of
@@ -78,12 +78,7 @@ class Runner:
     ) -> None:
         run_id = check_own_id("run_id", run_id)
         check_store(store)
-        if (
-            on_event is not None
-            and not callable(on_event)
-            and not (isinstance(on_event, list | tuple) and all(map(callable, on_event)))
-        ):
-            raise TypeError(f"on_event must be a function of one StepEvent, or a list of such, not {on_event!r}")
+        check_handlers(on_event)
         if on_drift not in ("warn", "raise"):
             raise ValueError(f"on_drift must be 'warn' or 'raise', not {on_drift!r}")
         self.run_id: Final = run_id

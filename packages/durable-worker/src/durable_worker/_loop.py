@@ -120,6 +120,7 @@ class Loop:
         self._began = self.clock.now()
         self._next_sweep = -float("inf")
         self._main = asyncio.create_task(self._work(), name="durable-worker")
+        _logger.info("working for %s, on %r", ", ".join(sorted(self.flows)), self.store)
 
     async def stop(self) -> None:
         """Take no more, give running steps their time, and hand all runs to others."""
@@ -130,6 +131,8 @@ class Loop:
         self._changed.set()
         for run_id in self._visits:
             tell_run(run_id)  # a wait in the process ends
+        if self._visits:
+            _logger.info("stopping: %d runs are in hand", len(self._visits))
         await asyncio.wait([main])
         await self._end_visits()
 

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 
 from durable_core.clock import Clock, SystemClock
 from durable_core.control import RunStatus
-from durable_core.events import OnEvent
+from durable_core.events import OnEvent, check_handlers
 from durable_core.flow import Flow
 from durable_core.options import duration
 from durable_core.store import Store, check_store, lock_of, wakeups_of
@@ -57,6 +57,7 @@ class Worker:
         clock: Clock | None = None,
     ) -> None:
         check_store(store)
+        check_handlers(on_event)
         self.store: Final = store
         self._clock: Final = clock or SystemClock()
         hides = getattr(wakeups_of(store), "hides_wakeups", True)
@@ -92,6 +93,8 @@ class Worker:
 
     def on_end(self, fn: Callable[[RunStatus], Awaitable[object] | object]) -> Callable[[RunStatus], Awaitable[object] | object]:
         """Have `fn` called with the status of each run that ended in this worker's hands, at least once; a decorator, too."""
+        if not callable(fn):
+            raise TypeError(f"on_end takes a function of the run's status, not {fn!r}")
         self._loop.handlers.append(fn)
         return fn
 
@@ -182,6 +185,11 @@ def _number(what: str, value: object) -> int:
 
 def _by_name(flows: Collection[Flow[Any, Any]], aliases: Mapping[str, Flow[Any, Any]]) -> dict[str, Flow[Any, Any]]:
     """Return the flows by the names under which runs are recorded. Raises for what is no flow, and for two of one name."""
+    if isinstance(flows, Flow) or not isinstance(flows, Collection):
+        example = flows.name if isinstance(flows, Flow) else "onboard"
+        raise TypeError(f"flows must be a list of functions decorated with @flow, such as [{example}], not {flows!r}")
+    if not isinstance(aliases, Mapping):
+        raise TypeError(f'aliases must be flows by names that they had, {{"old-name": flow}}, not {aliases!r}')
     named: dict[str, Flow[Any, Any]] = {}
     for name, flow in [*((getattr(each, "name", ""), each) for each in flows), *aliases.items()]:
         if not isinstance(flow, Flow):

@@ -25,7 +25,7 @@ _FAMILY: Final = {
 
 
 def open_store(url: str | None = None) -> OpenableStore:
-    """Make the store that `url` names, such as `file:./runs` or `s3://bucket/prefix`; it connects when first used.
+    """Make the store that `url` names, such as `sqlite:./runs.db` or `s3://bucket/prefix`; it connects when first used.
 
     Without an argument the environment variable `DURABLE_STORE` names it. Use it as `async with open_store(url) as store:`.
     The installed distributions say which class serves a scheme, through the entry-point group `durable_core.stores`.
@@ -33,7 +33,7 @@ def open_store(url: str | None = None) -> OpenableStore:
     An error raised by importing the store's own module passes through.
     """
     if url is None and not (url := os.environ.get("DURABLE_STORE")):
-        raise StoreError("no store is named: give open_store a URL such as 'file:./runs', or set DURABLE_STORE to one")
+        raise StoreError("no store is named: give open_store a URL such as 'sqlite:./runs.db', or set DURABLE_STORE to one")
     from importlib.metadata import entry_points  # a third of what importing the library would take
 
     points = entry_points(group=GROUP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -59,6 +60,27 @@ def test_what_is_no_flow(flows: list[Any]) -> None:
     """A function without `@flow` is none."""
     with pytest.raises(TypeError, match="flows must be functions decorated with @flow, not"):
         Worker(MemoryStore(), flows)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"flows": greet}, "flows must be a list of functions decorated with @flow, such as [greet], not <flow 'greet'>"),
+        ({"flows": print}, "flows must be a list of functions decorated with @flow, such as [onboard], not <built-in"),
+        ({"aliases": [other]}, "aliases must be flows by names that they had, {\"old-name\": flow}, not [<flow 'greet'>]"),
+        ({"on_event": "print"}, "on_event must be a function of one StepEvent, or a list of such, not 'print'"),
+    ],
+)
+def test_what_is_of_another_kind(options: dict[str, Any], said: str) -> None:
+    """The error shows what to write instead."""
+    with pytest.raises(TypeError, match=f"^{re.escape(said)}"):
+        Worker(MemoryStore(), **{"flows": [greet], **options})
+
+
+def test_on_end_takes_a_function() -> None:
+    """What can't be called is refused at once, and not when the first run ends."""
+    with pytest.raises(TypeError, match="on_end takes a function of the run's status, not 'print'"):
+        Worker(MemoryStore(), [greet]).on_end("print")  # type: ignore[arg-type]
 
 
 def test_one_flow_given_twice_is_one() -> None:

@@ -45,15 +45,15 @@ def test_commands_that_can_run_do(page: Path) -> None:
 
 @each_page
 def test_every_file_is_used(page: Path) -> None:
-    """A Python block that is written to a file is run or named by a command below it, or imported by a file that is."""
-    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
+    """A Python block that is written to a file is run by a command below, imported by such a file, or named by a setting."""
+    text = page.read_text(encoding="utf-8")
+    blocks = BLOCK.findall(text)
     for index, (language, block) in enumerate(blocks):
         if language == "python" and (file := FILE.match(block)):
             name, module = file[1], file[1].removesuffix(".py")
             later = [text for kind, text in blocks[index + 1 :] if kind == "bash" or FILE.match(text)]
-            assert any(
-                name in text or re.search(rf"^(import|from) {module}\b|={module}$", text, re.MULTILINE) for text in later
-            ), name
+            is_run = any(name in text or re.search(rf"^(import|from) {module}\b", text, re.MULTILINE) for text in later)
+            assert is_run or re.search(rf'^[\w ]+= ?"?{module}"?$', text, re.MULTILINE), name
 
 
 @each_page

@@ -19,7 +19,7 @@ from ._running.driver import Driver, Limit
 from ._running.driving import Standing, claim
 from ._running.pausing import can_go_on
 from ._system.ids import check_name as check_name
-from ._system.waits import first_of
+from ._system.waits import cancellations, first_of
 from .errors import StepDrift
 from .flow import Flow
 from .options import RunnerOptions, runner_options
@@ -38,6 +38,7 @@ __all__ = [
     "Standing",
     "advance",
     "can_go_on",
+    "cancellations",
     "cancelled",
     "check_input",
     "check_name",

@@ -16,7 +16,7 @@ import msgspec
 
 from durable_core.clock import Clock
 from durable_core.control import RunStatus, status
-from durable_core.engine import FLOW, Limit, holding, is_parked
+from durable_core.engine import FLOW, Limit, cancellations, holding, is_parked
 from durable_core.engine import tell as tell_run
 from durable_core.errors import DurableError, RunBusy
 from durable_core.events import OnEvent, StepEvent, tell
@@ -192,7 +192,9 @@ class Loop:
                 full = await self._take()
                 self._polled = self.clock.monotonic()
                 self._away = False
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if cancellations():
+                    raise
                 full = False
                 if not self._away:
                     _logger.warning("could not take wake-ups, trying again: %r", error)
@@ -349,7 +351,9 @@ class Loop:
                 answer = handler(run)
                 if isawaitable(answer):
                     await answer
-            except Exception:
+            except (Exception, asyncio.CancelledError):
+                if cancellations():
+                    raise
                 _logger.exception("on_end raised for run %r", run.run_id, extra={"run_id": run.run_id})
         self._told[flow.run_id] = flow.id
         if len(self._told) > _TOLD:

@@ -2811,6 +2811,8 @@ PATCHES = [
         ", expires=sweep_every)",
         ")",
         ("tests/celery/test_attach.py::test_it_configures_nothing_too_early",),
+    ),
+    Patch(
         "worker: a damaged log in a folder hides all other runs",
         f"{WORKER}/_sweep.py",
         "            except CorruptLog as error:\n                flow = None\n",

@@ -18,7 +18,7 @@ from durable_core.store import wakeups_of
 from tests.every_store.stopping import deadly, gated, serve, start, unswept
 
 VISIBILITY = 3.0
-LEASE = 1.5
+LEASE = 3.0
 SECONDS = 60.0
 pytestmark = pytest.mark.skipif(
     not hasattr(signal, "SIGSTOP"), reason="Windows neither freezes processes nor stops them by SIGTERM"

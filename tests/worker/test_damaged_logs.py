@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from durable_core import CorruptLog, Runner, StepEvent, control, flow
+from durable_core import CorruptLog, Runner, RunSuspended, StepEvent, control, flow
 from durable_core.record import StepRecord
 from durable_core.stores.memory import MemoryStore
 from durable_core.testing import FakeClock
@@ -40,6 +40,23 @@ async def test_a_damaged_log_in_a_folder_hides_no_other(tmp_path: Path, caplog: 
         assert [report.succeeded for report in reports] == [5, 0, 0]
         assert [(event.type, type(event.error)) for event in told] == [("run:crash", CorruptLog)]
         assert caplog.text.count("run-3.jsonl") == 1
+
+
+@flow
+async def greet_all(runner: Runner) -> None:
+    await runner.flow("child", ask)
+
+
+async def test_a_damaged_parent_hides_no_other_run(tmp_path: Path) -> None:
+    """Also where its child asks who drives it."""
+    async with FileStore(tmp_path) as store:
+        with pytest.raises(RunSuspended):
+            await greet_all.options(wait_limit=0).run(store, "parent")
+        await greet.start(store, "one", name="Ada")
+    damaged = tmp_path / "parent.jsonl"
+    damaged.write_bytes(damaged.read_bytes().replace(b"greet_all", b"greet_few"))
+    async with FileStore(tmp_path) as store:
+        assert (await Worker(store, [greet_all, ask, greet]).sweep()).succeeded == 1
 
 
 class DamagedStore(MemoryStore):

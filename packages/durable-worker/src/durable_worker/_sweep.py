@@ -65,12 +65,21 @@ class Sweep:
     async def _driven_by_none(self, page: Sequence[StepRecord]) -> Sequence[StepRecord]:
         """Leave out the runs that another run drives, unless that has ended without them."""
         roots = {flow.run_id: root[0] for flow in page if (root := root_of(flow)) is not None}
-        tops = await newest(self._store, {(run_id, FLOW) for run_id in roots.values()})
+        tops = await self._newest({(run_id, FLOW) for run_id in roots.values()})
         return [
             flow
             for flow in page
             if flow.run_id not in roots or (top := tops.get((roots[flow.run_id], FLOW))) is None or decided(top)
         ]
+
+    async def _newest(self, pairs: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], StepRecord]:
+        """Return the newest entry of each that can be read."""
+        try:
+            return await newest(self._store, pairs)
+        except CorruptLog:
+            if len(pairs) == 1:
+                return {}
+            return {found: record for pair in pairs for found, record in (await self._newest([pair])).items()}
 
     async def _held(self, run_ids: Collection[str]) -> Collection[str]:
         holders = holder_of(self._store)

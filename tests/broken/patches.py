@@ -2840,4 +2840,25 @@ PATCHES = [
         "            except Exception as error:\n",
         ("tests/worker/test_foreign_cancellation.py::test_a_store_that_raises_it",),
     ),
+    Patch(
+        "worker: a damaged log of a parent hides all runs of the page",
+        f"{WORKER}/_sweep.py",
+        "            if len(pairs) == 1:\n",
+        "            if pairs:\n                raise\n            if len(pairs) == 1:\n",
+        ("tests/worker/test_damaged_logs.py::test_a_damaged_parent_hides_no_other_run",),
+    ),
+    Patch(
+        "worker: a round in another event loop waits in the one before",
+        f"{WORKER}/_loop.py",
+        "        self._renew()\n        report",
+        "        self.stopping = False\n        report",
+        ("tests/worker/test_event_loops.py::test_rounds_in_several_event_loops",),
+    ),
+    Patch(
+        "worker: a worker that begins in another event loop waits in the one before",
+        f"{WORKER}/_loop.py",
+        "        self._renew()\n        self._next_sweep",
+        "        self.stopping = False\n        self._next_sweep",
+        ("tests/worker/test_event_loops.py::test_a_worker_in_the_background_of_several_event_loops",),
+    ),
 ]

@@ -71,22 +71,17 @@ class Loop:
         self.clock: Final = clock
         self.on_event: Final = on_event
         self.handlers: Final[list[Callable[[RunStatus], Awaitable[object] | object]]] = []
-        self.places: Final = Places(store, clock, settings.poll)
-        self.stopping = False
         self._schedules: Final = schedules
         self._found: Final = Wakeups(clock)
         """Wake-ups of this worker's own: of runs that the sweep found."""
         self.wakeups: Final[SupportsWakeups] = wakeups_of(store) or self._found
         self._sweeper: Final = Sweep(store, flows.keys(), clock, settings.adopt, self.tries_once_more, self.tell_damage)
-        self._began: datetime | None = None
         self._swept: Final[dict[str, WakeUp]] = {}
         """Those of the last sweep that were not cleared yet, by their runs."""
         self._visits: Final[dict[str, Visit]] = {}
         self._tasks: Final[dict[asyncio.Task[None], Visit]] = {}
         self._waiting: Final[set[Visit]] = set()
         """Those of the visits that wait for a place of a limit, or to be alone: they take no room here."""
-        self._changed: Final = asyncio.Event()
-        """Set when a visit ends, or frees its place in the worker."""
         self._alone: Visit | None = None
         """The one that lets no other in."""
         self._deadly: Final[dict[str, float]] = {}
@@ -104,7 +99,16 @@ class Loop:
         self._main: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._away = False
-        self._hurries: Final = asyncio.Event()
+        self._renew()
+
+    def _renew(self) -> None:
+        """Begin to work, in an event loop that may be another one than last time."""
+        self.stopping = False
+        self._began: datetime = self.clock.now()
+        self.places = Places(self.store, self.clock, self.settings.poll)
+        self._changed = asyncio.Event()
+        """Set when a visit ends, or frees its place in the worker."""
+        self._hurries = asyncio.Event()
         """Set when a stop gives running steps no more time."""
 
     def is_healthy(self) -> bool:
@@ -115,9 +119,7 @@ class Loop:
         """Work in the background."""
         if self._main is not None:
             raise DurableError("this worker works already; make a second one for more")
-        self.stopping = False
-        self._hurries.clear()
-        self._began = self.clock.now()
+        self._renew()
         self._next_sweep = -float("inf")
         self._main = asyncio.create_task(self._work(), name="durable-worker")
         _logger.info("working for %s, on %r", ", ".join(sorted(self.flows)), self.store)
@@ -168,8 +170,7 @@ class Loop:
         """Do one round over all that is due."""
         if self._main is not None:
             raise DurableError("this worker works already, and sweeps by itself")
-        self._began = self.clock.now()
-        self.stopping = False
+        self._renew()
         report = SweepReport(started=await self._schedules.tick())
         await self._sweep()
         try:
@@ -313,7 +314,7 @@ class Loop:
         """Tell whether a run was parked by drift or crashes before this worker began: what is deployed now may mend it."""
         parked = flow.notes.get("parked") if is_parked(flow) else None
         by = parked.get("by") if isinstance(parked, dict) else None
-        return by in ("drift", "crashes") and self._began is not None and flow.ended_at < self._began
+        return by in ("drift", "crashes") and flow.ended_at < self._began
 
     def later_each_time(self, run_id: str, until: datetime) -> timedelta:
         """Return how long to leave a run alone that was woken too early for the same time again: 1, 2, 4 … 60 s."""

@@ -1,0 +1,49 @@
+"""A worker that was made once works in one event loop after the other, as in functions of a cloud, and in tests."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from durable_core import Runner, flow
+from durable_core.control import result
+from durable_sqlite import SqliteStore
+from durable_worker import Worker
+
+
+async def _draw() -> str:
+    await asyncio.sleep(0.02)
+    return "drawn"
+
+
+@flow(concurrency=("pdf", 1))
+async def draw(runner: Runner) -> str:
+    return await runner.step("draw", _draw)
+
+
+def test_rounds_in_several_event_loops(tmp_path: Path) -> None:
+    """Runs wait for a place of their limit in each of them."""
+    store = SqliteStore(tmp_path / "runs.db")
+    worker = Worker(store, [draw])
+
+    async def one_round(number: int) -> int:
+        for name in "abc":
+            await draw.start(store, f"{name}{number}")
+        return (await worker.sweep()).succeeded
+
+    assert [asyncio.run(one_round(number)) for number in range(3)] == [3, 3, 3]
+
+
+def test_a_worker_in_the_background_of_several_event_loops(tmp_path: Path) -> None:
+    """Those who wait for a place, and for the next poll, do so in the loop that runs."""
+    store = SqliteStore(tmp_path / "runs.db")
+    worker = Worker(store, [draw], poll=0.01)
+
+    async def work(number: int) -> list[str]:
+        async with worker, asyncio.timeout(20):
+            names = [f"{name}{number}" for name in "abc"]
+            for name in names:
+                await draw.start(store, name)
+            return [await result(store, name) for name in names]
+
+    assert [asyncio.run(work(number)) for number in range(3)] == [["drawn"] * 3] * 3

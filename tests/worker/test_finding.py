@@ -144,6 +144,34 @@ async def test_a_damaged_log_is_told_and_left_alone(clock: FakeClock, caplog: py
         assert (await control.status(store, "bad")).status == "succeeded"
 
 
+async def test_a_damaged_log_hides_no_other_from_the_sweep(clock: FakeClock) -> None:
+    """A run that no wake-up tells of is found beside one that can't be read."""
+    store = Damaged(clock=clock)
+    store.damaged = frozenset()
+
+    @flow(clock=clock, wait_limit=0)
+    async def gets(runner: Runner) -> None:
+        await runner.event("go")
+
+    for run_id in ("good", "bad"):
+        await gets.start(store, run_id)
+    await Worker(store, [gets], clock=clock).sweep()
+    await store.append(
+        StepRecord(
+            run_id="good",
+            step_id="go",
+            revision=1,
+            status="success",
+            kind="event",
+            result=b"1",
+            started_at=clock.now(),
+            ended_at=clock.now(),
+        )
+    )
+    store.damaged = frozenset({"bad"})
+    assert (await Worker(store, [gets], clock=clock).sweep()).succeeded == 1
+
+
 @pytest.mark.parametrize("ahead", [-300, 300])
 async def test_clocks_that_differ_make_no_hot_loop(store: MemoryStore, clock: FakeClock, ahead: float) -> None:
     """A worker whose clock is behind the store's by five minutes looks a few times, and goes on when its own time has come."""
@@ -191,13 +219,16 @@ async def test_a_child_that_crashes_does_not_wake_who_waits_for_its_end(store: M
             raise ZeroDivisionError
         return 7
 
-    @flow(clock=clock, wait_limit=0)
+    @flow(clock=clock, wait_limit=0.5)
     async def boss(runner: Runner) -> int:
         child = await runner.flow("kid", kid, wait=False)
         return await runner.result("end", child, returns=int)
 
     await boss.start(store, "run")
     async with Worker(store, [boss, kid], clock=clock, max_crashes=9):
+        while len(tries) < 4:
+            await clock.sleep(0.6)
+            await store.set_wakeup("run", "boss", clock.now())
         assert await control.result(store, "run", clock=clock) == 7
     starts = [record for record in await store.list("run") if record.step_id == "$flow" and record.status == "started"]
     assert len(starts) == 2

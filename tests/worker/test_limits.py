@@ -123,7 +123,7 @@ async def test_children_take_places_too(store: MemoryStore, clock: FakeClock) ->
     """Those of a parent that holds none; and one whose parent holds a place takes no second one."""
     press = Press(clock)
 
-    @flow(clock=clock, concurrency=("pdf", 2))
+    @flow(clock=clock, concurrency=("pdf", 1))
     async def pdf(runner: Runner) -> None:
         await runner.step("print", press.work)
 
@@ -131,7 +131,7 @@ async def test_children_take_places_too(store: MemoryStore, clock: FakeClock) ->
     async def order(runner: Runner) -> None:
         await runner.flow("pdf", pdf)
 
-    @flow(clock=clock, concurrency=("pdf", 2))
+    @flow(clock=clock, concurrency=("pdf", 1))
     async def book(runner: Runner) -> None:
         await runner.flow("cover", pdf)
 
@@ -142,4 +142,4 @@ async def test_children_take_places_too(store: MemoryStore, clock: FakeClock) ->
         for number in range(6):
             await control.result(store, f"order-{number}", clock=clock, timeout=500)
             await control.result(store, f"book-{number}", clock=clock, timeout=500)
-    assert (press.most, press.done) == (2, 12)
+    assert (press.most, press.done) == (1, 12)

@@ -52,8 +52,6 @@ def _times(number: int) -> str:
 async def count(store: Store, entries: Sequence[StepRecord]) -> Crashes:
     """Count the crashes of a run that nobody drives: one that was started, and not left in an orderly way, has died."""
     flows = entries_of(entries, FLOW)
-    if not flows or is_parked(flows[-1]):  # then it is tried once more
-        return Crashes()
     since = [*_since_help(flows)]
     before = flows[-len(since) - 1] if len(since) < len(flows) else None
     last = next((record.error for record in since if is_crash(record)), None)

@@ -2860,6 +2860,8 @@ PATCHES = [
         "        self._renew()\n        self._next_sweep",
         "        self.stopping = False\n        self._next_sweep",
         ("tests/worker/test_event_loops.py::test_a_worker_in_the_background_of_several_event_loops",),
+    ),
+    Patch(
         "worker: a wait goes on in a process that stops",
         f"{CORE}/_running/pausing.py",
         " and not run.driver.hands_back():",

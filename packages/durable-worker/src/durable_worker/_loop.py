@@ -82,6 +82,8 @@ class Loop:
         self._tasks: Final[dict[asyncio.Task[None], Visit]] = {}
         self._waiting: Final[set[Visit]] = set()
         """Those of the visits that wait for a place of a limit, or to be alone: they take no room here."""
+        self._full: Final[dict[str, float]] = {}
+        """Until when flows are left out of whose runs no more may wait for a place."""
         self._alone: Visit | None = None
         """The one that lets no other in."""
         self._deadly: Final[dict[str, float]] = {}
@@ -240,11 +242,13 @@ class Loop:
     async def _due(self, limit: int) -> Sequence[WakeUp]:
         """Take wake-ups of what the sweep found, and then those that the store shows."""
         hidden = timedelta(seconds=self.settings.visibility_timeout)
-        taken = await self._found.take_wakeups(self.flows.keys(), limit=limit, visibility_timeout=hidden)
+        now = self.clock.monotonic()
+        flows = [name for name in self.flows if self._full.get(name, now) <= now]
+        taken = await self._found.take_wakeups(flows, limit=limit, visibility_timeout=hidden)
         limit -= len(taken)
         if self.wakeups is self._found or not limit:
             return taken
-        return [*taken, *await self.wakeups.take_wakeups(self.flows.keys(), limit=limit, visibility_timeout=hidden)]
+        return [*taken, *await self.wakeups.take_wakeups(flows, limit=limit, visibility_timeout=hidden)]
 
     def _visit(self, wakeup: WakeUp, report: SweepReport | None) -> None:
         visit = self._visits[wakeup.run_id] = Visit(self, wakeup)
@@ -368,7 +372,9 @@ class Loop:
             await context.__aenter__()
         except RunBusy:
             if len(self._waiting) >= _MANY * self.settings.concurrency:
-                raise  # it comes again
+                # It comes again. Such runs, taken at once, would keep the worker from those of other flows.
+                self._full[visit.wakeup.flow] = self.clock.monotonic() + self.settings.poll
+                raise
             self._waiting.add(visit)
             self._changed.set()
             try:

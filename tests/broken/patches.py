@@ -2937,6 +2937,8 @@ PATCHES = [
         "        is_mended = record.status",
         "        return record.status == 'reopened'\n        is_mended = record.status",
         ("tests/worker/test_finding.py::test_a_child_that_crashes_does_not_wake_who_waits_for_its_end",),
+    ),
+    Patch(
         "worker: a backlog behind a limit is looked at without a pause, and keeps the worker from other flows",
         f"{WORKER}/_loop.py",
         "                self._full[visit.wakeup.flow] = ",

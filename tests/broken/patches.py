@@ -2681,14 +2681,14 @@ PATCHES = [
     ),
     Patch(
         "worker: an end is told again at each wake-up that comes later",
-        f"{WORKER}/_loop.py",
+        f"{WORKER}/_ends.py",
         "if not self.handlers or self._told.get(flow.run_id) == flow.id:",
         "if not self.handlers:",
         ("tests/worker/test_what_a_worker_tells.py::test_an_end_is_told_once_though_something_comes_later",),
     ),
     Patch(
         "worker: a second end of a run is taken for the first one",
-        f"{WORKER}/_loop.py",
+        f"{WORKER}/_ends.py",
         "if not self.handlers or self._told.get(flow.run_id) == flow.id:",
         "if not self.handlers or flow.run_id in self._told:",
         ("tests/worker/test_what_a_worker_tells.py::test_a_run_that_ends_again_is_told_again",),
@@ -2703,7 +2703,7 @@ PATCHES = [
     Patch(
         "celery: a run that was busy, or unknown, is acknowledged away",
         f"{WORKER}/_on_demand.py",
-        "        if visit.taken and not self._is_damaged(run_id):\n",
+        "        if visit.taken and not self.memory.is_left_alone(run_id):\n",
         "        if False:\n",
         (
             "tests/worker/test_on_demand.py::test_a_busy_run_is_looked_at_again",
@@ -2828,7 +2828,7 @@ PATCHES = [
     ),
     Patch(
         "worker: a handler of ends that awaits a cancelled task is called for ever",
-        f"{WORKER}/_loop.py",
+        f"{WORKER}/_ends.py",
         "            except (Exception, asyncio.CancelledError):\n                if cancellations():\n",
         "            except Exception:\n                if cancellations():\n",
         ("tests/worker/test_foreign_cancellation.py::test_a_handler_of_ends_that_awaits_a_cancelled_task",),

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from durable_core._log import wakeups
 from durable_core._running import driving
 from durable_worker._loop import Loop
+from durable_worker._memory import Memory
 from durable_worker._sweep import Sweep
 from durable_worker._visit import Visit
 
@@ -157,7 +158,7 @@ RULES: Final = [
     Rule(
         "4: a run that is woken too early is left alone a little longer each time",
         Case(sweeps=False, kills=False, names=("timer",), slow=0, latency=0.005, poll=0.5),
-        (Cut(Loop.later_each_time, "min(2.0 ** (times - 1), _LONGEST)", "0"),),
+        (Cut(Memory.later_each_time, "min(2.0 ** (times - 1), _LONGEST)", "0"),),
         "hot",
     ),
     Rule(

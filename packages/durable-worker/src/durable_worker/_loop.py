@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime, timedelta
-from inspect import isawaitable
 from typing import Any, Final
 
 import msgspec
 
 from durable_core.clock import Clock
-from durable_core.control import RunStatus, status
 from durable_core.engine import FLOW, Limit, cancellations, holding, is_parked
 from durable_core.engine import tell as tell_run
 from durable_core.errors import DurableError, RunBusy
@@ -25,17 +21,18 @@ from durable_core.record import StepRecord
 from durable_core.store import Store, SupportsWakeups, WakeUp, runs_of, wakeups_of
 from durable_core.stores.wakeups import Wakeups
 
+from ._ends import Ends
+from ._memory import Memory
 from ._places import Places
 from ._schedules import Schedules
+from ._signals import stop_signals
 from ._sweep import Sweep
 from ._visit import Visit
 from .report import SweepReport
 
 _SWEEP_SECONDS: Final = 600.0
 _SWEPT_SECONDS: Final = 2.0  # of a store without wake-ups, whose runs are found in no other way
-_LONGEST: Final = 60.0
 _PATIENCE: Final = 10  # visibility timeouts until a busy worker lets its runs end for the sake of one that keeps dying
-_TOLD: Final = 10_000
 _MANY: Final = 10  # times as many runs as are driven may wait for a place of their limit
 _logger: Final = logging.getLogger("durable_worker")
 
@@ -70,7 +67,8 @@ class Loop:
         self.settings: Final = settings
         self.clock: Final = clock
         self.on_event: Final = on_event
-        self.handlers: Final[list[Callable[[RunStatus], Awaitable[object] | object]]] = []
+        self.ends: Final = Ends(store)
+        self.memory: Final = Memory(clock)
         self._schedules: Final = schedules
         self._found: Final = Wakeups(clock)
         """Wake-ups of this worker's own: of runs that the sweep found."""
@@ -86,16 +84,6 @@ class Loop:
         """Until when flows are left out of whose runs no more may wait for a place."""
         self._alone: Visit | None = None
         """The one that lets no other in."""
-        self._deadly: Final[dict[str, float]] = {}
-        """When runs were first met here whose processes keep dying."""
-        self._left: Final[dict[str, float]] = {}
-        """Until when runs are left alone whose logs are damaged."""
-        self._damage: Final[dict[str, int]] = {}
-        """How often the log of a run was found damaged."""
-        self._early: Final[dict[str, tuple[datetime, int]]] = {}
-        """For which time runs were woken too early, and how often."""
-        self._told: Final[dict[str, str]] = {}
-        """Of the runs whose end was told here lately, the entry by which they ended."""
         self._polled = -float("inf")
         self._next_sweep = -float("inf")
         self._main: asyncio.Task[None] | None = None
@@ -142,31 +130,16 @@ class Loop:
 
     async def serve(self) -> None:
         """Work until SIGTERM or SIGINT."""
-        loop, stop = asyncio.get_running_loop(), asyncio.Event()
-        before: dict[signal.Signals, Any] = {}
-
-        def on_signal(*_: object) -> None:
-            loop.call_soon_threadsafe(self._hurries.set if stop.is_set() else stop.set)
-
-        if threading.current_thread() is not threading.main_thread():
-            raise DurableError("serve() must run in the main thread, where signals arrive; elsewhere write `async with worker:`")
-
-        # On Windows a loop takes no handlers; SIGBREAK is its Ctrl-Break.
-        for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
-            if (number := getattr(signal, name, None)) is not None:
-                before[number] = signal.signal(number, on_signal)
-        try:
+        stop = asyncio.Event()
+        with stop_signals(lambda: (self._hurries if stop.is_set() else stop).set()):
             await self.begin()
             assert self._main is not None
-            stopped = asyncio.create_task(stop.wait())
+            stopping = asyncio.create_task(stop.wait())
             try:
-                await asyncio.wait([stopped, self._main], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([stopping, self._main], return_when=asyncio.FIRST_COMPLETED)
             finally:
-                stopped.cancel()
+                stopping.cancel()
                 await self.stop()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     async def sweep(self) -> SweepReport:
         """Do one round over all that is due."""
@@ -234,7 +207,7 @@ class Loop:
         for wakeup in taken:
             if (visit := self._visits.get(wakeup.run_id)) is not None:
                 visit.taken.setdefault(wakeup.token, wakeup)
-            elif begun < room and not self._is_left(wakeup.run_id):
+            elif begun < room and not self.memory.is_left_alone(wakeup.run_id):
                 self._visit(wakeup, report)
                 begun += 1
         return len(taken) >= room
@@ -320,49 +293,14 @@ class Loop:
         by = parked.get("by") if isinstance(parked, dict) else None
         return by in ("drift", "crashes") and flow.ended_at < self._began
 
-    def later_each_time(self, run_id: str, until: datetime) -> timedelta:
-        """Return how long to leave a run alone that was woken too early for the same time again: 1, 2, 4 … 60 s."""
-        known, times = self._early.get(run_id, (until, 0))
-        times = times + 1 if known == until else 1
-        self._early[run_id] = until, times
-        return timedelta(seconds=min(2.0 ** (times - 1), _LONGEST))
-
-    def forget(self, run_id: str) -> None:
-        """Forget what was remembered of a run that has ended."""
-        for remembered in (self._early, self._damage, self._deadly, self._left):
-            remembered.pop(run_id, None)
-
-    def _is_left(self, run_id: str) -> bool:
-        now = self.clock.monotonic()
-        return self._left.get(run_id, now) > now
-
     async def tell_damage(self, run_id: str, flow: str, error: Exception) -> None:
-        """Tell of a run whose log is damaged, unless it is left alone, and leave it alone for 1, 2, 4 … 60 minutes."""
-        if self._is_left(run_id):
+        """Tell of a run whose log is damaged, and leave it alone for a while; nothing is told meanwhile."""
+        if self.memory.is_left_alone(run_id):
             return
-        times = self._damage[run_id] = self._damage.get(run_id, 0) + 1
-        self._left[run_id] = self.clock.monotonic() + 60 * min(2.0 ** (times - 1), 60)
+        self.memory.leave_alone(run_id)
         _logger.error("run %r can't go on: %s", run_id, error, extra={"run_id": run_id})
         names: dict[str, Any] = {"run_id": run_id, "step_id": FLOW, "name": flow}
         await tell(self.on_event, StepEvent(type="run:crash", attempt=1, error=error, **names))
-
-    async def tell_end(self, flow: StepRecord) -> None:
-        """Call the handlers of ends, unless they were told of this one; what they raise is logged and does no harm."""
-        if not self.handlers or self._told.get(flow.run_id) == flow.id:
-            return
-        run = await status(self.store, flow.run_id)
-        for handler in self.handlers:
-            try:
-                answer = handler(run)
-                if isawaitable(answer):
-                    await answer
-            except (Exception, asyncio.CancelledError):
-                if cancellations():
-                    raise
-                _logger.exception("on_end raised for run %r", run.run_id, extra={"run_id": run.run_id})
-        self._told[flow.run_id] = flow.id
-        if len(self._told) > _TOLD:
-            del self._told[next(iter(self._told))]
 
     @asynccontextmanager
     async def place_for(self, visit: Visit, limit: Limit) -> AsyncIterator[None]:
@@ -389,10 +327,9 @@ class Loop:
 
     async def isolate(self, visit: Visit) -> bool:
         """Let no other run be driven here besides this one, whose processes keep dying; False where that can't be now."""
-        now = self.clock.monotonic()
         patience = _PATIENCE * self.settings.visibility_timeout if self._main is not None else 0  # one round ends soon
-        met = self._deadly.setdefault(visit.run_id, now)
-        if self._alone is not None or (len(self._visits) > 1 and now - met < patience):
+        waiting = self.memory.seconds_waiting(visit.run_id)
+        if self._alone is not None or (len(self._visits) > 1 and waiting < patience):
             return False
         self._alone = visit
         self._waiting.add(visit)
@@ -401,5 +338,5 @@ class Loop:
                 await asyncio.wait(others)
         finally:
             self._waiting.discard(visit)
-        self._deadly.pop(visit.run_id, None)
+        self.memory.end_wait(visit.run_id)
         return True

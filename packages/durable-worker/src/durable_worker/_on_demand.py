@@ -41,7 +41,7 @@ class OnDemand(Loop):
 
     def __init__(self, like: Loop, *, since: datetime, longest: float) -> None:
         super().__init__(like.store, like.flows, like.settings, like._schedules, like.clock, like.on_event)
-        self.handlers.extend(like.handlers)
+        self.ends.handlers.extend(like.ends.handlers)
         self._began = since
         self._longest: Final = min(longest, self.settings.visibility_timeout)
         self._again: dict[str, float] = {}
@@ -49,7 +49,7 @@ class OnDemand(Loop):
 
     async def look(self, run_id: str, flow: str) -> None:
         """Take a run as far as it goes. Where that isn't known then, another look is asked for before this returns."""
-        if self._is_damaged(run_id):
+        if self.memory.is_left_alone(run_id):
             return
         if flow not in self.flows or run_id in self._visits or self._alone is not None:
             await self._look_again(run_id, flow)
@@ -64,7 +64,7 @@ class OnDemand(Loop):
             task.cancel()  # the run is handed back
             await asyncio.wait([task])
             raise
-        if visit.taken and not self._is_damaged(run_id):
+        if visit.taken and not self.memory.is_left_alone(run_id):
             await self._look_again(run_id, flow)
 
     def due(self) -> AsyncIterator[StepRecord]:
@@ -84,10 +84,6 @@ class OnDemand(Loop):
         """Hold a place of a limit; who finds none keeps no process waiting for it, but looks again."""
         async with self.places.one(limit):
             yield
-
-    def _is_damaged(self, run_id: str) -> bool:
-        now = self.clock.monotonic()
-        return self._left.get(run_id, now) > now
 
     async def _look_again(self, run_id: str, flow: str) -> None:
         """Ask for another look, the later the longer the run has stood as it does; only one at a time for each run."""

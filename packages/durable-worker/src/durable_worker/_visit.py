@@ -205,8 +205,8 @@ class Visit(Driver):
     async def _end(self, flow: StepRecord) -> None:
         """Tell who wants to know that the run has ended, and have the run looked at that waits for it."""
         self.ends_with = state_of(flow)
-        self._loop.forget(self.run_id)
-        await self._loop.tell_end(flow)
+        self._loop.memory.forget(self.run_id)
+        await self._loop.ends.tell(flow)
         await wake(self._store, flow, self.wakeup.now)
 
     async def _set_for(self, flow: StepRecord) -> None:
@@ -219,7 +219,7 @@ class Visit(Driver):
         at = until
         if until <= self.wakeup.now:
             passed = timedelta(seconds=self._loop.clock.monotonic() - self._taken_at)
-            at = self.wakeup.now + passed + self._loop.later_each_time(self.run_id, until)
+            at = self.wakeup.now + passed + self._loop.memory.later_each_time(self.run_id, until)
         await self._loop.wakeups.set_wakeup(self.run_id, flow.name, at)
 
     def hands_back(self) -> bool:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -19,7 +19,6 @@ from celery import Celery, signals
 from kombu.exceptions import KombuError
 
 from durable_core import open_store
-from durable_core.control import RunStatus
 from durable_core.engine import holding
 from durable_core.errors import RunBusy, StoreError
 from durable_core.events import OnEvent
@@ -29,6 +28,7 @@ from durable_core.record import StepRecord
 from durable_core.store import OpenableStore, SupportsWakeups, WakeUp, wakeups_of
 from durable_core.stores.memory import MemoryStore
 
+from ._ends import OnEnd
 from ._on_demand import OnDemand, carried, is_carried
 from .worker import Worker
 
@@ -41,7 +41,6 @@ _SOON: Final = 0.9
 _PAGE: Final = 500
 _logger: Final = logging.getLogger("durable_worker")
 _T = TypeVar("_T")
-_OnEnd = Callable[[RunStatus], Awaitable[object] | object]
 _Send = Callable[[str, str, datetime], None]
 _attached: Final[WeakSet[Celery]] = WeakSet()
 
@@ -102,7 +101,7 @@ class Carrier:
         self._worker: Final = worker
         self._sweep_every: Final = sweep_every
         self._attached: Final = datetime.now(UTC)
-        self._handlers: Final[list[_OnEnd]] = []
+        self._handlers: Final[list[OnEnd]] = []
         self._process: _Process | None = None
         self._mutex: Final = threading.Lock()
         self._stopping: tuple[int, int] | None = None
@@ -141,7 +140,7 @@ class Carrier:
         """
         return _CarriedStore(open_store(self._store_url), self._send, self._sweep_every)
 
-    def on_end(self, fn: _OnEnd) -> _OnEnd:
+    def on_end(self, fn: OnEnd) -> OnEnd:
         """Have `fn` called, in the worker, with the status of each run that ended there, at least once; a decorator, too."""
         self._handlers.append(fn)
         return fn

@@ -95,7 +95,7 @@ class Worker:
         """Have `fn` called with the status of each run that ended in this worker's hands, at least once; a decorator, too."""
         if not callable(fn):
             raise TypeError(f"on_end takes a function of the run's status, not {fn!r}")
-        self._loop.handlers.append(fn)
+        self._loop.ends.handlers.append(fn)
         return fn
 
     def cron(

@@ -1,0 +1,53 @@
+"""What a worker remembers of runs that make trouble, for as long as its process lives."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from durable_core.clock import Clock
+
+_LONGEST: Final = 60.0
+
+
+class Memory:
+    """Tells for how long to leave runs alone, and since when they wait."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock: Final = clock
+        self._damages: Final[dict[str, tuple[int, float]]] = {}
+        """How often the log of a run was found damaged, and until when the run is left alone for that."""
+        self._early_looks: Final[dict[str, tuple[datetime, int]]] = {}
+        """For which time a run was woken too early, and how often."""
+        self._waits: Final[dict[str, float]] = {}
+        """Since when a run waits here to be driven alone."""
+
+    def is_left_alone(self, run_id: str) -> bool:
+        """Tell whether the run's log was found damaged not long ago."""
+        _, until = self._damages.get(run_id, (0, -float("inf")))
+        return until > self._clock.monotonic()
+
+    def leave_alone(self, run_id: str) -> None:
+        """Leave a run alone whose log is damaged, for 1, 2, 4 … 60 minutes."""
+        times, _ = self._damages.get(run_id, (0, 0.0))
+        self._damages[run_id] = times + 1, self._clock.monotonic() + 60 * min(2.0**times, 60)
+
+    def later_each_time(self, run_id: str, until: datetime) -> timedelta:
+        """Return how long to leave a run alone that was woken too early for the same time again: 1, 2, 4 … 60 s."""
+        known, times = self._early_looks.get(run_id, (until, 0))
+        times = times + 1 if known == until else 1
+        self._early_looks[run_id] = until, times
+        return timedelta(seconds=min(2.0 ** (times - 1), _LONGEST))
+
+    def seconds_waiting(self, run_id: str) -> float:
+        """Return for how long a run has waited here to be driven alone: since this was first asked."""
+        now = self._clock.monotonic()
+        return now - self._waits.setdefault(run_id, now)
+
+    def end_wait(self, run_id: str) -> None:
+        self._waits.pop(run_id, None)
+
+    def forget(self, run_id: str) -> None:
+        """Forget a run that has ended."""
+        for remembered in (self._damages, self._early_looks, self._waits):
+            remembered.pop(run_id, None)

@@ -158,7 +158,7 @@ RULES: Final = [
     Rule(
         "4: a run that is woken too early is left alone a little longer each time",
         Case(sweeps=False, kills=False, names=("timer",), slow=0, latency=0.005, poll=0.5),
-        (Cut(Memory.later_each_time, "min(2.0 ** (times - 1), _LONGEST)", "0"),),
+        (Cut(Memory.later_each_time, "_next_try(times)", "0"),),
         "hot",
     ),
     Rule(

@@ -6,8 +6,9 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from durable_core.clock import Clock
+from durable_core.options import exponential
 
-_LONGEST: Final = 60.0
+_next_try: Final = exponential(1, limit=60)
 
 
 class Memory:
@@ -29,15 +30,15 @@ class Memory:
 
     def leave_alone(self, run_id: str) -> None:
         """Leave a run alone whose log is damaged, for 1, 2, 4 … 60 minutes."""
-        times, _ = self._damages.get(run_id, (0, 0.0))
-        self._damages[run_id] = times + 1, self._clock.monotonic() + 60 * min(2.0**times, 60)
+        times = self._damages.get(run_id, (0, 0.0))[0] + 1
+        self._damages[run_id] = times, self._clock.monotonic() + 60 * _next_try(times)
 
     def later_each_time(self, run_id: str, until: datetime) -> timedelta:
         """Return how long to leave a run alone that was woken too early for the same time again: 1, 2, 4 … 60 s."""
         known, times = self._early_looks.get(run_id, (until, 0))
         times = times + 1 if known == until else 1
         self._early_looks[run_id] = until, times
-        return timedelta(seconds=min(2.0 ** (times - 1), _LONGEST))
+        return timedelta(seconds=_next_try(times))
 
     def seconds_waiting(self, run_id: str) -> float:
         """Return for how long a run has waited here to be driven alone: since this was first asked."""

@@ -119,7 +119,7 @@ RULES: Final = [
     Rule(
         "2: nothing is cleared after LockLost or StoreError",
         Case(sweeps=False, errors=0.02),
-        (Cut(Visit.go, "_logger.warning(", "await self._loop.clear([*self.taken.values()]); _logger.warning("),),
+        (Cut(Visit.go, "_logger.warning(", "await self._loop.wakeups.clear_wakeups([*self.taken.values()]); _logger.warning("),),
     ),
     Rule(
         "2: what was set, or taken, after a pass began is not cleared by it",
@@ -140,7 +140,7 @@ RULES: Final = [
     Rule(
         "2: a wake-up is cleared once it is known how the run stands",
         ALONE,
-        (Cut(Visit._clear, "await self._loop.clear([self.taken[token] for token in noted])", "pass"),),
+        (Cut(Visit._clear, "await self._loop.wakeups.clear_wakeups([self.taken[token] for token in noted])", "pass"),),
         "left",
     ),
     Rule(
@@ -184,7 +184,7 @@ RULES: Final = [
     Rule(
         "6: a store without wake-ups is swept all the time",
         Case(offers_wakeups=False),
-        (Cut(Loop._sweep, "_SWEPT_SECONDS if swept else _SWEEP_SECONDS", "1e9"),),
+        (Cut(Loop._sweep, "_SWEEP_SECONDS if shared else _SWEEP_SECONDS_ALONE", "1e9"),),
     ),
 ]
 

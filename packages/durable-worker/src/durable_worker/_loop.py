@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -18,10 +18,10 @@ from durable_core.errors import DurableError, RunBusy
 from durable_core.events import OnEvent, StepEvent, tell
 from durable_core.flow import Flow
 from durable_core.record import StepRecord
-from durable_core.store import Store, SupportsWakeups, WakeUp, runs_of, wakeups_of
-from durable_core.stores.wakeups import Wakeups
+from durable_core.store import Store, WakeUp, runs_of, wakeups_of
 
 from ._ends import Ends
+from ._inbox import Inbox
 from ._memory import Memory
 from ._places import Places
 from ._schedules import Schedules
@@ -31,7 +31,7 @@ from ._visit import Visit
 from .report import SweepReport
 
 _SWEEP_SECONDS: Final = 600.0
-_SWEPT_SECONDS: Final = 2.0  # of a store without wake-ups, whose runs are found in no other way
+_SWEEP_SECONDS_ALONE: Final = 2.0  # of a store without wake-ups, whose runs are found in no other way
 _PATIENCE: Final = 10  # visibility timeouts until a busy worker lets its runs end for the sake of one that keeps dying
 _MANY: Final = 10  # times as many runs as are driven may wait for a place of their limit
 _logger: Final = logging.getLogger("durable_worker")
@@ -70,12 +70,8 @@ class Loop:
         self.ends: Final = Ends(store)
         self.memory: Final = Memory(clock)
         self._schedules: Final = schedules
-        self._found: Final = Wakeups(clock)
-        """Wake-ups of this worker's own: of runs that the sweep found."""
-        self.wakeups: Final[SupportsWakeups] = wakeups_of(store) or self._found
+        self.wakeups: Final = Inbox(store, clock)
         self._sweeper: Final = Sweep(store, flows.keys(), clock, settings.adopt, self.tries_once_more, self.tell_damage)
-        self._swept: Final[dict[str, WakeUp]] = {}
-        """Those of the last sweep that were not cleared yet, by their runs."""
         self._visits: Final[dict[str, Visit]] = {}
         self._tasks: Final[dict[asyncio.Task[None], Visit]] = {}
         self._waiting: Final[set[Visit]] = set()
@@ -201,7 +197,10 @@ class Loop:
         if not (room := self._room()):
             return False
         begun = 0
-        taken = await self._due(room)
+        hidden = timedelta(seconds=self.settings.visibility_timeout)
+        now = self.clock.monotonic()
+        flows = [name for name in self.flows if self._full.get(name, now) <= now]
+        taken = await self.wakeups.take_wakeups(flows, limit=room, visibility_timeout=hidden)
         if self._alone is not None:  # by now: they are shown again
             return False
         for wakeup in taken:
@@ -211,17 +210,6 @@ class Loop:
                 self._visit(wakeup, report)
                 begun += 1
         return len(taken) >= room
-
-    async def _due(self, limit: int) -> Sequence[WakeUp]:
-        """Take wake-ups of what the sweep found, and then those that the store shows."""
-        hidden = timedelta(seconds=self.settings.visibility_timeout)
-        now = self.clock.monotonic()
-        flows = [name for name in self.flows if self._full.get(name, now) <= now]
-        taken = await self._found.take_wakeups(flows, limit=limit, visibility_timeout=hidden)
-        limit -= len(taken)
-        if self.wakeups is self._found or not limit:
-            return taken
-        return [*taken, *await self.wakeups.take_wakeups(flows, limit=limit, visibility_timeout=hidden)]
 
     def _visit(self, wakeup: WakeUp, report: SweepReport | None) -> None:
         visit = self._visits[wakeup.run_id] = Visit(self, wakeup)
@@ -261,31 +249,17 @@ class Loop:
 
     async def _sweep(self) -> None:
         """Put the runs in line that could go on, unless another worker is at it."""
-        swept = self.wakeups is self._found  # then each worker sweeps for itself
-        self._next_sweep = self.clock.monotonic() + (_SWEPT_SECONDS if swept else _SWEEP_SECONDS)
+        shared = self.wakeups.is_shared  # else each worker sweeps for itself
+        self._next_sweep = self.clock.monotonic() + (_SWEEP_SECONDS if shared else _SWEEP_SECONDS_ALONE)
         try:
-            async with nullcontext() if swept else holding(self.store, "$sweep"):
+            async with holding(self.store, "$sweep") if shared else nullcontext():
                 async for flow in self._sweeper.due():
-                    if flow.run_id in self._visits:
-                        continue
-                    if (before := self._swept.get(flow.run_id)) is not None:  # it may be hidden
-                        await self._found.clear_wakeups([before])
-                    self._swept[flow.run_id] = await self._found.set_wakeup(flow.run_id, flow.name, self.clock.now())
+                    if flow.run_id not in self._visits:
+                        await self.wakeups.add(flow, self.clock.now())
         except RunBusy:
             pass
         except Exception as error:
             _logger.warning("could not sweep, trying again later: %r", error)
-
-    async def clear(self, wakeups: Sequence[WakeUp]) -> None:
-        """Clear wake-ups, wherever they came from."""
-        await self._found.clear_wakeups(wakeups)
-        swept = {each.token for wakeup in wakeups if (each := self._swept.get(wakeup.run_id)) is not None}
-        others = [wakeup for wakeup in wakeups if wakeup.token not in swept]
-        for wakeup in wakeups:
-            if wakeup.token in swept:
-                del self._swept[wakeup.run_id]
-        if others and self.wakeups is not self._found:
-            await self.wakeups.clear_wakeups(others)
 
     def tries_once_more(self, flow: StepRecord) -> bool:
         """Tell whether a run was parked by drift or crashes before this worker began: what is deployed now may mend it."""

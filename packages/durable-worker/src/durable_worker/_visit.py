@@ -84,7 +84,7 @@ class Visit(Driver):
 
     async def _clear(self, noted: Collection[str]) -> None:
         """Clear what was taken before this pass."""
-        await self._loop.clear([self.taken[token] for token in noted])
+        await self._loop.wakeups.clear_wakeups([self.taken[token] for token in noted])
         for token in noted:
             del self.taken[token]
         if self.taken:
@@ -99,7 +99,7 @@ class Visit(Driver):
         """Let others go on with the run at once."""
         try:
             await self._loop.wakeups.set_wakeup(self.run_id, self.wakeup.flow, self.wakeup.now)
-            await self._loop.clear([*self.taken.values()])
+            await self._loop.wakeups.clear_wakeups([*self.taken.values()])
             self.taken.clear()
         except Exception as error:
             _logger.warning(

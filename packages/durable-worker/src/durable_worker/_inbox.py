@@ -1,0 +1,55 @@
+"""The wake-ups that a worker takes: those in the store, and its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+from durable_core.clock import Clock
+from durable_core.record import StepRecord
+from durable_core.store import Store, SupportsWakeups, WakeUp, wakeups_of
+from durable_core.stores.wakeups import Wakeups
+
+
+class Inbox(SupportsWakeups):
+    """Wake-ups of the store; and the worker's own, for the runs that its sweep found, and for all where the store has none."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._own: Final = Wakeups(clock)
+        self._store: Final = wakeups_of(store)
+        self._finds: Final[dict[str, WakeUp]] = {}
+        """Of each run that the sweep found, the worker's own wake-up, until it is cleared."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether workers share the wake-ups of the store; each has only its own where the store has none."""
+        return self._store is not None
+
+    async def add(self, flow: StepRecord, now: datetime) -> None:
+        """Have a run taken next that the sweep found. The one that an earlier sweep added may be hidden, so it is replaced."""
+        if (before := self._finds.get(flow.run_id)) is not None:
+            await self._own.clear_wakeups([before])
+        self._finds[flow.run_id] = await self._own.set_wakeup(flow.run_id, flow.name, now)
+
+    async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
+        return await (self._own if self._store is None else self._store).set_wakeup(run_id, flow, at)
+
+    async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
+        taken = await self._own.take_wakeups(flows, limit=limit, visibility_timeout=visibility_timeout)
+        limit -= len(taken)
+        if self._store is None or not limit:
+            return taken
+        return [*taken, *await self._store.take_wakeups(flows, limit=limit, visibility_timeout=visibility_timeout)]
+
+    async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
+        await self._own.clear_wakeups(wakeups)
+        others: list[WakeUp] = []
+        for wakeup in wakeups:
+            find = self._finds.get(wakeup.run_id)
+            if find is not None and find.token == wakeup.token:
+                del self._finds[wakeup.run_id]
+            else:
+                others.append(wakeup)
+        if others and self._store is not None:
+            await self._store.clear_wakeups(others)

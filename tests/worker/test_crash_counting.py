@@ -78,7 +78,7 @@ async def test_errors_and_deaths_count(life: Life) -> None:
     await life.lives("raise")
     await life.lives("die")
     found = await life.count()
-    assert (found.raised, found.died) == (2, 2)
+    assert (found.errors, found.deaths) == (2, 2)
 
 
 @pytest.mark.parametrize("act", ["step", "child step"])
@@ -88,7 +88,7 @@ async def test_an_outcome_counts_anew(life: Life, act: str) -> None:
     await life.lives("die")
     await life.lives(*(["step"] if act == "step" else ["child", "step"]), "die")
     found = await life.count()
-    assert (found.raised, found.died) == (0, 1)
+    assert (found.errors, found.deaths) == (0, 1)
 
 
 async def test_what_others_do_is_no_getting_on(life: Life) -> None:
@@ -99,7 +99,7 @@ async def test_what_others_do_is_no_getting_on(life: Life) -> None:
     await control.send(life.store, "run", "go", 1, clock=life.clock)
     await control.cancel(life.store, "run", clock=life.clock)
     found = await life.count()
-    assert (found.raised, found.died) == (1, 1)
+    assert (found.errors, found.deaths) == (1, 1)
 
 
 async def test_the_log_says_what_came_first_and_no_clock(life: Life) -> None:
@@ -108,18 +108,18 @@ async def test_the_log_says_what_came_first_and_no_clock(life: Life) -> None:
     life.clock.jump(timedelta(minutes=-10))
     await life.lives("die")
     await life.lives("die")
-    assert (await life.count()).died == 3
+    assert (await life.count()).deaths == 3
 
 
 async def test_by_hand_it_counts_anew(life: Life) -> None:
     """Whoever retries the run has mended something; twenty alike before that count no more."""
     for _ in range(20):
         await life.lives("step", "raise")
-    assert (await life.count()).alike == 20
+    assert (await life.count()).repeats == 20
     await control.retry(life.store, "run", clock=life.clock)
-    assert not (await life.count()).alike
+    assert not (await life.count()).repeats
     await life.lives("raise")
-    assert (await life.count()).alike == 1
+    assert (await life.count()).repeats == 1
 
 
 async def test_other_errors_are_not_alike(life: Life) -> None:
@@ -128,7 +128,7 @@ async def test_other_errors_are_not_alike(life: Life) -> None:
         await life.lives("step", "raise")
     await life.lives("step", "raise otherwise")
     await life.lives("step", "raise")
-    assert (await life.count()).alike == 1
+    assert (await life.count()).repeats == 1
 
 
 async def test_twenty_alike_park_though_steps_end(store: MemoryStore, clock: FakeClock) -> None:

@@ -112,8 +112,8 @@ RULES: Final = [
         "2: nothing is cleared after RunBusy",
         Case(sweeps=False, names=("plain",)),
         (
-            Cut(Visit._pass, 'self.ends_with = "busy"\n        return False\n', "return True\n"),
-            Cut(Visit._pass, 'self.ends_with = "busy"\n    return False\n', "return True\n"),
+            Cut(Visit._pass, 'self.state = "busy"\n        return False\n', "return True\n"),
+            Cut(Visit._pass, 'self.state = "busy"\n    return False\n', "return True\n"),
         ),
     ),
     Rule(

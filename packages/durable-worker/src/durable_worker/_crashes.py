@@ -13,18 +13,18 @@ from durable_core.engine import FLOW, cancelled, children_of, decided, entries_o
 from durable_core.record import StepError, StepRecord
 from durable_core.store import Store
 
-_ALIKE: Final = 20
+_MOST_REPEATS: Final = 20
 """After so many crashes with one error at one line a run is parked, whatever it recorded between them."""
 
 
 class Crashes(msgspec.Struct):
     """What went wrong since the last outcome of a step, while nobody helped."""
 
-    raised: int = 0
+    errors: int = 0
     """How often the flow's own code raised."""
-    died: int = 0
+    deaths: int = 0
     """How often the process died that drove the run."""
-    alike: int = 0
+    repeats: int = 0
     """How often the last error was raised in a row at the same line, outcomes or not."""
     was_parked: bool = False
     """Whether it was parked for that before, and is tried once more."""
@@ -33,15 +33,15 @@ class Crashes(msgspec.Struct):
 
     def too_many(self, most: int) -> bool:
         """Tell whether the run should be parked."""
-        return self.raised + self.died >= (1 if self.was_parked else most) or self.alike >= _ALIKE
+        return self.errors + self.deaths >= (1 if self.was_parked else most) or self.repeats >= _MOST_REPEATS
 
     def why(self) -> str:
         """Say in words why the run is parked."""
-        if self.alike >= _ALIKE:
-            return f"it crashed {self.alike} times in a row at one line: {self.last}"
-        crashed = f"it crashed {_times(self.raised)}" if self.raised else ""
-        died = f"its process died {_times(self.died)}" if self.died else ""
-        error = f"; the last error was {self.last}" if self.raised else ""
+        if self.repeats >= _MOST_REPEATS:
+            return f"it crashed {self.repeats} times in a row at one line: {self.last}"
+        crashed = f"it crashed {_times(self.errors)}" if self.errors else ""
+        died = f"its process died {_times(self.deaths)}" if self.deaths else ""
+        error = f"; the last error was {self.last}" if self.errors else ""
         return f"{' and '.join(filter(None, (crashed, died)))} without getting on{error}"
 
 
@@ -55,8 +55,8 @@ async def count(store: Store, entries: Sequence[StepRecord]) -> Crashes:
     since = [*_since_help(flows)]
     before = flows[-len(since) - 1] if len(since) < len(flows) else None
     last = next((record.error for record in since if is_crash(record)), None)
-    found = Crashes(alike=_alike(since), was_parked=before is not None and is_parked(before), last=last)
-    if not found.alike and not _deaths(since, before):
+    found = Crashes(repeats=_repeats(since), was_parked=before is not None and is_parked(before), last=last)
+    if not found.repeats and not _deaths(since, before):
         return found
     first = _after_outcome(entries)
     while since and since[-1].revision < first:
@@ -66,8 +66,8 @@ async def count(store: Store, entries: Sequence[StepRecord]) -> Crashes:
     progress = max((each for each in times if each is not None), default=None)
     while since and progress is not None and since[-1].ended_at <= progress:
         before = since.pop()
-    found.raised = sum(map(is_crash, since))
-    found.died = _deaths(since, before)
+    found.errors = sum(map(is_crash, since))
+    found.deaths = _deaths(since, before)
     return found
 
 
@@ -106,7 +106,7 @@ def _last_outcome(entries: Sequence[StepRecord]) -> datetime | None:
     return next(ended, None)
 
 
-def _alike(flows: Sequence[StepRecord]) -> int:
+def _repeats(flows: Sequence[StepRecord]) -> int:
     """Count how often in a row the flow's code raised the same error at the same line, by its entries, the newest first."""
     lines = [_line(record.error) for record in flows if is_crash(record)]
     return next((number for number, line in enumerate(lines) if line != lines[0]), len(lines))

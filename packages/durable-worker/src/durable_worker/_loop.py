@@ -80,11 +80,11 @@ class Loop:
         """Until when flows are left out of whose runs no more may wait for a place."""
         self._alone: Visit | None = None
         """The one that lets no other in."""
-        self._polled = -float("inf")
+        self._last_poll = -float("inf")
         self._next_sweep = -float("inf")
         self._main: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
-        self._away = False
+        self._store_is_away = False
         self._renew()
 
     def _renew(self) -> None:
@@ -99,7 +99,7 @@ class Loop:
 
     def is_healthy(self) -> bool:
         """Tell whether the last poll is younger than three polls."""
-        return self.clock.monotonic() - self._polled < 3 * max(self.settings.poll, 1.0)
+        return self.clock.monotonic() - self._last_poll < 3 * max(self.settings.poll, 1.0)
 
     async def begin(self) -> None:
         """Work in the background."""
@@ -115,10 +115,7 @@ class Loop:
         main, self._main = self._main, None
         if main is None:
             return
-        self.stopping = True
-        self._changed.set()
-        for run_id in self._visits:
-            tell_run(run_id)  # a wait in the process ends
+        self._take_no_more()
         if self._visits:
             _logger.info("stopping: %d runs are in hand", len(self._visits))
         await asyncio.wait([main])
@@ -149,7 +146,7 @@ class Loop:
                 if self._tasks:
                     await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            self.stopping = True
+            self._take_no_more()
             await self._end_visits()
             raise
         return report
@@ -162,15 +159,15 @@ class Loop:
             try:
                 await self._schedules.tick()
                 full = await self._take()
-                self._polled = self.clock.monotonic()
-                self._away = False
+                self._last_poll = self.clock.monotonic()
+                self._store_is_away = False
             except (Exception, asyncio.CancelledError) as error:
                 if cancellations():
                     raise
                 full = False
-                if not self._away:
+                if not self._store_is_away:
                     _logger.warning("could not take wake-ups, trying again: %r", error)
-                self._away = True
+                self._store_is_away = True
             if not full:
                 await self._pause()
         if self._sweeping is not None:
@@ -215,12 +212,12 @@ class Loop:
         visit = self._visits[wakeup.run_id] = Visit(self, wakeup)
         task = asyncio.create_task(visit.go(), name=f"durable-visit {wakeup.run_id}")
         self._tasks[task] = visit
-        task.add_done_callback(lambda task: self._ended(task, report))
+        task.add_done_callback(lambda task: self._report(task, report))
 
-    def _ended(self, task: asyncio.Task[None], report: SweepReport | None) -> None:
+    def _report(self, task: asyncio.Task[None], report: SweepReport | None) -> None:
         visit = self._tasks.pop(task)
         if report is not None:
-            name = {"waiting": "suspended", "started": "unknown", "cancelling": "suspended"}.get(visit.ends_with, visit.ends_with)
+            name = {"waiting": "suspended", "started": "unknown", "cancelling": "suspended"}.get(visit.state, visit.state)
             if name:
                 setattr(report, name, getattr(report, name) + 1)
 
@@ -230,6 +227,13 @@ class Loop:
         if self._alone is visit:
             self._alone = None
         self._changed.set()
+
+    def _take_no_more(self) -> None:
+        """Stop: have the runs handed back that wait in this process, and those that run as soon as they may."""
+        self.stopping = True
+        self._changed.set()
+        for run_id in self._visits:
+            tell_run(run_id)
 
     async def _end_visits(self) -> None:
         """Let the visits end, cancel those that take too long, and wait until all have handed back their runs."""

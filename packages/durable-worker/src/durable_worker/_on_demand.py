@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from random import uniform
 from typing import Final
 
-from durable_core.engine import FLOW, Limit, tell
+from durable_core.engine import FLOW, Limit
 from durable_core.record import StepRecord
 from durable_core.store import WakeUp
 
@@ -74,9 +74,7 @@ class OnDemand(Loop):
     async def end(self) -> None:
         """Give running steps their time, and hand all runs to others; from now on every run is handed on unseen."""
         _logger.info("stopping: steps that run have %g s to end, and runs are handed to others", self.settings.shutdown_timeout)
-        self.stopping = True
-        for run_id in self._visits:
-            tell(run_id)  # a wait in the process ends
+        self._take_no_more()
         await self._end_visits()
 
     @asynccontextmanager

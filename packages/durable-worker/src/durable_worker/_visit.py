@@ -50,7 +50,7 @@ class Visit(Driver):
         """Those that were taken and not cleared yet."""
         self._has_driven = False
         """Whether this pass has driven the run."""
-        self.ends_with = ""
+        self.state = ""
         """How the run stood after the last pass."""
 
     async def go(self) -> None:
@@ -71,13 +71,13 @@ class Visit(Driver):
             await to_the_end(self._hand_back())
             raise
         except CorruptLog as error:
-            self.ends_with = "unknown"
+            self.state = "unknown"
             await self._loop.tell_damage(self.run_id, self.wakeup.flow, error)
         except (LockLost, StoreError, ResultNotRecorded) as error:
-            self.ends_with = "unknown"
+            self.state = "unknown"
             _logger.warning("run %r is left to the next look: %s", self.run_id, error, extra={"run_id": self.run_id})
         except Exception:
-            self.ends_with = "unknown"
+            self.state = "unknown"
             _logger.exception("could not go on with run %r; it is tried again", self.run_id, extra={"run_id": self.run_id})
         finally:
             self._loop.leave(self)
@@ -126,7 +126,7 @@ class Visit(Driver):
             await self._set_for(flow)
             return True
         if flow.status == "started" and not await self._may_take_from_the_dead():
-            self.ends_with = "busy"
+            self.state = "busy"
             return False
         limit: Limit | None = None
         misfit: str | None = None
@@ -138,7 +138,7 @@ class Visit(Driver):
             async with nullcontext() if limit is None else self._loop.place_for(self, limit):
                 return await self._drive(flow.name, limit, misfit)
         except RunBusy:
-            self.ends_with = "busy"
+            self.state = "busy"
         return False
 
     async def _drive(self, name: str, limit: Limit | None, misfit: str | None) -> bool:
@@ -158,7 +158,7 @@ class Visit(Driver):
         ) as run:
             flow = run.record
             if flow is None or decided(flow) or flow.name != name or not await self._is_due(flow):
-                return await self._found(flow, name)
+                return await self._leave(flow, name)
             crashes = await count(self._store, run.entries)
             if crashes.too_many(settings.max_crashes):
                 mend = f"mend the flow and deploy it; or durable_core.control.retry(store, {self.run_id!r})"
@@ -170,12 +170,12 @@ class Visit(Driver):
                 standing = await run.drive()
                 flow, error = standing.record, standing.error
         log(flow, error)
-        self.ends_with = state_of(flow)
+        self.state = state_of(flow)
         if decided(flow):
             await self._end(flow)
         return True
 
-    async def _found(self, flow: StepRecord | None, name: str) -> bool:
+    async def _leave(self, flow: StepRecord | None, name: str) -> bool:
         """Leave a run that somebody else has taken on, before its lock was held here."""
         if flow is not None and decided(flow):
             await self._end(flow)
@@ -200,11 +200,11 @@ class Visit(Driver):
         if (holders := holder_of(self._store)) is not None and await holders.holder(self.run_id) is not None:
             return False
         crashes = await count(self._store, await self._store.list(self.run_id))
-        return crashes.died < 2 or await self._loop.isolate(self)
+        return crashes.deaths < 2 or await self._loop.isolate(self)
 
     async def _end(self, flow: StepRecord) -> None:
         """Tell who wants to know that the run has ended, and have the run looked at that waits for it."""
-        self.ends_with = state_of(flow)
+        self.state = state_of(flow)
         self._loop.memory.forget(self.run_id)
         await self._loop.ends.tell(flow)
         await wake(self._store, flow, self.wakeup.now)

@@ -2945,4 +2945,15 @@ PATCHES = [
         "                _ = ",
         ("tests/worker/test_full_limits.py::test_a_backlog_behind_a_limit_starves_no_other_flow",),
     ),
+    Patch(
+        "stores: a wake-up may have a time without a zone",
+        f"{CORE}/stores/wakeups.py",
+        "    if at.tzinfo is None:\n",
+        "    if False:\n",
+        (
+            "tests/core/stores/test_contract_memory.py::TestMemoryStore::test_a_time_without_a_zone_is_refused",
+            "tests/sqlite/test_contract_sqlite.py::TestSqliteStore::test_a_time_without_a_zone_is_refused",
+            "tests/redis/test_contract.py::TestRedisStore::test_a_time_without_a_zone_is_refused",
+        ),
+    ),
 ]

@@ -207,7 +207,10 @@ class SupportsWakeups(Protocol):
 
     @abstractmethod
     async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
-        """Set one more wake-up for the run; durable once this returns. A run may have several, and need not be there."""
+        """Set one more wake-up for the run; durable once this returns. A run may have several, and need not be there.
+
+        Raises `ValueError` for a time without a zone.
+        """
 
     @abstractmethod
     async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from durable_core import Batcher
 from durable_core.store import SupportsWakeups, WakeUp
+from durable_core.stores.wakeups import check_time
 
 from ._connections import Connections
 from ._errors import retry
@@ -61,6 +62,7 @@ class Wakeups(SupportsWakeups):
 
 def new_wakeup(run_id: str, flow: str, at: datetime) -> WakeUp:
     """Make a wake-up that is not set yet."""
+    check_time(at)
     return WakeUp(run_id=run_id, flow=flow, at=at, token=token_hex(12), now=at)
 
 

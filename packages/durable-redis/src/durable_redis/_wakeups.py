@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from durable_core.store import WakeUp
+from durable_core.stores.wakeups import check_time
 
 from ._keys import Keys
 from ._scripts import ALLOWED_WHEN_FULL, Script
@@ -78,6 +79,7 @@ class Wakeups:
         self._keys: Final = keys
 
     async def set(self, run_id: str, flow: str, at: datetime) -> WakeUp:
+        check_time(at)
         shows = _microseconds(at)
         member = _member(os.urandom(8).hex(), shows, run_id)
         now = await self._serving().submit(_SET, (self._keys.wakeups(flow), member, shows))
@@ -127,6 +129,4 @@ def _moment(microseconds: int) -> datetime:
 
 
 def _microseconds(moment: datetime) -> int:
-    if moment.tzinfo is None:
-        raise ValueError(f"at {moment!r} has no zone; give an aware datetime, such as datetime.now(UTC)")
     return (moment.astimezone(UTC) - _EPOCH) // _MICROSECOND

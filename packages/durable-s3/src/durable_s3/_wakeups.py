@@ -20,6 +20,7 @@ import msgspec
 
 from durable_core.store import WakeUp
 from durable_core.stores.flows import sortable
+from durable_core.stores.wakeups import check_time
 
 from ._bucket import PAGE, Bucket
 from ._entry import UNREADABLE
@@ -50,6 +51,7 @@ class Wakeups:
         """The keys of those that were returned, and until when they are not returned again, in monotonic seconds."""
 
     async def set(self, run_id: str, flow: str, at: datetime) -> WakeUp:
+        check_time(at)
         token = wakeup_name(run_id, at)
         body = msgspec.json.encode(run_id) if is_cut(segment(run_id)) else b""
         date = await self._bucket.put(self._keys.wakeup(flow, token), body)

@@ -39,6 +39,7 @@ from durable_core.store import (
 from durable_core.stores.filelock import RUN_FILES, Locks, RunLock, Spot, spot_of
 from durable_core.stores.flows import FlowState
 from durable_core.stores.urls import local_path, seconds
+from durable_core.stores.wakeups import check_time
 
 from . import _flows, _steps, _transaction, _wakeups
 from ._database import Database
@@ -167,6 +168,7 @@ class SqliteStore(
         return await self._open().ask(_flows.find, prefix, names, states, since, before, limit)
 
     async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
+        check_time(at)
         wakeup = WakeUp(run_id=run_id, flow=flow, at=at, token=token_hex(12), now=self._clock.now())
         await self._open().ask(_wakeups.set_one, wakeup)
         return wakeup

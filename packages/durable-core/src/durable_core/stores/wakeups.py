@@ -1,4 +1,4 @@
-"""Wake-ups in memory: a heap of those that will show, for stores whose messages live in one process."""
+"""Wake-ups in memory: a heap of those that will show, for stores whose messages live in one process; and a check for all."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ from durable_core.clock import Clock
 from durable_core.store import SupportsWakeups, WakeUp
 
 
+def check_time(at: datetime) -> None:
+    """Raise `ValueError` for a wake-up's time that has no zone."""
+    if at.tzinfo is None:
+        raise ValueError(f"at {at!r} has no zone; give an aware datetime, such as datetime.now(UTC)")
+
+
 class Wakeups(SupportsWakeups):
     """Keeps wake-ups for as long as the process lives; for any thread."""
 
@@ -29,6 +35,7 @@ class Wakeups(SupportsWakeups):
         self._mutex: Final = threading.Lock()
 
     async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
+        check_time(at)
         wakeup = WakeUp(run_id=run_id, flow=flow, at=at, token=new_id(), now=self._clock.now())
         with self._mutex:
             self._kept[wakeup.token] = wakeup

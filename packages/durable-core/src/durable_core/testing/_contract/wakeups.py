@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 
+import pytest
+
 from durable_core.store import SupportsWakeups, WakeUp, wakeups_of
 from durable_core.testing._processes import Child, Pipe
 from durable_core.testing._samples import HOSTILE_IDS, OpenStore
@@ -44,6 +46,16 @@ class WakeupTests(AbilityTests):
             assert taken.now >= soon.at
             assert not await _take(wakeups)
             await wakeups.clear_wakeups([taken, later])
+
+    async def test_a_time_without_a_zone_is_refused(self, open_store: OpenStore) -> None:
+        """Nobody knows when that is; wake-ups that are there are taken as before."""
+        async with open_store() as store:
+            wakeups = self.ability(wakeups_of, store)
+            now = datetime.now(UTC)
+            await wakeups.set_wakeup("run", "flow", now)
+            with pytest.raises(ValueError, match="has no zone"):
+                await wakeups.set_wakeup("run", "flow", now.replace(tzinfo=None))
+            assert [each.at for each in await _take_soon(wakeups)] == [now]
 
     async def test_those_due_longest_come_first(self, open_store: OpenStore) -> None:
         """Of many that are due those with the earliest time are taken, whatever the order in which they were set, and flows."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
 
 from durable_core.clock import Clock
-from durable_core.engine import FLOW, Limit, cancellations, holding, is_parked
+from durable_core.engine import FLOW, Limit, cancellations, first_of, holding, is_parked
 from durable_core.engine import tell as tell_run
 from durable_core.errors import DurableError, RunBusy
 from durable_core.events import OnEvent, StepEvent, tell
@@ -127,11 +127,9 @@ class Loop:
         with stop_signals(lambda: (self._hurries if stop.is_set() else stop).set()):
             await self.begin()
             assert self._main is not None
-            stopping = asyncio.create_task(stop.wait())
             try:
-                await asyncio.wait([stopping, self._main], return_when=asyncio.FIRST_COMPLETED)
+                await first_of(stop.wait(), asyncio.wait([self._main]))
             finally:
-                stopping.cancel()
                 await self.stop()
 
     async def sweep(self) -> SweepReport:
@@ -169,20 +167,10 @@ class Loop:
                     _logger.warning("could not take wake-ups, trying again: %r", error)
                 self._store_is_away = True
             if not full:
-                await self._pause()
+                await first_of(self.clock.sleep(self.settings.poll), self._changed.wait())
         if self._sweeping is not None:
             self._sweeping.cancel()
             await asyncio.wait([self._sweeping])
-
-    async def _pause(self) -> None:
-        """Wait for the next poll, or until there is room for more while more was due."""
-        sleeper = asyncio.ensure_future(self.clock.sleep(self.settings.poll))
-        changed = asyncio.ensure_future(self._changed.wait())
-        try:
-            await asyncio.wait([sleeper, changed], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleeper.cancel()
-            changed.cancel()
 
     def _room(self) -> int:
         if self._alone is not None:
@@ -208,18 +196,19 @@ class Loop:
                 begun += 1
         return len(taken) >= room
 
-    def _visit(self, wakeup: WakeUp, report: SweepReport | None) -> None:
+    def _visit(self, wakeup: WakeUp, report: SweepReport | None = None) -> tuple[Visit, asyncio.Task[None]]:
+        """Begin a visit, which the report tells of once it has ended."""
         visit = self._visits[wakeup.run_id] = Visit(self, wakeup)
         task = asyncio.create_task(visit.go(), name=f"durable-visit {wakeup.run_id}")
         self._tasks[task] = visit
-        task.add_done_callback(lambda task: self._report(task, report))
+        task.add_done_callback(lambda task: self._end_visit(task, report))
+        return visit, task
 
-    def _report(self, task: asyncio.Task[None], report: SweepReport | None) -> None:
+    def _end_visit(self, task: asyncio.Task[None], report: SweepReport | None) -> None:
         visit = self._tasks.pop(task)
-        if report is not None:
+        if report is not None and visit.state:
             name = {"waiting": "suspended", "started": "unknown", "cancelling": "suspended"}.get(visit.state, visit.state)
-            if name:
-                setattr(report, name, getattr(report, name) + 1)
+            setattr(report, name, getattr(report, name) + 1)
 
     def leave(self, visit: Visit) -> None:
         """Know of a visit no more, since it takes no further wake-ups; those that it could not clear are shown again."""
@@ -237,19 +226,16 @@ class Loop:
 
     async def _end_visits(self) -> None:
         """Let the visits end, cancel those that take too long, and wait until all have handed back their runs."""
-        if self._tasks:
-            sleeper = asyncio.ensure_future(self.clock.sleep(self.settings.shutdown_timeout))
-            for task, visit in self._tasks.items():
-                if visit in self._waiting:
-                    task.cancel()
-            everything = asyncio.ensure_future(asyncio.wait([*self._tasks]))
-            hurries = asyncio.ensure_future(self._hurries.wait())
-            await asyncio.wait([sleeper, everything, hurries], return_when=asyncio.FIRST_COMPLETED)
-            sleeper.cancel()
-            hurries.cancel()
-            for task in [*self._tasks]:
+        for task, visit in self._tasks.items():
+            if visit in self._waiting:
                 task.cancel()
-            await everything
+        if self._tasks:
+            patience = self.clock.sleep(self.settings.shutdown_timeout)
+            await first_of(asyncio.wait([*self._tasks]), patience, self._hurries.wait())
+        if tasks := [*self._tasks]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def _sweep(self) -> None:
         """Put the runs in line that could go on, unless another worker is at it."""
@@ -283,25 +269,21 @@ class Loop:
     @asynccontextmanager
     async def place_for(self, visit: Visit, limit: Limit) -> AsyncIterator[None]:
         """Hold a place of a limit; a visit that waits for one lets another in meanwhile."""
-        try:
-            context = self.places.one(limit)
-            await context.__aenter__()
-        except RunBusy:
-            if len(self._waiting) >= _MANY * self.settings.concurrency:
-                # It comes again. Such runs, taken at once, would keep the worker from those of other flows.
-                self._full[visit.wakeup.flow] = self.clock.monotonic() + self.settings.poll
-                raise
-            self._waiting.add(visit)
-            self._changed.set()
+        async with AsyncExitStack() as stack:
             try:
-                context = self.places.next(limit, lambda: self._alone is not None)
-                await context.__aenter__()
-            finally:
-                self._waiting.discard(visit)
-        try:
+                await stack.enter_async_context(self.places.one(limit))
+            except RunBusy:
+                if len(self._waiting) >= _MANY * self.settings.concurrency:
+                    # It comes again. Such runs, taken at once, would keep the worker from those of other flows.
+                    self._full[visit.wakeup.flow] = self.clock.monotonic() + self.settings.poll
+                    raise
+                self._waiting.add(visit)
+                self._changed.set()
+                try:
+                    await stack.enter_async_context(self.places.next(limit, lambda: self._alone is not None))
+                finally:
+                    self._waiting.discard(visit)
             yield
-        finally:
-            await context.__aexit__(None, None, None)
 
     async def isolate(self, visit: Visit) -> bool:
         """Let no other run be driven here besides this one, whose processes keep dying; False where that can't be now."""

@@ -55,9 +55,7 @@ class OnDemand(Loop):
             await self._look_again(run_id, flow)
             return
         now = self.clock.now()
-        self._visit(carried(run_id, flow, now, now), None)
-        visit = self._visits[run_id]
-        task = next(task for task, each in self._tasks.items() if each is visit)
+        visit, task = self._visit(carried(run_id, flow, now, now))
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:

@@ -2801,7 +2801,7 @@ PATCHES = [
     Patch(
         "celery: the processes of a pool aren't told to stop",
         f"{WORKER}/celery.py",
-        '            os.write(self._stopping[1], b".")',
+        '            os.write(self._pipe[1], b".")',
         '            (b".")',
         ("tests/celery/test_deaths.py::test_a_worker_that_stops_hands_its_run_back[prefork]",),
     ),

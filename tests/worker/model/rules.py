@@ -164,7 +164,7 @@ RULES: Final = [
     Rule(
         "6: the sweep takes what a process left that died",
         Case(),
-        (Cut(Sweep.due, "if flow.run_id not in held and age <= self._adopt:", "if False:"),),
+        (Cut(Sweep.due, "if flow.run_id not in holders and age <= self._adopt:", "if False:"),),
     ),
     Rule(
         "6: the sweep looks at what runs wait for",
@@ -179,7 +179,7 @@ RULES: Final = [
     Rule(
         "6: a child whose parent has ended goes on by itself",
         Case(names=("torn",)),
-        (Cut(Sweep._driven_by_none, "or decided(top)", ""), Cut(wakeups._driver_of, "not decided(top)", "True")),
+        (Cut(Sweep._independent, "or decided(top)", ""), Cut(wakeups._driver_of, "not decided(top)", "True")),
     ),
     Rule(
         "6: a store without wake-ups is swept all the time",

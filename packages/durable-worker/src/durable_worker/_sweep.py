@@ -41,13 +41,13 @@ class Sweep:
     async def due(self) -> AsyncIterator[StepRecord]:
         """Yield the flows of the runs that could go on now, but for those that another run drives or a process holds."""
         async for page in self._pages():
-            flows = await self._driven_by_none(page)
+            flows = await self._independent(page)
             able = await self._able(flows)
-            held = await self._held([flow.run_id for flow in flows if flow.status == "started"])
+            holders = await self._holders([flow.run_id for flow in flows if flow.status == "started"])
             for flow in flows:
                 if flow.status == "started":
                     age = (self._clock.now() - flow.ended_at).total_seconds()
-                    if flow.run_id not in held and age <= self._adopt:
+                    if flow.run_id not in holders and age <= self._adopt:
                         yield flow
                 elif able[flow.run_id] or self._tries_once_more(flow):
                     yield flow
@@ -62,7 +62,7 @@ class Sweep:
                 return {flows[0].run_id: False}
             return {run_id: able for flow in flows for run_id, able in (await self._able([flow])).items()}
 
-    async def _driven_by_none(self, page: Sequence[StepRecord]) -> Sequence[StepRecord]:
+    async def _independent(self, page: Sequence[StepRecord]) -> Sequence[StepRecord]:
         """Leave out the runs that another run drives, unless that has ended without them."""
         roots = {flow.run_id: root[0] for flow in page if (root := root_of(flow)) is not None}
         tops = await self._newest({(run_id, FLOW) for run_id in roots.values()})
@@ -81,7 +81,7 @@ class Sweep:
                 return {}
             return {found: record for pair in pairs for found, record in (await self._newest([pair])).items()}
 
-    async def _held(self, run_ids: Collection[str]) -> Collection[str]:
+    async def _holders(self, run_ids: Collection[str]) -> Collection[str]:
         holders = holder_of(self._store)
         return await holders.holders(run_ids) if holders is not None and run_ids else ()
 

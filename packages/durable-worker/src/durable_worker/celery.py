@@ -100,12 +100,12 @@ class Carrier:
         self._store_url: Final = store_url
         self._worker: Final = worker
         self._sweep_every: Final = sweep_every
-        self._attached: Final = datetime.now(UTC)
+        self._since: Final = datetime.now(UTC)
         self._handlers: Final[list[OnEnd]] = []
         self._process: _Process | None = None
         self._mutex: Final = threading.Lock()
-        self._stopping: tuple[int, int] | None = None
-        """A pipe, which the processes of a pool share: something stands in it once they should stop."""
+        self._pipe: tuple[int, int] | None = None
+        """What the processes of a pool share: something stands in it once they should stop."""
         # Early, doubled and lost tasks do no harm, so a task is acknowledged after it was done, whatever came of it.
         options = {
             "shared": False,  # with other applications of the same process
@@ -174,20 +174,20 @@ class Carrier:
                 worker = self._worker(store)
                 for handler in self._handlers:
                     worker.on_end(handler)
-                told = None if self._stopping is None else self._stopping[0]
-                loop = OnDemand(worker._loop, since=self._attached, longest=_SOON * self._sweep_every)
-                self._process = _Process(loop, store, told)
+                stop_pipe = None if self._pipe is None else self._pipe[0]
+                loop = OnDemand(worker._loop, since=self._since, longest=_SOON * self._sweep_every)
+                self._process = _Process(loop, store, stop_pipe)
             return self._process
 
     def _on_start(self, sender: Any, **_: object) -> None:
         pool = sender.pool_cls if isinstance(sender.pool_cls, str) else sender.pool_cls.__module__
         if "gevent" in pool or "eventlet" in pool:
             sys.exit("durable drives runs in a thread with an event loop, which green threads disturb: use another --pool")
-        self._stopping = os.pipe()
+        self._pipe = os.pipe()
 
     def _on_stop(self, **_: object) -> None:
-        if self._stopping is not None:
-            os.write(self._stopping[1], b".")  # nobody reads it, so that all see it
+        if self._pipe is not None:
+            os.write(self._pipe[1], b".")  # nobody reads it, so that all see it
 
     def _on_exit(self, **_: object) -> None:
         if self._process is not None and self._process.pid == os.getpid():
@@ -198,11 +198,11 @@ class Carrier:
 class _Process:
     """What one process of a worker has: a thread with an event loop, and in that an open store."""
 
-    def __init__(self, loop: OnDemand, store: OpenableStore, told: int | None) -> None:
+    def __init__(self, loop: OnDemand, store: OpenableStore, stop_pipe: int | None) -> None:
         self.pid: Final = os.getpid()
         self.loop: Final = loop
         self._store: Final = store
-        self._told: Final = told
+        self._stop_pipe: Final = stop_pipe
         self._events: Final = asyncio.new_event_loop()
         self._ending: asyncio.Task[None] | None = None
         self._thread: Final = threading.Thread(target=self._events.run_forever, name="durable", daemon=True)
@@ -245,12 +245,12 @@ class _Process:
 
     async def _begin(self) -> None:
         await self._store.__aenter__()
-        if self._told is not None:
-            self._events.add_reader(self._told, self._stop)
+        if self._stop_pipe is not None:
+            self._events.add_reader(self._stop_pipe, self._stop)
 
     def _stop(self) -> None:
-        assert self._told is not None
-        self._events.remove_reader(self._told)
+        assert self._stop_pipe is not None
+        self._events.remove_reader(self._stop_pipe)
         self._ending = self._events.create_task(self.loop.end())
 
     async def _end(self) -> None:

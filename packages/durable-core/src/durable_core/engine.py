@@ -152,7 +152,7 @@ class HeldRun:
         """
         return await self._flow._stand(self._runner, None, {})
 
-    def fits(self) -> str | None:
+    def misfit(self) -> str | None:
         """Say why the flow's function can't take the recorded input any more; None if it can."""
         try:
             self._flow.take_recorded(self.record)

@@ -163,7 +163,7 @@ class Visit(Driver):
             if crashes.too_many(settings.max_crashes):
                 mend = f"mend the flow and deploy it; or durable_core.control.retry(store, {self.run_id!r})"
                 flow = await run.park("crashes", crashes.why(), mend)
-            elif (misfit := run.fits() or misfit) is not None:
+            elif (misfit := run.misfit() or misfit) is not None:
                 flow = await run.park("drift", misfit, "mend the flow and deploy it")
             else:
                 self._has_driven = True

@@ -1,7 +1,7 @@
 """When to look at a run again: of each flow one sorted set, by the time at which each wake-up shows next.
 
-Times are microseconds since 1970, by the server's clock. A member is a wake-up: `<token> <at> <run>`. None expires: one of a run
-that has expired costs a worker a look.
+Times are microseconds since 1970, by the server's clock. A member is a wake-up: token, time and run, with U+001F between them.
+None expires: where its run has, it costs a worker a look.
 """
 
 from __future__ import annotations

@@ -7,16 +7,13 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
-import msgspec
 from celery import Celery, signals
-from kombu.exceptions import KombuError
 
 from durable_core import open_store
 from durable_core.engine import holding
@@ -24,24 +21,21 @@ from durable_core.errors import RunBusy, StoreError
 from durable_core.events import OnEvent
 from durable_core.flow import Flow
 from durable_core.options import duration
-from durable_core.record import StepRecord
-from durable_core.store import OpenableStore, SupportsWakeups, WakeUp, wakeups_of
+from durable_core.store import OpenableStore
 from durable_core.stores.memory import MemoryStore
 
+from ._carried import SOON, CarriedStore, Send
 from ._ends import OnEnd
-from ._on_demand import OnDemand, carried, is_carried
+from ._on_demand import OnDemand
 from .worker import Worker
 
 __all__ = ["Carrier", "attach"]
 
 GO_ON: Final = "durable.go_on"
 SWEEP: Final = "durable.sweep"
-_SOON: Final = 0.9
-"""Which part of the time between two sweeps a task may be ahead of its time: what is due later waits in the store."""
 _PAGE: Final = 500
 _logger: Final = logging.getLogger("durable_worker")
 _T = TypeVar("_T")
-_Send = Callable[[str, str, datetime], None]
 _attached: Final[WeakSet[Celery]] = WeakSet()
 
 
@@ -138,12 +132,15 @@ class Carrier:
         It is the store of the URL in everything else. Where the broker is away the wake-up stands in the store, or the sweep
         finds the run: no call fails for that.
         """
-        return _CarriedStore(open_store(self._store_url), self._send, self._sweep_every)
+        return self._new_store()
 
     def on_end(self, fn: OnEnd) -> OnEnd:
         """Have `fn` called, in the worker, with the status of each run that ended there, at least once; a decorator, too."""
         self._handlers.append(fn)
         return fn
+
+    def _new_store(self) -> CarriedStore:
+        return CarriedStore(open_store(self._store_url), self._send, self._sweep_every)
 
     def _send(self, flow: str, run_id: str, at: datetime) -> None:
         later = at > datetime.now(UTC)
@@ -158,7 +155,7 @@ class Carrier:
             process.wait(process.loop.look(run_id, flow))
         except Exception:
             # As far as is known nothing was done: look again before this task is acknowledged.
-            self._send(flow, run_id, datetime.now(UTC) + timedelta(seconds=_SOON * self._sweep_every))
+            self._send(flow, run_id, datetime.now(UTC) + timedelta(seconds=SOON * self._sweep_every))
             raise
 
     def _sweep(self) -> None:
@@ -170,12 +167,12 @@ class Carrier:
         """Return this process's thread and store, made when they are first needed, and anew after a fork."""
         with self._mutex:
             if self._process is None or self._process.pid != os.getpid():
-                store = self.open_store()
+                store = self._new_store()
                 worker = self._worker(store)
                 for handler in self._handlers:
                     worker.on_end(handler)
                 stop_pipe = None if self._pipe is None else self._pipe[0]
-                loop = OnDemand(worker._loop, since=self._since, longest=_SOON * self._sweep_every)
+                loop = OnDemand(worker._loop, since=self._since, longest=SOON * self._sweep_every)
                 self._process = _Process(loop, store, stop_pipe)
             return self._process
 
@@ -198,7 +195,7 @@ class Carrier:
 class _Process:
     """What one process of a worker has: a thread with an event loop, and in that an open store."""
 
-    def __init__(self, loop: OnDemand, store: OpenableStore, stop_pipe: int | None) -> None:
+    def __init__(self, loop: OnDemand, store: CarriedStore, stop_pipe: int | None) -> None:
         self.pid: Final = os.getpid()
         self.loop: Final = loop
         self._store: Final = store
@@ -228,18 +225,16 @@ class _Process:
         self._thread.join()
         self._events.close()
 
-    async def sweep(self, send: _Send) -> None:
+    async def sweep(self, send: Send) -> None:
         """Send a task for each wake-up that is due in the store, and then for each run that could go on."""
         loop, now = self.loop, self.loop.clock.now()
         hidden = timedelta(seconds=loop.settings.visibility_timeout)
-        kept = self._store
-        assert isinstance(kept, _CarriedStore)
-        while taken := await kept.take_wakeups(loop.flows.keys(), limit=_PAGE, visibility_timeout=hidden):
+        while taken := await self._store.take_wakeups(loop.flows.keys(), limit=_PAGE, visibility_timeout=hidden):
             for flow, run_id in dict.fromkeys((each.flow, each.run_id) for each in taken):
                 await asyncio.to_thread(send, flow, run_id, now)
-            await kept.clear_wakeups(taken)
+            await self._store.clear_wakeups(taken)
         with suppress(RunBusy):
-            async with holding(kept, "$sweep"):
+            async with holding(self._store, "$sweep"):
                 async for record in loop.due():
                     await asyncio.to_thread(send, record.name, record.run_id, now)
 
@@ -258,72 +253,3 @@ class _Process:
             self._ending = self._events.create_task(self.loop.end())
         await self._ending
         await self._store.__aexit__(None, None, None)
-
-
-class _CarriedStore(OpenableStore, SupportsWakeups):
-    """A store whose wake-ups go out as tasks where they are due soon; all else is the store's own."""
-
-    def __init__(self, store: OpenableStore, send: _Send, sweep_every: float) -> None:
-        self._store: Final = store
-        self._wakeups: Final = wakeups_of(store)
-        self._send: Final = send
-        self._soon: Final = timedelta(seconds=_SOON * sweep_every)
-        self._ahead: Final = timedelta(seconds=sweep_every)
-
-    @classmethod
-    def from_url(cls, url: str) -> Self:
-        raise NotImplementedError("durable_worker.celery.attach(…).open_store() makes it")
-
-    async def __aenter__(self) -> Self:
-        await self._store.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        await self._store.__aexit__(kind, error, trace)
-
-    def __getattr__(self, ability: str) -> Any:
-        return getattr(self._store, ability)
-
-    def __repr__(self) -> str:
-        return f"{self._store!r}, with Celery"
-
-    async def append(self, record: StepRecord) -> StepRecord:
-        return await self._store.append(record)
-
-    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
-        return await self._store.get(run_id, step_id)
-
-    async def list(self, run_id: str) -> Sequence[StepRecord]:
-        return await self._store.list(run_id)
-
-    async def clear(self, run_id: str) -> None:
-        await self._store.clear(run_id)
-
-    async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
-        now = datetime.now(UTC)
-        wakeup = carried(run_id, flow, at, now)
-        if at - now <= self._soon:
-            try:
-                await asyncio.to_thread(self._send, flow, run_id, at)
-                return wakeup
-            except (KombuError, OSError) as error:
-                _logger.warning(
-                    "no task was sent for run %r, which the sweep will find: %r", run_id, error, extra={"run_id": run_id}
-                )
-        if self._wakeups is None:
-            return wakeup
-        # A sweep takes it before its time, so that the look which comes of it can send a task for the time itself.
-        kept = await self._wakeups.set_wakeup(run_id, flow, at - self._ahead)
-        return msgspec.structs.replace(kept, now=now)
-
-    async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
-        if self._wakeups is None:
-            return ()
-        return await self._wakeups.take_wakeups(flows, limit=limit, visibility_timeout=visibility_timeout)
-
-    async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
-        kept = [each for each in wakeups if not is_carried(each)]
-        if kept and self._wakeups is not None:
-            await self._wakeups.clear_wakeups(kept)

@@ -1,0 +1,93 @@
+"""A store whose wake-ups go out as tasks of Celery."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+from kombu.exceptions import KombuError
+
+from durable_core.record import StepRecord
+from durable_core.store import OpenableStore, SupportsWakeups, WakeUp, wakeups_of
+
+from ._on_demand import carried, is_carried
+
+SOON: Final = 0.9
+"""Which part of the time between two sweeps a task may be ahead of its time: what is due later waits in the store."""
+Send = Callable[[str, str, datetime], None]
+"""Sends a task for a flow's run, not to be done before a time."""
+_logger: Final = logging.getLogger("durable_worker")
+
+
+class CarriedStore(OpenableStore, SupportsWakeups):
+    """A store whose wake-ups go out as tasks where they are due soon; all else is the store's own."""
+
+    def __init__(self, store: OpenableStore, send: Send, sweep_every: float) -> None:
+        self._store: Final = store
+        self._wakeups: Final = wakeups_of(store)
+        self._send: Final = send
+        self._soon: Final = timedelta(seconds=SOON * sweep_every)
+        self._ahead: Final = timedelta(seconds=sweep_every)
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        raise NotImplementedError("durable_worker.celery.attach(…).open_store() makes it")
+
+    async def __aenter__(self) -> Self:
+        await self._store.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        await self._store.__aexit__(kind, error, trace)
+
+    def __getattr__(self, ability: str) -> Any:
+        return getattr(self._store, ability)
+
+    def __repr__(self) -> str:
+        return f"{self._store!r}, with Celery"
+
+    async def append(self, record: StepRecord) -> StepRecord:
+        return await self._store.append(record)
+
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        return await self._store.get(run_id, step_id)
+
+    async def list(self, run_id: str) -> Sequence[StepRecord]:
+        return await self._store.list(run_id)
+
+    async def clear(self, run_id: str) -> None:
+        await self._store.clear(run_id)
+
+    async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
+        now = datetime.now(UTC)
+        wakeup = carried(run_id, flow, at, now)
+        if at - now <= self._soon:
+            try:
+                await asyncio.to_thread(self._send, flow, run_id, at)
+                return wakeup
+            except (KombuError, OSError) as error:
+                _logger.warning(
+                    "no task was sent for run %r, which the sweep will find: %r", run_id, error, extra={"run_id": run_id}
+                )
+        if self._wakeups is None:
+            return wakeup
+        # A sweep takes it before its time, so that the look which comes of it can send a task for the time itself.
+        kept = await self._wakeups.set_wakeup(run_id, flow, at - self._ahead)
+        return msgspec.structs.replace(kept, now=now)
+
+    async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
+        if self._wakeups is None:
+            return ()
+        return await self._wakeups.take_wakeups(flows, limit=limit, visibility_timeout=visibility_timeout)
+
+    async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
+        kept = [each for each in wakeups if not is_carried(each)]
+        if kept and self._wakeups is not None:
+            await self._wakeups.clear_wakeups(kept)

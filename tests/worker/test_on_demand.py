@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -100,7 +101,7 @@ async def test_a_run_without_a_place_is_looked_at_again(store: Store, clock: Fak
     """A look waits for no place of a limit, which would keep a process from other runs."""
     await draw.options(clock=clock).start(store, "one")
     await store.clear_wakeups(await taken(store))
-    async with store.lock("$limit/pdf/0"):
+    async with asyncio.timeout(30), store.lock("$limit/pdf/0"):
         await loop.look("one", "draw")
     clock.advance(1)
     (wakeup,) = await taken(store)

@@ -2740,13 +2740,6 @@ PATCHES = [
         ("tests/worker/test_on_demand.py::test_what_was_deployed_later_tries_parked_runs_once_more",),
     ),
     Patch(
-        "celery: wake-ups that are tasks can't be told apart",
-        f"{WORKER}/_on_demand.py",
-        "token=_CARRIED + os.urandom(8).hex()",
-        "token=_CARRIED",
-        ("tests/celery/test_attach.py::test_where_tasks_are_called_at_once_later_ones_are_not",),
-    ),
-    Patch(
         "celery: the sweep looks for no runs",
         f"{WORKER}/celery.py",
         "                async for record in loop.due():\n",

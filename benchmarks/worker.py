@@ -62,7 +62,7 @@ async def idle(store: Store, name: str, runs: int) -> None:
     row(f"{name}: the sweep of them, the first one", first * 1e3, None, "ms")
     row(f"{name}: the sweep of them, later ones", median(others) * 1e3, None, "ms")
     async with Worker(store, [refund, pdf]):
-        await asyncio.sleep(3)  # until its first sweep is over
+        await asyncio.sleep(1 + 2 * first)  # until its first sweep is over
         began, start = process_time(), perf_counter()
         await asyncio.sleep(WINDOW)
         share = (process_time() - began) / (perf_counter() - start)

@@ -2948,5 +2948,32 @@ PATCHES = [
             "tests/sqlite/test_contract_sqlite.py::TestSqliteStore::test_a_time_without_a_zone_is_refused",
             "tests/redis/test_contract.py::TestRedisStore::test_a_time_without_a_zone_is_refused",
         ),
+        "wake-ups: nobody looks at a run whose actor died before it woke a worker",
+        f"{CORE}/_log/wakeups.py",
+        "now_by(clock) + NET))",
+        "now_by(clock) + 99 * NET))",
+        ("tests/every_store/test_wakeups_killed.py::test_killed_between_any_two_operations[sqlite]",),
+    ),
+    Patch(
+        "worker: what came while a run suspended waits for the visibility timeout",
+        f"{WORKER}/_visit.py",
+        'return flow is not None and flow.status != "started" and await self._is_due(flow)',
+        "return False",
+        ("tests/every_store/test_wakeups_killed.py::test_somebody_decides_while_the_run_suspends[sqlite]",),
+    ),
+    Patch(
+        "worker: one that is stopped keeps its runs until the visibility timeout",
+        f"{WORKER}/_visit.py",
+        "            await self._loop.wakeups.set_wakeup(self.run_id, self.wakeup.flow, self.wakeup.now)\n"
+        "            await self._loop.clear([*self.taken.values()])\n",
+        "",
+        ("tests/every_store/test_workers.py::test_a_worker_that_is_stopped_hands_its_runs_back[sqlite]",),
+    ),
+    Patch(
+        "worker: a run that kills its process takes its neighbours along",
+        f"{WORKER}/_visit.py",
+        "        return crashes.died < 2 or await self._loop.isolate(self)",
+        "        return True",
+        ("tests/every_store/test_workers.py::test_a_run_that_kills_its_process_takes_no_neighbour_along[sqlite]",),
     ),
 ]

@@ -214,27 +214,29 @@ async def passing(runner: Runner) -> object:
     return [one, await runner.event("packed")]
 
 
-async def drive_until_settled(store: Store, stopping: StoppingStore, name: str, visibility_timeout: float) -> None:
-    """Be the worker of one run until it has ended, or nothing was done for a second while it waits for the event."""
-    run_id, counted, since = f"{name.replace('passing', 'family')}/child", 0, time.monotonic()
-    async with Worker(stopping, [passing.named(name)], poll=0.1, visibility_timeout=visibility_timeout):
-        flow = None
-        while not decided(flow):
-            with suppress(StoreError):  # no answer in time, where the process was frozen
-                flow = await store.get(run_id, FLOW)
-            if stopping.count > counted or flow is None or [run_id, "packed"] not in flow.notes.get("waiting_for", []):
-                counted, since = stopping.count, time.monotonic()
-            elif time.monotonic() > since + 1:
-                break
-            await asyncio.sleep(0.05)
+async def settled(store: Store, stopping: StoppingStore, run_id: str) -> None:
+    """Wait until a run has ended, or nothing was done for a second while it waits for the event."""
+    flow, counted, since = None, 0, time.monotonic()
+    while not decided(flow):
+        with suppress(StoreError):  # no answer in time, where the process was frozen
+            flow = await store.get(run_id, FLOW)
+        if stopping.count > counted or flow is None or [run_id, "packed"] not in flow.notes.get("waiting_for", []):
+            counted, since = stopping.count, time.monotonic()
+        elif time.monotonic() > since + 1:
+            break
+        await asyncio.sleep(0.05)
 
 
 async def work_until(url: str, name: str, at: int, number: int, visibility_timeout: float) -> None:
     """Drive a run until it has ended; before the operation with number `at` the process gets a signal."""
+    parent = name.replace("passing", "family")
     async with open_store(url) as store:
-        stopping = StoppingStore(store, name.replace("passing", "family"), at, number)
-        await drive_until_settled(store, stopping, name, visibility_timeout)
-        stopping.stop_at_last()
+        stopping = StoppingStore(store, parent, at, number)
+        async with Worker(stopping, [passing.named(name)], poll=0.1, visibility_timeout=visibility_timeout):
+            await settled(store, stopping, f"{parent}/child")
+            stopping.stop_at_last()
+            while not decided(await store.get(f"{parent}/child", FLOW)):
+                await asyncio.sleep(0.05)
 
 
 # --- Workers -------------------------------------------------------------------------------------------------------------------

@@ -21,19 +21,19 @@ from tests.every_store.stopping import (
     StoppingStore,
     act_until,
     charge,
-    drive_until_settled,
     family,
     go_as_far_as_it_goes,
     order,
     passing,
+    settled,
     start,
     unswept,
     work_until,
 )
 
-VISIBILITY = 3.0
-LEASE = 3.0
-SECONDS = 30.0
+VISIBILITY = 4.0
+LEASE = 4.0
+SECONDS = 45.0
 """In which everything has to happen that the tests wait for; far more than it takes."""
 pytestmark = pytest.mark.skipif(
     not hasattr(signal, "SIGSTOP"), reason="Windows neither freezes processes nor kills them by a signal"
@@ -41,8 +41,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def leased(url: str) -> str:
-    """A place where locks, if they are leases, end before those who froze go on."""
+def place(url: str) -> str:
+    """Where locks, if they are leases, end before those who froze go on."""
     return url.replace("lease=10", f"lease={LEASE:g}")
 
 
@@ -172,12 +172,12 @@ async def _is_not_in_hand(store: Store, point: Point) -> bool:
     return not await is_in_hand(store, point)
 
 
-async def test_killed_between_any_two_operations(url: str, begin: Callable[..., Any]) -> None:
+async def test_killed_between_any_two_operations(place: str, begin: Callable[..., Any]) -> None:
     """By a wake-up alone the run goes on where it could; else nothing was done, and doing it again lets it go on."""
-    async with unswept(url) as store:
+    async with unswept(place) as store:
         points = await points_of(store, [*ACTS])
         async with worker(store, [order, charge]):
-            await dead(begin, [(act_until, url, point.act, point.run_id, point.at, signal.SIGKILL) for point in points])
+            await dead(begin, [(act_until, place, point.act, point.run_id, point.at, signal.SIGKILL) for point in points])
             rest = await left_alone(store, points)
             assert rest, "before the first operation of an act nothing is done"
             for point in rest:
@@ -186,12 +186,12 @@ async def test_killed_between_any_two_operations(url: str, begin: Callable[..., 
 
 
 @pytest.mark.parametrize("url", ["sqlite", "postgres", "redis"], indirect=True)
-async def test_frozen_between_any_two_operations(leased: str, begin: Callable[..., Any]) -> None:
+async def test_frozen_between_any_two_operations(place: str, begin: Callable[..., Any]) -> None:
     """For longer than lease and visibility timeout; whoever thaws finds out how the run stands, and it goes on."""
-    async with unswept(leased) as store:
+    async with unswept(place) as store:
         points = await points_of(store, ["start", "approve", "retry a step", "cancel", "fork"])
         async with worker(store, [order, charge]):
-            stops = [(act_until, leased, point.act, point.run_id, point.at, signal.SIGSTOP) for point in points]
+            stops = [(act_until, place, point.act, point.run_id, point.at, signal.SIGSTOP) for point in points]
             processes = await frozen(begin, stops)
             await asyncio.sleep(VISIBILITY + LEASE)
             await thaw(processes)
@@ -227,7 +227,8 @@ async def passes_of(store: Store, *, packed: bool) -> list[Pass]:
     zero = Pass(0)
     counting = StoppingStore(store, zero.parent)
     await ask(zero)
-    await drive_until_settled(store, counting, zero.flow, VISIBILITY)
+    async with Worker(counting, [passing.named(zero.flow)], poll=0.1):
+        await settled(store, counting, zero.run_id)
     every = 5 if type(store).__name__ == "S3Store" else 1
     found = [Pass(at) for at in range(1, counting.count + 1, every)]
     for each in found:
@@ -246,24 +247,24 @@ async def ends_right(store: Store, passes: Sequence[Pass]) -> None:
         assert (await control.status(store, each.parent)).result == ["one", "packed"], each
 
 
-async def test_a_worker_is_killed_between_any_two_operations_of_its_pass(url: str, begin: Callable[..., Any]) -> None:
+async def test_a_worker_is_killed_between_any_two_operations_of_its_pass(place: str, begin: Callable[..., Any]) -> None:
     """It drives a run, suspends it for a time, ends it, and wakes the run that waits for it: another goes on from anywhere."""
-    async with unswept(url) as store:
+    async with unswept(place) as store:
         passes = await passes_of(store, packed=True)
-        await dead(begin, [(work_until, url, each.flow, each.at, signal.SIGKILL, VISIBILITY) for each in passes])
+        await dead(begin, [(work_until, place, each.flow, each.at, signal.SIGKILL, VISIBILITY) for each in passes])
         async with worker(store, [family, *(passing.named(each.flow) for each in passes)]):
             await ends_right(store, passes)
 
 
-async def test_a_worker_is_frozen_between_any_two_operations_of_its_pass(leased: str, begin: Callable[..., Any]) -> None:
+async def test_a_worker_is_frozen_between_any_two_operations_of_its_pass(place: str, begin: Callable[..., Any]) -> None:
     """Another goes on meanwhile, unless the lock is one of the operating system, and held; each run ends once."""
-    async with unswept(leased) as store:
+    async with unswept(place) as store:
         passes = await passes_of(store, packed=True)
-        stops = [(work_until, leased, each.flow, each.at, signal.SIGSTOP, VISIBILITY) for each in passes]
+        stops = [(work_until, place, each.flow, each.at, signal.SIGSTOP, VISIBILITY) for each in passes]
         processes = await frozen(begin, stops)
         async with worker(store, [family, *(passing.named(each.flow) for each in passes)]):
             await asyncio.sleep(VISIBILITY + LEASE)
-            held = () if "lease=" in leased else await store.holders([each.run_id for each in passes])  # type: ignore[attr-defined]
+            held = () if "lease=" in place else await store.holders([each.run_id for each in passes])  # type: ignore[attr-defined]
             await ends_right(store, [each for each in passes if each.run_id not in held])
             await thaw(processes)
             await ends_right(store, passes)
@@ -278,7 +279,9 @@ async def test_somebody_decides_while_the_run_suspends(url: str, begin: Callable
         processes = await frozen(begin, stops)
         for each in passes:
             await control.send(store, each.run_id, "packed", value="packed")
-        async with worker(store, [family]):
+        flows = [family, *(passing.named(each.flow) for each in passes)]
+        async with Worker(store, flows, poll=0.1, visibility_timeout=600, concurrency=100):
+            await asyncio.sleep(2)  # it takes what `send` has set, and finds most of the runs in the hands of those who froze
             thawed = time.monotonic()
             await thaw(processes)
             await ends_right(store, passes)

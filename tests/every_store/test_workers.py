@@ -139,15 +139,15 @@ async def test_a_run_that_kills_its_process_takes_no_neighbour_along(place: str,
         await deadly.start(store, "deadly", ledger=str(ledger))
         for number in range(5):
             await gated.start(store, f"run-{number}", ledger=str(ledger), gate=str(gate))
-        gate.touch()
-        process = worker("gated", "deadly")
-        deaths = 0
+        process, began, deaths = worker("gated", "deadly"), time.monotonic(), 0
 
         async def is_parked() -> bool:
-            nonlocal process, deaths
+            nonlocal process, began, deaths
             if not process.is_alive():
                 deaths += 1
-                process = worker("gated", "deadly")
+                process, began = worker("gated", "deadly"), time.monotonic()
+            elif deaths == 2 and time.monotonic() > began + 1:
+                gate.touch()
             return (await control.status(store, "deadly")).status == "parked"
 
         await until(is_parked, "the run that kills its process is not parked")

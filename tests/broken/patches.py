@@ -2948,6 +2948,8 @@ PATCHES = [
             "tests/sqlite/test_contract_sqlite.py::TestSqliteStore::test_a_time_without_a_zone_is_refused",
             "tests/redis/test_contract.py::TestRedisStore::test_a_time_without_a_zone_is_refused",
         ),
+    ),
+    Patch(
         "wake-ups: nobody looks at a run whose actor died before it woke a worker",
         f"{CORE}/_log/wakeups.py",
         "now_by(clock) + NET))",

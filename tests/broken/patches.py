@@ -2892,7 +2892,7 @@ PATCHES = [
     Patch(
         "worker: what keeps dying has neighbours",
         f"{WORKER}/_visit.py",
-        "return crashes.died < 2 or await self._loop.isolate(self)",
+        "return crashes.deaths < 2 or await self._loop.isolate(self)",
         "return True",
         ("tests/worker/test_alone.py::test_a_round_lets_the_others_end_first",),
     ),
@@ -2913,8 +2913,8 @@ PATCHES = [
     Patch(
         "worker: a second signal changes nothing",
         f"{WORKER}/_loop.py",
-        "self._hurries.set if stop.is_set() else stop.set",
-        "stop.set",
+        "(self._hurries if stop.is_set() else stop).set()",
+        "stop.set()",
         ("tests/worker/test_serving.py::test_a_signal_ends_it",),
     ),
     Patch(
@@ -2967,14 +2967,14 @@ PATCHES = [
         "worker: one that is stopped keeps its runs until the visibility timeout",
         f"{WORKER}/_visit.py",
         "            await self._loop.wakeups.set_wakeup(self.run_id, self.wakeup.flow, self.wakeup.now)\n"
-        "            await self._loop.clear([*self.taken.values()])\n",
+        "            await self._loop.wakeups.clear_wakeups([*self.taken.values()])\n",
         "",
         ("tests/every_store/test_workers.py::test_a_worker_that_is_stopped_hands_its_runs_back[sqlite]",),
     ),
     Patch(
         "worker: a run that kills its process takes its neighbours along",
         f"{WORKER}/_visit.py",
-        "        return crashes.died < 2 or await self._loop.isolate(self)",
+        "        return crashes.deaths < 2 or await self._loop.isolate(self)",
         "        return True",
         ("tests/every_store/test_workers.py::test_a_run_that_kills_its_process_takes_no_neighbour_along[sqlite]",),
     ),

@@ -24,9 +24,16 @@ def test_names_are_unlike() -> None:
 
 
 def test_every_test_exists(request: pytest.FixtureRequest) -> None:
-    """A row names tests that pytest finds; it is asked for those that this session doesn't run anyway."""
+    """A row names tests that pytest finds; it is asked for those that this session doesn't run anyway.
+
+    Those of a session of its own are run there; of them the file is looked for, and the name in it.
+    """
     here = {name for item in request.session.items for name in (item.nodeid, item.nodeid.partition("[")[0])}
-    if elsewhere := sorted({test for patch in PATCHES for test in patch.tests} - here):
+    named = {test for patch in PATCHES for test in patch.tests}
+    for test in (own := {test for test in named if test.startswith("tests/celery/")}):
+        path, _, name = test.partition("::")
+        assert name.partition("[")[0].rpartition("::")[2] in (ROOT / path).read_text(encoding="utf-8"), test
+    if elsewhere := sorted(named - own - here):
         command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *elsewhere]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -106,3 +106,10 @@ def test_a_visibility_timeout_shorter_than_a_lease() -> None:
     finally:
         Leased.lease_seconds = 15.0
     assert Worker(MemoryStore(), [greet])._loop.settings.visibility_timeout == 60
+
+
+def test_a_schedule_of_a_worker_that_looks_too_seldom() -> None:
+    """A time may be older than the visibility timeout when it is seen first, and would be left out."""
+    worker = Worker(MemoryStore(), [greet], poll=60, visibility_timeout=60)
+    with pytest.raises(ValueError, match=re.escape("poll is 60 s and visibility_timeout 60 s")):
+        worker.cron("0 9 * * *", greet)

@@ -123,6 +123,12 @@ class Worker:
         `input` is what the flow is given: a mapping, or a function that returns one for the time, an aware datetime in
         `timezone`. A run for which that function fails is logged and left out.
         """
+        settings = self._loop.settings
+        if settings.poll >= settings.visibility_timeout:
+            raise ValueError(
+                f"poll is {settings.poll:g} s and visibility_timeout {settings.visibility_timeout:g} s: a time may be older than"
+                " that when it is seen, and would be left out. Give a shorter poll or a longer visibility_timeout"
+            )
         self._schedules.add(expression, flow, name=name, timezone=timezone, catch_up=catch_up, input=input)
 
     def webhook(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from datetime import datetime, timedelta
@@ -139,14 +140,17 @@ class Loop:
         self._renew()
         report = SweepReport(started=await self._schedules.tick())
         await self._sweep()
+        stood: dict[str, str] = {}
         try:
-            while await self._take(report) or self._tasks:
+            while await self._take(stood) or self._tasks:
                 if self._tasks:
                     await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             self._take_no_more()
             await self._end_visits()
             raise
+        for name, number in Counter(stood.values()).items():
+            setattr(report, name, number)
         return report
 
     async def _work(self) -> None:
@@ -177,8 +181,11 @@ class Loop:
             return 0
         return max(0, self.settings.concurrency - len(self._visits) + len(self._waiting))
 
-    async def _take(self, report: SweepReport | None = None) -> bool:
-        """Begin a visit for each run of which a due wake-up is taken; tell whether there may be more, and room for them."""
+    async def _take(self, stood: dict[str, str] | None = None) -> bool:
+        """Begin a visit for each run of which a due wake-up is taken; tell whether there may be more, and room for them.
+
+        How each run stands then is put into `stood`.
+        """
         if not (room := self._room()):
             return False
         begun = 0
@@ -192,23 +199,23 @@ class Loop:
             if (visit := self._visits.get(wakeup.run_id)) is not None:
                 visit.taken.setdefault(wakeup.token, wakeup)
             elif begun < room and not self.memory.is_left_alone(wakeup.run_id):
-                self._visit(wakeup, report)
+                self._visit(wakeup, stood)
                 begun += 1
         return len(taken) >= room
 
-    def _visit(self, wakeup: WakeUp, report: SweepReport | None = None) -> tuple[Visit, asyncio.Task[None]]:
-        """Begin a visit, which the report tells of once it has ended."""
+    def _visit(self, wakeup: WakeUp, stood: dict[str, str] | None = None) -> tuple[Visit, asyncio.Task[None]]:
+        """Begin a visit, and put into `stood` how the run stands once it has ended."""
         visit = self._visits[wakeup.run_id] = Visit(self, wakeup)
         task = asyncio.create_task(visit.go(), name=f"durable-visit {wakeup.run_id}")
         self._tasks[task] = visit
-        task.add_done_callback(lambda task: self._end_visit(task, report))
+        task.add_done_callback(lambda task: self._end_visit(task, stood))
         return visit, task
 
-    def _end_visit(self, task: asyncio.Task[None], report: SweepReport | None) -> None:
+    def _end_visit(self, task: asyncio.Task[None], stood: dict[str, str] | None) -> None:
         visit = self._tasks.pop(task)
-        if report is not None and visit.state:
-            name = {"waiting": "suspended", "started": "unknown", "cancelling": "suspended"}.get(visit.state, visit.state)
-            setattr(report, name, getattr(report, name) + 1)
+        if stood is not None and visit.state:
+            names = {"waiting": "suspended", "started": "unknown", "cancelling": "suspended"}
+            stood[visit.run_id] = names.get(visit.state, visit.state)
 
     def leave(self, visit: Visit) -> None:
         """Know of a visit no more, since it takes no further wake-ups; those that it could not clear are shown again."""

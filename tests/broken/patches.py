@@ -2978,4 +2978,26 @@ PATCHES = [
         "        return True",
         ("tests/every_store/test_workers.py::test_a_run_that_kills_its_process_takes_no_neighbour_along[sqlite]",),
     ),
+    Patch(
+        "worker: limits that nobody waits for are kept",
+        f"{WORKER}/_places.py",
+        "            if is_taken and (freed := self._freed.get(name)) is not None:\n                freed.set()\n",
+        "            freed = self._freed.setdefault(name, asyncio.Event())\n"
+        "            self.kept = [*getattr(self, 'kept', []), freed]\n",
+        ("tests/worker/test_limits.py::test_nothing_is_kept_of_limits_that_nobody_waits_for",),
+    ),
+    Patch(
+        "worker: a schedule may belong to a worker that looks too seldom",
+        f"{WORKER}/worker.py",
+        "        if settings.poll >= settings.visibility_timeout:\n",
+        "        if False:\n",
+        ("tests/worker/test_worker_input.py::test_a_schedule_of_a_worker_that_looks_too_seldom",),
+    ),
+    Patch(
+        "worker: a round counts the looks at a run, and not the run",
+        f"{WORKER}/_loop.py",
+        "            stood[visit.run_id] = ",
+        "            stood[visit.run_id + str(len(stood))] = ",
+        ("tests/worker/test_limits.py::test_nothing_is_kept_of_limits_that_nobody_waits_for",),
+    ),
 ]

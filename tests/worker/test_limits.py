@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -143,3 +144,19 @@ async def test_children_take_places_too(store: MemoryStore, clock: FakeClock) ->
             await control.result(store, f"order-{number}", clock=clock, timeout=500)
             await control.result(store, f"book-{number}", clock=clock, timeout=500)
     assert (press.most, press.done) == (1, 12)
+
+
+async def test_nothing_is_kept_of_limits_that_nobody_waits_for(store: MemoryStore, clock: FakeClock) -> None:
+    """A function may name one limit for each of a million customers."""
+
+    @flow(clock=clock, concurrency=lambda customer: (customer, 1))
+    async def bill(runner: Runner, customer: str) -> None:
+        await runner.sleep("bill", 1)
+
+    worker = Worker(store, [bill], clock=clock)
+    for number in range(30):
+        await bill.start(store, f"run {number}", customer=f"customer {number % 10}")
+    assert (await worker.sweep()).succeeded == 30  # each once, though the sweep and a wake-up tell of it
+    gc.collect()
+    places = worker._loop.places
+    assert (len(places._turns), len(places._freed)) == (0, 0)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from random import sample
 from typing import Final
+from weakref import WeakValueDictionary
 
 from durable_core.clock import Clock
 from durable_core.engine import Limit, first_of, holding
@@ -22,9 +22,9 @@ class Places:
         self._store: Final = store
         self._clock: Final = clock
         self._poll: Final = poll / 5  # a place may get free anywhere
-        self._turns: Final[dict[str, asyncio.Lock]] = defaultdict(asyncio.Lock)
-        self._freed: Final[dict[str, asyncio.Event]] = defaultdict(asyncio.Event)
-        """Set when a place gets free here."""
+        self._turns: Final = WeakValueDictionary[str, asyncio.Lock]()
+        self._freed: Final = WeakValueDictionary[str, asyncio.Event]()
+        """Set when a place gets free here. Both are there while anybody waits: there may be a limit for each customer."""
 
     @asynccontextmanager
     async def one(self, limit: Limit) -> AsyncIterator[None]:
@@ -43,15 +43,16 @@ class Places:
                 is_taken = True
                 yield
         finally:
-            if is_taken:
-                self._freed[name].set()
+            if is_taken and (freed := self._freed.get(name)) is not None:
+                freed.set()
 
     @asynccontextmanager
     async def next(self, limit: Limit, gives_up: Callable[[], bool]) -> AsyncIterator[None]:
         """Hold one of the places, waiting for it for as long as it takes; entering raises `RunBusy` where it `gives_up`."""
-        freed = self._freed[limit[0]]
+        freed = self._freed.setdefault(limit[0], asyncio.Event())
+        turn = self._turns.setdefault(limit[0], asyncio.Lock())
         async with AsyncExitStack() as stack:
-            async with self._turns[limit[0]]:
+            async with turn:
                 while True:
                     freed.clear()
                     try:

@@ -2842,9 +2842,9 @@ PATCHES = [
     ),
     Patch(
         "worker: a round in another event loop waits in the one before",
-        f"{WORKER}/_loop.py",
-        "        self._renew()\n        report",
-        "        self.stopping = False\n        report",
+        f"{WORKER}/_places.py",
+        "self._turns: Final = WeakValueDictionary[str, asyncio.Lock]()",
+        "self._turns: Final[dict[str, asyncio.Lock]] = {}",
         ("tests/worker/test_event_loops.py::test_rounds_in_several_event_loops",),
     ),
     Patch(

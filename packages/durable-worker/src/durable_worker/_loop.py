@@ -86,13 +86,13 @@ class Loop:
         self._main: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._store_is_away = False
+        self.places: Final = Places(store, clock, settings.poll)
         self._renew()
 
     def _renew(self) -> None:
         """Begin to work, in an event loop that may be another one than last time."""
         self.stopping = False
         self._began: datetime = self.clock.now()
-        self.places = Places(self.store, self.clock, self.settings.poll)
         self._changed = asyncio.Event()
         """Set when a visit ends, or frees its place in the worker."""
         self._hurries = asyncio.Event()

@@ -32,6 +32,7 @@ from ._visit import Visit
 from .report import SweepReport
 
 _SWEEP_SECONDS: Final = 600.0
+_SWEEP_SECONDS_AFTER_FAILURE: Final = 30.0
 _SWEEP_SECONDS_ALONE: Final = 2.0  # of a store without wake-ups, whose runs are found in no other way
 _PATIENCE: Final = 10  # visibility timeouts until a busy worker lets its runs end for the sake of one that keeps dying
 _MANY: Final = 10  # times as many runs as are driven may wait for a place of their limit
@@ -256,7 +257,8 @@ class Loop:
         except RunBusy:
             pass
         except Exception as error:
-            _logger.warning("could not sweep, trying again later: %r", error)
+            self._next_sweep = min(self._next_sweep, self.clock.monotonic() + _SWEEP_SECONDS_AFTER_FAILURE)
+            _logger.warning("could not sweep, trying again in %g s: %r", _SWEEP_SECONDS_AFTER_FAILURE, error)
 
     def tries_once_more(self, flow: StepRecord) -> bool:
         """Tell whether a run was parked by drift or crashes before this worker began: what is deployed now may mend it."""

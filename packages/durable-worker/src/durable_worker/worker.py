@@ -24,6 +24,7 @@ from .signatures import Verify
 
 _MAX_BODY: Final = 2**20
 _VISIBILITY_SECONDS: Final = 60.0
+_LONGEST: Final = 365 * 86_400
 
 
 class Worker:
@@ -175,6 +176,8 @@ def _hidden_for(store: Store, given: float | timedelta | None) -> float:
     if given is None:
         return max(_VISIBILITY_SECONDS, lease)
     seconds = duration("visibility_timeout", given, zero=False)
+    if seconds > _LONGEST:
+        raise ValueError(f"visibility_timeout must be at most {_LONGEST:g} seconds, a year, not {given!r}")
     if seconds < lease:
         raise ValueError(
             f"visibility_timeout is {seconds:g} s, but the locks of {store!r} outlive a dead worker by {lease:g} s: others would"
@@ -200,6 +203,8 @@ def _by_name(flows: Collection[Flow[Any, Any]], aliases: Mapping[str, Flow[Any, 
     for name, flow in [*((getattr(each, "name", ""), each) for each in flows), *aliases.items()]:
         if not isinstance(flow, Flow):
             raise TypeError(f"flows must be functions decorated with @flow, not {flow!r}")
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"aliases must be flows by names that they had, not by {name!r}")
         if named.setdefault(name, flow) is not flow:
             raise ValueError(
                 f"two flows of this worker have the name {name!r}: {named[name]!r} and {flow!r}; give one another name"

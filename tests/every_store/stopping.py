@@ -235,8 +235,11 @@ async def work_until(url: str, name: str, at: int, number: int, visibility_timeo
         async with Worker(stopping, [passing.named(name)], poll=0.1, visibility_timeout=visibility_timeout):
             await settled(store, stopping, f"{parent}/child")
             stopping.stop_at_last()
-            while not decided(await store.get(f"{parent}/child", FLOW)):
+            flow = None
+            while not decided(flow):
                 await asyncio.sleep(0.05)
+                with suppress(StoreError):
+                    flow = await store.get(f"{parent}/child", FLOW)
 
 
 # --- Workers -------------------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from .side import Side, begin_life
 STORES: Final = ("file", "sqlite", "redis", "postgres", "s3")
 WORKERS: Final = 3
 _PATIENCE: Final = 150.0
-"""Seconds after the last kill in which all runs have to end: twice what the slowest net takes, a wake-up a minute ahead."""
+"""Seconds without any run's end after which the others never will: twice what the slowest net takes, a wake-up a minute ahead."""
 
 
 class Server(Protocol):
@@ -196,7 +196,7 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
 
 
 def _wait_for_the_end(asked: Soak, lives: list[Life], side: Side) -> None:
-    """Wait until all runs have ended by what the processes say, and a little for their last lines."""
+    """Wait until all runs have ended by what the processes say, or none has for a while."""
     over, entered, seen = set[str](), set[str](), Side(side.path, "reader")
     parents = {run_id for run_id, _ in chosen(asked.runs, asked.seed)}
     until = time.monotonic() + asked.patience
@@ -206,6 +206,7 @@ def _wait_for_the_end(asked: Soak, lives: list[Life], side: Side) -> None:
         for line in seen.news():
             if line.what in ("ended", "parked") or (line.what == "crashed" and line.run.startswith(crashes.name)):
                 over.add(line.run)
+                until = time.monotonic() + asked.patience
             elif line.what == "enter":
                 entered.add(line.run)
                 over.discard(line.run)

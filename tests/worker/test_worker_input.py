@@ -37,7 +37,7 @@ class Bare:
     ("flows", "options", "said"),
     [
         ([greet], {"aliases": {"": greet}}, "aliases must be flows by names that they had, not by ''"),
-        ([greet], {"visibility_timeout": 1e300}, "visibility_timeout must be at most 3.1536e+07 seconds, a year, not 1e+300"),
+        ([greet], {"visibility_timeout": 1e300}, "visibility_timeout must be at most 31536000 seconds, a year, not 1e"),
         ([], {}, "flows is empty: a worker needs the flows whose runs it drives"),
         ([greet, other], {}, "two flows of this worker have the name 'greet'"),
         ([greet], {"aliases": {"greet": other}}, "two flows of this worker have the name 'greet'"),

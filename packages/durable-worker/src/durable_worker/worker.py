@@ -177,7 +177,7 @@ def _hidden_for(store: Store, given: float | timedelta | None) -> float:
         return max(_VISIBILITY_SECONDS, lease)
     seconds = duration("visibility_timeout", given, zero=False)
     if seconds > _LONGEST:
-        raise ValueError(f"visibility_timeout must be at most {_LONGEST:g} seconds, a year, not {given!r}")
+        raise ValueError(f"visibility_timeout must be at most {_LONGEST} seconds, a year, not {given!r}")
     if seconds < lease:
         raise ValueError(
             f"visibility_timeout is {seconds:g} s, but the locks of {store!r} outlive a dead worker by {lease:g} s: others would"
@@ -204,7 +204,7 @@ def _by_name(flows: Collection[Flow[Any, Any]], aliases: Mapping[str, Flow[Any, 
         if not isinstance(flow, Flow):
             raise TypeError(f"flows must be functions decorated with @flow, not {flow!r}")
         if not isinstance(name, str) or not name:
-            raise TypeError(f"aliases must be flows by names that they had, not by {name!r}")
+            raise ValueError(f"aliases must be flows by names that they had, not by {name!r}")
         if named.setdefault(name, flow) is not flow:
             raise ValueError(
                 f"two flows of this worker have the name {name!r}: {named[name]!r} and {flow!r}; give one another name"

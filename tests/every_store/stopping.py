@@ -45,7 +45,7 @@ class StoppingStore(Store):
     def __init__(self, store: Store, run_id: str, at: int = 0, number: int = 0) -> None:
         self._store: Final = store
         self._run_id: Final = run_id
-        self._at: Final = at
+        self._at = at
         self._signal: Final = number
         self.count = 0
 
@@ -64,12 +64,16 @@ class StoppingStore(Store):
         if self._run_id in repr(about):
             self.count += 1
             if self.count == self._at:
-                os.kill(os.getpid(), self._signal)
+                self._stop()
 
     def stop_at_last(self) -> None:
         """Stop here, if that was to be after more operations than there were."""
         if self.count < self._at:
-            os.kill(os.getpid(), self._signal)
+            self._stop()
+
+    def _stop(self) -> None:
+        self._at = 0  # once
+        os.kill(os.getpid(), self._signal)
 
     async def append(self, record: Any) -> Any:
         self._pass_by(record)

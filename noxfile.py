@@ -95,7 +95,7 @@ def lowest(session: nox.Session) -> None:
 def celery(session: nox.Session) -> None:
     """Let real workers of Celery drive runs over a real broker, kill some, and run the page about them."""
     session.install(*editable(), *group("tests"), *group("celery"))
-    pytest(session, "tests/celery", "docs/howto/celery.md", "--dist", "worksteal")
+    pytest(session, "tests/celery", "docs/howto/celery.md")
 
 
 @nox.session

@@ -14,7 +14,7 @@ from durable_core import Runner, flow
 from durable_core.control import RunStatus
 from durable_worker.celery import Carrier, attach
 
-_effects = Path(os.environ.get("EFFECTS", "effects"))
+_effects = Path(os.environ.get("EFFECTS", os.devnull))
 
 
 def effect(line: str) -> None:

@@ -2708,7 +2708,6 @@ PATCHES = [
         (
             "tests/worker/test_on_demand.py::test_a_busy_run_is_looked_at_again",
             "tests/worker/test_on_demand.py::test_a_store_that_is_away_is_asked_again",
-            "tests/celery/test_deaths.py::test_a_second_delivery_is_not_acknowledged_away",
         ),
     ),
     Patch(

@@ -85,26 +85,6 @@ async def test_a_long_run_is_delivered_again(shop: Shop, store: OpenableStore) -
     }
 
 
-def waiting_for_tasks(shop: Shop) -> int:
-    """Count the workers that the broker gives the next task to."""
-    return str(shop.broker.command("CLIENT", "LIST")).count("'cmd': 'brpop'")
-
-
-async def test_a_second_delivery_is_not_acknowledged_away(shop: Shop, store: OpenableStore) -> None:
-    """The worker that finds a run busy looks again later: so the run goes on when its driver dies, and the task with it."""
-    workers = shop.two_workers()
-    await slow.start(store, "one", name="one")
-    dead, other, _ = driver(shop, workers)
-    shop.wait_until(lambda: waiting_for_tasks(shop) <= 1)  # what the broker gave the driver now would die with it
-    while "succeeded" not in other.log:
-        shop.send("slow", "one")
-        shop.wait_until(lambda: int(shop.broker.command("LLEN", "celery")) == 0)
-    dead.kill()
-    shop.open_gate()
-    await shop.ended(store, "one")  # the dead one's task is hidden for an hour
-    check_effects(shop)
-
-
 @pytest.mark.parametrize("pool", [("solo",), ("prefork", "-c", "2"), ("threads", "-c", "2")], ids=lambda pool: pool[0])
 async def test_a_worker_that_stops_hands_its_run_back(shop: Shop, store: OpenableStore, pool: tuple[str, ...]) -> None:
     """On SIGTERM the step that runs may end; the next worker goes on with the run at once, and nothing is done twice."""

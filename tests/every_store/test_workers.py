@@ -19,7 +19,7 @@ from tests.every_store.stopping import deadly, gated, serve, start, unswept
 
 VISIBILITY = 3.0
 LEASE = 3.0
-SECONDS = 60.0
+SECONDS = 120.0
 pytestmark = pytest.mark.skipif(
     not hasattr(signal, "SIGSTOP"), reason="Windows neither freezes processes nor stops them by SIGTERM"
 )

@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
-from ._log.chain import CANCEL, FLOW, Append, advance, decided
-from ._log.lock import driven_elsewhere, holding
+from ._log.chain import CANCEL, FLOW, decided
+from ._log.lock import holding
 from ._log.news import tell
-from ._log.notes import children_of, lasting, parent_of, root_of, waits_of
-from ._log.wakeups import wake, waking, whom_to_wake
+from ._log.notes import children_of, root_of, waits_of
+from ._log.wakeups import wake
 from ._running.driver import Driver, Limit
 from ._running.driving import Standing, claim
 from ._running.pausing import can_go_on
@@ -26,18 +26,15 @@ from .options import RunnerOptions, runner_options
 from .record import StepRecord
 from .runner import Runner
 from .store import Store, polling_of
-from .stores.flows import cancelled, has_ended, is_crash, is_parked, state_of
+from .stores.flows import cancelled, is_crash, is_parked, state_of
 from .stores.lines import heads_of
 
 __all__ = [
     "FLOW",
-    "Append",
     "Driver",
     "HeldRun",
     "Limit",
     "Standing",
-    "advance",
-    "can_go_on",
     "cancellations",
     "cancelled",
     "check_input",
@@ -45,25 +42,19 @@ __all__ = [
     "children_of",
     "could_go_on",
     "decided",
-    "driven_elsewhere",
     "entries_of",
     "first_of",
-    "has_ended",
     "heads_of",
     "hold",
     "holding",
     "is_crash",
     "is_parked",
-    "lasting",
     "newest",
-    "parent_of",
     "root_of",
     "state_of",
     "tell",
     "waits_of",
     "wake",
-    "waking",
-    "whom_to_wake",
 ]
 
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from durable_core.control import send
-from durable_core.engine import has_ended, state_of
+from durable_core.engine import decided, state_of
 from durable_core.errors import Refused, StepDrift, StoreError
 from durable_core.flow import Flow
 from durable_core.store import Store
@@ -178,7 +178,7 @@ class _Webhook(msgspec.Struct, frozen=True):
             raise TypeError(f"input= must return the flow's input by name, not a {type(given).__name__}")
         # With all four by position, a member of the payload can't be one of them.
         newest = await flow.start(self.store, run_id, None, None, **given)
-        if not has_ended(newest):
+        if not decided(newest):
             return _json(202, {"run_id": run_id})
         state = state_of(newest)
         result = {"result": msgspec.Raw(newest.result or b"null")} if state == "succeeded" else {}

@@ -87,6 +87,17 @@ async def test_a_suspended_run_that_nothing_came_for_is_not_replayed(store: Memo
     assert not await store.take_wakeups(["ask"], limit=9, visibility_timeout=timedelta(seconds=1))
 
 
+async def test_several_wakeups_of_one_run_are_one_look(store: MemoryStore, clock: FakeClock) -> None:
+    """Taken together, they begin the run once; none of them is shown again."""
+    await ask.options(clock=clock).start(store, "one")
+    for _ in range(4):
+        await store.set_wakeup("one", "ask", clock.now())
+    await Worker(store, [ask], clock=clock).sweep()
+    assert [record.status for record in await store.list("one") if record.step_id == "$flow"].count("started") == 1
+    clock.advance(3600)
+    assert not await store.take_wakeups(["ask"], limit=9, visibility_timeout=timedelta(seconds=1))
+
+
 async def test_a_crash_is_tried_again_and_parks(store: MemoryStore, clock: FakeClock) -> None:
     """A flow whose own code raises is tried after 1, 2, 4 … s; after `max_crashes` it is parked, and tells what would help."""
     tries: list[float] = []

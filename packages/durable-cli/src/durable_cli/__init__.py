@@ -1,0 +1,1 @@
+"""The command `durable`: see runs, decide, mend, move and serve them from a terminal."""

@@ -1,0 +1,5 @@
+"""`python -m durable_cli`."""
+
+from .main import main
+
+main()

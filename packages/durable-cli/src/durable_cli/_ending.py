@@ -1,0 +1,63 @@
+"""How the command ends: one line for what went wrong, and an exit code that means something."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import click
+
+REFUSED: Final = 1
+"""Something was refused, or failed."""
+USAGE: Final = 2
+NOT_FOUND: Final = 3
+TIMED_OUT: Final = 4
+INTERRUPTED: Final = 130  # 128 + SIGINT, as shells say it
+PIPE_CLOSED: Final = 141  # 128 + SIGPIPE
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Leave the program with an exit code, whatever happens inside; nothing but a fault of our own shows a traceback."""
+    try:
+        yield
+        sys.stdout.flush()
+    except click.exceptions.Exit as left:
+        sys.exit(left.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Python flushes stdout once more as it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PIPE_CLOSED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except Exception as error:
+        code = _code_of(error)
+        if code is None:
+            raise
+        fail(str(error) or type(error).__name__, *getattr(error, "__notes__", ()))
+        sys.exit(code)
+
+
+def fail(*lines: str) -> None:
+    """Write what went wrong to stderr, harmlessly."""
+    from ._text import harmless
+
+    for number, line in enumerate(lines):
+        click.echo(f"{'' if number else 'Error: '}{harmless(line, keep_lines=True)}", err=True)
+
+
+def _code_of(error: Exception) -> int | None:
+    """Return the exit code of an error that a user can do something about; None for others."""
+    from durable_core import DurableError, NotFound
+
+    if isinstance(error, NotFound):
+        return NOT_FOUND
+    if isinstance(error, TimeoutError):
+        return TIMED_OUT
+    return REFUSED if isinstance(error, DurableError | OSError | ValueError | TypeError) else None

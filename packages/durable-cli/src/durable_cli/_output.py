@@ -1,0 +1,37 @@
+"""What a command prints: JSON for programs, tables and words for people."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDE = 10_000  # columns: who reads a pipe cuts for himself
+
+
+def write_json(value: Any) -> None:
+    """Write one JSON object on a line of its own, in ASCII: nothing in it moves a terminal."""
+    import json
+
+    import msgspec
+
+    click.echo(json.dumps(msgspec.to_builtins(value), ensure_ascii=True))
+
+
+def write(line: str = "") -> None:
+    """Write a line of plain text, made harmless."""
+    from ._text import harmless
+
+    click.echo(harmless(line, keep_lines=True))
+
+
+def console() -> Console:
+    """Return what draws tables: in colours on a terminal, plain and as wide as need be in a pipe."""
+    from rich.console import Console
+
+    is_terminal = sys.stdout.isatty()
+    return Console(width=None if is_terminal else _WIDE, highlight=False, markup=False, emoji=False)

@@ -1,0 +1,45 @@
+"""Text from logs, made harmless for a terminal, and cut."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+from typing import Final
+
+_HARMFUL: Final = re.compile(
+    # Control characters, marks that turn the direction of text or show nothing, line ends of Unicode, and lone surrogates.
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+)
+_HARMFUL_BUT_LINES: Final = re.compile(f"(?![\n\t]){_HARMFUL.pattern}")
+
+
+def harmless(text: str, *, keep_lines: bool = False) -> str:
+    """Write as an escape what would move a terminal or hide from a reader; `keep_lines` leaves newlines and tabs."""
+    return (_HARMFUL_BUT_LINES if keep_lines else _HARMFUL).sub(_escape, text)
+
+
+def cut(text: str, limit: int) -> str:
+    """Return harmless text on one line of at most `limit` characters, with an ellipsis where something is left out."""
+    shown = harmless(text[: limit + 1])
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def span(seconds: float | timedelta) -> str:
+    """Write a duration as people say it: `340 ms`, `2.1 s`, `4 min`, `3 h`, `12 d`."""
+    seconds = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
+    for limit, unit, name in ((60, 1.0, "s"), (3600, 60.0, "min"), (86_400, 3600.0, "h")):
+        if seconds < 1:
+            return f"{seconds * 1000:.0f} ms"
+        if seconds < limit:
+            return f"{seconds / unit:.3g} {name}" if seconds / unit < 10 else f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86_400:.0f} d"
+
+
+def moment(at: datetime) -> str:
+    """Write a time in the machine's zone, to the second."""
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

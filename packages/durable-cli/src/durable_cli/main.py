@@ -1,0 +1,65 @@
+"""The command `durable`, whose commands are imported once they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Final
+
+import click
+
+from ._ending import ending
+
+SECTIONS: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
+    "Look": {"looking": ("runs", "show", "watch", "wait", "why", "pending")},
+    "Decide": {"deciding": ("approve", "reject", "send")},
+    "Mend": {"mending": ("retry", "resolve", "cancel", "fork")},
+    "Run": {"running": ("start", "run", "serve", "sweep", "web")},
+    "Keep": {"keeping": ("stores", "copy", "export", "import", "clean", "doctor")},
+}
+"""The commands by what they are for, and the module of `_commands` that declares them."""
+
+
+class Durable(click.Group):
+    """The group of all commands: none is imported before it is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for modules in SECTIONS.values() for names in modules.values() for name in names]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        for modules in SECTIONS.values():
+            for module, names in modules.items():
+                if name in names:
+                    commands: Mapping[str, click.Command] = import_module(f"._commands.{module}", __package__).COMMANDS
+                    return commands.get(name)
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, modules in SECTIONS.items():
+            names = [name for several in modules.values() for name in several]
+            commands = {name: self.get_command(ctx, name) for name in names}
+            with formatter.section(section):
+                formatter.write_dl([(name, each.get_short_help_str(90)) for name, each in commands.items() if each] or [("", "")])
+
+
+@click.group(cls=Durable, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option("--store", metavar="URL", help="The store; may stand behind the command, too.")
+@click.version_option(package_name="durable-cli", prog_name="durable", message="%(prog)s %(version)s")
+def durable(store: str | None) -> None:
+    """See the runs of a store, decide what waits for you, and mend what went wrong.
+
+    A store is named by --store or DURABLE_STORE, such as sqlite:durable.db; else it is durable.db or ./runs, where one is.
+
+    \b
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found, 4 timed out.
+
+    \b
+    Example:
+      durable runs --status failed --since 1d
+    """
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, the program's own unless given; raises `SystemExit` where it did not go well."""
+    with ending():
+        durable(args, prog_name="durable", standalone_mode=False)

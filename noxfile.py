@@ -38,6 +38,7 @@ WHEEL_TESTS = {
     "durable-redis": ["tests/redis/test_contract.py::TestRedisStore"],
     "durable-sqlite": ["tests/sqlite"],
     "durable-s3": ["tests/s3/test_contract_s3.py::TestS3Store"],
+    "durable-cli": ["tests/cli/test_help.py"],
     "durable-worker": ["tests/worker/test_worker.py", "tests/worker/test_cron.py", "tests/worker/test_signatures.py"],
 }
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
@@ -179,7 +180,7 @@ def wheels(session: nox.Session, package: str) -> None:
 def demo(session: nox.Session) -> None:
     """Kill a nightly settlement half-way and resume it."""
     session.install("-e", "packages/durable-core", "-e", "packages/durable-file")
-    session.run("python", "examples/settle_orders.py", *session.posargs)
+    session.run("python", "examples/settle_orders.py", *session.posargs, env={"DEMO_COMMAND": "nox -s demo --"})
 
 
 @nox.session(default=False)

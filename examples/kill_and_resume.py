@@ -61,7 +61,6 @@ class Process:
     seconds: float = 0.0
     started: Counter[str] = field(default_factory=Counter)
     replayed: set[str] = field(default_factory=set)
-    recorded: dict[str, float] = field(default_factory=dict)  # how long each step took, in milliseconds
 
 
 def main(settle: Flow, run_id: str) -> None:
@@ -126,30 +125,28 @@ def freeze() -> NoReturn:
 
 
 def demonstrate(folder: Path, run_id: str, kills: list[Kill], *, kept: bool) -> int:
-    """Run the job until no kill is left, show what happened, and return the exit status."""
-    print(f"Settling orders.csv in {folder}\nThe job is killed, and started again with the same command.\n")
+    """Run the job until no kill is left, show what happens as it happens, and return the exit status."""
+    print(f"Settling orders.csv in {folder}\nThe job is killed, and started again with the same command.")
     processes: list[Process] = []
     for kill in [*kills, None]:
-        process = start(folder, kill)
+        print(f"\n{paint(BOLD, f'run {len(processes) + 1}')}")
+        process = run(folder, kill, {step_id for earlier in processes for step_id in earlier.started})
         processes.append(process)
-        print(f"run {len(processes)}  {ending(process)}")
         if kill and not process.killed:
             print(f"{kill} never came: either no step has that name, or an earlier run recorded it.", file=sys.stderr)
             return 2
     if processes[-1].code:
         return 1
-    print()
-    print_table(processes)
-    print("\nProof, from the ledger, the files and the log:")
+    print(f"\n{paint(BOLD, 'proof')}, from the ledger, the files and the log")
     results = list(proof(folder, run_id, processes))
     for good, text in results:
         print(f"  {paint(GREEN, 'ok  ') if good else paint(RED, 'FAIL')}  {text}")
-    print(f"\nThe log is in {folder / 'runs'}" if kept else "\nTo look at the ledger, the invoices and the log: --keep FOLDER")
+    print_what_is_next(folder, run_id, kept=kept)
     return 0 if all(good for good, _ in results) else 1
 
 
-def start(folder: Path, kill: Kill | None) -> Process:
-    """Run the job in a process of its own, and kill it when it freezes."""
+def run(folder: Path, kill: Kill | None, begun: set[str]) -> Process:
+    """Run the job in a process of its own, show each step as it ends, and kill the process when it freezes."""
     command = [sys.executable, sys.argv[0], "--child", str(folder), *(["--kill", str(kill)] if kill else [])]
     began = perf_counter()
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
@@ -159,49 +156,45 @@ def start(folder: Path, kill: Kill | None) -> Process:
             if what == "frozen":
                 process.kill()  # SIGKILL; on Windows TerminateProcess
                 told.killed = True
+                if kill and kill.when == "effect":
+                    print_step(kill.step_id, YELLOW, "ran, no record")
             elif what == "step:start":
                 told.started[step_id] += 1
             elif what == "step:replay":
                 told.replayed.add(step_id)
+                print_step(step_id, DIM, "replayed")
             elif what == "step:success":
-                told.recorded[step_id] = float(took)
+                again = step_id in begun
+                print_step(step_id, YELLOW if again else GREEN, f"{'ran again' if again else 'ran':<9} {float(took):6.1f} ms")
     told.code, told.seconds = process.returncode, perf_counter() - began
+    print(f"  {ending(told)}")
     return told
+
+
+def print_step(step_id: str, color: int, what: str) -> None:
+    print(f"  {step_id:<{WIDTH}}{paint(color, what)}", flush=True)
 
 
 def ending(process: Process) -> str:
     if process.kill and process.killed:
-        where = "right after the record" if process.kill.when == "recorded" else "between the effect and the record"
-        how = f"{paint(RED, 'killed')}{' with SIGKILL' if process.code == -9 else ''} {where} of {process.kill.step_id}"
+        where = "right after its record" if process.kill.when == "recorded" else "before its record"
+        how = f"{paint(RED, 'KILLED')}{' by SIGKILL' if process.code == -9 else ''} {where}"
     else:
         how = f"exited with status {process.code}"
     return f"process {process.pid} {how}, after {process.seconds:.2f} s"
 
 
-def print_table(processes: list[Process]) -> None:
-    """Print what became of each step in each run."""
-    print(paint(BOLD, " " * WIDTH + "".join(f"run {number}".ljust(WIDTH) for number in range(1, len(processes) + 1)).rstrip()))
-    for step_id in dict.fromkeys(step for process in processes for step in [*process.replayed, *process.started]):
-        cells, deaths, before = [step_id.ljust(WIDTH)], [" " * WIDTH], 0
-        for process in processes:
-            color, text = what_happened(process, step_id, before)
-            cells.append(paint(color, text.ljust(WIDTH)))
-            died = process.kill is not None and process.kill.step_id == step_id
-            deaths.append(paint(RED, ("KILLED" if died else "").ljust(WIDTH)))
-            before += process.started[step_id]
-        print("".join(cells).rstrip())
-        if "".join(deaths).strip():
-            print("".join(deaths).rstrip())
-
-
-def what_happened(process: Process, step_id: str, before: int) -> tuple[int, str]:
-    if step_id in process.replayed:
-        return DIM, "replayed"
-    if step_id not in process.started:
-        return DIM, ""
-    if step_id not in process.recorded:
-        return YELLOW, "again, no record" if before else "ran, no record"
-    return YELLOW if before else GREEN, f"{'ran again' if before else 'ran':<9}{process.recorded[step_id]:5.1f} ms"
+def print_what_is_next(folder: Path, run_id: str, *, kept: bool) -> None:
+    """Print the commands that show more, as they are typed."""
+    print(f"\n{paint(BOLD, 'next')}")
+    if kept:
+        print(f"  The ledger, the invoices and the log are in {folder}. To see the run:")
+        print(f"    durable show {run_id} --store file:{folder / 'runs'}")
+    else:
+        # `nox -s demo` has the packages, and the Python that it was called from may not.
+        command = os.environ.get("DEMO_COMMAND") or f"python {sys.argv[0]}"
+        print(f"  To look at the ledger, the invoices and the log, keep them:\n    {command} --keep night")
+    print(f"  The job, in 150 lines: {Path(sys.argv[0])}\n  Your own, in fifteen minutes: docs/tutorial.md")
 
 
 def proof(folder: Path, run_id: str, processes: list[Process]) -> Iterator[tuple[bool, str]]:
@@ -213,7 +206,7 @@ def proof(folder: Path, run_id: str, processes: list[Process]) -> Iterator[tuple
     cut_off = {process.kill.step_id for process in processes if process.kill and process.kill.when == "effect"}
     recorded_once = len(log) == len(records) == len(starts) and all(record.status == "success" for record in log)
     yield recorded_once, f"{len(records)} steps, each recorded once"
-    again = f"no step ran again but where the kill came between effect and record: {', '.join(repeated) or 'nowhere'}"
+    again = f"only what died before its record ran again: {', '.join(repeated) or 'nothing'}"
     yield set(repeated) == cut_off, again
 
     intake = records["read-orders"].value()
@@ -224,7 +217,7 @@ def proof(folder: Path, run_id: str, processes: list[Process]) -> Iterator[tuple
     posted = [order_id for order_id, *_ in postings]
     yield posted == accepted, f"{len(accepted)} orders accepted, {len(posted)} postings in the ledger, one per order"
     more = sum(asked > 1 for *_, asked in postings)
-    seen = f"{more or 'no'} postings were asked for again{', under the same idempotency key, and not made again' if more else ''}"
+    seen = f"{more or 'no'} postings were asked for again{', by the same key, and none made again' if more else ''}"
     yield all(asked == starts[step] for _, _, step, _, asked in postings), seen
 
     euros = Decimal(sum(cents for _, _, _, cents, _ in postings)) / 100

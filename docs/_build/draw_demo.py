@@ -1,7 +1,7 @@
 """Draws the picture on the front page from a real run of `examples/settle_orders.py`: `nox -s picture`.
 
-Every character comes from the program's output in a terminal. Only the order in which they appear is told here: the table is printed
-when all is over, and shown column by column, as it happened. A reader who asked for less motion gets the last frame.
+Every character comes from the program's output in a terminal, and appears in the order in which it was printed, if not as fast. A
+reader who asked for less motion gets the last frame.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "python examples/settle_orders.py"
-COLUMNS, WIDTH, HEIGHT, CELL = 104, 6.6, 18, 20
+COLUMNS, WIDTH, HEIGHT = 80, 6.6, 17
 SECONDS = 9.5
 THEMES = {
     "light": {
@@ -29,13 +29,13 @@ THEMES = {
 
 
 class Piece(NamedTuple):
-    """Some characters of one colour, where they stand, and when they appear: by order, not yet by seconds."""
+    """Some characters of one colour, where they stand, and the line of the output that they are of."""
 
     row: int
     column: int
     text: str
     style: str
-    order: tuple[int, ...]
+    line: int
 
 
 def record() -> list[str]:
@@ -49,20 +49,18 @@ def record() -> list[str]:
         output.append(data)
         return data
 
-    status = pty.spawn([sys.executable, str(ROOT / "examples" / "settle_orders.py")], read)
+    os.chdir(ROOT)  # so that the program is called as readers call it
+    status = pty.spawn([sys.executable, *COMMAND.split()[1:]], read)
     if status:
         raise SystemExit(f"the demo ended with status {status}")
     return b"".join(output).decode().replace("\r", "").rstrip("\n").split("\n")
 
 
 def pieces(lines: list[str]) -> list[Piece]:
-    """Cut the lines into pieces of one colour, wrapped as a terminal does, and say in which order they appear."""
-    found = [Piece(0, 0, "$ ", "2", (0,)), Piece(0, 2, COMMAND, "1", (0,))]
-    row, part, run = 1, 0, 0
+    """Cut the lines into pieces of one colour, wrapped as a terminal does."""
+    found = [Piece(0, 0, "$ ", "2", 0), Piece(0, 2, COMMAND, "1", 0)]
+    row = 1
     for number, line in enumerate(lines, start=1):
-        plain = re.sub(r"\x1b\[\d+m", "", line)
-        run += plain.startswith("run ")
-        part = 2 if plain.startswith("Proof") else 1 if plain.startswith(" " * CELL + "run 1") else part
         column, style = 0, ""
         for token in re.split(r"(\x1b\[\d+m)", line):
             if token.startswith("\x1b"):
@@ -70,35 +68,23 @@ def pieces(lines: list[str]) -> list[Piece]:
                 continue
             for words in re.finditer(r"\S+(?: {1,5}\S+)*", token):
                 at, text = column + words.start(), words[0]
-                if part == 1:  # in the table: by the run whose column it is; a step's name with what first happened to it
-                    order = (1, at // CELL or first_run(plain), number * (not plain.startswith(" " * CELL + "run")), at)
-                elif part == 0 and plain.startswith("run "):  # how a run ended, when its column is full
-                    order = (1, run, 99, 0)
-                else:
-                    order = (part, 0, number, 0)
                 while text:
                     room = COLUMNS - at % COLUMNS
-                    found.append(Piece(row + at // COLUMNS, at % COLUMNS, text[:room], style, order))
+                    found.append(Piece(row + at // COLUMNS, at % COLUMNS, text[:room], style, number))
                     text, at = text[room:], at + len(text[:room])
             column += len(token)
-        row += 1 + max(0, len(plain) - 1) // COLUMNS
+        row += 1 + max(0, column - 1) // COLUMNS
     return found
-
-
-def first_run(line: str) -> int:
-    """Return in which run's column a row of the table begins."""
-    cells = line[CELL:]
-    return 1 + (len(cells) - len(cells.lstrip())) // CELL
 
 
 def draw(found: list[Piece], theme: str) -> str:
     colors = THEMES[theme]
-    moments = sorted({piece.order for piece in found})
+    last = max(piece.line for piece in found)
     rows = 1 + max(piece.row for piece in found)
     width, height = round(COLUMNS * WIDTH) + 32, rows * HEIGHT + 52
     spans = []
     for piece in found:
-        delay = SECONDS * moments.index(piece.order) / len(moments)
+        delay = SECONDS * piece.line / (last + 1)
         x, y = 16 + piece.column * WIDTH, 50 + piece.row * HEIGHT
         bold = ' font-weight="700"' if piece.style in ("1", "31") else ""
         spans.append(

@@ -113,14 +113,16 @@ def test_demo_kills_resumes_and_proves(tmp_path: Path) -> None:
     before = set(EXAMPLES.glob("*.*"))
     result = demo(temp=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
-    lines = [line for line in result.stdout.splitlines() if line.startswith(tuple(STEPS))]
-    rows = [re.sub(r"[0-9.]+ ms", " ", line).split() for line in lines]  # from 1000 ms on they touch the word before
-    table = {step: " ".join(cell for cell in cells if cell.isalpha()) for step, *cells in rows}
-    assert list(table) == STEPS
-    assert table["post-batch-2"] == "ran replayed replayed"
-    assert table["post-batch-3"] == "ran replayed"
-    assert table["post-batch-4"] == "no record ran again"
-    assert table["write-invoices"] == "ran"
+    runs: dict[str, list[str]] = {step: [] for step in STEPS}
+    for line in result.stdout.splitlines():
+        if line.startswith("  ") and (words := line.split())[0] in runs:
+            runs[words[0]].append(" ".join(word for word in words[1:] if word[0].isalpha() and word != "ms"))
+    assert runs["post-batch-2"] == ["ran", "replayed", "replayed"]
+    assert runs["post-batch-3"] == ["ran", "replayed"]
+    assert runs["post-batch-4"] == ["ran, no record", "ran again"]
+    assert runs["write-invoices"] == ["ran"]
+    assert all(runs.values())
+    assert max(map(len, result.stdout.splitlines()[3:-3])) <= 80, "a terminal of 80 columns shows it"
     assert result.stdout.count("  ok    ") == 7
     assert "FAIL" not in result.stdout
     assert "\033" not in result.stdout, "colour is for terminals"
@@ -157,6 +159,38 @@ def test_proof_fails_when_effects_are_doubled(tmp_path: Path) -> None:
     result = demo(temp=tmp_path / "temp", script=script)
     assert result.returncode == 1
     assert "FAIL  195 orders accepted, 240 postings in the ledger" in result.stdout
+
+
+def test_rows_appear_as_they_happen(tmp_path: Path) -> None:
+    """What a step came to is shown while the next ones still run: here by a run that is frozen after its first step."""
+    script = tmp_path / "frozen.py"
+    script.write_text(
+        "import os, sys\nfrom settle_orders import RUN_ID, settle\nfrom kill_and_resume import main\n"
+        "async def slow(store, folder, report):\n"
+        "    def told(event):\n"
+        "        report(event)\n"
+        "        if event.type == 'step:success':\n"
+        "            sys.stdin.read()\n"
+        "    await settle(store, folder, told)\n"
+        "main(slow, RUN_ID)\n",
+        encoding="utf-8",
+    )
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES), "PYTHONIOENCODING": "utf-8"}
+    with subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, encoding="utf-8") as process:
+        assert process.stdout is not None
+        assert any("fetch-rates" in line for line in iter(process.stdout.readline, "read-orders"))
+        assert process.poll() is None
+        process.kill()
+
+
+def test_the_last_lines_are_commands_that_work(tmp_path: Path) -> None:
+    """What the demo says to type next keeps the night; a night that was kept names its folder."""
+    result = demo(temp=tmp_path / "temp")
+    (command,) = re.findall(r"^    python (.*) --keep night$", result.stdout, re.MULTILINE)
+    kept = demo("--keep", "night", temp=tmp_path / "temp", script=Path(command))
+    assert (kept.returncode, kept.stderr) == (0, "")
+    assert_settled_once(tmp_path / "temp" / "night")
+    assert f"durable show settle-2026-03-31 --store file:{tmp_path / 'temp' / 'night' / 'runs'}" in kept.stdout
 
 
 def test_kill_that_never_comes_is_an_error(tmp_path: Path) -> None:

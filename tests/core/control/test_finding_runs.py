@@ -290,3 +290,15 @@ def test_states_are_those_of_an_index() -> None:
     """Every status that a flow's entry can say is one that an index is asked for."""
     names: Collection[FlowState] = FlowState.__args__  # type: ignore[attr-defined]  # of a Literal
     assert {*names} == {*ENTRIES} - {"interrupted"} | {"started"}
+
+
+async def test_runs_without_a_flow_are_left_out_unread(store: MemoryStore) -> None:
+    """Whoever asks `only_flows` gets none without a flow, and an index is not compared with all ids for it."""
+    for number, status in enumerate(("waiting", "open", "failed", "failed alone", "cancelled alone")):
+        await begin(store, f"run-{number}", status, number)
+    assert await found(control.runs(store, only_flows=True)) == ["run-2", "run-0"]
+    assert await found(control.runs(store, status="failed", only_flows=True)) == ["run-2"]
+    assert await found(control.runs(store, status="open", only_flows=True)) == []
+    if not isinstance(store, WithoutIndex):
+        store.runs = None  # type: ignore[assignment,method-assign]  # nobody may list
+        assert await found(control.runs(store, only_flows=True)) == ["run-2", "run-0"]

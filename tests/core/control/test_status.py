@@ -317,3 +317,13 @@ async def test_a_result_that_cant_be_read_is_told_with_its_place() -> None:
         async for run in control.runs(store):
             found.append(run.run_id)  # noqa: PERF401  # what comes before the error is looked at
     assert found == ["good"]
+
+
+async def test_entries_that_are_there_are_not_read_again() -> None:
+    """Who has read the log gives it to `status`, which reads nothing then."""
+    store = MemoryStore()
+    await append(store, "$flow", "started", name="pay")
+    await append(store, "$flow", "success", 1, name="pay", result=b"1")
+    entries = await store.list("run")
+    await store.clear("run")
+    assert (await control.status(store, "run", entries=entries)).result == 1

@@ -23,7 +23,7 @@ from ._running.outcome import value_of
 from ._values.returns import codec_for, record_any
 from ._waiting.approval import Decision
 from ._waiting.deciding import cast, give
-from ._waiting.watching import follow, published, the_end
+from ._waiting.watching import follow, looks, published, the_end
 from .clock import Clock
 from .errors import SentFailure
 from .options import duration
@@ -38,6 +38,7 @@ __all__ = [
     "copy",
     "follow",
     "fork",
+    "looks",
     "pending",
     "published",
     "reject",
@@ -225,9 +226,13 @@ async def pending(store: Store, prefix: str = "", *, clock: Clock | None = None)
     damage.tell()
 
 
-async def status(store: Store, run_id: str) -> RunStatus:
-    """Tell how a run stands. Raises `NotFound` for a run that isn't there."""
-    entries = await known_run(store, run_id)
+async def status(store: Store, run_id: str, *, entries: Sequence[StepRecord] | None = None) -> RunStatus:
+    """Tell how a run stands. Raises `NotFound` for a run that isn't there.
+
+    Who has just read the run's log gives its `entries`, so that it is not read again.
+    """
+    check(store, run_id=run_id)
+    entries = entries or await known_run(store, run_id)
     (run,) = await statuses_of(store, [(run_id, entries)])
     return run
 
@@ -241,6 +246,7 @@ async def runs(
     since: datetime | None = None,
     before: tuple[datetime, str] | None = None,
     limit: int | None = None,
+    only_flows: bool = False,
 ) -> AsyncIterator[RunStatus]:
     """Yield how each run stands whose id starts with `prefix`, those that began last first.
 
@@ -248,8 +254,8 @@ async def runs(
     A page is `limit` runs, and `before=(run.started_at, run.run_id)` of its last one asks for the next.
 
     A store with `flows` finds runs with a flow by its index and reads the logs of those alone. Runs without a flow stand in no
-    index: unless `flow` or `status` rules them out, all ids are listed for their sake. A store without `flows` reads the log
-    of every run. A log that is damaged hides no other: `CorruptLog` is raised after the rest.
+    index: unless `flow`, `status` or `only_flows` rules them out, all ids are listed for their sake. A store without `flows`
+    reads the log of every run. A log that is damaged hides no other: `CorruptLog` is raised after the rest.
     """
     check_store(store)
     states = None if status is None else frozenset([status] if isinstance(status, str) else status)
@@ -261,7 +267,7 @@ async def runs(
             raise ValueError(f"{what} {moment!r} has no zone; give an aware datetime, such as datetime.now(UTC)")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit must be a number of runs from 1, not {limit!r}")
-    wanted = Wanted(prefix=prefix, states=states, flow=flow, since=since, before=before)
+    wanted = Wanted(prefix=prefix, states=states, flow=flow, since=since, before=before, only_flows=only_flows)
     damage = Damage()
     count = 0
     async with aclosing(find_runs(store, wanted, damage, limit)) as found:

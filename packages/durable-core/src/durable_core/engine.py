@@ -1,4 +1,4 @@
-"""For those who write workers: looking at runs, and driving them as they were recorded.
+"""For those who write workers and other tools: looking at runs, and driving them as they were recorded.
 
 A worker takes a wake-up, asks `could_go_on`, holds the run, and drives it; `Standing` says how it stands then.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from ._log.chain import CANCEL, FLOW, decided
 from ._log.lock import holding
 from ._log.news import tell
-from ._log.notes import children_of, root_of, waits_of
+from ._log.notes import child_of, children_of, ids_in, root_of, waits_of
 from ._log.wakeups import wake
 from ._running.driver import Driver, Limit
 from ._running.driving import Standing, claim
@@ -39,6 +39,7 @@ __all__ = [
     "cancelled",
     "check_input",
     "check_name",
+    "child_of",
     "children_of",
     "could_go_on",
     "decided",
@@ -47,6 +48,7 @@ __all__ = [
     "heads_of",
     "hold",
     "holding",
+    "ids_in",
     "is_crash",
     "is_parked",
     "newest",

@@ -49,12 +49,14 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     flow: str | None = None
     since: datetime | None = None
     before: tuple[datetime, str] | None = None
+    only_flows: bool = False
 
     def takes(self, run: RunStatus) -> bool:
         """Tell whether it is one of them."""
         return (
             (self.states is None or run.status in self.states)
             and (self.flow is None or run.flow == self.flow)
+            and (run.flow is not None or not self.only_flows)
             and (self.since is None or run.started_at >= self.since)
             and (self.before is None or _place(run) < self.before)
         )
@@ -65,7 +67,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def may_have_no_flow(self) -> bool:
-        return self.flow is None and (self.states is None or bool(self.states & _WITHOUT_FLOW))
+        return self.flow is None and not self.only_flows and (self.states is None or bool(self.states & _WITHOUT_FLOW))
 
 
 class Damage:

@@ -81,6 +81,32 @@ async def follow(store: Store, run_id: str, step_id: str) -> AsyncIterator[StepR
                     await heard.wait()
 
 
+async def looks(store: Store, run_id: str, *, clock: Clock | None = None) -> AsyncIterator[Sequence[StepRecord]]:
+    """Yield the run's entries at once and at every later look, whether there is anything new or not, until its flow has ended.
+
+    The last ones hold its end. A run without a flow has none: this goes on until nobody asks any more. Looks come when somebody
+    acted on the run, as far as the store tells, and after the store's polling: two seconds, on S3 twenty; a long log is read no
+    more than a tenth of the time. Raises `NotFound` for a run that isn't there.
+    """
+    clock = clock or SystemClock()
+    heard = asyncio.Event()
+    with ExitStack() as stack:
+        for name in (run_id, news.published(run_id)):
+            stack.enter_context(news.news_of(name).calling(heard.set))
+        stack.enter_context(watching(store, run_id, heard.set))
+        while True:
+            heard.clear()
+            began = clock.monotonic()
+            flow = await store.get(run_id, FLOW)  # before the others: all that it ends is then there
+            entries = await known_run(store, run_id)
+            took = clock.monotonic() - began
+            yield entries
+            if decided(flow):
+                return
+            await clock.sleep(9 * took)
+            await first_of(heard.wait(), clock.sleep(poll_seconds(store)))
+
+
 async def _between(store: Store, newest: StepRecord, last: int) -> Sequence[StepRecord]:
     """Return the entries up to the newest one that come after `last`."""
     if newest.revision == last + 1:

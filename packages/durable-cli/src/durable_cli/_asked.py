@@ -36,6 +36,22 @@ class Asked:
         why = f"both {' and '.join(map(str, _USUAL.values()))} are here" if there else "there is no durable.db and no ./runs here"
         raise click.UsageError(f"which store? {why}: name one by --store or DURABLE_STORE, such as --store sqlite:durable.db")
 
+    def command(self, name: str, *arguments: str, options: str = "") -> str:
+        """Return a command as a shell takes it, to be pasted; it names the store if this one did."""
+        from ._text import quoted
+
+        named = [options, f"--store {self._shown_store()}" if self._store else ""]
+        words = [quoted(each) for each in arguments]
+        # An id that starts with a dash is none of the options.
+        words = [*named, "--", *words] if any(each.startswith("-") for each in arguments) else [*words, *named]
+        return " ".join(["durable", name, *(word for word in words if word)])
+
+    def _shown_store(self) -> str:
+        from ._text import quoted
+
+        hides = self._store is None or "@" in self._store or "password" in self._store.lower()
+        return "URL" if hides else quoted(str(self._store))
+
     def run(self, work: Callable[[OpenableStore], Awaitable[T]]) -> T:
         """Open the store, and run `work` with it to its end."""
         import asyncio

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Final
 
 import click
@@ -22,6 +23,9 @@ PIPE_CLOSED: Final = 141  # 128 + SIGPIPE
 @contextmanager
 def ending() -> Iterator[None]:
     """Leave the program with an exit code, whatever happens inside; nothing but a fault of our own shows a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter still shows the others
     try:
         yield
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -11,6 +12,8 @@ from click.shell_completion import CompletionItem
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _COMPLETED: Final = 100
+_PLAIN: Final = re.compile(r"(?!-)[\w@%+=:,./-]+", re.ASCII)
+"""What a shell takes as it is. Other names are not completed: in an id, `$(…)` would be run by who presses Enter."""
 
 
 class JsonValue(click.ParamType[Any]):
@@ -62,29 +65,63 @@ class Moment(click.ParamType[datetime]):
             self.fail(f"{value!r} is no time; write 2026-03-29T09:00, or how long ago, such as 2h", param, ctx)
 
 
-class RunId(click.ParamType[str]):
-    """The id of a run, which a shell completes from the store."""
+class _FromStore(click.ParamType[str]):
+    """A name that a shell completes from the store; nothing where there is none, or where it can't be read."""
 
-    name = "RUN"
+    async def find(self, store: Any, ctx: click.Context, incomplete: str) -> Iterable[str]:
+        """Return names; those that don't begin with `incomplete` do no harm."""
+        raise NotImplementedError
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from ._asked import Asked, named_before
 
-        async def find(store: Any) -> list[str]:
-            from durable_core.store import runs_of
+        async def find(store: Any) -> Iterable[str]:
+            return await self.find(store, ctx, incomplete)
 
-            listing = runs_of(store)
-            found: list[str] = []
-            if listing is not None:
-                async for run_id in listing.runs(incomplete):
-                    if not run_id.startswith("$"):
-                        found.append(run_id)
-                    if len(found) == _COMPLETED:
-                        break
-            return sorted(found)
-
-        store = ctx.params.get("store") or named_before(ctx)
         try:
-            return [CompletionItem(run_id) for run_id in Asked(store, as_json=False).run(find)]
+            found = Asked(ctx.params.get("store") or named_before(ctx), as_json=False).run(find)
         except Exception:  # a shell has nowhere to show it
             return []
+        return [CompletionItem(name) for name in sorted(set(found)) if name.startswith(incomplete) and _PLAIN.fullmatch(name)]
+
+
+class RunId(_FromStore):
+    """The id of a run."""
+
+    name = "RUN"
+
+    async def find(self, store: Any, ctx: click.Context, incomplete: str) -> Iterable[str]:
+        from durable_core.store import runs_of
+
+        listing = runs_of(store)
+        found: list[str] = []
+        if listing is not None:
+            async for run_id in listing.runs(incomplete):
+                if not run_id.startswith("$"):
+                    found.append(run_id)
+                if len(found) == _COMPLETED:
+                    break
+        return found
+
+
+class StepId(_FromStore):
+    """The id of a step of the run that stands before it, as the argument `run_id`."""
+
+    name = "STEP"
+
+    async def find(self, store: Any, ctx: click.Context, incomplete: str) -> Iterable[str]:
+        from durable_core.engine import heads_of
+
+        heads = heads_of(await store.list(ctx.params["run_id"]))
+        return [head.step_id for head in heads if not head.step_id.startswith("$")]
+
+
+class FlowName(_FromStore):
+    """The name of a flow of which there are runs."""
+
+    name = "FLOW"
+
+    async def find(self, store: Any, ctx: click.Context, incomplete: str) -> Iterable[str]:
+        from durable_core import control
+
+        return [run.flow async for run in control.runs(store, only_flows=True, limit=_COMPLETED) if run.flow is not None]

@@ -24,6 +24,21 @@ def cut(text: str, limit: int) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
+def brief(json: bytes | None, limit: int = 200) -> str:
+    """Return the beginning of encoded JSON on one line; nothing where there is none. The rest is not looked at."""
+    return "" if json is None else cut(json[: 4 * limit + 4].decode(errors="ignore"), limit)
+
+
+def quoted(word: str) -> str:
+    """Write a word as a shell takes it; what would move a terminal as an escape, which bash and zsh read back."""
+    import shlex
+
+    if harmless(word) == word:
+        return shlex.quote(word)
+    plain = word.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + _HARMFUL.sub(lambda found: f"\\U{ord(found[0]):08x}", plain) + "'"
+
+
 def span(seconds: float | timedelta) -> str:
     """Write a duration as people say it: `340 ms`, `2.1 s`, `4 min`, `3 h`, `12 d`."""
     seconds = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
@@ -38,6 +53,14 @@ def span(seconds: float | timedelta) -> str:
 def moment(at: datetime) -> str:
     """Write a time in the machine's zone, to the second."""
     return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def soon(at: datetime, now: datetime) -> str:
+    """Write a time in the machine's zone: the day only where it isn't today, and the year only where it isn't near."""
+    local, today = at.astimezone(), now.astimezone()
+    if local.date() == today.date():
+        return local.strftime("%H:%M:%S")
+    return local.strftime("%d %b %H:%M" if abs(at - now) < timedelta(days=150) else "%Y-%m-%d %H:%M")
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -1,16 +1,264 @@
-"""Why a run does not go on, in words."""
+"""Why a run does not go on, in words, and the commands that would help."""
 
 from __future__ import annotations
 
-from durable_core import Store, control
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Final
 
-from ._output import write, write_json
+import msgspec
+from rich.text import Text
+
+from durable_core import StepRecord, Store, control
+from durable_core.control import RunStatus
+from durable_core.engine import FLOW, child_of, could_go_on, ids_in, waits_of
+
+from ._asked import Asked
+from ._output import console, write_json
+from ._steps import Steps, votes_of
+from ._text import brief, cut, harmless, quoted, soon
+from ._words import age, cause, error_text, styled
+
+_AT_MOST: Final = 20
+"""How many waits of a run are told of, and how deep its children are looked at."""
+_ENDED: Final = {"succeeded": "has succeeded", "failed": "has failed", "cancelled": "was cancelled"}
 
 
-async def why(store: Store, run_id: str, *, as_json: bool) -> None:
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that keeps a run, or one of its children, from going on."""
+
+    run_id: str
+    step_id: str | None = None
+    text: str
+    since: datetime | None = None
+    until: datetime | None = None
+    commands: tuple[str, ...] = ()
+    """What would help, to be pasted; words in capitals stand for what only a person knows."""
+
+
+class Run(msgspec.Struct, frozen=True):
+    """A run as it was found, and what is asked of it."""
+
+    asked: Asked
+    status: RunStatus
+    steps: Steps
+    flow: StepRecord | None
+    now: datetime
+    depth: int
+    """How many runs are above it, of which the first is the one that was asked for."""
+
+    @property
+    def it(self) -> str:
+        """Name the run at the beginning of a sentence."""
+        return f"Its child {quoted(self.status.run_id)}" if self.depth else "It"
+
+    def reason(
+        self,
+        text: str,
+        *commands: str,
+        step_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Reason:
+        """Return a reason that concerns this run, since its log changed unless told otherwise."""
+        since = since or self.status.changed_at
+        return Reason(run_id=self.status.run_id, step_id=step_id, text=text, since=since, until=until, commands=commands)
+
+    def command(self, name: str, *arguments: str, options: str = "") -> str:
+        """Return a command about this run."""
+        return self.asked.command(name, self.status.run_id, *arguments, options=options)
+
+    def since(self, at: datetime) -> str:
+        """Say since when something is."""
+        return f"since {soon(at, self.now)} ({age(at, self.now)})"
+
+    def serve(self) -> str:
+        """Return the command that lets a worker run."""
+        return self.asked.command("serve", "MODULE:WORKER")
+
+
+async def why(store: Store, asked: Asked, run_id: str) -> None:
     """Say why a run does not go on, since when, and what would help."""
-    run = await control.status(store, run_id)
-    if as_json:
-        write_json(run)
-    else:
-        write(f"{run.run_id} is {run.status}")
+    run = await _look(store, asked, run_id)
+    status = run.status
+    reasons = [reason async for reason in _reasons(store, run)]
+    if asked.as_json:
+        write_json({"run_id": run_id, "flow": status.flow, "status": status.status, "reasons": reasons})
+        return
+    screen = console()
+    head = Text.assemble((harmless(run_id), "bold"), "  ", cut(status.flow or "no flow", 40), "  ", styled(status.status))
+    screen.print(head, soft_wrap=True)
+    for reason in reasons:
+        screen.print()
+        screen.print(Text(reason.text))
+        for command in reason.commands:
+            screen.print(Text(f"  {command}", style="bold"), soft_wrap=True)
+
+
+async def _look(store: Store, asked: Asked, run_id: str, depth: int = 0) -> Run:
+    entries = await store.list(run_id)
+    status = await control.status(store, run_id, entries=entries)
+    return Run(asked, status, Steps(entries), await store.get(run_id, FLOW), datetime.now(UTC), depth)
+
+
+async def _reasons(store: Store, run: Run) -> AsyncIterator[Reason]:
+    """Yield what keeps the run, and then what keeps the children that it waits for."""
+    status, flow = run.status, run.flow
+    children: list[str] = []
+    if (whole := _whole(run)) is not None:
+        yield whole
+    if status.status == "parked" and flow is not None:
+        children += [child for child, step_id in waits_of(flow) if child != status.run_id and step_id == FLOW]
+    for step_id in status.waiting_for[:_AT_MOST]:
+        wait = run.steps[step_id].latest
+        if (child := child_of(wait)) is None:
+            yield _wait(run, wait)
+        else:
+            children.append(child)
+            text = f"{run.it} waits at {quoted(step_id)} for the run {quoted(child)}, {run.since(wait.started_at)}."
+            yield run.reason(text, step_id=step_id, since=wait.started_at, until=wait.until)
+    if len(status.waiting_for) > _AT_MOST:
+        yield run.reason(f"{run.it} waits for {len(status.waiting_for) - _AT_MOST} more.", run.command("show", options="--all"))
+    if status.status == "waiting" and flow is not None and flow.status != "started":
+        if (await could_go_on(store, [flow], run.now))[status.run_id]:
+            yield _its_turn(run, flow)
+        elif not status.waiting_for:
+            yield run.reason(f"{run.it} begins {_when(run, status.until)}, where a worker has its flow.", until=status.until)
+    for child in dict.fromkeys(children):
+        if run.depth < _AT_MOST and await store.get(child, FLOW) is not None:
+            below = await _look(store, run.asked, child, run.depth + 1)
+            async for reason in _reasons(store, below):
+                yield reason
+
+
+def _whole(run: Run) -> Reason | None:
+    """Say what keeps the run as a whole; nothing where it waits."""
+    status, now = run.status, run.now
+    since, ago = run.since(status.changed_at), f"{age(status.changed_at, now)} ago"
+    match status.status:
+        case "running":
+            held = "" if status.holder is None else f": it is held by {harmless(status.holder.name)}"
+            return run.reason(f"{run.it} runs{held}. Its log changed {ago}.", run.command("watch"))
+        case "interrupted":
+            text = (
+                f"{run.it} was started, and nobody holds it: its process is gone. Its log has not changed {since}."
+                " A worker takes it up again by itself; `retry` makes it due now."
+            )
+            return run.reason(text, run.command("retry"), run.serve())
+        case "crashed":
+            return _crashed(run, ago)
+        case "parked":
+            return _parked(run, since)
+        case "cancelling":
+            who = "nobody holds it" if status.holder is None else f"it is held by {harmless(status.holder.name)}"
+            commands = [run.serve()] if status.holder is None else []
+            return run.reason(f"{run.it} is to stop{_because(run)}, {since}; {who}. It ends once it is run again.", *commands)
+        case "failed":
+            return _failed(run, ago)
+        case "cancelled":
+            fork = [run.command("fork", "NEW", options="--before STEP")] if run.flow is not None else []
+            return run.reason(f"{run.it} was cancelled {ago}{_because(run)}, and stays so.", *fork)
+        case "succeeded":
+            return run.reason(f"{run.it} succeeded {ago}: there is nothing left to do.", run.command("show"))
+        case "open":
+            text = (
+                f"{run.it} has no flow: nothing tells whether it has ended, and workers leave it alone. Its log has not changed"
+            )
+            return run.reason(f"{text} {since}.")
+    return None
+
+
+def _crashed(run: Run, ago: str) -> Reason:
+    until, text = run.status.until, f"The code of its flow raised {cause(run.status)}, {ago}."
+    if run.depth:
+        text = f"{run.it} crashed. {text}"
+    if until is not None and until <= run.now:
+        text += f" The next try is due {run.since(until)}, and no worker has taken it."
+        return run.reason(text, run.serve(), until=until)
+    comes = "" if until is None else f" A worker tries it again {_when(run, until)}."
+    return run.reason(f"{text}{comes} Mend the code; `retry` makes it due now.", run.command("retry"), until=until)
+
+
+def _parked(run: Run, since: str) -> Reason:
+    status, commands = run.status, [run.command("retry")]
+    because, helps = cut(status.why or "nothing says why", 1000), f" What helps: {cut(status.mend, 300)}." if status.mend else ""
+    step_id = status.failed[0] if status.failed else ""
+    if step_id in run.steps and run.steps[step_id].latest.status == "started":
+        because = because.partition(";")[0]
+        helps = " Find out what came of it, and say so; or let it run once more."
+        commands.insert(0, run.command("resolve", step_id, options="--value JSON --reason TEXT"))
+    return run.reason(f"{run.it} is parked {since}: {because}.{helps}", *commands)
+
+
+def _failed(run: Run, ago: str) -> Reason:
+    failed = run.status.failed
+    at = f" at {', '.join(map(quoted, failed[:_AT_MOST]))}" if failed else ""
+    text = f"{run.it} failed{at} {ago}: {cause(run.status)}."
+    if run.flow is None:
+        return run.reason(text, *(run.command("retry", step_id) for step_id in failed[:_AT_MOST]))
+    if answers := ids_in(run.flow, "answered_by"):
+        text += (
+            f" Its flow answered that with {', '.join(map(quoted, answers[:_AT_MOST]))}: what it had done may be undone, so it"
+            " can't go on. A fork begins anew before the first step that was undone."
+        )
+        return run.reason(text, run.command("fork", "NEW", options="--before STEP"))
+    commands = [run.command("retry")]
+    if len(failed) == 1:
+        commands.append(run.command("resolve", failed[0], options="--value JSON --reason TEXT"))
+    return run.reason(f"{text} Once the cause is mended, `retry` lets it go on.", *commands)
+
+
+def _wait(run: Run, wait: StepRecord) -> Reason:
+    """Say what one wait waits for, and who can end it."""
+    name, until, commands = quoted(wait.step_id), wait.until, []
+    of_child = f"{run.it}: " if run.depth else ""
+    is_over = until is not None and until <= run.now
+    deadline = "" if until is None else f" Its deadline {'was' if is_over else 'is'} {_when(run, until)}."
+    match wait.kind:
+        case "sleep":
+            over = ": that is over" if is_over else ""
+            text = f"{run.it} sleeps at {name} until {_when(run, until).removeprefix('at ')}{over}."
+        case "approval":
+            text = f"{of_child}A person has to decide {name}, {run.since(wait.started_at)}.{_decided_by(wait)}{deadline}"
+            commands = [run.command("approve", wait.step_id), run.command("reject", wait.step_id)]
+        case "event":
+            text = f"{run.it} waits for the event {name}, {run.since(wait.started_at)}.{deadline}"
+            commands = [run.command("send", wait.step_id, options="--value JSON")]
+        case _:
+            tried = f"attempt {wait.attempt} failed by {error_text(wait.error)}; the next one" if wait.error else "the next look"
+            text = f"{of_child}Step {name}: {tried} comes {_when(run, until)}. `retry` makes it due now."
+            commands = [run.command("retry", wait.step_id)]
+    commands = [] if is_over and wait.kind != "step" else commands
+    return run.reason(text, *commands, step_id=wait.step_id, since=wait.started_at, until=until)
+
+
+def _decided_by(approval: StepRecord) -> str:
+    notes = approval.notes
+    show, approvers, quorum = notes.get("show"), notes.get("approvers"), notes.get("quorum", 1)
+    shown = "" if show is None else f" It shows {brief(msgspec.json.encode(show), 300)}."
+    names = cut(" or ".join(map(str, approvers)), 200) if isinstance(approvers, list) else "Anybody"
+    number = "" if quorum == 1 else f"; {quorum} have to approve"
+    votes = ", ".join(
+        f"{cut(str(vote.get('by')), 40)} {'approves' if vote.get('approved') else 'rejects'}" for vote in votes_of(approval)
+    )
+    return f"{shown} {names} may decide{number}.{f' So far {votes}.' if votes else ''}"
+
+
+def _its_turn(run: Run, flow: StepRecord) -> Reason:
+    due = run.status.changed_at
+    if flow.until is not None and flow.until <= run.now:
+        due = max(due, flow.until)
+    text = (
+        f"{run.it} could go on, and waits for its turn {run.since(due)}: no worker has taken it. Is one running that has the flow"
+    )
+    return run.reason(f"{text} {quoted(flow.name)}?", run.serve(), since=due)
+
+
+def _because(run: Run) -> str:
+    return f", because of {cut(run.status.why, 300)!r}" if run.status.why else ""
+
+
+def _when(run: Run, at: datetime | None) -> str:
+    if at is None:
+        return "by itself"
+    return f"at {soon(at, run.now)} ({f'in {age(run.now, at)}' if at > run.now else f'{age(at, run.now)} ago'})"

@@ -62,4 +62,5 @@ def durable(store: str | None) -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, the program's own unless given; raises `SystemExit` where it did not go well."""
     with ending():
-        durable(args, prog_name="durable", standalone_mode=False)
+        if code := durable(args, prog_name="durable", standalone_mode=False):  # click returns that of `Exit`
+            raise click.exceptions.Exit(code)

@@ -2,17 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final
 
 import click
 
 from durable_cli._asked import Asked, on_store
-from durable_cli._kinds import RunId
+from durable_cli._kinds import FlowName, Moment, RunId, Span, StepId
+
+_STATES: Final = (
+    *("waiting", "running", "interrupted", "crashed", "parked"),
+    *("cancelling", "succeeded", "failed", "cancelled", "open"),
+)
+_RUN: Final = click.argument("run_id", metavar="RUN", type=RunId())
 
 
 @click.command()
-@click.argument("run_id", metavar="RUN", type=RunId())
+@click.argument("prefix", default="", type=RunId())
+@click.option("--status", "states", multiple=True, type=click.Choice(_STATES), help="How it stands; may be given several times.")
+@click.option("--flow", type=FlowName(), help="The name of its flow.")
+@click.option("--since", type=Moment(), help="Begun since then: 2026-03-29T09:00, or a span ago, such as 2h.")
+@click.option("--before", metavar="RUN", type=RunId(), help="Begun before this run: the last one of a page asks for the next.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many a page shows.")
+@on_store
+def runs(asked: Asked, states: Sequence[Any], **given: Any) -> None:
+    """List runs, newest first: flow, state, and what each waits for or failed at.
+
+    PREFIX is what their ids begin with. Runs without a flow stand in no index: they are listed where `--status open` asks for
+    them, or where there is no run with a flow. The last line is the command for the next page.
+
+    \b
+    Example:
+      durable runs refund- --status failed --since 1d
+    """
+    from durable_cli._runs import Filter, list_runs
+
+    asked.run(lambda store: list_runs(store, asked, Filter(states=states, **given)))
+
+
+@click.command()
+@_RUN
+@click.option(
+    "--step", "step_id", metavar="STEP", type=StepId(), help="One step in full: entries, who decided, result, traceback."
+)
+@click.option("--all", "all_steps", is_flag=True, help="Every step of a long run.")
+@on_store
+def show(asked: Asked, run_id: str, step_id: str | None, all_steps: bool) -> None:
+    """Show a run: how it stands, and the timeline of its steps.
+
+    Of a run with more than sixty steps the first and the last twenty are shown, and between them those that did not succeed.
+
+    \b
+    Example:
+      durable show refund-1004
+      durable show refund-1004 --step charge
+    """
+    from durable_cli import _show
+
+    if step_id is None:
+        asked.run(lambda store: _show.show(store, asked, run_id, all_steps=all_steps))
+    else:
+        asked.run(lambda store: _show.show_step(store, asked, run_id, step_id))
+
+
+@click.command()
+@_RUN
+@on_store
+def watch(asked: Asked, run_id: str) -> None:
+    """Show a run as it goes on, until it ends.
+
+    In a pipe, one line for each entry of its log. Exit code 0 if it succeeded, 1 if it failed or was cancelled. A run without
+    a flow has no end.
+
+    \b
+    Example:
+      durable watch refund-1004
+    """
+    from durable_cli._ending import REFUSED
+    from durable_cli._watch import watch
+
+    with _going_on(run_id):
+        succeeded = asked.run(lambda store: watch(store, asked, run_id))
+    if not succeeded:
+        raise click.exceptions.Exit(REFUSED)
+
+
+@click.command()
+@_RUN
+@click.option("--timeout", type=Span(), help="Give up after this long, such as 30s or 5m, with exit code 4.")
+@on_store
+def wait(asked: Asked, run_id: str, timeout: timedelta | None) -> None:
+    """Wait for a run to end, and print what it returned, as JSON.
+
+    Exit code 0 if it succeeded, 1 if it failed or was cancelled, 3 if there is no such run, 4 if it did not end in time. With
+    --json the run's status is printed in each of these cases, but where there is no such run.
+
+    \b
+    Example:
+      durable wait refund-1004 --timeout 5m
+    """
+    from durable_cli._watch import wait
+
+    with _going_on(run_id):
+        asked.run(lambda store: wait(store, asked, run_id, timeout))
+
+
+@click.command()
+@_RUN
 @on_store
 def why(asked: Asked, run_id: str) -> None:
     """Say in words why a run does not go on, since when, and what would help.
@@ -23,7 +121,41 @@ def why(asked: Asked, run_id: str) -> None:
     """
     from durable_cli._why import why
 
-    asked.run(lambda store: why(store, run_id, as_json=asked.as_json))
+    asked.run(lambda store: why(store, asked, run_id))
 
 
-COMMANDS: Final[Mapping[str, click.Command]] = {"why": why}
+@click.command()
+@click.argument("prefix", default="", type=RunId())
+@on_store
+def pending(asked: Asked, prefix: str) -> None:
+    """List what waits for a person, oldest first, and how to decide it.
+
+    \b
+    Example:
+      durable pending
+    """
+    from durable_cli._pending import list_pending
+
+    asked.run(lambda store: list_pending(store, asked, prefix))
+
+
+@contextmanager
+def _going_on(run_id: str) -> Iterator[None]:
+    """Say to who presses Ctrl-C that the run itself goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from durable_cli._text import harmless
+
+        click.echo(f"No longer watched; run {harmless(run_id)} goes on as before.", err=True)
+        raise
+
+
+COMMANDS: Final[Mapping[str, click.Command]] = {
+    "runs": runs,
+    "show": show,
+    "watch": watch,
+    "wait": wait,
+    "why": why,
+    "pending": pending,
+}

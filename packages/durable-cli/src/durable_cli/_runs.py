@@ -1,0 +1,109 @@
+"""The list of runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from rich.text import Text
+
+from durable_core import Store, StoreError, control
+from durable_core.control import RunState, RunStatus
+
+from ._asked import Asked
+from ._output import console, write, write_json
+from ._table import table
+from ._text import cut, harmless, quoted
+from ._words import about, age, styled
+
+PAGE: Final = 20
+
+
+class Filter(NamedTuple):
+    """Which runs are asked for, and which of them come first."""
+
+    prefix: str
+    states: Collection[RunState]
+    flow: str | None
+    since: datetime | None
+    before: str | None
+    limit: int
+
+
+async def list_runs(store: Store, asked: Asked, wanted: Filter) -> None:
+    """Show a page of runs, those that began last first."""
+    before = None
+    if wanted.before is not None:
+        last = await control.status(store, wanted.before)
+        before = last.started_at, last.run_id
+    found: list[RunStatus] = []
+    damage: StoreError | None = None
+    try:
+        await _find(store, wanted, before, found, only_flows="open" not in wanted.states)
+        if not found and wanted.flow is None and (not wanted.states or {"failed", "cancelled"} & {*wanted.states}):
+            await _find(store, wanted, before, found, only_flows=False)  # a store whose runs have no flow
+    except StoreError as error:  # of one log: the others were read
+        damage = error
+    if damage is None or found:
+        _show(found[: wanted.limit], asked, wanted, more=len(found) > wanted.limit)
+    if damage is not None:
+        raise damage
+
+
+async def _find(
+    store: Store, wanted: Filter, before: tuple[datetime, str] | None, found: list[RunStatus], *, only_flows: bool
+) -> None:
+    runs = control.runs(
+        store,
+        wanted.prefix,
+        status=wanted.states or None,
+        flow=wanted.flow,
+        since=wanted.since,
+        before=before,
+        limit=wanted.limit + 1,
+        only_flows=only_flows,
+    )
+    async for run in runs:
+        found.append(run)  # noqa: PERF401  # what came before an error stays
+
+
+def _show(runs: Sequence[RunStatus], asked: Asked, wanted: Filter, *, more: bool) -> None:
+    if asked.as_json:
+        for run in runs:
+            write_json(run)
+        return
+    if not runs:
+        write("There is no such run.")
+        return
+    now, screen = datetime.now(UTC), console()
+    rows = [
+        (Text(harmless(run.run_id)), cut(run.flow or "-", 24), styled(run.status), age(run.started_at, now), about(run, now))
+        for run in runs
+    ]
+    for line in table(("RUN", "FLOW", "STATE", "AGE", ""), rows, screen.width):
+        screen.print(line, soft_wrap=True)
+    if len(runs) > 1:
+        counts = Counter(run.status for run in runs)
+        said = ", ".join(f"{number} {state}" for state, number in counts.most_common())
+        write(f"\n{'The newest' if more else 'All'} {len(runs)}: {said}.")
+    if more:
+        write(f"Older ones:\n  {_next(asked, wanted, runs[-1].run_id)}")
+
+
+def _next(asked: Asked, wanted: Filter, last: str) -> str:
+    """Return the command that shows the next page."""
+    options = {
+        "--status": wanted.states,
+        "--flow": wanted.flow,
+        "--since": wanted.since and wanted.since.astimezone().isoformat(timespec="seconds"),
+        "--limit": None if wanted.limit == PAGE else str(wanted.limit),
+        "--before": last,
+    }
+    words = [
+        f"{name} {quoted(each)}"
+        for name, given in options.items()
+        for each in ([given] if isinstance(given, str) else given or ())
+    ]
+    return asked.command("runs", *filter(None, [wanted.prefix]), options=" ".join(words))

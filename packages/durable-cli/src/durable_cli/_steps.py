@@ -1,0 +1,154 @@
+"""The steps of a run as its log holds them: decoded one by one, when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from durable_core import NotFound, StepRecord
+from durable_core.control import RunStatus
+from durable_core.engine import child_of, decided, entries_of, heads_of
+from durable_core.errors import Withdrawn
+
+from ._text import brief, cut, harmless, soon
+from ._words import error_text
+
+_ENDS: Final = 20
+"""How many steps of a long run are shown at its beginning, of those that stand out, and at its end."""
+
+
+class Step(NamedTuple):
+    """A step, by its first and its newest entry."""
+
+    first: StepRecord
+    latest: StepRecord
+    entries: int
+
+    @property
+    def step_id(self) -> str:
+        return self.latest.step_id
+
+    def state(self, run: RunStatus) -> str:
+        """Return how it stands, in a word."""
+        latest = self.latest
+        if latest.status == "success" and latest.kind == "approval":
+            return "approved" if votes_of(latest) and votes_of(latest)[-1].get("approved") else "rejected"
+        if latest.kind == "published":
+            return "published"
+        if latest.status == "failure" and latest.error is not None and latest.error.matches(Withdrawn):
+            return "withdrawn"
+        if latest.status == "waiting" and latest.kind == "step":
+            return "retries" if latest.error is not None else "waits"
+        if latest.status == "started":
+            return "interrupted" if run.holder is None else "running"
+        return {"success": "succeeded", "failure": "failed", "waiting": "waits", "reopened": "reopened"}[latest.status]
+
+    def end(self, now: datetime) -> datetime:
+        """Return when it ended, or now."""
+        return self.latest.ended_at if decided(self.latest) or self.latest.status == "reopened" else now
+
+    def said(self, now: datetime) -> str:
+        """Say in short what came of it, what it waits for, or what went wrong, and who acted on it."""
+        latest, notes = self.latest, self.latest.notes
+        child = f"run {harmless(run_id)} " if (run_id := child_of(latest)) else ""
+        until = "" if latest.until is None else f"until {soon(latest.until, now)}"
+        by_hand = f" (by {cut(str(notes['by']), 40)})" if "by" in notes and decided(latest) else ""
+        if latest.kind == "approval":
+            return ", ".join(filter(None, (until if latest.status == "waiting" else "", _approval(latest))))
+        if latest.error is not None and latest.status in ("waiting", "started"):
+            return f"{until} after {error_text(latest.error)}".strip()
+        if latest.error is not None:
+            return child + error_text(latest.error)
+        if latest.status == "success":
+            return child + ("" if child and latest.result is None else brief(latest.result)) + by_hand
+        if latest.status == "reopened":
+            return " ".join(cut(str(notes[name]), 80) for name in ("reason",) if name in notes)
+        return (child + until).strip()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the newest entry, when the step began, and how many entries it has."""
+        return {**record_json(self.latest), "began_at": self.first.started_at, "entries": self.entries}
+
+
+class Steps:
+    """All steps of a run, in the order in which they began."""
+
+    def __init__(self, entries: Sequence[StepRecord]) -> None:
+        self.entries: Final = entries
+        self._first: Final[dict[str, int]] = {}
+        self._newest: Final[dict[str, tuple[int, int]]] = {}
+        self._number: Final[dict[str, int]] = {}
+        self._stand_out: Final[set[str]] = set()
+        for index, head in enumerate(heads_of(entries)):
+            step_id = head.step_id
+            if step_id.startswith("$"):
+                continue
+            self._first.setdefault(step_id, index)
+            self._number[step_id] = self._number.get(step_id, 0) + 1
+            if step_id not in self._newest or self._newest[step_id][0] < head.revision:
+                self._newest[step_id] = head.revision, index
+                (self._stand_out.discard if head.status == "success" else self._stand_out.add)(step_id)
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __getitem__(self, step_id: str) -> Step:
+        first, (_, newest) = self._first[step_id], self._newest[step_id]
+        return Step(self.entries[first], self.entries[newest], self._number[step_id])
+
+    def __contains__(self, step_id: object) -> bool:
+        return step_id in self._first
+
+    def all(self) -> list[Step]:
+        """Return every step."""
+        return [self[step_id] for step_id in self._first]
+
+    def some(self) -> list[Step | int]:
+        """Return the first and last steps and those that stand out, between them the numbers of those left out."""
+        ids = [*self._first]
+        if len(ids) <= 3 * _ENDS:
+            return [*self.all()]
+        middle = [step_id for step_id in ids[_ENDS:-_ENDS] if step_id in self._stand_out][-_ENDS:]
+        chosen = {*ids[:_ENDS], *middle, *ids[-_ENDS:]}
+        shown: list[Step | int] = []
+        for step_id in ids:
+            if step_id in chosen:
+                shown.append(self[step_id])
+            elif shown and isinstance(shown[-1], int):
+                shown[-1] += 1
+            else:
+                shown.append(1)
+        return shown
+
+    def one(self, run_id: str, step_id: str) -> list[StepRecord]:
+        """Return the entries of one step. Raises `NotFound` where there are none."""
+        if found := entries_of(self.entries, step_id):
+            return sorted(found, key=lambda record: record.revision)
+        last = ", ".join(map(repr, [*self._first][-10:])) or "none"
+        raise NotFound(f"there is no step {step_id!r} in run {run_id!r}; its last steps: {last}")
+
+
+def record_json(record: StepRecord) -> dict[str, Any]:
+    """Return an entry with its result as a JSON value."""
+    return {**msgspec.structs.asdict(record), "result": record.value()}
+
+
+def votes_of(approval: StepRecord) -> list[dict[str, Any]]:
+    """Return the votes of an approval so far."""
+    votes = approval.notes.get("votes")
+    return [vote for vote in votes if isinstance(vote, dict)] if isinstance(votes, list) else []
+
+
+def _approval(record: StepRecord) -> str:
+    votes, quorum = votes_of(record), record.notes.get("quorum", 1)
+    if record.status == "failure":
+        return error_text(record.error)
+    if not decided(record):
+        shown = brief(msgspec.json.encode(record.notes.get("show")), 100) if "show" in record.notes else ""
+        return shown if quorum == 1 else f"{len(votes)} of {quorum} votes, {shown}"
+    who = ", ".join(cut(str(vote.get("by")), 40) for vote in votes)
+    reason = votes[-1].get("reason") if votes else None
+    return f"by {who}" + (f": {cut(str(reason), 100)}" if reason else "")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from durable_cli.main import main
+from tests.cli.seeds import filled
 from tests.cli.terminal import Terminal
 from tests.every_store.conftest import (
     ministack_server,
@@ -50,6 +51,12 @@ class Done(NamedTuple):
 
 
 Durable = Callable[..., Done]
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store with a run in each state, to be looked at."""
+    return filled(f"sqlite:{tmp_path_factory.mktemp('seeded') / 'runs.db'}")
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import signal
 import struct
 import subprocess
 import termios
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from types import TracebackType
 from typing import Self
 
@@ -62,6 +62,11 @@ class Terminal:
         self._from = found.end()
         return found
 
+    @property
+    def plain(self) -> str:
+        """What was written, without colours and movements of the cursor."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.seen).replace("\r\n", "\n")
+
     def type(self, text: str) -> None:
         """Write text as a keyboard does."""
         os.write(self._fd, text.encode())
@@ -87,3 +92,11 @@ class Terminal:
             return False
         self.seen += written.decode(errors="replace")
         return bool(written)
+
+
+def until(condition: Callable[[], bool], *, within: float = 60) -> None:
+    """Return once a condition holds; fail where it doesn't in time."""
+    deadline = monotonic() + within
+    while not condition():
+        assert monotonic() < deadline, "it did not come about"
+        sleep(0.01)

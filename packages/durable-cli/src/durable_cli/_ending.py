@@ -20,6 +20,10 @@ INTERRUPTED: Final = 130  # 128 + SIGINT, as shells say it
 PIPE_CLOSED: Final = 141  # 128 + SIGPIPE
 
 
+class PipeClosed(Exception):
+    """Nobody reads on. In place of `BrokenPipeError`, which click ends with its own exit code."""
+
+
 @contextmanager
 def ending() -> Iterator[None]:
     """Leave the program with an exit code, whatever happens inside; nothing but a fault of our own shows a traceback."""
@@ -33,7 +37,7 @@ def ending() -> Iterator[None]:
         sys.exit(left.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
+    except (BrokenPipeError, PipeClosed):
         # Python flushes stdout once more as it ends, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PIPE_CLOSED)

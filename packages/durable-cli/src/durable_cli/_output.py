@@ -33,5 +33,9 @@ def console() -> Console:
     """Return what draws tables: in colours on a terminal, plain and as wide as need be in a pipe."""
     from rich.console import Console
 
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich calls this where it has caught it, and would end the program by itself
+
     is_terminal = sys.stdout.isatty()
-    return Console(width=None if is_terminal else _WIDE, highlight=False, markup=False, emoji=False)
+    return Screen(width=None if is_terminal else _WIDE, highlight=False, markup=False, emoji=False)

@@ -109,7 +109,8 @@ async def _reasons(store: Store, run: Run) -> AsyncIterator[Reason]:
         yield whole
     if status.status == "parked" and flow is not None:
         children += [child for child, step_id in waits_of(flow) if child != status.run_id and step_id == FLOW]
-    for step_id in status.waiting_for[:_AT_MOST]:
+    waits = () if status.status == "cancelling" else status.waiting_for
+    for step_id in waits[:_AT_MOST]:
         wait = run.steps[step_id].latest
         if (child := child_of(wait)) is None:
             yield _wait(run, wait)
@@ -117,12 +118,12 @@ async def _reasons(store: Store, run: Run) -> AsyncIterator[Reason]:
             children.append(child)
             text = f"{run.it} waits at {quoted(step_id)} for the run {quoted(child)}, {run.since(wait.started_at)}."
             yield run.reason(text, step_id=step_id, since=wait.started_at, until=wait.until)
-    if len(status.waiting_for) > _AT_MOST:
-        yield run.reason(f"{run.it} waits for {len(status.waiting_for) - _AT_MOST} more.", run.command("show", options="--all"))
+    if len(waits) > _AT_MOST:
+        yield run.reason(f"{run.it} waits for {len(waits) - _AT_MOST} more.", run.command("show", options="--all"))
     if status.status == "waiting" and flow is not None and flow.status != "started":
         if (await could_go_on(store, [flow], run.now))[status.run_id]:
             yield _its_turn(run, flow)
-        elif not status.waiting_for:
+        elif not waits:
             yield run.reason(f"{run.it} begins {_when(run, status.until)}, where a worker has its flow.", until=status.until)
     for child in dict.fromkeys(children):
         if run.depth < _AT_MOST and await store.get(child, FLOW) is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 import click
 
-from ._ending import ending
+from ._ending import PipeClosed, ending
 
 SECTIONS: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "Look": {"looking": ("runs", "show", "watch", "wait", "why", "pending")},
@@ -33,6 +33,12 @@ class Durable(click.Group):
                     commands: Mapping[str, click.Command] = import_module(f"._commands.{module}", __package__).COMMANDS
                     return commands.get(name)
         return None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise PipeClosed from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section, modules in SECTIONS.items():

@@ -112,7 +112,9 @@ class StepId(_FromStore):
     async def find(self, store: Any, ctx: click.Context, incomplete: str) -> Iterable[str]:
         from durable_core.engine import heads_of
 
-        heads = heads_of(await store.list(ctx.params["run_id"]))
+        # Behind an option the arguments are not parsed yet.
+        run_id = ctx.params.get("run_id") or next(iter(ctx.args))
+        heads = heads_of(await store.list(run_id))
         return [head.step_id for head in heads if not head.step_id.startswith("$")]
 
 

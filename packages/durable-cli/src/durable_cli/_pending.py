@@ -7,14 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from rich.text import Text
 
 from durable_core import StepRecord, Store, StoreError, control
 
 from ._asked import Asked
 from ._output import console, write, write_json
 from ._steps import votes_of
-from ._table import Cell, table
 from ._text import brief, cut, harmless, soon
 from ._words import age
 
@@ -43,6 +41,8 @@ def _show(found: Sequence[StepRecord], asked: Asked) -> None:
     if not found:
         write("Nothing waits for a person.")
         return
+    from ._table import table
+
     now, screen = datetime.now(UTC), console()
     rows = [_row(record, now) for record in found]
     for line in table(("RUN", "STEP", "WAITS", "UNTIL", "BY", "SHOWS"), rows, screen.width, ids=2):
@@ -53,10 +53,10 @@ def _show(found: Sequence[StepRecord], asked: Asked) -> None:
     write(f"  {asked.command('reject', *oldest)}")
 
 
-def _row(record: StepRecord, now: datetime) -> Sequence[Cell]:
+def _row(record: StepRecord, now: datetime) -> Sequence[str]:
     until = "" if record.until is None else soon(record.until, now)
     show = brief(msgspec.json.encode(record.notes.get("show"))) if record.notes.get("show") is not None else ""
-    return Text(harmless(record.run_id)), Text(harmless(record.step_id)), age(record.started_at, now), until, who(record), show
+    return harmless(record.run_id), harmless(record.step_id), age(record.started_at, now), until, who(record), show
 
 
 def who(record: StepRecord) -> str:

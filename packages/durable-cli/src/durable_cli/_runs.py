@@ -7,14 +7,11 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from rich.text import Text
-
 from durable_core import Store, StoreError, control
 from durable_core.control import RunState, RunStatus
 
 from ._asked import Asked
 from ._output import console, write, write_json
-from ._table import table
 from ._text import cut, harmless, quoted
 from ._words import about, age, styled
 
@@ -77,9 +74,11 @@ def _show(runs: Sequence[RunStatus], asked: Asked, wanted: Filter, *, more: bool
     if not runs:
         write("There is no such run.")
         return
+    from ._table import table
+
     now, screen = datetime.now(UTC), console()
     rows = [
-        (Text(harmless(run.run_id)), cut(run.flow or "-", 24), styled(run.status), age(run.started_at, now), about(run, now))
+        (harmless(run.run_id), cut(run.flow or "-", 24), styled(run.status), age(run.started_at, now), about(run, now))
         for run in runs
     ]
     for line in table(("RUN", "FLOW", "STATE", "AGE", ""), rows, screen.width):

@@ -8,7 +8,7 @@ from typing import Final
 
 _HARMFUL: Final = re.compile(
     # Control characters, marks that turn the direction of text or show nothing, line ends of Unicode, and lone surrogates.
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
 )
 _HARMFUL_BUT_LINES: Final = re.compile(f"(?![\n\t]){_HARMFUL.pattern}")
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
-
-from rich.console import Console, Group
-from rich.live import Live
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, Final
 
 from durable_core import StepFailed, StepRecord, Store, control
 from durable_core.control import RunStatus
@@ -17,9 +13,12 @@ from durable_core.engine import FLOW, state_of
 
 from ._asked import Asked
 from ._output import console, write, write_json
-from ._show import drawn
 from ._steps import Step, Steps, record_json
 from ._text import harmless, soon
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 _BEFORE: Final = 20
 """How many of the entries that are there already are shown in a pipe."""
@@ -46,6 +45,11 @@ async def wait(store: Store, asked: Asked, run_id: str, timeout: timedelta | Non
 
 
 async def _live(store: Store, asked: Asked, run_id: str) -> RunStatus:
+    from rich.console import Group
+    from rich.live import Live
+
+    from ._timeline import drawn
+
     screen = console()
     lines: list[Text] = []
     run = None
@@ -64,6 +68,8 @@ async def _live(store: Store, asked: Asked, run_id: str) -> RunStatus:
 
 def _fitting(lines: Sequence[Text], screen: Console) -> list[Text]:
     """Return as many lines as the terminal shows: the first ones, and the last."""
+    from rich.text import Text
+
     room = screen.height - 2
     cut = [line.copy() for line in lines]
     for line in cut:

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
-from rich.text import Text
 
 from durable_core import StepRecord, Store, control
 from durable_core.control import RunStatus
@@ -85,6 +84,8 @@ async def why(store: Store, asked: Asked, run_id: str) -> None:
     if asked.as_json:
         write_json({"run_id": run_id, "flow": status.flow, "status": status.status, "reasons": reasons})
         return
+    from rich.text import Text
+
     screen = console()
     head = Text.assemble((harmless(run_id), "bold"), "  ", cut(status.flow or "no flow", 40), "  ", styled(status.status))
     screen.print(head, soft_wrap=True)

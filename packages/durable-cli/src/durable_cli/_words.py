@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-from rich.text import Text
 
 from durable_core import StepError
 from durable_core.control import RunStatus
 
 from ._text import brief, cut, harmless, soon
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 _SHORT: Final = 200
 _UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"))
@@ -37,6 +39,8 @@ STYLES: Final = {
 
 def styled(state: str) -> Text:
     """Return a state in its colour."""
+    from rich.text import Text
+
     return Text(state, style=STYLES.get(state, ""))
 
 

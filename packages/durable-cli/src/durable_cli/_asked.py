@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -26,6 +26,11 @@ class Asked:
         self._store: Final = store
 
     @property
+    def is_named(self) -> bool:
+        """Whether a store was named by --store."""
+        return bool(self._store)
+
+    @property
     def url(self) -> str:
         """The store's URL. Raises `UsageError` where none is named, or two could be meant."""
         if url := self._store or os.environ.get("DURABLE_STORE"):
@@ -36,21 +41,16 @@ class Asked:
         why = f"both {' and '.join(map(str, _USUAL.values()))} are here" if there else "there is no durable.db and no ./runs here"
         raise click.UsageError(f"which store? {why}: name one by --store or DURABLE_STORE, such as --store sqlite:durable.db")
 
-    def command(self, name: str, *arguments: str, options: str = "") -> str:
-        """Return a command as a shell takes it, to be pasted; it names the store if this one did."""
+    def command(self, name: str, *names: str, options: Sequence[str] = ()) -> str:
+        """Return a command to type next, on the same store; a URL that may hold a secret is not shown again."""
         from ._text import quoted
 
-        named = [options, f"--store {self._shown_store()}" if self._store else ""]
-        words = [quoted(each) for each in arguments]
-        # An id that starts with a dash is none of the options.
-        words = [*named, "--", *words] if any(each.startswith("-") for each in arguments) else [*words, *named]
-        return " ".join(["durable", name, *(word for word in words if word)])
-
-    def _shown_store(self) -> str:
-        from ._text import quoted
-
-        hides = self._store is None or "@" in self._store or "password" in self._store.lower()
-        return "URL" if hides else quoted(str(self._store))
+        url = self._store
+        if url:
+            options = [*options, "--store", "URL" if "@" in url or "?" in url else url]
+        # Names that begin with a dash stand behind one that ends the options.
+        words = [*options, "--", *names] if any(each.startswith("-") for each in names) else [*names, *options]
+        return " ".join(map(quoted, ["durable", name, *words]))
 
     def run(self, work: Callable[[OpenableStore], Awaitable[T]]) -> T:
         """Open the store, and run `work` with it to its end."""

@@ -21,7 +21,7 @@ PIPE_CLOSED: Final = 141  # 128 + SIGPIPE
 
 
 class PipeClosed(Exception):
-    """Nobody reads on. In place of `BrokenPipeError`, which click ends with its own exit code."""
+    """Nobody reads what the command prints any more."""
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def ending() -> Iterator[None]:
         sys.exit(left.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
-    except (BrokenPipeError, PipeClosed):
+    except (PipeClosed, BrokenPipeError):
         # Python flushes stdout once more as it ends, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PIPE_CLOSED)
@@ -62,10 +62,10 @@ def fail(*lines: str) -> None:
 
 def _code_of(error: Exception) -> int | None:
     """Return the exit code of an error that a user can do something about; None for others."""
-    from durable_core import DurableError, NotFound
+    from durable_core import DurableError, NotFound, Refused
 
     if isinstance(error, NotFound):
         return NOT_FOUND
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError) and not isinstance(error, Refused):
         return TIMED_OUT
     return REFUSED if isinstance(error, DurableError | OSError | ValueError | TypeError) else None

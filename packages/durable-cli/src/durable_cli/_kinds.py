@@ -12,22 +12,47 @@ from click.shell_completion import CompletionItem
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _COMPLETED: Final = 100
+_LOOKED_AT: Final = 1000  # runs, for the names of flows
+_SHOWN: Final = 200  # characters of a value that is refused
 _PLAIN: Final = re.compile(r"(?!-)[\w@%+=:,./-]+", re.ASCII)
 """What a shell takes as it is. Other names are not completed: in an id, `$(…)` would be run by who presses Enter."""
 
 
 class JsonValue(click.ParamType[Any]):
-    """A value given as JSON."""
+    """A value given as JSON, or where that is read from: `-` for standard input, `@file` for a file."""
 
     name = "JSON"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         import json
 
+        if not isinstance(value, str):
+            return value
+        text = value
         try:
-            return json.loads(value)
-        except ValueError as error:
-            self.fail(f"{value!r} is no JSON: {error}; a text needs its quotes, such as '\"yes\"'", param, ctx)
+            if value == "-" or value.startswith("@"):
+                with click.open_file(value.removeprefix("@"), encoding="utf-8") as file:
+                    text = file.read()
+            return json.loads(text, parse_constant=_refuse_constant)
+        except OSError as error:
+            self.fail(f"{value!r} can't be read: {error.strerror}", param, ctx)
+        except (ValueError, RecursionError) as error:
+            shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
+            self.fail(f"{shown!r} is no JSON: {error}; a text needs its quotes, such as '\"yes\"'", param, ctx)
+
+
+class JsonObject(JsonValue):
+    """The input of a flow: a JSON object of its arguments by name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not isinstance(found, dict):
+            self.fail('a flow takes its input by name: give a JSON object, such as \'{"order": "1004"}\'', param, ctx)
+        return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 class Span(click.ParamType[timedelta]):
@@ -48,9 +73,12 @@ class Span(click.ParamType[timedelta]):
 
 
 class Moment(click.ParamType[datetime]):
-    """A time in the past: `2026-03-29T09:00`, in the machine's zone unless it names one, or a span ago, such as `2h`."""
+    """A time: `2026-03-29T09:00`, in the machine's zone unless it names one; or a span ago, such as `2h`, or `ahead` from now."""
 
     name = "WHEN"
+
+    def __init__(self, *, ahead: bool = False) -> None:
+        self._ahead = ahead
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         if isinstance(value, datetime):
@@ -60,32 +88,50 @@ class Moment(click.ParamType[datetime]):
         except (ValueError, OverflowError, OSError):
             pass
         try:
-            return datetime.now(UTC) - Span().convert(value, param, ctx)
+            span = Span().convert(value, param, ctx)
+            return datetime.now(UTC) + (span if self._ahead else -span)
         except (click.BadParameter, OverflowError):
-            self.fail(f"{value!r} is no time; write 2026-03-29T09:00, or how long ago, such as 2h", param, ctx)
+            how = "in how long" if self._ahead else "how long ago"
+            self.fail(f"{value!r} is no time; write 2026-03-29T09:00, or {how}, such as 2h", param, ctx)
 
 
-class _FromStore(click.ParamType[str]):
-    """A name that a shell completes from the store; nothing where there is none, or where it can't be read."""
+class RunState(click.ParamType[str]):
+    """How a run stands."""
+
+    name = "STATE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from durable_core.control import RUN_STATES
+
+        if value not in RUN_STATES:
+            self.fail(f"{value!r} is not one of {', '.join(RUN_STATES)}", param, ctx)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from durable_core.control import RUN_STATES
+
+        return [CompletionItem(state) for state in RUN_STATES if state.startswith(incomplete)]
+
+
+class InStore(click.ParamType[str]):
+    """A name that a shell completes from what the store holds."""
 
     async def find(self, store: Any, ctx: click.Context, incomplete: str) -> Iterable[str]:
-        """Return names; those that don't begin with `incomplete` do no harm."""
+        """Return some names that begin so."""
         raise NotImplementedError
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from ._asked import Asked, named_before
 
-        async def find(store: Any) -> Iterable[str]:
-            return await self.find(store, ctx, incomplete)
-
+        asked = Asked(ctx.params.get("store") or named_before(ctx), as_json=False)
         try:
-            found = Asked(ctx.params.get("store") or named_before(ctx), as_json=False).run(find)
+            found = asked.run(lambda store: self.find(store, ctx, incomplete))
         except Exception:  # a shell has nowhere to show it
             return []
-        return [CompletionItem(name) for name in sorted(set(found)) if name.startswith(incomplete) and _PLAIN.fullmatch(name)]
+        return [CompletionItem(name) for name in sorted({*found}) if name.startswith(incomplete) and _PLAIN.fullmatch(name)]
 
 
-class RunId(_FromStore):
+class RunId(InStore):
     """The id of a run."""
 
     name = "RUN"
@@ -93,9 +139,8 @@ class RunId(_FromStore):
     async def find(self, store: Any, ctx: click.Context, incomplete: str) -> Iterable[str]:
         from durable_core.store import runs_of
 
-        listing = runs_of(store)
         found: list[str] = []
-        if listing is not None:
+        if (listing := runs_of(store)) is not None:
             async for run_id in listing.runs(incomplete):
                 if not run_id.startswith("$"):
                     found.append(run_id)
@@ -104,26 +149,29 @@ class RunId(_FromStore):
         return found
 
 
-class StepId(_FromStore):
-    """The id of a step of the run that stands before it, as the argument `run_id`."""
+class StepId(InStore):
+    """The id of a step of the run that was named before; with a kind only those that wait, such as for an `approval`."""
 
     name = "STEP"
 
-    async def find(self, store: Any, ctx: click.Context, incomplete: str) -> Iterable[str]:
-        from durable_core.engine import heads_of
+    def __init__(self, waits: str | None = None) -> None:
+        self._waits = waits
 
+    async def find(self, store: Any, ctx: click.Context, incomplete: str) -> Iterable[str]:
         # Behind an option the arguments are not parsed yet.
         run_id = ctx.params.get("run_id") or next(iter(ctx.args))
-        heads = heads_of(await store.list(run_id))
-        return [head.step_id for head in heads if not head.step_id.startswith("$")]
+        steps = {record.step_id: record for record in await store.list(run_id)}
+        wanted = [step for step in steps.values() if self._waits is None or (step.kind, step.status) == (self._waits, "waiting")]
+        return [step.step_id for step in wanted if not step.step_id.startswith("$")]
 
 
-class FlowName(_FromStore):
-    """The name of a flow of which there are runs."""
+class FlowName(InStore):
+    """The name of a flow that runs of the store have."""
 
     name = "FLOW"
 
     async def find(self, store: Any, ctx: click.Context, incomplete: str) -> Iterable[str]:
-        from durable_core import control
+        from durable_core.store import flows_of
 
-        return [run.flow async for run in control.runs(store, only_flows=True, limit=_COMPLETED) if run.flow is not None]
+        index = flows_of(store)
+        return [] if index is None else [flow.name for flow in await index.flows(limit=_LOOKED_AT)]

@@ -12,7 +12,7 @@ from durable_core.control import RunState, RunStatus
 
 from ._asked import Asked
 from ._output import console, write, write_json
-from ._text import cut, harmless, quoted
+from ._text import cut, harmless
 from ._words import about, age, styled
 
 PAGE: Final = 20
@@ -39,14 +39,20 @@ async def list_runs(store: Store, asked: Asked, wanted: Filter) -> None:
     damage: StoreError | None = None
     try:
         await _find(store, wanted, before, found, only_flows="open" not in wanted.states)
-        if not found and wanted.flow is None and (not wanted.states or {"failed", "cancelled"} & {*wanted.states}):
-            await _find(store, wanted, before, found, only_flows=False)  # a store whose runs have no flow
+        if not found and wanted.flow is None and not await _has_flows(store):
+            await _find(store, wanted, before, found, only_flows=False)
     except StoreError as error:  # of one log: the others were read
         damage = error
     if damage is None or found:
         _show(found[: wanted.limit], asked, wanted, more=len(found) > wanted.limit)
     if damage is not None:
         raise damage
+
+
+async def _has_flows(store: Store) -> bool:
+    async for _ in control.runs(store, only_flows=True, limit=1):
+        return True
+    return False
 
 
 async def _find(
@@ -101,8 +107,9 @@ def _next(asked: Asked, wanted: Filter, last: str) -> str:
         "--before": last,
     }
     words = [
-        f"{name} {quoted(each)}"
+        word
         for name, given in options.items()
         for each in ([given] if isinstance(given, str) else given or ())
+        for word in (name, each)
     ]
-    return asked.command("runs", *filter(None, [wanted.prefix]), options=" ".join(words))
+    return asked.command("runs", *filter(None, [wanted.prefix]), options=words)

@@ -44,7 +44,7 @@ def drawn(run: RunStatus, steps: Steps, asked: Asked, width: int, *, all_steps: 
             rows.append(_row(run, step, now, bar, (run.started_at, end)))
     yield from table(("STEP", "STATE", "TRIES", "TOOK", "", ""), rows, width)
     if left_out:
-        yield Text(f"\nAll {len(steps):,} steps:\n  {asked.command('show', run.run_id, options='--all')}", style="dim")
+        yield Text(f"\nAll {len(steps):,} steps:\n  {asked.command('show', run.run_id, options=['--all'])}", style="dim")
     if run.status in ("failed", "crashed", "parked", "interrupted", "waiting", "cancelling"):
         yield Text(f"\nWhy it stands so, and what helps:\n  {asked.command('why', run.run_id)}", style="dim")
 

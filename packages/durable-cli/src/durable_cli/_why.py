@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -63,7 +63,7 @@ class Run(msgspec.Struct, frozen=True):
         since = since or self.status.changed_at
         return Reason(run_id=self.status.run_id, step_id=step_id, text=text, since=since, until=until, commands=commands)
 
-    def command(self, name: str, *arguments: str, options: str = "") -> str:
+    def command(self, name: str, *arguments: str, options: Sequence[str] = ()) -> str:
         """Return a command about this run."""
         return self.asked.command(name, self.status.run_id, *arguments, options=options)
 
@@ -120,7 +120,7 @@ async def _reasons(store: Store, run: Run) -> AsyncIterator[Reason]:
             text = f"{run.it} waits at {quoted(step_id)} for the run {quoted(child)}, {run.since(wait.started_at)}."
             yield run.reason(text, step_id=step_id, since=wait.started_at, until=wait.until)
     if len(waits) > _AT_MOST:
-        yield run.reason(f"{run.it} waits for {len(waits) - _AT_MOST} more.", run.command("show", options="--all"))
+        yield run.reason(f"{run.it} waits for {len(waits) - _AT_MOST} more.", run.command("show", options=("--all",)))
     if status.status == "waiting" and flow is not None and flow.status != "started":
         if (await could_go_on(store, [flow], run.now))[status.run_id]:
             yield _its_turn(run, flow)
@@ -158,7 +158,7 @@ def _whole(run: Run) -> Reason | None:
         case "failed":
             return _failed(run, ago)
         case "cancelled":
-            fork = [run.command("fork", "NEW", options="--before STEP")] if run.flow is not None else []
+            fork = [run.command("fork", "NEW", options=("--before", "STEP"))] if run.flow is not None else []
             return run.reason(f"{run.it} was cancelled {ago}{_because(run)}, and stays so.", *fork)
         case "succeeded":
             return run.reason(f"{run.it} succeeded {ago}: there is nothing left to do.", run.command("show"))
@@ -188,7 +188,7 @@ def _parked(run: Run, since: str) -> Reason:
     if step_id in run.steps and run.steps[step_id].latest.status == "started":
         because = because.partition(";")[0]
         helps = " Find out what came of it, and say so; or let it run once more."
-        commands.insert(0, run.command("resolve", step_id, options="--value JSON --reason TEXT"))
+        commands.insert(0, run.command("resolve", step_id, options=("--value", "JSON", "--reason", "TEXT")))
     return run.reason(f"{run.it} is parked {since}: {because}.{helps}", *commands)
 
 
@@ -203,10 +203,10 @@ def _failed(run: Run, ago: str) -> Reason:
             f" Its flow answered that with {', '.join(map(quoted, answers[:_AT_MOST]))}: what it had done may be undone, so it"
             " can't go on. A fork begins anew before the first step that was undone."
         )
-        return run.reason(text, run.command("fork", "NEW", options="--before STEP"))
+        return run.reason(text, run.command("fork", "NEW", options=("--before", "STEP")))
     commands = [run.command("retry")]
     if len(failed) == 1:
-        commands.append(run.command("resolve", failed[0], options="--value JSON --reason TEXT"))
+        commands.append(run.command("resolve", failed[0], options=("--value", "JSON", "--reason", "TEXT")))
     return run.reason(f"{text} Once the cause is mended, `retry` lets it go on.", *commands)
 
 
@@ -225,7 +225,7 @@ def _wait(run: Run, wait: StepRecord) -> Reason:
             commands = [run.command("approve", wait.step_id), run.command("reject", wait.step_id)]
         case "event":
             text = f"{run.it} waits for the event {name}, {run.since(wait.started_at)}.{deadline}"
-            commands = [run.command("send", wait.step_id, options="--value JSON")]
+            commands = [run.command("send", wait.step_id, options=("--value", "JSON"))]
         case _:
             tried = f"attempt {wait.attempt} failed by {error_text(wait.error)}; the next one" if wait.error else "the next look"
             text = f"{of_child}Step {name}: {tried} comes {_when(run, until)}. `retry` makes it due now."

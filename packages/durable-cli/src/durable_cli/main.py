@@ -37,7 +37,7 @@ class Durable(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError as error:
+        except BrokenPipeError as error:  # which click takes for exit code 1
             raise PipeClosed from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -68,5 +68,5 @@ def durable(store: str | None) -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, the program's own unless given; raises `SystemExit` where it did not go well."""
     with ending():
-        if code := durable(args, prog_name="durable", standalone_mode=False):  # click returns that of `Exit`
+        if code := durable(args, prog_name="durable", standalone_mode=False):  # of an `Exit`, which click catches
             raise click.exceptions.Exit(code)

@@ -31,6 +31,7 @@ from .record import StepError, StepRecord
 from .store import Store, check_store
 
 __all__ = [
+    "RUN_STATES",
     "RunState",
     "RunStatus",
     "approve",

@@ -10,18 +10,15 @@ from typing import Any, Final
 import click
 
 from durable_cli._asked import Asked, on_store
-from durable_cli._kinds import FlowName, Moment, RunId, Span, StepId
+from durable_cli._kinds import FlowName, Moment, RunId, RunState, Span, StepId
 
-_STATES: Final = (
-    *("waiting", "running", "interrupted", "crashed", "parked"),
-    *("cancelling", "succeeded", "failed", "cancelled", "open"),
-)
+_STATES: Final = "One of waiting, running, interrupted, crashed, parked, cancelling, succeeded, failed, cancelled, open; may be given several times."
 _RUN: Final = click.argument("run_id", metavar="RUN", type=RunId())
 
 
 @click.command()
 @click.argument("prefix", default="", type=RunId())
-@click.option("--status", "states", multiple=True, type=click.Choice(_STATES), help="How it stands; may be given several times.")
+@click.option("--status", "states", multiple=True, type=RunState(), help=_STATES)
 @click.option("--flow", type=FlowName(), help="The name of its flow.")
 @click.option("--since", type=Moment(), help="Begun since then: 2026-03-29T09:00, or a span ago, such as 2h.")
 @click.option("--before", metavar="RUN", type=RunId(), help="Begun before this run: the last one of a page asks for the next.")

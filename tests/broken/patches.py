@@ -26,6 +26,7 @@ POSTGRES = "packages/durable-postgres/src/durable_postgres"
 REDIS = "packages/durable-redis/src/durable_redis"
 S3 = "packages/durable-s3/src/durable_s3"
 WORKER = "packages/durable-worker/src/durable_worker"
+CLI = "packages/durable-cli/src/durable_cli"
 SQLITE = "packages/durable-sqlite/src/durable_sqlite"
 
 PATCHES = [
@@ -2998,5 +2999,117 @@ PATCHES = [
         "            stood[visit.run_id] = ",
         "            stood[visit.run_id + str(len(stood))] = ",
         ("tests/worker/test_limits.py::test_nothing_is_kept_of_limits_that_nobody_waits_for",),
+    ),
+    Patch(
+        "core: only_flows lists the ids of all runs",
+        f"{CORE}/_log/finding.py",
+        "        return self.flow is None and not self.only_flows and (",
+        "        return self.flow is None and (",
+        ("tests/core/control/test_finding_runs.py::test_an_index_is_not_compared_with_all_ids_for_flows_alone",),
+    ),
+    Patch(
+        "core: looks go on after the end of a run",
+        f"{CORE}/_waiting/watching.py",
+        "            yield entries\n            if decided(flow):\n                return\n",
+        "            yield entries\n",
+        ("tests/core/waiting/test_looks_from_outside.py::test_looks_go_on_until_the_run_has_ended",),
+    ),
+    Patch(
+        "core: a long log is read all the time",
+        f"{CORE}/_waiting/watching.py",
+        "            await clock.sleep(9 * took)\n",
+        "",
+        ("tests/core/waiting/test_looks_from_outside.py::test_a_run_without_a_flow_has_no_end",),
+    ),
+    Patch(
+        "cli: text of a log reaches the terminal as it is",
+        f"{CLI}/_text.py",
+        "    return (_HARMFUL_BUT_LINES if keep_lines else _HARMFUL).sub(_escape, text)\n",
+        "    return text\n",
+        ("tests/cli/test_hostile.py::test_no_text_of_a_log_moves_a_terminal",),
+    ),
+    Patch(
+        "cli: a command to paste is not quoted",
+        f"{CLI}/_asked.py",
+        """        return " ".join(map(quoted, ["durable", name, *words]))\n""",
+        """        return " ".join(["durable", name, *words])\n""",
+        ("tests/cli/test_why.py::test_commands_are_quoted_for_a_shell",),
+    ),
+    Patch(
+        "cli: a command to paste shows a password",
+        f"{CLI}/_asked.py",
+        """"URL" if "@" in url or "?" in url else url""",
+        "url",
+        ("tests/cli/test_why.py::test_a_password_in_a_url_is_not_shown",),
+    ),
+    Patch(
+        "cli: a shell is offered ids that it would run",
+        f"{CLI}/_kinds.py",
+        " if name.startswith(incomplete) and _PLAIN.fullmatch(name)]",
+        " if name.startswith(incomplete)]",
+        ("tests/cli/test_completion.py::test_ids_that_a_shell_would_run_are_not_offered",),
+    ),
+    Patch(
+        "cli: a failure in the middle of a long run is not shown",
+        f"{CLI}/_steps.py",
+        "if step_id in self._stand_out][-_ENDS:]",
+        "if not step_id][-_ENDS:]",
+        ("tests/cli/test_show.py::test_a_long_run_is_cut_in_its_middle",),
+    ),
+    Patch(
+        "cli: a damaged run hides the others",
+        f"{CLI}/_runs.py",
+        "    if damage is None or found:\n",
+        "    if damage is None:\n",
+        ("tests/cli/test_runs.py::test_a_damaged_run_hides_no_other",),
+    ),
+    Patch(
+        "cli: the next page drops the filters",
+        f"{CLI}/_runs.py",
+        """        "--flow": wanted.flow,\n""",
+        "",
+        ("tests/cli/test_runs.py::test_the_last_line_asks_for_the_next_page",),
+    ),
+    Patch(
+        "cli: watching a run that failed succeeds",
+        f"{CLI}/_watch.py",
+        """    return run.status == "succeeded"\n""",
+        "    return True\n",
+        ("tests/cli/test_watch.py::test_the_exit_code_says_how_a_run_ended",),
+    ),
+    Patch(
+        "cli: a watch in a pipe shows entries again",
+        f"{CLI}/_watch.py",
+        "        seen.update((record.step_id, record.revision) for record in fresh)\n",
+        "",
+        ("tests/cli/test_watch.py::test_a_pipe_gets_a_line_for_each_change",),
+    ),
+    Patch(
+        "cli: a pipe that is closed ends with another exit code",
+        f"{CLI}/main.py",
+        "            raise PipeClosed from error\n",
+        "            raise\n",
+        ("tests/cli/test_watch.py::test_a_pipe_that_is_closed_is_no_traceback",),
+    ),
+    Patch(
+        "cli: the newest waits for a person first",
+        f"{CLI}/_pending.py",
+        "    found.sort(key=lambda record: (record.started_at, record.run_id, record.step_id))\n",
+        "    found.sort(key=lambda record: record.started_at, reverse=True)\n",
+        ("tests/cli/test_pending.py::test_what_waits_for_a_person",),
+    ),
+    Patch(
+        "cli: help imports the library",
+        f"{CLI}/main.py",
+        "import click\n\nfrom ._ending",
+        "import click\n\nimport durable_core\nfrom ._ending",
+        ("tests/cli/test_start.py::test_help_imports_neither_the_library_nor_what_draws",),
+    ),
+    Patch(
+        "cli: the reason of a child is not told",
+        f"{CLI}/_why.py",
+        "        if run.depth < _AT_MOST and",
+        "        if run.depth > _AT_MOST and",
+        ("tests/cli/test_why.py::test_reasons_as_json",),
     ),
 ]

@@ -12,7 +12,10 @@ import click
 from durable_cli._asked import Asked, on_store
 from durable_cli._kinds import FlowName, Moment, RunId, RunState, Span, StepId
 
-_STATES: Final = "One of waiting, running, interrupted, crashed, parked, cancelling, succeeded, failed, cancelled, open; may be given several times."
+_STATES: Final = (
+    "One of waiting, running, interrupted, crashed, parked, cancelling, succeeded, failed, cancelled, open;"
+    " may be given several times."
+)
 _RUN: Final = click.argument("run_id", metavar="RUN", type=RunId())
 
 

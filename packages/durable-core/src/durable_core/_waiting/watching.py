@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 from durable_core._log import news
 from durable_core._log.chain import FLOW, decided
@@ -59,13 +59,9 @@ async def follow(store: Store, run_id: str, step_id: str) -> AsyncIterator[StepR
     comes at once where the store has `watch`. Raises `Refused` where the id is a step's or a wait's.
     """
     check_own(store, run_id, step_id)
-    heard = asyncio.Event()
     seconds = poll_seconds(store)  # also where the store has `watch`, which doesn't tell what the run itself appends
     last = -1
-    with ExitStack() as stack:
-        for name in (run_id, news.published(run_id)):
-            stack.enter_context(news.news_of(name).calling(heard.set))
-        stack.enter_context(watching(store, run_id, heard.set))
+    with _hearing(store, run_id) as heard:
         while True:
             heard.clear()
             flow = await store.get(run_id, FLOW)  # before the others: what the run had published is then there
@@ -89,11 +85,7 @@ async def looks(store: Store, run_id: str, *, clock: Clock | None = None) -> Asy
     more than a tenth of the time. Raises `NotFound` for a run that isn't there.
     """
     clock = clock or SystemClock()
-    heard = asyncio.Event()
-    with ExitStack() as stack:
-        for name in (run_id, news.published(run_id)):
-            stack.enter_context(news.news_of(name).calling(heard.set))
-        stack.enter_context(watching(store, run_id, heard.set))
+    with _hearing(store, run_id) as heard:
         while True:
             heard.clear()
             began = clock.monotonic()
@@ -105,6 +97,17 @@ async def looks(store: Store, run_id: str, *, clock: Clock | None = None) -> Asy
                 return
             await clock.sleep(9 * took)
             await first_of(heard.wait(), clock.sleep(poll_seconds(store)))
+
+
+@contextmanager
+def _hearing(store: Store, run_id: str) -> Iterator[asyncio.Event]:
+    """Have an event set whenever somebody acted on the run, or it published something, as far as anybody tells."""
+    heard = asyncio.Event()
+    with ExitStack() as stack:
+        for name in (run_id, news.published(run_id)):
+            stack.enter_context(news.news_of(name).calling(heard.set))
+        stack.enter_context(watching(store, run_id, heard.set))
+        yield heard
 
 
 async def _between(store: Store, newest: StepRecord, last: int) -> Sequence[StepRecord]:

@@ -53,20 +53,19 @@ class Step(NamedTuple):
     def said(self, now: datetime) -> str:
         """Say in short what came of it, what it waits for, or what went wrong, and who acted on it."""
         latest, notes = self.latest, self.latest.notes
-        child = f"run {harmless(run_id)} " if (run_id := child_of(latest)) else ""
-        until = "" if latest.until is None else f"until {soon(latest.until, now)}"
-        by_hand = f" (by {cut(str(notes['by']), 40)})" if "by" in notes and decided(latest) else ""
+        run_id = child_of(latest)
+        child = "" if run_id is None else f"run {harmless(run_id)}"
+        until = "" if latest.until is None or decided(latest) else f"until {soon(latest.until, now)}"
+        by_hand = f"by {cut(str(notes['by']), 40)}" if "by" in notes else ""
         if latest.kind == "approval":
-            return ", ".join(filter(None, (until if latest.status == "waiting" else "", _approval(latest))))
-        if latest.error is not None and latest.status in ("waiting", "started"):
-            return f"{until} after {error_text(latest.error)}".strip()
-        if latest.error is not None:
-            return child + error_text(latest.error)
-        if latest.status == "success":
-            return child + ("" if child and latest.result is None else brief(latest.result)) + by_hand
-        if latest.status == "reopened":
-            return " ".join(cut(str(notes[name]), 80) for name in ("reason",) if name in notes)
-        return (child + until).strip()
+            parts = [until, _approval(latest)]
+        elif latest.error is not None:
+            parts = [child, until, error_text(latest.error)]
+        elif latest.status == "reopened":
+            parts = [by_hand, cut(str(notes.get("reason", "")), 80)]
+        else:
+            parts = [child, until, brief(latest.result), by_hand]
+        return ", ".join(filter(None, parts))
 
     def as_json(self) -> dict[str, Any]:
         """Return the newest entry, when the step began, and how many entries it has."""

@@ -16,7 +16,7 @@ from ._asked import Asked
 from ._output import console, write_json
 from ._steps import Steps, votes_of
 from ._text import brief, cut, harmless, quoted, soon
-from ._words import age, cause, error_text, styled
+from ._words import age, error_text, styled
 
 _AT_MOST: Final = 20
 """How many waits of a run are told of, and how deep its children are looked at."""
@@ -171,7 +171,7 @@ def _whole(run: Run) -> Reason | None:
 
 
 def _crashed(run: Run, ago: str) -> Reason:
-    until, text = run.status.until, f"The code of its flow raised {cause(run.status)}, {ago}."
+    until, text = run.status.until, f"The code of its flow raised {error_text(run.status.error)}, {ago}."
     if run.depth:
         text = f"{run.it} crashed. {text}"
     if until is not None and until <= run.now:
@@ -195,7 +195,7 @@ def _parked(run: Run, since: str) -> Reason:
 def _failed(run: Run, ago: str) -> Reason:
     failed = run.status.failed
     at = f" at {', '.join(map(quoted, failed[:_AT_MOST]))}" if failed else ""
-    text = f"{run.it} failed{at} {ago}: {cause(run.status)}."
+    text = f"{run.it} failed{at} {ago}: {error_text(run.status.error)}."
     if run.flow is None:
         return run.reason(text, *(run.command("retry", step_id) for step_id in failed[:_AT_MOST]))
     if answers := ids_in(run.flow, "answered_by"):

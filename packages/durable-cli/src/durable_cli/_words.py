@@ -60,15 +60,6 @@ def error_text(error: StepError | None) -> str:
     return cut(f"{name}: {first}" if first else name, _SHORT)
 
 
-def cause(run: RunStatus) -> str:
-    """Return what a run failed by or crashed with, without the ids that its error begins with."""
-    if run.error is None:
-        return ""
-    at = f"failed at step {run.failed[0]!r}" if run.failed else ""
-    _, found, rest = run.error.message.partition(at) if at else ("", "", "")
-    return cut(rest.partition(": ")[2].strip(), _SHORT) if found and ": " in rest else error_text(run.error)
-
-
 def about(run: RunStatus, now: datetime) -> str:
     """Say in short what a run waits for, failed at, or came to."""
     until = "" if run.until is None else f" until {soon(run.until, now)}"
@@ -77,7 +68,7 @@ def about(run: RunStatus, now: datetime) -> str:
     )
     failed = f"at {', '.join(map(harmless, run.failed[:3]))}" if run.failed else ""
     because = cut(run.why, _SHORT) if run.why else ""
-    error = cause(run)
+    error = error_text(run.error)
     match run.status:
         case "waiting":
             return f"for {steps}{until}" if steps else f"for its turn{until.replace(' until', ', from')}"

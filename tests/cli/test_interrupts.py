@@ -1,0 +1,30 @@
+"""Ctrl-C, whatever a command waits for."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.cli.terminal import Terminal
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        yield server
+
+
+@pytest.mark.parametrize("command", ["runs", "show r", "watch r", "wait r", "why r", "pending"])
+def test_ctrl_c_ends_a_command_that_looks(terminal: Callable[..., Terminal], silent: socket.socket, command: str) -> None:
+    """At once, with exit code 130 and no traceback, also while a store does not answer."""
+    screen = terminal(*command.split(), "--store", f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+    connection, _ = silent.accept()
+    with connection:
+        assert connection.recv(1)  # it has asked
+        screen.interrupt()
+        assert screen.end(within=10) == 130
+    assert "Traceback" not in screen.seen

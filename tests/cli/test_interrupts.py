@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 
-from tests.cli.terminal import Terminal
+from tests.cli.terminal import Terminal, until
 
 
 @pytest.fixture
@@ -25,6 +26,7 @@ def test_ctrl_c_ends_a_command_that_looks(terminal: Callable[..., Terminal], sil
     connection, _ = silent.accept()
     with connection:
         assert connection.recv(1)  # it has asked
+        until(lambda: psutil.Process(screen.process.pid).status() == psutil.STATUS_SLEEPING)  # and waits for the answer
         screen.interrupt()
-        assert screen.end(within=10) == 130
+        assert screen.end(within=10) == 130, screen.plain
     assert "Traceback" not in screen.seen

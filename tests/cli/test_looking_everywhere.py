@@ -26,3 +26,10 @@ def test_every_state_is_shown_on_every_store(durable: Durable, url: str) -> None
     assert [each["run_id"] for each in asked] == ["refund-7", "order-7/refund"]
     done = durable("wait", "refund-0", "--store", url)
     assert (done.code, done.out) == (0, '"paid back"\n')
+    watched = durable("watch", "refund-1", "--store", url)
+    assert watched.code == 1
+    assert watched.out.splitlines()[-1].endswith("refund-1  failed")
+    for command in ("runs", "show refund-7", "why refund-7", "pending"):
+        done = durable(*command.split(), "--store", url)
+        assert done.code == 0, done.err
+        assert "approve" in done.out

@@ -59,8 +59,14 @@ class Asked:
         from durable_core import open_store
 
         async def opened() -> T:
-            async with open_store(self.url) as store:
-                return await work(store)
+            try:
+                async with open_store(self.url) as store:
+                    return await work(store)
+            except Exception as error:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():  # Ctrl-C, which a driver took for a timeout of its own
+                    raise asyncio.CancelledError from error
+                raise
 
         return asyncio.run(opened())
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 _WIDE = 10_000  # columns: who reads a pipe cuts for himself
 
@@ -39,3 +41,12 @@ def console() -> Console:
 
     is_terminal = sys.stdout.isatty()
     return Screen(width=None if is_terminal else _WIDE, highlight=False, markup=False, emoji=False)
+
+
+def draw(lines: Iterable[Text], screen: Console) -> None:
+    """Print lines as they are: where one is wider than the terminal, that wraps it."""
+    for line in lines:
+        if screen.is_terminal:
+            screen.print(line, soft_wrap=True)
+        else:
+            sys.stdout.write(f"{line.plain}\n")

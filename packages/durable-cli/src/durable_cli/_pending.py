@@ -11,7 +11,7 @@ import msgspec
 from durable_core import StepRecord, Store, StoreError, control
 
 from ._asked import Asked
-from ._output import console, write, write_json
+from ._output import console, draw, write, write_json
 from ._steps import votes_of
 from ._text import brief, cut, harmless, soon
 from ._words import age
@@ -45,8 +45,7 @@ def _show(found: Sequence[StepRecord], asked: Asked) -> None:
 
     now, screen = datetime.now(UTC), console()
     rows = [_row(record, now) for record in found]
-    for line in table(("RUN", "STEP", "WAITS", "UNTIL", "BY", "SHOWS"), rows, screen.width, ids=2):
-        screen.print(line, soft_wrap=True)
+    draw(table(("RUN", "STEP", "WAITS", "UNTIL", "BY", "SHOWS"), rows, screen.width, ids=2), screen)
     oldest = found[0].run_id, found[0].step_id
     write("\nDecide the first one:")
     write(f"  {asked.command('approve', *oldest)}")

@@ -11,7 +11,7 @@ from durable_core import Store, StoreError, control
 from durable_core.control import RunState, RunStatus
 
 from ._asked import Asked
-from ._output import console, write, write_json
+from ._output import console, draw, write, write_json
 from ._text import cut, harmless
 from ._words import about, age, styled
 
@@ -87,8 +87,7 @@ def _show(runs: Sequence[RunStatus], asked: Asked, wanted: Filter, *, more: bool
         (harmless(run.run_id), cut(run.flow or "-", 24), styled(run.status), age(run.started_at, now), about(run, now))
         for run in runs
     ]
-    for line in table(("RUN", "FLOW", "STATE", "AGE", ""), rows, screen.width):
-        screen.print(line, soft_wrap=True)
+    draw(table(("RUN", "FLOW", "STATE", "AGE", ""), rows, screen.width), screen)
     if len(runs) > 1:
         counts = Counter(run.status for run in runs)
         said = ", ".join(f"{number} {state}" for state, number in counts.most_common())

@@ -7,7 +7,7 @@ import msgspec
 from durable_core import Store, control
 
 from ._asked import Asked
-from ._output import console, write_json
+from ._output import console, draw, write_json
 from ._steps import Step, Steps, record_json
 
 
@@ -22,8 +22,7 @@ async def show(store: Store, asked: Asked, run_id: str, *, all_steps: bool) -> N
     from ._timeline import drawn
 
     screen = console()
-    for line in drawn(run, steps, asked, screen.width, all_steps=all_steps):
-        screen.print(line, soft_wrap=True)
+    draw(drawn(run, steps, asked, screen.width, all_steps=all_steps), screen)
 
 
 async def show_step(store: Store, asked: Asked, run_id: str, step_id: str) -> None:
@@ -38,5 +37,4 @@ async def show_step(store: Store, asked: Asked, run_id: str, step_id: str) -> No
     from ._timeline import in_full
 
     screen = console()
-    for line in in_full(run, step, chain):
-        screen.print(line, soft_wrap=True)
+    draw(in_full(run, step, chain), screen)

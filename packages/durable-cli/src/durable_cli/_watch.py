@@ -12,7 +12,7 @@ from durable_core.control import RunStatus
 from durable_core.engine import FLOW, state_of
 
 from ._asked import Asked
-from ._output import console, write, write_json
+from ._output import console, draw, write, write_json
 from ._steps import Step, Steps, record_json
 from ._text import harmless, soon
 
@@ -60,8 +60,7 @@ async def _live(store: Store, asked: Asked, run_id: str) -> RunStatus:
                 lines = [*drawn(run, Steps(entries), asked, screen.width)]
                 live.update(Group(*_fitting(lines, screen)), refresh=True)
     finally:
-        for line in lines:  # in full, where it can be scrolled
-            screen.print(line, soft_wrap=True)
+        draw(lines, screen)  # in full, where it can be scrolled
     assert run is not None
     return run
 

@@ -129,7 +129,9 @@ def _entry(record: StepRecord) -> str:
     until = f"until {moment(record.until)}" if record.until is not None and record.status == "waiting" else ""
     by = f"by {cut(str(notes['by']), 40)}" if "by" in notes else ""
     reason = cut(str(notes["reason"]), 100) if "reason" in notes else ""
-    return ", ".join(part for part in (error_text(record.error), until, by, reason) if part)
+    vote = votes_of(record)[-1] if votes_of(record) else None
+    voted = "" if vote is None else f"{'approved' if vote.get('approved') else 'rejected'} by {cut(str(vote.get('by')), 40)}"
+    return ", ".join(part for part in (error_text(record.error), voted, until, by, reason) if part)
 
 
 def _json(value: Any, *, indent: int = 0) -> str:

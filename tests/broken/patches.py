@@ -3099,6 +3099,13 @@ PATCHES = [
         ("tests/cli/test_pending.py::test_what_waits_for_a_person",),
     ),
     Patch(
+        "cli: a driver takes Ctrl-C for a timeout",
+        f"{CLI}/_asked.py",
+        "if task is not None and task.cancelling():",
+        "if task is None:",
+        ("tests/cli/test_interrupts.py::test_a_driver_that_takes_ctrl_c_for_a_timeout",),
+    ),
+    Patch(
         "cli: help imports the library",
         f"{CLI}/main.py",
         "import click\n\nfrom ._ending",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import socket
 from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
 
+from durable_cli._asked import Asked
+from durable_core import Store, StoreError
 from tests.cli.terminal import Terminal, until
 
 
@@ -30,3 +34,17 @@ def test_ctrl_c_ends_a_command_that_looks(terminal: Callable[..., Terminal], sil
         screen.interrupt()
         assert screen.end(within=10) == 130, screen.plain
     assert "Traceback" not in screen.seen
+
+
+def test_a_driver_that_takes_ctrl_c_for_a_timeout() -> None:
+    """Some do: what they raise then is no answer to whoever pressed Ctrl-C."""
+
+    async def work(store: Store) -> None:
+        signal.raise_signal(signal.SIGINT)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise StoreError("no answer") from None
+
+    with pytest.raises(KeyboardInterrupt):
+        Asked("memory:", as_json=False).run(work)

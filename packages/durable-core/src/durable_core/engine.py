@@ -1,4 +1,4 @@
-"""For those who write workers, commands and pages: looking at runs, and driving them as they were recorded.
+"""For those who write workers and other tools: looking at runs, and driving them as they were recorded.
 
 A worker takes a wake-up, asks `could_go_on`, holds the run, and drives it; `Standing` says how it stands then.
 """

@@ -152,3 +152,12 @@ def test_ids_that_are_wide_get_a_line_of_their_own(terminal: Callable[..., Termi
     at = lines.index(long)
     assert lines[at + 1].lstrip().startswith("succeeded")
     assert lines[at + 1].index("succeeded") == lines[at + 2].index("succeeded")
+
+
+def test_an_approval_that_was_set_by_hand(durable: Durable, tmp_path: Path) -> None:
+    """It has no votes, and shows what was decided all the same."""
+    decision = b'{"approved":true,"by":"carol","reason":"on the phone","at":"2026-03-29T12:00:00Z"}'
+    url = appended(tmp_path, StepRecord(run_id="r", step_id="ask", kind="approval", note={"show": 1}, result=decision))
+    out = durable("show", "r", "--store", url).out
+    assert "approved" in out
+    assert "by carol: on the phone" in out

@@ -35,7 +35,7 @@ class Step(NamedTuple):
         """Return how it stands, in a word."""
         latest = self.latest
         if latest.status == "success" and latest.kind == "approval":
-            return "approved" if votes_of(latest) and votes_of(latest)[-1].get("approved") else "rejected"
+            return "approved" if _decision(latest).get("approved") else "rejected"
         if latest.kind == "published":
             return "published"
         if latest.status == "failure" and latest.error is not None and latest.error.matches(Withdrawn):
@@ -141,6 +141,11 @@ def votes_of(approval: StepRecord) -> list[dict[str, Any]]:
     return [vote for vote in votes if isinstance(vote, dict)] if isinstance(votes, list) else []
 
 
+def _decision(approval: StepRecord) -> dict[str, Any]:
+    decision = approval.value()
+    return decision if isinstance(decision, dict) else {}
+
+
 def _approval(record: StepRecord) -> str:
     votes, quorum = votes_of(record), record.notes.get("quorum", 1)
     if record.status == "failure":
@@ -148,6 +153,7 @@ def _approval(record: StepRecord) -> str:
     if not decided(record):
         shown = brief(msgspec.json.encode(record.notes.get("show")), 100) if "show" in record.notes else ""
         return shown if quorum == 1 else f"{len(votes)} of {quorum} votes, {shown}"
-    who = ", ".join(cut(str(vote.get("by")), 40) for vote in votes)
-    reason = votes[-1].get("reason") if votes else None
+    decision = _decision(record)  # by hand too, which is no vote
+    who = ", ".join(cut(str(vote.get("by")), 40) for vote in votes or [decision])
+    reason = decision.get("reason")
     return f"by {who}" + (f": {cut(str(reason), 100)}" if reason else "")

@@ -28,7 +28,6 @@ STYLES: Final = {
     "cancelling": "yellow",
     "waiting": "cyan",
     "waits": "cyan",
-    "sleeps": "cyan",
     "retries": "yellow",
     "running": "blue",
     "cancelled": "dim",
@@ -71,7 +70,8 @@ def about(run: RunStatus, now: datetime) -> str:
     error = error_text(run.error)
     match run.status:
         case "waiting":
-            return f"for {steps}{until}" if steps else f"for its turn{until.replace(' until', ', from')}"
+            its_turn = "for its turn" if run.until is None else f"for its turn, from {soon(run.until, now)}"
+            return f"for {steps}{until}" if steps else its_turn
         case "running" | "interrupted" if run.holder is None:
             return f"nobody holds it since {soon(run.changed_at, now)}"
         case "running":

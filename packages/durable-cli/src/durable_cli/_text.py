@@ -43,6 +43,8 @@ def span(seconds: float | timedelta) -> str:
     """Write a duration as people say it: `340 ms`, `2.1 s`, `4 min`, `3 h`, `12 d`."""
     seconds = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
     for limit, unit, name in ((60, 1.0, "s"), (3600, 60.0, "min"), (86_400, 3600.0, "h")):
+        if seconds < 0.01:
+            return f"{seconds * 1000:.2g} ms"
         if seconds < 1:
             return f"{seconds * 1000:.0f} ms"
         if seconds < limit:

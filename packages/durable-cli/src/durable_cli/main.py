@@ -15,7 +15,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "Decide": {"deciding": ("approve", "reject", "send")},
     "Mend": {"mending": ("retry", "resolve", "cancel", "fork")},
     "Run": {"running": ("start", "run", "serve", "sweep", "web")},
-    "Keep": {"keeping": ("stores", "copy", "export", "import", "clean", "doctor")},
+    "Keep": {"keeping": ("copy", "export", "import", "clean"), "checking": ("stores", "doctor")},
 }
 """The commands by what they are for, and the module of `_commands` that declares them."""
 

@@ -1,0 +1,100 @@
+"""Other processes that use the same store, as this one sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from contextlib import suppress
+from typing import Any, Final, Self
+
+from durable_core import StepRecord, StoreError
+
+from .child import wire
+
+_LINE: Final = 2**24  # bytes
+_PATIENCE: Final = 5.0  # seconds to end by itself
+
+
+class OtherProcess:
+    """A new interpreter that runs `child.py`: it opens the store, and does there what it is asked, one thing at a time."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process: Final = process
+        self._asked: Final = process.stdin
+        self._answers: Final = process.stdout
+        self._turn: Final = asyncio.Lock()
+
+    @classmethod
+    async def start(cls, url: str) -> Self:
+        """Start one; it has connected when this returns."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", f"{__package__}.child"),
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},  # it finds what this one finds
+            limit=_LINE,
+            start_new_session=True,  # Ctrl-C is for this process, which ends the others
+        )
+        other = cls(process)
+        try:
+            await other.ask("open", url=url)  # not as an argument: it may hold a password
+        except BaseException:
+            await other.kill()
+            raise
+        return other
+
+    async def append(self, *records: StepRecord, together: bool = True) -> list[StepRecord]:
+        """Append records, together or one by one; return those that hold the slots."""
+        return read(await self.ask("append", records=wire(records), together=together))
+
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        """Return the newest entry of a step."""
+        return next(iter(read(await self.ask("get", run_id=run_id, step_id=step_id))), None)
+
+    async def list(self, run_id: str) -> list[StepRecord]:
+        """Return all entries of a run."""
+        return read(await self.ask("list", run_id=run_id))
+
+    async def ask(self, do: str, **given: Any) -> Any:
+        """Have a method of `Child` called, and return what it returned."""
+        async with self._turn:
+            self._asked.write(json.dumps([do, given]).encode() + b"\n")
+            with suppress(ConnectionError):  # the missing answer says so better
+                await self._asked.drain()
+            line = await self._answers.readline()
+        if not line:
+            raise StoreError(f"another process that used the store ended, with exit code {await self._process.wait()}")
+        failed, answer = json.loads(line)
+        if failed:
+            raise StoreError(f"in another process: {answer}")
+        return answer
+
+    async def kill(self) -> None:
+        """End the process as a crash does."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+
+    async def end(self) -> None:
+        """Let the process give back what it holds, and end."""
+        self._asked.close()
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._process.wait()
+        finally:
+            await self.kill()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.returncode is None
+
+
+def read(lines: list[str]) -> list[StepRecord]:
+    """Read records that came from another process."""
+    return [StepRecord.from_json(line) for line in lines]

@@ -1,0 +1,103 @@
+"""What checks work with: the store by two connections and from other processes, and runs of the doctor's own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack, suppress
+from datetime import datetime
+from secrets import token_hex
+from types import TracebackType
+from typing import Any, Final, Self
+
+from durable_core import StepRecord, open_store
+from durable_core.store import WakeUp, wakeups_of
+
+from .hearing import Heard
+from .processes import OtherProcess
+
+RIVALS: Final = 8
+_TO_REMOVE: Final = 10.0  # seconds
+_A_MOMENT: Final = 0.02  # seconds, in which every process hears of it
+
+
+class Scratch:
+    """Runs and wake-ups with ids that nobody else has; leaving the context removes them, whatever happened."""
+
+    def __init__(self, url: str, heard: Heard) -> None:
+        self.url: Final = url
+        self.heard: Final = heard
+        self.store: Final = open_store(url)
+        self.another: Final = open_store(url)
+        """The same store by a connection of its own."""
+        self.flow: Final = f"doctor-{token_hex(6)}"
+        """The name of a flow that no worker has; the ids of all runs begin with it, too."""
+        self.left: Final[list[str]] = []
+        """What could not be removed."""
+        self._runs: Final[list[str]] = []
+        self._wakeups: Final[list[WakeUp]] = []
+        self._processes: Final[list[OtherProcess]] = []
+        self._stack: Final = AsyncExitStack()
+
+    def run_id(self, about: str) -> str:
+        """Return the id of a run that is removed at the end."""
+        run_id = f"{self.flow}-{about}"
+        self._runs.append(run_id)
+        return run_id
+
+    async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
+        """Set a wake-up that is cleared at the end."""
+        wakeups = wakeups_of(self.store)
+        assert wakeups is not None
+        wakeup = await wakeups.set_wakeup(run_id, flow, at)
+        self._wakeups.append(wakeup)
+        return wakeup
+
+    async def processes(self, count: int = RIVALS) -> Sequence[OtherProcess]:
+        """Return so many other processes that have the store open; those that are missing are started."""
+        self._processes[:] = [process for process in self._processes if process.is_alive]
+        missing = [self._start() for _ in range(count - len(self._processes))]
+        for failure in await asyncio.gather(*missing, return_exceptions=True):
+            if failure is not None:
+                raise failure
+        return self._processes[:count]
+
+    async def all_ask(self, do: str, **given: Any) -> Sequence[Any]:
+        """Have eight processes do the same thing at the same moment."""
+        processes = await self.processes()
+        at = time.time() + _A_MOMENT
+        return await asyncio.gather(*(process.ask(do, at=at, **given) for process in processes))
+
+    async def _start(self) -> None:
+        self._processes.append(await OtherProcess.start(self.url))
+
+    async def __aenter__(self) -> Self:
+        await self._stack.enter_async_context(self.store)
+        await self._stack.enter_async_context(self.another)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        try:
+            await asyncio.gather(*(process.end() for process in self._processes), return_exceptions=True)
+            await self._remove()
+        finally:
+            await self._stack.aclose()
+
+    async def _remove(self) -> None:
+        """Remove what was written."""
+        self.left.extend(self._runs)
+        with suppress(Exception):  # `left` says what is there still
+            async with asyncio.timeout(_TO_REMOVE):
+                if (wakeups := wakeups_of(self.store)) and self._wakeups:
+                    await wakeups.clear_wakeups(self._wakeups)
+                for run_id in self._runs:
+                    await self.store.clear(run_id)
+                    self.left.remove(run_id)
+
+
+def ids(records: Iterable[StepRecord | None]) -> list[str | None]:
+    """Return the ids of records."""
+    return [record.id if record else None for record in records]

@@ -31,12 +31,14 @@ def stores(as_json: bool) -> None:
 
 @click.command()
 @click.argument("url", metavar="[URL]", required=False)
+@click.option("--processes", type=click.IntRange(2, 64), default=8, show_default=True, help="How many other processes race.")
 @on_store
-def doctor(asked: Asked, url: str | None) -> None:
+def doctor(asked: Asked, url: str | None, processes: int) -> None:
     """Check for real that a store keeps what it promises.
 
     It writes runs of its own, whose ids begin with doctor-, from this process and eight others, and removes them at the end.
-    No other run is touched. On a local store it takes about ten seconds, and never much longer than a minute.
+    No other run is touched. On a local store it takes about ten seconds, and never much longer than a minute. Each process has
+    connections of its own: take fewer --processes where a server allows few.
 
     The exit code is 0 where all is safe, and 1 where something is not. URL goes before --store.
 
@@ -49,7 +51,7 @@ def doctor(asked: Asked, url: str | None) -> None:
     """
     from durable_cli._doctor.report import doctor
 
-    doctor(asked if url is None else Asked(url, as_json=asked.as_json))
+    doctor(asked if url is None else Asked(url, as_json=asked.as_json), processes=processes)
 
 
 COMMANDS: Final[Mapping[str, click.Command]] = {"stores": stores, "doctor": doctor}

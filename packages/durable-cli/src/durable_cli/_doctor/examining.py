@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Final
 
+from durable_cli._text import span
 from durable_core import MemoryStore
 
 from . import hearing, locking, reading, waking, writing
@@ -22,8 +23,6 @@ CHECKS: Final = (
     *TIMES,
     hearing.warned,
 )
-_EACH: Final = 20.0  # seconds
-_ALL: Final = 80.0
 
 
 @check("lives", "Memory", danger="every run is gone when the process ends")
@@ -31,17 +30,27 @@ async def lives(scratch: Scratch) -> Safe:
     raise Unsafe("a store in memory lives in its process alone; it is for tests, and nothing else was checked")
 
 
-async def examine(url: str, *, begin: Callable[[Check], None], tell: Callable[[Check, Finding], None]) -> Sequence[str]:
-    """Make each check, telling when it begins and what it found; return the runs that could not be removed at the end.
+async def examine(
+    url: str,
+    *,
+    begin: Callable[[Check], None],
+    tell: Callable[[Check, Finding], None],
+    rivals: int,
+    checks: Sequence[Check] = CHECKS,
+    seconds: float = 20.0,
+) -> Sequence[str]:
+    """Make checks, telling when each begins and what it found; return the runs that could not be removed at the end.
+
+    So many `rivals` are processes that try the same thing at the same moment. No check takes longer than `seconds`, and all together not longer than four times that.
 
     Raises `StoreError` for a URL that names no store.
     """
-    deadline = monotonic() + _ALL
+    deadline = monotonic() + 4 * seconds
     with hearing.hearing() as heard:
-        async with Scratch(url, heard) as scratch:
-            for each in [lives] if type(scratch.store) is MemoryStore else CHECKS:
+        async with Scratch(url, heard, rivals=rivals) as scratch:
+            for each in [lives] if type(scratch.store) is MemoryStore else checks:
                 begin(each)
-                finding = await _look(each, scratch, min(_EACH, deadline - monotonic()))
+                finding = await _look(each, scratch, min(seconds, deadline - monotonic()))
                 tell(each, finding)
                 if each is writing.opens and finding.verdict == "unsafe":
                     break
@@ -61,7 +70,10 @@ async def _look(each: Check, scratch: Scratch, seconds: float) -> Finding:
     except Unsafe as unsafe:
         says = str(unsafe)
     except Exception as error:  # whatever a store raises
-        says = f"no answer within {seconds:.0f} s" if limit.expired() else f"it failed: {str(error) or type(error).__name__}"
         if seconds <= 0:
-            says = f"not looked at: the checks before took longer than {_ALL:g} s"
+            says = "not looked at: the checks before it took too long"
+        elif limit.expired():
+            says = f"it took longer than {span(seconds)}"
+        else:
+            says = f"it failed: {str(error) or type(error).__name__}"
     return Finding(each.key, verdict, says, round(monotonic() - begun, 3), figures)

@@ -11,7 +11,6 @@ from durable_core import RunBusy
 from durable_core.store import SupportsLock, holder_of, lock_of
 
 from .finding import Note, Safe, Unsafe, check, rounds
-from .scratch import RIVALS
 
 if TYPE_CHECKING:
     from .scratch import Scratch
@@ -30,16 +29,18 @@ async def lock(scratch: Scratch) -> Safe:
     run_id = scratch.run_id("lock")
     locks, holders = _locks(scratch), holder_of(scratch.another)
     times = 0
-    for _ in rounds(8, seconds=4):
+    for _ in rounds(8, seconds=2):
         times += 1
         held = sum(await scratch.all_ask("hold", run_id=run_id))
         if held != 1:
-            raise Unsafe(f"of {RIVALS} processes that asked for the lock of one run at the same moment {held or 'none'} got it")
+            raise Unsafe(
+                f"of {scratch.rivals} processes that asked for the lock of one run at the same moment {held or 'none'} got it"
+            )
         if await _takes(locks, run_id):
             raise Unsafe("this process was given a lock that another one held")
         if holders is not None and await holders.holder(run_id) is None:
             raise Unsafe("a lock that is held is told to be free: a run that is worked on would look interrupted")
-        await asyncio.gather(*(process.ask("release") for process in await scratch.processes()))
+        await asyncio.gather(*(process.ask("release") for process in await scratch.processes(scratch.rivals)))
         if holders is not None and await holders.holder(run_id) is not None:
             raise Unsafe("a lock that was given back is told to be held")
         if not await _takes(locks, run_id):
@@ -50,7 +51,9 @@ async def lock(scratch: Scratch) -> Safe:
         if await _takes(other, run_id):
             raise Unsafe("two connections of this process held one lock")
         lease.check()
-    return Safe(f"{RIVALS} processes asked for it at once, {times} times: one got it each time, and it is told who holds it")
+    return Safe(
+        f"{scratch.rivals} processes asked for it at once, {times} times: one got it each time, and it is told who holds it"
+    )
 
 
 @check(

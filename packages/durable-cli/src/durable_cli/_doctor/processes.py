@@ -79,14 +79,13 @@ class OtherProcess:
         """End the process as a crash does."""
         with suppress(ProcessLookupError):
             self._process.kill()
-        await self._process.wait()
+        await self._process.communicate()  # to the end of its pipes
 
     async def end(self) -> None:
         """Let the process give back what it holds, and end."""
-        self._asked.close()
         try:
             async with asyncio.timeout(_PATIENCE):
-                await self._process.wait()
+                await self._process.communicate()
         finally:
             await self.kill()
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .processes import OtherProcess
     from .scratch import Scratch
 
-_READERS: Final = 3
+_READERS: Final = 2
 _PAGE: Final = 5
 _LIVES: Final[Sequence[Sequence[Status]]] = (
     ("started",),
@@ -47,7 +47,7 @@ async def fresh(scratch: Scratch) -> Safe:
         *(("another process", process) for process in processes),
     ]
     entries: list[str] = []
-    for revision in rounds(30, seconds=3):
+    for revision in rounds(30, seconds=2):
         record = StepRecord(run_id=run_id, step_id="step", revision=revision)
         if revision % 2:
             await scratch.another.append(record)

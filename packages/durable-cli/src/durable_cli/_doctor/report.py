@@ -32,11 +32,11 @@ _LONGEST: Final = 1_000
 _NOT_TRIED: Final = "a power cut, a full disk, a failover: they can't be made from here"
 
 
-def doctor(asked: Asked) -> None:
+def doctor(asked: Asked, *, processes: int) -> None:
     """Check the store, and leave with exit code 1 where something is not safe."""
     report = JsonReport() if asked.as_json else Report(asked.url)
     with report:
-        left = asyncio.run(examine(asked.url, begin=report.begin, tell=report.tell))
+        left = asyncio.run(examine(asked.url, begin=report.begin, tell=report.tell, rivals=processes))
     if left:
         fail(f"these runs of the doctor could not be removed: {' '.join(left)}")
     if not report.end():
@@ -72,13 +72,15 @@ class Report(JsonReport):
     def __init__(self, url: str) -> None:
         super().__init__()
         self._console: Final = console()
-        store = StoreURL(url)
-        about = f"Checks {store} ({serving(store.scheme)}) on runs of its own, which it removes again."
-        self._row((), Text(harmless(about)))
-        self._row((), Text("This takes ten to thirty seconds."))
-        self._console.print()
+        self._url: Final = url
 
     def begin(self, check: Check) -> None:
+        if not self._found:
+            store = StoreURL(self._url)
+            about = f"Checks {store} ({serving(store.scheme)}) on runs of its own, which it removes again."
+            self._row((), Text(harmless(about)))
+            self._row((), Text("This takes ten to thirty seconds."))
+            self._console.print()
         if self._console.is_terminal:
             self.enter_context(self._console.status(Text(check.title)))
 

@@ -17,17 +17,18 @@ from durable_core.store import WakeUp, wakeups_of
 from .hearing import Heard
 from .processes import OtherProcess
 
-RIVALS: Final = 8
-_TO_REMOVE: Final = 10.0  # seconds
+_TO_REMOVE: Final = 15.0  # seconds
 _A_MOMENT: Final = 0.02  # seconds, in which every process hears of it
 
 
 class Scratch:
     """Runs and wake-ups with ids that nobody else has; leaving the context removes them, whatever happened."""
 
-    def __init__(self, url: str, heard: Heard) -> None:
+    def __init__(self, url: str, heard: Heard, *, rivals: int) -> None:
         self.url: Final = url
         self.heard: Final = heard
+        self.rivals: Final = rivals
+        """How many other processes do the same thing at the same moment."""
         self.store: Final = open_store(url)
         self.another: Final = open_store(url)
         """The same store by a connection of its own."""
@@ -35,7 +36,7 @@ class Scratch:
         """The name of a flow that no worker has; the ids of all runs begin with it, too."""
         self.left: Final[list[str]] = []
         """What could not be removed."""
-        self._runs: Final[list[str]] = []
+        self._runs: Final[dict[str, None]] = {}
         self._wakeups: Final[list[WakeUp]] = []
         self._processes: Final[list[OtherProcess]] = []
         self._stack: Final = AsyncExitStack()
@@ -43,7 +44,7 @@ class Scratch:
     def run_id(self, about: str) -> str:
         """Return the id of a run that is removed at the end."""
         run_id = f"{self.flow}-{about}"
-        self._runs.append(run_id)
+        self._runs[run_id] = None
         return run_id
 
     async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
@@ -54,7 +55,7 @@ class Scratch:
         self._wakeups.append(wakeup)
         return wakeup
 
-    async def processes(self, count: int = RIVALS) -> Sequence[OtherProcess]:
+    async def processes(self, count: int) -> Sequence[OtherProcess]:
         """Return so many other processes that have the store open; those that are missing are started."""
         self._processes[:] = [process for process in self._processes if process.is_alive]
         missing = [self._start() for _ in range(count - len(self._processes))]
@@ -64,8 +65,8 @@ class Scratch:
         return self._processes[:count]
 
     async def all_ask(self, do: str, **given: Any) -> Sequence[Any]:
-        """Have eight processes do the same thing at the same moment."""
-        processes = await self.processes()
+        """Have all rivals do the same thing at the same moment."""
+        processes = await self.processes(self.rivals)
         at = time.time() + _A_MOMENT
         return await asyncio.gather(*(process.ask(do, at=at, **given) for process in processes))
 
@@ -93,9 +94,11 @@ class Scratch:
             async with asyncio.timeout(_TO_REMOVE):
                 if (wakeups := wakeups_of(self.store)) and self._wakeups:
                     await wakeups.clear_wakeups(self._wakeups)
-                for run_id in self._runs:
-                    await self.store.clear(run_id)
-                    self.left.remove(run_id)
+                await asyncio.gather(*map(self._clear, self._runs))
+
+    async def _clear(self, run_id: str) -> None:
+        await self.store.clear(run_id)
+        self.left.remove(run_id)
 
 
 def ids(records: Iterable[StepRecord | None]) -> list[str | None]:

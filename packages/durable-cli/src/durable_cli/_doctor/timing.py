@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from math import ceil
@@ -55,8 +56,8 @@ async def _get(scratch: Scratch) -> Call:
 
 async def _list(scratch: Scratch) -> Call:
     run_id = scratch.run_id("time-list")
-    for number in range(_LONG_LOG):
-        await scratch.store.append(StepRecord(run_id=run_id, step_id=f"step {number}"))
+    records = [StepRecord(run_id=run_id, step_id=f"step {number}") for number in range(_LONG_LOG)]
+    await asyncio.gather(*map(scratch.store.append, records))
     return lambda number: scratch.store.list(run_id)
 
 

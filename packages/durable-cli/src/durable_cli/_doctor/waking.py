@@ -12,7 +12,6 @@ from durable_cli._text import span
 from durable_core.store import SupportsWakeups, WakeUp, wakeups_of
 
 from .finding import Note, Safe, Unsafe, check
-from .scratch import RIVALS
 
 if TYPE_CHECKING:
     from .scratch import Scratch
@@ -35,16 +34,16 @@ async def once(scratch: Scratch) -> Safe:
     wakeups, flow = _wakeups(scratch), f"{scratch.flow}-once"
     run_id = scratch.run_id("wakeups")
     past = datetime.now(UTC) - timedelta(days=1)
-    tokens = [(await scratch.set_wakeup(run_id, flow, past)).token for _ in range(_MANY)]
+    tokens = [each.token for each in await asyncio.gather(*(scratch.set_wakeup(run_id, flow, past) for _ in range(_MANY)))]
     taken = Counter(token for tokens in await scratch.all_ask("take", flow=flow, hidden=_LONG) for token in tokens)
     if lost := sum(token not in taken for token in tokens):
         raise Unsafe(f"{lost} of {_MANY} wake-ups that were set never came")
     if wakeups.hides_wakeups and (twice := sum(count > 1 for count in taken.values())):
         raise Unsafe(f"{twice} of {_MANY} wake-ups came twice, though they were hidden for {_LONG:g} s")
     if wakeups.hides_wakeups:
-        return Safe(f"{_MANY} were taken by {RIVALS} processes at once: none came twice, and none was lost")
+        return Safe(f"{_MANY} were taken by {scratch.rivals} processes at once: none came twice, and none was lost")
     return Safe(
-        f"{_MANY} came to {RIVALS} processes, and none was lost; this store shows them to every worker, and the lock decides"
+        f"{_MANY} came to {scratch.rivals} processes, and none was lost; this store shows them to every worker, and the lock decides"
     )
 
 

@@ -9,7 +9,7 @@ from durable_core import StepError, StepRecord, open_store
 
 from .finding import Safe, Unsafe, check, rounds
 from .processes import read
-from .scratch import RIVALS, ids
+from .scratch import ids
 
 if TYPE_CHECKING:
     from .scratch import Scratch
@@ -22,8 +22,8 @@ _SLOTS: Final = 5
 async def opens(scratch: Scratch) -> Safe:
     for store in (scratch.store, scratch.another):
         await store.get(scratch.flow, "step")
-    await scratch.processes()
-    return Safe(f"by two connections of this process, and by {RIVALS} other processes")
+    await scratch.processes(scratch.rivals)
+    return Safe(f"by two connections of this process, and by {scratch.rivals} other processes")
 
 
 @check("kept", "Writes", promise="what was written outlives its process", danger="a step that has run would run again")
@@ -83,29 +83,29 @@ async def slot(scratch: Scratch) -> Safe:
 
 @check(
     "race",
-    "A race of eight",
+    "A race",
     promise="a step has one outcome, however many processes write it",
     danger="a step could run twice, and a run go on with two outcomes",
 )
 async def race(scratch: Scratch) -> Safe:
     run_id = scratch.run_id("race")
     slots: dict[str, set[str]] = {}
-    """Of each slot the records that the eight were given."""
-    for number in rounds(20, seconds=3):
+    """Of each slot the records that the processes were given."""
+    for number in rounds(20, seconds=2):
         steps = [f"step {number}.{part}" for part in range(_SLOTS)]
         for answer in await scratch.all_ask("contend", run_id=run_id, steps=steps):
             for holder in read(answer):
                 slots.setdefault(holder.step_id, set()).add(holder.id)
-    for step_id, holders in slots.items():
-        if len(holders) > 1:
-            raise Unsafe(f"{len(holders)} processes each won the slot {step_id!r}")
+        for step_id in steps:
+            if (winners := len(slots[step_id])) > 1:
+                raise Unsafe(f"{winners} processes each won the slot {step_id!r}")
     listed = await scratch.store.list(run_id)
     counts = Counter(record.step_id for record in listed)
     if twice := [step_id for step_id, count in counts.items() if count > 1]:
         raise Unsafe(f"the slot {twice[0]!r} is in the log {counts[twice[0]]} times")
     if {record.step_id: {record.id} for record in listed} != slots:
-        raise Unsafe("the log holds other records than those that the eight processes were given")
-    return Safe(f"{RIVALS} processes raced for {len(slots)} slots: each has one winner, and all got its record")
+        raise Unsafe("the log holds other records than those that the processes were given")
+    return Safe(f"{scratch.rivals} processes raced for {len(slots)} slots: each has one winner, and all got its record")
 
 
 @check("clear", "Clearing", danger="a run that begins anew would take old outcomes for its own")

@@ -32,6 +32,35 @@ FAULTS = {
     if inspect.isclass(each) and issubclass(each, broken_stores.Broken)
 }
 
+FOUND = [
+    (broken_stores.WritesLate, "kept", r"40 of 41 writes that were confirmed are not there for"),
+    (broken_stores.ForgetsAtClosing, "kept", r"1 of 41 writes that were confirmed are not there for a connection"),
+    (broken_stores.ChangesWrites, "kept", r"1 of 41 writes came back changed"),
+    (broken_stores.TwoWinners, "race", r"\d processes each won the slot 'step "),
+    (broken_stores.LastWins, "slot", r"a slot that was taken was given away again"),
+    (broken_stores.LastWins, "race", r"4 processes each won the slot"),
+    (broken_stores.StaleReads, "fresh", r"not in its place, when another \w+ read the log right after it"),
+    (broken_stores.StaleSteps, "fresh", r"a write was not there when another \w+ read its step right after it"),
+    (broken_stores.ClearsNothing, "clear", r"of 10 entries 10 are there after their run was cleared"),
+    (broken_stores.ClearsTooMuch, "clear", r"clearing one run took entries of another one"),
+    (broken_stores.OverlooksARun, "runs", r"of 5 runs 1 are not listed"),
+    (broken_stores.WrongStates, "index", r"by the logs \d runs are waiting, by the index 0"),
+    (broken_stores.OldStates, "index", r"the index shows older entries than the logs"),
+    (broken_stores.SamePage, "index", r"page by page the index shows \d+ runs of 12"),
+    (broken_stores.LockOfAProcess, "lock", r"4 of 4 processes got the lock of one run"),
+    (broken_stores.LockInTwoSteps, "lock", r"[2-4] of 4 processes got the lock of one run"),
+    (broken_stores.LockInTwoSteps, "dead-lock", r"the lock of a process that was killed is still taken"),
+    (broken_stores.TellsNoHolder, "lock", r"a lock that is held is told to be free"),
+    (broken_stores.LosesWakeups, "wakeups", r"\d+ of 40 wake-ups that were set never came"),
+    (broken_stores.DoublesWakeups, "wakeups", r"\d+ of 40 wake-ups came twice"),
+    (broken_stores.DoublesWakeups, "wakeups-again", r"a wake-up that was hidden for 500 ms came again after"),
+    (broken_stores.TakesWakeupsForGood, "wakeups-again", r"taken and not cleared did not come again"),
+    (broken_stores.ClearsNoWakeups, "wakeups-again", r"a wake-up that was cleared came again"),
+    (broken_stores.EarlyWakeups, "wakeups-again", r"a wake-up came 1\.\d+ s before it was due"),
+    (broken_stores.AnotherTime, "clock", r"the store's clock is 2 h ahead of this machine's"),
+]
+"""A fault, the check that has to find it, and what that says."""
+
 
 @pytest.fixture(scope="module")
 def _installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -110,36 +139,7 @@ def test_a_store_in_memory(durable: Durable) -> None:
     assert "A race" not in done.out
 
 
-@pytest.mark.parametrize(
-    ("fault", "key", "says"),
-    [
-        (broken_stores.WritesLate, "kept", r"40 of 41 writes that were confirmed are not there for"),
-        (broken_stores.ForgetsAtClosing, "kept", r"1 of 41 writes that were confirmed are not there for a connection"),
-        (broken_stores.ChangesWrites, "kept", r"1 of 41 writes came back changed"),
-        (broken_stores.TwoWinners, "race", r"\d processes each won the slot 'step "),
-        (broken_stores.LastWins, "slot", r"a slot that was taken was given away again"),
-        (broken_stores.LastWins, "race", r"4 processes each won the slot"),
-        (broken_stores.StaleReads, "fresh", r"not in its place, when another \w+ read the log right after it"),
-        (broken_stores.StaleSteps, "fresh", r"a write was not there when another \w+ read its step right after it"),
-        (broken_stores.ClearsNothing, "clear", r"of 10 entries 10 are there after their run was cleared"),
-        (broken_stores.ClearsTooMuch, "clear", r"clearing one run took entries of another one"),
-        (broken_stores.OverlooksARun, "runs", r"of 5 runs 1 are not listed"),
-        (broken_stores.WrongStates, "index", r"by the logs \d runs are waiting, by the index 0"),
-        (broken_stores.OldStates, "index", r"the index shows older entries than the logs"),
-        (broken_stores.SamePage, "index", r"page by page the index shows \d+ runs of 12"),
-        (broken_stores.LockOfAProcess, "lock", r"of 4 processes that asked for the lock .* 4 got it"),
-        (broken_stores.LockInTwoSteps, "lock", r"of 4 processes that asked for the lock .* [2-4] got it"),
-        (broken_stores.LockInTwoSteps, "dead-lock", r"the lock of a process that was killed is still taken"),
-        (broken_stores.TellsNoHolder, "lock", r"a lock that is held is told to be free"),
-        (broken_stores.LosesWakeups, "wakeups", r"\d+ of 40 wake-ups that were set never came"),
-        (broken_stores.DoublesWakeups, "wakeups", r"\d+ of 40 wake-ups came twice"),
-        (broken_stores.DoublesWakeups, "wakeups-again", r"a wake-up that was hidden for 500 ms came again after"),
-        (broken_stores.TakesWakeupsForGood, "wakeups-again", r"taken and not cleared did not come again"),
-        (broken_stores.ClearsNoWakeups, "wakeups-again", r"a wake-up that was cleared came again"),
-        (broken_stores.EarlyWakeups, "wakeups-again", r"a wake-up came 1\.\d+ s before it was due"),
-        (broken_stores.AnotherTime, "clock", r"the store's clock is 2 h ahead of this machine's"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "key", "says"), FOUND, ids=[f"{fault.__name__}-{key}" for fault, key, _ in FOUND])
 def test_each_fault_is_found(broken: Callable[[type], str], fault: type, key: str, says: str) -> None:
     """A store that breaks a promise is told to be unsafe, in words that say which one."""
     finding = look(broken(fault), key)[key]

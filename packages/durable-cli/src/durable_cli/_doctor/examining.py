@@ -41,9 +41,8 @@ async def examine(
 ) -> Sequence[str]:
     """Make checks, telling when each begins and what it found; return the runs that could not be removed at the end.
 
-    So many `rivals` are processes that try the same thing at the same moment. No check takes longer than `seconds`, and all together not longer than four times that.
-
-    Raises `StoreError` for a URL that names no store.
+    So many `rivals` are processes that try the same thing at the same moment. No check takes longer than `seconds`, and all
+    together not longer than four times that. Raises `StoreError` for a URL that names no store.
     """
     deadline = monotonic() + 4 * seconds
     with hearing.hearing() as heard:

@@ -84,7 +84,8 @@ async def index(scratch: Scratch) -> Safe:
     if flows is None:
         raise Note("this store has no index of its runs: lists and sweeps read every log")
     newest = await _flows_in_logs(scratch)
-    shown = {run_id: each for run_id, each in newest.items() if flows.flow_states is None or state_of(each) in flows.flow_states}
+    held = getattr(flows, "flow_states", None)
+    shown = {run_id: each for run_id, each in newest.items() if held is None or state_of(each) in held}
     for state in _STATES:
         found = await flows.flows(names=[scratch.flow], states=[state])
         logs = [record for record in shown.values() if state_of(record) == state]

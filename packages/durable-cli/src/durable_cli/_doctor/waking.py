@@ -38,13 +38,10 @@ async def once(scratch: Scratch) -> Safe:
     taken = Counter(token for tokens in await scratch.all_ask("take", flow=flow, hidden=_LONG) for token in tokens)
     if lost := sum(token not in taken for token in tokens):
         raise Unsafe(f"{lost} of {_MANY} wake-ups that were set never came")
-    if wakeups.hides_wakeups and (twice := sum(count > 1 for count in taken.values())):
+    if (twice := sum(count > 1 for count in taken.values())) and _hides(wakeups):
         raise Unsafe(f"{twice} of {_MANY} wake-ups came twice, though they were hidden for {_LONG:g} s")
-    if wakeups.hides_wakeups:
-        return Safe(f"{_MANY} were taken by {scratch.rivals} processes at once: none came twice, and none was lost")
-    return Safe(
-        f"{_MANY} came to {scratch.rivals} processes, and none was lost; this store shows them to every worker, and the lock decides"
-    )
+    shown = "none came twice" if _hides(wakeups) else "this store shows them to every worker, whose locks decide"
+    return Safe(f"{_MANY} were taken by {scratch.rivals} processes at once: none was lost, and {shown}")
 
 
 @check("wakeups-again", "Wake-ups, in time", danger="a run could wait too long, or be looked at over and over")
@@ -70,7 +67,7 @@ async def again(scratch: Scratch) -> Safe:
     if len(shown[cleared.token]) > 1:
         raise Unsafe("a wake-up that was cleared came again")
     first, second = shown[kept.token][:2]
-    if wakeups.hides_wakeups and second.now - first.now < timedelta(seconds=_SHORT):
+    if _hides(wakeups) and second.now - first.now < timedelta(seconds=_SHORT):
         raise Unsafe(f"a wake-up that was hidden for {span(_SHORT)} came again after {span(second.now - first.now)}")
     if shown[early.token][0].now < early.at:
         raise Unsafe(f"a wake-up came {span(early.at - shown[early.token][0].now)} before it was due")
@@ -105,3 +102,7 @@ def _wakeups(scratch: Scratch) -> SupportsWakeups:
     if wakeups is None:
         raise Note("this store has no wake-ups: a worker looks at all its logs every two seconds")
     return wakeups
+
+
+def _hides(wakeups: SupportsWakeups) -> bool:
+    return getattr(wakeups, "hides_wakeups", True)

@@ -37,8 +37,9 @@ def doctor(asked: Asked, url: str | None, processes: int) -> None:
     """Check for real that a store keeps what it promises.
 
     It writes runs of its own, whose ids begin with doctor-, from this process and eight others, and removes them at the end.
-    No other run is touched. On a local store it takes about ten seconds, and never much longer than a minute. Each process has
-    connections of its own: take fewer --processes where a server allows few.
+    No other run is touched. It takes ten to thirty seconds, on a store that is slow or hangs two minutes at most.
+
+    Each process has connections of its own: take fewer --processes where a server allows few.
 
     The exit code is 0 where all is safe, and 1 where something is not. URL goes before --store.
 

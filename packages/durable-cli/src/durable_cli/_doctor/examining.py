@@ -37,7 +37,7 @@ async def examine(
     tell: Callable[[Check, Finding], None],
     rivals: int,
     checks: Sequence[Check] = CHECKS,
-    seconds: float = 20.0,
+    seconds: float = 30.0,
 ) -> Sequence[str]:
     """Make checks, telling when each begins and what it found; return the runs that could not be removed at the end.
 

@@ -17,7 +17,8 @@ from durable_core.store import WakeUp, wakeups_of
 from .hearing import Heard
 from .processes import OtherProcess
 
-_TO_REMOVE: Final = 15.0  # seconds
+_TO_REMOVE: Final = 30.0  # seconds
+_TO_REMOVE_AT_ONCE: Final = 3.0
 _A_MOMENT: Final = 0.02  # seconds, in which every process hears of it
 
 
@@ -82,16 +83,18 @@ class Scratch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         try:
-            await asyncio.gather(*(process.end() for process in self._processes), return_exceptions=True)
-            await self._remove()
+            # Who pressed Ctrl-C waits for nobody: what a process that is killed held is the doctor's own.
+            ends = [process.end() if kind is None else process.kill() for process in self._processes]
+            await asyncio.gather(*ends, return_exceptions=True)
+            await self._remove(_TO_REMOVE if kind is None else _TO_REMOVE_AT_ONCE)
         finally:
             await self._stack.aclose()
 
-    async def _remove(self) -> None:
+    async def _remove(self, seconds: float) -> None:
         """Remove what was written."""
         self.left.extend(self._runs)
         with suppress(Exception):  # `left` says what is there still
-            async with asyncio.timeout(_TO_REMOVE):
+            async with asyncio.timeout(seconds):
                 if (wakeups := wakeups_of(self.store)) and self._wakeups:
                     await wakeups.clear_wakeups(self._wakeups)
                 await asyncio.gather(*map(self._clear, self._runs))

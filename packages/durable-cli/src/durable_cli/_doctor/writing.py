@@ -108,7 +108,7 @@ async def race(scratch: Scratch) -> Safe:
     return Safe(f"{scratch.rivals} processes raced for {len(slots)} slots: each has one winner, and all got its record")
 
 
-@check("clear", "Clearing", danger="a run that begins anew would take old outcomes for its own")
+@check("clear", "Clearing", danger="a run could keep outcomes that it should not, or lose those that it should keep")
 async def clear(scratch: Scratch) -> Safe:
     run_id, neighbour = scratch.run_id("clear"), scratch.run_id("clear-not")
     (process,) = await scratch.processes(1)

@@ -18,6 +18,8 @@ from ._log.wakeups import wake
 from ._running.driver import Driver, Limit
 from ._running.driving import Standing, claim
 from ._running.pausing import can_go_on
+from ._system.faces import Blocking as Blocking
+from ._system.faces import asynchronous as asynchronous
 from ._system.ids import check_name as check_name
 from ._system.waits import cancellations, first_of
 from .errors import StepDrift
@@ -31,10 +33,12 @@ from .stores.lines import heads_of
 
 __all__ = [
     "FLOW",
+    "Blocking",
     "Driver",
     "HeldRun",
     "Limit",
     "Standing",
+    "asynchronous",
     "cancellations",
     "cancelled",
     "check_input",

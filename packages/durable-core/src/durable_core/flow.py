@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
+from copy import copy
 from datetime import datetime, timedelta
 from functools import partial, update_wrapper
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
@@ -43,7 +44,7 @@ class Flow(Generic[P, T]):
         self._timeout, self._fails_on, self._concurrency = _checked(options)
         self.name: Final = name or fn.__name__
         self._parameters: Final = Parameters(fn, self.name)
-        self._fn: Final[Callable[..., Awaitable[T]]] = fn
+        self._fn: Callable[..., Awaitable[T]] = fn
         self._options: Final = options
         self._codec: Final = codec_of(fn)
         update_wrapper(self, fn)
@@ -151,6 +152,12 @@ class Flow(Generic[P, T]):
                     newest = await append(request)
         tell(run_id)
         return newest
+
+    def _called_by(self, fn: Callable[..., Awaitable[T]]) -> Flow[P, T]:
+        """Return the same flow with another way to call its function."""
+        flow = copy(self)
+        flow._fn = fn
+        return flow
 
     def named(self, name: str) -> Flow[P, T]:
         """Return the same flow under another name, such as the one that it had when a run began."""

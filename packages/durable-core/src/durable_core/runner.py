@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar,
 from weakref import ref
 
 from ._log.clearing import hold_children
+from ._running.attempt import Caller
 from ._running.call import ANNOTATED, is_async, may_be_awaited, prepare, use_id
 from ._running.ending import only_suspends
 from ._running.first import first
@@ -23,6 +24,7 @@ from ._running.run import Run
 from ._running.step import run_step
 from ._running.transaction import NOT_AWAITED, committing_in, committing_in_thread
 from ._running.until import asking_again
+from ._system.faces import Blocking
 from ._system.ids import check_id, check_name, check_own_id
 from ._values.codec import Codec
 from ._values.returns import codec_for
@@ -96,6 +98,7 @@ class Runner:
         )
         self._run.face = ref(self)
         self._prefix = ""
+        self._thread: Caller | None = None
         self._outer: Runner | None = None  # kept, for `current_runner` finds it for as long as anybody has it
 
     def __repr__(self) -> str:
@@ -155,7 +158,7 @@ class Runner:
         """
         if self._prefix:
             step_id = self._scoped(step_id)
-        return run_step(self._run, prepare(self._run, step_id, fn, args, returns, self._policy, options))
+        return run_step(self._run, prepare(self._run, step_id, fn, args, returns, self._policy, options, self._thread))
 
     @overload
     def transaction(
@@ -223,7 +226,7 @@ class Runner:
         limit = None if timeout is None else duration("timeout", timeout, zero=False)
         if returns is None:
             raise TypeError(f"until {step_id!r} needs what the check returns: leave returns=None out")
-        call = prepare(self._run, self._scoped(step_id), check, args, returns, self._policy, options)
+        call = prepare(self._run, self._scoped(step_id), check, args, returns, self._policy, options, self._thread)
         return run_step(self._run, call, asking_again(seconds, limit))
 
     async def sleep(self, step_id: str, duration: float | timedelta | datetime, *, name: str | None = None) -> None:
@@ -282,9 +285,13 @@ class Runner:
         return await self._wait(Wait(step_id, name or step_id, "event", until), ("event",), codec)
 
     @overload
-    def flow(self, step_id: str, flow: Flow[P, T], /, *args: P.args, **input: P.kwargs) -> Coroutine[Any, Any, T]: ...
+    def flow(
+        self, step_id: str, flow: Flow[P, T] | Blocking[Flow[P, T]], /, *args: P.args, **input: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
     @overload
-    def flow(self, step_id: str, flow: Flow[..., Any], /, *, wait: Literal[False], **input: Any) -> Coroutine[Any, Any, str]: ...
+    def flow(
+        self, step_id: str, flow: Flow[..., Any] | Blocking[Flow[..., Any]], /, *, wait: Literal[False], **input: Any
+    ) -> Coroutine[Any, Any, str]: ...
     async def flow(  # type: ignore[misc]  # `wait` is no input, which the types of P can't say
         self, step_id: str, flow: Any, /, *args: Any, wait: bool = True, **input: Any
     ) -> Any:
@@ -476,6 +483,12 @@ class Runner:
             run.forget()
             for run_id in (*(children or ()), self.run_id):
                 await self.store.clear(run_id)
+
+    def _waited_for_in(self, thread: Caller) -> Self:
+        """Return this runner for a thread that waits for its steps, and calls their plain functions meanwhile."""
+        runner = copy(self)
+        runner._thread = thread
+        return runner
 
     def _scoped(self, step_id: str) -> str:
         """Return the id in the run of what this scope calls `step_id`."""

@@ -62,6 +62,11 @@ def check_store(store: object) -> None:
         raise TypeError("a store is needed, not its URL: write `async with open_store(url) as store:`")
     if isinstance(store, type):
         raise TypeError(f"a store is needed, not the class {store.__name__}: make one first")
+    if hasattr(store, "__durable_async__"):
+        raise TypeError(
+            f"{store!r} is a blocking store of durable_core.sync: use durable_core.sync.Runner and its control, or give the"
+            " asynchronous store, durable_core.engine.asynchronous(store)"
+        )
     for method in ("append", "get", "list", "clear"):
         if not callable(getattr(store, method, None)):
             raise TypeError(f"store must have the methods of durable_core.Store; {store!r} has no {method!r}")

@@ -40,6 +40,10 @@ class Caller(Protocol):
     async def call(self, run: Run, call: Call, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
         """Call `check` and then `fn` there. It can't be cancelled: it is waited for."""
 
+    def give(self) -> None:
+        """Give the thread back to those who wait for one, if they do."""
+        return
+
 
 class Threads:
     """Worker threads for the synchronous steps of one loop, whose own executor stays free for stores and name look-ups."""
@@ -52,7 +56,7 @@ class Threads:
 _threads: Final[dict[asyncio.AbstractEventLoop, Threads]] = {}
 
 
-class Thread:
+class Thread(Caller):
     """A worker thread for one call. A step takes it before it begins, so that it waits for nothing once it has begun."""
 
     def __init__(self, threads: Threads) -> None:
@@ -88,6 +92,11 @@ class Thread:
         if self._taken:
             self._taken = False
             self._threads.free.release()
+
+
+async def thread_for(call: Call) -> Caller:
+    """Return the thread that the call says, or wait until a worker thread is free, and take it."""
+    return call.thread or await Thread.take()
 
 
 def called(run: Run, call: Call, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:

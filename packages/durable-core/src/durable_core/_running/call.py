@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from inspect import CO_COROUTINE, CO_ITERABLE_COROUTINE
 from types import CodeType, FunctionType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -21,6 +21,9 @@ from durable_core.options import Policy
 
 from .race import note_step
 from .run import Run
+
+if TYPE_CHECKING:
+    from .attempt import Caller
 
 ANNOTATED: Final = msgspec.UNSET
 """Stands for the type that a function's annotation tells."""
@@ -45,6 +48,8 @@ class Call(msgspec.Struct, frozen=True):
     """The variables that `fn` closes over, as they were when `step` was called; empty where nothing will run."""
     note: dict[str, Any] | None
     """What its entries say besides: the exception that the flow was handling when it called the step."""
+    thread: Caller | None = None
+    """Where plain functions are called; None for a worker thread."""
 
 
 _ASYNC: Final = CO_COROUTINE | CO_ITERABLE_COROUTINE
@@ -61,6 +66,7 @@ def prepare(
     returns: Any,
     policy: Policy,
     options: dict[str, Any],
+    thread: Caller | None = None,
 ) -> Call:
     """Check the call and note what it is, now: by the time that its coroutine runs, a loop's variable has moved on."""
     if running.get() is not None:
@@ -98,7 +104,7 @@ def prepare(
     note: dict[str, Any] | None = None if answered is None else {"answered": answered}
     if policy.when_cancelled and run.told:
         note = {"answered": "RunCancelled", "told_at": [*run.told_at]}
-    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, reuses_id, runs_on_loop, closure, note)
+    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, reuses_id, runs_on_loop, closure, note, thread)
 
 
 def _look_at(step_id: str, fn: Callable[..., Any], returns: Any) -> tuple[Codec[Any] | None, bool]:

@@ -28,8 +28,13 @@ from .run import Run
 Contenders = Mapping[str, Callable[[], Awaitable[Any]]]
 
 
-def first(run: Run, step_id: str, contenders: Mapping[str, Any]) -> Coroutine[Any, Any, tuple[str, Any]]:
-    """Check the call and note what it is, before anything runs; return what lets the contenders race."""
+def first(
+    run: Run, step_id: str, contenders: Mapping[str, Any], call: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None
+) -> Coroutine[Any, Any, tuple[str, Any]]:
+    """Check the call and note what it is, before anything runs; return what lets the contenders race.
+
+    `call` calls contenders that are plain functions.
+    """
     step_id = check_own_id("step_id", step_id)
     if not contenders:
         raise ValueError(f"first {step_id!r} has no contenders; write first({step_id!r}, rail=lambda: runner.step(…), …)")
@@ -43,7 +48,10 @@ def first(run: Run, step_id: str, contenders: Mapping[str, Any]) -> Coroutine[An
                 f" {name}=lambda: runner.step(…), so that it is called only where it is needed"
             )
     use_id(run, step_id, ("first", [(name, identity_of(fn, ())[0]) for name, fn in contenders.items()]))
-    return _first(run, step_id, contenders, [each for fn in contenders.values() for each in closure_of(fn)])
+    closure = [each for fn in contenders.values() for each in closure_of(fn)]
+    if call is not None:
+        contenders = {name: partial(call, fn) for name, fn in contenders.items()}
+    return _first(run, step_id, contenders, closure)
 
 
 async def _first(run: Run, step_id: str, contenders: Contenders, closure: Closure) -> tuple[str, Any]:
@@ -128,7 +136,7 @@ def _entry(run: Run, race: Race, latest: StepRecord | None, started_at: datetime
     """Return the entry that says who won and what the others asked for, or that all have failed."""
     others = [each for each in race.contenders if each is not winner]
     won = winner.step_ids if winner is not None else {}
-    asked = {step_id: None for each in others for step_id in each.step_ids if step_id not in won}
+    asked = {step_id: None for each in others for step_id in [*each.step_ids] if step_id not in won}  # a thread may add some
     fields: dict[str, Any] = {"kind": "first", "started_at": started_at, "ended_at": max(run.clock.now(), started_at)}
     if winner is None:
         failures = [error for each in race.ended if isinstance(error := each.task.exception(), LOSING)]

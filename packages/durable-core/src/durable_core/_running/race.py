@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 _TURNS: Final = 20  # of the loop, in which what is recorded has long replayed
+_THREAD_TURN: Final = 0.001  # seconds that each turn is longer than the one before, where a thread replays it
 
 LOSING: Final = (StepFailed, SomeFailed)
 """What a contender loses by."""
@@ -174,8 +175,8 @@ class Race:
         """
         for contender in self.contenders:
             contender.start()
-        for _ in range(_TURNS):
-            await self.run.turn()
+        for turn in range(_TURNS):
+            await self._turn(turn)
             if all(each.is_at_gate or each.waiting or each.task.done() for each in self.contenders):
                 break
         for contender in self.contenders:
@@ -189,11 +190,17 @@ class Race:
         for contender in self.contenders:
             contender.is_out = True
             contender.start()
-        for _ in range(_TURNS):
-            await self.run.turn()
+        for turn in range(_TURNS):
+            await self._turn(turn)
         for contender in self.contenders:
             contender.task.cancel()
         await self.end()
+
+    async def _turn(self, turn: int) -> None:
+        """Let others go on for a turn of the loop, or for longer each time where a contender is in a thread."""
+        await self.run.turn()
+        if any(each.in_threads for each in self.contenders):
+            await asyncio.sleep(_THREAD_TURN * turn)
 
     def call_off(self, contenders: Sequence[Contender]) -> None:
         """Cancel contenders, each once, and let them begin nothing more."""
@@ -268,13 +275,19 @@ def waiting(run: Run, wait: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def in_thread() -> Iterator[None]:
-    """Note that what the contender does here can't be cancelled."""
+def in_thread() -> Iterator[Callable[[int], None]]:
+    """Note that what the contender does here can't be cancelled.
+
+    What is given notes with -1 that it can for a while, as when the thread waits for the loop, and with 1 that it can't again.
+    """
     contenders = [] if (here := _here.get()) is None else [*here.outward()]
-    for contender in contenders:
-        contender.in_threads += 1
-    try:
-        yield
-    finally:
+
+    def count(more: int) -> None:
         for contender in contenders:
-            contender.in_threads -= 1
+            contender.in_threads += more
+
+    count(1)
+    try:
+        yield count
+    finally:
+        count(-1)

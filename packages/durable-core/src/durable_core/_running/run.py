@@ -17,6 +17,7 @@ from durable_core._log.chain import CANCEL, FLOW, decided, new_entry
 from durable_core._log.lock import RunLock, driven_elsewhere
 from durable_core._log.news import news_of
 from durable_core._log.runlog import RunLog
+from durable_core._system.faces import asked_at
 from durable_core._system.waits import answered, to_the_end
 from durable_core.clock import Clock
 from durable_core.errors import DeadlinePassed, DurableError, RunCancelled, RunSuspended, StepDrift
@@ -63,6 +64,8 @@ class Run:
         self.id: Final = run_id
         self.face: Callable[[], Any] = lambda: None
         """Returns the `Runner` that users have, as long as they do."""
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """Where blocking calls go that are made for the run; None for the loop of `durable_core.sync`."""
         self.clock: Final = clock
         self.log: Final = RunLog(store, run_id, clock, store_timeout)
         self.lock: Final = RunLock(store, run_id, clock, lock_wait)
@@ -413,7 +416,10 @@ class Run:
         """Tell what the code asks for that is not what was recorded: a warning or an error, as the runner's `on_drift` says."""
         if self.on_drift == "raise":
             raise StepDrift(drift)
-        warnings.warn(StepDrift(drift), stacklevel=stacklevel)
+        if (place := asked_at.get()) is None:
+            warnings.warn(StepDrift(drift), stacklevel=stacklevel)
+        else:
+            warnings.warn_explicit(StepDrift(drift), StepDrift, *place)
 
     async def emit(
         self, type_: EventType, step: Any, attempt: int = 0, error: BaseException | None = None, delay: float | None = None

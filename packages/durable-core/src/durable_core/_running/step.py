@@ -17,7 +17,7 @@ from durable_core.events import is_logged
 from durable_core.options import Recovered
 from durable_core.record import StepError, StepRecord
 
-from .attempt import Failure, Outcome, Thread, attempt
+from .attempt import Caller, Failure, Outcome, attempt, thread_for
 from .call import Call, check, is_async, may_change_its_variables, reused
 from .looking import listening
 from .outcome import outcome_of
@@ -164,7 +164,7 @@ async def due_entry(run: Run, call: Call, waiting: StepRecord) -> StepRecord:
 
 async def try_once(run: Run, call: Call, latest: StepRecord | None, number: int, before: StepError | None) -> Tried | StepRecord:
     """Call the function once. What could keep it from being called is checked last, when nothing is waited for any more."""
-    thread = None if call.is_async else await Thread.take()
+    thread = None if call.is_async else await thread_for(call)
     try:
         await run.poll(undoes=call.policy.when_cancelled)
         check(run, call)
@@ -185,7 +185,7 @@ async def try_once(run: Run, call: Call, latest: StepRecord | None, number: int,
 
 
 async def try_fn(
-    run: Run, call: Call, latest: StepRecord | None, number: int, args: tuple[Any, ...], thread: Thread | None = None
+    run: Run, call: Call, latest: StepRecord | None, number: int, args: tuple[Any, ...], thread: Caller | None = None
 ) -> Tried:
     """Call the function with `args`, and make the record of what came of it, which follows `latest`."""
     started_at, began = run.clock.now(), run.clock.monotonic()
@@ -250,7 +250,7 @@ async def _recover(run: Run, call: Call, started: StepRecord) -> StepRecord | No
         raise StepInterrupted(started, unlocked=recover is not None)
     # A cancelled run asks, too: what had happened is recorded, and the next step is told.
     call = msgspec.structs.replace(call, policy=msgspec.structs.replace(call.policy, when_cancelled=True))
-    thread = None if is_async(recover) else await Thread.take()
+    thread = None if is_async(recover) else await thread_for(call)
     try:
         await run.poll(undoes=True)
         check(run, call)

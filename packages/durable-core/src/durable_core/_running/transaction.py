@@ -15,7 +15,7 @@ from durable_core.options import exponential
 from durable_core.record import StepError, StepRecord
 from durable_core.store import SupportsTransact, SupportsTransaction
 
-from .attempt import Outcome, attempt, called
+from .attempt import Caller, Outcome, attempt, called
 from .call import Call, check, may_change_its_variables
 from .race import in_thread
 from .run import Run
@@ -115,7 +115,7 @@ def committing_in_thread(store: SupportsTransact) -> TryOnce:
     return once
 
 
-class _StoreThread:
+class _StoreThread(Caller):
     """The thread of a store, which has the connection, and where the record is made before the commit."""
 
     made: Tried

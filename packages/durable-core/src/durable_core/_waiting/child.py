@@ -25,6 +25,7 @@ from durable_core._running.outcome import value_or_failure
 from durable_core._running.pausing import can_go_on, pause, wait_for_first
 from durable_core._running.race import Wait
 from durable_core._running.run import Run, poll_seconds
+from durable_core._system.faces import asynchronous
 from durable_core._system.ids import check_own_id
 from durable_core._values.codec import Codec
 from durable_core.errors import ChildStopped, RunBusy, RunCancelled, StepDrift
@@ -83,6 +84,7 @@ def lineage_of(run: Run, step_id: str, *, driven: bool) -> dict[str, Any]:
 
 async def call_child(run: Run, step_id: str, flow: Any, input: Mapping[str, Any], *, waits: bool) -> Any:
     """Call a flow as a child: return its value, or its run id at once where nobody `waits` for it here."""
+    flow = asynchronous(flow)
     if not hasattr(flow, "_stand_as_child"):
         raise TypeError(f"flow {step_id!r} must be a function decorated with @flow, not {flow!r}")
     child = Child(step_id, flow, flow._take(input))

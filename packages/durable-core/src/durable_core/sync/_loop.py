@@ -1,0 +1,260 @@
+"""Blocking calls: a coroutine runs on an event loop, and the thread that asked for it waits.
+
+Most of them run on one loop that the library has in a thread of its own. A run that a worker drives has the worker's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from contextvars import Context, ContextVar, copy_context
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, Final, TypeVar
+
+from durable_core._running.attempt import Caller, Outcome, called
+from durable_core._running.call import Call
+from durable_core._running.race import in_thread
+from durable_core._running.run import Run
+from durable_core._system.faces import Place, asked_at
+from durable_core._system.waits import finished
+from durable_core.errors import DurableError
+
+T = TypeVar("T")
+Ended = tuple[Any, BaseException | None]
+"""What a function returned, and what it raised."""
+Send = Callable[[Callable[[], Any]], "asyncio.Future[Ended]"]
+"""Has a thread call a function; called on the loop."""
+
+_INTERRUPTIBLE: Final = 0.2  # seconds that the main thread waits at a time: on Windows nothing else lets Ctrl-C through
+_ENDS_PROGRAM: Final = (KeyboardInterrupt, SystemExit)
+
+_loops: Final[dict[int, asyncio.AbstractEventLoop]] = {}
+"""The library's loop, by process: a forked child has none of the threads."""
+_function: Final[ContextVar[Function | None]] = ContextVar("durable_function", default=None)
+
+
+def _own_loop() -> asyncio.AbstractEventLoop:
+    """Return the library's loop in this process, started when it is first needed."""
+    if (loop := _loops.get(os.getpid())) is not None:
+        return loop
+    made = asyncio.new_event_loop()
+    threading.Thread(target=_serve, args=(made,), name="durable-loop", daemon=True).start()
+    if (loop := _loops.setdefault(os.getpid(), made)) is not made:  # another thread was first
+        made.call_soon_threadsafe(made.stop)
+    return loop
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    goes_on = True
+    while goes_on:
+        with suppress(*_ENDS_PROGRAM):  # of a task, which has it already for who waits, and raises it here as well
+            loop.run_forever()
+            goes_on = False
+    loop.close()
+
+
+def call(
+    ask: Callable[[Asker], Coroutine[Any, Any, T]], loop: asyncio.AbstractEventLoop | None = None, *, leaves: bool = False
+) -> T:
+    """Run what `ask` returns on `loop`, the library's unless given, and wait for it in this thread.
+
+    Raises `DurableError` where an event loop runs in this thread, and `CancelledError` in a flow or contender that was
+    cancelled, unless the call `leaves` something.
+    """
+    if is_in_loop():
+        raise DurableError(
+            "a call of durable_core.sync would block the event loop that runs here: use `from durable_core import Runner` and"
+            " await it; likewise flow, open_store and control"
+        )
+    function = None if leaves else _function.get()
+    if function is not None and function.is_cancelled:
+        raise asyncio.CancelledError("the run, or its contender, was cancelled here")
+    asker = Asker(loop or _own_loop(), function)
+    return asker.wait(ask(asker))
+
+
+def is_in_loop() -> bool:
+    """Tell whether an event loop runs in this thread."""
+    return asyncio._get_running_loop() is not None
+
+
+class Asker(Caller):
+    """A thread that waits for a coroutine, and meanwhile calls functions for the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, function: Function | None) -> None:
+        self._loop: Final = loop
+        self._function: Final = function
+        self._jobs: Final[SimpleQueue[Callable[[], None] | None]] = SimpleQueue()
+        self._sent: Final[set[asyncio.Future[Ended]]] = set()
+        self._task: asyncio.Task[Any] | None = None
+        self._is_over = self._gave_up = False
+        self._turn: Final = _INTERRUPTIBLE if threading.current_thread() is threading.main_thread() else None
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run the coroutine on the loop until it ends; where this thread is interrupted, cancel it and wait for its end."""
+        context = copy_context()
+        context.run(_function.set, None)  # only what the function itself calls is its own
+        context.run(asked_at.set, _place())
+        try:
+            self._loop.call_soon_threadsafe(self._begin, work, context)
+            while not self._is_over:
+                if (job := self._next()) is not None:
+                    job()
+        except BaseException:
+            with suppress(RuntimeError):  # the loop was closed
+                self._loop.call_soon_threadsafe(self._give_up)
+                while not self._is_over:
+                    self._next()
+            if self._task is None:
+                work.close()
+            raise
+        task, self._task = self._task, None
+        assert task is not None
+        try:
+            value: T = task.result()
+            return value
+        finally:
+            del task  # the traceback of its exception holds this frame
+
+    def _next(self) -> Callable[[], None] | None:
+        with suppress(Empty):
+            return self._jobs.get(timeout=self._turn)
+        return None
+
+    def _begin(self, work: Coroutine[Any, Any, Any], context: Context) -> None:
+        self._task = self._loop.create_task(work, context=context)
+        self._task.add_done_callback(self._end)
+        if self._function is not None:
+            self._function.begin(self._task)
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        if self._function is not None:
+            self._function.end(task)
+        if not task.cancelled():
+            task.exception()  # an interrupted thread doesn't ask for it
+        self._is_over = True
+        self._jobs.put(None)
+
+    def _give_up(self) -> None:
+        self._gave_up = True
+        if self._task is None:  # it was interrupted before it could ask
+            self._is_over = True
+            self._jobs.put(None)
+            return
+        self._task.cancel()
+        for future in [*self._sent]:
+            future.cancel()
+
+    def send(self, fn: Callable[[], Any]) -> asyncio.Future[Ended]:
+        """Have the thread call `fn`. What ends a program leaves the thread at once; then nothing comes of this."""
+        future: asyncio.Future[Ended] = self._loop.create_future()
+        if self._gave_up:
+            future.cancel()
+            return future
+        self._sent.add(future)
+        future.add_done_callback(self._sent.discard)
+        self._jobs.put(partial(_work, self._loop, future, fn, _ENDS_PROGRAM))
+        return future
+
+    async def call(self, run: Run, call: Call, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
+        context = copy_context()
+        with in_thread():
+            future = self.send(partial(context.run, called, run, call, fn, args))
+            cancelled = await finished(future)
+        outcome, error = future.result()
+        if error is not None:
+            raise error
+        assert isinstance(outcome, Outcome)
+        outcome.cancelled = cancelled
+        return outcome
+
+
+class Function:
+    """A plain function that a thread calls for the loop, a flow's or a contender's, and the blocking calls that it makes."""
+
+    def __init__(self) -> None:
+        self.is_cancelled = False
+        """Whether its blocking calls raise `CancelledError` from now on."""
+        self._calls: Final[set[asyncio.Task[Any]]] = set()
+        self._count_in_thread: Callable[[int], None] = lambda more: None
+
+    async def outcome(self, send: Send, fn: Callable[[], T]) -> T:
+        """Have `fn` called, and return what it returns. Where the task is cancelled, `fn` is told and waited for."""
+        context = copy_context()
+        context.run(_function.set, self)
+        with in_thread() as self._count_in_thread:
+            future = send(partial(context.run, fn))
+            cancelled = await finished(future, on_cancel=self._cancel)
+        value, error = future.result()
+        try:
+            if cancelled is not None and isinstance(error, asyncio.CancelledError):
+                raise cancelled
+            if error is not None:
+                raise error
+            returned: T = value
+            return returned
+        finally:
+            del error  # its traceback holds this frame
+
+    def _cancel(self) -> None:
+        self.is_cancelled = True
+        for task in self._calls:
+            if not task.cancelling():
+                task.cancel()
+
+    def begin(self, task: asyncio.Task[Any]) -> None:
+        """Note that the function waits for a blocking call."""
+        self._count_in_thread(-1)
+        self._calls.add(task)
+        if self.is_cancelled:
+            task.cancel()
+
+    def end(self, task: asyncio.Task[Any]) -> None:
+        """Note that a blocking call of the function ended."""
+        self._count_in_thread(1)
+        self._calls.discard(task)
+
+
+def in_new_thread(fn: Callable[[], Any]) -> asyncio.Future[Ended]:
+    """Have a thread of its own call `fn`."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Ended] = loop.create_future()
+    threading.Thread(target=_work, args=(loop, future, fn, ()), name="durable-function", daemon=True).start()
+    return future
+
+
+def _work(
+    loop: asyncio.AbstractEventLoop,
+    future: asyncio.Future[Ended],
+    fn: Callable[[], Any],
+    leaving: tuple[type[BaseException], ...],
+) -> None:
+    """Call `fn`, and tell the loop what came of it, but for exceptions that leave the thread."""
+    ended: Ended
+    try:
+        ended = fn(), None
+    except leaving:
+        raise
+    except BaseException as error:
+        ended = None, error
+    with suppress(RuntimeError):  # the loop was closed, and nobody waits
+        loop.call_soon_threadsafe(_tell, future, ended)
+
+
+def _tell(future: asyncio.Future[Ended], ended: Ended) -> None:
+    if not future.done():
+        future.set_result(ended)
+
+
+def _place() -> Place:
+    """Return the line outside of the library by which this thread came here."""
+    frame = sys._getframe(1)
+    while frame.f_globals.get("__name__", "").startswith("durable_core.") and frame.f_back is not None:
+        frame = frame.f_back
+    shown = frame.f_globals.setdefault("__warningregistry__", {})
+    return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__", "<string>"), shown)

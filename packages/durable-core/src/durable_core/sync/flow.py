@@ -1,0 +1,145 @@
+"""A flow whose function is a plain one, and the blocking face of one that is not."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from functools import update_wrapper, wraps
+from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
+
+from durable_core._running.ending import behind
+from durable_core._system.faces import asynchronous
+from durable_core.context import flow_of
+from durable_core.flow import Flow as AsyncFlow
+from durable_core.flow import flow as async_flow
+from durable_core.options import FlowOptions
+from durable_core.record import StepRecord
+from durable_core.runner import Runner as AsyncRunner
+
+from ._loop import Function, Send, call, in_new_thread
+from .runner import Runner
+from .store import AnyStore, loop_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Flow(Generic[P, T]):
+    """A flow function that blocks; call it with a runner of your own, or let `run` make one and record how the run ends.
+
+    A worker takes it as it takes any flow, and calls its function in a thread of its own.
+    """
+
+    def __init__(self, flow: AsyncFlow[P, T], fn: Callable[..., T] | None) -> None:
+        self.name: Final = flow.name
+        self._flow: Final = flow
+        self._fn: Final = fn
+        update_wrapper(self, fn or flow)
+
+    @classmethod
+    def _plain(cls, fn: Callable[..., T], name: str | None, options: FlowOptions) -> Flow[P, T]:
+        if not callable(fn) or inspect.iscoroutinefunction(fn) or inspect.isgeneratorfunction(fn):
+            raise TypeError(f"a flow of durable_core.sync is a plain function (runner, **input), not {fn!r}")
+        return cls(AsyncFlow(_driving(fn, in_new_thread), name, options), fn)
+
+    @property
+    def __durable_async__(self) -> AsyncFlow[P, T]:
+        return self._flow
+
+    def __repr__(self) -> str:
+        return f"<blocking flow {self.name!r}>"
+
+    def __get__(self, instance: object, owner: type | None = None) -> Flow[Any, T]:
+        """Return the flow as a method of `instance`, as functions do."""
+        if instance is None:
+            return self
+        if self._fn is None:
+            return Flow(self._flow.__get__(instance, owner), None)
+        return Flow._plain(self._fn.__get__(instance), self.name, self._flow._options)
+
+    def __call__(self, runner: Runner, *args: P.args, **kwargs: P.kwargs) -> T:
+        if not isinstance(runner, Runner):
+            raise TypeError(
+                f"flow {self.name!r} is called with a Runner of durable_core.sync, not {runner!r}; or write .run(store, run_id=…)"
+            )
+        if self._fn is None:
+            return runner._call(lambda inner: self._flow._called(inner, *args, **kwargs))
+        with flow_of(runner._runner):
+            return self._fn(runner, *args, **kwargs)
+
+    def options(self, **options: Unpack[FlowOptions]) -> Flow[P, T]:
+        """Return the same flow with other options, such as `onboard.options(wait_limit=0)`; those that are left out stay."""
+        if self._fn is None:
+            return Flow(self._flow.options(**options), None)
+        return Flow._plain(self._fn, self.name, {**self._flow._options, **options})
+
+    def run(self, store: AnyStore, run_id: str, *args: P.args, **input: P.kwargs) -> T:
+        """Run the flow as `run_id`, resume it, or return its recorded outcome; its function is called in this thread.
+
+        Raises what `durable_core.Flow.run` raises, and holds the run's lock as that does.
+        """
+
+        def running(send: Send) -> AsyncFlow[P, T]:
+            return self._flow if self._fn is None else self._flow._called_by(_driving(self._fn, send))
+
+        return call(lambda asker: running(asker.send).run(asynchronous(store), run_id, *args, **input), loop_of(store))
+
+    def start(
+        self,
+        store: AnyStore,
+        run_id: str,
+        at: datetime | timedelta | float | None = None,
+        connection: Any = None,
+        *args: P.args,
+        **input: P.kwargs,
+    ) -> StepRecord:
+        """Ask for a run, without running it: record its input and return the entry of `$flow` that holds it.
+
+        `run` takes it up, and so does a worker, not before `at`. The same id and input again change nothing. `connection` is one
+        of the store's driver, as `durable_core.Flow.start` says.
+        """
+        return call(
+            lambda _: self._flow.start(asynchronous(store), run_id, at, connection, *args, **input),
+            loop_of(store),
+        )
+
+
+def _driving(fn: Callable[..., T], send: Send) -> Callable[..., Awaitable[T]]:
+    """Return the asynchronous function of a flow, which has a thread call the plain one."""
+
+    @wraps(fn)
+    async def drive(runner: AsyncRunner, /, *args: Any, **input: Any) -> T:
+        run = runner._run
+        run.loop = asyncio.get_running_loop()
+
+        def called() -> T:
+            run.outside |= frozenset(map(id, behind(sys.exception())))
+            return fn(Runner._of(runner), *args, **input)
+
+        return await Function().outcome(send, called)
+
+    return drive
+
+
+@overload
+def flow(fn: AsyncFlow[P, T], /) -> Flow[P, T]: ...
+@overload
+def flow(fn: Callable[Concatenate[Runner, P], T], /) -> Flow[P, T]: ...
+@overload
+def flow(
+    *, name: str | None = None, **options: Unpack[FlowOptions]
+) -> Callable[[Callable[Concatenate[Runner, P], T]], Flow[P, T]]: ...
+def flow(fn: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
+    """Make a flow of a plain function `(runner, **input)`, with the options of `durable_core.flow`.
+
+    Of a flow that is written with asyncio, `flow(onboard)` is the same flow with `run` and `start` that block.
+    """
+    if isinstance(fn, AsyncFlow):
+        return Flow(fn, None)
+    if fn is not None:
+        return Flow._plain(fn, name, {})
+    async_flow(name=name, **options)  # checks the options now
+    return lambda function: Flow._plain(function, name, options)  # type: ignore[arg-type]  # checked when a runner is made

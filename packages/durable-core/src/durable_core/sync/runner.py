@@ -1,0 +1,337 @@
+"""The runner of a program without asyncio: the verbs of the asynchronous one, which block."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from copy import copy
+from datetime import datetime, timedelta
+from inspect import isawaitable, iscoroutine
+from types import TracebackType
+from typing import Any, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, overload
+
+from durable_core import context
+from durable_core._running.call import ANNOTATED
+from durable_core._running.first import first
+from durable_core._system.faces import Blocking, asynchronous
+from durable_core._waiting.approval import Decision
+from durable_core.flow import Flow as AsyncFlow
+from durable_core.options import MapOptions, RunnerOptions, StepOptions
+from durable_core.record import StepRecord
+from durable_core.runner import Runner as AsyncRunner
+
+from ._loop import Function, call, in_new_thread
+from .store import AnyStore, Store, loop_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Item = TypeVar("Item")
+Ts = TypeVarTuple("Ts")
+
+
+class Runner:
+    """Runs the steps of one run, each once, as `durable_core.Runner` does, with the same options; each call blocks.
+
+    `with Runner(store, run_id) as runner:` holds the run's lock. The store is a blocking one, or an asynchronous one that serves
+    any event loop. Several threads may share a runner.
+
+    A plain function of a step is called in the thread that called `step`, so that it may use what belongs to that thread, such
+    as Django's connections; those of a `map` are called in worker threads. An `async def` function runs on the event loop that
+    the library has in a thread of its own. Handlers of events are called there, too.
+
+    Ctrl-C, and whatever else is raised in a thread while it waits, cancels what it waits for, and leaves the log right. A call
+    raises `DurableError` where an event loop runs in its thread, which it would block.
+    """
+
+    def __init__(self, store: AnyStore, run_id: str, **options: Unpack[RunnerOptions]) -> None:
+        self._runner = AsyncRunner(asynchronous(store), run_id, **options)
+        self._runner._run.loop = loop_of(store)
+
+    @classmethod
+    def _of(cls, runner: AsyncRunner) -> Self:
+        """Return the blocking face of a runner."""
+        face = cls.__new__(cls)
+        face._runner = runner
+        return face
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run."""
+        return self._runner.run_id
+
+    @property
+    def store(self) -> Store:
+        """The store, with methods that block."""
+        return Store._of(self._runner.store, self._runner._run.loop)
+
+    def __repr__(self) -> str:
+        return f"durable_core.sync.{self._runner!r}"
+
+    def _call(self, ask: Callable[[AsyncRunner], Coroutine[Any, Any, T]], *, leaves: bool = False) -> T:
+        run = self._runner._run
+        return call(lambda asker: ask(self._runner._waited_for_in(asker)), run.loop, leaves=leaves)
+
+    def __enter__(self) -> Self:
+        held = self._runner._run.lock.is_held
+        try:
+            self._call(lambda runner: runner.__aenter__())
+        except BaseException:
+            if self._runner._run.lock.is_held and not held:  # it was interrupted just after
+                self._call(lambda runner: runner._run.leave(cancel=True), leaves=True)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
+        self._call(lambda runner: runner.__aexit__(kind, error, trace), leaves=True)
+
+    @overload
+    def step(self, step_id: str, fn: Callable[..., Any], *args: Any, returns: None, **options: Unpack[StepOptions]) -> None: ...
+    @overload
+    def step(self, step_id: str, fn: Callable[..., Any], *args: Any, returns: type[T], **options: Unpack[StepOptions]) -> T: ...
+    @overload
+    def step(self, step_id: str, fn: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, **options: Unpack[StepOptions]) -> T: ...
+    @overload
+    def step(self, step_id: str, fn: Callable[[Unpack[Ts]], T], *args: *Ts, **options: Unpack[StepOptions]) -> T: ...
+    @overload
+    def step(self, step_id: str, fn: Callable[..., Any], *args: Any, returns: Any, **options: Unpack[StepOptions]) -> Any: ...
+    def step(  # type: ignore[misc]  # mypy doesn't match `*args: *Ts` with `*args: Any`
+        self, step_id: str, fn: Callable[..., Any], *args: Any, returns: Any = ANNOTATED, **options: Any
+    ) -> Any:
+        """Run `fn(*args)` once and record its outcome; return the recorded value, now and on every later run.
+
+        A plain `fn` is called in this thread, an `async def` on the library's event loop. Raises what `durable_core.Runner.step`
+        raises. What an interrupt cuts short is not recorded.
+        """
+        return self._call(lambda runner: runner.step(step_id, fn, *args, returns=returns, **options))
+
+    @overload
+    def transaction(
+        self, step_id: str, fn: Callable[..., Any], *args: Any, returns: None, **options: Unpack[StepOptions]
+    ) -> None: ...
+    @overload
+    def transaction(
+        self, step_id: str, fn: Callable[..., Awaitable[T]], *args: Any, returns: Any = ..., **options: Unpack[StepOptions]
+    ) -> T: ...
+    @overload
+    def transaction(
+        self, step_id: str, fn: Callable[..., T], *args: Any, returns: Any = ..., **options: Unpack[StepOptions]
+    ) -> T: ...
+    def transaction(self, step_id: str, fn: Callable[..., Any], *args: Any, returns: Any = ANNOTATED, **options: Any) -> Any:
+        """Run `fn(connection, *args)` in a transaction of the store that also holds the step's record: exactly once.
+
+        With durable-postgres `fn` is async and runs on the library's event loop; with durable-sqlite it is a plain function and
+        is called in the store's own thread.
+        """
+        return self._call(lambda runner: runner.transaction(step_id, fn, *args, returns=returns, **options))
+
+    def until(
+        self,
+        step_id: str,
+        check: Callable[..., Any],
+        *args: Any,
+        every: float | timedelta,
+        timeout: float | timedelta | None = None,
+        returns: Any = ANNOTATED,
+        **options: Any,
+    ) -> Any:
+        """Ask `check` until it returns something true, `every` so many seconds, and return that, recorded."""
+        return self._call(
+            lambda runner: runner.until(step_id, check, *args, every=every, timeout=timeout, returns=returns, **options)
+        )
+
+    def sleep(self, step_id: str, duration: float | timedelta | datetime, *, name: str | None = None) -> None:
+        """Wait for `duration`, in seconds or as a timedelta, from when this was first reached; or until an aware datetime."""
+        self._call(lambda runner: runner.sleep(step_id, duration, name=name))
+
+    def approval(
+        self,
+        step_id: str,
+        show: object = None,
+        *,
+        timeout: float | timedelta | datetime | None = None,
+        quorum: int = 1,
+        approvers: Iterable[str] | None = None,
+        on_timeout: Literal["fail", "reject"] = "fail",
+        name: str | None = None,
+    ) -> Decision:
+        """Show something to people and wait for their decision, given with `control.approve` or `reject`."""
+        options: Any = {"quorum": quorum, "approvers": approvers, "on_timeout": on_timeout, "name": name}
+        return self._call(lambda runner: runner.approval(step_id, show, timeout=timeout, **options))
+
+    @overload
+    def event(
+        self, step_id: str, *, returns: type[T], timeout: float | timedelta | datetime | None = None, name: str | None = None
+    ) -> T: ...
+    @overload
+    def event(
+        self, step_id: str, *, returns: Any = Any, timeout: float | timedelta | datetime | None = None, name: str | None = None
+    ) -> Any: ...
+    def event(
+        self, step_id: str, *, returns: Any = Any, timeout: float | timedelta | datetime | None = None, name: str | None = None
+    ) -> Any:
+        """Wait for a value sent with `control.send`, which may have come before; return it as `returns`."""
+        return self._call(lambda runner: runner.event(step_id, returns=returns, timeout=timeout, name=name))
+
+    @overload
+    def flow(self, step_id: str, flow: AsyncFlow[P, T] | Blocking[AsyncFlow[P, T]], /, *args: P.args, **input: P.kwargs) -> T: ...
+    @overload
+    def flow(
+        self, step_id: str, flow: AsyncFlow[..., Any] | Blocking[AsyncFlow[..., Any]], /, *, wait: Literal[False], **input: Any
+    ) -> str: ...
+    def flow(  # type: ignore[misc]  # `wait` is no input, which the types of P can't say
+        self, step_id: str, flow: Any, /, *args: Any, wait: bool = True, **input: Any
+    ) -> Any:
+        """Run another flow as a child, and return its value; with `wait=False` ask for it, and return its run id at once.
+
+        The flow may be a blocking one, which is called in a thread of its own, or an asynchronous one.
+        """
+        return self._call(lambda runner: runner.flow(step_id, flow, *args, wait=wait, **input))
+
+    def result(self, step_id: str, child: str, *, returns: Any = Any, name: str | None = None) -> Any:
+        """Wait for the end of a child that `flow(…, wait=False)` of this run asked for, and return its value as `returns`."""
+        return self._call(lambda runner: runner.result(step_id, child, returns=returns, name=name))
+
+    def first(self, step_id: str, /, **contenders: Callable[[], T]) -> tuple[str, T]:
+        """Let contenders race, and return the name and the value of the first that succeeds, now and on every later run.
+
+        A contender is a plain function without arguments, `rail=lambda: runner.step("rail", ask, "rail")`, and is called in a
+        thread of its own. In those that lost, the blocking call that they are in raises `CancelledError`, and so does every
+        later one. All else is as `durable_core.Runner.first` says.
+        """
+
+        def racing(runner: AsyncRunner) -> Coroutine[Any, Any, tuple[str, Any]]:
+            return first(runner._run, runner._scoped(step_id), contenders, _contend)
+
+        return self._call(racing)
+
+    @overload
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Item], Any],
+        items: Iterable[Item],
+        *,
+        returns: None,
+        tolerate: int = 0,
+        **options: Unpack[MapOptions[Item]],
+    ) -> list[None]: ...
+    @overload
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Item], Any],
+        items: Iterable[Item],
+        *,
+        returns: type[T],
+        **options: Unpack[MapOptions[Item]],
+    ) -> list[T]: ...
+    @overload
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Item], Any],
+        items: Iterable[Item],
+        *,
+        returns: type[T],
+        tolerate: int,
+        **options: Unpack[MapOptions[Item]],
+    ) -> list[T | None]: ...
+    @overload
+    def map(
+        self, step_id: str, fn: Callable[[Item], Awaitable[T]], items: Iterable[Item], **options: Unpack[MapOptions[Item]]
+    ) -> list[T]: ...
+    @overload
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Item], Awaitable[T]],
+        items: Iterable[Item],
+        *,
+        tolerate: int,
+        **options: Unpack[MapOptions[Item]],
+    ) -> list[T | None]: ...
+    @overload
+    def map(
+        self, step_id: str, fn: Callable[[Item], T], items: Iterable[Item], **options: Unpack[MapOptions[Item]]
+    ) -> list[T]: ...
+    @overload
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Item], T],
+        items: Iterable[Item],
+        *,
+        tolerate: int,
+        **options: Unpack[MapOptions[Item]],
+    ) -> list[T | None]: ...
+    @overload
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Item], Any],
+        items: Iterable[Item],
+        *,
+        returns: Any,
+        tolerate: int = 0,
+        **options: Unpack[MapOptions[Item]],
+    ) -> list[Any]: ...
+    def map(
+        self,
+        step_id: str,
+        fn: Callable[[Any], Any],
+        items: Iterable[Any],
+        *,
+        key: Callable[[Any], str | int] | None = None,
+        limit: int = 20,
+        tolerate: int = 0,
+        returns: Any = ANNOTATED,
+        **options: Any,
+    ) -> list[Any]:
+        """Run `fn(item)` once for each item, at most `limit` at a time; return the values in the order of the items.
+
+        A plain `fn` is called in worker threads. All else is as `durable_core.Runner.map` says.
+        """
+        how: Any = {"key": key, "limit": limit, "tolerate": tolerate, "returns": returns, **options}
+        return self._call(lambda runner: runner.map(step_id, fn, items, **how))
+
+    def publish(self, step_id: str, value: object) -> None:
+        """Tell others how far the run is: append `value` as the next entry of `step_id`."""
+        self._call(lambda runner: runner.publish(step_id, value))
+
+    def scope(self, name: str) -> Self:
+        """Return this runner with all ids prefixed: the step `ask` of the scope `triage` is the step `triage/ask` of the run."""
+        scoped = copy(self)
+        scoped._runner = self._runner.scope(name)
+        return scoped
+
+    def recorded(self, step_id: str) -> StepRecord | None:
+        """Return the newest entry of a step that this runner knows, or None. It asks no store, and reads no log."""
+        return self._runner.recorded(step_id)
+
+    def history(self) -> Sequence[StepRecord]:
+        """Read all entries of the run from the store, in the order in which they were appended."""
+        return self._call(lambda runner: runner.history())
+
+    def reset(self) -> None:
+        """Clear the run, children first, so that every step and every child runs again."""
+        self._call(lambda runner: runner.reset())
+
+
+def _contend(fn: Callable[[], Any]) -> Awaitable[Any]:
+    """Call a contender in a thread of its own."""
+
+    def contend() -> Any:
+        if isawaitable(value := fn()):
+            if iscoroutine(value):
+                value.close()
+            raise TypeError(f"a contender of durable_core.sync is a plain function that blocks, but {fn!r} returned {value!r}")
+        return value
+
+    return Function().outcome(in_new_thread, contend)
+
+
+def current_runner() -> Runner:
+    """Return the runner whose flow, or whose step, is running where this is called, with calls that block.
+
+    Raises `DurableError` outside of both. Inside a step it is there to be asked: a step can't start another one.
+    """
+    return Runner._of(context.current_runner())

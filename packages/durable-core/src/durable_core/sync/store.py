@@ -1,0 +1,109 @@
+"""A store whose methods block."""
+
+from __future__ import annotations
+
+import contextlib
+from asyncio import AbstractEventLoop
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from durable_core._system.faces import asynchronous
+from durable_core.errors import Refused
+from durable_core.record import StepRecord
+from durable_core.store import Store as AsyncStore
+from durable_core.store import check_store, runs_of
+from durable_core.stores import opening
+
+from ._loop import call, is_in_loop
+
+T = TypeVar("T")
+
+
+class Store:
+    """An asynchronous store, with methods that block: any number of threads may share it.
+
+    `with open_store(url) as store:` opens and closes it. `durable_core.engine.asynchronous(store)` is the asynchronous one.
+    """
+
+    def __init__(self, store: AsyncStore) -> None:
+        check_store(store)
+        self._store: Final = store
+        self._loop: AbstractEventLoop | None = None
+
+    @classmethod
+    def _of(cls, store: AsyncStore, loop: AbstractEventLoop | None) -> Self:
+        """Return a blocking store whose calls go to `loop`, that it belongs to; None is the library's own."""
+        blocking = cls(store)
+        blocking._loop = loop
+        return blocking
+
+    @property
+    def __durable_async__(self) -> AsyncStore:
+        return self._store
+
+    def __repr__(self) -> str:
+        return f"durable_core.sync.Store({self._store!r})"
+
+    def __enter__(self) -> Self:
+        if (enter := getattr(self._store, "__aenter__", None)) is not None:
+            call(lambda _: enter(), self._loop)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
+        if (leave := getattr(self._store, "__aexit__", None)) is not None:
+            call(lambda _: leave(kind, error, trace), self._loop, leaves=True)
+
+    def append(self, record: StepRecord) -> StepRecord:
+        """Claim the slot of the record, as `durable_core.Store.append` does; return who holds it."""
+        return call(lambda _: self._store.append(record), self._loop)
+
+    def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        """Return the step's newest entry, or None if it has none."""
+        return call(lambda _: self._store.get(run_id, step_id), self._loop)
+
+    def list(self, run_id: str) -> Sequence[StepRecord]:
+        """Return all entries of the run in the order in which they were appended."""
+        return call(lambda _: self._store.list(run_id), self._loop)
+
+    def clear(self, run_id: str) -> None:
+        """Remove all entries of the run."""
+        call(lambda _: self._store.clear(run_id), self._loop)
+
+    def runs(self, prefix: str = "") -> Generator[str, None, None]:
+        """Yield the id of each run that starts with `prefix`. Raises `Refused` on a store that can't list its runs."""
+        if (runs := runs_of(self._store)) is None:
+            raise Refused(f"{self._store!r} can't list its runs: it has no method runs(prefix)")
+        return iterate(lambda: runs.runs(prefix), self._loop)
+
+
+AnyStore = Store | AsyncStore
+"""A blocking store, or an asynchronous one that serves any event loop: of memory, a file or SQLite."""
+
+
+def open_store(url: str | None = None) -> Store:
+    """Make the store that `url` names, as `durable_core.open_store` does: `with open_store("sqlite:./runs.db") as store:`."""
+    return Store(opening.open_store(url))
+
+
+def loop_of(store: AnyStore) -> AbstractEventLoop | None:
+    """Return the loop that a store belongs to; None for the library's own."""
+    return store._loop if isinstance(store, Store) else None
+
+
+def blocking(store: AnyStore) -> Store:
+    """Return a store with methods that block."""
+    return store if isinstance(store, Store) else Store(asynchronous(store))
+
+
+def iterate(items: Callable[[], AsyncIterator[T]], loop: AbstractEventLoop | None) -> Generator[T, None, None]:
+    """Yield what an asynchronous iterator yields, and close that when this is left."""
+    iterator: Any = items()
+    try:
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                yield call(lambda _: iterator.__anext__(), loop)
+    finally:
+        # Collected inside a loop, it can't wait: then the library's loop closes the iterator, which nobody has any more.
+        if hasattr(iterator, "aclose") and not is_in_loop():
+            call(lambda _: iterator.aclose(), loop, leaves=True)

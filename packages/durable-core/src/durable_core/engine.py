@@ -33,6 +33,7 @@ from .stores.lines import heads_of
 
 __all__ = [
     "FLOW",
+    "AnyFlow",
     "Blocking",
     "Driver",
     "HeldRun",
@@ -62,6 +63,9 @@ __all__ = [
     "waits_of",
     "wake",
 ]
+
+AnyFlow = Flow[Any, Any] | Blocking[Flow[Any, Any]]
+"""A flow, or one of `durable_core.sync`, which `asynchronous` makes one of."""
 
 
 async def could_go_on(store: Store, flows: Collection[StepRecord], now: datetime) -> Mapping[str, bool]:

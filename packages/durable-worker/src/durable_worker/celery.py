@@ -16,10 +16,9 @@ from weakref import WeakSet
 from celery import Celery, signals
 
 from durable_core import open_store
-from durable_core.engine import holding
+from durable_core.engine import AnyFlow, holding
 from durable_core.errors import RunBusy, StoreError
 from durable_core.events import OnEvent
-from durable_core.flow import Flow
 from durable_core.options import duration
 from durable_core.store import OpenableStore
 from durable_core.stores.memory import MemoryStore
@@ -42,14 +41,14 @@ _attached: Final[WeakSet[Celery]] = WeakSet()
 def attach(
     app: Celery,
     store_url: str,
-    flows: Collection[Flow[Any, Any]],
+    flows: Collection[AnyFlow],
     *,
     sweep_every: float | timedelta = 60,
     visibility_timeout: float | timedelta = 60,
     max_crashes: int = 5,
     adopt: timedelta = timedelta(days=1),
     shutdown_timeout: float | timedelta = 30,
-    aliases: Mapping[str, Flow[Any, Any]] | None = None,
+    aliases: Mapping[str, AnyFlow] | None = None,
     on_event: OnEvent | None = None,
 ) -> Carrier:
     """Have the workers of a Celery application drive the runs of these flows, and return what opens the store for the others.

@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 from durable_core.clock import Clock, SystemClock
 from durable_core.control import RunStatus
+from durable_core.engine import AnyFlow, asynchronous
 from durable_core.events import OnEvent, check_handlers
 from durable_core.flow import Flow
 from durable_core.options import duration
@@ -45,7 +46,7 @@ class Worker:
     def __init__(
         self,
         store: Store,
-        flows: Collection[Flow[Any, Any]],
+        flows: Collection[AnyFlow],
         *,
         concurrency: int = 20,
         visibility_timeout: float | timedelta | None = None,
@@ -53,7 +54,7 @@ class Worker:
         max_crashes: int = 5,
         adopt: timedelta = timedelta(days=1),
         shutdown_timeout: float | timedelta = 30,
-        aliases: Mapping[str, Flow[Any, Any]] | None = None,
+        aliases: Mapping[str, AnyFlow] | None = None,
         on_event: OnEvent | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -102,7 +103,7 @@ class Worker:
     def cron(
         self,
         expression: str,
-        flow: Flow[Any, Any],
+        flow: AnyFlow,
         *,
         name: str | None = None,
         timezone: str = "UTC",
@@ -130,12 +131,12 @@ class Worker:
                 f"poll is {settings.poll:g} s and visibility_timeout {settings.visibility_timeout:g} s: a time may be older than"
                 " that when it is seen, and would be left out. Give a shorter poll or a longer visibility_timeout"
             )
-        self._schedules.add(expression, flow, name=name, timezone=timezone, catch_up=catch_up, input=input)
+        self._schedules.add(expression, asynchronous(flow), name=name, timezone=timezone, catch_up=catch_up, input=input)
 
     def webhook(
         self,
         path: str,
-        flow: Flow[Any, Any] | None = None,
+        flow: AnyFlow | None = None,
         *,
         verify: Verify,
         run_id: Callable[[Any], str] | None = None,
@@ -159,7 +160,8 @@ class Worker:
         has other input or the event another outcome, 413 for a body of more than `max_body` bytes. At 503 the store was away:
         the delivery may have been recorded or not, and is to be sent again.
         """
-        self._webhooks.add(path, flow, verify=verify, run_id=run_id, input=input, send_to=send_to, max_body=max_body)
+        taken = None if flow is None else asynchronous(flow)
+        self._webhooks.add(path, taken, verify=verify, run_id=run_id, input=input, send_to=send_to, max_body=max_body)
 
     @property
     def app(self) -> Starlette:
@@ -192,15 +194,17 @@ def _number(what: str, value: object) -> int:
     return value
 
 
-def _by_name(flows: Collection[Flow[Any, Any]], aliases: Mapping[str, Flow[Any, Any]]) -> dict[str, Flow[Any, Any]]:
+def _by_name(flows: Collection[AnyFlow], aliases: Mapping[str, AnyFlow]) -> dict[str, Flow[Any, Any]]:
     """Return the flows by the names under which runs are recorded. Raises for what is no flow, and for two of one name."""
-    if isinstance(flows, Flow) or not isinstance(flows, Collection):
-        example = flows.name if isinstance(flows, Flow) else "onboard"
-        raise TypeError(f"flows must be a list of functions decorated with @flow, such as [{example}], not {flows!r}")
+    given: object = flows
+    if not isinstance(given, Collection):
+        example = getattr(given, "name", "onboard")
+        raise TypeError(f"flows must be a list of functions decorated with @flow, such as [{example}], not {given!r}")
     if not isinstance(aliases, Mapping):
         raise TypeError(f'aliases must be flows by names that they had, {{"old-name": flow}}, not {aliases!r}')
     named: dict[str, Flow[Any, Any]] = {}
-    for name, flow in [*((getattr(each, "name", ""), each) for each in flows), *aliases.items()]:
+    for name, each in [*((getattr(listed, "name", ""), listed) for listed in flows), *aliases.items()]:
+        flow = asynchronous(each)
         if not isinstance(flow, Flow):
             raise TypeError(f"flows must be functions decorated with @flow, not {flow!r}")
         if not isinstance(name, str) or not name:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 _TURNS: Final = 20  # of the loop, in which what is recorded has long replayed
+_LOOK_SECONDS: Final = 0.02  # between two looks at which contenders are in a thread
 _THREAD_TURN: Final = 0.001  # seconds that each turn is longer than the one before, where a thread replays it
 
 LOSING: Final = (StepFailed, SomeFailed)
@@ -211,9 +212,16 @@ class Race:
 
     async def end(self, *, wait_for_threads: bool = False) -> None:
         """Wait until the contenders have ended, but for those that are in a thread."""
-        tasks = [each.task for each in self.contenders if wait_for_threads or not each.in_threads]
-        if tasks := [task for task in tasks if not task.done()]:
-            await to_the_end(asyncio.wait(tasks))
+        if self._going_on(wait_for_threads):
+            await to_the_end(self._end(wait_for_threads))
+
+    async def _end(self, wait_for_threads: bool) -> None:
+        while tasks := self._going_on(wait_for_threads):
+            await asyncio.wait(tasks, timeout=_LOOK_SECONDS)  # meanwhile one may be in a thread again, which nothing stops
+
+    def _going_on(self, wait_for_threads: bool) -> list[asyncio.Task[Any]]:
+        left = [each for each in self.contenders if wait_for_threads or not each.in_threads]
+        return [each.task for each in left if not each.task.done()]
 
 
 def called(step_id: str, name: str, fn: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:

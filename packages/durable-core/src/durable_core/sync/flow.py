@@ -37,7 +37,7 @@ class Flow(Generic[P, T]):
         self.name: Final = flow.name
         self._flow: Final = flow
         self._fn: Final = fn
-        update_wrapper(self, fn or flow)
+        update_wrapper(self, fn or flow, updated=())
 
     @classmethod
     def _plain(cls, fn: Callable[..., T], name: str | None, options: FlowOptions) -> Flow[P, T]:

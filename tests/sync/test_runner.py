@@ -249,7 +249,7 @@ def test_the_first_wins_and_the_others_are_left(store: Store) -> None:
 
 
 def test_a_contender_that_lost_can_do_nothing_more(store: Store) -> None:
-    """The call that a loser is in raises `CancelledError`, and so does every later one; the winner doesn't wait for plain code."""
+    """The call that a loser is in raises `CancelledError`, and so does every later one; `first` waits for no plain code."""
     raised: list[str] = []
     goes_on, ended = threading.Event(), threading.Event()
 

@@ -71,17 +71,23 @@ class Runner:
         return call(lambda asker: ask(self._runner._waited_for_in(asker)), run.loop, leaves=leaves)
 
     def __enter__(self) -> Self:
-        held = self._runner._run.lock.is_held
+        lock = self._runner._run.lock
+        held = lock.is_held
         try:
             self._call(lambda runner: runner.__aenter__())
         except BaseException:
-            if self._runner._run.lock.is_held and not held:  # it was interrupted just after
-                self._call(lambda runner: runner._run.leave(cancel=True), leaves=True)
+            if lock.is_held and not held:  # interrupted when the lock was taken just now
+                self.__exit__(KeyboardInterrupt, None, None)
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
-        self._call(lambda runner: runner.__aexit__(kind, error, trace), leaves=True)
+        try:
+            self._call(lambda runner: runner.__aexit__(kind, error, trace), leaves=True)
+        except BaseException:
+            if self._runner._run.lock.is_held:  # interrupted before it was asked to
+                self._call(lambda runner: runner.__aexit__(kind, error, trace), leaves=True)
+            raise
 
     @overload
     def step(self, step_id: str, fn: Callable[..., Any], *args: Any, returns: None, **options: Unpack[StepOptions]) -> None: ...

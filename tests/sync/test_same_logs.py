@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -229,7 +230,7 @@ def log_of(store: MemoryStore) -> Mapping[str, list[Any]]:
 
 
 def plain(record: StepRecord) -> Any:
-    error = None if record.error is None else (record.error.type, record.error.message)
+    error = None if record.error is None else (record.error.type, re.sub(r" at 2[-:+.T\d]+", "", record.error.message))
     note = {name: content for name, content in (record.notes or {}).items() if name not in ("cancelled", "deadline")}
     fields: list[Callable[[StepRecord], Any]] = [
         *(lambda record, name=name: getattr(record, name) for name in ("step_id", "revision", "status", "kind", "name")),

@@ -16,14 +16,18 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
+from inspect import iscoroutinefunction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, NoReturn, cast
 
-from durable_core import Runner, StepEvent, StepRecord, Store, open_store
+from durable_core import Runner, StepEvent, StepRecord, Store, open_store, sync
+from durable_core.engine import asynchronous
 
 Flow = Callable[[Store, Path, Callable[[StepEvent], None]], Awaitable[object]]
+BlockingFlow = Callable[[Store, Path, Callable[[StepEvent], None]], object]
 
 WIDTH = 20
 RED, GREEN, YELLOW, DIM, BOLD = 31, 32, 33, 2, 1
@@ -63,7 +67,7 @@ class Process:
     replayed: set[str] = field(default_factory=set)
 
 
-def main(settle: Flow, run_id: str) -> None:
+def main(settle: Flow | BlockingFlow, run_id: str) -> None:
     parser = argparse.ArgumentParser(description="Settle a day's orders, be killed half-way, resume, and prove the result.")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep ledger, invoices and log in this new folder")
     parser.add_argument(
@@ -77,7 +81,11 @@ def main(settle: Flow, run_id: str) -> None:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        asyncio.run(child(settle, options.child, options.kill[0] if options.kill else None))
+        kill = options.kill[0] if options.kill else None
+        if iscoroutinefunction(settle):
+            asyncio.run(child(settle, options.child, kill))
+        else:
+            blocking_child(settle, options.child, kill)
         return
     if options.keep:
         if options.keep.exists():
@@ -90,17 +98,27 @@ def main(settle: Flow, run_id: str) -> None:
 
 async def child(settle: Flow, folder: Path, kill: Kill | None) -> None:
     """Run the job in this process, tell its events, and freeze where it is to be killed."""
-
-    def report(event: StepEvent) -> None:
-        record = event.record
-        took = (record.ended_at - record.started_at).total_seconds() * 1000 if record else 0.0
-        print(event.type, event.step_id, took, sep="\t", flush=True)
-        if kill == Kill("recorded", event.step_id) and event.type == "step:success":
-            freeze()
-
     async with open_store((folder / "runs").as_uri()) as store:
-        frozen = FreezesBeforeRecording(store, kill.step_id) if kill and kill.when == "effect" else store
-        await settle(cast(Store, frozen), folder, report)
+        await settle(freezing(store, kill), folder, partial(report, kill))
+
+
+def blocking_child(settle: BlockingFlow, folder: Path, kill: Kill | None) -> None:
+    """Do the same for a job without asyncio."""
+    with sync.open_store((folder / "runs").as_uri()) as store:
+        settle(freezing(asynchronous(store), kill), folder, partial(report, kill))
+
+
+def report(kill: Kill | None, event: StepEvent) -> None:
+    record = event.record
+    took = (record.ended_at - record.started_at).total_seconds() * 1000 if record else 0.0
+    print(event.type, event.step_id, took, sep="\t", flush=True)
+    if kill == Kill("recorded", event.step_id) and event.type == "step:success":
+        freeze()
+
+
+def freezing(store: Store, kill: Kill | None) -> Store:
+    """Return the store, or one that freezes before the record of the step at which the process is to be killed."""
+    return cast(Store, FreezesBeforeRecording(store, kill.step_id)) if kill and kill.when == "effect" else store
 
 
 class FreezesBeforeRecording:

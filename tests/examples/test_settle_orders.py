@@ -44,6 +44,9 @@ BAD_LINES = {
 }
 
 
+JOBS = ["settle_orders.py", "settle_orders_sync.py"]
+
+
 @pytest.fixture
 def job() -> ModuleType:
     spec = spec_from_file_location("settle_orders", EXAMPLES / "settle_orders.py")
@@ -108,10 +111,14 @@ def assert_settled_once(folder: Path) -> None:
     assert [int(line.split()[1].rstrip(":")) for line in rejects] == list(BAD_LINES)
 
 
-def test_demo_kills_resumes_and_proves(tmp_path: Path) -> None:
-    """Without options two runs are killed, the third one ends, the proof holds, and no file is left behind."""
+@pytest.mark.parametrize("script", JOBS)
+def test_demo_kills_resumes_and_proves(script: str, tmp_path: Path) -> None:
+    """Without options two runs are killed, the third one ends, the proof holds, and no file is left behind.
+
+    Without asyncio all of it comes out the same, step for step.
+    """
     before = set(EXAMPLES.glob("*.*"))
-    result = demo(temp=tmp_path)
+    result = demo(temp=tmp_path, script=EXAMPLES / script)
     assert (result.returncode, result.stderr) == (0, "")
     runs: dict[str, list[str]] = {step: [] for step in STEPS}
     for line in result.stdout.splitlines():
@@ -138,10 +145,11 @@ def test_one_kill(kill: str, tmp_path: Path) -> None:
     assert_settled_once(tmp_path / "night")
 
 
-def test_killed_at_every_point_of_one_night(tmp_path: Path) -> None:
-    """A night killed before and after the record of each of its steps comes out as any other."""
+@pytest.mark.parametrize("script", JOBS)
+def test_killed_at_every_point_of_one_night(script: str, tmp_path: Path) -> None:
+    """A night killed before and after the record of each of its steps comes out as any other, without asyncio, too."""
     kills = [argument for step in STEPS for when in ("effect", "recorded") for argument in ("--kill", f"{when}:{step}")]
-    result = demo(*kills, "--keep", tmp_path / "night", temp=tmp_path / "temp")
+    result = demo(*kills, "--keep", tmp_path / "night", temp=tmp_path / "temp", script=EXAMPLES / script)
     assert (result.returncode, result.stderr) == (0, "")
     assert_settled_once(tmp_path / "night")
     with closing(sqlite3.connect(tmp_path / "night" / "ledger.db")) as db:

@@ -24,7 +24,6 @@ from ._running.run import Run
 from ._running.step import run_step
 from ._running.transaction import NOT_AWAITED, committing_in, committing_in_thread
 from ._running.until import asking_again
-from ._system.faces import Blocking
 from ._system.ids import check_id, check_name, check_own_id
 from ._values.codec import Codec
 from ._values.returns import codec_for
@@ -39,6 +38,7 @@ from .store import Store, check_store, transact_of, transaction_of
 
 if TYPE_CHECKING:
     from .flow import Flow
+    from .sync import Flow as BlockingFlow
 
 _STOPPED: Final = (CancelledError, KeyboardInterrupt, SystemExit)
 
@@ -286,12 +286,12 @@ class Runner:
 
     @overload
     def flow(
-        self, step_id: str, flow: Flow[P, T] | Blocking[Flow[P, T]], /, *args: P.args, **input: P.kwargs
-    ) -> Coroutine[Any, Any, T]: ...
+        self, step_id: str, flow: Flow[..., Any] | BlockingFlow[..., Any], /, *, wait: Literal[False], **input: Any
+    ) -> Coroutine[Any, Any, str]: ...
     @overload
     def flow(
-        self, step_id: str, flow: Flow[..., Any] | Blocking[Flow[..., Any]], /, *, wait: Literal[False], **input: Any
-    ) -> Coroutine[Any, Any, str]: ...
+        self, step_id: str, flow: Flow[P, T] | BlockingFlow[P, T], /, *args: P.args, **input: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
     async def flow(  # type: ignore[misc]  # `wait` is no input, which the types of P can't say
         self, step_id: str, flow: Any, /, *args: Any, wait: bool = True, **input: Any
     ) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, overload
 
+A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
 
 
@@ -16,10 +17,13 @@ class Blocking(Protocol[A_co]):
         """The asynchronous one."""
 
 
-def asynchronous(given: A_co | Blocking[A_co]) -> A_co:
+@overload
+def asynchronous(given: Blocking[A]) -> A: ...
+@overload
+def asynchronous(given: A) -> A: ...
+def asynchronous(given: Any) -> Any:
     """Return the asynchronous store or flow of a blocking one; what isn't blocking is returned as it is."""
-    found: Any = given
-    return getattr(found, "__durable_async__", found)  # type: ignore[no-any-return]  # it is one or the other
+    return getattr(given, "__durable_async__", given)
 
 
 class Place(NamedTuple):

@@ -7,20 +7,24 @@ from copy import copy
 from datetime import datetime, timedelta
 from inspect import isawaitable, iscoroutine
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, overload
 
 from durable_core import context
 from durable_core._running.call import ANNOTATED
 from durable_core._running.first import first
-from durable_core._system.faces import Blocking, asynchronous
+from durable_core._system.faces import asynchronous
 from durable_core._waiting.approval import Decision
-from durable_core.flow import Flow as AsyncFlow
 from durable_core.options import MapOptions, RunnerOptions, StepOptions
 from durable_core.record import StepRecord
 from durable_core.runner import Runner as AsyncRunner
 
 from ._loop import Function, call, in_new_thread
 from .store import AnyStore, Store, loop_of
+
+if TYPE_CHECKING:
+    from durable_core.flow import Flow as AsyncFlow
+
+    from .flow import Flow
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -178,11 +182,9 @@ class Runner:
         return self._call(lambda runner: runner.event(step_id, returns=returns, timeout=timeout, name=name))
 
     @overload
-    def flow(self, step_id: str, flow: AsyncFlow[P, T] | Blocking[AsyncFlow[P, T]], /, *args: P.args, **input: P.kwargs) -> T: ...
+    def flow(self, step_id: str, flow: Flow[..., Any] | AsyncFlow[..., Any], /, *, wait: Literal[False], **input: Any) -> str: ...
     @overload
-    def flow(
-        self, step_id: str, flow: AsyncFlow[..., Any] | Blocking[AsyncFlow[..., Any]], /, *, wait: Literal[False], **input: Any
-    ) -> str: ...
+    def flow(self, step_id: str, flow: Flow[P, T] | AsyncFlow[P, T], /, *args: P.args, **input: P.kwargs) -> T: ...
     def flow(  # type: ignore[misc]  # `wait` is no input, which the types of P can't say
         self, step_id: str, flow: Any, /, *args: Any, wait: bool = True, **input: Any
     ) -> Any:

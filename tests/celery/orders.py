@@ -12,6 +12,8 @@ from celery import Celery
 
 from durable_core import Runner, flow
 from durable_core.control import RunStatus
+from durable_core.sync import Runner as BlockingRunner
+from durable_core.sync import flow as blocking_flow
 from durable_worker.celery import Carrier, attach
 
 _effects = Path(os.environ.get("EFFECTS", os.devnull))
@@ -73,7 +75,15 @@ async def pdf(runner: Runner, number: int) -> None:
     await runner.step("draw", draw, returns=None)
 
 
-FLOWS = [quick, slow, ask, nap, parent, pdf]
+@blocking_flow(wait_limit=0)
+def without_asyncio(runner: BlockingRunner, name: str) -> str:
+    decision = runner.approval("ok", {"name": name})
+    runner.step("do", effect, f"{name}-{decision.by}", returns=None)
+    runner.flow("quick", quick, number=7)
+    return name
+
+
+FLOWS = [quick, slow, ask, nap, parent, pdf, without_asyncio]
 
 
 def attached(

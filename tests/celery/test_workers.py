@@ -9,8 +9,10 @@ import pytest
 
 from durable_core import control
 from durable_core.store import OpenableStore, wakeups_of
+from durable_core.sync import Store
+from durable_core.sync import control as blocking
 from tests.celery.conftest import Shop
-from tests.celery.orders import ask, nap, parent, pdf, quick
+from tests.celery.orders import ask, nap, parent, pdf, quick, without_asyncio
 
 
 async def test_runs_that_are_asked_for_end(shop: Shop, store: OpenableStore) -> None:
@@ -159,3 +161,14 @@ async def until_waiting(store: OpenableStore, run_id: str) -> None:
             if flow is not None and flow.status == "waiting" and flow.notes.get("waiting_for"):
                 return
             await asyncio.sleep(0.02)
+
+
+def test_a_program_without_asyncio(shop: Shop) -> None:
+    """A blocking flow, asked for and decided by a program that blocks, is driven by Celery's workers."""
+    shop.two_workers()
+    with Store(shop.carrier.open_store()) as store:
+        without_asyncio.start(store, "one", name="one")
+        shop.wait_until(lambda: [record.run_id for record in blocking.pending(store)] == ["one"])
+        blocking.approve(store, "one", "ok", by="alice")
+        assert blocking.result(store, "one", timeout=60) == "one"
+    assert (shop.effects["one-alice"], shop.effects["quick-7"]) == (1, 1)

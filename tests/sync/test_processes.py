@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -29,11 +30,15 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def start(command: str, url: str, folder: Path, *more: object) -> subprocess.Popen[str]:
     arguments = [sys.executable, programs.__file__, command, url, str(folder), *map(str, more)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def output_of(process: subprocess.Popen[str]) -> str:
-    output, errors = process.communicate(timeout=SECONDS)
+    try:
+        output, errors = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with its children
+        raise
     assert process.returncode == 0, errors
     return output.strip()
 

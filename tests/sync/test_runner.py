@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextvars
 import sys
 import threading
+import time
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -25,6 +29,7 @@ from durable_core import (
     SomeFailed,
     StepDrift,
     StepFailed,
+    StepRecord,
     StepReused,
     current_step,
     in_step,
@@ -259,7 +264,7 @@ def test_a_contender_that_lost_can_do_nothing_more(store: Store) -> None:
                 runner.event(step_id)
             except asyncio.CancelledError:
                 raised.append(step_id)
-        goes_on.wait(30)
+        goes_on.wait(10)
         ended.set()
 
     def winner() -> int:
@@ -274,6 +279,22 @@ def test_a_contender_that_lost_can_do_nothing_more(store: Store) -> None:
         assert ended.wait(30)
     assert raised == ["never", "later"]
     assert runner.recorded("later") is None
+
+
+def test_what_is_recorded_wins_before_anything_begins(store: Store) -> None:
+    """A run that died before its race was recorded: the contender whose step is recorded wins, and the other begins nothing."""
+    with Runner(store, "run") as runner:
+        runner.step("rail", lambda: "ticket")
+    began: list[str] = []
+
+    def rail() -> str:
+        time.sleep(0.02)  # a thread that gets no processor for a while
+        return runner.step("rail", lambda: "ticket")
+
+    with Runner(store, "run") as runner:
+        other = partial(runner.step, "other", began.append, "other")
+        assert runner.first("race", other=other, rail=rail) == ("rail", "ticket")
+    assert began == []
 
 
 def test_a_race_suspends_when_all_wait(store: Store) -> None:
@@ -322,6 +343,28 @@ def test_the_lock_is_held_and_given_back(store: Store) -> None:
         runner.step("two", lambda: 2)
     with Runner(store, "run"):
         pass
+
+
+class Interrupting(MemoryStore):
+    """Interrupts the main thread while it reads the log, and returns before anybody hears of that."""
+
+    interrupts = True
+
+    async def list(self, run_id: str) -> Sequence[StepRecord]:
+        if self.interrupts:
+            self.interrupts = False
+            _thread.interrupt_main()
+            time.sleep(0.2)
+        return await super().list(run_id)
+
+
+def test_a_lock_that_was_taken_as_ctrl_c_came_is_given_back() -> None:
+    """`with` was not entered, so the lock that its runner holds is nobody's."""
+    store = Interrupting()
+    with pytest.raises(KeyboardInterrupt), Runner(store, "run"):
+        raise AssertionError("it is not entered")
+    with Runner(store, "run") as runner:
+        assert runner.step("one", lambda: 1) == 1
 
 
 def test_a_drift_warning_points_at_the_line_that_asked(store: Store) -> None:

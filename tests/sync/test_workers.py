@@ -41,10 +41,10 @@ def refund(runner: Runner, amount: int) -> str:
 
 @flow
 def stubborn(runner: Runner, ids: list[str]) -> None:
-    """Waits, and goes on to the next wait whatever the one before raised."""
+    """Waits, and goes on with steps whatever the wait raised, and each of them."""
     for step_id in ids:
         try:
-            runner.event(step_id)
+            runner.event(step_id) if step_id == "a" else runner.step(step_id, here)
         except BaseException as error:
             note(runner, error)
     raise SystemError("the flow's own end")
@@ -226,6 +226,20 @@ async def test_a_flow_uses_its_store_on_the_workers_loop(kind: str, tmp_path: An
         await engine.asynchronous(refund).start(store, "other", amount=1)
         await engine.asynchronous(looks_from_inside).start(store, "run")
         assert await control.result(store, "run", timeout=30) == ["other", "$flow", "$flow", "one"]
+
+
+async def test_each_call_of_a_run_goes_to_its_workers_loop(store: MemoryStore) -> None:
+    """Steps, waits and the store of a run are worked on where its lock and its connections are."""
+
+    async def loop() -> int:
+        return id(asyncio.get_running_loop())
+
+    @flow
+    def look(runner: Runner) -> list[int]:
+        with Runner(runner.store, "another") as another:
+            return [runner.step("loop", loop), another.step("loop", loop)]
+
+    assert await engine.asynchronous(look).run(store, "run") == [await loop()] * 2
 
 
 def test_a_worker_takes_what_it_can_run(store: MemoryStore) -> None:

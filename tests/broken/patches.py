@@ -3245,8 +3245,8 @@ PATCHES = [
     Patch(
         "sync: a flow that was cancelled goes on with its next call",
         f"{CORE}/sync/_loop.py",
-        "    if function is not None and function.is_cancelled:\n",
-        "    if False:\n",
+        "        if self._is_cancelled:\n",
+        "        if False:\n",
         ("tests/sync/test_workers.py::test_a_cancelled_task_reaches_the_thread",),
     ),
     Patch(

@@ -218,6 +218,26 @@ async def test_a_cancelled_task_reaches_the_thread(store: MemoryStore) -> None:
     assert await store.get("run", "b") is None
 
 
+async def test_a_cancelled_task_reaches_a_call_elsewhere(store: MemoryStore) -> None:
+    """A thread that waits for another store, on the library's own loop, is told as well."""
+    other = MemoryStore()
+
+    @flow
+    def looks_elsewhere(runner: Runner) -> None:
+        runner.step("one", here)
+        for _ in blocking_control.follow(other, "another", "progress"):
+            pass
+
+    driving = asyncio.create_task(engine.asynchronous(looks_elsewhere).run(store, "run"))
+    async with asyncio.timeout(30):
+        while not await store.get("run", "one"):
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0)
+    driving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await driving
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "memory"])
 async def test_a_flow_uses_its_store_on_the_workers_loop(kind: str, tmp_path: Any) -> None:
     """`runner.store` and `control` work in the thread of a run, on the worker's own event loop."""

@@ -71,10 +71,7 @@ def call(
             "a call of durable_core.sync would block the event loop that runs here: use `from durable_core import Runner` and"
             " await it; likewise flow, open_store and control"
         )
-    function = None if leaves else _function.get()
-    if function is not None and function.is_cancelled:
-        raise asyncio.CancelledError("the run, or its contender, was cancelled here")
-    asker = Asker(loop or _own_loop(), function)
+    asker = Asker(loop or _own_loop(), None if leaves else _function.get())
     return asker.wait(ask(asker))
 
 
@@ -178,8 +175,8 @@ class Function:
     """A plain function that a thread calls for the loop, a flow's or a contender's, and the blocking calls that it makes."""
 
     def __init__(self) -> None:
-        self.is_cancelled = False
-        """Whether its blocking calls raise `CancelledError` from now on."""
+        self._loop: Final = asyncio.get_running_loop()
+        self._is_cancelled = False
         self._calls: Final[set[asyncio.Task[Any]]] = set()
         self._count_in_thread: Callable[[int], None] = lambda more: None
 
@@ -202,22 +199,28 @@ class Function:
             del error  # its traceback holds this frame
 
     def _cancel(self) -> None:
-        self.is_cancelled = True
-        for task in self._calls:
-            if not task.cancelling():
-                task.cancel()
+        self._is_cancelled = True
+        for task in [*self._calls]:
+            task.get_loop().call_soon_threadsafe(_cancel_once, task)  # a call on the library's loop may be one of a worker's run
 
     def begin(self, task: asyncio.Task[Any]) -> None:
-        """Note that the function waits for a blocking call."""
-        self._count_in_thread(-1)
+        """Note that the function waits for a blocking call, which is cancelled at once where the function was."""
+        if task.get_loop() is self._loop:
+            self._count_in_thread(-1)
         self._calls.add(task)
-        if self.is_cancelled:
-            task.cancel()
+        if self._is_cancelled:
+            _cancel_once(task)
 
     def end(self, task: asyncio.Task[Any]) -> None:
         """Note that a blocking call of the function ended."""
-        self._count_in_thread(1)
+        if task.get_loop() is self._loop:
+            self._count_in_thread(1)
         self._calls.discard(task)
+
+
+def _cancel_once(task: asyncio.Task[Any]) -> None:
+    if not task.cancelling():
+        task.cancel()
 
 
 def in_new_thread(fn: Callable[[], Any]) -> asyncio.Future[Ended]:

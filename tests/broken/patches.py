@@ -3236,6 +3236,13 @@ PATCHES = [
         ("tests/sync/test_runner.py::test_a_lock_that_was_taken_as_ctrl_c_came_is_given_back",),
     ),
     Patch(
+        "sync: a runner that is interrupted as it is left keeps its lock",
+        f"{CORE}/sync/runner.py",
+        "            if not self._runner._run.lock.is_being_left:",
+        "            if False:",
+        ("tests/sync/test_runner.py::test_ctrl_c_before_a_runner_is_left_leaves_it_all_the_same",),
+    ),
+    Patch(
         "sync: a forked child waits for its parent's loop",
         f"{CORE}/sync/_loop.py",
         "    if (loop := _loops.get(os.getpid())) is not None:\n",

@@ -458,3 +458,22 @@ def test_wrong_input_is_refused_as_it_is_with_asyncio(store: Store) -> None:
         with pytest.raises(TypeError, match="unknown option"):
             runner.step("one", here, max_attempt=2)  # type: ignore[call-overload]
         assert runner.history() == ()
+
+
+def test_ctrl_c_before_a_runner_is_left_leaves_it_all_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt that comes between the end of `with` and the giving back of the lock keeps it from nobody."""
+    ask, asked = Runner._call, []
+
+    def interrupted(self: Runner, ask_for: Any, *, leaves: bool = False) -> Any:
+        if leaves and not asked:
+            asked.append(leaves)
+            raise KeyboardInterrupt
+        return ask(self, ask_for, leaves=leaves)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Runner, "_call", interrupted)
+        with Runner(store, "run") as runner:
+            runner.step("one", lambda: 1)
+    assert asked
+    with Runner(store, "run") as runner:
+        assert runner.step("one", lambda: 1) == 1

@@ -89,7 +89,7 @@ class Runner:
         try:
             self._call(lambda runner: runner.__aexit__(kind, error, trace), leaves=True)
         except BaseException:
-            if self._runner._run.lock.is_held:  # interrupted before it was asked to
+            if not self._runner._run.lock.is_being_left:  # interrupted before it was asked to
                 self._call(lambda runner: runner.__aexit__(kind, error, trace), leaves=True)
             raise
 

@@ -42,7 +42,10 @@ class Flow(Generic[P, T]):
     @classmethod
     def _plain(cls, fn: Callable[..., T], name: str | None, options: FlowOptions) -> Flow[P, T]:
         if not callable(fn) or inspect.iscoroutinefunction(fn) or inspect.isgeneratorfunction(fn):
-            raise TypeError(f"a flow of durable_core.sync is a plain function (runner, **input), not {fn!r}")
+            raise TypeError(
+                f"a flow of durable_core.sync is a plain function (runner, **input), not {fn!r}; durable_core.flow makes one of"
+                " an async function, and `flow` of that blocks"
+            )
         return cls(AsyncFlow(_driving(fn, in_new_thread), name, options), fn)
 
     @property

@@ -120,6 +120,16 @@ async def test_a_family_is_cleared_as_one(store: Watched, clock: FakeClock) -> N
     assert order.index("run/two") < order.index("run")
 
 
+async def test_a_dry_run_names_what_would_be_cleared(store: Watched, clock: FakeClock) -> None:
+    """Children too, in the order in which they would go; nothing is."""
+    await flows(clock)["top"].run(store, run_id="run")
+    clock.advance(1)
+    there = await names(store)
+    named = await control.clear_ended(store, older_than=timedelta(0), dry_run=True, clock=clock)
+    assert (await names(store), store.cleared) == (there, [])
+    assert [*named] == [*await control.clear_ended(store, older_than=timedelta(0), clock=clock)]
+
+
 async def test_a_family_with_a_member_that_has_not_ended_stays(store: Watched, clock: FakeClock) -> None:
     """One that was reopened, say; and the age of the topmost run counts."""
     made = flows(clock)

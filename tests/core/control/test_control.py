@@ -596,6 +596,17 @@ async def test_fork_and_copy_are_safe_to_repeat_after_a_crash(store: MemoryStore
         await control.copy(store, "run", third)
 
 
+async def test_a_dry_run_of_a_copy_appends_nothing(store: MemoryStore) -> None:
+    """It raises what the copy would."""
+    await Runner(store, "run").step("a", lambda: 1)
+    there = MemoryStore()
+    assert await control.copy(store, "run", there, dry_run=True) == 1
+    assert not await there.list("run")
+    await there.append(StepRecord(run_id="run", step_id="a"))
+    with pytest.raises(CopyConflict, match="'a'"):
+        await control.copy(store, "run", there, dry_run=True)
+
+
 async def test_forking_a_live_run_again_adds_what_it_decided_meanwhile(store: MemoryStore) -> None:
     """A step that was undecided at the first try stands before others in the run: its chain is taken whole."""
     await store.append(StepRecord(run_id="run", step_id="early"))

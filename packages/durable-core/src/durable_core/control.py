@@ -191,18 +191,20 @@ async def clear_ended(
     prefix: str = "",
     *,
     older_than: timedelta = timedelta(days=30),
+    dry_run: bool = False,
     clock: Clock | None = None,
 ) -> Sequence[str]:
     """Clear the runs whose flows ended more than `older_than` ago and whose ids start with `prefix`; return their ids.
 
     A run and the children that its steps called for are one: children are cleared first, and all of them with the topmost run,
     once that ended so long ago. A run whose lock is held is left alone, and so is one without a flow, since nothing tells that it
-    has ended. Safe to repeat after a crash. A log that is damaged hides no other: `CorruptLog` is raised after the rest.
+    has ended. With `dry_run` nothing is cleared, and the ids are those of what would be. Safe to repeat after a crash. A log that
+    is damaged hides no other: `CorruptLog` is raised after the rest.
     """
     check_store(store)
     moment = now_by(clock) - timedelta(seconds=duration("older_than", older_than))
     damage = Damage()
-    cleared = await clear_before(store, prefix, moment, damage)
+    cleared = await clear_before(store, prefix, moment, damage, dry_run=dry_run)
     damage.tell()
     return cleared
 

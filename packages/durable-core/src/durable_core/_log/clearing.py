@@ -19,8 +19,8 @@ from .notes import children_of, parent_of
 _ENDED: Final[frozenset[FlowState]] = frozenset({"succeeded", "failed", "cancelled"})
 
 
-async def clear_before(store: Store, prefix: str, moment: datetime, damage: Damage) -> list[str]:
-    """Clear the runs that ended before `moment`, children first; return their ids."""
+async def clear_before(store: Store, prefix: str, moment: datetime, damage: Damage, *, dry_run: bool) -> list[str]:
+    """Clear the runs that ended before `moment`, children first; return their ids. With `dry_run` they stay."""
     cleared: list[str] = []
     async for flow in find_flows(store, prefix, _ENDED, damage):
         if not decided(flow) or flow.ended_at >= moment:
@@ -28,7 +28,7 @@ async def clear_before(store: Store, prefix: str, moment: datetime, damage: Dama
         try:
             parent = parent_of(flow)
             if parent is None or await store.get(parent[0], FLOW) is None:  # a child goes with its parent
-                cleared += await _clear_family(store, flow)
+                cleared += await _clear_family(store, flow, dry_run=dry_run)
         except RunBusy:
             continue  # somebody is at work on it, or mends it
         except StoreError as error:
@@ -36,7 +36,7 @@ async def clear_before(store: Store, prefix: str, moment: datetime, damage: Dama
     return cleared
 
 
-async def _clear_family(store: Store, flow: StepRecord) -> list[str]:
+async def _clear_family(store: Store, flow: StepRecord, *, dry_run: bool) -> list[str]:
     """Clear a run that has ended, children first; return their ids. Nothing is cleared where a child has not ended."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(holding(store, flow.run_id))
@@ -44,7 +44,7 @@ async def _clear_family(store: Store, flow: StepRecord) -> list[str]:
             return []
         children = await hold_children(store, flow.run_id, stack, ended=True)
         family = [] if children is None else [*children, flow.run_id]
-        for run_id in family:
+        for run_id in [] if dry_run else family:
             await store.clear(run_id)
         return family
 

@@ -21,12 +21,12 @@ from .notes import child_of
 from .wakeups import asking
 
 
-async def copy(store: Store, run_id: str, to_store: Store) -> int:
+async def copy(store: Store, run_id: str, to_store: Store, *, dry_run: bool = False) -> int:
     """Copy a run to another store, entry for entry and in order; return how many entries it has.
 
     Holds the run's lock in `store` meanwhile, so that a live run can be moved: `RunBusy` is raised if another holds it. The
     original stays as it is. Safe to repeat after a crash. Raises `CopyConflict` if `to_store` holds anything else under this run
-    id, and `NotFound` for a run that isn't there.
+    id, and `NotFound` for a run that isn't there. With `dry_run` nothing is appended: only what would be raised is.
     """
     check_store(store)
     check_store(to_store)
@@ -35,7 +35,7 @@ async def copy(store: Store, run_id: str, to_store: Store) -> int:
         entries = await store.list(run_id)
         if not entries:
             raise await no_run(store, run_id)
-        return await _append_all(entries, run_id, to_store)
+        return await _append_all(entries, run_id, to_store, dry_run=dry_run)
 
 
 async def fork(
@@ -94,7 +94,14 @@ def _forked(flow: StepRecord, run_id: str, said: dict[str, Any], now: datetime) 
     return new_entry(run_id, FLOW, now, status="waiting", kind="flow", name=flow.name, note=note, fingerprint=flow.fingerprint)
 
 
-async def _append_all(entries: Iterable[StepRecord], run_id: str, store: Store, *, origin: dict[str, str] | None = None) -> int:
+async def _append_all(
+    entries: Iterable[StepRecord],
+    run_id: str,
+    store: Store,
+    *,
+    origin: dict[str, str] | None = None,
+    dry_run: bool = False,
+) -> int:
     taken = {(record.step_id, record.revision): record for record in entries}
     there = {(record.step_id, record.revision): record for record in await store.list(run_id)}
     for slot, record in there.items():
@@ -102,6 +109,8 @@ async def _append_all(entries: Iterable[StepRecord], run_id: str, store: Store, 
             continue  # of the same fork
         if slot not in taken or taken[slot].id != record.id:
             raise _conflict(record)
+    if dry_run:
+        return len(taken)
     for slot, record in taken.items():
         holder = there.get(slot) or await store.append(record)
         if holder.id != record.id:

@@ -26,6 +26,7 @@ from durable_core import (
     control,
     flow,
 )
+from durable_core.engine import with_handler
 from durable_core.testing import FakeClock
 from tests.core.conftest import Effects, FlakyStore, Killed
 
@@ -951,3 +952,22 @@ async def test_who_waits_for_the_end_in_this_process_hears_of_it_at_once(store: 
     assert await pays.run(store, run_id="run") == "paid"
     async with asyncio.timeout(5):
         assert await waits == "paid"
+
+
+async def test_one_more_handler_leaves_those_that_the_flow_has() -> None:
+    """Who drives another's flow may listen, and changes nothing of it."""
+    heard: list[str] = []
+    mine: list[str] = []
+
+    @flow(on_event=lambda event: heard.append(event.type))
+    async def quiet(runner: Runner) -> None:
+        await runner.step("a", lambda: 1)
+
+    store = MemoryStore()
+    await with_handler(with_handler(quiet, lambda event: mine.append(event.type)), lambda event: mine.append("twice")).run(
+        store, run_id="run"
+    )
+    assert heard == ["run:start", "step:start", "step:success", "run:end"]
+    assert [each for each in mine if each != "twice"] == heard
+    assert mine.count("twice") == len(heard)
+    assert await quiet.run(store, run_id="run") is None

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from ._log.chain import CANCEL, FLOW, decided
+from ._log.known import known_step as known_step
 from ._log.lock import holding
 from ._log.news import tell
 from ._log.notes import child_of, children_of, ids_in, root_of, waits_of
@@ -22,7 +23,9 @@ from ._system.faces import Blocking as Blocking
 from ._system.faces import asynchronous as asynchronous
 from ._system.ids import check_name as check_name
 from ._system.waits import cancellations, first_of
+from ._waiting.approval import Request as Request
 from .errors import StepDrift
+from .events import Handler
 from .flow import Flow
 from .options import RunnerOptions, runner_options
 from .record import StepRecord
@@ -31,6 +34,9 @@ from .store import Store, polling_of
 from .stores.flows import cancelled, is_crash, is_parked, state_of
 from .stores.lines import heads_of
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 __all__ = [
     "FLOW",
     "AnyFlow",
@@ -38,6 +44,7 @@ __all__ = [
     "Driver",
     "HeldRun",
     "Limit",
+    "Request",
     "Standing",
     "asynchronous",
     "cancellations",
@@ -56,12 +63,14 @@ __all__ = [
     "ids_in",
     "is_crash",
     "is_parked",
+    "known_step",
     "newest",
     "root_of",
     "state_of",
     "tell",
     "waits_of",
     "wake",
+    "with_handler",
 ]
 
 AnyFlow = Flow[Any, Any] | Blocking[Flow[Any, Any]]
@@ -85,6 +94,12 @@ async def could_go_on(store: Store, flows: Collection[StepRecord], now: datetime
 def check_input(flow: Flow[Any, Any], input: Mapping[str, Any]) -> None:
     """Raise `TypeError` for input that a flow doesn't take, or that can't be recorded."""
     flow._take(input)
+
+
+def with_handler(flow: Flow[P, T], handler: Handler) -> Flow[P, T]:
+    """Return the same flow, whose events reach one more handler besides those that it has."""
+    there = flow._options.get("on_event")
+    return flow.options(on_event=[*([] if there is None else [there] if callable(there) else there), handler])
 
 
 def _looked_at(flow: StepRecord) -> list[tuple[str, str]]:

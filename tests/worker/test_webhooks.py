@@ -91,6 +91,15 @@ async def test_a_delivery_asks_for_a_run(verify: Verify, signed: Callable[[bytes
     assert (found.flow, found.status, found.input) == ("on_push", "waiting", {"payload": json.loads(body)})
 
 
+def test_a_worker_names_the_paths_of_its_webhooks() -> None:
+    """In the order in which they were declared; whether it works is asked elsewhere."""
+    worker = made()
+    assert worker.paths == []
+    for path in ("/b", "/a"):
+        worker.webhook(path, on_push, verify=trust)
+    assert worker.paths == ["/b", "/a"]
+
+
 async def test_a_run_that_has_ended_is_answered_with_its_result() -> None:
     """A delivery that comes again after the end is answered 200, with what the flow returned."""
     worker = made()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -56,7 +56,7 @@ class Webhooks:
             raise ValueError(f"path must be like '/github': letters, digits and '-._~', each part after a '/', not {path!r}")
         if path == _HEALTH:
             raise ValueError(f"path {path!r} tells whether the worker works; choose another")
-        if path in self._paths():
+        if path in self.paths:
             raise ValueError(f"path {path!r} is a webhook of this worker already; choose another")
         if (flow is None) == (send_to is None):
             raise TypeError(f"webhook {path!r} takes either a flow, whose runs it asks for, or send_to=, the event that it sends")
@@ -75,8 +75,10 @@ class Webhooks:
         webhook = _Webhook(self._store, path, flow, verify, run_id, input, send_to, max_body)
         self.app.router.routes.append(Route(path, webhook.answer, methods=["POST"]))
 
-    def _paths(self) -> Collection[str]:
-        return {route.path for route in self.app.routes if isinstance(route, Route)}
+    @property
+    def paths(self) -> Sequence[str]:
+        """The paths that were declared."""
+        return [route.path for route in self.app.routes if isinstance(route, Route) and route.path != _HEALTH]
 
     def _check_flow(self, flow: object, *, takes_payload: bool) -> None:
         if not isinstance(flow, Flow):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self
@@ -162,6 +162,11 @@ class Worker:
         """
         taken = None if flow is None else asynchronous(flow)
         self._webhooks.add(path, taken, verify=verify, run_id=run_id, input=input, send_to=send_to, max_body=max_body)
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """The paths of its webhooks."""
+        return self._webhooks.paths
 
     @property
     def app(self) -> Starlette:

@@ -21,7 +21,12 @@ def write_json(value: Any) -> None:
 
     import msgspec
 
-    click.echo(json.dumps(msgspec.to_builtins(value), ensure_ascii=True))
+    from durable_core import StepRecord
+
+    plain = msgspec.to_builtins(value)
+    if isinstance(value, StepRecord):
+        plain["result"] = value.value()
+    click.echo(json.dumps(plain, ensure_ascii=True))
 
 
 def write(line: str = "") -> None:
@@ -29,6 +34,13 @@ def write(line: str = "") -> None:
     from ._text import harmless
 
     click.echo(harmless(line, keep_lines=True))
+
+
+def say(line: str) -> None:
+    """Write a line for people to stderr, harmlessly: what happens besides the result."""
+    from ._text import harmless
+
+    click.echo(harmless(line, keep_lines=True), err=True)
 
 
 def console() -> Console:
@@ -50,3 +62,19 @@ def draw(lines: Iterable[Text], screen: Console) -> None:
             screen.print(line, soft_wrap=True)
         else:
             sys.stdout.write(f"{line.plain}\n")
+
+
+def error_console() -> Console:
+    """Return what draws on stderr, where that is a terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def pretty(value: Any) -> str:
+    """Return a JSON value over several lines, harmless."""
+    import json
+
+    from ._text import harmless_json
+
+    return harmless_json(json.dumps(value, ensure_ascii=False, indent=2))

@@ -18,6 +18,11 @@ def harmless(text: str, *, keep_lines: bool = False) -> str:
     return (_HARMFUL_BUT_LINES if keep_lines else _HARMFUL).sub(_escape, text)
 
 
+def harmless_json(text: str) -> str:
+    """Do the same in a text that is JSON, which means what it did."""
+    return _HARMFUL_BUT_LINES.sub(_escape_in_json, text)
+
+
 def cut(text: str, limit: int) -> str:
     """Return harmless text on one line of at most `limit` characters, with an ellipsis where something is left out."""
     shown = harmless(text[: limit + 1])
@@ -68,3 +73,13 @@ def soon(at: datetime, now: datetime) -> str:
 def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _escape_in_json(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+def number(count: int, one: str, many: str | None = None) -> str:
+    """Write a number with its noun: `1 run`, `2 runs`, `1,200 entries`."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

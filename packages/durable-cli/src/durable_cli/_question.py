@@ -1,0 +1,45 @@
+"""Asking before something is done that can't be taken back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from ._ending import REFUSED
+from ._output import say
+from ._text import harmless
+
+_NOTHING: Final = "Nothing was done."
+
+
+def agree(question: str, *, shown: Sequence[str] = ()) -> None:
+    """Show what it is about, and ask, on stderr; leave the program unless the answer is yes.
+
+    It is asked outside of any event loop, so that Ctrl-C ends the program at once, and nothing is held while a person thinks.
+    """
+    if not sys.stdin.isatty():
+        raise click.UsageError("this asks first, and there is no terminal to ask on: say --yes")
+    for line in shown:
+        say(line)
+    try:
+        agreed = click.confirm(harmless(question), err=True)
+    except click.Abort:
+        click.echo(err=True)
+        say(_NOTHING)
+        raise
+    if not agreed:
+        say(_NOTHING)
+        raise click.exceptions.Exit(REFUSED)
+
+
+def system_user() -> str:
+    """Return the name of who is logged in. Raises `UsageError` where the system has none."""
+    from getpass import getuser
+
+    try:
+        return getuser()
+    except (OSError, KeyError, ImportError):
+        raise click.UsageError("the system doesn't say who you are: name yourself by --by") from None

@@ -2,9 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
 
 import click
 
-COMMANDS: Final[Mapping[str, click.Command]] = {}
+from durable_cli._asked import Asked, on_store
+from durable_cli._kinds import FlowName, JsonValue, Moment, RunId, RunState, StepId
+
+from .deciding import BY, YES
+
+_REASON: Final = click.option("--reason", metavar="TEXT", help="Why, for those who read the log.")
+_STUCK: Final = ("failed",)
+_NOT_ENDED: Final = ("waiting", "running", "interrupted", "crashed", "parked")
+
+
+def _on_many(states: Sequence[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options that name many runs, and what they stand like unless that is said."""
+
+    def give(fn: Callable[..., Any]) -> Callable[..., Any]:
+        told = f"Of runs that stand so; may be given again. Unless given: {', '.join(states)}."
+        for option in (
+            YES,
+            click.option("--since", type=Moment(), help="Of runs that began since."),
+            click.option("--status", "states", multiple=True, type=RunState(), help=told),
+            click.option("--flow", type=FlowName(), help="Of many runs: all of this flow."),
+        ):
+            fn = option(fn)
+        return fn
+
+    return give
+
+
+def _act(
+    asked: Asked,
+    act: Any,
+    usual: Sequence[str],
+    run_id: str | None,
+    step_id: str | None = None,
+    *,
+    flow: str | None,
+    states: Sequence[Any],
+    since: datetime | None,
+    yes: bool,
+    reason: str | None,
+    by: str,
+) -> None:
+    """Act on the run that is named, or on all that are described."""
+    from durable_cli._each import Chosen
+    from durable_cli._mend import Signed, act_on_many, act_on_one
+
+    if (run_id is not None) == bool(flow or states or since):
+        raise click.UsageError(f"name a run, or many by --flow, --status or --since: durable {act} refund-1004")
+    if run_id is None:
+        act_on_many(asked, act, Chosen(flow, [*(states or usual)], since), Signed(by, reason), yes=yes)
+    else:
+        asked.run(lambda store: act_on_one(store, act, run_id, step_id, Signed(by, reason), as_json=asked.as_json))
+
+
+@click.command()
+@click.argument("run_id", metavar="[RUN]", type=RunId(), required=False)
+@click.argument("step_id", metavar="[STEP]", type=StepId(), required=False)
+@_on_many(_STUCK)
+@_REASON
+@BY
+@on_store
+def retry(asked: Asked, run_id: str | None, step_id: str | None, **options: Any) -> None:
+    """Let a run go on that failed, crashed, is parked or was interrupted.
+
+    Without STEP the steps are reopened whose failures ended the run; those that its flow caught stay. It goes on when a worker
+    takes it, or when it is run again. Many runs at once are named by --flow, --status and --since, listed, and retried after a
+    question; those that are refused stop no other.
+
+    \b
+    Example:
+      durable retry refund-1003 --reason "the bank is open again"
+      durable retry --flow refund --status failed --since 1d
+    """
+    _act(asked, "retry", _STUCK, run_id, step_id, **options)
+
+
+@click.command()
+@click.argument("run_id", metavar="[RUN]", type=RunId(), required=False)
+@_on_many(_NOT_ENDED)
+@_REASON
+@BY
+@on_store
+def cancel(asked: Asked, run_id: str | None, **options: Any) -> None:
+    """Ask a run to stop; its flow may undo what it did.
+
+    A run at work notices within two seconds, on S3 within twenty; one that has no process notices when it is run again; one that
+    was only asked for ends at once. Cancelling again changes nothing. Many runs at once are named by --flow, --status and
+    --since, listed, and cancelled after a question.
+
+    \b
+    Example:
+      durable cancel order-7 --reason "she changed her mind"
+      durable cancel --flow import --status waiting
+    """
+    _act(asked, "cancel", _NOT_ENDED, run_id, **options)
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN", type=RunId())
+@click.argument("step_id", metavar="STEP", type=StepId())
+@click.option("--value", type=JsonValue(), help="What the step returns: JSON, @FILE or -; null unless given.")
+@click.option("--reason", metavar="TEXT", required=True, help="Why, for those who read the log.")
+@BY
+@on_store
+def resolve(asked: Asked, run_id: str, step_id: str, value: Any, reason: str, by: str) -> None:
+    """Set the outcome of a step by hand that failed or was interrupted.
+
+    The value is what the step would have returned. Nothing checks that it is of the type that the flow's code reads.
+
+    \b
+    Example:
+      durable resolve refund-1003 pay-back --value '"transfer-7003"' --reason "paid by hand"
+    """
+    from durable_cli._give import resolve
+
+    asked.run(lambda store: resolve(store, run_id, step_id, value, reason=reason, by=by, as_json=asked.as_json))
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN", type=RunId())
+@click.argument("new", metavar="NEW")
+@click.option("--before", metavar="STEP", type=StepId(), required=True, help="The first step that runs anew.")
+@BY
+@on_store
+def fork(asked: Asked, run_id: str, new: str, before: str, by: str) -> None:
+    """Begin a new run with what another had decided before a step.
+
+    That step and all after it run anew, with the same input. The original stays as it is, with everything that it did.
+
+    \b
+    Example:
+      durable fork refund-1003 refund-1003-b --before pay-back
+    """
+    from durable_cli._mend import fork
+
+    asked.run(lambda store: fork(store, run_id, new, before, by, as_json=asked.as_json))
+
+
+COMMANDS: Final[Mapping[str, click.Command]] = {"retry": retry, "resolve": resolve, "cancel": cancel, "fork": fork}

@@ -1,0 +1,82 @@
+"""Doing the same with many runs: which they are, and what came of each."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import click
+
+from ._bar import bar
+from ._ending import REFUSED, fail
+from ._output import write, write_json
+from ._text import moment, number
+
+if TYPE_CHECKING:
+    from durable_core import CorruptLog, Store
+    from durable_core.control import RunState, RunStatus
+
+_LISTED: Final = 10
+
+
+class Chosen(NamedTuple):
+    """Which runs are meant: those of a flow, that stand so, and that began since."""
+
+    flow: str | None
+    states: Collection[RunState]
+    since: datetime | None
+
+
+async def find(store: Store, chosen: Chosen) -> tuple[Sequence[RunStatus], CorruptLog | None]:
+    """Return the runs that are meant, and what is wrong with logs that are damaged: those hide no other."""
+    from durable_core import CorruptLog, control
+
+    found: list[RunStatus] = []
+    try:
+        async for run in control.runs(store, flow=chosen.flow, status=chosen.states, since=chosen.since):
+            found.append(run)  # noqa: PERF401  # those that were found before an error count
+    except CorruptLog as damage:
+        return found, damage
+    return found, None
+
+
+def listed(runs: Sequence[RunStatus]) -> list[str]:
+    """Name the first of the runs, one a line."""
+    wide = max(len(run.run_id) for run in runs[:_LISTED])
+    lines = [f"  {run.run_id:<{wide}}  {run.status}  since {moment(run.changed_at)}" for run in runs[:_LISTED]]
+    return [*lines, f"  and {len(runs) - _LISTED:,} more"] if len(runs) > _LISTED else lines
+
+
+async def on_each(
+    run_ids: Sequence[str], act: Callable[[str], Awaitable[object]], *, doing: str, done: str, as_json: bool
+) -> None:
+    """Act on one run after the other, and say what came of it; exit code 1 if any was refused.
+
+    `doing` and `done` are words for it, such as "copying" and "copied {}". A run that refuses, is busy or is damaged stops no
+    other; a store that is away does.
+    """
+    from durable_core import CorruptLog, Refused, RunBusy
+
+    refused: list[str] = []
+    count = 0
+    try:
+        with bar(doing, len(run_ids)) as advance:
+            for run_id in run_ids:
+                error = None
+                try:
+                    await act(run_id)
+                except (Refused, RunBusy, CorruptLog) as refusal:
+                    error = str(refusal)
+                    refused.append(error)
+                count += error is None
+                if as_json:
+                    write_json({"run_id": run_id, "done": error is None, "error": error})
+                advance()
+    finally:  # also where it is interrupted: what was done stays
+        if not as_json:
+            write(done.format(f"{count:,} of {number(len(run_ids), 'run')}"))
+    if refused:
+        more = [f"and {len(refused) - _LISTED:,} more"] if len(refused) > _LISTED else []
+        fail(*refused[:_LISTED], *more)
+        raise click.exceptions.Exit(REFUSED)

@@ -3,8 +3,118 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from datetime import datetime
+from typing import Any, Final
 
 import click
 
-COMMANDS: Final[Mapping[str, click.Command]] = {}
+from durable_cli._asked import Asked, on_store
+from durable_cli._kinds import JsonObject, Moment, RunId
+
+_INPUT: Final = "The flow's arguments by name: a JSON object, @FILE or -."
+
+
+@click.command()
+@click.argument("flow", metavar="MODULE:FLOW")
+@click.argument("run_id", metavar="RUN")
+@click.option("--input", "given", type=JsonObject(), default="{}", show_default=False, help=_INPUT)
+@click.option("--at", type=Moment(ahead=True), help="Not before: a time, or in how long, such as 2h.")
+@on_store
+def start(asked: Asked, flow: str, run_id: str, given: Mapping[str, Any], at: datetime | None) -> None:
+    """Ask for a run, without running it: a worker takes it up.
+
+    The module is imported from the current folder, for the flow's name and the types of its input. The same run and input again
+    change nothing; other input is refused.
+
+    \b
+    Example:
+      durable start refund:refund refund-1006 --input '{"order_id": "1006"}'
+    """
+    from durable_cli._load import load_flow
+    from durable_cli._run import start
+
+    found = load_flow(flow)
+    asked.run(lambda store: start(store, asked, found, run_id, given, at))
+
+
+@click.command()
+@click.argument("flow", metavar="MODULE:FLOW")
+@click.argument("run_id", metavar="RUN", type=RunId())
+@click.option("--input", "given", type=JsonObject(), help=f"{_INPUT} A run that was begun has its own.")
+@on_store
+def run(asked: Asked, flow: str, run_id: str, given: Mapping[str, Any] | None) -> None:
+    """Run a flow here, or go on with it, and print its result.
+
+    Steps show on stderr as they happen, the result on stdout, as JSON. A run that waits for longer than its flow's wait_limit is
+    suspended: that is exit code 0 and no result, with what it waits for on stderr. With --json the object says how the run
+    stands, whatever came of it. Exit code 1: it failed, was cancelled, crashed or is parked. After Ctrl-C run it again: what is
+    recorded stays.
+
+    \b
+    Example:
+      durable run refund:refund refund-1006 --input '{"order_id": "1006"}'
+    """
+    from durable_cli._load import load_flow
+    from durable_cli._run import run
+
+    found = load_flow(flow)
+    again = asked.command("run", flow, run_id)
+    asked.run(lambda store: run(store, asked, found, run_id, given, again))
+
+
+@click.command()
+@click.argument("worker", metavar="MODULE:WORKER")
+@click.option("--host", metavar="ADDRESS", help="Where webhooks are answered; 127.0.0.1 unless given.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="The port; 8000 unless given.")
+@on_store
+def serve(asked: Asked, worker: str, host: str | None, port: int | None) -> None:
+    """Work: start, resume and finish runs, and answer webhooks, until SIGTERM or Ctrl-C.
+
+    WORKER is a flow or a list of flows, for a worker on --store; a function of a store that returns a Worker; or a Worker that
+    has its store. Webhooks, if it has any, are answered over HTTP, and so is /healthz; with --port or --host that alone. A stop
+    lets running steps end and hands all runs to other workers; a second one doesn't wait. It needs durable-worker, and
+    durable-cli[serve] for HTTP.
+
+    \b
+    Example:
+      durable serve refund:refund
+    """
+    import asyncio
+
+    from durable_cli._serve import serve
+
+    asyncio.run(serve(asked, worker, host, port))
+
+
+@click.command()
+@click.argument("worker", metavar="MODULE:WORKER")
+@on_store
+def sweep(asked: Asked, worker: str) -> None:
+    """Do one round over all runs that could go on, and print what came of it; for cron and timers.
+
+    WORKER is what serve takes. It needs durable-worker.
+
+    \b
+    Example:
+      durable sweep refund:refund
+    """
+    import asyncio
+
+    from durable_cli._serve import sweep
+
+    asyncio.run(sweep(asked, worker))
+
+
+@click.command()
+@on_store
+def web(asked: Asked) -> None:
+    """Show runs and decisions as a page, which comes with durable-web.
+
+    \b
+    Example:
+      durable web
+    """
+    raise click.ClickException("the page comes with the distribution durable-web, which is not installed")
+
+
+COMMANDS: Final[Mapping[str, click.Command]] = {"start": start, "run": run, "serve": serve, "sweep": sweep, "web": web}

@@ -1,0 +1,63 @@
+"""Finding what a program calls by name: `MODULE:NAME`, imported from the current folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._ending import REFUSED
+
+if TYPE_CHECKING:
+    from durable_core import Flow
+
+
+def load_flow(spec: str) -> Flow[Any, Any]:
+    """Return the flow that `MODULE:FLOW` names. Raises `UsageError` where there is none."""
+    from durable_core import Flow
+
+    module, found = load(spec, "FLOW")
+    if not isinstance(found, Flow):
+        there = _named(module, lambda each: isinstance(each, Flow))
+        raise click.UsageError(f"{spec!r} is of type {type(found).__name__}, not decorated with @flow; flows there: {there}")
+    return found
+
+
+def load(spec: str, what: str) -> tuple[Any, Any]:
+    """Import the module and return it, with what is named there. Raises `UsageError` for a name that isn't there.
+
+    An error of the program itself shows its traceback, and ends the command.
+    """
+    from ._traceback import show
+
+    path, colon, name = spec.partition(":")
+    if not (path and colon and name):
+        raise click.UsageError(f"{spec!r} is not MODULE:{what}, such as refund:refund for `refund` in refund.py")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` does
+    try:
+        module = import_module(path)
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{path}.".startswith(f"{missing}."):
+            raise click.UsageError(f"there is no module {missing!r} in {here}, nor is one installed") from None
+        show(error)
+        raise click.exceptions.Exit(REFUSED) from None
+    found: Any = module
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            there = _named(module, lambda each: not isinstance(each, type(sys)))
+            raise click.UsageError(f"module {path!r} has no {name!r}; it has: {there}") from None
+    return module, found
+
+
+def _named(module: Any, suits: Callable[[Any], bool]) -> str:
+    """Name what is in a module and suits."""
+    names = [name for name, each in vars(module).items() if not name.startswith("_") and suits(each)]
+    return ", ".join(names[:20]) or "none"

@@ -20,6 +20,7 @@ class Patch(NamedTuple):
     tests: tuple[str, ...]
 
 
+CLI = "packages/durable-cli/src/durable_cli"
 CORE = "packages/durable-core/src/durable_core"
 FILE = "packages/durable-file/src/durable_file"
 POSTGRES = "packages/durable-postgres/src/durable_postgres"
@@ -3304,5 +3305,139 @@ PATCHES = [
         "        run.loop = asyncio.get_running_loop()\n",
         "",
         ("tests/sync/test_workers.py::test_each_call_of_a_run_goes_to_its_workers_loop",),
+        "cli: a question is answered by a pipe",
+        f"{CLI}/_question.py",
+        "    if not sys.stdin.isatty():\n",
+        "    if False:\n",
+        ("tests/cli/test_deciding.py::test_without_a_terminal_nothing_is_decided",),
+    ),
+    Patch(
+        "cli: Enter means yes",
+        f"{CLI}/_question.py",
+        "click.confirm(harmless(question), err=True)",
+        "click.confirm(harmless(question), default=True, err=True)",
+        ("tests/cli/test_deciding.py::test_no_answer_decides_nothing",),
+    ),
+    Patch(
+        "cli: JSON is shown as it is",
+        f"{CLI}/_text.py",
+        "    return _HARMFUL_BUT_LINES.sub(_escape_in_json, text)\n",
+        "    return text\n",
+        (
+            "tests/cli/test_running.py::test_hostile_content_is_harmless",
+            "tests/cli/test_moving.py::test_lines_on_a_terminal_are_harmless",
+        ),
+    ),
+    Patch(
+        "cli: a long payload is shown whole",
+        f"{CLI}/_decide.py",
+        "    if len(lines) > _LINES:\n",
+        "    if False:\n",
+        ("tests/cli/test_deciding.py::test_what_is_shown_moves_no_terminal_and_fits_a_screen",),
+    ),
+    Patch(
+        "cli: a decision that comes too late timed out",
+        f"{CLI}/_ending.py",
+        " and not isinstance(error, Refused)",
+        "",
+        ("tests/cli/test_deciding.py::test_a_decision_that_comes_too_late_is_refused",),
+    ),
+    Patch(
+        "cli: one run that refuses stops the others",
+        f"{CLI}/_each.py",
+        "except (Refused, RunBusy, CorruptLog) as refusal:",
+        "except ZeroDivisionError as refusal:",
+        ("tests/cli/test_mending.py::test_a_run_that_refuses_stops_no_other",),
+    ),
+    Patch(
+        "cli: many runs are acted on without a question",
+        f"{CLI}/_mend.py",
+        "    if runs and not yes:\n",
+        "    if False:\n",
+        ("tests/cli/test_mending.py::test_many_runs_are_counted_listed_and_retried_after_a_question",),
+    ),
+    Patch(
+        "cli: a command that failed ends with 0",
+        f"{CLI}/main.py",
+        "            raise click.exceptions.Exit(code)\n",
+        "            pass\n",
+        ("tests/cli/test_running.py::test_a_failure_is_one_line",),
+    ),
+    Patch(
+        "cli: a pipe that closes is an error",
+        f"{CLI}/main.py",
+        "            raise PipeClosed from error\n",
+        "            raise\n",
+        ("tests/cli/test_moving.py::test_a_pipe_that_closes_early_is_no_error",),
+    ),
+    Patch(
+        "cli: a traceback begins with the library",
+        f"{CLI}/_traceback.py",
+        "        while frames and frames",
+        "        while False and frames",
+        ("tests/cli/test_running.py::test_a_crash_shows_the_traceback_from_the_program_on",),
+    ),
+    Patch(
+        "cli: a run that waits is an error",
+        f"{CLI}/_run.py",
+        "    if isinstance(error, RunSuspended):\n",
+        "    if False:\n",
+        ("tests/cli/test_running.py::test_a_run_on_each_store[sqlite]",),
+    ),
+    Patch(
+        "cli: a second Ctrl-C waits, too",
+        f"{CLI}/_run.py",
+        "    signal.signal(signal.SIGINT, signal.SIG_DFL)\n",
+        "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n",
+        ("tests/cli/test_running.py::test_a_function_that_nothing_interrupts_is_waited_for_once",),
+    ),
+    Patch(
+        "cli: a command to type next shows a password",
+        f"{CLI}/_asked.py",
+        '"URL" if "@" in url or "?" in url else url',
+        "url",
+        ("tests/cli/test_running.py::test_a_command_to_type_next_can_be_pasted_and_tells_no_secret",),
+    ),
+    Patch(
+        "cli: lines are imported in any order",
+        f"{CLI}/_move.py",
+        "        if record.revision != due:\n",
+        "        if False:\n",
+        ("tests/cli/test_moving.py::test_lines_that_are_no_log_append_nothing[missing]",),
+    ),
+    Patch(
+        "cli: an import begins before all of it is checked",
+        f"{CLI}/_move.py",
+        "control.copy(runs, run_id, store, dry_run=True)",
+        "control.copy(runs, run_id, store, dry_run=dry_run)",
+        ("tests/cli/test_moving.py::test_a_dry_run_writes_nothing",),
+    ),
+    Patch(
+        "cli: runs are cleared without a question",
+        f"{CLI}/_clean.py",
+        "    if total and not dry_run:\n",
+        "    if False:\n",
+        ("tests/cli/test_cleaning.py::test_nothing_is_cleared_unasked",),
+    ),
+    Patch(
+        "core: a dry run clears",
+        f"{CORE}/_log/clearing.py",
+        "[] if dry_run else family",
+        "family",
+        ("tests/core/control/test_clear_ended.py::test_a_dry_run_names_what_would_be_cleared",),
+    ),
+    Patch(
+        "core: a dry run copies",
+        f"{CORE}/_log/copying.py",
+        "    if dry_run:\n        return len(taken)\n",
+        "",
+        ("tests/core/control/test_control.py::test_a_dry_run_of_a_copy_appends_nothing",),
+    ),
+    Patch(
+        "core: one more handler takes the place of those of the flow",
+        f"{CORE}/engine.py",
+        "on_event=[*([] if there is None else [there] if callable(there) else there), handler]",
+        "on_event=[handler]",
+        ("tests/core/flow/test_lives.py::test_one_more_handler_leaves_those_that_the_flow_has",),
     ),
 ]

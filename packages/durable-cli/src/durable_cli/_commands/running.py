@@ -90,9 +90,9 @@ def serve(asked: Asked, worker: str, host: str | None, port: int | None) -> None
 @click.argument("worker", metavar="MODULE:WORKER")
 @on_store
 def sweep(asked: Asked, worker: str) -> None:
-    """Do one round over all runs that could go on, and print what came of it; for cron and timers.
+    """Do one round over all runs that could go on; for cron and timers.
 
-    WORKER is what serve takes. It needs durable-worker.
+    Prints what came of them. WORKER is what serve takes. It needs durable-worker.
 
     \b
     Example:

@@ -36,9 +36,17 @@ def need(module: str, distribution: str, what: str) -> None:
         raise click.ClickException(f"{what} needs {distribution}, which is not installed: pip install '{distribution}'")
 
 
-async def serve(asked: Asked, spec: str, host: str | None, port: int | None) -> None:
+def load_worker(spec: str) -> Any:
+    """Return what `MODULE:WORKER` names, before any event loop is there; the log goes to stderr from then on."""
+    need("durable_worker", "durable-worker", "a worker")
+    _, named = load(spec, "WORKER")
+    log_to_stderr()
+    return named
+
+
+async def serve(asked: Asked, spec: str, named: Any, host: str | None, port: int | None) -> None:
     """Work until SIGTERM or SIGINT, and answer webhooks meanwhile, if the worker has any or an address was given."""
-    async with _worker(asked, spec) as worker:
+    async with _worker(asked, spec, named) as worker:
         if worker.paths or host is not None or port is not None:
             need("uvicorn", "durable-cli[serve]", "serving webhooks")
             with _listening(HOST if host is None else host, PORT if port is None else port) as listener:
@@ -47,11 +55,11 @@ async def serve(asked: Asked, spec: str, host: str | None, port: int | None) -> 
             await worker.serve()
 
 
-async def sweep(asked: Asked, spec: str) -> None:
+async def sweep(asked: Asked, spec: str, named: Any) -> None:
     """Do one round, and say what came of it."""
     import msgspec
 
-    async with _worker(asked, spec) as worker:
+    async with _worker(asked, spec, named) as worker:
         report = await worker.sweep()
     if asked.as_json:
         write_json(report)
@@ -61,14 +69,11 @@ async def sweep(asked: Asked, spec: str) -> None:
 
 
 @asynccontextmanager
-async def _worker(asked: Asked, spec: str) -> AsyncIterator[Worker]:
-    """Make the worker that `MODULE:WORKER` names: one that is there, or of flows, or by a function of the store."""
-    need("durable_worker", "durable-worker", "a worker")
+async def _worker(asked: Asked, spec: str, named: Any) -> AsyncIterator[Worker]:
+    """Make the worker that was named: one that is there, or of flows, or by a function of the store."""
     from durable_core import Flow, open_store
     from durable_worker import Worker
 
-    _, named = load(spec, "WORKER")
-    log_to_stderr()
     if isinstance(named, Worker):
         if asked.is_named:
             raise click.UsageError(f"{spec!r} is a worker with a store of its own: leave --store out")

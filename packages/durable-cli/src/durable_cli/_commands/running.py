@@ -81,9 +81,10 @@ def serve(asked: Asked, worker: str, host: str | None, port: int | None) -> None
     """
     import asyncio
 
-    from durable_cli._serve import serve
+    from durable_cli._serve import load_worker, serve
 
-    asyncio.run(serve(asked, worker, host, port))
+    named = load_worker(worker)
+    asyncio.run(serve(asked, worker, named, host, port))
 
 
 @click.command()
@@ -100,9 +101,10 @@ def sweep(asked: Asked, worker: str) -> None:
     """
     import asyncio
 
-    from durable_cli._serve import sweep
+    from durable_cli._serve import load_worker, sweep
 
-    asyncio.run(sweep(asked, worker))
+    named = load_worker(worker)
+    asyncio.run(sweep(asked, worker, named))
 
 
 @click.command()

@@ -16,7 +16,7 @@ _WIDE = 10_000  # columns: who reads a pipe cuts for himself
 
 
 def write_json(value: Any) -> None:
-    """Write one JSON object on a line of its own, in ASCII: nothing in it moves a terminal."""
+    """Write a JSON value on a line of its own, in ASCII: nothing in it moves a terminal."""
     import json
 
     import msgspec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -15,7 +14,7 @@ from ._asked import Asked
 from ._ending import REFUSED, fail
 from ._output import say, write, write_json
 from ._progress import Progress, how_to_help
-from ._text import harmless_json, moment
+from ._text import moment
 from ._traceback import show
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ async def run(store: Store, asked: Asked, flow: Flow[..., Any], run_id: str, inp
             show(error.error if isinstance(error, ChildStopped) else error)
         raise click.exceptions.Exit(REFUSED)
     elif not asked.as_json:
-        click.echo(harmless_json(json.dumps(status.result, ensure_ascii=False)))
+        write_json(status.result)
 
 
 async def _stop(task: asyncio.Task[Any], again: str) -> None:

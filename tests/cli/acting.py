@@ -8,10 +8,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, Final, TypeVar
+
+import psutil
 
 from durable_core import Runner, RunSuspended, StepFailed, Store, flow, open_store
 from durable_worker import Worker
+from tests.cli.terminal import Terminal
 
 T = TypeVar("T")
 
@@ -136,3 +140,11 @@ async def failed(store: Store, *run_ids: str, opens: str = "") -> None:
     for run_id in run_ids:
         with suppress(StepFailed):
             await pay.run(store, run_id, opens=opens)
+
+
+def wait_until_it_reads(seen: Terminal) -> None:
+    """Return once a command does nothing but wait for input: Python drops a Ctrl-C that comes just before it begins to."""
+    deadline = monotonic() + 60
+    while psutil.Process(seen.process.pid).status() != psutil.STATUS_SLEEPING:
+        assert monotonic() < deadline
+        sleep(0.01)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from durable_core import StepRecord, Store
-from tests.cli.acting import asked, failed, on_url
+from tests.cli.acting import asked, failed, on_url, wait_until_it_reads
 from tests.cli.conftest import Durable
 from tests.cli.terminal import Terminal
 
@@ -55,6 +55,7 @@ def test_nothing_is_cleared_unasked(terminal: Start, durable: Durable, local: st
     for answer, code in (("\n", 1), ("\x03", 130)):
         seen = terminal("clean", "--older", "0s", "--store", local)
         seen.expect(r"  b1.*Clear 3 runs for good\? \[y/N\]: ", within=20)
+        wait_until_it_reads(seen)
         seen.type(answer)
         assert seen.end() == code
     assert on_url(local, _runs) == ["a1", "a2", "a3", "b1"]

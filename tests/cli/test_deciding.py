@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from durable_core import StepRecord, Store, control
-from tests.cli.acting import asked, on_url, ship
+from tests.cli.acting import asked, on_url, ship, wait_until_it_reads
 from tests.cli.conftest import Durable
 from tests.cli.terminal import Terminal
 
@@ -125,6 +125,7 @@ def test_no_answer_decides_nothing(terminal: Start, local: str, answer: str, cod
     on_url(local, lambda store: asked(store, "r1"))
     seen = terminal("approve", "r1", "approve", "--store", local)
     seen.expect(r"\[y/N\]: ")
+    wait_until_it_reads(seen)
     seen.type(answer)
     assert seen.end() == code
     assert "Nothing was done." in seen.seen

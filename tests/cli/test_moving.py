@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from durable_core import StepRecord, Store
-from tests.cli.acting import asked, failed, on_url
+from tests.cli.acting import asked, failed, on_url, wait_until_it_reads
 from tests.cli.conftest import Durable
 from tests.cli.terminal import Terminal
 
@@ -231,7 +231,8 @@ def test_ctrl_c_while_lines_are_awaited_leaves_at_once(terminal: Start, local: s
     """Whoever was to write them may never do."""
     os.mkfifo(tmp_path / "lines")
     seen = terminal("import", tmp_path / "lines", "--store", local)
-    with (tmp_path / "lines").open("wb"):  # once somebody reads
+    with (tmp_path / "lines").open("wb"):  # once somebody opened it
+        wait_until_it_reads(seen)
         seen.interrupt()
         assert seen.end(within=20) == 130
     assert "Traceback" not in seen.seen

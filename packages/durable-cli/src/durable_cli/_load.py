@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 
 def load_flow(spec: str) -> Flow[Any, Any]:
-    """Return the flow that `MODULE:FLOW` names. Raises `UsageError` where there is none."""
+    """Return the flow that `MODULE:FLOW` names, a blocking one too. Raises `UsageError` where there is none."""
     from durable_core import Flow
+    from durable_core.engine import asynchronous
 
-    module, found = load(spec, "FLOW")
+    module, named = load(spec, "FLOW")
+    found = asynchronous(named)
     if not isinstance(found, Flow):
-        there = _named(module, lambda each: isinstance(each, Flow))
+        there = _named(module, lambda each: isinstance(asynchronous(each), Flow))
         raise click.UsageError(f"{spec!r} is of type {type(found).__name__}, not decorated with @flow; flows there: {there}")
     return found
 

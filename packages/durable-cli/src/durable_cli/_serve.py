@@ -72,6 +72,7 @@ async def sweep(asked: Asked, spec: str, named: Any) -> None:
 async def _worker(asked: Asked, spec: str, named: Any) -> AsyncIterator[Worker]:
     """Make the worker that was named: one that is there, or of flows, or by a function of the store."""
     from durable_core import Flow, open_store
+    from durable_core.engine import asynchronous
     from durable_worker import Worker
 
     if isinstance(named, Worker):
@@ -80,8 +81,8 @@ async def _worker(asked: Asked, spec: str, named: Any) -> AsyncIterator[Worker]:
         async with _opened(named.store):
             yield named
         return
-    flows = [named] if isinstance(named, Flow) else named
-    is_flows = isinstance(flows, list | tuple) and all(isinstance(each, Flow) for each in flows)
+    flows = named if isinstance(named, list | tuple) else [named]
+    is_flows = all(isinstance(asynchronous(each), Flow) for each in flows)
     if not is_flows and not callable(named):
         raise click.UsageError(
             f"{spec!r} is of type {type(named).__name__}: name a flow or a list of flows, a Worker, or a function of a store that"

@@ -53,6 +53,13 @@ PATCHES = [
         ("tests/file/test_sync.py::test_failure_is_cut_back_and_raised",),
     ),
     Patch(
+        "file: a log with a damaged first line hides the others",
+        f"{FILE}/_scan.py",
+        "            except StoreError as error:\n                errors",
+        "            except ZeroDivisionError as error:\n                errors",
+        ("tests/file/test_damage.py::test_a_log_with_a_damaged_first_line_hides_no_other",),
+    ),
+    Patch(
         "file: no line is checked",
         f"{FILE}/_lines.py",
         """    return line[:_HEAD] == b'{"crc":"%08x",' % crc32(line[_HEAD:])\n""",
@@ -1837,8 +1844,8 @@ PATCHES = [
     Patch(
         "file, marks: a log that tells no run hides the others",
         f"{FILE}/_scan.py",
-        "    except StoreError as error:\n        logger.warning(",
-        "    except ZeroDivisionError as error:\n        logger.warning(",
+        "                errors.append(error)\n                continue\n",
+        "                raise\n",
         ("tests/file/test_marks.py::test_a_log_that_tells_no_run_hides_no_other",),
     ),
     Patch(

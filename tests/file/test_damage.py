@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from durable_core import CorruptLog, StepRecord, StoreError
+from durable_core import CorruptLog, StepRecord, StoreError, control
 from durable_core.stores.lines import heads_of
 from durable_file import FileStore
 from durable_file._lines import seal
+from durable_file._names import file_name
 from tests.file.support import step, steps_in
 
 
@@ -239,3 +240,22 @@ async def test_line_that_is_no_record(log: Path, lines: list[bytes], content: by
             assert isinstance(other, StepRecord)
             assert isinstance(clash, StoreError)
             assert "all.jsonl, line 2: " in str(clash)
+
+
+async def test_a_log_with_a_damaged_first_line_hides_no_other(tmp_path: Path) -> None:
+    """The other runs are listed; what is wrong is told after them."""
+    async with FileStore(tmp_path) as store:
+        for run_id in ("good", "damaged", "Hidden"):
+            await store.append(step("a", run_id))
+        for run_id in ("damaged", "Hidden"):
+            (tmp_path / file_name(run_id)).write_bytes(b"{}\n")
+        listed: list[str] = []
+        with pytest.raises(CorruptLog, match=r"\.jsonl, line 1"):
+            async for run_id in store.runs():
+                listed.append(run_id)  # noqa: PERF401  # what came before the error
+        assert listed == ["good"]
+        stood: list[str] = []
+        with pytest.raises(CorruptLog, match=r"\.jsonl, line 1"):
+            async for run in control.runs(store):
+                stood.append(run.run_id)  # noqa: PERF401  # likewise
+        assert stood == ["good"]

@@ -64,17 +64,21 @@ def log_names(folder: Path) -> list[str]:
     return []
 
 
-def runs_in(folder: Path, names: list[str], prefix: str) -> list[str]:
-    """Return the runs that have an entry in these logs of a folder and whose ids start with `prefix`."""
-    runs = []
+def runs_in(folder: Path, names: list[str], prefix: str) -> tuple[list[str], list[StoreError]]:
+    """Return the runs that have an entry in these logs of a folder and whose ids start with `prefix`; and what can't be read."""
+    runs, errors = [], []
     for name in names:
         plain = plain_run_id(name)
         if plain is None or plain.startswith(prefix):
-            run_id = _first_run(folder / name)
+            try:
+                run_id = _first_run(folder / name)
+            except StoreError as error:
+                errors.append(error)
+                continue
             # A file of another name is not this folder's: a copy, or a log of several runs.
             if run_id is not None and run_id.startswith(prefix) and file_name(run_id) == name:
                 runs.append(run_id)
-    return runs
+    return runs, errors
 
 
 def _first_run(path: Path) -> str | None:
@@ -104,11 +108,10 @@ def marks_in(folder: Path, names: Iterable[str], prefix: str, named: Named) -> d
 
 
 def _run_in(folder: Path, name: str) -> str | None:
-    try:
-        return next(iter(runs_in(folder, [name], "")), None)
-    except StoreError as error:
+    runs, errors = runs_in(folder, [name], "")
+    for error in errors:
         logger.warning("a run is passed over: %s", error)
-        return None
+    return next(iter(runs), None)
 
 
 def statuses_of(folder: Path, names: Iterable[str]) -> dict[str, Status]:

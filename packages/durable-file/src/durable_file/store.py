@@ -120,9 +120,14 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
             return
         worker = self._use().common
         names = await worker.run(log_names, self._folder)
+        damaged: list[StoreError] = []
         for start in range(0, len(names), _NAMES_AT_ONCE):
-            for run_id in await worker.run(runs_in, self._folder, names[start : start + _NAMES_AT_ONCE], prefix):
+            runs, errors = await worker.run(runs_in, self._folder, names[start : start + _NAMES_AT_ONCE], prefix)
+            damaged += errors
+            for run_id in runs:
                 yield run_id
+        if damaged:  # told last, so that it hides no other run
+            raise damaged[0]
 
     async def marks(self, prefix: str = "") -> Mapping[str, Hashable]:
         if self._one_log:

@@ -146,7 +146,7 @@ async def find_runs(store: Store, wanted: Wanted, damage: Damage, limit: int | N
     index = _index_for(store, wanted.flow_states)
     others: list[RunStatus] = []
     if index is None or wanted.may_have_no_flow:
-        async for run in statuses(store, await _unindexed(store, index, wanted.prefix), damage):
+        async for run in statuses(store, await _unindexed(store, index, wanted.prefix, damage), damage):
             if wanted.takes(run) and (index is None or run.flow is None):
                 others.append(run)
                 if limit is not None and len(others) >= 2 * limit:
@@ -169,7 +169,7 @@ async def find_logs(store: Store, prefix: str, states: Collection[FlowState], da
         async for page in _pages(index, prefix, states, _PAGE):
             async for log in read_logs(store, [flow.run_id for flow in page], damage):
                 yield log
-    async for log in read_logs(store, await _unindexed(store, index, prefix), damage):
+    async for log in read_logs(store, await _unindexed(store, index, prefix, damage), damage):
         yield log
 
 
@@ -181,7 +181,7 @@ async def find_flows(store: Store, prefix: str, states: Collection[FlowState], d
             for flow in page:
                 yield flow
         return
-    for run_id in await _names(store, prefix):
+    for run_id in await _names(store, prefix, damage):
         try:
             entry = await store.get(run_id, FLOW)
         except StoreError as error:
@@ -227,21 +227,27 @@ async def _pages(
         before = (page[-1].started_at, page[-1].run_id)
 
 
-async def _unindexed(store: Store, index: SupportsFlows | None, prefix: str) -> list[str]:
+async def _unindexed(store: Store, index: SupportsFlows | None, prefix: str, damage: Damage) -> list[str]:
     """Name the runs that the index doesn't name, as far as the store can; without an index all."""
     if index is None:
-        return await _names(store, prefix)
+        return await _names(store, prefix, damage)
     if runs_of(store) is None:
         return []
     known = {flow.run_id async for page in _pages(index, prefix, None, _WHOLE_INDEX) for flow in page}
-    return [name for name in await _names(store, prefix) if name not in known]
+    return [name for name in await _names(store, prefix, damage) if name not in known]
 
 
-async def _names(store: Store, prefix: str) -> list[str]:
+async def _names(store: Store, prefix: str, damage: Damage) -> list[str]:
     listing = runs_of(store)
     if listing is None:
         raise Refused(f"{store!r} can't list its runs: it has no method runs(prefix)")
-    return [run_id async for run_id in listing.runs(prefix) if not run_id.startswith("$")]
+    names: list[str] = []
+    try:
+        async for run_id in listing.runs(prefix):
+            names.append(run_id)  # noqa: PERF401  # what came before an error stays
+    except StoreError as error:
+        damage.take(error)
+    return [run_id for run_id in names if not run_id.startswith("$")]
 
 
 def _some(run_ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:

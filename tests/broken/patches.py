@@ -3452,6 +3452,8 @@ PATCHES = [
         "        run.loop = asyncio.get_running_loop()\n",
         "",
         ("tests/sync/test_workers.py::test_each_call_of_a_run_goes_to_its_workers_loop",),
+    ),
+    Patch(
         "cli: a question is answered by a pipe",
         f"{CLI}/_question.py",
         "    if not sys.stdin.isatty():\n",

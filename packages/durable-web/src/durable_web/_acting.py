@@ -1,0 +1,126 @@
+"""Acting on runs as the user who is signed in: each verb once, for one run and for many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+
+from durable_core import control
+from durable_core.errors import DurableError
+from durable_core.record import check_id
+from durable_core.store import Store
+
+from ._door import View
+from ._site import Site
+from ._visit import Visit
+
+
+def value_of(visit: Visit, name: str) -> Any:
+    """Return a field that holds JSON; None for an empty one. Raises `HTTPException` for anything else."""
+    text = visit.form.text(name)
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(
+            400, f'{name} is no JSON: {error}; a text needs its quotes, such as "yes"; nothing was done'
+        ) from None
+
+
+def reason_of(visit: Visit) -> str | None:
+    """Return why the user acts, or None where they gave no reason."""
+    return visit.form.text("reason").strip() or None
+
+
+async def retry(site: Site, visit: Visit) -> Response:
+    """Reopen a run, or one of its steps."""
+    run, step = visit.id("run"), visit.id("step") if visit.form.text("step") else None
+    await control.retry(site.store, run, step, reason=reason_of(visit), by=visit.user.name)
+    return back(visit, "retried", run, step)
+
+
+async def cancel(site: Site, visit: Visit) -> Response:
+    """Ask a run to stop."""
+    run = visit.id("run")
+    await control.cancel(site.store, run, reason=reason_of(visit), by=visit.user.name)
+    return back(visit, "cancelled", run)
+
+
+async def fork(site: Site, visit: Visit) -> Response:
+    """Begin a new run with what an old one recorded before a step."""
+    run, step, new = visit.id("run"), visit.id("step"), visit.id("new_run")
+    await control.fork(site.store, run, new, before=step, by=visit.user.name)
+    return back(visit, "forked", new)
+
+
+async def resolve(site: Site, visit: Visit) -> Response:
+    """Set the outcome of a step by hand."""
+    run, step, reason = visit.id("run"), visit.id("step"), reason_of(visit)
+    if reason is None:
+        raise HTTPException(400, "say why: what is set by hand needs a reason; nothing was done")
+    await control.resolve(site.store, run, step, value_of(visit, "value"), reason=reason, by=visit.user.name)
+    return back(visit, "resolved", run, step)
+
+
+async def send(site: Site, visit: Visit) -> Response:
+    """Give an event its value."""
+    run, step = visit.id("run"), visit.id("step")
+    await control.send(site.store, run, step, value_of(visit, "value"))
+    return back(visit, "sent", run, step)
+
+
+async def bulk(site: Site, visit: Visit) -> Response:
+    """Do one thing to each of the runs that were chosen, and say of each what came of it."""
+    verb = BULK.get(visit.form.text("verb"))
+    if verb is None:
+        raise HTTPException(400, f"choose what to do: {', '.join(BULK)}; nothing was done")
+    lines: list[tuple[str, bool, str]] = []
+    for run in dict.fromkeys(visit.form.all("run")):
+        try:
+            lines.append((run, True, await verb(site.store, check_id("run", run), visit)))
+        except (DurableError, ValueError) as error:
+            lines.append((run, False, str(error)))
+    if not lines:
+        raise HTTPException(400, "choose some runs first; nothing was done")
+    return site.page(visit, "bulk.html", verb=visit.form.text("verb"), lines=lines)
+
+
+async def _retry_one(store: Store, run: str, visit: Visit) -> str:
+    await control.retry(store, run, reason=reason_of(visit), by=visit.user.name)
+    return "goes on"
+
+
+async def _cancel_one(store: Store, run: str, visit: Visit) -> str:
+    await control.cancel(store, run, reason=reason_of(visit), by=visit.user.name)
+    return "is to stop"
+
+
+async def _clean_one(store: Store, run: str, visit: Visit) -> str:
+    raise NotImplementedError
+
+
+BULK: Final[Mapping[str, Callable[[Store, str, Visit], Awaitable[str]]]] = {
+    "retry": _retry_one,
+    "cancel": _cancel_one,
+    "clean": _clean_one,
+}
+VERBS: Final[Mapping[str, View]] = {
+    "retry": retry,
+    "cancel": cancel,
+    "fork": fork,
+    "resolve": resolve,
+    "send": send,
+    "bulk": bulk,
+}
+"""What needs access to all, by the last part of its path."""
+
+
+def back(visit: Visit, said: str, run: str, step: str | None = None) -> Response:
+    """Lead to the page of what was acted on; `said` chooses the words that it begins with."""
+    path = visit.url("run", run=run, said=said) if step is None else visit.url("step", run=run, step=step, said=said)
+    return RedirectResponse(path, 303)

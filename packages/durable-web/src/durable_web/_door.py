@@ -1,0 +1,156 @@
+"""The one way in: each request is checked here before a view sees it, whatever view that is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from durable_core.errors import CorruptLog, NotFound, Refused, RunBusy, StoreError
+
+from ._forms import Form, read_form
+from ._origin import base_of, is_from_own_page
+from ._site import Site
+from ._users import Access, User, may
+from ._visit import Visit
+
+View = Callable[[Site, Visit], Awaitable[Response]]
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+SECONDS: Final = 10.0
+"""How long a store may take before the page says that it is slow."""
+_HEADERS: Final = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self';"
+        " base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    # Not `no-referrer`, with which browsers post forms from the origin `null`.
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+_logger: Final = logging.getLogger("durable_web")
+
+
+class Headers:
+    """Gives every answer the headers that keep a page to itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app: Final = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                there = {name.lower() for name, _ in message["headers"]}
+                given = _HEADERS if b"cache-control" in there else {**_HEADERS, "cache-control": "no-store"}
+                message["headers"] = [*message["headers"], *((name.encode(), value.encode()) for name, value in given.items())]
+            await send(message)
+
+        await self._app(scope, receive, sent if scope["type"] == "http" else send)
+
+
+class Door:
+    """Makes the endpoints of views. What it makes asks on every request who visits, and what they may."""
+
+    def __init__(self, site: Site) -> None:
+        self._site: Final = site
+
+    def shows(self, view: View, *, needs: Access = "read", seconds: float | None = SECONDS) -> Endpoint:
+        """Return the endpoint of a view that changes nothing. `seconds` is how long it may take; None for a stream."""
+
+        async def endpoint(request: Request) -> Response:
+            user, access = await self._admitted(request)
+            return await self._seen(self._visit(request, user, access, Form({})), view, needs, seconds)
+
+        return self._answered(endpoint)
+
+    def acts(self, view: View, *, needs: Access = "all") -> Endpoint:
+        """Return the endpoint of a view that acts: on POST from the page's own form alone."""
+
+        async def endpoint(request: Request) -> Response:
+            refuse_foreign(request)
+            user, access = await self._admitted(request)
+            if not may(access, needs):
+                raise HTTPException(403, f"you may not do this, {user.name}; nothing was done")
+            visit = self._visit(request, user, access, await read_form(request))
+            self.check_token(visit)
+            return await self._seen(visit, view, needs, 3 * SECONDS)
+
+        return self._answered(endpoint)
+
+    def check_token(self, visit: Visit) -> None:
+        """Raise `HTTPException` for a form that was not made for this user, or too long ago."""
+        if not self._site.tokens.is_form_of(visit.form.text("token"), visit.user.name):
+            raise HTTPException(
+                403, "this page is too old to act from, or was made for somebody else: reload it; nothing was done"
+            )
+
+    async def _admitted(self, request: Request) -> tuple[User, Access]:
+        """Return who visits and what they may. Raises `HTTPException` for those who may see nothing."""
+        user = await self._site.visitor(request)
+        if user is None:
+            how = "open the link that the server printed" if self._site.local else "sign in first"
+            raise HTTPException(401, f"you are not signed in: {how}")
+        access: Access | None = "all" if self._site.users is None else await self._site.users.access(user)
+        if access is None:
+            raise HTTPException(403, f"you may see nothing here, {user.name}")
+        return user, access
+
+    def _visit(self, request: Request, user: User, access: Access, form: Form) -> Visit:
+        return Visit(request, base_of(request), user, access, self._site.tokens.for_forms(user.name), form)
+
+    async def _seen(self, visit: Visit, view: View, needs: Access, seconds: float | None) -> Response:
+        if not visit.may(needs):
+            raise HTTPException(403, f"you may not see this, {visit.user.name}")
+        try:
+            async with asyncio.timeout(seconds):
+                return await view(self._site, visit)
+        except HTTPException as error:
+            return self._site.refusal(visit.request, error.status_code, error.detail, visit)
+        except (StoreError, Refused, RunBusy, OSError) as error:  # a TimeoutError is an OSError
+            status, why = _told(error, is_action=visit.request.method == "POST")
+            return self._site.refusal(visit.request, status, why, visit)
+
+    def _answered(self, endpoint: Endpoint) -> Endpoint:
+        """Answer with a page, whatever happens."""
+
+        async def answered(request: Request) -> Response:
+            try:
+                return await endpoint(request)
+            except HTTPException as error:
+                answer = self._site.refusal(request, error.status_code, error.detail)
+                answer.headers.update(error.headers or {})  # such as where a `user=` sends people to sign in
+                return answer
+            except Exception:
+                _logger.exception("%s %s failed", request.method, request.url.path)
+                return self._site.refusal(request, 500, "something is wrong with this page; its log tells what")
+
+        return answered
+
+
+def refuse_foreign(request: Request) -> None:
+    """Raise `HTTPException` for what was posted from another site."""
+    if not is_from_own_page(request):
+        raise HTTPException(403, "this came from another site; nothing was done")
+
+
+def _told(error: Exception, *, is_action: bool) -> tuple[int, str]:
+    """Return the status and the words for what a store or `durable_core.control` raised."""
+    if isinstance(error, NotFound):
+        return 404, str(error)
+    if isinstance(error, Refused | RunBusy):
+        return 409, str(error)
+    if isinstance(error, CorruptLog):
+        return 500, str(error)
+    done = "; it may have been done or not, so look before you do it again" if is_action else ""
+    if isinstance(error, TimeoutError) and not str(error):
+        return 503, f"the store is slow, it has not answered in time{done}"
+    return 503, f"the store is away{done}: {error}"

@@ -1,0 +1,98 @@
+"""Without accounts: who sits at this machine, by a link that works once."""
+
+from __future__ import annotations
+
+import getpass
+import hmac
+import ipaddress
+import logging
+import secrets
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from ._origin import base_of
+from ._tokens import Tokens
+from ._users import User
+
+_COOKIE: Final = "durable_session"
+_SECONDS: Final = 12 * 3600
+_WHY: Final = (
+    "without user= the page serves this machine's loopback address alone (127.0.0.1, localhost): whoever else can reach it could"
+    " decide and cancel; pass user=, a function of the request that returns who is signed in"
+)
+_logger: Final = logging.getLogger("durable_web")
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host's name or address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def refuse_unless_loopback(host: str) -> None:
+    """Raise `ValueError` for an address that others can reach."""
+    if not is_loopback(host):
+        raise ValueError(f"host {host!r} can be reached from other machines: {_WHY}")
+
+
+class Local:
+    """The visitors of a page without accounts: one person, who holds the link that the server printed."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens: Final = tokens
+        self._key = secrets.token_urlsafe(24)
+        self._told: str | None = None
+
+    def link(self, base_url: str) -> str:
+        """Return the link that works once."""
+        self._told = self._key
+        return f"{base_url}/enter?key={self._key}"
+
+    def of(self, request: Request) -> User | None:
+        """Return who sits here, or None where the link was not used. Raises `HTTPException` for anybody from elsewhere."""
+        self.refuse_others(request)
+        if self._tokens.is_session(request.cookies.get(_COOKIE, "")):
+            return User(_name())
+        if self._told != self._key:  # nobody has printed it yet
+            base = f"{request.url.scheme}://{request.headers['host']}{base_of(request)}"
+            _logger.warning("to see the page, open %s (it works once)", self.link(base))
+        return None
+
+    def enter(self, request: Request) -> Response:
+        """Let in who holds the link, and make it void. Raises `HTTPException` for one that was used or changed."""
+        self.refuse_others(request)
+        base = base_of(request)
+        answer = RedirectResponse(f"{base}/", 303)
+        if self._tokens.is_session(request.cookies.get(_COOKIE, "")):
+            return answer
+        if not hmac.compare_digest(request.query_params.get("key", "").encode(), self._key.encode()):
+            raise HTTPException(403, "this link was used before, or is none of this server's; it prints another one")
+        self._key = secrets.token_urlsafe(24)
+        secure = request.url.scheme == "https"
+        session = self._tokens.for_session()
+        answer.set_cookie(_COOKIE, session, _SECONDS, path=base or "/", secure=secure, httponly=True, samesite="lax")
+        return answer
+
+    def refuse_others(self, request: Request) -> None:
+        """Raise `HTTPException` unless this machine asks itself, by a name of its own."""
+        server, client = request.scope.get("server"), request.scope.get("client")
+        named = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        asked = [named, server[0] if server else "", client[0] if client else ""]
+        if not all(map(is_loopback, asked)):  # by another name: a page elsewhere that had it lead here
+            raise HTTPException(403, _WHY)
+
+
+def _name() -> str:
+    """Return the name of who runs the server."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in some containers
+        return "local"

@@ -1,0 +1,68 @@
+"""What all views share: the store, how things are shown, and who is asked about visitors."""
+
+from __future__ import annotations
+
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from durable_core.store import Store
+
+from ._local import Local
+from ._origin import base_of, url_under
+from ._showing import Showing
+from ._text import FILTERS, visible
+from ._tokens import Tokens
+from ._users import User, Users
+from ._visit import Visit
+
+SAID: Final = {
+    "approved": "Your approval is recorded.",
+    "rejected": "Your rejection is recorded.",
+    "retried": "It goes on.",
+    "cancelled": "It is to stop.",
+    "forked": "This is the new run.",
+    "resolved": "The outcome is recorded.",
+    "sent": "The value is recorded.",
+}
+"""What a page begins with after an action: chosen by the URL, and never a text of it."""
+
+
+class Site:
+    """One page, as it was made by `app`."""
+
+    def __init__(self, store: Store, title: str, showing: Showing, tokens: Tokens, users: Users | None) -> None:
+        self.store: Final = store
+        self.title: Final = title
+        self.showing: Final = showing
+        self.tokens: Final = tokens
+        self.users: Final = users
+        self.local: Final = Local(tokens) if users is None else None
+        # Everything that a template prints is escaped, and made visible; `exact` is for fields that come back.
+        self._templates: Final = Environment(
+            loader=PackageLoader("durable_web"), autoescape=True, undefined=StrictUndefined, finalize=visible, trim_blocks=True,
+            lstrip_blocks=True,
+        )  # fmt: skip
+        self._templates.filters.update(FILTERS)
+        self._templates.globals["said_of"] = SAID.get
+
+    async def visitor(self, request: Request) -> User | None:
+        """Return who visits, or None for somebody who is not signed in."""
+        return self.local.of(request) if self.users is None and self.local else await self.users.of(request)  # type: ignore[union-attr]  # one of both
+
+    def page(self, visit: Visit, template: str, status: int = 200, **context: Any) -> Response:
+        """Return a page made of a template."""
+        return self._answer(template, status, visit=visit, url=visit.url, **context)
+
+    def refusal(self, request: Request, status: int, why: str, visit: Visit | None = None) -> Response:
+        """Return a page that says why nothing is shown or was done."""
+        heading, url = HTTPStatus(status).phrase, partial(url_under, base_of(request))
+        return self._answer("refused.html", status, visit=visit, url=url, heading=heading, why=why)
+
+    def _answer(self, template: str, status: int, **context: Any) -> Response:
+        html = self._templates.get_template(template).render(title=self.title, here=template, **context)
+        return HTMLResponse(html, status, {"Retry-After": "5"} if status == 503 else None)

@@ -1,0 +1,68 @@
+"""Text from logs, made harmless in a page: marks that hide or turn text are shown as what they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+from markupsafe import Markup, escape
+
+_HIDDEN: Final = re.compile(
+    # Control characters but newline and tab, marks that turn the direction of text or show nothing, and lone surrogates.
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
+    "\ud800-\udfff]"
+)
+
+
+def visible(value: Any) -> Any:
+    """Write as an escape what would turn or hide text; what is markup already is left as it is."""
+    return _HIDDEN.sub(_escape, value) if type(value) is str else value
+
+
+def exact(text: str) -> Markup:
+    """Return a text as it is, escaped alone: for fields that are posted back."""
+    return escape(text)
+
+
+def span(seconds: float | timedelta) -> str:
+    """Write a duration as people say it: `340 ms`, `2.1 s`, `4 min`, `3 h`, `12 d`."""
+    seconds = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
+    for limit, unit, name in ((60, 1.0, "s"), (3600, 60.0, "min"), (86_400, 3600.0, "h")):
+        if seconds < 1:
+            return f"{max(seconds, 0) * 1000:.0f} ms"
+        if seconds < limit:
+            return f"{seconds / unit:.3g} {name}" if seconds / unit < 10 else f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86_400:.0f} d"
+
+
+def moment(at: datetime) -> Markup:
+    """Write a time in UTC, for programs too."""
+    return Markup('<time datetime="{}">{:%Y-%m-%d %H:%M:%S} UTC</time>').format(at.isoformat(), at.astimezone(UTC))
+
+
+def ago(at: datetime) -> str:
+    """Say how long ago a time is, or how far ahead."""
+    seconds = (datetime.now(UTC) - at).total_seconds()
+    return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
+
+
+def as_json(value: Any) -> str:
+    """Write a value as JSON that people can edit."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
+    "exact": exact,
+    "as_json": as_json,
+    "span": span,
+    "moment": moment,
+    "ago": ago,
+}
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

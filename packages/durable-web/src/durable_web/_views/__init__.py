@@ -1,0 +1,22 @@
+"""The views, one module each: what a page holds is prepared here, and drawn by the template of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from durable_web._door import View
+
+from . import inbox, probes, run, runs, step, work
+
+PAGES: Final[Mapping[str, View]] = {
+    "": inbox.view,
+    "runs": runs.view,
+    "run": run.view,
+    "step": step.view,
+    "work": work.view,
+    "metrics": probes.metrics,
+}
+"""The pages by their paths."""
+STREAMS: Final[Mapping[str, View]] = {}
+"""What stays open and tells of changes. End each after a minute or so: who asks again is checked again."""

@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 
-from durable_core import CorruptLog, MemoryStore, Runner, RunSuspended, StepFailed, StepRecord, control, flow
+from durable_core import (
+    CorruptLog,
+    MemoryStore,
+    NotFound,
+    Refused,
+    RunBusy,
+    Runner,
+    RunSuspended,
+    StepFailed,
+    StepRecord,
+    control,
+    flow,
+)
 from durable_core.testing import FakeClock
 
 
@@ -198,3 +210,30 @@ async def test_an_age_that_is_none(store: Watched) -> None:
     """A negative one would clear what has not ended yet."""
     with pytest.raises(ValueError, match="older_than"):
         await control.clear_ended(store, older_than=timedelta(days=-1))
+
+
+async def test_one_run_that_ended_is_cleared(store: Watched, clock: FakeClock) -> None:
+    """With its children, children first, and no other run whose id begins alike."""
+    made = flows(clock)
+    await made["top"].run(store, run_id="run")
+    await made["plain"].run(store, run_id="run-2", what="goes")
+    assert [*await control.clear(store, "run")] == ["run/one/leaf", "run/one", "run/two", "run"]
+    assert await names(store) == {"run-2"}
+
+
+async def test_one_run_that_has_to_stay(store: Watched, clock: FakeClock) -> None:
+    """One that waits, a child whose parent is there, one without a flow, one that is held, and one that isn't there."""
+    made = flows(clock)
+    with pytest.raises(RunSuspended):
+        await made["plain"].run(store, run_id="waits", what="waits")
+    await made["top"].run(store, run_id="run")
+    await Runner(store, "alone").step("work", lambda: 1)
+    for run_id, what in [("waits", "has not ended"), ("run/one", "'run'; clear that one"), ("alone", "no flow")]:
+        with pytest.raises(Refused, match=what):
+            await control.clear(store, run_id)
+    with pytest.raises(NotFound):
+        await control.clear(store, "nobody")
+    async with Runner(store, "run"):
+        with pytest.raises(RunBusy):
+            await control.clear(store, "run")
+    assert not store.cleared

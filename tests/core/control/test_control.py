@@ -333,6 +333,18 @@ async def test_an_event_twice(store: MemoryStore) -> None:
     assert await Runner(store, "run").event("packed") == {"box": 1}
 
 
+async def test_the_log_says_who_sent_an_event(store: MemoryStore) -> None:
+    """`by` stands in the note, whether somebody waited or not; the same value from another changes nothing."""
+    early = await control.send(store, "run", "packed", 1, by="alice")
+    assert early.note == {"by": "alice"}
+    assert await control.send(store, "run", "packed", 1, by="bob") == early
+    with pytest.raises(RunSuspended):
+        await Runner(store, "run", wait_limit=0).event("paid")
+    assert (await control.send_failure(store, "run", "paid", error="declined", by="bob")).note == {"by": "bob"}
+    with pytest.raises(ValueError, match="library's own"):
+        await control.send(store, "run", "sent", 1, by="$me")
+
+
 async def test_resolve_sets_the_outcome_of_a_failed_step(store: MemoryStore) -> None:
     """The failure stays in the log, the next replay returns the value."""
     calls: list[int] = []

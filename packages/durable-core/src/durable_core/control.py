@@ -11,7 +11,7 @@ import msgspec
 
 from ._log.cancelling import ask_to_cancel
 from ._log.chain import CANCEL, FLOW, decided, newest, successor
-from ._log.clearing import clear_before
+from ._log.clearing import clear_before, clear_one
 from ._log.copying import copy, fork
 from ._log.finding import Damage, Wanted, find_logs, find_runs, statuses_of
 from ._log.known import check, check_own, known_run, now_by, person, signed
@@ -25,7 +25,7 @@ from ._waiting.approval import Decision
 from ._waiting.deciding import cast, give
 from ._waiting.watching import follow, looks, published, the_end
 from .clock import Clock
-from .errors import SentFailure
+from .errors import Refused, SentFailure
 from .options import duration
 from .record import StepError, StepRecord
 from .store import Store, check_store
@@ -36,6 +36,7 @@ __all__ = [
     "RunStatus",
     "approve",
     "cancel",
+    "clear",
     "clear_ended",
     "copy",
     "follow",
@@ -81,18 +82,27 @@ def _vote(by: str, approved: bool, reason: str | None, value: Any, clock: Clock 
     return Decision(approved, person(by), reason, now_by(clock), shown)
 
 
-async def send(store: Store, run_id: str, step_id: str, value: Any = None, *, clock: Clock | None = None) -> StepRecord:
+async def send(
+    store: Store, run_id: str, step_id: str, value: Any = None, *, by: str | None = None, clock: Clock | None = None
+) -> StepRecord:
     """Give an event its value, before a run waits for it or while it does; the run need not exist yet.
 
-    The same value sent again changes nothing. Raises `AlreadyDecided` for another one, `DeadlinePassed` after the deadline,
-    `Refused` for a step that is no event, and `TypeError` for a value that can't be recorded.
+    `by` is recorded in the entry's note. The same value sent again changes nothing. Raises `AlreadyDecided` for another one,
+    `DeadlinePassed` after the deadline, `Refused` for a step that is no event, `TypeError` for a value that can't be recorded.
     """
     check_own(store, run_id, step_id)
-    return await give(store, run_id, step_id, clock, result=record_any(value, f"the value of event {step_id!r}"))
+    result = record_any(value, f"the value of event {step_id!r}")
+    return await give(store, run_id, step_id, clock, result=result, said=signed(None, by))
 
 
 async def send_failure(
-    store: Store, run_id: str, step_id: str, *, error: str | BaseException, clock: Clock | None = None
+    store: Store,
+    run_id: str,
+    step_id: str,
+    *,
+    error: str | BaseException,
+    by: str | None = None,
+    clock: Clock | None = None,
 ) -> StepRecord:
     """Say that an event went wrong, before a run waits for it or while it does, or take an approval back that waits.
 
@@ -104,7 +114,7 @@ async def send_failure(
     if not isinstance(error, str | BaseException):
         raise TypeError(f"error must be a text or an exception, not {error!r}")
     failure = StepError.from_exception(SentFailure(error) if isinstance(error, str) else error)
-    return await give(store, run_id, step_id, clock, error=failure)
+    return await give(store, run_id, step_id, clock, error=failure, said=signed(None, by))
 
 
 async def resolve(
@@ -184,6 +194,19 @@ async def cancel(
         await known_run(store, run_id)
     async with waking(store, run_id, clock) as append:
         return await ask_to_cancel(store, append, run_id, reason, by, now_by(clock))
+
+
+async def clear(store: Store, run_id: str) -> Sequence[str]:
+    """Clear a run whose flow has ended, with the children that its steps called for, children first; return their ids.
+
+    Raises `NotFound` for a run that isn't there, `RunBusy` where another holds its lock, and `Refused` for a run that has not
+    ended, that has no flow, so that nothing tells whether it has, or that is a child of a run which is there.
+    """
+    check(store, run_id=run_id)
+    if (flow := await store.get(run_id, FLOW)) is None:
+        await known_run(store, run_id)
+        raise Refused(f"run {run_id!r} has no flow, so nothing tells that it has ended; Runner.reset clears it all the same")
+    return await clear_one(store, flow)
 
 
 async def clear_ended(

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Final
 
-from durable_core.errors import RunBusy, StoreError
+from durable_core.errors import Refused, RunBusy, StoreError
 from durable_core.record import StepRecord
 from durable_core.store import Store
 from durable_core.stores.flows import FlowState
@@ -34,6 +34,15 @@ async def clear_before(store: Store, prefix: str, moment: datetime, damage: Dama
         except StoreError as error:
             damage.take(error)
     return cleared
+
+
+async def clear_one(store: Store, flow: StepRecord) -> list[str]:
+    """Clear one run that has ended, children first; return their ids. Raises `Refused` for one that has to stay."""
+    if (parent := parent_of(flow)) is not None and await store.get(parent[0], FLOW) is not None:
+        raise Refused(f"run {flow.run_id!r} was called for by run {parent[0]!r}; clear that one, and it goes with it")
+    if not (family := await _clear_family(store, flow, dry_run=False)):
+        raise Refused(f"run {flow.run_id!r}, or a run that its steps called for, has not ended; cancel it first")
+    return family
 
 
 async def _clear_family(store: Store, flow: StepRecord, *, dry_run: bool) -> list[str]:

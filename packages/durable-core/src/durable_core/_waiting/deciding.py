@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from durable_core._log.chain import advance, decided, new_entry, successor
@@ -46,15 +48,25 @@ async def cast(store: Store, run_id: str, step_id: str, vote: Decision, clock: C
 
 
 async def give(
-    store: Store, run_id: str, step_id: str, clock: Clock | None, *, result: bytes | None = None, error: StepError | None = None
+    store: Store,
+    run_id: str,
+    step_id: str,
+    clock: Clock | None,
+    *,
+    result: bytes | None = None,
+    error: StepError | None = None,
+    said: Mapping[str, str],
 ) -> StepRecord:
-    """Append the value of an event; or with `error` what went wrong with one, or that an approval is taken back."""
+    """Append the value of an event; or with `error` what went wrong with one, or that an approval is taken back.
+
+    The note tells what is `said` of who acts.
+    """
     outcome = {"status": "success", "result": result} if error is None else {"status": "failure", "error": error}
 
     def propose(latest: StepRecord | None) -> StepRecord | None:
         now = now_by(clock)
         if latest is None:
-            return new_entry(run_id, step_id, now, kind="event", **outcome)
+            return new_entry(run_id, step_id, now, kind="event", note=dict(said) or None, **outcome)
         if error is None and latest.kind != "event":
             raise Refused(f"{step_id!r} of run {run_id!r} is no event but {describe(latest)}")
         if latest.kind not in ("event", "approval") or (latest.kind == "approval" and latest.status == "reopened"):
@@ -65,7 +77,7 @@ async def give(
             raise already_decided(latest)
         if latest.until is not None and now >= latest.until:
             return overdue(latest, now)
-        return successor(latest, now, **outcome)
+        return successor(latest, now, note={**latest.notes, **said} if said else latest.note, **outcome)
 
     async with waking(store, run_id, clock) as append:
         return await advance(append, await store.get(run_id, step_id), propose)

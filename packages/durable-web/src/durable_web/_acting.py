@@ -70,8 +70,14 @@ async def resolve(site: Site, visit: Visit) -> Response:
 async def send(site: Site, visit: Visit) -> Response:
     """Give an event its value."""
     run, step = visit.id("run"), visit.id("step")
-    await control.send(site.store, run, step, value_of(visit, "value"))
+    await control.send(site.store, run, step, value_of(visit, "value"), by=visit.user.name)
     return back(visit, "sent", run, step)
+
+
+async def clean(site: Site, visit: Visit) -> Response:
+    """Clear a run that has ended, with its children."""
+    await control.clear(site.store, visit.id("run"))
+    return RedirectResponse(visit.url("runs", said="cleaned"), 303)
 
 
 async def bulk(site: Site, visit: Visit) -> Response:
@@ -101,7 +107,8 @@ async def _cancel_one(store: Store, run: str, visit: Visit) -> str:
 
 
 async def _clean_one(store: Store, run: str, visit: Visit) -> str:
-    raise NotImplementedError
+    cleared = await control.clear(store, run)
+    return "is gone" if len(cleared) == 1 else f"is gone, with {len(cleared) - 1} children"
 
 
 BULK: Final[Mapping[str, Callable[[Store, str, Visit], Awaitable[str]]]] = {
@@ -115,6 +122,7 @@ VERBS: Final[Mapping[str, View]] = {
     "fork": fork,
     "resolve": resolve,
     "send": send,
+    "clean": clean,
     "bulk": bulk,
 }
 """What needs access to all, by the last part of its path."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from typing import Final
+
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
@@ -11,17 +14,60 @@ from durable_core.record import StepRecord
 
 from ._acting import reason_of, value_of
 from ._asked import Asked, asked_by
-from ._site import Site
+from ._links import Link, link_of
+from ._site import SAID, Site
 from ._visit import Visit
 
-ANSWERS = ("approve", "reject")
+_SAID: Final = {"approve": "approved", "reject": "rejected"}
+"""The answers, and the words for them."""
+_USED: Final = "this link was used: it answers once"
 
 
 async def decide(site: Site, visit: Visit) -> Response:
     """Record the answer of who is signed in."""
     asked = await question(site, visit.id("run"), visit.id("step"))
     await record_answer(site, visit, asked, visit.user.name)
-    return RedirectResponse(visit.url(said=f"{answer_of(visit)}d" if answer_of(visit) == "approve" else "rejected"), 303)
+    return RedirectResponse(visit.url(said=_SAID[answer_of(visit)]), 303)
+
+
+async def show_link(site: Site, visit: Visit) -> Response:
+    """Show what a link asks, and nothing else."""
+    token = visit.asked("link")
+    asked = await _asked_by_link(site, link_of(site.tokens, token))
+    return site.page(visit, "decide.html", asked=asked, link=token, done=None, showing=site.showing)
+
+
+async def answer_link(site: Site, visit: Visit) -> Response:
+    """Record the answer of who holds the link, once."""
+    token = visit.form.text("link")
+    link = link_of(site.tokens, token)
+    asked = await _asked_by_link(site, link)
+    if visit.form.text("mark") != link.mark:
+        raise HTTPException(409, "this form was made for another question; nothing was done")
+    said = {"by": link.by, "answer": answer_of(visit), "reason": reason_of(visit), "value": value_of(visit, "value")}
+    digest = hashlib.sha256(token.encode()).hexdigest()[:32]
+    claim = StepRecord(run_id=link.run, step_id=f"$link/{digest}", note=said)
+    holder = await site.store.append(claim)
+    if holder.id != claim.id and holder.note != said:  # the same answer once more goes on, after a crash between the two
+        raise HTTPException(410, f"{_USED}; nothing was done")
+    await record_answer(site, visit, asked, link.by)
+    asked = await question(site, link.run, link.step)
+    return site.page(visit, "decide.html", asked=asked, link="", done=SAID[_SAID[said["answer"]]], showing=site.showing)
+
+
+async def _asked_by_link(site: Site, link: Link) -> Asked:
+    """Return what the link asks. Raises `HTTPException` where it answers nothing any more."""
+    try:
+        asked = await question(site, link.run, link.step)
+    except NotFound:
+        raise HTTPException(410, "the run that asked is gone; nothing was done") from None
+    if asked.has_voted(link.by):
+        raise HTTPException(410, f"{_USED}, or {link.by} has answered in another way; nothing was done")
+    if asked.mark != link.mark:
+        raise HTTPException(410, "what is asked has changed since this link was made; nothing was done")
+    if not asked.is_open:
+        raise HTTPException(410, "this was decided before, or its time is over; nothing was done")
+    return asked
 
 
 async def record_answer(site: Site, visit: Visit, asked: Asked, by: str) -> StepRecord:
@@ -46,6 +92,6 @@ async def question(site: Site, run_id: str, step_id: str) -> Asked:
 def answer_of(visit: Visit) -> str:
     """Return `approve` or `reject`. Raises `HTTPException` for anything else."""
     answer = visit.form.text("answer")
-    if answer not in ANSWERS:
+    if answer not in _SAID:
         raise HTTPException(400, "say whether you approve or reject; nothing was done")
     return answer

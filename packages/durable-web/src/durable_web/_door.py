@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from durable_core.errors import CorruptLog, NotFound, Refused, RunBusy, StoreError
 
 from ._forms import Form, read_form
+from ._links import Link, link_of
+from ._local import Local
 from ._origin import base_of, is_from_own_page
 from ._site import Site
 from ._users import Access, User, may
@@ -86,6 +88,23 @@ class Door:
 
         return self._answered(endpoint)
 
+    def by_link(self, view: View, act: View) -> Endpoint:
+        """Return the endpoint of decision links: `view` shows on GET, `act` answers on POST, as the person it is made out to."""
+
+        async def endpoint(request: Request) -> Response:
+            is_post = request.method == "POST"
+            if is_post:
+                refuse_foreign(request)
+            form = await read_form(request) if is_post else Form({})
+            link = link_of(self._site.tokens, form.text("link") if is_post else request.query_params.get("link", ""))
+            user, access = await self._holder_of(request, link)
+            visit = self._visit(request, user, access, form)
+            if is_post:
+                self.check_token(visit)
+            return await self._seen(visit, act if is_post else view, "decide", 3 * SECONDS)
+
+        return self._answered(endpoint)
+
     def check_token(self, visit: Visit) -> None:
         """Raise `HTTPException` for a form that was not made for this user, or too long ago."""
         if not self._site.tokens.is_form_of(visit.form.text("token"), visit.user.name):
@@ -95,14 +114,33 @@ class Door:
 
     async def _admitted(self, request: Request) -> tuple[User, Access]:
         """Return who visits and what they may. Raises `HTTPException` for those who may see nothing."""
-        user = await self._site.visitor(request)
+        people = self._site.people
+        user = await people.of(request)
         if user is None:
-            how = "open the link that the server printed" if self._site.local else "sign in first"
+            how = "open the link that the server printed" if isinstance(people, Local) else "sign in first"
             raise HTTPException(401, f"you are not signed in: {how}")
-        access: Access | None = "all" if self._site.users is None else await self._site.users.access(user)
+        access = await people.access(user)
         if access is None:
             raise HTTPException(403, f"you may see nothing here, {user.name}")
         return user, access
+
+    async def _holder_of(self, request: Request, link: Link) -> tuple[User, Access]:
+        """Return who holds a link: who is signed in if anybody is, else whom it is made out to, as far as `access=` allows."""
+        people, holder = self._site.people, User(link.by, by_link=True)
+        if isinstance(people, Local):
+            people.refuse_others(request)
+            return holder, "decide"
+        elsewhere = HTTPException(401, "you are not signed in: sign in first")
+        try:
+            user = await people.of(request)
+        except HTTPException as error:  # it sends people to where they sign in
+            user, elsewhere = None, error
+        if user is not None and user.name != link.by:
+            raise HTTPException(403, f"this link is for {link.by}, and you are signed in as {user.name}; nothing was done")
+        access = await people.access(user or holder)
+        if access is None:
+            raise elsewhere if user is None else HTTPException(403, f"you may see nothing here, {user.name}")
+        return user or holder, access
 
     def _visit(self, request: Request, user: User, access: Access, form: Form) -> Visit:
         return Visit(request, base_of(request), user, access, self._site.tokens.for_forms(user.name), form)
@@ -114,7 +152,7 @@ class Door:
             async with asyncio.timeout(seconds):
                 return await view(self._site, visit)
         except HTTPException as error:
-            return self._site.refusal(visit.request, error.status_code, error.detail, visit)
+            return self._site.refused(visit.request, error, visit)
         except (StoreError, Refused, RunBusy, OSError) as error:  # a TimeoutError is an OSError
             status, why = _told(error, is_action=visit.request.method == "POST")
             return self._site.refusal(visit.request, status, why, visit)
@@ -126,9 +164,7 @@ class Door:
             try:
                 return await endpoint(request)
             except HTTPException as error:
-                answer = self._site.refusal(request, error.status_code, error.detail)
-                answer.headers.update(error.headers or {})  # such as where a `user=` sends people to sign in
-                return answer
+                return self._site.refused(request, error)
             except Exception:
                 _logger.exception("%s %s failed", request.method, request.url.path)
                 return self._site.refusal(request, 500, "something is wrong with this page; its log tells what")

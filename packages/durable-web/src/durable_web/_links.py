@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["decision_link"]
-
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
+
+import msgspec
+from starlette.exceptions import HTTPException
 
 from durable_core.record import StepRecord
 
@@ -13,8 +14,20 @@ from ._asked import asked_by
 from ._tokens import Tokens, check_secret
 
 
+class Link(msgspec.Struct, frozen=True):
+    """What a link carries."""
+
+    run: str
+    step: str
+    by: str
+    mark: str
+    """The question that it answers, and no other."""
+    expires: int
+    """In seconds since 1970."""
+
+
 def decision_link(url: str, approval: StepRecord, *, by: str, secret: str, lasts: timedelta = timedelta(days=3)) -> str:
-    """Return a link by which `by` answers an approval once, without signing in.
+    """Return a link by which `by` answers an approval once, without signing in where `access=` allows that.
 
     `url` is where people find the page, such as `https://ops.example.com/durable`, and `secret` the one that `app` has.
     `approval` is its newest entry, as `control.pending` and `notify=` give it. The link holds for what is shown, until it was
@@ -27,16 +40,24 @@ def decision_link(url: str, approval: StepRecord, *, by: str, secret: str, lasts
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
         raise ValueError(f"url must be where the page is found, such as 'https://ops.example.com/durable', not {url!r}")
     asked = asked_by(approval)
+    what = f"{approval.step_id!r} of run {approval.run_id!r}"
     if not asked.is_open:
-        raise ValueError(
-            f"{approval.step_id!r} of run {approval.run_id!r} is no approval that waits; make the link before it is decided"
-        )
-    if not by or by.startswith("$") or not asked.may_decide(by):
-        raise ValueError(f"{by!r} may not decide {approval.step_id!r} of run {approval.run_id!r}; name one of its approvers")
+        raise ValueError(f"{what} is no approval that waits; make the link before it is decided")
+    if not by or not by.isprintable() or by.startswith("$") or not asked.may_decide(by):
+        raise ValueError(f"{by!r} may not decide {what}; name one of its approvers")
     if lasts <= timedelta(0):
         raise ValueError(f"lasts must be longer than no time, not {lasts!r}")
     expires = int((datetime.now(UTC) + lasts).timestamp())
-    token = Tokens(check_secret(secret)).for_link(
-        {"run": asked.run_id, "step": asked.step_id, "by": by, "mark": asked.mark, "expires": expires}
-    )
-    return f"{url.rstrip('/')}/decide?link={token}"
+    link = Link(asked.run_id, asked.step_id, by, asked.mark, expires)
+    return f"{url.rstrip('/')}/decide?link={Tokens(check_secret(secret)).for_link(msgspec.to_builtins(link))}"
+
+
+def link_of(tokens: Tokens, token: str) -> Link:
+    """Read a link. Raises `HTTPException` for one that was changed, or that has expired."""
+    try:
+        link = msgspec.convert(tokens.link_of(token), Link)
+    except msgspec.ValidationError:
+        raise HTTPException(403, "this link was changed, or is none of this page; nothing was done") from None
+    if datetime.now(UTC).timestamp() >= link.expires:
+        raise HTTPException(410, "this link has expired; nothing was done")
+    return link

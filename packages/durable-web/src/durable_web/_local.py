@@ -16,7 +16,7 @@ from starlette.responses import RedirectResponse, Response
 
 from ._origin import base_of
 from ._tokens import Tokens
-from ._users import User
+from ._users import Access, User
 
 _COOKIE: Final = "durable_session"
 _SECONDS: Final = 12 * 3600
@@ -56,7 +56,7 @@ class Local:
         self._told = self._key
         return f"{base_url}/enter?key={self._key}"
 
-    def of(self, request: Request) -> User | None:
+    async def of(self, request: Request) -> User | None:
         """Return who sits here, or None where the link was not used. Raises `HTTPException` for anybody from elsewhere."""
         self.refuse_others(request)
         if self._tokens.is_session(request.cookies.get(_COOKIE, "")):
@@ -66,7 +66,11 @@ class Local:
             _logger.warning("to see the page, open %s (it works once)", self.link(base))
         return None
 
-    def enter(self, request: Request) -> Response:
+    async def access(self, user: User) -> Access | None:
+        """Let who sits here do everything."""
+        return "all"
+
+    async def enter(self, request: Request) -> Response:
         """Let in who holds the link, and make it void. Raises `HTTPException` for one that was used or changed."""
         self.refuse_others(request)
         base = base_of(request)

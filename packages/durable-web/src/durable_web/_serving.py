@@ -1,12 +1,64 @@
-"""Serving the page on this machine."""
+"""Serving the page, on this machine unless told otherwise."""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any, Final
 
 from durable_core.store import Store
 
+from ._local import refuse_unless_loopback
+from .page import app
 
-async def serve(store: Store, *, host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
-    """Serve the page until it is interrupted."""
-    raise NotImplementedError
+_logger: Final = logging.getLogger("durable_web")
+
+
+async def serve(
+    store: Store, *, host: str = "127.0.0.1", port: int = 8000, ready: Callable[[str], object] | None = None, **options: Any
+) -> None:
+    """Serve the page of a store with uvicorn until SIGTERM or SIGINT; `options` are those of `app`.
+
+    `ready` is called with the URL to open once the page answers: the one-time link, where there is no `user=`. Without it the
+    URL is logged. Port 0 takes one that is free. Raises `ValueError` for a host that others can reach where there is no `user=`,
+    `OSError` where the port can't be had, and `ModuleNotFoundError` without uvicorn.
+    """
+    page = app(store, **options)
+    if options.get("user") is None:
+        refuse_unless_loopback(host)
+    try:
+        import uvicorn
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("serving the page needs uvicorn: install durable-web[serve]", name="uvicorn") from error
+
+    with _listening(host, port) as listener:
+        config = uvicorn.Config(
+            page,
+            log_level="warning",
+            server_header=False,
+            proxy_headers=options.get("user") is not None,  # without accounts, nobody else's word counts
+            timeout_graceful_shutdown=2,  # a page that is watched stays open
+        )
+        server = uvicorn.Server(config)
+        name = f"[{host}]" if ":" in host else host
+        url = f"http://{name}:{listener.getsockname()[1]}"
+        link = page.one_time_link(url) or url
+        if ready is None:
+            _logger.warning("the page is at %s", link)
+        else:
+            ready(link)
+        await server.serve([listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)  # from now on who opens the link waits, and is not refused
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"can't serve on {host} port {port}: {error.strerror}; choose another with port=") from error
+    return listener

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -17,7 +18,7 @@ from ._origin import base_of, url_under
 from ._showing import Showing
 from ._text import FILTERS, visible
 from ._tokens import Tokens
-from ._users import User, Users
+from ._users import Users
 from ._visit import Visit
 
 SAID: Final = {
@@ -28,6 +29,7 @@ SAID: Final = {
     "forked": "This is the new run.",
     "resolved": "The outcome is recorded.",
     "sent": "The value is recorded.",
+    "cleaned": "The run is gone.",
 }
 """What a page begins with after an action: chosen by the URL, and never a text of it."""
 
@@ -35,13 +37,12 @@ SAID: Final = {
 class Site:
     """One page, as it was made by `app`."""
 
-    def __init__(self, store: Store, title: str, showing: Showing, tokens: Tokens, users: Users | None) -> None:
+    def __init__(self, store: Store, title: str, showing: Showing, tokens: Tokens, people: Users | Local) -> None:
         self.store: Final = store
         self.title: Final = title
         self.showing: Final = showing
         self.tokens: Final = tokens
-        self.users: Final = users
-        self.local: Final = Local(tokens) if users is None else None
+        self.people: Final = people
         # Everything that a template prints is escaped, and made visible; `exact` is for fields that come back.
         self._templates: Final = Environment(
             loader=PackageLoader("durable_web"), autoescape=True, undefined=StrictUndefined, finalize=visible, trim_blocks=True,
@@ -49,10 +50,6 @@ class Site:
         )  # fmt: skip
         self._templates.filters.update(FILTERS)
         self._templates.globals["said_of"] = SAID.get
-
-    async def visitor(self, request: Request) -> User | None:
-        """Return who visits, or None for somebody who is not signed in."""
-        return self.local.of(request) if self.users is None and self.local else await self.users.of(request)  # type: ignore[union-attr]  # one of both
 
     def page(self, visit: Visit, template: str, status: int = 200, **context: Any) -> Response:
         """Return a page made of a template."""
@@ -62,6 +59,12 @@ class Site:
         """Return a page that says why nothing is shown or was done."""
         heading, url = HTTPStatus(status).phrase, partial(url_under, base_of(request))
         return self._answer("refused.html", status, visit=visit, url=url, heading=heading, why=why)
+
+    def refused(self, request: Request, error: HTTPException, visit: Visit | None = None) -> Response:
+        """Return a page for an error that carries its status, and headers such as where people sign in."""
+        answer = self.refusal(request, error.status_code, error.detail, visit)
+        answer.headers.update(error.headers or {})
+        return answer
 
     def _answer(self, template: str, status: int, **context: Any) -> Response:
         html = self._templates.get_template(template).render(title=self.title, here=template, **context)

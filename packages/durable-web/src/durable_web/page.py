@@ -1,9 +1,11 @@
-"""The factory of the page."""
+"""The page: made by `app`, mounted or served."""
 
 from __future__ import annotations
 
 import secrets
-from typing import Final
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,9 +19,11 @@ from starlette.types import Receive, Scope, Send
 from durable_core.store import Store, check_store
 
 from ._acting import VERBS
-from ._deciding import decide
+from ._deciding import answer_link, decide, show_link
 from ._door import Door, Headers
-from ._notifying import Notify
+from ._health import health
+from ._local import Local
+from ._notifying import Notifier, Notify
 from ._showing import Redact, Showing
 from ._site import Site
 from ._tokens import Tokens, check_secret
@@ -28,20 +32,28 @@ from ._views import PAGES, STREAMS
 
 
 class Page:
-    """An ASGI app that shows runs and lets people decide: mount it, or serve it."""
+    """An ASGI app that shows the runs of a store and lets people decide: mount it, or serve it."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, notifier: Notifier) -> None:
         self._site: Final = site
+        self._notifier: Final = notifier
         door = Door(site)
         routes: list[BaseRoute] = [
             *(Route(f"/{path}", door.shows(view), methods=["GET"]) for path, view in PAGES.items()),
             *(Route(f"/{path}", door.shows(view, seconds=None), methods=["GET"]) for path, view in STREAMS.items()),
             *(Route(f"/act/{verb}", door.acts(view), methods=["POST"]) for verb, view in VERBS.items()),
             Route("/act/decide", door.acts(decide, needs="decide"), methods=["POST"]),
+            Route("/decide", door.by_link(show_link, answer_link), methods=["GET", "POST"]),
+            Route("/healthz", health(site), methods=["GET"]),
             Mount("/static", StaticFiles(packages=[("durable_web", "static")])),
         ]
+        if isinstance(site.people, Local):
+            routes.append(Route("/enter", site.people.enter, methods=["GET"]))
         self._app: Final = Starlette(
-            routes=routes, middleware=[Middleware(Headers)], exception_handlers={HTTPException: self._refused}
+            routes=routes,
+            middleware=[Middleware(Headers)],
+            exception_handlers={HTTPException: self._refused},
+            lifespan=self.lifespan,
         )
         self._app.router.redirect_slashes = False
 
@@ -49,11 +61,27 @@ class Page:
         """Answer a request."""
         await self._app(scope, receive, send)
 
+    @asynccontextmanager
+    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+        """Call `notify=` for new approvals as long as the context lasts.
+
+        A server does this for an app that it serves, and not for one that is mounted: pass it on, such as
+        `FastAPI(lifespan=page.lifespan)`, or enter it in a lifespan of your own. Any number of processes may do so at once.
+        """
+        async with self._notifier.running():
+            yield
+
+    async def notify_once(self) -> int:
+        """Call `notify=` for each new approval, and return how many calls went well: for cron and the like."""
+        return await self._notifier.round()
+
+    def one_time_link(self, url: str) -> str | None:
+        """Return the link that lets one browser in, on a page without `user=`; `url` is where the page is. Else None."""
+        return self._site.people.link(url.rstrip("/")) if isinstance(self._site.people, Local) else None
+
     async def _refused(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        answer = self._site.refusal(request, error.status_code, error.detail)
-        answer.headers.update(error.headers or {})
-        return answer
+        return self._site.refused(request, error)
 
 
 def app(
@@ -66,8 +94,28 @@ def app(
     secret: str | None = None,
     title: str = "Durable",
 ) -> Page:
-    """Make the page of a store."""
+    """Make the page of a store, an ASGI app to mount or to serve.
+
+    `user` tells who makes a request, as a `User`, or None for somebody who may see nothing; it may raise Starlette's
+    `HTTPException`, such as one that redirects to where people sign in. `access` tells what a user may: "read", "decide", "all",
+    or None for nothing; without it whoever `user` names may do all. Both are asked on every request, may be async, and get a
+    thread otherwise. Without `user` the page answers this machine's loopback address alone, to whoever opens the link that is
+    printed to the log and works once.
+
+    `redact` returns what is shown in place of a value. `notify` is called at least once for each new approval, while the page is
+    served or `lifespan` is entered. `secret` signs forms, sessions and decision links: give one where several processes serve
+    the page, where it outlives restarts, or for `decision_link`; else each start makes its own.
+
+    Raises `TypeError` or `ValueError` for what can't be used.
+    """
     check_store(store)
+    for what, given in (("user", user), ("access", access), ("redact", redact), ("notify", notify)):
+        if given is not None and not callable(given):
+            raise TypeError(f"{what} must be a function, not {given!r}")
+    if access is not None and user is None:
+        raise TypeError("access= tells what a user may, so it needs user=, a function of the request that returns who it is")
+    if not isinstance(title, str) or not title:
+        raise TypeError(f"title must be a text, not {title!r}")
     tokens = Tokens(secrets.token_urlsafe(32) if secret is None else check_secret(secret))
-    users = None if user is None else Users(user, access)
-    return Page(Site(store, title, Showing(redact), tokens, users))
+    people = Local(tokens) if user is None else Users(user, access)
+    return Page(Site(store, title, Showing(redact), tokens, people), Notifier(store, notify))

@@ -10,9 +10,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from durable_core import control
-from durable_core.control import RunStatus
 from durable_web._site import Site
 from durable_web._visit import Visit
+
+from ._reading import read
 
 _PAGE: Final = 50
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -30,8 +31,7 @@ async def view(site: Site, visit: Visit) -> Response:
         states = ["waiting"]
     since = span_of(visit, "since")
     now = datetime.now(UTC)
-    found: list[RunStatus] = []
-    async for run in control.runs(
+    listed = control.runs(
         site.store,
         visit.asked("prefix"),
         status=states or None,
@@ -39,15 +39,12 @@ async def view(site: Site, visit: Visit) -> Response:
         since=None if since is None else now - since,
         before=_before(visit),
         limit=None if longer is not None else _PAGE,
-    ):
-        if longer is None or run.changed_at <= now - longer:
-            found.append(run)
-        if len(found) == _PAGE:
-            break
+    )
+    found, damage = await read((run async for run in listed if longer is None or run.changed_at <= now - longer), _PAGE)
     kept = {"state": states, **{name: visit.asked(name) for name in ("flow", "prefix", "since", "longer")}}
     last = found[-1] if len(found) == _PAGE else None
     older = None if last is None else visit.url("runs", **kept, before=f"{last.started_at.isoformat()} {last.run_id}")
-    return site.page(visit, "runs.html", runs=found, states=STATES, kept=kept, older=older)
+    return site.page(visit, "runs.html", runs=found, damage=damage, states=STATES, kept=kept, older=older)
 
 
 def span_of(visit: Visit, name: str) -> timedelta | None:

@@ -7,10 +7,11 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from durable_core import control
-from durable_core.control import RunStatus
 from durable_core.store import Store, runs_of
 from durable_web._site import Site
 from durable_web._visit import Visit
+
+from ._reading import read
 
 _MOST: Final = 50
 _SCHEDULES: Final = "$cron/"
@@ -18,10 +19,13 @@ _SCHEDULES: Final = "$cron/"
 
 async def view(site: Site, visit: Visit) -> Response:
     """Show schedules with their next ticks, runs that are parked, and runs at work with who holds them."""
-    parked: list[RunStatus] = [run async for run in control.runs(site.store, status="parked", limit=_MOST)]
-    at_work: list[RunStatus] = [run async for run in control.runs(site.store, status=["running", "cancelling"], limit=_MOST)]
+    parked, damage = await read(control.runs(site.store, status="parked", limit=_MOST))
+    at_work, more = await read(control.runs(site.store, status=["running", "cancelling"], limit=_MOST))
     schedules = await _schedules(site.store)
-    return site.page(visit, "work.html", schedules=schedules, parked=parked, at_work=[run for run in at_work if run.holder])
+    held = [run for run in at_work if run.holder]
+    return site.page(
+        visit, "work.html", damage=damage or more, schedules=schedules, parked=parked, at_work=held, showing=site.showing
+    )
 
 
 async def _schedules(store: Store) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -71,7 +71,8 @@ class Browser:
 
     async def post(self, path: str, /, *, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
         """Post a form of the page's own, with its token unless another is given."""
-        fields.setdefault("token", await self.token())
+        if "token" not in fields:
+            fields["token"] = await self.token()
         sent = {"sec-fetch-site": "same-origin", "content-type": "application/x-www-form-urlencoded", **(headers or {})}
         return await self.client.post(f"{self.base}/{path}", content=urlencode(fields, doseq=True), headers=sent)
 

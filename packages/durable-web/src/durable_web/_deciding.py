@@ -39,14 +39,14 @@ async def show_link(site: Site, visit: Visit) -> Response:
 
 async def answer_link(site: Site, visit: Visit) -> Response:
     """Record the answer of who holds the link, once."""
-    token = visit.form.text("link")
-    link = link_of(site.tokens, token)
+    link = link_of(site.tokens, visit.form.text("link"))
     asked = await _asked_by_link(site, link)
     if visit.form.text("mark") != link.mark:
         raise HTTPException(409, "this form was made for another question; nothing was done")
     said = {"by": link.by, "answer": answer_of(visit), "reason": reason_of(visit), "value": value_of(visit, "value")}
-    digest = hashlib.sha256(token.encode()).hexdigest()[:32]
-    claim = StepRecord(run_id=link.run, step_id=f"$link/{digest}", note=said)
+    # Of what it carries, since a signature can be written in several ways; and of all links of one person to one question.
+    used = hashlib.sha256(f"{link.mark} {link.by}".encode()).hexdigest()[:32]
+    claim = StepRecord(run_id=link.run, step_id=f"$link/{used}", note=said)
     holder = await site.store.append(claim)
     if holder.id != claim.id and holder.note != said:  # the same answer once more goes on, after a crash between the two
         raise HTTPException(410, f"{_USED}; nothing was done")

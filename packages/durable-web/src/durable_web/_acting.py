@@ -90,7 +90,7 @@ async def bulk(site: Site, visit: Visit) -> Response:
         try:
             lines.append((run, True, await verb(site.store, check_id("run", run), visit)))
         except (DurableError, ValueError) as error:
-            lines.append((run, False, str(error)))
+            lines.append((run, False, site.showing.text("error", str(error))))
     if not lines:
         raise HTTPException(400, "choose some runs first; nothing was done")
     return site.page(visit, "bulk.html", verb=visit.form.text("verb"), lines=lines)

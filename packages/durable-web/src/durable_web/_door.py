@@ -155,7 +155,12 @@ class Door:
             return self._site.refused(visit.request, error, visit)
         except (StoreError, Refused, RunBusy, OSError) as error:  # a TimeoutError is an OSError
             status, why = _told(error, is_action=visit.request.method == "POST")
-            return self._site.refusal(visit.request, status, why, visit)
+            return self._site.refusal(visit.request, status, self._site.showing.text("error", why), visit)
+        except (TypeError, ValueError) as error:  # what was typed is no id, or no value that can be recorded
+            if visit.request.method != "POST":
+                raise
+            why = self._site.showing.text("error", str(error))
+            return self._site.refusal(visit.request, 400, f"{why}; nothing was done", visit)
 
     def _answered(self, endpoint: Endpoint) -> Endpoint:
         """Answer with a page, whatever happens."""

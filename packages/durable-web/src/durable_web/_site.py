@@ -67,5 +67,7 @@ class Site:
         return answer
 
     def _answer(self, template: str, status: int, **context: Any) -> Response:
-        html = self._templates.get_template(template).render(title=self.title, here=template, **context)
+        html = self._templates.get_template(template).render(
+            {"title": self.title, "here": template, "showing": self.showing, **context}
+        )
         return HTMLResponse(html, status, {"Retry-After": "5"} if status == 503 else None)

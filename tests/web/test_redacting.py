@@ -1,0 +1,103 @@
+"""What `redact=` hides is on no page, however deep it lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from durable_core import MemoryStore, Runner, RunSuspended, StepFailed, control, flow
+from durable_web import app
+from tests.web.conftest import Browse, signed_in
+
+SECRET = "4111-1111-1111-1111"
+
+
+@flow(wait_limit=0)
+async def pay(runner: Runner, card: dict[str, Any]) -> Any:
+    """Have a secret in everything that is recorded."""
+    await runner.step("look", lambda: {"deep": [{"card": {"number": SECRET}}]}, returns=Any)
+    await runner.publish("progress", {"card": {"number": SECRET}})
+    shown = {"who": "x", "edit": {"card": {"number": SECRET}}, "list": [{"card": {"number": SECRET}}]}
+    await runner.approval("approve", shown)
+    return {"card": {"number": SECRET}}
+
+
+@flow
+async def decline(runner: Runner) -> None:
+    """Fail with a secret in the message."""
+
+    def fail() -> None:
+        raise ValueError(f"card {SECRET} was declined")
+
+    await runner.step("charge", fail)
+
+
+def redact(path: tuple[str | int, ...], value: Any) -> Any:
+    """Hide numbers of cards, and texts that hold one."""
+    if path[-1] == "number":
+        return "…"
+    return value.replace(SECRET, "…") if isinstance(value, str) else value
+
+
+async def test_a_secret_is_on_no_page(memory: MemoryStore, browse: Browse) -> None:
+    """Of input, result, what is shown, votes, reasons, progress, and errors with their tracebacks."""
+    with pytest.raises(RunSuspended):
+        await pay.run(memory, run_id="pay-1", card={"number": SECRET})
+    with pytest.raises(StepFailed):
+        await decline.run(memory, run_id="decline-1")
+    plain, alice = browse(app(memory, user=signed_in), "alice"), browse(app(memory, user=signed_in, redact=redact), "alice")
+    pages: list[tuple[str, dict[str, str]]] = [
+        ("", {}),
+        ("run", {"run": "pay-1"}),
+        ("run", {"run": "decline-1"}),
+        *(("step", {"run": "pay-1", "step": step}) for step in ("look", "approve", "progress")),
+        *(("step", {"run": "decline-1", "step": step}) for step in ("charge", "$flow")),
+        ("runs", {}),
+        ("work", {}),
+    ]
+    assert len([path for path, query in pages if SECRET in (await plain.get(path, **query)).text]) >= 7
+    for _ in range(2):
+        for path, query in pages:
+            shown = await alice.get(path, **query)
+            assert (shown.status_code, SECRET in shown.text) == (200, False), (path, query)
+        secret = {"number": SECRET}
+        await control.approve(memory, "pay-1", "approve", by="bob", reason=f"card {SECRET}", value={"card": secret})
+        with pytest.raises(StepFailed):
+            await decline.run(memory, run_id="decline-1")
+        await pay.run(memory, run_id="pay-1")
+
+
+async def test_a_redacted_value_is_not_offered_for_editing(memory: MemoryStore, browse: Browse) -> None:
+    """Or the person who approves would send back what stands in its place."""
+    with pytest.raises(RunSuspended):
+        await pay.run(memory, run_id="pay-1", card={})
+    shown = (await browse(app(memory, user=signed_in, redact=redact), "alice").get()).text
+    assert "<textarea" in shown
+    assert "…" not in shown.partition("<textarea")[2].partition("</textarea>")[0]
+
+
+async def test_a_redact_that_raises_shows_nothing(memory: MemoryStore, browse: Browse, caplog: pytest.LogCaptureFixture) -> None:
+    """The page says so in the value's place, and the log why."""
+
+    def fails(path: tuple[str | int, ...], value: Any) -> Any:
+        return path[7]
+
+    with pytest.raises(RunSuspended):
+        await pay.run(memory, run_id="pay-1", card={"number": SECRET})
+    shown = await browse(app(memory, user=signed_in, redact=fails), "alice").get("run", run="pay-1")
+    assert (shown.status_code, SECRET in shown.text, "redact= raised" in shown.text) == (200, False, True)
+    assert "IndexError" in caplog.text
+
+
+async def test_a_large_value_is_cut(memory: MemoryStore, browse: Browse) -> None:
+    """A page stays small, however large, wide or deep a value is, and says how much is left out."""
+    deep: Any = 1
+    for _ in range(200):
+        deep = [deep]
+    for number, value in enumerate([["x" * 1000] * 10_000, {f"k{n}": n for n in range(100_000)}, deep, "y" * 10_000_000]):
+        await control.send(memory, "run", f"event-{number}", value)
+        shown = await browse(app(memory, user=signed_in), "alice").get("step", run="run", step=f"event-{number}")
+        assert shown.status_code == 200
+        assert len(shown.content) < 4_000_000
+        assert "more" in shown.text

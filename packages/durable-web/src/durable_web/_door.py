@@ -25,8 +25,6 @@ from ._visit import Visit
 View = Callable[[Site, Visit], Awaitable[Response]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-SECONDS: Final = 10.0
-"""How long a store may take before the page says that it is slow."""
 _HEADERS: Final = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self';"
@@ -64,12 +62,15 @@ class Door:
 
     def __init__(self, site: Site) -> None:
         self._site: Final = site
+        self.seconds = 10.0
+        """How long a store may take before the page says that it is slow; three times that where something is done."""
 
-    def shows(self, view: View, *, needs: Access = "read", seconds: float | None = SECONDS) -> Endpoint:
-        """Return the endpoint of a view that changes nothing. `seconds` is how long it may take; None for a stream."""
+    def shows(self, view: View, *, needs: Access = "read", is_stream: bool = False) -> Endpoint:
+        """Return the endpoint of a view that changes nothing."""
 
         async def endpoint(request: Request) -> Response:
             user, access = await self._admitted(request)
+            seconds = None if is_stream else self.seconds
             return await self._seen(self._visit(request, user, access, Form({})), view, needs, seconds)
 
         return self._answered(endpoint)
@@ -84,7 +85,7 @@ class Door:
                 raise HTTPException(403, f"you may not do this, {user.name}; nothing was done")
             visit = self._visit(request, user, access, await read_form(request))
             self.check_token(visit)
-            return await self._seen(visit, view, needs, 3 * SECONDS)
+            return await self._seen(visit, view, needs, 3 * self.seconds)
 
         return self._answered(endpoint)
 
@@ -101,7 +102,7 @@ class Door:
             visit = self._visit(request, user, access, form)
             if is_post:
                 self.check_token(visit)
-            return await self._seen(visit, act if is_post else view, "decide", 3 * SECONDS)
+            return await self._seen(visit, act if is_post else view, "decide", 3 * self.seconds)
 
         return self._answered(endpoint)
 

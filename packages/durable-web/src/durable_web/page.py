@@ -21,9 +21,9 @@ from durable_core.store import Store, check_store
 from ._acting import VERBS
 from ._deciding import answer_link, decide, show_link
 from ._door import Door, Headers
-from ._health import health
 from ._local import Local
 from ._notifying import Notifier, Notify
+from ._probes import health, metrics
 from ._showing import Redact, Showing
 from ._site import Site
 from ._tokens import Tokens, check_secret
@@ -37,14 +37,15 @@ class Page:
     def __init__(self, site: Site, notifier: Notifier) -> None:
         self._site: Final = site
         self._notifier: Final = notifier
-        door = Door(site)
+        self._door: Final = (door := Door(site))
         routes: list[BaseRoute] = [
             *(Route(f"/{path}", door.shows(view), methods=["GET"]) for path, view in PAGES.items()),
-            *(Route(f"/{path}", door.shows(view, seconds=None), methods=["GET"]) for path, view in STREAMS.items()),
+            *(Route(f"/{path}", door.shows(view, is_stream=True), methods=["GET"]) for path, view in STREAMS.items()),
             *(Route(f"/act/{verb}", door.acts(view), methods=["POST"]) for verb, view in VERBS.items()),
             Route("/act/decide", door.acts(decide, needs="decide"), methods=["POST"]),
             Route("/decide", door.by_link(show_link, answer_link), methods=["GET", "POST"]),
             Route("/healthz", health(site), methods=["GET"]),
+            Route("/metrics", door.shows(metrics), methods=["GET"]),
             Mount("/static", StaticFiles(packages=[("durable_web", "static")])),
         ]
         if isinstance(site.people, Local):

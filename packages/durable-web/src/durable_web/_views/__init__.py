@@ -7,7 +7,7 @@ from typing import Final
 
 from durable_web._door import View
 
-from . import inbox, probes, run, runs, step, work
+from . import inbox, run, runs, step, work
 
 PAGES: Final[Mapping[str, View]] = {
     "": inbox.view,
@@ -15,7 +15,6 @@ PAGES: Final[Mapping[str, View]] = {
     "run": run.view,
     "step": step.view,
     "work": work.view,
-    "metrics": probes.metrics,
 }
 """The pages by their paths."""
 STREAMS: Final[Mapping[str, View]] = {}

@@ -1,4 +1,4 @@
-"""Whether the page works, for probes: open to all, and tells nothing else."""
+"""What programs ask: whether the page works, and how many runs there are."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from ._counting import as_text
 from ._local import Local
 from ._site import Site
+from ._visit import Visit
 
 _SECONDS: Final = 5.0
 _logger: Final = logging.getLogger("durable_web")
 
 
 def health(site: Site) -> Callable[[Request], Awaitable[Response]]:
-    """Return the endpoint that tells whether the store answers."""
+    """Return the endpoint that tells whether the store answers: open to all, and tells nothing else."""
 
     async def endpoint(request: Request) -> Response:
         if isinstance(site.people, Local):
@@ -32,3 +34,8 @@ def health(site: Site) -> Callable[[Request], Awaitable[Response]]:
         return JSONResponse({"store": "ok"})
 
     return endpoint
+
+
+async def metrics(site: Site, visit: Visit) -> Response:
+    """Tell the numbers of runs and approvals, for Prometheus; whoever may read may ask."""
+    return PlainTextResponse(as_text(await site.counts.now()), media_type="text/plain; version=0.0.4; charset=utf-8")

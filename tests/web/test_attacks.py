@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 from html import unescape
 from typing import Any
 
@@ -44,16 +44,22 @@ async def memory() -> MemoryStore:
     return store
 
 
+Check = Callable[[], Awaitable[None]]
+
+
 @pytest.fixture
-async def unchanged(memory: MemoryStore) -> AsyncIterator[None]:
-    """See that nothing was done to any run."""
+async def unchanged(memory: MemoryStore) -> Check:
+    """Return what sees that nothing was done to any run since."""
 
     async def log() -> list[Any]:
         return [record async for run_id in memory.runs() for record in await memory.list(run_id)]
 
     before = await log()
-    yield
-    assert await log() == before
+
+    async def check() -> None:
+        assert await log() == before
+
+    return check
 
 
 def test_every_action_is_tried(page: Page) -> None:
@@ -71,11 +77,12 @@ async def test_without_an_attack_it_is_done(page: Page, memory: MemoryStore, bro
 
 @every_action
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "none", "Same-Origin", ""])
-async def test_another_site_posts(page: Page, browse: Browse, unchanged: None, action: str, site: str) -> None:
+async def test_another_site_posts(page: Page, browse: Browse, unchanged: Check, action: str, site: str) -> None:
     """A form on another site, or on a sibling domain, carries the visitor's cookies, and does nothing."""
     alice = browse(page, "alice")
     answer = await alice.post(action, **ACTIONS[action], headers={"sec-fetch-site": site, "origin": "https://ops.example.com"})
     assert (answer.status_code, "another site" in answer.text) == (403, True)
+    await unchanged()
 
 
 @every_action
@@ -83,13 +90,14 @@ async def test_another_site_posts(page: Page, browse: Browse, unchanged: None, a
     "origin",
     ["https://evil.example", "https://ops.example.com.evil.example", "https://ops.example.com:8443", "null", "https://[", None],
 )
-async def test_a_forged_origin(page: Page, browse: Browse, unchanged: None, action: str, origin: str | None) -> None:
+async def test_a_forged_origin(page: Page, browse: Browse, unchanged: Check, action: str, origin: str | None) -> None:
     """A browser without `Sec-Fetch-Site` is told by `Origin`; without either nothing is done."""
     alice = browse(page, "alice")
     token = await alice.token()
     sent = {"content-type": "application/x-www-form-urlencoded", **({"origin": origin} if origin else {})}
     answer = await alice.client.post(f"{alice.base}/{action}", data={**ACTIONS[action], "token": token}, headers=sent)
     assert (answer.status_code, "another site" in answer.text) == (403, True)
+    await unchanged()
 
 
 async def test_an_older_browser(page: Page, memory: MemoryStore, browse: Browse) -> None:
@@ -101,7 +109,7 @@ async def test_an_older_browser(page: Page, memory: MemoryStore, browse: Browse)
 
 
 @every_action
-async def test_no_token_and_others(memory: MemoryStore, browse: Browse, unchanged: None, action: str) -> None:
+async def test_no_token_and_others(memory: MemoryStore, browse: Browse, unchanged: Check, action: str) -> None:
     """No token, one of another user, of another page, and one that was changed."""
     page, other = (app(memory, user=signed_in) for _ in range(2))
     alice = browse(page, "alice")
@@ -110,19 +118,21 @@ async def test_no_token_and_others(memory: MemoryStore, browse: Browse, unchange
     for token in ["", "x", changed, await browse(page, "bob").token(), await browse(other, "alice").token()]:
         answer = await alice.post(action, **ACTIONS[action], token=token)
         assert (answer.status_code, "reload it" in answer.text) == (403, True)
+    await unchanged()
 
 
-async def test_a_token_of_yesterday(page: Page, browse: Browse, unchanged: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_token_of_yesterday(page: Page, browse: Browse, unchanged: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that was opened more than a day ago has to be loaded again."""
     alice = browse(page, "alice")
     token = await alice.token()
     now = TimestampSigner.get_timestamp(TimestampSigner(SECRET))
     monkeypatch.setattr(TimestampSigner, "get_timestamp", lambda _: now + DAY + 60)
     assert (await alice.post("act/cancel", run="payout-1", token=token)).status_code == 403
+    await unchanged()
 
 
 @every_action
-async def test_get_on_an_action(page: Page, browse: Browse, unchanged: None, action: str) -> None:
+async def test_get_on_an_action(page: Page, browse: Browse, unchanged: Check, action: str) -> None:
     """A link, an image or a scanner does nothing, with a token in the query too."""
     alice = browse(page, "alice")
     for method in ["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"]:
@@ -130,11 +140,12 @@ async def test_get_on_an_action(page: Page, browse: Browse, unchanged: None, act
             method, f"{alice.base}/{action}", params={**ACTIONS[action], "token": await alice.token()}
         )
         assert answer.status_code == 405
+    await unchanged()
 
 
 @every_action
 @pytest.mark.parametrize("access", ["read", "decide", None])
-async def test_who_may_not(memory: MemoryStore, browse: Browse, unchanged: None, action: str, access: Access | None) -> None:
+async def test_who_may_not(memory: MemoryStore, browse: Browse, unchanged: Check, action: str, access: Access | None) -> None:
     """A reader posts, and somebody who may only decide does more; the token alone gives no right."""
     may: dict[str, Access | None] = {"alice": access, "root": "all"}
     page = app(memory, user=signed_in, access=lambda user: may[user.name])
@@ -145,9 +156,10 @@ async def test_who_may_not(memory: MemoryStore, browse: Browse, unchanged: None,
     shown = await alice.get("run", run="broken-1")
     assert shown.status_code == (200 if access else 403)
     assert 'method="post"' not in shown.text
+    await unchanged()
 
 
-async def test_nobody(page: Page, browse: Browse, unchanged: None) -> None:
+async def test_nobody(page: Page, browse: Browse, unchanged: Check) -> None:
     """Who is not signed in sees no run, and does nothing, whatever is asked for."""
     nobody = browse(page)
     for route in page._app.routes:
@@ -158,6 +170,7 @@ async def test_nobody(page: Page, browse: Browse, unchanged: None) -> None:
                     method, nobody.base + route.path, params={"run": "payout-1"}, headers=headers
                 )
                 assert (answer.status_code, "payout" in answer.text) == (401, False), route.path
+    await unchanged()
 
 
 async def test_what_they_may_is_asked_each_time(memory: MemoryStore, browse: Browse) -> None:
@@ -179,15 +192,16 @@ async def test_another_name_in_the_form(page: Page, memory: MemoryStore, browse:
 
 
 @pytest.mark.parametrize("name", ["$deadline", "", "a\nb", "\u202ealice"])
-async def test_a_name_that_is_none(memory: MemoryStore, browse: Browse, unchanged: None, name: str) -> None:
+async def test_a_name_that_is_none(memory: MemoryStore, browse: Browse, unchanged: Check, name: str) -> None:
     """What the library would refuse to record, or a reader couldn't tell from another's, is nobody's name."""
     page = app(memory, user=lambda request: User(name))
     assert (await browse(page, "alice").get("runs")).status_code == 500
+    await unchanged()
 
 
 @every_action
 @pytest.mark.parametrize("told", [True, False])
-async def test_a_body_of_100_mb(page: Page, unchanged: None, action: str, told: bool) -> None:
+async def test_a_body_of_100_mb(page: Page, unchanged: Check, action: str, told: bool) -> None:
     """It is refused by its length before any of it is read, or, where that isn't told, once a megabyte was."""
     size = 100 << 20
     read = 0
@@ -219,6 +233,7 @@ async def test_a_body_of_100_mb(page: Page, unchanged: None, action: str, told: 
     await page(scope, receive, send)
     assert status == 413
     assert read <= (0 if told else (1 << 20) + (1 << 16))
+    await unchanged()
 
 
 @pytest.mark.parametrize(
@@ -233,11 +248,12 @@ async def test_a_body_of_100_mb(page: Page, unchanged: None, action: str, told: 
     ],
     ids=["text", "multipart", "json", "no UTF-8", "bytes", "fields"],
 )
-async def test_what_is_no_form(page: Page, browse: Browse, unchanged: None, kind: str, body: bytes, status: int) -> None:
+async def test_what_is_no_form(page: Page, browse: Browse, unchanged: Check, kind: str, body: bytes, status: int) -> None:
     """Only a form is read, in UTF-8, with a bounded number of fields."""
     alice = browse(page, "alice")
     headers = {"sec-fetch-site": "same-origin", "content-type": kind}
     assert (await alice.client.post(f"{alice.base}/act/cancel", content=body, headers=headers)).status_code == status
+    await unchanged()
 
 
 PATHS = [

@@ -30,6 +30,7 @@ async def test_the_link_works_once(memory: MemoryStore, browse: Browse, caplog: 
             refused = await me.get("")
             assert (refused.status_code, "payout" in refused.text) == (401, False)
     (link,) = _LINK.findall(caplog.text)
+    assert (await other.client.head(link)).status_code == 405
     entered = await me.client.get(link)
     assert (entered.status_code, entered.headers["location"]) == (303, f"{root_path}/")
     cookie = entered.headers["set-cookie"]
@@ -84,9 +85,7 @@ async def test_a_key_that_is_wrong(memory: MemoryStore, browse: Browse, key: str
         ("localhost", "::ffff:10.0.0.5", "::1"),
     ],
 )
-async def test_anybody_from_elsewhere_is_refused_with_the_reason(
-    memory: MemoryStore, host: str, client: str, server: str
-) -> None:
+async def test_anybody_from_elsewhere_is_told_why(memory: MemoryStore, host: str, client: str, server: str) -> None:
     """By the name that was asked for, who asks, and where it was taken; also with a session, and for the probes."""
     page = app(memory)
     session = page._site.tokens.for_session()

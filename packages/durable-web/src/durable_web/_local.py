@@ -73,6 +73,8 @@ class Local:
     async def enter(self, request: Request) -> Response:
         """Let in who holds the link, and make it void. Raises `HTTPException` for one that was used or changed."""
         self.refuse_others(request)
+        if request.method != "GET":  # a look at the link is no use of it
+            raise HTTPException(405, "open the link with GET")
         base = base_of(request)
         answer = RedirectResponse(f"{base}/", 303)
         if self._tokens.is_session(request.cookies.get(_COOKIE, "")):

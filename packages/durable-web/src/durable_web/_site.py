@@ -34,6 +34,14 @@ SAID: Final = {
 }
 """What a page begins with after an action: chosen by the URL, and never a text of it."""
 
+# Everything that a template prints is escaped, and made visible; `exact` is for fields that come back.
+_TEMPLATES: Final = Environment(
+    loader=PackageLoader("durable_web"), autoescape=True, undefined=StrictUndefined, finalize=visible, trim_blocks=True,
+    lstrip_blocks=True,
+)  # fmt: skip
+_TEMPLATES.filters.update(FILTERS)
+_TEMPLATES.globals["said_of"] = SAID.get
+
 
 class Site:
     """One page, as it was made by `app`."""
@@ -45,13 +53,7 @@ class Site:
         self.showing: Final = showing
         self.tokens: Final = tokens
         self.people: Final = people
-        # Everything that a template prints is escaped, and made visible; `exact` is for fields that come back.
-        self._templates: Final = Environment(
-            loader=PackageLoader("durable_web"), autoescape=True, undefined=StrictUndefined, finalize=visible, trim_blocks=True,
-            lstrip_blocks=True,
-        )  # fmt: skip
-        self._templates.filters.update(FILTERS)
-        self._templates.globals["said_of"] = SAID.get
+        self._templates: Final = _TEMPLATES
 
     def page(self, visit: Visit, template: str, status: int = 200, **context: Any) -> Response:
         """Return a page made of a template."""

@@ -101,12 +101,20 @@ async def test_a_link_used_twice_at_once(store: Store, browse: Browse) -> None:
     two = [browse(page_of(store)) for _ in range(2)]
     links = [decision_link(HOST, waiting, by="alice", secret=SECRET, lasts=timedelta(days=days)) for days in (1, 2)]
     fields = [await fill_in(each, link) for each, link in zip(two, links, strict=True)]
-    answers = await asyncio.gather(
-        *(
-            each.post("decide", **given, answer=answer)
-            for each, given, answer in zip(two, fields, ["approve", "reject"], strict=True)
-        )
-    )
+    get, both, calls = store.get, asyncio.Event(), 0
+
+    async def met(run_id: str, step_id: str) -> StepRecord | None:
+        nonlocal calls
+        record = await get(run_id, step_id)
+        calls += step_id == "approve"
+        if calls == 2:
+            both.set()
+        await both.wait()  # each has seen that nobody has answered
+        return record
+
+    store.get = met  # type: ignore[method-assign]  # two requests that meet at this very place
+    said = zip(two, fields, ["approve", "reject"], strict=True)
+    answers = await asyncio.gather(*[each.post("decide", **given, answer=answer) for each, given, answer in said])
     assert sorted(answer.status_code for answer in answers) == [200, 410]
     assert len(await votes(store)) == 1
 

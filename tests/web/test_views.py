@@ -29,3 +29,13 @@ async def test_every_page_of_each_store(store: Store, browse: Browse) -> None:
         shown = await alice.get(path, **query)
         assert shown.status_code == 200, shown.text
         assert what in shown.text
+
+
+async def test_static_files(page: Page, browse: Browse) -> None:
+    """They need no account, have the type that a browser wants, and are sent once."""
+    nobody = browse(page)
+    for name, kind in [("durable.css", "text/css"), ("htmx.min.js", "text/javascript"), ("htmx-LICENSE.txt", "text/plain")]:
+        sent = await nobody.get(f"static/{name}")
+        assert (sent.status_code, sent.headers["content-type"].partition(";")[0]) == (200, kind)
+        again = await nobody.client.get(f"{nobody.base}/static/{name}", headers={"if-none-match": sent.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")

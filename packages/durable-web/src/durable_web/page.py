@@ -12,8 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from durable_core.store import Store, check_store
@@ -26,6 +25,7 @@ from ._notifying import Notifier, Notify
 from ._probes import health, metrics
 from ._showing import Redact, Showing
 from ._site import Site
+from ._static import static_routes
 from ._tokens import Tokens, check_secret
 from ._users import GetAccess, GetUser, Users
 from ._views import PAGES, STREAMS
@@ -38,7 +38,7 @@ class Page:
         self._site: Final = site
         self._notifier: Final = notifier
         self._door: Final = (door := Door(site))
-        routes: list[BaseRoute] = [
+        routes: list[Route] = [
             *(Route(f"/{path}", door.shows(view), methods=["GET"]) for path, view in PAGES.items()),
             *(Route(f"/{path}", door.shows(view, is_stream=True), methods=["GET"]) for path, view in STREAMS.items()),
             *(Route(f"/act/{verb}", door.acts(view), methods=["POST"]) for verb, view in VERBS.items()),
@@ -46,7 +46,7 @@ class Page:
             Route("/decide", door.by_link(show_link, answer_link), methods=["GET", "POST"]),
             Route("/healthz", health(site), methods=["GET"]),
             Route("/metrics", door.shows(metrics), methods=["GET"]),
-            Mount("/static", StaticFiles(packages=[("durable_web", "static")])),
+            *static_routes(),
         ]
         if isinstance(site.people, Local):
             routes.append(Route("/enter", site.people.enter, methods=["GET"]))

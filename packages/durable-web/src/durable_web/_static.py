@@ -1,0 +1,34 @@
+"""The files that pages need: read once, each served by its own name, so that no path leads to another one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from importlib.resources import files
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+# Not by `mimetypes`, which goes by what the machine thinks; a script of another type is not run.
+_TYPES: Final = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "txt": "text/plain"}
+
+
+def static_routes() -> Iterator[Route]:
+    """Make the routes of the static files."""
+    for file in files("durable_web").joinpath("static").iterdir():
+        if (media_type := _TYPES.get(file.name.rpartition(".")[2])) is not None:
+            yield _route(file.name, file.read_bytes(), media_type)
+
+
+def _route(name: str, content: bytes, media_type: str) -> Route:
+    # Asked about each time, so that a new version of the page has no old style.
+    headers = {"etag": f'"{hashlib.sha256(content).hexdigest()[:32]}"', "cache-control": "no-cache"}
+
+    async def endpoint(request: Request) -> Response:
+        if request.headers.get("if-none-match") == headers["etag"]:
+            return Response(None, 304, headers)
+        return Response(content, 200, headers, media_type)
+
+    return Route(f"/static/{name}", endpoint, methods=["GET"])

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from durable_core import MemoryStore, Store, open_store
+from durable_core import MemoryStore, StepRecord, Store, open_store
 from durable_web import Page, app, serve
 from tests.servers.postgres import start_postgres
 from tests.servers.redis import KEEPING, redis_server
@@ -56,6 +56,18 @@ async def test_with_accounts(memory: MemoryStore) -> None:
         assert "enter" not in url
         assert (await client.get(url)).status_code == 401
         assert (await client.get(url, headers={"x-user": "alice"})).status_code == 200
+
+
+async def test_notices_are_given_while_it_is_served(memory: MemoryStore) -> None:
+    """The server runs the page's lifespan, and `notify=` is called for what is new."""
+    told: asyncio.Queue[StepRecord] = asyncio.Queue()
+
+    async def notify(record: StepRecord) -> None:
+        await told.put(record)
+
+    await ask(memory)
+    async with served(memory, user=signed_in, notify=notify), asyncio.timeout(30):
+        assert (await told.get()).run_id == "payout-1"
 
 
 async def test_a_port_that_is_taken(memory: MemoryStore) -> None:

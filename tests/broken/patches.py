@@ -3619,15 +3619,15 @@ PATCHES = [
     Patch(
         "web: redact sees no part of a value",
         f"{WEB}/_showing.py",
-        "        left[0] -= 1\n        value = self._redacted(path, value)\n",
-        "        left[0] -= 1\n        value = self._redacted(path, value) if len(path) == 1 else value\n",
+        "        self._nodes -= 1\n        value = self._redacted(path, value)\n",
+        "        self._nodes -= 1\n        value = self._redacted(path, value) if len(path) == 1 else value\n",
         ("tests/web/test_redacting.py::test_a_secret_is_on_no_page",),
     ),
     Patch(
         "web: a redacted value is offered for editing",
         f"{WEB}/_showing.py",
-        "        return self._redact is None or self._whole((what,), value)\n",
-        "        return True\n",
+        '        seen = self.redacted(("show",), show)\n',
+        "        return True\n        seen = show\n",
         ("tests/web/test_redacting.py::test_a_redacted_value_is_not_offered_for_editing",),
     ),
     Patch(

@@ -139,6 +139,16 @@ async def test_the_same_answer_goes_on_after_a_crash(memory: MemoryStore, browse
     assert await votes(memory) == [("alice", True)]
 
 
+@pytest.mark.parametrize("value", ["NaN", "{", '"\\ud800"', "1e999", "[" * 5000])
+async def test_a_value_that_is_none_uses_no_link(memory: MemoryStore, browse: Browse, value: str) -> None:
+    """Whoever mistyped the value is told, and may answer again."""
+    link = decision_link(HOST, await approval(memory), by="alice", secret=SECRET)
+    nobody = browse(page_of(memory))
+    fields = await fill_in(nobody, link)
+    assert (await nobody.post("decide", **fields, answer="approve", value=value)).status_code == 400
+    assert (await nobody.post("decide", **fields, answer="approve", value="1")).status_code == 200
+
+
 async def test_a_link_whose_person_answered_elsewhere(memory: MemoryStore, browse: Browse) -> None:
     """Whoever has voted in another way has no use of the link any more."""
     link = decision_link(HOST, await approval(memory, quorum=2), by="alice", secret=SECRET)

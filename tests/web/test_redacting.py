@@ -79,6 +79,21 @@ async def test_a_redacted_value_is_not_offered_for_editing(memory: MemoryStore, 
         assert not fields.strip()
 
 
+@pytest.mark.parametrize("hidden", [("show",), ("show", "edit"), ("show", "edit", "card"), ("show", "edit", "card", "number")])
+async def test_wherever_it_is_redacted(memory: MemoryStore, browse: Browse, hidden: tuple[str, ...]) -> None:
+    """What is edited is redacted as what is shown, by the same paths, in the whole or in a part."""
+
+    def redact(path: tuple[str | int, ...], value: Any) -> Any:
+        if path == hidden:
+            return {**value, "edit": 1} if path == ("show",) else {1, 2}
+        return "…" if path[:3] == ("show", "list", 0) else value
+
+    with pytest.raises(RunSuspended):
+        await pay.run(memory, run_id="pay-1", card={})
+    shown = await browse(app(memory, user=signed_in, redact=redact), "alice").get()
+    assert (shown.status_code, SECRET in shown.text) == (200, False)
+
+
 async def test_a_redact_that_raises_shows_nothing(memory: MemoryStore, browse: Browse, caplog: pytest.LogCaptureFixture) -> None:
     """The page says so in the value's place, and the log why."""
 
@@ -97,7 +112,15 @@ async def test_a_large_value_is_cut(memory: MemoryStore, browse: Browse) -> None
     deep: Any = 1
     for _ in range(200):
         deep = [deep]
-    for number, value in enumerate([["x" * 1000] * 10_000, {f"k{n}": n for n in range(100_000)}, deep, "y" * 10_000_000]):
+    for number, value in enumerate(
+        [
+            ["x" * 1000] * 10_000,
+            {f"k{n}": n for n in range(100_000)},
+            deep,
+            "y" * 10_000_000,
+            {"z" * 1_000_000: ["y" * 20_000] * 2000},
+        ]
+    ):
         await control.send(memory, "run", f"event-{number}", value)
         shown = await browse(app(memory, user=signed_in), "alice").get("step", run="run", step=f"event-{number}")
         assert shown.status_code == 200

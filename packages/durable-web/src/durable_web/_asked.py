@@ -60,7 +60,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     def mark(self) -> str:
         """Tells this question from any other, such as one that was asked under the same ids after the run was cleared."""
         asked = [self.run_id, self.step_id, self.show, self.since]
-        return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()[:32]
+        return hashlib.sha256(msgspec.json.encode(asked, order="sorted")).hexdigest()[:32]
 
     def may_decide(self, name: str) -> bool:
         """Tell whether somebody of this name is asked."""

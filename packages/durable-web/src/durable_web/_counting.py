@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Final
 
@@ -69,12 +68,11 @@ class Counts:
         return Counted(runs, len(asked), min(asked, default=None))
 
     async def _count_logs(self, runs: Counter[tuple[str, str]]) -> None:
-        async with aclosing(control.runs(self._store)) as found:  # type: ignore[type-var]  # it is a generator
-            try:
-                async for run in found:
-                    runs[run.flow or "", run.status] += 1
-            except CorruptLog:
-                pass
+        try:
+            async for run in control.runs(self._store):
+                runs[run.flow or "", run.status] += 1
+        except CorruptLog:
+            pass
 
 
 def as_text(counted: Counted) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
@@ -13,13 +13,15 @@ Redact = Callable[[Path, Any], Any]
 """Returns what is shown in place of a value, which is the value itself unless it is a secret.
 
 It is called with a path and the value there, first for the whole and then for each part of what it returned: `("input",)`,
-`("input", "card")`, `("input", "card", "number")`. A path begins with `input`, `result`, `show`, `edit`, `value`, `error`,
-`note`, `reason` or `progress`.
+`("input", "card")`, `("input", "card", "number")`. A path begins with `input`, `result`, `show`, `value`, `note`, `reason`,
+`progress` or `error`.
 """
 
 _DEEPEST: Final = 50
 _MOST_NODES: Final = 2000
+_MOST_CHARACTERS: Final = 300_000
 _LONGEST: Final = 20_000
+_LONGEST_NAME: Final = 200
 _HIDDEN: Final = "(can't be shown: redact= raised)"
 _logger: Final = logging.getLogger("durable_web")
 
@@ -44,40 +46,21 @@ class Showing:
 
     def shown(self, what: str, value: Any) -> Shown:
         """Return a JSON value as it is shown; `what` begins the path that `redact=` gets."""
-        return self._shown((what,), value, [_MOST_NODES])
+        return _Cut(self.redacted).shown((what,), value)
 
     def text(self, what: str, text: str | None) -> str:
         """Return a text as it is shown, such as the message of an error; empty where there is none."""
-        return "" if text is None else str(self._redacted((what,), text))
+        return "" if text is None else str(self.redacted((what,), text))
 
-    def is_whole(self, what: str, value: Any) -> bool:
-        """Tell whether nothing in a value is redacted, so that it may be shown for editing."""
-        return self._redact is None or self._whole((what,), value)
+    def is_editable(self, show: Mapping[str, Any]) -> bool:
+        """Tell whether nothing is redacted in the member `edit` of what an approval shows, so that people may change it."""
+        if self._redact is None:
+            return True
+        seen = self.redacted(("show",), show)
+        return isinstance(seen, dict) and seen.get("edit") == show["edit"] and self._is_whole(("show", "edit"), show["edit"])
 
-    def _shown(self, path: Path, value: Any, left: list[int]) -> Shown:
-        left[0] -= 1
-        value = self._redacted(path, value)
-        if isinstance(value, dict | list):
-            if len(path) > _DEEPEST:
-                return Shown("text", "", left_out=len(value))
-            members = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
-            rows: list[tuple[str, Shown]] = []
-            for name, member in members:
-                if left[0] <= 0:
-                    break
-                rows.append((str(name), self._shown((*path, name), member, left)))
-            return Shown("table" if isinstance(value, dict) else "list", rows=tuple(rows), left_out=len(members) - len(rows))
-        if isinstance(value, str):
-            return Shown("text", value[:_LONGEST], left_out=max(0, len(value) - _LONGEST))
-        return Shown("plain", msgspec.json.encode(value).decode())
-
-    def _whole(self, path: Path, value: Any) -> bool:
-        if len(path) > _DEEPEST or self._redacted(path, value) != value:
-            return False
-        members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        return all(self._whole((*path, name), member) for name, member in members)
-
-    def _redacted(self, path: Path, value: Any) -> Any:
+    def redacted(self, path: Path, value: Any) -> Any:
+        """Return what is shown in place of a value; its parts are not looked at."""
         if self._redact is None:
             return value
         try:
@@ -85,3 +68,39 @@ class Showing:
         except Exception:
             _logger.exception("redact= raised at %s; the value is not shown", ".".join(map(str, path)))
             return _HIDDEN
+
+    def _is_whole(self, path: Path, value: Any) -> bool:
+        if len(path) > _DEEPEST or self.redacted(path, value) != value:
+            return False
+        return all(self._is_whole((*path, name), member) for name, member in _members(value))
+
+
+class _Cut:
+    """One value on its way to a page: so much of it as a page may hold."""
+
+    def __init__(self, redacted: Callable[[Path, Any], Any]) -> None:
+        self._redacted: Final = redacted
+        self._nodes = _MOST_NODES
+        self._characters = _MOST_CHARACTERS
+
+    def shown(self, path: Path, value: Any) -> Shown:
+        self._nodes -= 1
+        value = self._redacted(path, value)
+        if isinstance(value, str):
+            text = value[: min(_LONGEST, self._characters)]
+            self._characters -= len(text)
+            return Shown("text", text, left_out=len(value) - len(text))
+        if not isinstance(value, dict | list):
+            return Shown("plain", msgspec.json.encode(value, enc_hook=str).decode())
+        rows: list[tuple[str, Shown]] = []
+        for name, member in _members(value):
+            if self._nodes <= 0 or self._characters <= 0 or len(path) > _DEEPEST:
+                break
+            label = str(name) if len(str(name)) <= _LONGEST_NAME else f"{str(name)[:_LONGEST_NAME]}…"
+            self._characters -= len(label)
+            rows.append((label, self.shown((*path, name), member)))
+        return Shown("table" if isinstance(value, dict) else "list", rows=tuple(rows), left_out=len(value) - len(rows))
+
+
+def _members(value: Any) -> Iterable[tuple[str | int, Any]]:
+    return value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

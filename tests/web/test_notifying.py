@@ -147,8 +147,8 @@ async def test_as_long_as_the_page_is_served(memory: MemoryStore, hook: Told | N
     """The lifespan looks for what is new, and ends with its context; without a hook it does nothing."""
     notify: Notify | None = hook
     page = app(memory, user=signed_in, notify=notify)
+    await ask(memory)
     async with page.lifespan():
-        await ask(memory)
         if hook is None:
             assert len(asyncio.all_tasks()) == 1
             return

@@ -52,13 +52,8 @@ async def serve(
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family, kind, protocol)
+    """Listen from now on: whoever opens the link waits, and is not refused."""
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)  # from now on who opens the link waits, and is not refused
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        listener.close()
         raise OSError(error.errno, f"can't serve on {host} port {port}: {error.strerror}; choose another with port=") from error
-    return listener

@@ -3453,6 +3453,8 @@ PATCHES = [
         "    if runs and not yes:\n",
         "    if False:\n",
         ("tests/cli/test_mending.py::test_many_runs_are_counted_listed_and_retried_after_a_question",),
+    ),
+    Patch(
         "web: another site's form acts",
         f"{WEB}/_door.py",
         "            refuse_foreign(request)\n            user, access = await self._admitted(request)\n",
@@ -3664,7 +3666,7 @@ PATCHES = [
     Patch(
         "control: a run that is cleared leaves its children",
         f"{CORE}/_log/clearing.py",
-        "    if not (family := await _clear_family(store, flow)):\n",
+        "    if not (family := await _clear_family(store, flow, dry_run=False)):\n",
         "    await store.clear(flow.run_id)\n    if not (family := [flow.run_id]):\n",
         ("tests/core/control/test_clear_ended.py::test_one_run_that_ended_is_cleared[Watched]",),
     ),

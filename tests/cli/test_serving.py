@@ -193,7 +193,8 @@ def test_what_is_no_worker_is_wrong_usage(
         ("durable_worker", ("serve", f"{HERE}:flows"), "pip install 'durable-worker'"),
         ("durable_worker", ("sweep", f"{HERE}:flows"), "pip install 'durable-worker'"),
         ("uvicorn", ("serve", f"{HERE}:flows", "--port", "0"), "pip install 'durable-cli[serve]'"),
-        ("durable_web", ("web",), "durable-web"),
+        ("durable_web", ("web",), "pip install 'durable-web[serve]'"),
+        ("uvicorn", ("web",), "pip install 'durable-web[serve]'"),
     ],
 )
 def test_a_distribution_that_is_missing_is_named(

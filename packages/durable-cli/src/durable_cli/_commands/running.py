@@ -108,15 +108,26 @@ def sweep(asked: Asked, worker: str) -> None:
 
 
 @click.command()
+@click.argument("url", metavar="[URL]", required=False)
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="An address of this machine alone.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="The port; 0 takes a free one.")
 @on_store
-def web(asked: Asked) -> None:
-    """Show runs and decisions as a page, which comes with durable-web.
+def web(asked: Asked, url: str | None, host: str, port: int) -> None:
+    """Serve a page on which runs are seen and decided, until Ctrl-C.
+
+    It prints a link that opens the page once, in one browser of this machine; whoever opened it may do all. URL names the store
+    and goes before --store. It needs durable-web[serve]. For others than yourself mount the page into an application that knows
+    its users.
+
+    As JSON, one object: url, the link.
 
     \b
     Example:
-      durable web
+      durable web sqlite:durable.db
     """
-    raise click.ClickException("the page comes with the distribution durable-web, which is not installed")
+    from durable_cli._web import serve_page
+
+    serve_page(asked if url is None else Asked(url, as_json=asked.as_json), host, port)
 
 
 COMMANDS: Final[Mapping[str, click.Command]] = {"start": start, "run": run, "serve": serve, "sweep": sweep, "web": web}

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from durable_core import DurableError
 from durable_core.sync import Runner, control, flow, open_store
 
 STEPS = 8
@@ -181,6 +182,25 @@ def be_busy(url: str) -> None:
     say("done")
 
 
+class Late:
+    """Uses the store when the interpreter shuts down, where the thread of the library's loop has stopped."""
+
+    def __del__(self) -> None:
+        try:
+            say(LATE_STORE.get("run", "step"))
+        except DurableError as error:
+            say(error)
+
+
+@flow
+def forks(runner: Runner) -> None:
+    if (pid := os.fork()) == 0:
+        in_child("", "in-a-flow")
+        say(control.status(runner.store, runner.run_id).status)
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
 def in_child(url: str, run_id: str) -> None:
     with Runner(STORE, run_id) as runner:
         threads = [thread.name for thread in threading.enumerate()]
@@ -199,6 +219,7 @@ def fork(url: str) -> None:
     _, status = os.waitpid(pid, 0)
     in_child(url, "again")
     say(process.exitcode, status)
+    forks.run(STORE, "forks")
 
 
 if __name__ == "__main__":
@@ -212,5 +233,9 @@ if __name__ == "__main__":
     elif command == "fork":
         STORE = open_store(url)
         fork(url)
+    elif command == "late":
+        LATE_STORE = open_store(url)
+        LATE_STORE.get("run", "step")
+        late = Late()
     else:
         be_interrupted(url, command)

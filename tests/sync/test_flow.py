@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -152,13 +153,27 @@ def test_a_run_within_a_run_is_refused(store: Store) -> None:
         outer.run(store, "run")
 
 
-@pytest.mark.parametrize("broken", [greet._fn, lambda: 1, 7])
+async def unending(runner: durable_core.Runner) -> Any:
+    yield 1
+
+
+@pytest.mark.parametrize("broken", [greet._fn, unending, where, lambda: 1, 7])
 def test_what_is_no_flow_function_is_refused(broken: Any) -> None:
-    """An async function, one without a runner, and what is no function are refused when `@flow` is applied."""
+    """Async functions, generators, other flows, functions without a runner, and what is no function are refused at once."""
     with pytest.raises(TypeError):
         flow(broken)
     with pytest.raises(TypeError, match="did you mean 'max_attempts'"):
         flow(max_attempt=3)  # type: ignore[call-overload]
+
+
+def test_a_flow_has_a_name_of_its_own(store: Store) -> None:
+    """A partial or a callable object has none, and is refused unless it is given one."""
+    named = partial(where._fn)
+    with pytest.raises(TypeError, match="give it one"):
+        flow(named)
+    with pytest.raises(TypeError, match="give it one"):
+        durable_core.flow(partial(greet._fn))
+    assert flow(name="where")(named).run(store, "run")[2] == "run"
 
 
 def test_what_a_flow_raises(store: Store) -> None:

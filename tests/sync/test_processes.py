@@ -106,6 +106,12 @@ def test_ctrl_c_at_any_moment(url: str, tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("make", [lambda path: f"sqlite:{path / 'runs.db'}", lambda path: f"file:{path / 'runs'}"])
 def test_forked_children_have_a_loop_of_their_own(make: Callable[[Path], str], tmp_path: Path) -> None:
-    """After `os.fork` and in a process that multiprocessing forked, the same store goes on, and in the parent, too."""
+    """After `os.fork`, in a flow too, and in a process that multiprocessing forked, the same store goes on, as in the parent."""
     told = output_of(start("fork", make(tmp_path), tmp_path)).splitlines()
-    assert told == [f"{name} MainThread 1" for name in ("parent", "multiprocessing", "fork", "again")] + ["0 0"]
+    assert told[:4] == [f"{name} MainThread 1" for name in ("parent", "multiprocessing", "fork", "again")]
+    assert told[4:] == ["0 0", "in-a-flow MainThread 1", "running"]
+
+
+def test_a_call_at_the_interpreters_end_is_refused(url: str, tmp_path: Path) -> None:
+    """What is collected last can't wait for a loop that has stopped: it is told so, and the process ends."""
+    assert "the interpreter had shut down" in output_of(start("late", url, tmp_path))

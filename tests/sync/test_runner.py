@@ -9,11 +9,11 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -36,6 +36,7 @@ from durable_core import (
 )
 from durable_core import current_runner as current_async_runner
 from durable_core.sync import Runner, Store, control, current_runner
+from durable_core.sync._loop import Asker
 from tests.sync.conftest import here, until
 
 
@@ -460,20 +461,40 @@ def test_wrong_input_is_refused_as_it_is_with_asyncio(store: Store) -> None:
         assert runner.history() == ()
 
 
-def test_ctrl_c_before_a_runner_is_left_leaves_it_all_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupt that comes between the end of `with` and the giving back of the lock keeps it from nobody."""
-    ask, asked = Runner._call, []
+class Opened(MemoryStore):
+    """Tells whether it is open."""
 
-    def interrupted(self: Runner, ask_for: Any, *, leaves: bool = False) -> Any:
-        if leaves and not asked:
-            asked.append(leaves)
+    is_open = False
+
+    async def __aenter__(self) -> Self:
+        self.is_open = True
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.is_open = False
+
+
+def test_ctrl_c_before_something_is_left_leaves_it_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt that comes between the end of `with` and its last call keeps no lock, and leaves no store open."""
+    wait, store = Asker.wait, Opened()
+    left: list[str] = []
+
+    def interrupted(self: Asker, work: Coroutine[Any, Any, Any]) -> Any:
+        if work.__qualname__.startswith("leave.") and here_name not in left:
+            left.append(here_name)
+            work.close()
             raise KeyboardInterrupt
-        return ask(self, ask_for, leaves=leaves)
+        return wait(self, work)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Runner, "_call", interrupted)
-        with Runner(store, "run") as runner:
+    monkeypatch.setattr(Asker, "wait", interrupted)
+    with Store(store) as blocking:
+        here_name = "runner"
+        with pytest.raises(KeyboardInterrupt), Runner(blocking, "run") as runner:
             runner.step("one", lambda: 1)
-    assert asked
-    with Runner(store, "run") as runner:
-        assert runner.step("one", lambda: 1) == 1
+        with Runner(blocking, "run") as runner:
+            assert runner.step("one", lambda: 1) == 1
+    here_name = "store"
+    with pytest.raises(KeyboardInterrupt), Store(store):
+        assert store.is_open
+    assert left == ["runner", "store"]
+    assert not store.is_open

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from durable_core import MemoryStore, NotFound, Refused, StoreError, engine
+from durable_core import MemoryStore, NotFound, Refused, StepFailed, StoreError, engine
 from durable_core.sync import Runner, Store, control, flow, open_store
 from tests.every_store.conftest import (
     ministack_server,
@@ -153,6 +153,15 @@ def test_a_step_in_a_transaction(tmp_path: Path) -> None:
         runner.transaction("table", lambda connection: connection.execute("CREATE TABLE mine (n)"), returns=None)
         runner.transaction("row", lambda connection: connection.execute("INSERT INTO mine VALUES (1)"), returns=None)
         assert runner.transaction("count", lambda connection: connection.execute("SELECT n FROM mine").fetchall()) == [[1]]
+
+
+def test_a_transaction_waits_for_no_other_call(tmp_path: Path) -> None:
+    """In the store's own thread a blocking call would wait for itself: it is refused, and nothing is committed."""
+    other = open_store("memory:")
+    with open_store(f"sqlite:{tmp_path / 'runs.db'}") as store, Runner(store, "run") as runner:
+        with pytest.raises(StepFailed, match="would wait for the store's thread"):
+            runner.transaction("ask", lambda connection: other.get("run", "step"))
+        assert runner.step("after", lambda: other.get("run", "step"), returns=None) is None
 
 
 async def insert(connection: Any, number: int) -> int:

@@ -42,7 +42,7 @@ class Flow(Generic[P, T]):
         if not inspect.iscoroutinefunction(fn):
             raise TypeError(f"a flow is an async function (runner, **input), not {fn!r}")
         self._timeout, self._fails_on, self._concurrency = _checked(options)
-        self.name: Final = name or fn.__name__
+        self.name: Final = name or name_of(fn)
         self._parameters: Final = Parameters(fn, self.name)
         self._fn: Callable[..., Awaitable[T]] = fn
         self._options: Final = options
@@ -248,6 +248,14 @@ class Flow(Generic[P, T]):
             values = self._parameters.values(taken, record.notes)
         end = partial(end_children, run)
         return await drive(run, record, Work(call, self._codec, self._fails_on, self._timeout, end))
+
+
+def name_of(fn: Callable[..., Any]) -> str:
+    """Return a function's own name. Raises `TypeError` where it has none, as a partial."""
+    name = getattr(fn, "__name__", None)
+    if not isinstance(name, str):
+        raise TypeError(f"flow {fn!r} has no name: give it one, as in flow(name='refund')(fn)")
+    return name
 
 
 def _tell_unasked(run: Run) -> None:

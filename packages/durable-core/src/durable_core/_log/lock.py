@@ -46,11 +46,6 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
         """Whether the lock was taken and not given back."""
         return self._context is not None
 
-    @property
-    def is_being_left(self) -> bool:
-        """Whether no further step may start: the lock is given back, or about to be."""
-        return self._left
-
     def check(self) -> None:
         """Raise `LockLost` if a step must not be started any more; nothing where no lock was taken. For any thread."""
         if self._left:

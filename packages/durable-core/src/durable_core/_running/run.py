@@ -17,7 +17,7 @@ from durable_core._log.chain import CANCEL, FLOW, decided, new_entry
 from durable_core._log.lock import RunLock, driven_elsewhere
 from durable_core._log.news import news_of
 from durable_core._log.runlog import RunLog
-from durable_core._system.faces import asked_at
+from durable_core._system.faces import Home, asked_at
 from durable_core._system.waits import answered, to_the_end
 from durable_core.clock import Clock
 from durable_core.errors import DeadlinePassed, DurableError, RunCancelled, RunSuspended, StepDrift
@@ -64,7 +64,7 @@ class Run:
         self.id: Final = run_id
         self.face: Callable[[], Any] = lambda: None
         """Returns the `Runner` that users have, as long as they do."""
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self.home: Home | None = None
         """Where blocking calls go that are made for the run; None for the loop of `durable_core.sync`."""
         self.clock: Final = clock
         self.log: Final = RunLog(store, run_id, clock, store_timeout)

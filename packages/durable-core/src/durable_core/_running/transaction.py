@@ -9,6 +9,7 @@ from inspect import isawaitable, iscoroutine
 from typing import Any, Final
 
 from durable_core._log.chain import decided
+from durable_core._system.faces import in_stores_thread
 from durable_core._system.waits import finished
 from durable_core.errors import StepInterrupted, StoreError
 from durable_core.options import exponential
@@ -130,6 +131,7 @@ class _StoreThread(Caller):
 
     async def call(self, run: Run, call: Call, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
         context = copy_context()
+        context.run(in_stores_thread.set, True)
 
         def work(connection: Any) -> StepRecord | None:
             started_at, began = run.clock.now(), run.clock.monotonic()

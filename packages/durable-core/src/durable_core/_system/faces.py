@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, overload
 
@@ -26,6 +27,13 @@ def asynchronous(given: Any) -> Any:
     return getattr(given, "__durable_async__", given)
 
 
+class Home(NamedTuple):
+    """The event loop that a run and its store belong to, and the process that has it."""
+
+    loop: AbstractEventLoop
+    pid: int
+
+
 class Place(NamedTuple):
     """A line of somebody's code."""
 
@@ -38,3 +46,5 @@ class Place(NamedTuple):
 
 asked_at: Final[ContextVar[Place | None]] = ContextVar("durable_asked_at", default=None)
 """The line that made a blocking call, whose work is done in another thread."""
+in_stores_thread: Final[ContextVar[bool]] = ContextVar("durable_in_stores_thread", default=False)
+"""Whether a store's own thread calls a function here, which may not wait for that store."""

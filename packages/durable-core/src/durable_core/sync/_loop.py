@@ -20,7 +20,7 @@ from durable_core._running.attempt import Caller, Outcome, called
 from durable_core._running.call import Call
 from durable_core._running.race import in_thread
 from durable_core._running.run import Run
-from durable_core._system.faces import Place, asked_at
+from durable_core._system.faces import Home, Place, asked_at, in_stores_thread
 from durable_core._system.waits import finished
 from durable_core.errors import DurableError
 
@@ -29,6 +29,8 @@ Ended = tuple[Any, BaseException | None]
 """What a function returned, and what it raised."""
 Send = Callable[[Callable[[], Any]], "asyncio.Future[Ended]"]
 """Has a thread call a function; called on the loop."""
+Ask = Callable[["Asker"], Coroutine[Any, Any, T]]
+"""Makes the coroutine that a thread waits for; called in that thread."""
 
 _INTERRUPTIBLE: Final = 0.2  # seconds that the main thread waits at a time: on Windows nothing else lets Ctrl-C through
 _ENDS_PROGRAM: Final = (KeyboardInterrupt, SystemExit)
@@ -58,26 +60,54 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-def call(
-    ask: Callable[[Asker], Coroutine[Any, Any, T]], loop: asyncio.AbstractEventLoop | None = None, *, leaves: bool = False
-) -> T:
-    """Run what `ask` returns on `loop`, the library's unless given, and wait for it in this thread.
+def call(ask: Ask[T], home: Home | None = None) -> T:
+    """Run what `ask` returns on the loop of `home`, or the library's, and wait for it in this thread.
 
-    Raises `DurableError` where an event loop runs in this thread, and `CancelledError` in a flow or contender that was
-    cancelled, unless the call `leaves` something.
+    Raises `DurableError` where `why_not` says so, and `CancelledError` in a flow or contender that was cancelled.
     """
-    if is_in_loop():
-        raise DurableError(
+    return _wait(ask, home, _function.get())
+
+
+def leave(ask: Ask[object], home: Home | None = None) -> None:
+    """Leave something as `call` does: in what was cancelled, too, and even where this is interrupted before it began."""
+    has_begun = False
+
+    async def leaving(asker: Asker) -> None:
+        nonlocal has_begun
+        has_begun = True
+        await ask(asker)
+
+    try:
+        _wait(leaving, home, None)
+    except BaseException:
+        if not has_begun and why_not() is None:
+            _wait(leaving, home, None)
+        raise
+
+
+def why_not() -> str | None:
+    """Say why this thread may not wait for a loop; None if it may."""
+    if asyncio._get_running_loop() is not None:
+        return (
             "a call of durable_core.sync would block the event loop that runs here: use `from durable_core import Runner` and"
             " await it; likewise flow, open_store and control"
         )
-    asker = Asker(loop or _own_loop(), None if leaves else _function.get())
+    if in_stores_thread.get():
+        return (
+            "a call of durable_core.sync inside the function of a transaction would wait for the store's thread, which is this"
+            " one: use the connection that the function gets, and call the rest in a step of its own"
+        )
+    if sys.is_finalizing():  # the thread of the loop has stopped
+        return "a call of durable_core.sync came when the interpreter had shut down: leave runners and iterators before that"
+    return None
+
+
+def _wait(ask: Ask[T], home: Home | None, function: Function | None) -> T:
+    if (refusal := why_not()) is not None:
+        raise DurableError(refusal)
+    loop = home.loop if home is not None and home.pid == os.getpid() else _own_loop()
+    asker = Asker(loop, function)
     return asker.wait(ask(asker))
-
-
-def is_in_loop() -> bool:
-    """Tell whether an event loop runs in this thread."""
-    return asyncio._get_running_loop() is not None
 
 
 class Asker(Caller):

@@ -10,13 +10,15 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar, overload
 from durable_core import control
 from durable_core._system.faces import asynchronous
 from durable_core.clock import Clock
-from durable_core.control import RunStatus
+from durable_core.control import RUN_STATES, RunState, RunStatus
 from durable_core.store import Store as AsyncStore
 
 from ._loop import call
-from .store import AnyStore, iterate, loop_of
+from .store import AnyStore, home_of, iterate
 
 __all__ = [
+    "RUN_STATES",
+    "RunState",
     "RunStatus",
     "approve",
     "cancel",
@@ -24,6 +26,7 @@ __all__ = [
     "copy",
     "follow",
     "fork",
+    "looks",
     "pending",
     "published",
     "reject",
@@ -44,7 +47,7 @@ def _blocking(fn: Callable[Concatenate[AsyncStore, P], Coroutine[Any, Any, T]]) 
     """Make a function of the asynchronous one, for blocking stores too."""
 
     def blocking(store: AnyStore, *args: P.args, **kwargs: P.kwargs) -> T:
-        return call(lambda _: fn(asynchronous(store), *args, **kwargs), loop_of(store))
+        return call(lambda _: fn(asynchronous(store), *args, **kwargs), home_of(store))
 
     update_wrapper(blocking, fn)
     return blocking  # type: ignore[return-value]  # callers may give the store by name, which no type can say here
@@ -56,7 +59,7 @@ def _iterating(
     """Make a plain generator of the asynchronous one, for blocking stores too; it closes that when it is left."""
 
     def iterating(store: AnyStore, *args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
-        return iterate(lambda: fn(asynchronous(store), *args, **kwargs), loop_of(store))
+        return iterate(lambda: fn(asynchronous(store), *args, **kwargs), home_of(store))
 
     update_wrapper(iterating, fn)
     return iterating  # type: ignore[return-value]  # as above
@@ -67,6 +70,7 @@ cancel: Final = _blocking(control.cancel)
 clear_ended: Final = _blocking(control.clear_ended)
 follow: Final = _iterating(control.follow)
 fork: Final = _blocking(control.fork)
+looks: Final = _iterating(control.looks)
 pending: Final = _iterating(control.pending)
 published: Final = _blocking(control.published)
 reject: Final = _blocking(control.reject)
@@ -78,9 +82,9 @@ send_failure: Final = _blocking(control.send_failure)
 status: Final = _blocking(control.status)
 
 
-def copy(store: AnyStore, run_id: str, to_store: AnyStore) -> int:
+def copy(store: AnyStore, run_id: str, to_store: AnyStore, *, dry_run: bool = False) -> int:
     """Copy a run to another store, as `durable_core.control.copy` does; return how many entries it has."""
-    return call(lambda _: control.copy(asynchronous(store), run_id, asynchronous(to_store)), loop_of(store))
+    return call(lambda _: control.copy(asynchronous(store), run_id, asynchronous(to_store), dry_run=dry_run), home_of(store))
 
 
 @overload
@@ -96,5 +100,5 @@ def result(
 ) -> Any:
     """Wait until a run's flow has ended, and return its value, or raise its failure, as `durable_core.control.result` does."""
     return call(
-        lambda _: control.result(asynchronous(store), run_id, returns=returns, timeout=timeout, clock=clock), loop_of(store)
+        lambda _: control.result(asynchronous(store), run_id, returns=returns, timeout=timeout, clock=clock), home_of(store)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
@@ -11,17 +12,20 @@ from functools import update_wrapper, wraps
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from durable_core._running.ending import behind
-from durable_core._system.faces import asynchronous
+from durable_core._system.faces import Home, asynchronous
 from durable_core.context import flow_of
 from durable_core.flow import Flow as AsyncFlow
 from durable_core.flow import flow as async_flow
+from durable_core.flow import name_of
 from durable_core.options import FlowOptions
 from durable_core.record import StepRecord
 from durable_core.runner import Runner as AsyncRunner
 
 from ._loop import Function, Send, call, in_new_thread
 from .runner import Runner
-from .store import AnyStore, loop_of
+from .store import AnyStore, home_of
+
+_NOT_PLAIN: Final = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,12 +45,12 @@ class Flow(Generic[P, T]):
 
     @classmethod
     def _plain(cls, fn: Callable[..., T], name: str | None, options: FlowOptions) -> Flow[P, T]:
-        if not callable(fn) or inspect.iscoroutinefunction(fn) or inspect.isgeneratorfunction(fn):
+        if not callable(fn) or isinstance(fn, AsyncFlow | Flow) or any(is_kind(fn) for is_kind in _NOT_PLAIN):
             raise TypeError(
                 f"a flow of durable_core.sync is a plain function (runner, **input), not {fn!r}; durable_core.flow makes one of"
                 " an async function, and `flow` of that blocks"
             )
-        return cls(AsyncFlow(_driving(fn, in_new_thread), name, options), fn)
+        return cls(AsyncFlow(_driving(fn, in_new_thread), name or name_of(fn), options), fn)
 
     @property
     def __durable_async__(self) -> AsyncFlow[P, T]:
@@ -88,7 +92,7 @@ class Flow(Generic[P, T]):
         def running(send: Send) -> AsyncFlow[P, T]:
             return self._flow if self._fn is None else self._flow._called_by(_driving(self._fn, send))
 
-        return call(lambda asker: running(asker.send).run(asynchronous(store), run_id, *args, **input), loop_of(store))
+        return call(lambda asker: running(asker.send).run(asynchronous(store), run_id, *args, **input), home_of(store))
 
     def start(
         self,
@@ -106,7 +110,7 @@ class Flow(Generic[P, T]):
         """
         return call(
             lambda _: self._flow.start(asynchronous(store), run_id, at, connection, *args, **input),
-            loop_of(store),
+            home_of(store),
         )
 
 
@@ -116,7 +120,7 @@ def _driving(fn: Callable[..., T], send: Send) -> Callable[..., Awaitable[T]]:
     @wraps(fn)
     async def drive(runner: AsyncRunner, /, *args: Any, **input: Any) -> T:
         run = runner._run
-        run.loop = asyncio.get_running_loop()
+        run.home = Home(asyncio.get_running_loop(), os.getpid())
 
         def called() -> T:
             run.outside |= frozenset(map(id, behind(sys.exception())))

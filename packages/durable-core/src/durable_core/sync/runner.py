@@ -18,8 +18,8 @@ from durable_core.options import MapOptions, RunnerOptions, StepOptions
 from durable_core.record import StepRecord
 from durable_core.runner import Runner as AsyncRunner
 
-from ._loop import Function, call, in_new_thread
-from .store import AnyStore, Store, loop_of
+from ._loop import Function, call, in_new_thread, leave
+from .store import AnyStore, Store, home_of
 
 if TYPE_CHECKING:
     from durable_core.flow import Flow as AsyncFlow
@@ -48,7 +48,7 @@ class Runner:
 
     def __init__(self, store: AnyStore, run_id: str, **options: Unpack[RunnerOptions]) -> None:
         self._runner = AsyncRunner(asynchronous(store), run_id, **options)
-        self._runner._run.loop = loop_of(store)
+        self._runner._run.home = home_of(store)
 
     @classmethod
     def _of(cls, runner: AsyncRunner) -> Self:
@@ -65,14 +65,13 @@ class Runner:
     @property
     def store(self) -> Store:
         """The store, with methods that block."""
-        return Store._of(self._runner.store, self._runner._run.loop)
+        return Store._of(self._runner.store, self._runner._run.home)
 
     def __repr__(self) -> str:
         return f"durable_core.sync.{self._runner!r}"
 
-    def _call(self, ask: Callable[[AsyncRunner], Coroutine[Any, Any, T]], *, leaves: bool = False) -> T:
-        run = self._runner._run
-        return call(lambda asker: ask(self._runner._waited_for_in(asker)), run.loop, leaves=leaves)
+    def _call(self, ask: Callable[[AsyncRunner], Coroutine[Any, Any, T]]) -> T:
+        return call(lambda asker: ask(self._runner._waited_for_in(asker)), self._runner._run.home)
 
     def __enter__(self) -> Self:
         lock = self._runner._run.lock
@@ -86,12 +85,7 @@ class Runner:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
-        try:
-            self._call(lambda runner: runner.__aexit__(kind, error, trace), leaves=True)
-        except BaseException:
-            if not self._runner._run.lock.is_being_left:  # interrupted before it was asked to
-                self._call(lambda runner: runner.__aexit__(kind, error, trace), leaves=True)
-            raise
+        leave(lambda _: self._runner.__aexit__(kind, error, trace), self._runner._run.home)
 
     @overload
     def step(self, step_id: str, fn: Callable[..., Any], *args: Any, returns: None, **options: Unpack[StepOptions]) -> None: ...

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from asyncio import AbstractEventLoop
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from durable_core._system.faces import asynchronous
+from durable_core._system.faces import Home
 from durable_core.errors import Refused
 from durable_core.record import StepRecord
 from durable_core.store import Store as AsyncStore
 from durable_core.store import check_store, runs_of
 from durable_core.stores import opening
 
-from ._loop import call, is_in_loop
+from ._loop import call, leave, why_not
 
 T = TypeVar("T")
 
@@ -29,13 +28,13 @@ class Store:
     def __init__(self, store: AsyncStore) -> None:
         check_store(store)
         self._store: Final = store
-        self._loop: AbstractEventLoop | None = None
+        self._home: Home | None = None
 
     @classmethod
-    def _of(cls, store: AsyncStore, loop: AbstractEventLoop | None) -> Self:
-        """Return a blocking store whose calls go to `loop`, that it belongs to; None is the library's own."""
+    def _of(cls, store: AsyncStore, home: Home | None) -> Self:
+        """Return a blocking store whose calls go to the loop of `home`, that it belongs to; None is the library's own."""
         blocking = cls(store)
-        blocking._loop = loop
+        blocking._home = home
         return blocking
 
     @property
@@ -47,34 +46,34 @@ class Store:
 
     def __enter__(self) -> Self:
         if (enter := getattr(self._store, "__aenter__", None)) is not None:
-            call(lambda _: enter(), self._loop)
+            call(lambda _: enter(), self._home)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
-        if (leave := getattr(self._store, "__aexit__", None)) is not None:
-            call(lambda _: leave(kind, error, trace), self._loop, leaves=True)
+        if (exit_ := getattr(self._store, "__aexit__", None)) is not None:
+            leave(lambda _: exit_(kind, error, trace), self._home)
 
     def append(self, record: StepRecord) -> StepRecord:
         """Claim the slot of the record, as `durable_core.Store.append` does; return who holds it."""
-        return call(lambda _: self._store.append(record), self._loop)
+        return call(lambda _: self._store.append(record), self._home)
 
     def get(self, run_id: str, step_id: str) -> StepRecord | None:
         """Return the step's newest entry, or None if it has none."""
-        return call(lambda _: self._store.get(run_id, step_id), self._loop)
+        return call(lambda _: self._store.get(run_id, step_id), self._home)
 
     def list(self, run_id: str) -> Sequence[StepRecord]:
         """Return all entries of the run in the order in which they were appended."""
-        return call(lambda _: self._store.list(run_id), self._loop)
+        return call(lambda _: self._store.list(run_id), self._home)
 
     def clear(self, run_id: str) -> None:
         """Remove all entries of the run."""
-        call(lambda _: self._store.clear(run_id), self._loop)
+        call(lambda _: self._store.clear(run_id), self._home)
 
     def runs(self, prefix: str = "") -> Generator[str, None, None]:
         """Yield the id of each run that starts with `prefix`. Raises `Refused` on a store that can't list its runs."""
         if (runs := runs_of(self._store)) is None:
             raise Refused(f"{self._store!r} can't list its runs: it has no method runs(prefix)")
-        return iterate(lambda: runs.runs(prefix), self._loop)
+        return iterate(lambda: runs.runs(prefix), self._home)
 
 
 AnyStore = Store | AsyncStore
@@ -86,24 +85,19 @@ def open_store(url: str | None = None) -> Store:
     return Store(opening.open_store(url))
 
 
-def loop_of(store: AnyStore) -> AbstractEventLoop | None:
-    """Return the loop that a store belongs to; None for the library's own."""
-    return store._loop if isinstance(store, Store) else None
+def home_of(store: AnyStore) -> Home | None:
+    """Return the home of a store's connections; None for the library's own loop."""
+    return store._home if isinstance(store, Store) else None
 
 
-def blocking(store: AnyStore) -> Store:
-    """Return a store with methods that block."""
-    return store if isinstance(store, Store) else Store(asynchronous(store))
-
-
-def iterate(items: Callable[[], AsyncIterator[T]], loop: AbstractEventLoop | None) -> Generator[T, None, None]:
+def iterate(items: Callable[[], AsyncIterator[T]], home: Home | None) -> Generator[T, None, None]:
     """Yield what an asynchronous iterator yields, and close that when this is left."""
     iterator: Any = items()
     try:
         with contextlib.suppress(StopAsyncIteration):
             while True:
-                yield call(lambda _: iterator.__anext__(), loop)
+                yield call(lambda _: iterator.__anext__(), home)
     finally:
-        # Collected inside a loop, it can't wait: then the library's loop closes the iterator, which nobody has any more.
-        if hasattr(iterator, "aclose") and not is_in_loop():
-            call(lambda _: iterator.aclose(), loop, leaves=True)
+        # Collected where it may not wait: then the loop closes the iterator, which nobody has any more.
+        if hasattr(iterator, "aclose") and why_not() is None:
+            leave(lambda _: iterator.aclose(), home)

@@ -123,7 +123,8 @@ class Runner:
         """Run `fn(connection, *args)` in a transaction of the store that also holds the step's record: exactly once.
 
         With durable-postgres `fn` is async and runs on the library's event loop; with durable-sqlite it is a plain function and
-        is called in the store's own thread.
+        is called in the store's own thread, where a call of durable_core.sync is refused. All else is as
+        `durable_core.Runner.transaction` says.
         """
         return self._call(lambda runner: runner.transaction(step_id, fn, *args, returns=returns, **options))
 
@@ -137,13 +138,19 @@ class Runner:
         returns: Any = ANNOTATED,
         **options: Any,
     ) -> Any:
-        """Ask `check` until it returns something true, `every` so many seconds, and return that, recorded."""
+        """Ask `check` until it returns something true, `every` so many seconds, and return that, recorded.
+
+        A plain `check` is called in this thread. All else is as `durable_core.Runner.until` says.
+        """
         return self._call(
             lambda runner: runner.until(step_id, check, *args, every=every, timeout=timeout, returns=returns, **options)
         )
 
     def sleep(self, step_id: str, duration: float | timedelta | datetime, *, name: str | None = None) -> None:
-        """Wait for `duration`, in seconds or as a timedelta, from when this was first reached; or until an aware datetime."""
+        """Wait for `duration`, in seconds or as a timedelta, from when this was first reached; or until an aware datetime.
+
+        The wake-up time is recorded and holds for every later run. Raises `RunSuspended` after `wait_limit` seconds.
+        """
         self._call(lambda runner: runner.sleep(step_id, duration, name=name))
 
     def approval(
@@ -157,7 +164,11 @@ class Runner:
         on_timeout: Literal["fail", "reject"] = "fail",
         name: str | None = None,
     ) -> Decision:
-        """Show something to people and wait for their decision, given with `control.approve` or `reject`."""
+        """Show something to people and wait for their decision, given with `control.approve` or `reject`.
+
+        `quorum` different people approve, or one rejects; `approvers` names those who may. `timeout` and all else are as
+        `durable_core.Runner.approval` says. Raises `RunSuspended` after `wait_limit` seconds.
+        """
         options: Any = {"quorum": quorum, "approvers": approvers, "on_timeout": on_timeout, "name": name}
         return self._call(lambda runner: runner.approval(step_id, show, timeout=timeout, **options))
 
@@ -172,7 +183,11 @@ class Runner:
     def event(
         self, step_id: str, *, returns: Any = Any, timeout: float | timedelta | datetime | None = None, name: str | None = None
     ) -> Any:
-        """Wait for a value sent with `control.send`, which may have come before; return it as `returns`."""
+        """Wait for a value sent with `control.send`, which may have come before; return it as `returns`.
+
+        When `timeout` passes first, that is a failure: `StepFailed`, whose error matches `TimeoutError`. Raises `RunSuspended`
+        after `wait_limit` seconds, and `StepDrift` if the value that was sent is no `returns`.
+        """
         return self._call(lambda runner: runner.event(step_id, returns=returns, timeout=timeout, name=name))
 
     @overload
@@ -184,12 +199,17 @@ class Runner:
     ) -> Any:
         """Run another flow as a child, and return its value; with `wait=False` ask for it, and return its run id at once.
 
-        The flow may be a blocking one, which is called in a thread of its own, or an asynchronous one.
+        The flow may be a blocking one, which is called in a thread of its own, or an asynchronous one. Raises what
+        `durable_core.Runner.flow` raises.
         """
         return self._call(lambda runner: runner.flow(step_id, flow, *args, wait=wait, **input))
 
     def result(self, step_id: str, child: str, *, returns: Any = Any, name: str | None = None) -> Any:
-        """Wait for the end of a child that `flow(…, wait=False)` of this run asked for, and return its value as `returns`."""
+        """Wait for the end of a child that `flow(…, wait=False)` of this run asked for, and return its value as `returns`.
+
+        Raises `StepFailed` if the child failed or was cancelled, `ValueError` for a run id that no such call returned, and
+        `RunSuspended` after `wait_limit` seconds.
+        """
         return self._call(lambda runner: runner.result(step_id, child, returns=returns, name=name))
 
     def first(self, step_id: str, /, **contenders: Callable[[], T]) -> tuple[str, T]:
@@ -296,11 +316,14 @@ class Runner:
         return self._call(lambda runner: runner.map(step_id, fn, items, **how))
 
     def publish(self, step_id: str, value: object) -> None:
-        """Tell others how far the run is: append `value` as the next entry of `step_id`."""
+        """Tell others how far the run is: append `value` as the next entry of `step_id`, as `durable_core.Runner.publish` does."""
         self._call(lambda runner: runner.publish(step_id, value))
 
     def scope(self, name: str) -> Self:
-        """Return this runner with all ids prefixed: the step `ask` of the scope `triage` is the step `triage/ask` of the run."""
+        """Return this runner with all ids prefixed: the step `ask` of the scope `triage` is the step `triage/ask` of the run.
+
+        Scopes nest. Raises `ValueError` for a name that holds a "/" or begins with "$".
+        """
         scoped = copy(self)
         scoped._runner = self._runner.scope(name)
         return scoped
@@ -314,7 +337,11 @@ class Runner:
         return self._call(lambda runner: runner.history())
 
     def reset(self) -> None:
-        """Clear the run, children first, so that every step and every child runs again."""
+        """Clear the run, children first, so that every step and every child runs again.
+
+        Takes the locks of the run and its children. Raises `RunBusy` where another holds one, and `DurableError` while a step of
+        this runner is running.
+        """
         self._call(lambda runner: runner.reset())
 
 

@@ -3460,10 +3460,13 @@ PATCHES = [
     ),
     Patch(
         "sync: a run's calls go to another loop than its worker's",
-        f"{CORE}/sync/flow.py",
-        "        run.home = Home(asyncio.get_running_loop(), os.getpid())\n",
+        f"{CORE}/_running/run.py",
+        "            self.home = Home(asyncio.get_running_loop(), os.getpid())\n",
         "",
-        ("tests/sync/test_workers.py::test_each_call_of_a_run_goes_to_its_workers_loop",),
+        (
+            "tests/sync/test_workers.py::test_each_call_of_a_run_goes_to_its_workers_loop",
+            "tests/sync/test_workers.py::test_a_thread_of_an_asynchronous_flow_uses_its_runner",
+        ),
     ),
     Patch(
         "cli: JSON is shown as it is",

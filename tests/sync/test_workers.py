@@ -13,7 +13,7 @@ import pytest
 import durable_core
 from durable_core import LockLost, MemoryStore, RunCancelled, RunSuspended, StepFailed, control, engine
 from durable_core.store import Lease
-from durable_core.sync import Runner, Store, flow
+from durable_core.sync import Runner, Store, current_runner, flow
 from durable_core.sync import control as blocking_control
 from durable_worker import Worker
 from tests.sync.conftest import here
@@ -260,6 +260,19 @@ async def test_each_call_of_a_run_goes_to_its_workers_loop(store: MemoryStore) -
             return [runner.step("loop", loop), another.step("loop", loop)]
 
     assert await engine.asynchronous(look).run(store, "run") == [await loop()] * 2
+
+
+async def test_a_thread_of_an_asynchronous_flow_uses_its_runner(store: MemoryStore) -> None:
+    """What `current_runner` of the blocking face gives there goes to the loop on which the run is driven."""
+
+    async def loop() -> int:
+        return id(asyncio.get_running_loop())
+
+    @durable_core.flow
+    async def look(runner: durable_core.Runner) -> int:
+        return await asyncio.to_thread(lambda: current_runner().step("loop", loop))
+
+    assert await look.run(store, "run") == await loop()
 
 
 def test_a_worker_takes_what_it_can_run(store: MemoryStore) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -65,7 +66,7 @@ class Run:
         self.face: Callable[[], Any] = lambda: None
         """Returns the `Runner` that users have, as long as they do."""
         self.home: Home | None = None
-        """Where blocking calls go that are made for the run; None for the loop of `durable_core.sync`."""
+        """Where blocking calls go that are made for the run: the loop it was entered on; None for that of `durable_core.sync`."""
         self.clock: Final = clock
         self.log: Final = RunLog(store, run_id, clock, store_timeout)
         self.lock: Final = RunLock(store, run_id, clock, lock_wait)
@@ -140,6 +141,7 @@ class Run:
         """Take the lock, then read the log."""
         await self.lock.__aenter__()
         try:
+            self.home = Home(asyncio.get_running_loop(), os.getpid())
             self.suspended = None
             await self.load(again=True)
         except BaseException:

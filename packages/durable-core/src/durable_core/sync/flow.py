@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
@@ -12,7 +10,7 @@ from functools import update_wrapper, wraps
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from durable_core._running.ending import behind
-from durable_core._system.faces import Home, asynchronous
+from durable_core._system.faces import asynchronous
 from durable_core.context import flow_of
 from durable_core.flow import Flow as AsyncFlow
 from durable_core.flow import flow as async_flow
@@ -120,7 +118,6 @@ def _driving(fn: Callable[..., T], send: Send) -> Callable[..., Awaitable[T]]:
     @wraps(fn)
     async def drive(runner: AsyncRunner, /, *args: Any, **input: Any) -> T:
         run = runner._run
-        run.home = Home(asyncio.get_running_loop(), os.getpid())
 
         def called() -> T:
             run.outside |= frozenset(map(id, behind(sys.exception())))

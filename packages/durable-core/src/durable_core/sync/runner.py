@@ -316,7 +316,10 @@ class Runner:
         return self._call(lambda runner: runner.map(step_id, fn, items, **how))
 
     def publish(self, step_id: str, value: object) -> None:
-        """Tell others how far the run is: append `value` as the next entry of `step_id`, as `durable_core.Runner.publish` does."""
+        """Tell others how far the run is: append `value` as the next entry of `step_id`.
+
+        On a replay the n-th call of an id finds the n-th entry, as with `durable_core.Runner.publish`.
+        """
         self._call(lambda runner: runner.publish(step_id, value))
 
     def scope(self, name: str) -> Self:

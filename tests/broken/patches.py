@@ -3410,6 +3410,13 @@ PATCHES = [
         ("tests/sync/test_flow.py::test_a_flow_has_a_name_of_its_own",),
     ),
     Patch(
+        "sync: an iterator is made when it is first read",
+        f"{CORE}/sync/control.py",
+        "        return iterate(fn(asynchronous(store), *args, **kwargs), home_of(store))\n",
+        "        yield from iterate(fn(asynchronous(store), *args, **kwargs), home_of(store))\n",
+        ("tests/sync/test_stores.py::test_what_an_iterator_is_asked_for_is_checked_at_once",),
+    ),
+    Patch(
         "sync: a flow that was cancelled goes on with its next call",
         f"{CORE}/sync/_loop.py",
         "        if self._is_cancelled:\n",

@@ -137,6 +137,12 @@ def test_an_iterator_that_is_left_is_closed() -> None:
     until(lambda: not memory.open)
 
 
+def test_what_an_iterator_is_asked_for_is_checked_at_once(store: Store) -> None:
+    """A wrong argument is an error where the iterator is made, and not where it is first read."""
+    with pytest.raises(TypeError, match="nobody"):
+        control.runs(store, nobody=1)  # type: ignore[call-arg]
+
+
 def test_a_copy_between_two_stores(tmp_path: Path) -> None:
     """`copy` takes blocking and asynchronous stores, and `store=` may be named."""
     memory = MemoryStore()

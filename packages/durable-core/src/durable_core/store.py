@@ -59,7 +59,9 @@ class Store(Protocol):
 def check_store(store: object) -> None:
     """Raise `TypeError` for what is no store, before anything is done with it."""
     if isinstance(store, str):
-        raise TypeError("a store is needed, not its URL: write `async with open_store(url) as store:`")
+        raise TypeError(
+            "a store is needed, not its URL: write `async with open_store(url) as store:`, or `with` that of durable_core.sync"
+        )
     if isinstance(store, type):
         raise TypeError(f"a store is needed, not the class {store.__name__}: make one first")
     if hasattr(store, "__durable_async__"):

@@ -59,7 +59,7 @@ def _iterating(
     """Make a plain generator of the asynchronous one, for blocking stores too; it closes that when it is left."""
 
     def iterating(store: AnyStore, *args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
-        return iterate(lambda: fn(asynchronous(store), *args, **kwargs), home_of(store))
+        return iterate(fn(asynchronous(store), *args, **kwargs), home_of(store))
 
     update_wrapper(iterating, fn)
     return iterating  # type: ignore[return-value]  # as above

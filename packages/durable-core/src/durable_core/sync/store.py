@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from durable_core._system.faces import Home
 from durable_core.errors import Refused
@@ -73,7 +73,7 @@ class Store:
         """Yield the id of each run that starts with `prefix`. Raises `Refused` on a store that can't list its runs."""
         if (runs := runs_of(self._store)) is None:
             raise Refused(f"{self._store!r} can't list its runs: it has no method runs(prefix)")
-        return iterate(lambda: runs.runs(prefix), self._home)
+        return iterate(runs.runs(prefix), self._home)
 
 
 AnyStore = Store | AsyncStore
@@ -90,14 +90,17 @@ def home_of(store: AnyStore) -> Home | None:
     return store._home if isinstance(store, Store) else None
 
 
-def iterate(items: Callable[[], AsyncIterator[T]], home: Home | None) -> Generator[T, None, None]:
+def iterate(iterator: AsyncIterator[T], home: Home | None) -> Generator[T, None, None]:
     """Yield what an asynchronous iterator yields, and close that when this is left."""
-    iterator: Any = items()
     try:
         with contextlib.suppress(StopAsyncIteration):
             while True:
-                yield call(lambda _: iterator.__anext__(), home)
+                yield call(lambda _: _next(iterator), home)
     finally:
         # Collected where it may not wait: then the loop closes the iterator, which nobody has any more.
-        if hasattr(iterator, "aclose") and why_not() is None:
+        if isinstance(iterator, AsyncGenerator) and why_not() is None:
             leave(lambda _: iterator.aclose(), home)
+
+
+async def _next(iterator: AsyncIterator[T]) -> T:
+    return await anext(iterator)

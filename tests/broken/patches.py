@@ -3354,6 +3354,13 @@ PATCHES = [
         ("tests/sync/test_processes.py::test_ctrl_c_leads_out_of[in_a_wait]",),
     ),
     Patch(
+        "sync: a second Ctrl-C at once leaves a function that nobody calls any more",
+        f"{CORE}/sync/_loop.py",
+        "                self._loop.call_soon_threadsafe(self._give_up)  # it may have come before the first one\n",
+        "",
+        ("tests/sync/test_runner.py::test_ctrl_c_twice_in_a_row_leaves_nothing_that_hangs",),
+    ),
+    Patch(
         "sync: a function that Ctrl-C cut short is waited for",
         f"{CORE}/sync/_loop.py",
         "            future.cancel()\n\n    def send",

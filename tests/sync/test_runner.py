@@ -498,3 +498,29 @@ def test_ctrl_c_before_something_is_left_leaves_it_all_the_same(monkeypatch: pyt
         assert store.is_open
     assert left == ["runner", "store"]
     assert not store.is_open
+
+
+def test_ctrl_c_twice_in_a_row_leaves_nothing_that_hangs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second interrupt, before the loop has heard of the first, keeps no step at work that its runner would wait for."""
+    tell, interrupts = asyncio.BaseEventLoop.call_soon_threadsafe, 2
+    hangs = threading.Timer(20, _thread.interrupt_main)
+
+    def interrupt() -> None:
+        nonlocal interrupts
+        interrupts -= 1
+        raise KeyboardInterrupt
+
+    def interrupted(self: asyncio.BaseEventLoop, callback: Any, *args: Any, **options: Any) -> Any:
+        if interrupts == 1 and getattr(callback, "__name__", "") == "_give_up":
+            interrupt()
+        return tell(self, callback, *args, **options)
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "call_soon_threadsafe", interrupted)
+    hangs.start()
+    with pytest.raises(KeyboardInterrupt), Runner(store, "run") as runner:
+        runner.step("one", interrupt)
+    assert interrupts == 0
+    assert not hangs.finished.is_set()
+    hangs.cancel()
+    with Runner(store, "run") as runner:
+        assert runner.step("one", lambda: 1) == 1

@@ -133,10 +133,7 @@ class Asker(Caller):
                 if (job := self._next()) is not None:
                     job()
         except BaseException:
-            with suppress(RuntimeError):  # the loop was closed
-                self._loop.call_soon_threadsafe(self._give_up)
-                while not self._is_over:
-                    self._next()
+            self._stop()
             if self._task is None:
                 work.close()
             raise
@@ -147,6 +144,17 @@ class Asker(Caller):
             return value
         finally:
             del task  # the traceback of its exception holds this frame
+
+    def _stop(self) -> None:
+        """Have the loop cancel the work, and wait for its end. An interrupt ends the waiting, and nothing else."""
+        with suppress(RuntimeError):  # the loop was closed
+            try:
+                self._loop.call_soon_threadsafe(self._give_up)
+                while not self._is_over:
+                    self._next()
+            except BaseException:
+                self._loop.call_soon_threadsafe(self._give_up)  # it may have come before the first one
+                raise
 
     def _next(self) -> Callable[[], None] | None:
         with suppress(Empty):
@@ -168,6 +176,8 @@ class Asker(Caller):
         self._jobs.put(None)
 
     def _give_up(self) -> None:
+        if self._gave_up:
+            return
         self._gave_up = True
         if self._task is None:  # it was interrupted before it could ask
             self._is_over = True

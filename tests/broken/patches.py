@@ -3386,14 +3386,14 @@ PATCHES = [
         f"{CORE}/sync/_loop.py",
         "    if (loop := _loops.get(os.getpid())) is not None:\n",
         "    if (loop := next(iter(_loops.values()), None)) is not None:\n",
-        ("tests/sync/test_processes.py::test_forked_children_have_a_loop_of_their_own",),
+        ("tests/sync/test_processes.py::test_forked_children_have_a_loop_of_their_own[sqlite]",),
     ),
     Patch(
         "sync: a child that a flow forked waits for its parent's loop",
         f"{CORE}/sync/_loop.py",
         "    loop = home.loop if home is not None and home.pid == os.getpid() else _own_loop()\n",
         "    loop = home.loop if home is not None else _own_loop()\n",
-        ("tests/sync/test_processes.py::test_forked_children_have_a_loop_of_their_own",),
+        ("tests/sync/test_processes.py::test_forked_children_have_a_loop_of_their_own[sqlite]",),
     ),
     Patch(
         "sync: a call at the interpreter's end waits for ever",

@@ -5,10 +5,30 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from durable_core.sync import Store, open_store
+from tests.every_store.conftest import (
+    ministack_server,
+    postgres_server_url,
+    postgres_url,
+    redis_server_url,
+    redis_url,
+    s3_credentials,
+    s3_url,
+)
+
+__all__ = [
+    "ministack_server",
+    "postgres_server_url",
+    "postgres_url",
+    "redis_server_url",
+    "redis_url",
+    "s3_credentials",
+    "s3_url",
+]
 
 
 def until(holds: Callable[[], object], seconds: float = 30) -> None:
@@ -27,3 +47,9 @@ def here() -> str:
 @pytest.fixture
 def store() -> Store:
     return open_store("memory:")
+
+
+@pytest.fixture(params=["memory", "file", "sqlite", "postgres", "redis", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    local = {"memory": "memory:", "file": f"file:{tmp_path / 'runs'}", "sqlite": f"sqlite:{tmp_path / 'runs.db'}"}
+    return local.get(request.param) or request.getfixturevalue(f"{request.param}_url")

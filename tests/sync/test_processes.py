@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
 
@@ -104,10 +103,9 @@ def test_ctrl_c_at_any_moment(url: str, tmp_path: Path, seed: int) -> None:
         assert len(store.list("busy")) == 100
 
 
-@pytest.mark.parametrize("make", [lambda path: f"sqlite:{path / 'runs.db'}", lambda path: f"file:{path / 'runs'}"])
-def test_forked_children_have_a_loop_of_their_own(make: Callable[[Path], str], tmp_path: Path) -> None:
+def test_forked_children_have_a_loop_of_their_own(place: str, tmp_path: Path) -> None:
     """After `os.fork`, in a flow too, and in a process that multiprocessing forked, the same store goes on, as in the parent."""
-    told = output_of(start("fork", make(tmp_path), tmp_path)).splitlines()
+    told = output_of(start("fork", place, tmp_path)).splitlines()
     assert told[:4] == [f"{name} MainThread 1" for name in ("parent", "multiprocessing", "fork", "again")]
     assert told[4:] == ["0 0", "in-a-flow MainThread 1", "running"]
 

@@ -15,32 +15,7 @@ import pytest
 
 from durable_core import MemoryStore, NotFound, Refused, StepFailed, StoreError, engine
 from durable_core.sync import Runner, Store, control, flow, open_store
-from tests.every_store.conftest import (
-    ministack_server,
-    postgres_server_url,
-    postgres_url,
-    redis_server_url,
-    redis_url,
-    s3_credentials,
-    s3_url,
-)
 from tests.sync.conftest import here, until
-
-__all__ = [
-    "ministack_server",
-    "postgres_server_url",
-    "postgres_url",
-    "redis_server_url",
-    "redis_url",
-    "s3_credentials",
-    "s3_url",
-]
-
-
-@pytest.fixture(params=["memory", "file", "sqlite", "postgres", "redis", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    local = {"memory": "memory:", "file": f"file:{tmp_path / 'runs'}", "sqlite": f"sqlite:{tmp_path / 'runs.db'}"}
-    return local.get(request.param) or request.getfixturevalue(f"{request.param}_url")
 
 
 @flow

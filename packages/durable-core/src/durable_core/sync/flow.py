@@ -117,10 +117,8 @@ def _driving(fn: Callable[..., T], send: Send) -> Callable[..., Awaitable[T]]:
 
     @wraps(fn)
     async def drive(runner: AsyncRunner, /, *args: Any, **input: Any) -> T:
-        run = runner._run
-
         def called() -> T:
-            run.outside |= frozenset(map(id, behind(sys.exception())))
+            runner._run.outside |= frozenset(map(id, behind(sys.exception())))
             return fn(Runner._of(runner), *args, **input)
 
         return await Function().outcome(send, called)

@@ -3454,7 +3454,7 @@ PATCHES = [
     Patch(
         "sync: what the caller was handling is the flow's own",
         f"{CORE}/sync/flow.py",
-        "            run.outside |= frozenset(map(id, behind(sys.exception())))\n",
+        "            runner._run.outside |= frozenset(map(id, behind(sys.exception())))\n",
         "",
         ("tests/sync/test_flow.py::test_a_flow_that_answers_a_failure_fails",),
     ),

@@ -27,7 +27,6 @@ POSTGRES = "packages/durable-postgres/src/durable_postgres"
 REDIS = "packages/durable-redis/src/durable_redis"
 S3 = "packages/durable-s3/src/durable_s3"
 WORKER = "packages/durable-worker/src/durable_worker"
-CLI = "packages/durable-cli/src/durable_cli"
 SQLITE = "packages/durable-sqlite/src/durable_sqlite"
 WEB = "packages/durable-web/src/durable_web"
 
@@ -3094,10 +3093,27 @@ PATCHES = [
         ("tests/cli/test_watch.py::test_a_pipe_gets_a_line_for_each_change",),
     ),
     Patch(
+        "cli: what a program prints is taken for the result",
+        f"{CLI}/_load.py",
+        "    return redirect_stdout(sys.stderr)\n",
+        "    return redirect_stdout(sys.stdout)\n",
+        ("tests/cli/test_running.py::test_what_a_program_prints_is_no_result",),
+    ),
+    Patch(
+        "cli: a program that calls sys.exit(0) has succeeded",
+        f"{CLI}/_load.py",
+        "    except SystemExit as left:\n",
+        "    except ZeroDivisionError as left:\n",
+        (
+            "tests/cli/test_running.py::test_a_program_that_leaves_has_not_done_its_work[flow]",
+            "tests/cli/test_running.py::test_a_program_that_leaves_has_not_done_its_work[step]",
+        ),
+    ),
+    Patch(
         "cli: a pipe that is closed ends with another exit code",
         f"{CLI}/main.py",
-        "            raise PipeClosed from error\n",
-        "            raise\n",
+        "        raise PipeClosed from error\n",
+        "        raise\n",
         ("tests/cli/test_watch.py::test_a_pipe_that_is_closed_is_no_traceback",),
     ),
     Patch(

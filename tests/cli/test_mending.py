@@ -52,10 +52,10 @@ def test_what_mending_says_to_people(durable: Durable, local: str) -> None:
     on_url(local, lambda store: failed(store, "r1", "r2"))
     on_url(local, lambda store: refund.start(store, "r3", order="7"))
     goes_on = "goes on when a worker with the flow pay takes it, or by: durable run MODULE:FLOW"
-    assert durable("retry", "r1", "charge", "--store", local).out == f"r1 {goes_on} r1\n"
+    assert durable("retry", "r1", "charge", "--store", local).out == f"r1 {goes_on} r1 --store {local}\n"
     assert (
         durable("fork", "r1", "r4", "--before", "charge", "--store", local).out
-        == f"r4 begins as r1 did before charge; it {goes_on} r4\n"
+        == f"r4 begins as r1 did before charge; it {goes_on} r4 --store {local}\n"
     )
     assert durable("cancel", "r1", "--store", local).out == "r1 is to stop: it does when it notices, or when it is run again\n"
     assert durable("cancel", "r3", "--store", local).out == "r3 is cancelled\n"
@@ -138,6 +138,15 @@ def test_a_run_that_refuses_stops_no_other(durable: Durable, local: str) -> None
     assert (state_of(local, "r1"), state_of(local, "r2")) == ("waiting", "failed")
     told = durable("retry", "--flow", "pay", "--yes", "--store", local)
     assert (told.code, told.out) == (1, "retried 0 of 1 run\n")
+
+
+def test_the_command_that_goes_on_can_be_pasted(durable: Durable, local: str) -> None:
+    """With the run's id quoted, and the store that was named."""
+    on_url(local, lambda store: failed(store, "r $(x)"))
+    retried = durable("retry", "r $(x)", "--store", local)
+    assert retried.out.endswith(f" or by: durable run MODULE:FLOW 'r $(x)' --store {local}\n")
+    forked = durable("fork", "r $(x)", "r;2", "--before", "charge", "--store", local)
+    assert forked.out.endswith(f" or by: durable run MODULE:FLOW 'r;2' --store {local}\n")
 
 
 def test_a_damaged_log_hides_no_other(durable: Durable, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_a_run_that_is_asked_for_twice(durable: Durable, local: str) -> None:
         (f"{HERE}:refund", "{", 2, "is no JSON"),
         (HERE, "{}", 2, "is not MODULE:FLOW, such as refund:refund"),
         (":refund", "{}", 2, "is not MODULE:FLOW"),
+        (".acting:refund", "{}", 2, "is not MODULE:FLOW"),
         ("tests.cli.nowhere:refund", "{}", 2, "there is no module 'tests.cli.nowhere' in"),
         ("nowhere.at_all:refund", "{}", 2, "there is no module 'nowhere' in"),
         (f"{HERE}:missing", "{}", 2, "has no 'missing'; it has: "),
@@ -107,6 +108,52 @@ def test_a_program_is_imported_from_the_current_folder(durable: Durable, local: 
     assert bad.stderr.count("  File ") == 1
     assert "a_broken_program.py" in bad.stderr
     assert "ModuleNotFoundError: No module named 'a_program_that_is_not_there'" in bad.stderr
+
+
+PRINTS = """
+from durable_core import Runner, flow
+print("imported")
+
+@flow
+async def order(runner: Runner) -> str:
+    print("run")
+    return await runner.step("print", print_it)
+
+def print_it() -> str:
+    print("step")
+    return "done"
+
+flows = [order]
+"""
+
+
+def test_what_a_program_prints_is_no_result(
+    durable: Durable, local: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes to stderr, while the module is imported and while its flows run: stdout can be parsed."""
+    (tmp_path / "a_program_that_prints.py").write_text(PRINTS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    ran = durable("run", "a_program_that_prints:order", "r1", "--json", "--store", local)
+    assert [run["result"] for run in ran.objects] == ["done"]
+    assert [line for line in ran.err.splitlines() if " " not in line] == ["imported", "run", "step"]
+    durable("start", "a_program_that_prints:order", "r2", "--store", local)
+    swept = durable("sweep", "a_program_that_prints:flows", "--json", "--store", local)
+    assert [report["succeeded"] for report in swept.objects] == [1]
+
+
+@pytest.mark.parametrize("where", ["module", "flow", "step"])
+def test_a_program_that_leaves_has_not_done_its_work(local: str, tmp_path: Path, where: str) -> None:
+    """`sys.exit(0)` in it is no success of the command."""
+    (tmp_path / "a_program_that_leaves.py").write_text(
+        "import sys\nfrom durable_core import Runner, flow\n\ndef leave(here: str) -> None:\n"
+        f"    if here == {where!r}:\n        sys.exit(0)\n\nleave('module')\n\n@flow\n"
+        "async def order(runner: Runner) -> None:\n    leave('flow')\n    await runner.step('leave', leave, 'step')\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "durable_cli", "--store", local, "run", "a_program_that_leaves:order", "r1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert ("SystemExit: 0" if where == "module" else "the program called sys.exit(0)") in done.stderr
 
 
 def test_a_failure_is_one_line(durable: Durable, local: str) -> None:
@@ -190,7 +237,7 @@ def test_a_function_that_nothing_interrupts_is_waited_for_once(terminal: Start, 
 
 
 def test_a_pipe_gets_plain_lines(local: str) -> None:
-    """What steps print goes where it went, the progress to stderr without colour, the result to stdout."""
+    """The progress goes to stderr without colour, the result to stdout."""
     command = [sys.executable, "-m", "durable_cli", "run", f"{HERE}:family", "r1", "--store", local]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == "charged"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Iterator
@@ -18,10 +19,23 @@ NOT_FOUND: Final = 3
 TIMED_OUT: Final = 4
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells say it
 PIPE_CLOSED: Final = 141  # 128 + SIGPIPE
+_PLAINER: Final = "durable_cli.plainer"
+_PLAIN: Final = str.maketrans("█░·…", "#=.~")
+"""What we draw with, and what stands for it where a terminal or a pipe takes ASCII only."""
 
 
 class PipeClosed(Exception):
     """Nobody reads what the command prints any more."""
+
+
+def _write_plainer(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end].translate(_PLAIN)
+    return "".join(letter if letter.isascii() else "?" for letter in lacking), error.end
+
+
+codecs.register_error(_PLAINER, _write_plainer)
 
 
 @contextmanager
@@ -29,7 +43,7 @@ def ending() -> Iterator[None]:
     """Leave the program with an exit code, whatever happens inside; nothing but a fault of our own shows a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a letter still shows the others
+            stream.reconfigure(errors=_PLAINER)  # a terminal that lacks a letter still shows the others
     try:
         yield
         sys.stdout.flush()

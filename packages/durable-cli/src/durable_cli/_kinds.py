@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _COMPLETED: Final = 100
 _LOOKED_AT: Final = 1000  # runs, for the names of flows
+_LONGEST: Final = timedelta(days=36_500)
 _SHOWN: Final = 200  # characters of a value that is refused
 _PLAIN: Final = re.compile(r"(?!-)[\w@%+=:,./-]+", re.ASCII)
 """What a shell takes as it is. Other names are not completed: in an id, `$(…)` would be run by who presses Enter."""
@@ -66,10 +67,10 @@ class Span(click.ParamType[timedelta]):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", value)
         if found is None:
             self.fail(f"{value!r} is no length of time; write 30d, 12h, 5m or 10s", param, ctx)
-        try:
-            return timedelta(seconds=float(found[1]) * _UNITS[found[2] or "s"])
-        except OverflowError:
-            self.fail(f"{value!r} is longer than a length of time can be", param, ctx)
+        seconds = float(found[1]) * _UNITS[found[2] or "s"]
+        if seconds > _LONGEST.total_seconds():
+            self.fail(f"{value[:_SHOWN]!r} is longer than {_LONGEST.days}d, a hundred years", param, ctx)
+        return timedelta(seconds=seconds)
 
 
 class Moment(click.ParamType[datetime]):
@@ -90,7 +91,7 @@ class Moment(click.ParamType[datetime]):
         try:
             span = Span().convert(value, param, ctx)
             return datetime.now(UTC) + (span if self._ahead else -span)
-        except (click.BadParameter, OverflowError):
+        except click.BadParameter:
             how = "in how long" if self._ahead else "how long ago"
             self.fail(f"{value!r} is no time; write 2026-03-29T09:00, or {how}, such as 2h", param, ctx)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,13 +38,14 @@ def load(spec: str, what: str) -> tuple[Any, Any]:
     from ._traceback import show
 
     path, colon, name = spec.partition(":")
-    if not (path and colon and name):
+    if not (path and colon and name) or path.startswith("."):
         raise click.UsageError(f"{spec!r} is not MODULE:{what}, such as refund:refund for `refund` in refund.py")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does
     try:
-        module = import_module(path)
-    except Exception as error:
+        with printing_to_stderr():
+            module = import_module(path)
+    except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{path}.".startswith(f"{missing}."):
             raise click.UsageError(f"there is no module {missing!r} in {here}, nor is one installed") from None
@@ -57,6 +59,20 @@ def load(spec: str, what: str) -> tuple[Any, Any]:
             there = _named(module, lambda each: not isinstance(each, type(sys)))
             raise click.UsageError(f"module {path!r} has no {name!r}; it has: {there}") from None
     return module, found
+
+
+def printing_to_stderr() -> AbstractContextManager[object]:
+    """Send to stderr what the program prints meanwhile: stdout is for the command's own result."""
+    return redirect_stdout(sys.stderr)
+
+
+@contextmanager
+def not_leaving() -> Iterator[None]:
+    """Take a `sys.exit` of the program for a failure, whatever its code: the work was not done."""
+    try:
+        yield
+    except SystemExit as left:
+        raise click.ClickException(f"the program called sys.exit({left.code!r}) while it was at work") from None
 
 
 def _named(module: Any, suits: Callable[[Any], bool]) -> str:

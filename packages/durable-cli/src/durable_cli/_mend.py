@@ -25,16 +25,16 @@ class Signed(NamedTuple):
     reason: str | None
 
 
-async def act_on_one(store: Store, act: Act, run_id: str, step_id: str | None, signed: Signed, *, as_json: bool) -> None:
+async def act_on_one(store: Store, asked: Asked, act: Act, run_id: str, step_id: str | None, signed: Signed) -> None:
     """Retry or cancel a run, and say how it stands then."""
     from durable_core import control
 
     await _act(store, act, signed, step_id)(run_id)
     run = await control.status(store, run_id)
-    if as_json:
+    if asked.as_json:
         write_json(run)
     elif act == "retry":
-        write(f"{run_id} {_how_it_goes_on(run)}")
+        write(f"{run_id} {_how_it_goes_on(run, asked)}")
     elif run.status == "cancelling":
         write(f"{run_id} is to stop: it does when it notices, or when it is run again")
     else:
@@ -60,7 +60,7 @@ def act_on_many(asked: Asked, act: Act, chosen: Chosen, signed: Signed, *, yes: 
         raise damage
 
 
-async def fork(store: Store, run_id: str, new: str, before: str, by: str, *, as_json: bool) -> None:
+async def fork(store: Store, asked: Asked, run_id: str, new: str, before: str, by: str) -> None:
     """Begin a new run with what was decided before a step."""
     from durable_core import Refused, control
 
@@ -68,10 +68,10 @@ async def fork(store: Store, run_id: str, new: str, before: str, by: str, *, as_
     if not await store.list(new):
         raise Refused(f"nothing was decided in run {run_id!r} before {before!r}, and it has no flow: there is nothing to fork")
     run = await control.status(store, new)
-    if as_json:
+    if asked.as_json:
         write_json(run)
     else:
-        write(f"{new} begins as {run_id} did before {before}; it {_how_it_goes_on(run)}")
+        write(f"{new} begins as {run_id} did before {before}; it {_how_it_goes_on(run, asked)}")
 
 
 def _act(store: Store, act: Act, signed: Signed, step_id: str | None = None) -> Callable[[str], Awaitable[object]]:
@@ -82,7 +82,7 @@ def _act(store: Store, act: Act, signed: Signed, step_id: str | None = None) -> 
     return lambda run_id: control.cancel(store, run_id, reason=signed.reason, by=signed.by)
 
 
-def _how_it_goes_on(run: RunStatus) -> str:
+def _how_it_goes_on(run: RunStatus, asked: Asked) -> str:
     if run.flow is None:
         return "goes on when its program runs it again"
-    return f"goes on when a worker with the flow {run.flow} takes it, or by: durable run MODULE:FLOW {run.run_id}"
+    return f"goes on when a worker with the flow {run.flow} takes it, or by: {asked.command('run', 'MODULE:FLOW', run.run_id)}"

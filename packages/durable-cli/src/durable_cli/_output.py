@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from durable_core import StepRecord
+
 _WIDE = 10_000  # columns: who reads a pipe cuts for himself
 
 
@@ -23,10 +25,15 @@ def write_json(value: Any) -> None:
 
     from durable_core import StepRecord
 
-    plain = msgspec.to_builtins(value)
-    if isinstance(value, StepRecord):
-        plain["result"] = value.value()
-    click.echo(json.dumps(plain, ensure_ascii=True))
+    plain = record_json(value) if isinstance(value, StepRecord) else value
+    click.echo(json.dumps(msgspec.to_builtins(plain), ensure_ascii=True))
+
+
+def record_json(record: StepRecord) -> dict[str, Any]:
+    """Return an entry with its result as a JSON value."""
+    import msgspec
+
+    return {**msgspec.structs.asdict(record), "result": record.value()}
 
 
 def write(line: str = "") -> None:

@@ -46,14 +46,7 @@ class Progress:
         from rich.live import Live
 
         self._console = error_console()
-        own_stdout = sys.stdout.isatty()  # else what the steps print is somebody's input
-        live = Live(
-            get_renderable=self._under_way,
-            console=self._console,
-            transient=True,
-            refresh_per_second=8,
-            redirect_stdout=own_stdout,
-        )
+        live = Live(get_renderable=self._under_way, console=self._console, transient=True, refresh_per_second=8)
         try:
             with live:
                 yield

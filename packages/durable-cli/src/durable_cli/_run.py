@@ -12,6 +12,7 @@ import click
 
 from ._asked import Asked
 from ._ending import REFUSED, fail
+from ._load import printing_to_stderr
 from ._output import say, write, write_json
 from ._progress import Progress, how_to_help
 from ._text import moment
@@ -54,7 +55,7 @@ async def run(store: Store, asked: Asked, flow: Flow[..., Any], run_id: str, inp
     progress = Progress(run_id, asked)
     task = asyncio.ensure_future(with_handler(flow, progress.tell).run(store, run_id, **(input or {})))
     try:
-        with progress.shown():
+        with progress.shown(), printing_to_stderr():
             await asyncio.wait([task])
     except asyncio.CancelledError:
         await _stop(task, again)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ._asked import Asked
-from ._load import load
+from ._load import load, printing_to_stderr
 from ._output import write, write_json
 from ._text import harmless
 
@@ -59,8 +59,9 @@ async def sweep(asked: Asked, spec: str, named: Any) -> None:
     """Do one round, and say what came of it."""
     import msgspec
 
-    async with _worker(asked, spec, named) as worker:
-        report = await worker.sweep()
+    with printing_to_stderr():
+        async with _worker(asked, spec, named) as worker:
+            report = await worker.sweep()
     if asked.as_json:
         write_json(report)
         return

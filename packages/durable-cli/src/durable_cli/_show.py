@@ -7,8 +7,8 @@ import msgspec
 from durable_core import Store, control
 
 from ._asked import Asked
-from ._output import console, draw, write_json
-from ._steps import Step, Steps, record_json
+from ._output import console, draw, record_json, write_json
+from ._steps import Step, Steps
 
 
 async def show(store: Store, asked: Asked, run_id: str, *, all_steps: bool) -> None:

@@ -13,6 +13,7 @@ from durable_core.control import RunStatus
 from durable_core.engine import child_of, decided, entries_of, heads_of
 from durable_core.errors import Withdrawn
 
+from ._output import record_json
 from ._text import brief, cut, harmless, soon
 from ._words import error_text
 
@@ -128,11 +129,6 @@ class Steps:
             return sorted(found, key=lambda record: record.revision)
         last = ", ".join(map(repr, [*self._first][-10:])) or "none"
         raise NotFound(f"there is no step {step_id!r} in run {run_id!r}; its last steps: {last}")
-
-
-def record_json(record: StepRecord) -> dict[str, Any]:
-    """Return an entry with its result as a JSON value."""
-    return {**msgspec.structs.asdict(record), "result": record.value()}
 
 
 def votes_of(approval: StepRecord) -> list[dict[str, Any]]:

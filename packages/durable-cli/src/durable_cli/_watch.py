@@ -13,7 +13,7 @@ from durable_core.engine import FLOW, state_of
 
 from ._asked import Asked
 from ._output import console, draw, write, write_json
-from ._steps import Step, Steps, record_json
+from ._steps import Step, Steps
 from ._text import harmless, soon
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ async def _lines(store: Store, asked: Asked, run_id: str) -> RunStatus:
         seen.update((record.step_id, record.revision) for record in fresh)
         for record in fresh[-_BEFORE:] if first and not asked.as_json else fresh:
             if asked.as_json:
-                write_json(record_json(record))
+                write_json(record)
             else:
                 write(_line(run, record))
         sys.stdout.flush()

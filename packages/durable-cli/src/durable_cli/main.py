@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Final
 
@@ -20,6 +21,14 @@ SECTIONS: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
 """The commands by what they are for, and the module of `_commands` that declares them."""
 
 
+@contextmanager
+def _pipe() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:  # which click takes for exit code 1
+        raise PipeClosed from error
+
+
 class Durable(click.Group):
     """The group of all commands: none is imported before it is named."""
 
@@ -34,11 +43,13 @@ class Durable(click.Group):
                     return commands.get(name)
         return None
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _pipe():
+            return super().make_context(*args, **extra)  # which prints what --help says
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _pipe():
             return super().invoke(ctx)
-        except BrokenPipeError as error:  # which click takes for exit code 1
-            raise PipeClosed from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section, modules in SECTIONS.items():

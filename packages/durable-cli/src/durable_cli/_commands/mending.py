@@ -58,7 +58,7 @@ def _act(
     if run_id is None:
         act_on_many(asked, act, Chosen(flow, [*(states or usual)], since), Signed(by, reason), yes=yes)
     else:
-        asked.run(lambda store: act_on_one(store, act, run_id, step_id, Signed(by, reason), as_json=asked.as_json))
+        asked.run(lambda store: act_on_one(store, asked, act, run_id, step_id, Signed(by, reason)))
 
 
 @click.command()
@@ -142,7 +142,7 @@ def fork(asked: Asked, run_id: str, new: str, before: str, by: str) -> None:
     """
     from durable_cli._mend import fork
 
-    asked.run(lambda store: fork(store, run_id, new, before, by, as_json=asked.as_json))
+    asked.run(lambda store: fork(store, asked, run_id, new, before, by))
 
 
 COMMANDS: Final[Mapping[str, click.Command]] = {"retry": retry, "resolve": resolve, "cancel": cancel, "fork": fork}

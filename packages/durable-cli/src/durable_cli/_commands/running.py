@@ -45,21 +45,22 @@ def start(asked: Asked, flow: str, run_id: str, given: Mapping[str, Any], at: da
 def run(asked: Asked, flow: str, run_id: str, given: Mapping[str, Any] | None) -> None:
     """Run a flow here, or go on with it, and print its result.
 
-    Steps show on stderr as they happen, the result on stdout, as JSON. A run that waits for longer than its flow's wait_limit is
-    suspended: that is exit code 0 and no result, with what it waits for on stderr. With --json the object says how the run
-    stands, whatever came of it. Exit code 1: it failed, was cancelled, crashed or is parked. After Ctrl-C run it again: what is
-    recorded stays.
+    Steps show on stderr as they happen, and so does what the program prints; the result on stdout, as JSON. A run that waits
+    for longer than its flow's wait_limit is suspended: that is exit code 0 and no result, with what it waits for on stderr.
+    With --json the object says how the run stands, whatever came of it. Exit code 1: it failed, was cancelled, crashed or is
+    parked. After Ctrl-C run it again: what is recorded stays.
 
     \b
     Example:
       durable run refund:refund refund-1006 --input '{"order_id": "1006"}'
     """
-    from durable_cli._load import load_flow
+    from durable_cli._load import load_flow, not_leaving
     from durable_cli._run import run
 
     found = load_flow(flow)
     again = asked.command("run", flow, run_id)
-    asked.run(lambda store: run(store, asked, found, run_id, given, again))
+    with not_leaving():
+        asked.run(lambda store: run(store, asked, found, run_id, given, again))
 
 
 @click.command()
@@ -81,10 +82,12 @@ def serve(asked: Asked, worker: str, host: str | None, port: int | None) -> None
     """
     import asyncio
 
+    from durable_cli._load import not_leaving
     from durable_cli._serve import load_worker, serve
 
     named = load_worker(worker)
-    asyncio.run(serve(asked, worker, named, host, port))
+    with not_leaving():
+        asyncio.run(serve(asked, worker, named, host, port))
 
 
 @click.command()
@@ -101,10 +104,12 @@ def sweep(asked: Asked, worker: str) -> None:
     """
     import asyncio
 
+    from durable_cli._load import not_leaving
     from durable_cli._serve import load_worker, sweep
 
     named = load_worker(worker)
-    asyncio.run(sweep(asked, worker, named))
+    with not_leaving():
+        asyncio.run(sweep(asked, worker, named))
 
 
 @click.command()

@@ -3093,6 +3093,13 @@ PATCHES = [
         ("tests/cli/test_watch.py::test_a_pipe_gets_a_line_for_each_change",),
     ),
     Patch(
+        "core: a flow has a name that is recorded otherwise",
+        f"{CORE}/flow.py",
+        'check_id("the name of a flow", name or fn.__name__)',
+        "(name or fn.__name__)",
+        ("tests/core/flow/test_flow_input.py::test_a_name_that_would_not_come_back_is_refused",),
+    ),
+    Patch(
         "cli: what a program prints is taken for the result",
         f"{CLI}/_load.py",
         "    return redirect_stdout(sys.stderr)\n",

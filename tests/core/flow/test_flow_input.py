@@ -409,3 +409,13 @@ async def test_a_record_without_defaults_is_read() -> None:
         StepRecord(run_id="run", step_id="$flow", kind="flow", status="started", name="pay", note={"input": {"order": "7"}})
     )
     assert await pay.run(store, run_id="run", order="7") == 5
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "two\nlines", "\ud800", "n" * 513])
+def test_a_name_that_would_not_come_back_is_refused(name: str) -> None:
+    """A run recorded under it would belong to no flow: its name is escaped as it is recorded."""
+    with pytest.raises(ValueError, match="the name of a flow"):
+        flow(name=name)(_nothing)
+
+
+async def _nothing(runner: Runner) -> None: ...

@@ -19,7 +19,7 @@ from ._running.driver import Limit
 from ._running.driving import Standing, Work, begin, drive
 from ._running.outcome import value_of
 from ._running.run import Run
-from ._system.ids import check_name, check_own_id
+from ._system.ids import check_id, check_name, check_own_id
 from ._values.returns import codec_of
 from ._waiting.child import end_children
 from ._waiting.wait import moment
@@ -42,7 +42,7 @@ class Flow(Generic[P, T]):
         if not inspect.iscoroutinefunction(fn):
             raise TypeError(f"a flow is an async function (runner, **input), not {fn!r}")
         self._timeout, self._fails_on, self._concurrency = _checked(options)
-        self.name: Final = name or name_of(fn)
+        self.name: Final = check_id("the name of a flow", name or name_of(fn))  # recorded, and compared with what is recorded
         self._parameters: Final = Parameters(fn, self.name)
         self._fn: Callable[..., Awaitable[T]] = fn
         self._options: Final = options

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.shell_completion import BashComplete
 
+from durable_cli.main import durable
 from durable_core import StepRecord, open_store
 from tests.cli.terminal import Terminal
 
@@ -18,14 +20,14 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def completed(line: str, **env: str) -> list[str]:
-    """Ask as click's script for bash does; the cursor stands at the end of the line."""
-    words = line.split(" ")
-    asked = {"_DURABLE_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
-    command = [sys.executable, "-m", "durable_cli"]
-    environment = {key: value for key, value in os.environ.items() if key != "DURABLE_STORE"}
-    done = subprocess.run(command, env=environment | asked | env, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stderr == ""
-    return [answer.partition(",")[2] for answer in done.stdout.splitlines() if answer.startswith("plain,")]
+    """Ask as click's script for each shell does, in this process; the cursor stands at the end of the line."""
+    *args, incomplete = line.split(" ")[1:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DURABLE_STORE", raising=False)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        found = BashComplete(durable, {}, "durable", "_DURABLE_COMPLETE").get_completions(args, incomplete)
+    return [item.value for item in found if item.type == "plain"]
 
 
 def test_runs_steps_flows_and_states_are_offered(seeded: str) -> None:
@@ -42,10 +44,11 @@ def test_runs_steps_flows_and_states_are_offered(seeded: str) -> None:
     assert completed(f"durable why --store {seeded} charge-") == ["charge-1", "charge-2"]
 
 
-def test_a_store_that_is_not_there_offers_nothing(tmp_path: Path) -> None:
+def test_a_store_that_is_not_there_offers_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Nor does it say anything: a shell has nowhere to show it."""
     assert completed("durable why r", DURABLE_STORE="nosuch:store") == []
     assert completed("durable show r --step ", DURABLE_STORE=f"sqlite:{tmp_path / 'none.db'}") == []
+    assert capfd.readouterr() == ("", "")
 
 
 def test_ids_that_a_shell_would_run_are_not_offered(tmp_path: Path) -> None:

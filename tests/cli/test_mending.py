@@ -51,13 +51,14 @@ def test_what_mending_says_to_people(durable: Durable, local: str) -> None:
     """What happens next, and who does it."""
     on_url(local, lambda store: failed(store, "r1", "r2"))
     on_url(local, lambda store: refund.start(store, "r3", order="7"))
-    goes_on = "goes on when a worker with the flow pay takes it, or by: durable run MODULE:FLOW"
+    goes_on = "goes on when a worker with the flow pay takes it, or by:\n  durable run MODULE:FLOW"
+    cancelled = "r1 is asked to stop: it does when it notices, or when it is run again\n"
     assert durable("retry", "r1", "charge", "--store", local).out == f"r1 {goes_on} r1 --store {local}\n"
     assert (
         durable("fork", "r1", "r4", "--before", "charge", "--store", local).out
         == f"r4 begins as r1 did before charge; it {goes_on} r4 --store {local}\n"
     )
-    assert durable("cancel", "r1", "--store", local).out == "r1 is to stop: it does when it notices, or when it is run again\n"
+    assert durable("cancel", "r1", "--store", local).out == cancelled
     assert durable("cancel", "r3", "--store", local).out == "r3 is cancelled\n"
     said = durable("resolve", "r2", "charge", "--reason", "paid", "--by", "alice", "--store", local)
     assert said.out == "charge of r2 is set by hand, by alice\n"

@@ -78,7 +78,7 @@ def test_a_run_that_is_asked_for_twice(durable: Durable, local: str) -> None:
         (".acting:refund", "{}", 2, "is not MODULE:FLOW"),
         ("tests.cli.nowhere:refund", "{}", 2, "there is no module 'tests.cli.nowhere' in"),
         ("nowhere.at_all:refund", "{}", 2, "there is no module 'nowhere' in"),
-        (f"{HERE}:missing", "{}", 2, "has no 'missing'; it has: "),
+        (f"{HERE}:missing", "{}", 2, "has no 'missing'; flows there: refund, ship, pay, crashes"),
         (f"{HERE}:number", "{}", 2, "is of type int, not decorated with @flow; flows there: refund, ship, pay, crashes"),
     ],
 )
@@ -162,7 +162,8 @@ def test_a_failure_is_one_line(durable: Durable, local: str) -> None:
     assert (done.code, done.out) == (1, "")
     lines = done.err.splitlines()
     assert [line.split()[:2] for line in lines[:2]] == [["done", "look-up"], ["failed", "charge"]]
-    assert lines[2:] == ["Error: run 'r1' failed at step 'charge': ConnectionError: the bank is closed"]
+    assert lines[2] == "Error: run 'r1' failed at step 'charge': ConnectionError: the bank is closed"
+    assert lines[3:] == ["Why, and what helps:", f"  durable why r1 --store {local}"]
     again = durable("run", f"{HERE}:pay", "r1", "--json", "--store", local)
     assert again.code == 1
     (run,) = again.objects
@@ -175,7 +176,7 @@ def test_a_crash_shows_the_traceback_from_the_program_on(durable: Durable, local
     assert (done.code, done.out) == (1, "")
     traceback = done.err[done.err.index("Traceback") :]
     assert re.findall(r"in (\w+)$", traceback, re.MULTILINE) == ["crashes", "_helper"]
-    assert traceback.endswith("TimeoutError: of the program's own\n")
+    assert f"TimeoutError: of the program's own\nWhy, and what helps:\n  durable why r1 --store {local}\n" in traceback
     (run,) = durable("run", f"{HERE}:crashes", "r1", "--json", "--store", local).objects
     assert run["status"] == "crashed"
 
@@ -212,7 +213,7 @@ def test_ctrl_c_leaves_the_log_right(terminal: Start, local: str) -> None:
     seen.expect("running +.*forever")
     seen.interrupt()
     assert seen.end(within=20) == 130
-    assert f"go on with: durable run {HERE}:stubborn r1 --store" in seen.seen
+    assert f"go on with:\n  durable run {HERE}:stubborn r1 --store" in seen.plain
     assert seen.seen.rindex("\x1b[?25h") > seen.seen.rindex("\x1b[?25l")
     assert "Traceback" not in seen.seen
     run = on_url(local, lambda store: control.status(store, "r1"))

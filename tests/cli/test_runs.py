@@ -61,7 +61,7 @@ def test_runs_are_filtered(durable: Durable, seeded: str) -> None:
     assert ids(durable("runs", "--since", "2999-01-01", "--json", "--store", seeded)) == []
     assert len(ids(durable("runs", "--since", "1d", "--json", "--store", seeded))) == 15
     assert durable("runs", "--status", "failing", "--store", seeded).code == 2
-    assert "There is no such run." in durable("runs", "nobody", "--store", seeded).out
+    assert "There are no such runs." in durable("runs", "nobody", "--store", seeded).out
 
 
 def test_the_last_line_asks_for_the_next_page(durable: Durable, seeded: str) -> None:

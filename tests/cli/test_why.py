@@ -28,7 +28,7 @@ SAID = {
     "order-7": ("It waits at refund for the run order-7", ["approve order-7/refund approve", "reject order-7/refund approve"]),
     "charge-1": ("It is parked since", ["resolve charge-1 charge --value JSON --reason TEXT", "retry charge-1"]),
     "charge-2": ("nobody holds it: its process is gone", ["retry charge-2", "serve MODULE:WORKER"]),
-    "asked": ("no worker has taken it", ["serve MODULE:WORKER"]),
+    "asked": ("no worker has taken it", ["run MODULE:FLOW asked", "serve MODULE:WORKER"]),
     "dropped": ("It was cancelled .*'changed her mind', and stays so", ["fork dropped NEW --before STEP"]),
     "stopping": ("It is to stop, because of 'too late'", ["serve MODULE:WORKER"]),
     "script": ("It has no flow", []),

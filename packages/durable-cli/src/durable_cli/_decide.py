@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from ._asked import Asked
 from ._output import pretty, write, write_json
 from ._question import agree
-from ._text import cut, moment, span
+from ._text import cut, moment, soon
 
 if TYPE_CHECKING:
     from durable_core import Decision, StepRecord, Store
@@ -63,11 +63,14 @@ async def _cast(store: Store, vote: Vote) -> StepRecord:
 def _shown(record: StepRecord, vote: Vote, asked: Asked) -> list[str]:
     from durable_core.engine import Request
 
+    from ._words import age
+
     request = Request.of(record)
     now = datetime.now(UTC)
     named = f" ({cut(record.name, 200)})" if record.name != record.step_id else ""
     until = f", until {moment(record.until)}" if record.until is not None else ""
-    lines = [f"Run {record.run_id} asks for {record.step_id}{named}, since {span(now - record.started_at)}{until}."]
+    since = f"since {soon(record.started_at, now)} ({age(record.started_at, now)})"
+    lines = [f"Run {record.run_id} asks for {record.step_id}{named}, {since}{until}."]
     if request.show is not None:
         lines += ["", *_payload(request.show, asked.command("show", record.run_id, options=["--step", record.step_id])), ""]
     if request.approvers is not None:
@@ -76,7 +79,7 @@ def _shown(record: StepRecord, vote: Vote, asked: Asked) -> list[str]:
         lines.append(f"It takes {request.quorum} people who approve; one who rejects decides.")
     for each in request.votes:
         why = f": {cut(each.reason, 200)}" if each.reason else ""
-        lines.append(f"{cut(each.by, 100)} {_verb(each)} {span(now - each.at)} ago{why}")
+        lines.append(f"{cut(each.by, 100)} {_verb(each)} {age(each.at, now)} ago{why}")
     if vote.value is not None:
         lines += ["Your value:", *_payload(vote.value, None)]
     return lines

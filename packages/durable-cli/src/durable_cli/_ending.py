@@ -56,7 +56,10 @@ def ending() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PIPE_CLOSED)
     except click.ClickException as error:
-        error.show()
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            path = error.ctx.command_path
+            click.echo(f"{error.ctx.get_usage()}\nTry '{path} --help' for help.\n", err=True)
+        fail(error.format_message())
         sys.exit(error.exit_code)
     except Exception as error:
         code = _code_of(error)
@@ -68,10 +71,10 @@ def ending() -> Iterator[None]:
 
 def fail(*lines: str) -> None:
     """Write what went wrong to stderr, harmlessly."""
-    from ._text import harmless
+    from ._output import say
 
     for number, line in enumerate(lines):
-        click.echo(f"{'' if number else 'Error: '}{harmless(line, keep_lines=True)}", err=True)
+        say(line if number else f"Error: {line}")
 
 
 def _code_of(error: Exception) -> int | None:

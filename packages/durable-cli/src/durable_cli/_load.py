@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,8 +26,7 @@ def load_flow(spec: str) -> Flow[Any, Any]:
     module, named = load(spec, "FLOW")
     found = asynchronous(named)
     if not isinstance(found, Flow):
-        there = _named(module, lambda each: isinstance(asynchronous(each), Flow))
-        raise click.UsageError(f"{spec!r} is of type {type(found).__name__}, not decorated with @flow; flows there: {there}")
+        raise click.UsageError(f"{spec!r} is of type {type(found).__name__}, not decorated with @flow; {_flows_of(module)}")
     return found
 
 
@@ -56,8 +56,7 @@ def load(spec: str, what: str) -> tuple[Any, Any]:
         try:
             found = getattr(found, part)
         except AttributeError:
-            there = _named(module, lambda each: not isinstance(each, type(sys)))
-            raise click.UsageError(f"module {path!r} has no {name!r}; it has: {there}") from None
+            raise click.UsageError(f"module {path!r} has no {name!r}; {_flows_of(module)}") from None
     return module, found
 
 
@@ -75,7 +74,9 @@ def not_leaving() -> Iterator[None]:
         raise click.ClickException(f"the program called sys.exit({left.code!r}) while it was at work") from None
 
 
-def _named(module: Any, suits: Callable[[Any], bool]) -> str:
-    """Name what is in a module and suits."""
-    names = [name for name, each in vars(module).items() if not name.startswith("_") and suits(each)]
-    return ", ".join(names[:20]) or "none"
+def _flows_of(module: ModuleType) -> str:
+    from durable_core import Flow
+    from durable_core.engine import asynchronous
+
+    names = [name for name, each in vars(module).items() if not name.startswith("_") and isinstance(asynchronous(each), Flow)]
+    return f"flows there: {', '.join(names[:20]) or 'none'}"

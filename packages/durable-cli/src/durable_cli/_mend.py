@@ -34,9 +34,9 @@ async def act_on_one(store: Store, asked: Asked, act: Act, run_id: str, step_id:
     if asked.as_json:
         write_json(run)
     elif act == "retry":
-        write(f"{run_id} {_how_it_goes_on(run, asked)}")
+        write(f"{run_id} {_how_it_goes_on(asked, run)}")
     elif run.status == "cancelling":
-        write(f"{run_id} is to stop: it does when it notices, or when it is run again")
+        write(f"{run_id} is asked to stop: it does when it notices, or when it is run again")
     else:
         write(f"{run_id} is {run.status}")
 
@@ -71,7 +71,7 @@ async def fork(store: Store, asked: Asked, run_id: str, new: str, before: str, b
     if asked.as_json:
         write_json(run)
     else:
-        write(f"{new} begins as {run_id} did before {before}; it {_how_it_goes_on(run, asked)}")
+        write(f"{new} begins as {run_id} did before {before}; it {_how_it_goes_on(asked, run)}")
 
 
 def _act(store: Store, act: Act, signed: Signed, step_id: str | None = None) -> Callable[[str], Awaitable[object]]:
@@ -82,7 +82,7 @@ def _act(store: Store, act: Act, signed: Signed, step_id: str | None = None) -> 
     return lambda run_id: control.cancel(store, run_id, reason=signed.reason, by=signed.by)
 
 
-def _how_it_goes_on(run: RunStatus, asked: Asked) -> str:
+def _how_it_goes_on(asked: Asked, run: RunStatus) -> str:
     if run.flow is None:
         return "goes on when its program runs it again"
-    return f"goes on when a worker with the flow {run.flow} takes it, or by: {asked.command('run', 'MODULE:FLOW', run.run_id)}"
+    return f"goes on when a worker with the flow {run.flow} takes it, or by:\n  {asked.command('run', 'MODULE:FLOW', run.run_id)}"

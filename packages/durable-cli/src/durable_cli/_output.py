@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -38,16 +38,32 @@ def record_json(record: StepRecord) -> dict[str, Any]:
 
 def write(line: str = "") -> None:
     """Write a line of plain text, made harmless."""
-    from ._text import harmless
-
-    click.echo(harmless(line, keep_lines=True))
+    _echo(line, sys.stdout)
 
 
 def say(line: str) -> None:
     """Write a line for people to stderr, harmlessly: what happens besides the result."""
+    _echo(line, sys.stderr)
+
+
+def _echo(text: str, stream: TextIO) -> None:
+    """Write text; on a terminal, break its lines between words. What is indented, such as a command, stays as it is."""
     from ._text import harmless
 
-    click.echo(harmless(line, keep_lines=True), err=True)
+    lines = harmless(text, keep_lines=True).split("\n")
+    if stream.isatty():
+        from shutil import get_terminal_size
+        from textwrap import wrap
+
+        width = get_terminal_size().columns
+        lines = [
+            part
+            for line in lines
+            for part in (
+                [line] if line.startswith(" ") else wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
+            )
+        ]
+    click.echo("\n".join(lines), file=stream)
 
 
 def console() -> Console:

@@ -78,7 +78,8 @@ def _show(runs: Sequence[RunStatus], asked: Asked, wanted: Filter, *, more: bool
             write_json(run)
         return
     if not runs:
-        write("There is no such run.")
+        asks_for_some = wanted._replace(limit=0) != Filter("", (), None, None, None, 0)
+        write("There are no such runs." if asks_for_some else "There are no runs in this store.")
         return
     from ._table import table
 

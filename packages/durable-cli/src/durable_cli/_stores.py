@@ -55,8 +55,8 @@ def _draw(found: list[dict[str, Any]]) -> None:
 
     from ._text import harmless
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("scheme", "served by", "version"):
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("SCHEME", "SERVED BY", "VERSION"):
         table.add_column(heading, overflow="fold")
     by_distribution: dict[tuple[str, str], list[str]] = {}
     for each in found:

@@ -53,7 +53,7 @@ def span(seconds: float | timedelta) -> str:
         if seconds < 1:
             return f"{seconds * 1000:.0f} ms"
         if seconds < limit:
-            return f"{seconds / unit:.3g} {name}" if seconds / unit < 10 else f"{seconds / unit:.0f} {name}"
+            return f"{seconds / unit:.2g} {name}" if seconds / unit < 10 else f"{seconds / unit:.0f} {name}"
     return f"{seconds / 86_400:.0f} d"
 
 

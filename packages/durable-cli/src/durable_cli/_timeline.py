@@ -68,7 +68,7 @@ def _row(run: RunStatus, step: Step, now: datetime, width: int, of: tuple[dateti
     name = Text(harmless(step.step_id))
     if step.latest.name != step.step_id:
         name.append(f" {cut(step.latest.name, 40)}", style="dim")
-    took = span(max(0.0, (end - step.first.started_at).total_seconds())) + ("…" if is_open else "")
+    took = span(max(0.0, (end - step.first.started_at).total_seconds()))
     tries = str(step.latest.attempt) if step.latest.kind == "step" else ""
     if step.latest.kind == "published":
         tries, took = f"{step.entries}x", ""

@@ -37,7 +37,8 @@ async def wait(store: Store, asked: Asked, run_id: str, timeout: timedelta | Non
     """Wait for a run's end, and print what it returned as JSON; raises what ended it else."""
     try:
         value = await control.result(store, run_id, timeout=timeout)
-    except (StepFailed, TimeoutError):
+    except (StepFailed, TimeoutError) as error:
+        error.add_note(f"Why, and what helps:\n  {asked.command('why', run_id)}")
         if asked.as_json:
             write_json(await control.status(store, run_id))
         raise

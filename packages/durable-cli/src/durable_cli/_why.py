@@ -15,7 +15,7 @@ from durable_core.engine import FLOW, child_of, could_go_on, ids_in, waits_of
 from ._asked import Asked
 from ._output import console, write_json
 from ._steps import Steps, votes_of
-from ._text import brief, cut, harmless, quoted, soon
+from ._text import brief, cut, harmless, quoted, soon, span
 from ._words import age, error_text, styled
 
 _AT_MOST: Final = 20
@@ -70,6 +70,10 @@ class Run(msgspec.Struct, frozen=True):
     def since(self, at: datetime) -> str:
         """Say since when something is."""
         return f"since {soon(at, self.now)} ({age(at, self.now)})"
+
+    def run_here(self) -> str:
+        """Return the command that goes on with the run where it is typed."""
+        return self.asked.command("run", "MODULE:FLOW", self.status.run_id)
 
     def serve(self) -> str:
         """Return the command that lets a worker run."""
@@ -175,8 +179,8 @@ def _crashed(run: Run, ago: str) -> Reason:
     if run.depth:
         text = f"{run.it} crashed. {text}"
     if until is not None and until <= run.now:
-        text += f" The next try is due {run.since(until)}, and no worker has taken it."
-        return run.reason(text, run.serve(), until=until)
+        text += f" The next try has been due {run.since(until)}, and no worker has taken it. Mend the code first."
+        return run.reason(text, run.run_here(), run.serve(), until=until)
     comes = "" if until is None else f" A worker tries it again {_when(run, until)}."
     return run.reason(f"{text}{comes} Mend the code; `retry` makes it due now.", run.command("retry"), until=until)
 
@@ -253,7 +257,7 @@ def _its_turn(run: Run, flow: StepRecord) -> Reason:
     text = (
         f"{run.it} could go on, and waits for its turn {run.since(due)}: no worker has taken it. Is one running that has the flow"
     )
-    return run.reason(f"{text} {quoted(flow.name)}?", run.serve(), since=due)
+    return run.reason(f"{text} {quoted(flow.name)}?", run.run_here(), run.serve(), since=due)
 
 
 def _because(run: Run) -> str:
@@ -263,4 +267,4 @@ def _because(run: Run) -> str:
 def _when(run: Run, at: datetime | None) -> str:
     if at is None:
         return "by itself"
-    return f"at {soon(at, run.now)} ({f'in {age(run.now, at)}' if at > run.now else f'{age(at, run.now)} ago'})"
+    return f"at {soon(at, run.now)} ({f'in {span(at - run.now)}' if at > run.now else f'{age(at, run.now)} ago'})"

@@ -47,6 +47,14 @@ class Durable(click.Group):
         with _pipe():
             return super().make_context(*args, **extra)  # which prints what --help says
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in (names := self.list_commands(ctx)) and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], names, 1)
+            ctx.fail(f"there is no command {args[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         with _pipe():
             return super().invoke(ctx)
@@ -68,7 +76,8 @@ def durable(store: str | None) -> None:
     A store is named by --store or DURABLE_STORE, such as sqlite:durable.db; else it is durable.db or ./runs, where one is.
 
     \b
-    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found, 4 timed out.
+    Exit codes:
+      0 done, 1 refused or failed, 2 wrong usage, 3 not found, 4 timed out
 
     \b
     Example:

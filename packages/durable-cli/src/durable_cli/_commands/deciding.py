@@ -46,7 +46,7 @@ def approve(asked: Asked, **vote: Any) -> None:
 
     \b
     Example:
-      durable approve refund-1004 approve-refund --by alice --reason "checked the invoice"
+      durable approve refund-1004 approve-refund --by alice --reason "checked"
     """
     _decide(asked, True, **vote)
 

@@ -18,7 +18,7 @@ _DRY_RUN: Final = click.option("--dry-run", is_flag=True, help="Change nothing; 
 
 def _on_runs(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the runs that it is about."""
-    return click.option("--prefix", metavar="TEXT", help="All runs whose ids begin so; '' for all.")(fn)
+    return click.option("--prefix", metavar="TEXT", help="All runs whose ids begin with this; '' for all.")(fn)
 
 
 def _check_named(run_ids: Sequence[str], prefix: str | None) -> None:
@@ -27,7 +27,7 @@ def _check_named(run_ids: Sequence[str], prefix: str | None) -> None:
 
 
 @click.command()
-@click.argument("run_ids", metavar="RUN...", nargs=-1, type=RunId())
+@click.argument("run_ids", metavar="[RUN]...", nargs=-1, type=RunId())
 @click.argument("to", metavar="TO")
 @_on_runs
 @_DRY_RUN
@@ -50,7 +50,7 @@ def copy(asked: Asked, run_ids: Sequence[str], to: str, prefix: str | None, dry_
 
 
 @click.command()
-@click.argument("run_ids", metavar="RUN...", nargs=-1, type=RunId())
+@click.argument("run_ids", metavar="[RUN]...", nargs=-1, type=RunId())
 @_on_runs
 @on_store
 def export(asked: Asked, run_ids: Sequence[str], prefix: str | None) -> None:

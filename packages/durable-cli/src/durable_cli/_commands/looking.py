@@ -147,7 +147,7 @@ def _going_on(run_id: str) -> Iterator[None]:
     except KeyboardInterrupt:
         from durable_cli._text import harmless
 
-        click.echo(f"No longer watched; run {harmless(run_id)} goes on as before.", err=True)
+        click.echo(f"Run {harmless(run_id)} goes on as before.", err=True)
         raise
 
 

@@ -22,7 +22,7 @@ def _on_many(states: Sequence[str]) -> Callable[[Callable[..., Any]], Callable[.
     """Give a command the options that name many runs, and what they stand like unless that is said."""
 
     def give(fn: Callable[..., Any]) -> Callable[..., Any]:
-        told = f"Of runs that stand so; may be given again. Unless given: {', '.join(states)}."
+        told = f"Of runs that stand so, may be given again; {', '.join(states)} unless given."
         for option in (
             YES,
             click.option("--since", type=Moment(), help="Of runs that began since."),
@@ -118,7 +118,7 @@ def resolve(asked: Asked, run_id: str, step_id: str, value: Any, reason: str, by
 
     \b
     Example:
-      durable resolve refund-1003 pay-back --value '"transfer-7003"' --reason "paid by hand"
+      durable resolve refund-1003 pay-back --value '"transfer-7003"' --reason paid
     """
     from durable_cli._give import resolve
 

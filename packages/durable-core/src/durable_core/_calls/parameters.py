@@ -54,6 +54,7 @@ class Parameters:
             if parameter.name in _RESERVED or parameter.kind is parameter.VAR_POSITIONAL:
                 reserved = ", ".join(_RESERVED)
                 raise TypeError(f"flow {flow!r} can't take '{parameter}': input is passed by name, beside {reserved}; rename it")
+        self._input: Final = self._signature.replace(parameters=parameters[1:], return_annotation=inspect.Signature.empty)
         self._defaults: Final = {each.name: each.default for each in parameters[1:] if each.default is not each.empty}
 
     def read(self, given: Mapping[str, Any]) -> Input:
@@ -64,7 +65,7 @@ class Parameters:
         try:
             self._signature.bind(None, **given)
         except TypeError as error:
-            raise TypeError(f"input of flow {self._flow!r}: {error}; it takes {self._signature}") from None
+            raise TypeError(f"input of flow {self._flow!r}: {error}; it takes {self._input}") from None
         taken = Input({}, {}, {})
         for name, value in given.items():
             taken.given[name], taken.values[name] = self._record(name, value)

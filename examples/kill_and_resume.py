@@ -206,7 +206,7 @@ def print_what_is_next(folder: Path, run_id: str, *, kept: bool) -> None:
     """Print the commands that show more, as they are typed."""
     print(f"\n{paint(BOLD, 'next')}")
     if kept:
-        print(f"  The ledger, the invoices and the log are in {folder}. To see the run:")
+        print(f"  The ledger, the invoices and the log are in {folder}. To see the run, with durable-cli:")
         print(f"    durable show {run_id} --store file:{folder / 'runs'}")
     else:
         # `nox -s demo` has the packages, and the Python that it was called from may not.

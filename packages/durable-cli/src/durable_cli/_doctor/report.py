@@ -77,9 +77,9 @@ class Report(JsonReport):
     def begin(self, check: Check) -> None:
         if not self._found:
             store = StoreURL(self._url)
-            about = f"Checks {store} ({serving(store.scheme)}) on runs of its own, which it removes again."
+            about = f"Checks {store} ({serving(store.scheme)})."
             self._row((), Text(harmless(about)))
-            self._row((), Text("This takes ten to thirty seconds."))
+            self._row((), Text("It writes runs of its own and removes them, in ten to thirty seconds."))
             self._console.print()
         if self._console.is_terminal:
             self.enter_context(self._console.status(Text(check.title)))

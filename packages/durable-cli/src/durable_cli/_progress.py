@@ -60,6 +60,7 @@ class Progress:
         if event.type == "step:replay":
             self._replayed += 1
         elif event.type == "step:start":
+            self._tell_replayed()  # before what the step prints
             self._began.setdefault(key, monotonic())
         else:
             self._began.pop(key, None)

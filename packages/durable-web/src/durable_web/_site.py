@@ -59,6 +59,10 @@ class Site:
         """Return a page made of a template."""
         return self._answer(template, status, visit=visit, url=visit.url, **context)
 
+    def part(self, visit: Visit, template: str, **context: Any) -> str:
+        """Return a part of a page made of a template."""
+        return self._templates.get_template(template).render(visit=visit, url=visit.url, **context)
+
     def refusal(self, request: Request, status: int, why: str, visit: Visit | None = None) -> Response:
         """Return a page that says why nothing is shown or was done."""
         heading, url = HTTPStatus(status).phrase, partial(url_under, base_of(request))

@@ -10,6 +10,8 @@ from typing import Any, Final
 import msgspec
 from markupsafe import Markup, escape
 
+from ._showing import Shown
+
 _HIDDEN: Final = re.compile(
     # Control characters but newline and tab, marks that turn the direction of text or show nothing, and lone surrogates.
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
@@ -43,10 +45,36 @@ def moment(at: datetime) -> Markup:
     return Markup('<time datetime="{}">{:%Y-%m-%d %H:%M:%S} UTC</time>').format(at.isoformat(), at.astimezone(UTC))
 
 
-def ago(at: datetime) -> str:
-    """Say how long ago a time is, or how far ahead."""
+def ago(at: datetime) -> Markup:
+    """Say how long ago a time is, or how far ahead; the time itself is its title."""
     seconds = (datetime.now(UTC) - at).total_seconds()
-    return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
+    words = "just now" if -2 < seconds < 60 else f"{span(seconds)} ago" if seconds > 0 else f"in {span(-seconds)}"
+    return Markup('<time datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{}</time>').format(at.isoformat(), at.astimezone(UTC), words)
+
+
+def clock(at: datetime, day_of: datetime | None = None) -> str:
+    """Write a time in UTC; without its day where that is another one's."""
+    at = at.astimezone(UTC)
+    return f"{at:%H:%M:%S}" if day_of is not None and at.date() == day_of.astimezone(UTC).date() else f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def cut(text: str, most: int = 160) -> str:
+    """Return a text on one line, and no more than its beginning."""
+    line = " ".join(text[: 4 * most].split())
+    return line if len(line) <= most and len(text) <= 4 * most else f"{line[:most]}…"
+
+
+def brief(shown: Shown) -> str:
+    """Write the beginning of a value on one line."""
+    return cut(_plain(shown, [40]))
+
+
+def _plain(shown: Shown, left: list[int]) -> str:
+    left[0] -= 1
+    if shown.kind not in ("table", "list"):
+        return shown.text[:400]
+    parts = [f"{name}: {_plain(each, left)}" if shown.kind == "table" else _plain(each, left) for name, each in shown.rows if left[0] > 0]
+    return f"{'{' if shown.kind == 'table' else '['}{', '.join(parts)}{'}' if shown.kind == 'table' else ']'}"
 
 
 def as_json(value: Any) -> str:
@@ -60,6 +88,9 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "span": span,
     "moment": moment,
     "ago": ago,
+    "clock": clock,
+    "cut": cut,
+    "brief": brief,
 }
 
 

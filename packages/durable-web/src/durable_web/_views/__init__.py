@@ -17,5 +17,5 @@ PAGES: Final[Mapping[str, View]] = {
     "work": work.view,
 }
 """The pages by their paths."""
-STREAMS: Final[Mapping[str, View]] = {}
-"""What stays open and tells of changes. End each after a minute or so: who asks again is checked again."""
+STREAMS: Final[Mapping[str, View]] = {"live/inbox": inbox.live, "live/run": run.live, "live/step": step.live}
+"""What stays open and tells of changes."""

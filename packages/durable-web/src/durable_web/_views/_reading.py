@@ -1,23 +1,32 @@
-"""Reading what a store lists, where some of it may be damaged."""
+"""Reading what a store lists: some of it may be damaged, and there may be more than a page can hold."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from typing import TypeVar
+from contextlib import aclosing
+from typing import Any, Final, TypeVar
 
 from durable_core.errors import CorruptLog, StoreError
 
 T = TypeVar("T")
 
+_SECONDS: Final = 4.0
+"""How long is read of what has no end in sight. The page says what it left out."""
 
-async def read(found: AsyncIterator[T], most: int | None = None) -> tuple[list[T], str]:
+
+async def read(found: AsyncIterator[T], most: int) -> tuple[list[T], str]:
     """Return what is found, `most` of it, and what is wrong with the rest: a log that is damaged hides no other."""
     read: list[T] = []
+    generator: Any = found  # what `durable_core.control` returns can be closed
     try:
-        async for each in found:
-            read.append(each)  # a comprehension would lose them all to what is raised last
-            if len(read) == most:
-                break
+        async with aclosing(generator), asyncio.timeout(_SECONDS):
+            async for each in found:
+                read.append(each)  # a comprehension would lose them all to what is raised last
+                if len(read) == most:
+                    break
+    except TimeoutError:
+        return read, "There is more than can be looked through in time: choose less, such as by what ids begin with."
     except StoreError as error:
         if not read and not isinstance(error, CorruptLog):  # the store is away
             raise

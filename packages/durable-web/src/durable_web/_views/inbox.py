@@ -2,21 +2,68 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
+from typing import Any, Final
+
 from starlette.responses import Response
 
 from durable_core import control
-from durable_web._asked import asked_by
+from durable_core.errors import CorruptLog
+from durable_web._asked import Asked, asked_by
 from durable_web._site import Site
 from durable_web._visit import Visit
 
+from ._filters import span_of
+from ._live import stream
 from ._reading import read
+
+_MOST: Final = 200
+_LOOK: Final = 2.0  # seconds between two looks, and more where looking takes long
 
 
 async def view(site: Site, visit: Visit) -> Response:
-    """Show the approvals that wait; with `mine=1` those that the visitor may decide and has not."""
-    records, damage = await read(control.pending(site.store, visit.asked("prefix")))
-    asked = [asked_by(record) for record in records]
+    """Show what waits: `mine=1` what the visitor may decide and has not, `prefix` of run ids, `longer` waiting than."""
+    return site.page(visit, "inbox.html", **await _found(site, visit))
+
+
+async def live(site: Site, visit: Visit) -> Response:
+    """Show what waits as it changes."""
+
+    async def looks() -> AsyncGenerator[dict[str, Any], None]:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            found = await _found(site, visit)
+            took = loop.time() - began
+            yield found
+            await asyncio.sleep(max(_LOOK, 9 * took))
+
+    return stream(site, visit, "live/inbox.html", looks)
+
+
+async def _found(site: Site, visit: Visit) -> dict[str, Any]:
+    longer, now = span_of(visit, "longer"), datetime.now(UTC)
+    records, damage = await read(control.pending(site.store, visit.asked("prefix")), _MOST)
+    asked: list[Asked] = []
+    for record in records:
+        try:
+            asked.append(asked_by(record))
+        except CorruptLog as error:
+            damage = f"{damage}\n{error}".strip()
+    name = visit.user.name
+    mine = sum(_is_for(each, name) for each in asked)
     if visit.asked("mine"):
-        asked = [each for each in asked if each.may_decide(visit.user.name) and not each.has_voted(visit.user.name)]
+        asked = [each for each in asked if _is_for(each, name)]
+    if longer is not None:
+        asked = [each for each in asked if each.since <= now - longer]
     asked.sort(key=lambda each: each.since)
-    return site.page(visit, "inbox.html", asked=asked, damage=damage, showing=site.showing)
+    if len(records) == _MOST:
+        damage = f"Only {_MOST} are looked at, those whose runs began last: choose less by what run ids begin with.\n{damage}".strip()
+    kept = {"mine": visit.asked("mine"), "prefix": visit.asked("prefix"), "longer": visit.asked("longer")}
+    return {"asked": asked, "mine": mine, "kept": kept, "damage": damage, "showing": site.showing}
+
+
+def _is_for(asked: Asked, name: str) -> bool:
+    return asked.may_decide(name) and not asked.has_voted(name)

@@ -1,21 +1,62 @@
-"""One run: how it stands, and its steps over time."""
+"""One run: how it stands, and its steps over time, live while it goes on."""
 
 from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from starlette.responses import Response
 
 from durable_core import control
+from durable_core.errors import NotFound
 from durable_core.record import StepRecord
 from durable_web._site import Site
 from durable_web._visit import Visit
 
+from ._filters import number_of
+from ._live import stream
+from ._steps import steps_of
+from .runs import ENDED
+
+_STATUSES: Final = ("success", "failure", "started", "waiting", "reopened")
+
 
 async def view(site: Site, visit: Visit) -> Response:
-    """Show a run and its steps."""
+    """Show a run and a page of its steps: `page`, the last one unless given, and `only` those of a status."""
     run_id = visit.id("run")
-    run = await control.status(site.store, run_id)
-    latest: dict[str, StepRecord] = {}
-    for record in await site.store.list(run_id):
-        if not record.step_id.startswith("$"):
-            latest[record.step_id] = record
-    return site.page(visit, "run.html", run=run, steps=[*latest.values()], showing=site.showing)
+    entries = await site.store.list(run_id)
+    if not entries:
+        raise NotFound(f"there is no run {run_id!r} in this store")
+    return site.page(visit, "run.html", **await _found(site, visit, entries))
+
+
+async def live(site: Site, visit: Visit) -> Response:
+    """Show a run as it goes on, until it has ended."""
+    run_id = visit.id("run")
+
+    async def looks() -> AsyncGenerator[dict[str, Any], None]:
+        async with aclosing(control.looks(site.store, run_id)) as found:  # type: ignore[type-var]  # it is a generator
+            async for entries in found:
+                yield await _found(site, visit, entries)
+
+    return stream(site, visit, "live/run.html", looks)
+
+
+async def _found(site: Site, visit: Visit, entries: Sequence[StepRecord]) -> dict[str, Any]:
+    run = await control.status(site.store, visit.id("run"), entries=entries)
+    only = [status for status in visit.request.query_params.getlist("only") if status in _STATUSES]
+    page = number_of(visit, "page", 1_000_000)
+    steps = steps_of(entries, statuses=only, page=page, is_at_work=run.holder is not None)
+    now = datetime.now(UTC)
+    return {
+        "run": run,
+        "steps": steps,
+        "axis": steps.axis(now) if steps.page else None,
+        "only": only,
+        "page": page,
+        "now": now,
+        "is_over": run.status in ENDED,
+        "showing": site.showing,
+    }

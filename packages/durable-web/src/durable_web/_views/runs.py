@@ -2,67 +2,87 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
+import asyncio
+from datetime import UTC, datetime
 from typing import Any, Final
 
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from durable_core import control
+from durable_core.errors import StoreError
+from durable_core.store import Store, flows_of
+from durable_web._acting import BULK
 from durable_web._site import Site
 from durable_web._visit import Visit
 
+from ._filters import before_of, span_of
 from ._reading import read
 
 _PAGE: Final = 50
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_COUNTED: Final = 1000
 STATES: Final = (
     *("waiting", "running", "interrupted", "crashed", "parked", "cancelling"),
     *("succeeded", "failed", "cancelled", "open"),
 )
+_INDEXED: Final = {"waiting", "crashed", "parked", "cancelling", "succeeded", "failed", "cancelled"}
+"""The states that an index of runs tells; of others it says that the run was started, and its lock says the rest."""
+ENDED: Final = {"succeeded", "failed", "cancelled"}
 
 
 async def view(site: Site, visit: Visit) -> Response:
-    """Show a page of runs: `state` (several), `flow`, `prefix`, `since`, `longer` (waiting longer than), `before`."""
+    """Show a page of runs: `state` (several), `flow`, `prefix`, `since`, `longer` (waiting longer than), `before`.
+
+    Runs without a flow are shown where one of the states is `open`: finding them takes reading each log there is.
+    """
     states: Any = [state for state in visit.request.query_params.getlist("state") if state in STATES]
-    longer = span_of(visit, "longer")
-    if longer is not None and not states:
-        states = ["waiting"]
-    since = span_of(visit, "since")
-    now = datetime.now(UTC)
+    longer, since, now = span_of(visit, "longer"), span_of(visit, "since"), datetime.now(UTC)
+    looked_for = ["waiting"] if longer is not None and not states else states
     listed = control.runs(
         site.store,
         visit.asked("prefix"),
-        status=states or None,
+        status=looked_for or None,
         flow=visit.asked("flow") or None,
         since=None if since is None else now - since,
-        before=_before(visit),
-        limit=None if longer is not None else _PAGE,
+        before=before_of(visit),
+        limit=_PAGE if longer is None else None,
+        only_flows="open" not in states,
     )
     found, damage = await read((run async for run in listed if longer is None or run.changed_at <= now - longer), _PAGE)
     kept = {"state": states, **{name: visit.asked(name) for name in ("flow", "prefix", "since", "longer")}}
     last = found[-1] if len(found) == _PAGE else None
     older = None if last is None else visit.url("runs", **kept, before=f"{last.started_at.isoformat()} {last.run_id}")
-    return site.page(visit, "runs.html", runs=found, damage=damage, states=STATES, kept=kept, older=older)
+    return site.page(
+        visit,
+        "runs.html",
+        runs=found,
+        damage=damage,
+        states=STATES,
+        counts=await _counts(site.store, kept),
+        kept=kept,
+        before=visit.asked("before"),
+        all=bool(visit.asked("all")),
+        older=older,
+        now=now,
+        ended=ENDED,
+        verbs=[*BULK],
+    )
 
 
-def span_of(visit: Visit, name: str) -> timedelta | None:
-    """Return a length of time from the query, such as `30d`, `12h`, `5m`. Raises `HTTPException` for anything else."""
-    text = visit.asked(name).strip()
-    if not text:
-        return None
-    found = re.fullmatch(r"(\d{1,6})([smhdw]?)", text)
-    if found is None:
-        raise HTTPException(400, f"{name} must be a length of time, such as 30d, 12h, 5m or 10s, not {text!r}")
-    return timedelta(seconds=int(found[1]) * _UNITS[found[2] or "s"])
+async def _counts(store: Store, kept: dict[str, Any]) -> dict[str, str]:
+    """Return how many runs stand in each state that the store's index tells, counted up to a thousand."""
+    index = flows_of(store)
+    if index is None:
+        return {}
+    held = getattr(index, "flow_states", None)
+    states: list[Any] = [state for state in STATES if state in _INDEXED and (held is None or state in held)]
+    names = [kept["flow"]] if kept["flow"] else None
 
+    async def count(state: Any) -> int:
+        flows = await index.flows(kept["prefix"], names=names, states=[state], limit=_COUNTED)
+        return sum(not flow.run_id.startswith("$") for flow in flows)
 
-def _before(visit: Visit) -> tuple[datetime, str] | None:
-    at, _, run_id = visit.asked("before").partition(" ")
-    if not at:
-        return None
     try:
-        return datetime.fromisoformat(at).astimezone(UTC), run_id
-    except (ValueError, OverflowError):
-        raise HTTPException(400, f"before must be the time and the id of a run, not {visit.asked('before')!r}") from None
+        numbers = await asyncio.gather(*map(count, states))
+    except StoreError:  # what is damaged is told with the runs
+        return {}
+    return {state: f"{number:,}" if number < _COUNTED else f"{_COUNTED:,}+" for state, number in zip(states, numbers, strict=True)}

@@ -2,21 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any, Final
+
 from starlette.responses import Response
 
-from durable_core.engine import entries_of
+from durable_core import control
+from durable_core.engine import child_of, decided, entries_of
 from durable_core.errors import NotFound
+from durable_core.record import StepRecord
+from durable_core.store import holder_of
 from durable_web._asked import asked_by
 from durable_web._site import Site
 from durable_web._visit import Visit
 
+from ._live import stream
+from ._steps import acts_of, note_of, state_of
+
+_MOST: Final = 100
+
 
 async def view(site: Site, visit: Visit) -> Response:
-    """Show the entries of a step."""
+    """Show the entries of a step, the last ones where there are many."""
+    return site.page(visit, "step.html", **await _found(site, visit, await site.store.list(visit.id("run"))))
+
+
+async def live(site: Site, visit: Visit) -> Response:
+    """Show a step as it goes on, until its run has ended."""
+
+    async def looks() -> AsyncGenerator[dict[str, Any], None]:
+        async with aclosing(control.looks(site.store, visit.id("run"))) as found:  # type: ignore[type-var]  # it is a generator
+            async for entries in found:
+                yield await _found(site, visit, entries)
+
+    return stream(site, visit, "live/step.html", looks)
+
+
+async def _found(site: Site, visit: Visit, log: Sequence[StepRecord]) -> dict[str, Any]:
     run_id, step_id = visit.id("run"), visit.id("step")
-    entries = entries_of(await site.store.list(run_id), step_id)
+    entries = sorted(entries_of(log, step_id), key=lambda entry: entry.revision)
     if not entries:
         raise NotFound(f"there is no step {step_id!r} in run {run_id!r}")
     newest = entries[-1]
-    asked = asked_by(newest) if newest.kind == "approval" else None
-    return site.page(visit, "step.html", entries=entries, newest=newest, asked=asked, showing=site.showing)
+    reader = holder_of(site.store)
+    is_at_work = reader is None or await reader.holder(run_id) is not None
+    return {
+        "entries": [(entry, acts_of(entry)[-1:], note_of(entry)) for entry in entries[-_MOST:]],
+        "left_out": max(0, len(entries) - _MOST),
+        "newest": newest,
+        "state_word": state_of(newest, is_at_work=is_at_work),
+        "is_over": decided(newest),
+        "child": child_of(newest),
+        "asked": asked_by(newest) if newest.kind == "approval" else None,
+        "verbs": verbs_for(newest),
+        "now": datetime.now(UTC),
+        "showing": site.showing,
+    }
+
+
+def verbs_for(newest: StepRecord) -> list[str]:
+    """Return what could be done to a step as it stands, besides answering it."""
+    if newest.step_id.startswith("$") or newest.kind == "published":
+        return []
+    if newest.status == "failure":
+        return ["retry", "resolve"] if newest.kind != "approval" else ["retry"]
+    if newest.status == "started":
+        return ["retry", "resolve"]
+    if newest.status == "waiting" and newest.kind == "step":
+        return ["retry"]
+    return ["send"] if newest.status == "waiting" and newest.kind == "event" else []

@@ -1,0 +1,45 @@
+"""What the query of a page filters by."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from starlette.exceptions import HTTPException
+
+from durable_web._visit import Visit
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def span_of(visit: Visit, name: str) -> timedelta | None:
+    """Return a length of time from the query, such as `30d`, `12h`, `5m`. Raises `HTTPException` for anything else."""
+    text = visit.asked(name).strip()
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d{1,6})([smhdw]?)", text, re.ASCII)
+    if found is None:
+        raise HTTPException(400, f"{name} must be a length of time, such as 30d, 12h, 5m or 10s, not {text!r}")
+    return timedelta(seconds=int(found[1]) * _UNITS[found[2] or "s"])
+
+
+def before_of(visit: Visit) -> tuple[datetime, str] | None:
+    """Return where the page before ended: a time and a run's id. Raises `HTTPException` for anything else."""
+    at, _, run_id = visit.asked("before").partition(" ")
+    if not at:
+        return None
+    try:
+        return datetime.fromisoformat(at).astimezone(UTC), run_id
+    except (ValueError, OverflowError):
+        raise HTTPException(400, f"before must be the time and the id of a run, not {visit.asked('before')!r}") from None
+
+
+def number_of(visit: Visit, name: str, most: int) -> int | None:
+    """Return a number from 1 to `most` from the query, or None for none. Raises `HTTPException` for anything else."""
+    text = visit.asked(name)
+    if not text:
+        return None
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not int(text):
+        raise HTTPException(400, f"{name} must be a number from 1, not {text!r}")
+    return min(int(text), most)

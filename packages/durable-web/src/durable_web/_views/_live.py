@@ -1,0 +1,62 @@
+"""Pages that change while they are open: a part of a page, sent whenever it has changed, until the browser asks anew."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, Final
+
+from starlette.responses import Response, StreamingResponse
+
+from durable_core.errors import NotFound, StoreError
+from durable_web._site import Site
+from durable_web._visit import Visit
+
+Looks = Callable[[], AsyncGenerator[dict[str, Any], None]]
+"""Yields what the part is made of, again and again, and ends when nothing will change any more."""
+
+_LASTS: Final = 60.0
+"""Seconds that a stream stays open. The browser then asks for another one, and is asked again who it is."""
+_SLOW: Final = 30.0
+"""After how long without an answer the store is said to be slow; on S3 there are twenty seconds between two looks."""
+_AGAIN: Final = 2.0
+_HEADERS: Final = {"X-Accel-Buffering": "no"}
+
+
+def stream(site: Site, visit: Visit, template: str, looks: Looks) -> Response:
+    """Return the stream of a part of a page, as server-sent events."""
+    return StreamingResponse(_events(site, visit, template, looks), media_type="text/event-stream", headers=_HEADERS)
+
+
+async def _events(site: Site, visit: Visit, template: str, looks: Looks) -> AsyncIterator[str]:
+    deadline = asyncio.get_running_loop().time() + _LASTS
+    sent, trouble = "", ""
+    while True:
+        try:
+            async with aclosing(looks()) as found:
+                while True:
+                    if (left := deadline - asyncio.get_running_loop().time()) <= 0:
+                        return
+                    async with asyncio.timeout(min(left, _SLOW)):
+                        context = await anext(found)
+                    part = site.part(visit, template, **context)
+                    yield ": as it was\n\n" if part == sent and not trouble else _event(part + site.part(visit, "live/trouble.html"))
+                    sent, trouble = part, ""
+        except StopAsyncIteration:
+            yield "event: ended\ndata: \n\n"
+            return
+        except NotFound as error:
+            yield _event(site.part(visit, "live/trouble.html", trouble=str(error)))
+            return
+        except (StoreError, OSError) as error:  # a TimeoutError is one
+            if asyncio.get_running_loop().time() >= deadline:
+                return
+            trouble = "The store is slow." if isinstance(error, TimeoutError) and not str(error) else f"The store is away: {error}"
+            yield _event(site.part(visit, "live/trouble.html", trouble=f"{trouble} This page is as it was."))
+        await asyncio.sleep(_AGAIN)
+
+
+def _event(html: str) -> str:
+    """Write a message: each line as one of data."""
+    return "".join(f"data: {line}\n" for line in html.splitlines()) + "\n"

@@ -49,7 +49,8 @@ def ago(at: datetime) -> Markup:
     """Say how long ago a time is, or how far ahead; the time itself is its title."""
     seconds = (datetime.now(UTC) - at).total_seconds()
     words = "just now" if -2 < seconds < 60 else f"{span(seconds)} ago" if seconds > 0 else f"in {span(-seconds)}"
-    return Markup('<time datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{}</time>').format(at.isoformat(), at.astimezone(UTC), words)
+    html = Markup('<time datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{}</time>')
+    return html.format(at.isoformat(), at.astimezone(UTC), words)
 
 
 def clock(at: datetime, day_of: datetime | None = None) -> str:
@@ -73,13 +74,24 @@ def _plain(shown: Shown, left: list[int]) -> str:
     left[0] -= 1
     if shown.kind not in ("table", "list"):
         return shown.text[:400]
-    parts = [f"{name}: {_plain(each, left)}" if shown.kind == "table" else _plain(each, left) for name, each in shown.rows if left[0] > 0]
-    return f"{'{' if shown.kind == 'table' else '['}{', '.join(parts)}{'}' if shown.kind == 'table' else ']'}"
+    members = [(name, _plain(each, left)) for name, each in shown.rows if left[0] > 0]
+    if shown.kind == "list":
+        return f"[{', '.join(text for _, text in members)}]"
+    return f"{{{', '.join(f'{name}: {text}' for name, text in members)}}}"
 
 
 def as_json(value: Any) -> str:
-    """Write a value as JSON that people can edit."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    """Write a value as JSON that people can edit, in which nothing hides or turns text."""
+    return _HIDDEN.sub(_escape_json, msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def columns(shown: Shown) -> list[str]:
+    """Return the names of the columns by which a list is a table: each of its members has the same few, short ones."""
+    names = [[name for name, _ in row.rows] for _, row in shown.rows if row.kind == "table" and not row.left_out]
+    cells = [cell for _, row in shown.rows for _, cell in row.rows]
+    is_plain = all(cell.kind not in ("table", "list") and len(cell.text) <= 100 for cell in cells)
+    alike = len(names) == len(shown.rows) > 0 and all(each == names[0] for each in names)
+    return names[0] if alike and is_plain and len(names[0]) <= 6 else []
 
 
 FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
@@ -91,9 +103,15 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "clock": clock,
     "cut": cut,
     "brief": brief,
+    "columns": columns,
 }
 
 
 def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _escape_json(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at] << 8 | units[at + 1]:04x}" for at in range(0, len(units), 2))

@@ -41,7 +41,8 @@ async def _events(site: Site, visit: Visit, template: str, looks: Looks) -> Asyn
                     async with asyncio.timeout(min(left, _SLOW)):
                         context = await anext(found)
                     part = site.part(visit, template, **context)
-                    yield ": as it was\n\n" if part == sent and not trouble else _event(part + site.part(visit, "live/trouble.html"))
+                    is_same = part == sent and not trouble
+                    yield ": as it was\n\n" if is_same else _event(part + site.part(visit, "live/trouble.html"))
                     sent, trouble = part, ""
         except StopAsyncIteration:
             yield "event: ended\ndata: \n\n"
@@ -52,7 +53,7 @@ async def _events(site: Site, visit: Visit, template: str, looks: Looks) -> Asyn
         except (StoreError, OSError) as error:  # a TimeoutError is one
             if asyncio.get_running_loop().time() >= deadline:
                 return
-            trouble = "The store is slow." if isinstance(error, TimeoutError) and not str(error) else f"The store is away: {error}"
+            trouble = f"The store is away: {error}" if str(error) else "The store is slow."
             yield _event(site.part(visit, "live/trouble.html", trouble=f"{trouble} This page is as it was."))
         await asyncio.sleep(_AGAIN)
 

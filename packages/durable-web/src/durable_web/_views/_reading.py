@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
@@ -15,14 +15,15 @@ _SECONDS: Final = 4.0
 """How long is read of what has no end in sight. The page says what it left out."""
 
 
-async def read(found: AsyncIterator[T], most: int) -> tuple[list[T], str]:
-    """Return what is found, `most` of it, and what is wrong with the rest: a log that is damaged hides no other."""
+async def read(found: AsyncIterator[T], most: int, wants: Callable[[T], bool] = lambda _: True) -> tuple[list[T], str]:
+    """Return what is found and wanted, `most` of it, and what is wrong with the rest: a log that is damaged hides no other."""
     read: list[T] = []
     generator: Any = found  # what `durable_core.control` returns can be closed
     try:
         async with aclosing(generator), asyncio.timeout(_SECONDS):
             async for each in found:
-                read.append(each)  # a comprehension would lose them all to what is raised last
+                if wants(each):
+                    read.append(each)  # a comprehension would lose them all to what is raised last
                 if len(read) == most:
                     break
     except TimeoutError:

@@ -15,7 +15,7 @@ from durable_web._asked import asked_by
 PAGE: Final = 100
 _MOST_ENTRIES: Final = 40
 """How many entries of one step are drawn, the last ones: progress may have thousands."""
-_THINNEST: Final = 0.4  # percent of the whole bar
+_THINNEST: Final = 0.8  # percent of the whole bar
 
 
 class Span(NamedTuple):
@@ -149,11 +149,11 @@ def acts_of(entry: StepRecord) -> list[tuple[str, str, str]]:
         except CorruptLog:
             return []
         return [(vote.by, "approved" if vote.approved else "rejected", vote.reason or "") for vote in votes]
-    by, reason = entry.notes.get("by"), entry.notes.get("reason")
-    if not isinstance(by, str) and not isinstance(reason, str):
+    by, reason = (said if isinstance(said := entry.notes.get(name), str) else "" for name in ("by", "reason"))
+    if not by and not reason:
         return []
     did = {"reopened": "retried", "success": "sent" if entry.kind == "event" else "resolved", "waiting": "retried"}
-    return [(by if isinstance(by, str) else "somebody", did.get(entry.status, "acted"), reason if isinstance(reason, str) else "")]
+    return [(by or "somebody", did.get(entry.status, "acted"), reason)]
 
 
 def _tone_of(entry: StepRecord, before: StepRecord | None) -> str:

@@ -60,7 +60,8 @@ async def _found(site: Site, visit: Visit) -> dict[str, Any]:
         asked = [each for each in asked if each.since <= now - longer]
     asked.sort(key=lambda each: each.since)
     if len(records) == _MOST:
-        damage = f"Only {_MOST} are looked at, those whose runs began last: choose less by what run ids begin with.\n{damage}".strip()
+        more = f"There are more than {_MOST}; the runs of these began last. Choose less by what run ids begin with."
+        damage = f"{more}\n{damage}".strip()
     kept = {"mine": visit.asked("mine"), "prefix": visit.asked("prefix"), "longer": visit.asked("longer")}
     return {"asked": asked, "mine": mine, "kept": kept, "damage": damage, "showing": site.showing}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from starlette.responses import Response
 
 from durable_core import control
-from durable_core.errors import StoreError
 from durable_core.store import Store, flows_of
 from durable_web._acting import BULK
 from durable_web._site import Site
@@ -24,8 +25,8 @@ STATES: Final = (
     *("waiting", "running", "interrupted", "crashed", "parked", "cancelling"),
     *("succeeded", "failed", "cancelled", "open"),
 )
-_INDEXED: Final = {"waiting", "crashed", "parked", "cancelling", "succeeded", "failed", "cancelled"}
-"""The states that an index of runs tells; of others it says that the run was started, and its lock says the rest."""
+_INDEXED: Final = {"crashed", "parked", "cancelling", "succeeded", "failed", "cancelled"}
+"""The states that an index of runs tells alone. A run that was started may wait, be at work or be interrupted."""
 ENDED: Final = {"succeeded", "failed", "cancelled"}
 
 
@@ -36,19 +37,23 @@ async def view(site: Site, visit: Visit) -> Response:
     """
     states: Any = [state for state in visit.request.query_params.getlist("state") if state in STATES]
     longer, since, now = span_of(visit, "longer"), span_of(visit, "since"), datetime.now(UTC)
-    looked_for = ["waiting"] if longer is not None and not states else states
+    looked_for: Any = ["waiting"] if longer is not None and not states else states
+    before = before_of(visit)
+    # Nothing has changed for longer than it is there.
+    newest = before if longer is None else min(filter(None, [before, (now - longer, "")]))
     listed = control.runs(
         site.store,
         visit.asked("prefix"),
         status=looked_for or None,
         flow=visit.asked("flow") or None,
         since=None if since is None else now - since,
-        before=before_of(visit),
+        before=newest,
         limit=_PAGE if longer is None else None,
         only_flows="open" not in states,
     )
-    found, damage = await read((run async for run in listed if longer is None or run.changed_at <= now - longer), _PAGE)
+    found, damage = await read(listed, _PAGE, lambda run: longer is None or run.changed_at <= now - longer)
     kept = {"state": states, **{name: visit.asked(name) for name in ("flow", "prefix", "since", "longer")}}
+    is_all = len(found) < _PAGE and not (states or longer or since or before or damage)
     last = found[-1] if len(found) == _PAGE else None
     older = None if last is None else visit.url("runs", **kept, before=f"{last.started_at.isoformat()} {last.run_id}")
     return site.page(
@@ -57,7 +62,7 @@ async def view(site: Site, visit: Visit) -> Response:
         runs=found,
         damage=damage,
         states=STATES,
-        counts=await _counts(site.store, kept),
+        counts=_counted(found) if is_all else await _counts(site.store, kept),
         kept=kept,
         before=visit.asked("before"),
         all=bool(visit.asked("all")),
@@ -68,10 +73,16 @@ async def view(site: Site, visit: Visit) -> Response:
     )
 
 
+def _counted(runs: Sequence[control.RunStatus]) -> dict[str, str]:
+    """Return how many of all runs stand in each state."""
+    numbers = Counter(run.status for run in runs)
+    return {state: str(numbers[state]) for state in STATES if state != "open"}
+
+
 async def _counts(store: Store, kept: dict[str, Any]) -> dict[str, str]:
     """Return how many runs stand in each state that the store's index tells, counted up to a thousand."""
     index = flows_of(store)
-    if index is None:
+    if index is None or kept["since"] or kept["longer"]:
         return {}
     held = getattr(index, "flow_states", None)
     states: list[Any] = [state for state in STATES if state in _INDEXED and (held is None or state in held)]
@@ -81,8 +92,5 @@ async def _counts(store: Store, kept: dict[str, Any]) -> dict[str, str]:
         flows = await index.flows(kept["prefix"], names=names, states=[state], limit=_COUNTED)
         return sum(not flow.run_id.startswith("$") for flow in flows)
 
-    try:
-        numbers = await asyncio.gather(*map(count, states))
-    except StoreError:  # what is damaged is told with the runs
-        return {}
-    return {state: f"{number:,}" if number < _COUNTED else f"{_COUNTED:,}+" for state, number in zip(states, numbers, strict=True)}
+    numbers = dict(zip(states, await asyncio.gather(*map(count, states)), strict=True))
+    return {state: f"{number:,}" if number < _COUNTED else f"{_COUNTED:,}+" for state, number in numbers.items()}

@@ -49,7 +49,10 @@ async def _found(site: Site, visit: Visit, log: Sequence[StepRecord]) -> dict[st
     reader = holder_of(site.store)
     is_at_work = reader is None or await reader.holder(run_id) is not None
     return {
-        "entries": [(entry, acts_of(entry)[-1:], note_of(entry)) for entry in entries[-_MOST:]],
+        "entries": [
+            (entry, state_of(entry, is_at_work=is_at_work or entry is not newest), acts_of(entry)[-1:], note_of(entry))
+            for entry in entries[-_MOST:]
+        ],
         "left_out": max(0, len(entries) - _MOST),
         "newest": newest,
         "state_word": state_of(newest, is_at_work=is_at_work),

@@ -61,7 +61,9 @@ class Site:
 
     def part(self, visit: Visit, template: str, **context: Any) -> str:
         """Return a part of a page made of a template."""
-        return self._templates.get_template(template).render(visit=visit, url=visit.url, **context)
+        return self._templates.get_template(template).render(
+            {"visit": visit, "url": visit.url, "showing": self.showing, **context}
+        )
 
     def refusal(self, request: Request, status: int, why: str, visit: Visit | None = None) -> Response:
         """Return a page that says why nothing is shown or was done."""

@@ -48,12 +48,12 @@ async def _events(site: Site, visit: Visit, template: str, looks: Looks) -> Asyn
             yield "event: ended\ndata: \n\n"
             return
         except NotFound as error:
-            yield _event(site.part(visit, "live/trouble.html", trouble=str(error)))
+            yield _event(site.part(visit, "live/trouble.html", trouble=site.showing.text("error", str(error))))
             return
         except (StoreError, OSError) as error:  # a TimeoutError is one
             if asyncio.get_running_loop().time() >= deadline:
                 return
-            trouble = f"The store is away: {error}" if str(error) else "The store is slow."
+            trouble = f"The store is away: {site.showing.text('error', str(error))}" if str(error) else "The store is slow."
             yield _event(site.part(visit, "live/trouble.html", trouble=f"{trouble} This page is as it was."))
         await asyncio.sleep(_AGAIN)
 

@@ -299,6 +299,9 @@ async def test_runs_without_a_flow_are_left_out(store: MemoryStore) -> None:
     assert await found(control.runs(store, only_flows=True)) == ["run-2", "run-0"]
     assert await found(control.runs(store, status="failed", only_flows=True)) == ["run-2"]
     assert await found(control.runs(store, status="open", only_flows=True)) == []
+    if not isinstance(store, WithoutIndex):
+        store.runs = None  # type: ignore[assignment,method-assign]  # nobody may list
+        assert await found(control.runs(store, only_flows=True)) == ["run-2", "run-0"]
 
 
 async def test_an_index_is_not_compared_with_all_ids_for_flows_alone() -> None:
@@ -311,3 +314,14 @@ async def test_an_index_is_not_compared_with_all_ids_for_flows_alone() -> None:
     store = Unnamed()
     await begin(store, "run", "waiting")
     assert await found(control.runs(store, only_flows=True)) == ["run"]
+
+
+async def test_approvals_of_runs_without_a_flow_are_left_out_unread(store: MemoryStore) -> None:
+    """Whoever asks `only_flows` gets those of runs with a flow, and an index is not compared with all ids for it."""
+    for number, status in enumerate(("waiting", "open")):
+        await begin(store, status, status, number)
+        await store.append(StepRecord(run_id=status, step_id="go", status="waiting", kind="approval"))
+    assert {record.run_id async for record in control.pending(store)} == {"waiting", "open"}
+    if not isinstance(store, WithoutIndex):
+        store.runs = None  # type: ignore[assignment,method-assign]  # nobody may list
+    assert [record.run_id async for record in control.pending(store, only_flows=True)] == ["waiting"]

@@ -291,7 +291,7 @@ async def test_waits_that_lost_are_not_waited_for(store: MemoryStore) -> None:
 
 
 async def test_a_long_log_is_read_once(store: MemoryStore) -> None:
-    """How a run stands takes one look at its log, unless it seems to be interrupted."""
+    """How a run stands takes one look at its log; where it seems to be interrupted, one more at its flow."""
     looks: list[str] = []
 
     class Counts(MemoryStore):
@@ -302,7 +302,9 @@ async def test_a_long_log_is_read_once(store: MemoryStore) -> None:
     store = Counts()
     await append(store, "$flow", "waiting")
     await control.status(store, "run")
-    assert looks == ["run"]
+    await append(store, "$flow", "started", 1)
+    assert (await control.status(store, "run")).status == "interrupted"
+    assert looks == ["run", "run"]
 
 
 async def test_a_result_that_cant_be_read_is_told_with_its_place() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
-from typing import Any, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
 import msgspec
 
@@ -29,6 +29,7 @@ from .errors import Refused, SentFailure
 from .options import duration
 from .record import StepError, StepRecord
 from .store import Store, check_store
+from .stores.flows import FlowState
 
 __all__ = [
     "RUN_STATES",
@@ -55,6 +56,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+_GOING_ON: Final[frozenset[FlowState]] = frozenset({"waiting", "started", "crashed", "parked"})
+"""How the flow of a run stands that may wait for a person."""
 
 
 async def approve(
@@ -232,19 +236,23 @@ async def clear_ended(
     return cleared
 
 
-async def pending(store: Store, prefix: str = "", *, clock: Clock | None = None) -> AsyncIterator[StepRecord]:
+async def pending(
+    store: Store, prefix: str = "", *, only_flows: bool = False, clock: Clock | None = None
+) -> AsyncIterator[StepRecord]:
     """Yield the newest entry of each approval that waits for a person, over all runs whose id starts with `prefix`.
 
     Runs that have ended or are to stop are passed over. Reads the logs of the others, those that began last first; on a store
-    without `flows`, of all. A log that is damaged hides no other: `CorruptLog` is raised after the rest. Raises `Refused` on a
-    store that can't list its runs.
+    without `flows`, of all. Runs without a flow stand in no index: all ids are listed for their sake, unless `only_flows`. A log
+    that is damaged hides no other: `CorruptLog` is raised after the rest. Raises `Refused` on a store that can't list its runs.
     """
     check_store(store)
     damage = Damage()
-    async with aclosing(find_logs(store, prefix, {"waiting", "started", "crashed", "parked"}, damage)) as logs:
+    async with aclosing(find_logs(store, prefix, _GOING_ON, damage, only_flows=only_flows)) as logs:
         async for _, entries in logs:
             steps = newest(entries)
             flow = steps.get(FLOW)
+            if flow is None and only_flows:
+                continue
             if CANCEL in steps or decided(flow) or (flow is not None and "cancelled" in flow.notes):
                 continue
             for record in open_waits(steps):

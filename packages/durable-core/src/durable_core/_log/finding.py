@@ -136,9 +136,15 @@ async def statuses_of(store: Store, logs: Sequence[Log], damage: Damage | None =
             continue
         if holder := holders.get(run_id):
             found[run_id] = status_of(run_id, entries, holder)
-        elif found[run_id].status == "interrupted" and (entries_now := await store.list(run_id)):
-            found[run_id] = status_of(run_id, entries_now)  # it may have ended between the two looks
+        elif found[run_id].status == "interrupted" and await _has_moved(store, run_id, entries):
+            found[run_id] = status_of(run_id, await store.list(run_id) or entries)  # it may have ended between the two looks
     return [*found.values()]
+
+
+async def _has_moved(store: Store, run_id: str, entries: Sequence[StepRecord]) -> bool:
+    """Tell whether the run's flow has another newest entry than the one that was read."""
+    flow = await store.get(run_id, FLOW)
+    return flow is not None and not any(entry.id == flow.id for entry in reversed(entries) if entry.step_id == FLOW)
 
 
 async def find_runs(store: Store, wanted: Wanted, damage: Damage, limit: int | None = None) -> AsyncGenerator[RunStatus, None]:
@@ -162,13 +168,17 @@ async def find_runs(store: Store, wanted: Wanted, damage: Damage, limit: int | N
         yield run
 
 
-async def find_logs(store: Store, prefix: str, states: Collection[FlowState], damage: Damage) -> AsyncGenerator[Log, None]:
+async def find_logs(
+    store: Store, prefix: str, states: Collection[FlowState], damage: Damage, *, only_flows: bool = False
+) -> AsyncGenerator[Log, None]:
     """Yield the logs of runs whose flow stands so, and of those without a flow; of all runs where there is no index."""
     index = _index_for(store, states)
     if index is not None:
         async for page in _pages(index, prefix, states, _PAGE):
             async for log in read_logs(store, [flow.run_id for flow in page], damage):
                 yield log
+    if index is not None and only_flows:
+        return
     async for log in read_logs(store, await _unindexed(store, index, prefix, damage), damage):
         yield log
 

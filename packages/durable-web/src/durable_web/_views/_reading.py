@@ -8,11 +8,27 @@ from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 from durable_core.errors import CorruptLog, StoreError
+from durable_core.store import Store, runs_of
 
 T = TypeVar("T")
 
+_FEW: Final = 2_000
 _SECONDS: Final = 4.0
 """How long is read of what has no end in sight. The page says what it left out."""
+
+
+async def has_many(store: Store, prefix: str) -> bool:
+    """Tell whether there are so many runs that those without a flow, which stand in no index, are looked at on demand alone."""
+    listing = runs_of(store)
+    if listing is None:
+        return True
+    generator: Any = listing.runs(prefix)
+    count = 0
+    async with aclosing(generator):
+        async for _ in generator:
+            if (count := count + 1) > _FEW:
+                return True
+    return False
 
 
 async def read(found: AsyncIterator[T], most: int, wants: Callable[[T], bool] = lambda _: True) -> tuple[list[T], str]:

@@ -11,20 +11,24 @@ from starlette.responses import Response
 
 from durable_core import control
 from durable_core.errors import CorruptLog
+from durable_core.store import polling_of
 from durable_web._asked import Asked, asked_by
 from durable_web._site import Site
 from durable_web._visit import Visit
 
 from ._filters import span_of
 from ._live import stream
-from ._reading import read
+from ._reading import has_many, read
 
 _MOST: Final = 200
 _LOOK: Final = 2.0  # seconds between two looks, and more where looking takes long
 
 
 async def view(site: Site, visit: Visit) -> Response:
-    """Show what waits: `mine=1` what the visitor may decide and has not, `prefix` of run ids, `longer` waiting than."""
+    """Show what waits: `mine=1` what the visitor may decide and has not, `prefix` of run ids, `longer` waiting than.
+
+    Of many runs, those without a flow are looked at where `plain=1` asks for it.
+    """
     return site.page(visit, "inbox.html", **await _found(site, visit))
 
 
@@ -32,20 +36,23 @@ async def live(site: Site, visit: Visit) -> Response:
     """Show what waits as it changes."""
 
     async def looks() -> AsyncGenerator[dict[str, Any], None]:
-        loop = asyncio.get_running_loop()
+        loop, polling = asyncio.get_running_loop(), polling_of(site.store)
+        pause = _LOOK if polling is None else max(_LOOK, polling.poll_seconds)
         while True:
             began = loop.time()
             found = await _found(site, visit)
             took = loop.time() - began
             yield found
-            await asyncio.sleep(max(_LOOK, 9 * took))
+            await asyncio.sleep(max(pause, 9 * took))
 
     return stream(site, visit, "live/inbox.html", looks)
 
 
 async def _found(site: Site, visit: Visit) -> dict[str, Any]:
     longer, now = span_of(visit, "longer"), datetime.now(UTC)
-    records, damage = await read(control.pending(site.store, visit.asked("prefix")), _MOST)
+    prefix = visit.asked("prefix")
+    only_flows = not visit.asked("plain") and await has_many(site.store, prefix)
+    records, damage = await read(control.pending(site.store, prefix, only_flows=only_flows), _MOST)
     asked: list[Asked] = []
     for record in records:
         try:
@@ -62,8 +69,8 @@ async def _found(site: Site, visit: Visit) -> dict[str, Any]:
     if len(records) == _MOST:
         more = f"There are more than {_MOST}; the runs of these began last. Choose less by what run ids begin with."
         damage = f"{more}\n{damage}".strip()
-    kept = {"mine": visit.asked("mine"), "prefix": visit.asked("prefix"), "longer": visit.asked("longer")}
-    return {"asked": asked, "mine": mine, "kept": kept, "damage": damage, "showing": site.showing}
+    kept = {name: visit.asked(name) for name in ("mine", "prefix", "longer", "plain")}
+    return {"asked": asked, "mine": mine, "kept": kept, "damage": damage, "only_flows": only_flows}
 
 
 def _is_for(asked: Asked, name: str) -> bool:

@@ -58,5 +58,4 @@ async def _found(site: Site, visit: Visit, entries: Sequence[StepRecord]) -> dic
         "page": page,
         "now": now,
         "is_over": run.status in ENDED,
-        "showing": site.showing,
     }

@@ -17,7 +17,7 @@ from durable_web._site import Site
 from durable_web._visit import Visit
 
 from ._filters import before_of, span_of
-from ._reading import read
+from ._reading import has_many, read
 
 _PAGE: Final = 50
 _COUNTED: Final = 1000
@@ -33,12 +33,13 @@ ENDED: Final = {"succeeded", "failed", "cancelled"}
 async def view(site: Site, visit: Visit) -> Response:
     """Show a page of runs: `state` (several), `flow`, `prefix`, `since`, `longer` (waiting longer than), `before`.
 
-    Runs without a flow are shown where one of the states is `open`: finding them takes reading each log there is.
+    Of many runs, those without a flow are shown where `plain=1` asks for it, or the state `open`.
     """
     states: Any = [state for state in visit.request.query_params.getlist("state") if state in STATES]
     longer, since, now = span_of(visit, "longer"), span_of(visit, "since"), datetime.now(UTC)
     looked_for: Any = ["waiting"] if longer is not None and not states else states
     before = before_of(visit)
+    only_flows = "open" not in states and not visit.asked("plain") and await has_many(site.store, visit.asked("prefix"))
     # Nothing has changed for longer than it is there.
     newest = before if longer is None else min(filter(None, [before, (now - longer, "")]))
     listed = control.runs(
@@ -49,10 +50,10 @@ async def view(site: Site, visit: Visit) -> Response:
         since=None if since is None else now - since,
         before=newest,
         limit=_PAGE if longer is None else None,
-        only_flows="open" not in states,
+        only_flows=only_flows,
     )
     found, damage = await read(listed, _PAGE, lambda run: longer is None or run.changed_at <= now - longer)
-    kept = {"state": states, **{name: visit.asked(name) for name in ("flow", "prefix", "since", "longer")}}
+    kept = {"state": states, **{name: visit.asked(name) for name in ("flow", "prefix", "since", "longer", "plain")}}
     is_all = len(found) < _PAGE and not (states or longer or since or before or damage)
     last = found[-1] if len(found) == _PAGE else None
     older = None if last is None else visit.url("runs", **kept, before=f"{last.started_at.isoformat()} {last.run_id}")
@@ -65,6 +66,7 @@ async def view(site: Site, visit: Visit) -> Response:
         counts=_counted(found) if is_all else await _counts(site.store, kept),
         kept=kept,
         before=visit.asked("before"),
+        only_flows=only_flows,
         all=bool(visit.asked("all")),
         older=older,
         now=now,

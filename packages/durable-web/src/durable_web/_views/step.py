@@ -26,7 +26,10 @@ _MOST: Final = 100
 
 async def view(site: Site, visit: Visit) -> Response:
     """Show the entries of a step, the last ones where there are many."""
-    return site.page(visit, "step.html", **await _found(site, visit, await site.store.list(visit.id("run"))))
+    run_id, step_id = visit.id("run"), visit.id("step")
+    newest = await site.store.get(run_id, step_id)
+    log = [newest] if newest is not None and newest.revision == 0 else await site.store.list(run_id)
+    return site.page(visit, "step.html", **await _found(site, visit, log))
 
 
 async def live(site: Site, visit: Visit) -> Response:
@@ -61,7 +64,6 @@ async def _found(site: Site, visit: Visit, log: Sequence[StepRecord]) -> dict[st
         "asked": asked_by(newest) if newest.kind == "approval" else None,
         "verbs": verbs_for(newest),
         "now": datetime.now(UTC),
-        "showing": site.showing,
     }
 
 

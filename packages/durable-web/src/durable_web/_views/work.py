@@ -58,7 +58,6 @@ async def view(site: Site, visit: Visit) -> Response:
         workers=workers,
         left_out=len(held) - _MOST,
         most=_MOST,
-        showing=site.showing,
     )
 
 

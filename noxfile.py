@@ -101,6 +101,14 @@ def celery(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Use the page as people do, in Chromium, which has to be installed: two windows, by keyboard, without scripts, and axe."""
+    chromium = _chromium(session)
+    session.install(*editable(), *group("tests"), *group("browser"))
+    session.run("pytest", "tests/web/browser", *session.posargs, env={"CHROMIUM": chromium})
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a broken link or reference is an error."""
     session.install(*group("docs"))

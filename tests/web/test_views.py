@@ -1,9 +1,23 @@
 """What the pages show."""
 
-from durable_core import MemoryStore, Store
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from durable_core import MemoryStore, Runner, RunSuspended, StepRecord, Store, control
+from durable_core.stores.flows import FLOW
 from durable_web import Page, app
+from durable_web._views import _reading, runs
+from durable_worker import Worker
+from tests.web import shop
 from tests.web.conftest import Browse, signed_in
-from tests.web.flows import ask, fail, parcel
+from tests.web.flows import ask, broken, fail, parcel
 
 
 async def test_every_page(page: Page, memory: MemoryStore, browse: Browse) -> None:
@@ -39,3 +53,166 @@ async def test_static_files(page: Page, browse: Browse) -> None:
         assert (sent.status_code, sent.headers["content-type"].partition(";")[0]) == (200, kind)
         again = await nobody.client.get(f"{nobody.base}/static/{name}", headers={"if-none-match": sent.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
+
+
+def runs_in(html: str) -> list[str]:
+    """Return the runs of a list, as it has them."""
+    return re.findall(r'<td role="cell" class="first"><a class="id" href="[^"]*run\?run=[^"]*">([^<]*)</a>', html)
+
+
+async def test_runs_are_filtered_by_the_url(memory: MemoryStore, browse: Browse) -> None:
+    """By state, several too, by flow, by what ids begin with, by when they began, and by how long they have waited."""
+    now = datetime.now(UTC)
+    for name, status, hours in [("a-1", "waiting", 5), ("a-2", "failure", 4), ("b-1", "success", 3), ("b-2", "waiting", 0)]:
+        at = now - timedelta(hours=hours)
+        fields: Any = {"status": status, "name": f"flow-{name[0]}", "started_at": at, "ended_at": at}
+        await memory.append(StepRecord(run_id=name, step_id=FLOW, kind="flow", **fields))
+    alice = browse(app(memory, user=signed_in), "alice")
+    for query, found in [
+        ({}, ["b-2", "b-1", "a-2", "a-1"]),
+        ({"state": "waiting"}, ["b-2", "a-1"]),
+        ({"state": ["waiting", "failed"]}, ["b-2", "a-2", "a-1"]),
+        ({"flow": "flow-b"}, ["b-2", "b-1"]),
+        ({"prefix": "a-"}, ["a-2", "a-1"]),
+        ({"since": "210m"}, ["b-2", "b-1"]),
+        ({"longer": "1h"}, ["a-1"]),
+        ({"longer": "1h", "state": ["waiting", "failed"]}, ["a-2", "a-1"]),
+        ({"state": "parked"}, []),
+    ]:
+        assert runs_in((await alice.get("runs", **query)).text) == found, query
+    for query in ({"since": "soon"}, {"longer": "-1h"}, {"longer": "٣h"}, {"before": "now"}):
+        assert (await alice.get("runs", **query)).status_code == 400
+
+
+async def test_runs_come_in_pages(memory: MemoryStore, browse: Browse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page leads to the next one, with the filter kept, and counts tell how many there are of each state."""
+    monkeypatch.setattr(runs, "_PAGE", 3)
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    for number in range(8):
+        at = began + timedelta(seconds=number)
+        await memory.append(StepRecord(run_id=f"run-{number}", step_id=FLOW, kind="flow", name="f", started_at=at, ended_at=at))
+    alice = browse(app(memory, user=signed_in), "alice")
+    found: list[str] = []
+    address = "/runs?state=succeeded&flow=f"
+    while address:
+        shown = (await alice.client.get(f"{alice.base}{address}".replace("&amp;", "&"))).text
+        assert re.search(r'aria-current="true">succeeded <span class="count">8<', shown)
+        found += runs_in(shown)
+        older = re.search(r'href="([^"]*)" rel="next"', shown)
+        address = older[1] if older else ""
+        assert "state=succeeded" in address or not address
+    assert found == [f"run-{number}" for number in range(7, -1, -1)]
+
+
+async def test_runs_without_a_flow_of_many_runs(memory: MemoryStore, browse: Browse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are shown, and what they ask; where there are very many runs only on demand, and the page says so."""
+    with suppress(RunSuspended):
+        async with Runner(memory, "plain", wait_limit=0) as runner:
+            await runner.approval("sure", {"of": "it"})
+    await ask(memory)
+    alice = browse(app(memory, user=signed_in), "alice")
+    for path in ("", "runs"):
+        assert "left out" not in (shown := (await alice.get(path)).text)
+        assert "plain" in shown
+    monkeypatch.setattr(_reading, "_FEW", 1)
+    for path in ("", "runs"):
+        assert "those without a flow are left out" in (shown := (await alice.get(path)).text)
+        assert "run=plain" not in shown
+        assert "run=plain" in (await alice.get(path, plain=1)).text
+    assert runs_in((await alice.get("runs", state="open")).text) == ["plain"]
+
+
+async def test_what_waits_comes_oldest_first(memory: MemoryStore, browse: Browse) -> None:
+    """And is filtered by who may decide, by what run ids begin with, and by how long it waits."""
+    await ask(memory, "b-1", approvers=["bob"])
+    await ask(memory, "a-1")
+    await ask(memory, "a-2", quorum=2)
+    await control.approve(memory, "a-2", "approve", by="alice")
+    alice = browse(app(memory, user=signed_in), "alice")
+
+    async def asked(**query: Any) -> list[str]:
+        return re.findall(r"<h2><a[^>]*run=([^&]*)&", (await alice.get("", **query)).text)
+
+    assert await asked() == ["b-1", "a-1", "a-2"]
+    assert await asked(mine=1) == ["a-1"]
+    assert await asked(prefix="b") == ["b-1"]
+    assert await asked(longer="1h") == []
+    shown = (await alice.get()).text
+    assert "only bob may decide" in shown
+    assert "1 more answer is needed" in shown
+    assert shown.count('name="answer" value="approve"') == 1
+
+
+async def test_only_what_would_do_something_is_offered(memory: MemoryStore, browse: Browse) -> None:
+    """A run that ended is not cancelled, one that goes on is not cleaned, and readers are offered nothing."""
+    await ask(memory)
+    await fail(memory)
+    await parcel.options(wait_limit=0).start(memory, run_id="parcel-1")
+    alice = browse(app(memory, user=signed_in), "alice")
+    reader = browse(app(memory, user=signed_in, access=lambda user: "read"), "rita")
+    for query, offered in [
+        ({"path": "run", "run": "payout-1"}, {"cancel", "fork"}),
+        ({"path": "run", "run": "broken-1"}, {"retry", "fork", "clean"}),
+        ({"path": "step", "run": "broken-1", "step": "pay-back"}, {"retry", "resolve"}),
+        ({"path": "step", "run": "payout-1", "step": "look-up"}, set()),
+        ({"path": "step", "run": "payout-1", "step": "approve"}, {"decide"}),
+        ({"path": "runs"}, {"bulk"}),
+    ]:
+        asked = dict(query)
+        path = asked.pop("path")
+        assert {*re.findall(r'action="/act/([a-z]+)"', (await alice.get(path, **asked)).text)} == offered, query
+        assert (await reader.get(path, **asked)).status_code == 200
+        assert '<form method="post"' not in (await reader.get(path, **asked)).text
+
+
+async def test_schedules_show_their_next_ticks(store: Store, browse: Browse) -> None:
+    """As a worker records them, with the zone; what is parked shows what would help, and runs at work who holds them."""
+    worker = Worker(store, [broken])
+    worker.cron("0 9 * * 1-5", broken, name="settle", timezone="Europe/Berlin")
+    await worker.sweep()
+    task = await shop.begin_working(store)
+    shown = (await browse(app(store, user=signed_in), "alice").get("work")).text
+    assert "<code>0 9 * * 1-5</code>" in shown
+    assert "Europe/Berlin" in shown
+    assert re.search(r'Next tick"><time[^>]*>in ', shown)
+    assert "import-1" in shown
+    await control.send(store, "import-1", "go", "x")
+    await task
+
+
+class Tags(HTMLParser):
+    """Gathers which elements and attributes a page has, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Take an element."""
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+
+
+async def test_hostile_text_is_shown_harmlessly(memory: MemoryStore, browse: Browse) -> None:
+    """In each field that a log has: no element or attribute comes of it, and what would turn or hide text is visible."""
+    await shop.open_shop(memory)
+    run = f"hostile {shop.HOSTILE}"
+    alice = browse(app(memory, user=signed_in, title=shop.HOSTILE), shop.HOSTILE.encode("ascii", "ignore").decode())
+    pages: list[tuple[str, dict[str, Any]]] = [
+        ("", {}),
+        ("runs", {"flow": shop.HOSTILE, "prefix": shop.HOSTILE}),
+        ("runs", {}),
+        ("run", {"run": run}),
+        *(("step", {"run": run, "step": step}) for step in ("value", "progress", "ask", f"step {shop.HOSTILE.strip()}")),
+        ("step", {"run": run, "step": shop.HOSTILE}),
+    ]
+    for path, query in pages:
+        shown = await alice.get(path, **query)
+        tags = Tags(shown.text)
+        assert "img" not in tags.tags
+        assert not {name for name in tags.attributes if name.startswith("on") or name in ("style", "srcdoc")}
+        without_fields = re.sub(r'(value|placeholder)="[^"]*"', "", shown.text)
+        assert not re.search("[\u200b-\u200f\u202a-\u202e]", without_fields), (path, query)
+        assert "\\u202e" in shown.text

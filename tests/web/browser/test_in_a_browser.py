@@ -11,7 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from durable_core import control
-from tests.web.browser import shop
+from tests.web import shop
 from tests.web.browser.conftest import SECONDS, Site, Visit, in_memory, served
 from tests.web.flows import ask, fail
 

@@ -9,7 +9,9 @@ from typing import Any, Final
 
 from starlette.responses import Response, StreamingResponse
 
+from durable_core import MemoryStore
 from durable_core.errors import NotFound, StoreError
+from durable_core.store import Store, polling_of
 from durable_web._site import Site
 from durable_web._visit import Visit
 
@@ -21,7 +23,20 @@ _LASTS: Final = 60.0
 _SLOW: Final = 30.0
 """After how long without an answer the store is said to be slow; on S3 there are twenty seconds between two looks."""
 _AGAIN: Final = 2.0
+_LOOK: Final = 2.0
+_LONGEST: Final = 10.0
 _HEADERS: Final = {"X-Accel-Buffering": "no"}
+
+
+async def rounds(store: Store) -> AsyncGenerator[None, None]:
+    """Yield at once and whenever it is time to look again: after two seconds, on S3 twenty, or more where looking takes long."""
+    loop, polling = asyncio.get_running_loop(), polling_of(store)
+    # Who waits for what only this process can append need not look; who watches it must.
+    pause = _LOOK if polling is None or isinstance(store, MemoryStore) else max(_LOOK, polling.poll_seconds)
+    while True:
+        began = loop.time()
+        yield
+        await asyncio.sleep(max(pause, min(4 * (loop.time() - began), _LONGEST)))
 
 
 def stream(site: Site, visit: Visit, template: str, looks: Looks) -> Response:

@@ -78,7 +78,7 @@ class Step(NamedTuple):
         before: StepRecord | None = None
         for entry in self.entries:
             since = entry.started_at if before is None else max(entry.started_at, moment)
-            if before is not None and since > moment:
+            if before is not None and since > moment and entry.kind != "published":
                 draw(_tone_between(before, is_at_work=True), moment, since)
             draw(_tone_of(entry, before), since, max(entry.ended_at, since))
             moment, before = max(entry.ended_at, since), entry

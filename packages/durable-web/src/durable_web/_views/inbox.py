@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -11,17 +10,16 @@ from starlette.responses import Response
 
 from durable_core import control
 from durable_core.errors import CorruptLog
-from durable_core.store import polling_of
 from durable_web._asked import Asked, asked_by
 from durable_web._site import Site
 from durable_web._visit import Visit
 
-from ._filters import span_of
-from ._live import stream
+from ._filters import number_of, span_of
+from ._live import rounds, stream
 from ._reading import has_many, read
 
+_PAGE: Final = 50
 _MOST: Final = 200
-_LOOK: Final = 2.0  # seconds between two looks, and more where looking takes long
 
 
 async def view(site: Site, visit: Visit) -> Response:
@@ -36,14 +34,8 @@ async def live(site: Site, visit: Visit) -> Response:
     """Show what waits as it changes."""
 
     async def looks() -> AsyncGenerator[dict[str, Any], None]:
-        loop, polling = asyncio.get_running_loop(), polling_of(site.store)
-        pause = _LOOK if polling is None else max(_LOOK, polling.poll_seconds)
-        while True:
-            began = loop.time()
-            found = await _found(site, visit)
-            took = loop.time() - began
-            yield found
-            await asyncio.sleep(max(pause, 9 * took))
+        async for _ in rounds(site.store):
+            yield await _found(site, visit)
 
     return stream(site, visit, "live/inbox.html", looks)
 
@@ -69,8 +61,19 @@ async def _found(site: Site, visit: Visit) -> dict[str, Any]:
     if len(records) == _MOST:
         more = f"There are more than {_MOST}; the runs of these began last. Choose less by what run ids begin with."
         damage = f"{more}\n{damage}".strip()
+    pages = max(1, -(-len(asked) // _PAGE))
+    page = number_of(visit, "page", pages) or 1
     kept = {name: visit.asked(name) for name in ("mine", "prefix", "longer", "plain")}
-    return {"asked": asked, "mine": mine, "kept": kept, "damage": damage, "only_flows": only_flows}
+    return {
+        "asked": asked[(page - 1) * _PAGE : page * _PAGE],
+        "count": len(asked),
+        "mine": mine,
+        "page": page,
+        "pages": pages,
+        "kept": kept,
+        "damage": damage,
+        "only_flows": only_flows,
+    }
 
 
 def _is_for(asked: Asked, name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -12,11 +11,12 @@ from starlette.responses import Response
 from durable_core import control
 from durable_core.errors import NotFound
 from durable_core.record import StepRecord
+from durable_core.store import Store
 from durable_web._site import Site
 from durable_web._visit import Visit
 
 from ._filters import number_of
-from ._live import stream
+from ._live import rounds, stream
 from ._steps import steps_of
 from .runs import ENDED
 
@@ -26,10 +26,7 @@ _STATUSES: Final = ("success", "failure", "started", "waiting", "reopened")
 async def view(site: Site, visit: Visit) -> Response:
     """Show a run and a page of its steps: `page`, the last one unless given, and `only` those of a status."""
     run_id = visit.id("run")
-    entries = await site.store.list(run_id)
-    if not entries:
-        raise NotFound(f"there is no run {run_id!r} in this store")
-    return site.page(visit, "run.html", **await _found(site, visit, entries))
+    return site.page(visit, "run.html", **await _found(site, visit, await _log(site.store, run_id)))
 
 
 async def live(site: Site, visit: Visit) -> Response:
@@ -37,11 +34,19 @@ async def live(site: Site, visit: Visit) -> Response:
     run_id = visit.id("run")
 
     async def looks() -> AsyncGenerator[dict[str, Any], None]:
-        async with aclosing(control.looks(site.store, run_id)) as found:  # type: ignore[type-var]  # it is a generator
-            async for entries in found:
-                yield await _found(site, visit, entries)
+        async for _ in rounds(site.store):
+            found = await _found(site, visit, await _log(site.store, run_id))
+            yield found
+            if found["is_over"]:
+                return
 
     return stream(site, visit, "live/run.html", looks)
+
+
+async def _log(store: Store, run_id: str) -> Sequence[StepRecord]:
+    if entries := await store.list(run_id):
+        return entries
+    raise NotFound(f"there is no run {run_id!r} in this store")
 
 
 async def _found(site: Site, visit: Visit, entries: Sequence[StepRecord]) -> dict[str, Any]:

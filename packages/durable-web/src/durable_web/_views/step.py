@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from starlette.responses import Response
 
-from durable_core import control
 from durable_core.engine import child_of, decided, entries_of
 from durable_core.errors import NotFound
 from durable_core.record import StepRecord
@@ -18,7 +16,7 @@ from durable_web._asked import asked_by
 from durable_web._site import Site
 from durable_web._visit import Visit
 
-from ._live import stream
+from ._live import rounds, stream
 from ._steps import acts_of, note_of, state_of
 
 _MOST: Final = 100
@@ -26,29 +24,31 @@ _MOST: Final = 100
 
 async def view(site: Site, visit: Visit) -> Response:
     """Show the entries of a step, the last ones where there are many."""
-    run_id, step_id = visit.id("run"), visit.id("step")
-    newest = await site.store.get(run_id, step_id)
-    log = [newest] if newest is not None and newest.revision == 0 else await site.store.list(run_id)
-    return site.page(visit, "step.html", **await _found(site, visit, log))
+    return site.page(visit, "step.html", **await _found(site, visit))
 
 
 async def live(site: Site, visit: Visit) -> Response:
-    """Show a step as it goes on, until its run has ended."""
+    """Show a step as it goes on, until it has an outcome."""
 
     async def looks() -> AsyncGenerator[dict[str, Any], None]:
-        async with aclosing(control.looks(site.store, visit.id("run"))) as found:  # type: ignore[type-var]  # it is a generator
-            async for entries in found:
-                yield await _found(site, visit, entries)
+        async for _ in rounds(site.store):
+            found = await _found(site, visit)
+            yield found
+            if found["is_over"]:
+                return
 
     return stream(site, visit, "live/step.html", looks)
 
 
-async def _found(site: Site, visit: Visit, log: Sequence[StepRecord]) -> dict[str, Any]:
+async def _found(site: Site, visit: Visit) -> dict[str, Any]:
     run_id, step_id = visit.id("run"), visit.id("step")
-    entries = sorted(entries_of(log, step_id), key=lambda entry: entry.revision)
-    if not entries:
+    newest = await site.store.get(run_id, step_id)
+    if newest is None:
         raise NotFound(f"there is no step {step_id!r} in run {run_id!r}")
-    newest = entries[-1]
+    entries = [newest]
+    if newest.revision:
+        entries = sorted(entries_of(await site.store.list(run_id), step_id), key=lambda entry: entry.revision) or entries
+        newest = entries[-1]
     reader = holder_of(site.store)
     is_at_work = reader is None or await reader.holder(run_id) is not None
     return {

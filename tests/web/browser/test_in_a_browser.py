@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
-from durable_core import control
+from durable_core import Store, control, open_store
+from durable_web import decision_link
+from tests.servers.redis import KEEPING, redis_server
 from tests.web import shop
 from tests.web.browser.conftest import SECONDS, Site, Visit, in_memory, served
 from tests.web.flows import ask, fail
@@ -32,7 +35,9 @@ VIEWS = {
     "workers and schedules": "work",
     "hostile run": f"run?{urlencode({'run': f'hostile {shop.HOSTILE}'})}",
     "hostile step": f"step?{urlencode({'run': f'hostile {shop.HOSTILE}', 'step': 'value'})}",
+    "link": "",
 }
+SECRET = "for the tests of a browser"
 
 
 def go_on(page: Page, label: str) -> None:
@@ -127,6 +132,55 @@ def test_filters_stand_in_the_address(site: Site, visit: Visit) -> None:
     expect(other.page.get_by_text("No run is like that")).to_be_visible()
 
 
+def test_a_page_is_live_however_late_its_scripts_come(site: Site, visit: Visit) -> None:
+    """The extension that listens may come long after htmx: what waits is told all the same."""
+    visitor = visit(site)
+
+    def late(route: Route) -> None:
+        visitor.page.wait_for_timeout(300)
+        route.continue_()
+
+    visitor.page.route("**/hx-sse.min.js", late)
+    page = visitor.open()
+    site.run(ask(site.store, "payout-1"))
+    expect(page.get_by_role("link", name="payout-1")).to_be_visible()
+
+
+def test_the_stores_server_goes_away_under_an_open_page(visit: Visit, tmp_path: Path) -> None:
+    """The page stays and says so, what is typed too; once the server is back, the page goes on by itself."""
+
+    async def opened() -> Store:
+        return await open_store(f"{server.url}?prefix=web").__aenter__()
+
+    with redis_server(*KEEPING) as server, served(opened) as site:
+        site.run(ask(site.store, "payout-1", quorum=2))
+        visitor = visit(site)
+        page = visitor.open()
+        page.get_by_label("Reason").fill("half typed")
+        server.kill()
+        expect(page.locator("#trouble")).to_contain_text("The store is")
+        expect(page.get_by_label("Reason")).to_have_value("half typed")
+        server.start()
+        expect(page.locator("#trouble")).to_be_empty()
+        site.run(control.approve(site.store, "payout-1", "approve", by="bob"))
+        expect(page.get_by_text("1 of 2")).to_be_visible()
+        expect(page.get_by_label("Reason")).to_have_value("half typed")
+        site.run(site.store.__aexit__(None, None, None))  # type: ignore[attr-defined]  # it was opened
+
+
+def test_the_pages_server_goes_away_under_an_open_page(visit: Visit) -> None:
+    """The page stays and says that nothing more will be told."""
+    with served(in_memory) as site:
+        site.run(ask(site.store, "payout-1"))
+        visitor = visit(site)
+        page = visitor.open()
+        page.wait_for_function("document.querySelector('#live')._htmx?.sse", timeout=SECONDS * 1000)
+    expect(page.locator("#trouble")).to_contain_text("the server does not answer")
+    expect(page.get_by_role("link", name="payout-1")).to_be_visible()
+    assert [fault for fault in visitor.faults if not re.search("net::ERR|network error", fault)] == []
+    visitor.faults.clear()
+
+
 def test_all_is_done_by_keyboard(site: Site, visit: Visit) -> None:
     """The first key leads past the header; from the approval's link on, its form is reached and sent by keys alone."""
     site.run(ask(site.store, "payout-1"))
@@ -164,7 +218,7 @@ def test_all_works_without_scripts(site: Site, visit: Visit) -> None:
 @pytest.fixture(scope="module")
 def open_shop() -> Iterator[Site]:
     """A page over runs of every kind, one of them at work."""
-    with served(in_memory) as site:
+    with served(in_memory, secret=SECRET) as site:
         site.run(shop.open_shop(site.store))
         site.run(shop.begin_working(site.store))
         yield site
@@ -175,7 +229,13 @@ def open_shop() -> Iterator[Site]:
 @pytest.mark.parametrize("view", [*VIEWS])
 def test_a_view_is_sound(open_shop: Site, visit: Visit, view: str, width: int, scheme: str) -> None:
     """It fits, logs no error, runs no script of a log, and keeps to WCAG AA."""
-    page = visit(open_shop, "alice", width=width, scheme=scheme).open(VIEWS[view])
+    visitor = visit(open_shop, "alice", width=width, scheme=scheme)
+    if view == "link":
+        asked = open_shop.run(open_shop.store.get("refund-1001", "approve-refund"))
+        assert asked is not None
+        page = visitor.open(decision_link(open_shop.url, asked, by="alice", secret=SECRET).removeprefix(open_shop.url))
+    else:
+        page = visitor.open(VIEWS[view])
     page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("img, script:not([src])").count() == 0

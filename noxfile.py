@@ -150,9 +150,11 @@ def diagrams(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def picture(session: nox.Session) -> None:
-    """Record the demo anew for the documentation's front page; on POSIX only, for it needs a terminal."""
-    session.install("-e", "packages/durable-core", "-e", "packages/durable-file")
+    """Record the demo anew for the documentation's front page, and the page in Chromium; on POSIX only, for it needs a terminal."""
+    chromium = _chromium(session)
+    session.install(*editable(), *group("tests"), *group("browser"))
     session.run("python", "docs/_build/draw_demo.py")
+    session.run("python", "docs/_build/draw_page.py", env={"CHROMIUM": chromium})
 
 
 def _chromium(session: nox.Session) -> str:

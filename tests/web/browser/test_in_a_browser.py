@@ -10,9 +10,12 @@ from urllib.parse import urlencode
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, Route, expect
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from durable_core import Store, control, open_store
-from durable_web import decision_link
+from durable_web import User, decision_link
+from durable_web._views import _live
 from tests.servers.redis import KEEPING, redis_server
 from tests.web import shop
 from tests.web.browser.conftest import SECONDS, Site, Visit, in_memory, served
@@ -146,6 +149,19 @@ def test_a_page_is_live_however_late_its_scripts_come(site: Site, visit: Visit) 
     expect(page.get_by_role("link", name="payout-1")).to_be_visible()
 
 
+def test_a_page_is_live_for_as_long_as_it_is_open(site: Site, visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream lasts half a minute, here less; the browser asks for the next one by itself."""
+    monkeypatch.setattr(_live, "_LASTS", 0.3)
+    asked: list[str] = []
+    visitor = visit(site)
+    visitor.page.on("request", lambda request: asked.append(request.url) if "/live/" in request.url else None)
+    page = visitor.open()
+    while len(asked) < 3:
+        page.wait_for_event("request", lambda request: "/live/" in request.url)
+    site.run(ask(site.store, "payout-1"))
+    expect(page.get_by_role("link", name="payout-1")).to_be_visible()
+
+
 def test_the_stores_server_goes_away_under_an_open_page(visit: Visit, tmp_path: Path) -> None:
     """The page stays and says so, what is typed too; once the server is back, the page goes on by itself."""
 
@@ -179,6 +195,28 @@ def test_the_pages_server_goes_away_under_an_open_page(visit: Visit) -> None:
     expect(page.get_by_role("link", name="payout-1")).to_be_visible()
     assert [fault for fault in visitor.faults if not re.search("net::ERR|network error", fault)] == []
     visitor.faults.clear()
+
+
+@pytest.mark.parametrize("status", [303, 401])
+def test_who_is_signed_out_keeps_the_page(visit: Visit, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the application leads to its sign-in, or refuses: the page says so, and shows no sign-in in its middle."""
+    monkeypatch.setattr(_live, "_LASTS", 0.3)
+    is_in = True
+
+    def user(request: Request) -> User:
+        if is_in:
+            return User("alice")
+        raise HTTPException(status, headers={"location": "/healthz"})
+
+    with served(in_memory, user=user) as site:
+        site.run(ask(site.store, "payout-1"))
+        visitor = visit(site)
+        page = visitor.open()
+        is_in = False
+        expect(page.locator("#trouble")).to_contain_text("no longer signed in")
+        expect(page.get_by_role("link", name="payout-1")).to_be_visible()
+        page.close()
+        visitor.faults.clear()  # what the browser itself says of such answers
 
 
 def test_all_is_done_by_keyboard(site: Site, visit: Visit) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from starlette.responses import Response, StreamingResponse
 
 from durable_core import MemoryStore
-from durable_core.errors import NotFound, StoreError
+from durable_core.errors import CorruptLog, NotFound, StoreError
 from durable_core.store import Store, polling_of
 from durable_web._site import Site
 from durable_web._visit import Visit
@@ -18,9 +18,9 @@ from durable_web._visit import Visit
 Looks = Callable[[], AsyncGenerator[dict[str, Any], None]]
 """Yields what the part is made of, again and again, and ends when nothing will change any more."""
 
-_LASTS: Final = 60.0
+_LASTS: Final = 30.0
 """Seconds that a stream stays open. The browser then asks for another one, and is asked again who it is."""
-_SLOW: Final = 30.0
+_SLOW: Final = 28.0
 """After how long without an answer the store is said to be slow; on S3 there are twenty seconds between two looks."""
 _AGAIN: Final = 2.0
 _LOOK: Final = 2.0
@@ -62,7 +62,7 @@ async def _events(site: Site, visit: Visit, template: str, looks: Looks) -> Asyn
         except StopAsyncIteration:
             yield "event: ended\ndata: \n\n"
             return
-        except NotFound as error:
+        except (NotFound, CorruptLog) as error:  # which looking again would not change
             yield _event(site.part(visit, "live/trouble.html", trouble=site.showing.text("error", str(error))))
             return
         except (StoreError, OSError) as error:  # a TimeoutError is one

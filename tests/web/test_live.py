@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 
@@ -168,4 +168,13 @@ async def test_a_run_that_is_cleared_meanwhile(memory: MemoryStore) -> None:
     async with watching(app(memory, user=signed_in), "run", run="run") as stream:
         await stream.hears("\n\n")
         await memory.clear("run")
-        assert "there is no run" in await stream.hears("trouble")
+        assert "there is no run" in await stream.hears("event: ended\n")
+        assert stream.is_over
+
+
+@pytest.mark.parametrize(("path", "query"), [("inbox", "longer=soon"), ("run", "run=r&page=x"), ("step", "run=r&step=")])
+async def test_what_cannot_be_watched(memory: MemoryStore, path: str, query: str) -> None:
+    """It is refused as its page is, before a stream begins."""
+    async with watching(app(memory, user=signed_in), path, **dict(parse_qsl(query))) as stream:
+        await stream.hears("Bad Request")
+    assert stream.status == 400

@@ -25,6 +25,8 @@ _SLOW: Final = 28.0
 _AGAIN: Final = 2.0
 _LOOK: Final = 2.0
 _LONGEST: Final = 10.0
+_ENDED: Final = "event: ended\ndata: \n\n"
+"""Tells the browser to ask no more."""
 _HEADERS: Final = {"X-Accel-Buffering": "no"}
 
 
@@ -60,10 +62,10 @@ async def _events(site: Site, visit: Visit, template: str, looks: Looks) -> Asyn
                     yield ": as it was\n\n" if is_same else _event(part + site.part(visit, "live/trouble.html"))
                     sent, trouble = part, ""
         except StopAsyncIteration:
-            yield "event: ended\ndata: \n\n"
+            yield _ENDED
             return
         except (NotFound, CorruptLog) as error:  # which looking again would not change
-            yield _event(site.part(visit, "live/trouble.html", trouble=site.showing.text("error", str(error))))
+            yield _event(site.part(visit, "live/trouble.html", trouble=site.showing.text("error", str(error)))) + _ENDED
             return
         except (StoreError, OSError) as error:  # a TimeoutError is one
             if asyncio.get_running_loop().time() >= deadline:

@@ -32,6 +32,7 @@ async def view(site: Site, visit: Visit) -> Response:
 
 async def live(site: Site, visit: Visit) -> Response:
     """Show what waits as it changes."""
+    span_of(visit, "longer")  # what is wrong with it is said before the stream begins
 
     async def looks() -> AsyncGenerator[dict[str, Any], None]:
         async for _ in rounds(site.store):
@@ -44,9 +45,9 @@ async def _found(site: Site, visit: Visit) -> dict[str, Any]:
     longer, now = span_of(visit, "longer"), datetime.now(UTC)
     prefix = visit.asked("prefix")
     only_flows = not visit.asked("plain") and await has_many(site.store, prefix)
-    records, damage = await read(control.pending(site.store, prefix, only_flows=only_flows), _MOST)
+    records, damage = await read(control.pending(site.store, prefix, only_flows=only_flows), _MOST + 1)
     asked: list[Asked] = []
-    for record in records:
+    for record in records[:_MOST]:
         try:
             asked.append(asked_by(record))
         except CorruptLog as error:
@@ -58,7 +59,7 @@ async def _found(site: Site, visit: Visit) -> dict[str, Any]:
     if longer is not None:
         asked = [each for each in asked if each.since <= now - longer]
     asked.sort(key=lambda each: each.since)
-    if len(records) == _MOST:
+    if len(records) > _MOST:
         more = f"There are more than {_MOST}; the runs of these began last. Choose less by what run ids begin with."
         damage = f"{more}\n{damage}".strip()
     pages = max(1, -(-len(asked) // _PAGE))

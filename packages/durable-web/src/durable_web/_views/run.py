@@ -32,6 +32,7 @@ async def view(site: Site, visit: Visit) -> Response:
 async def live(site: Site, visit: Visit) -> Response:
     """Show a run as it goes on, until it has ended."""
     run_id = visit.id("run")
+    number_of(visit, "page", 1)  # what is wrong with it is said before the stream begins
 
     async def looks() -> AsyncGenerator[dict[str, Any], None]:
         async for _ in rounds(site.store):

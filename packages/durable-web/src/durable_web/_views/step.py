@@ -29,6 +29,7 @@ async def view(site: Site, visit: Visit) -> Response:
 
 async def live(site: Site, visit: Visit) -> Response:
     """Show a step as it goes on, until it has an outcome."""
+    visit.id("run"), visit.id("step")  # what is wrong with them is said before the stream begins
 
     async def looks() -> AsyncGenerator[dict[str, Any], None]:
         async for _ in rounds(site.store):

@@ -30,13 +30,13 @@ def exact(text: str) -> Markup:
 
 
 def span(seconds: float | timedelta) -> str:
-    """Write a duration as people say it: `340 ms`, `2.1 s`, `4 min`, `3 h`, `12 d`."""
+    """Write a duration as people say it: `340 ms`, `2.1 s`, `4 min`, `40 h`, `12 d`."""
     seconds = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
-    for limit, unit, name in ((60, 1.0, "s"), (3600, 60.0, "min"), (86_400, 3600.0, "h")):
+    for limit, unit, name in ((60, 1.0, "s"), (3600, 60.0, "min"), (172_800, 3600.0, "h")):
         if seconds < 1:
             return f"{max(seconds, 0) * 1000:.0f} ms"
         if seconds < limit:
-            return f"{seconds / unit:.3g} {name}" if seconds / unit < 10 else f"{seconds / unit:.0f} {name}"
+            return f"{seconds / unit:.2g} {name}" if seconds / unit < 9.95 else f"{seconds / unit:.0f} {name}"
     return f"{seconds / 86_400:.0f} d"
 
 

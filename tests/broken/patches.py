@@ -3848,4 +3848,18 @@ PATCHES = [
         'status == "interrupted":',
         ("tests/core/control/test_status.py::test_a_long_log_is_read_once",),
     ),
+    Patch(
+        "core: what suspended runs wait for is looked for in each log",
+        f"{CORE}/_log/finding.py",
+        "    if polling is None or not flows:\n",
+        "    if True:\n",
+        ("tests/core/control/test_finding_runs.py::test_runs_that_sleep_are_not_read_for_who_may_decide",),
+    ),
+    Patch(
+        "core: an index is believed that a run asks nobody",
+        f"{CORE}/_log/finding.py",
+        "if each.step_id == FLOW and each.id == flows[each.run_id].id}",
+        "if each.step_id == FLOW}",
+        ("tests/core/control/test_finding_runs.py::test_what_an_index_says_of_waits_is_looked_up_in_the_log",),
+    ),
 ]

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from durable_core import CorruptLog, FlowState, MemoryStore, Refused, Runner, StepError, StepRecord, StoreError, control
@@ -329,3 +330,48 @@ async def test_approvals_of_runs_without_a_flow_are_left_out_unread(store: Memor
 
         store.runs = runs  # type: ignore[method-assign]  # nobody may list
     assert [record.run_id async for record in control.pending(store, only_flows=True)] == ["waiting"]
+
+
+async def test_runs_that_sleep_are_not_read_for_who_may_decide() -> None:
+    """What suspended runs wait for is looked at in one request: only those are read that wait for a person, or may."""
+    looks: list[str] = []
+
+    class Counts(MemoryStore):
+        async def list(self, run_id: str) -> Sequence[StepRecord]:
+            looks.append(run_id)
+            return await super().list(run_id)
+
+    store = Counts()
+
+    async def suspend(run_id: str, *kinds: Any, note: Any = None) -> None:
+        for kind in kinds:
+            await store.append(StepRecord(run_id=run_id, step_id=kind, kind=kind, status="waiting"))
+        waits = {"waiting_for": [[run_id, kind] for kind in kinds] or [[f"{run_id}/child", "$flow"]], **(note or {})}
+        await store.append(StepRecord(run_id=run_id, step_id="$flow", kind="flow", name="f", status="waiting", note=waits))
+
+    await suspend("sleeps", "sleep")
+    await suspend("hears", "event", "sleep")
+    await suspend("has a child")
+    await suspend("asks", "approval")
+    await suspend("asks and sleeps", "sleep", "approval")
+    await suspend("is parked", "approval", note={"parked": {"step": "x"}, "waiting_for": [["is parked", "x"]]})
+    await suspend("knows not", "approval", note={"waiting_for": [["knows not", "gone"]]})
+    asked = [record.run_id async for record in control.pending(store, only_flows=True)]
+    assert {*asked} == {"asks", "asks and sleeps", "is parked", "knows not"}
+    assert sorted(looks) == sorted(asked)
+
+
+async def test_what_an_index_says_of_waits_is_looked_up_in_the_log() -> None:
+    """A run that waits for another thing by now is read."""
+
+    class Lags(MemoryStore):
+        async def flows(self, prefix: str = "", **asked: Any) -> Sequence[StepRecord]:
+            page = await super().flows(prefix, **asked)
+            return [msgspec.structs.replace(flow, id="another", note={"waiting_for": [["run", "nap"]]}) for flow in page]
+
+    store = Lags()
+    await store.append(StepRecord(run_id="run", step_id="nap", kind="sleep", status="waiting"))
+    await store.append(StepRecord(run_id="run", step_id="sure", kind="approval", status="waiting"))
+    waits = {"waiting_for": [["run", "sure"]]}
+    await store.append(StepRecord(run_id="run", step_id="$flow", kind="flow", name="f", status="waiting", note=waits))
+    assert [record.step_id async for record in control.pending(store)] == ["sure"]

@@ -12,14 +12,16 @@ import msgspec
 
 from durable_core.errors import CorruptLog, Refused, StoreError
 from durable_core.record import StepRecord
-from durable_core.store import Store, SupportsFlows, flows_of, holder_of, runs_of
-from durable_core.stores.flows import FLOW_STATES, FlowState
+from durable_core.store import Store, SupportsFlows, flows_of, holder_of, polling_of, runs_of
+from durable_core.stores.flows import FLOW_STATES, FlowState, is_parked
 
 from .chain import FLOW
+from .notes import waits_of
 from .status import RunState, RunStatus, status_of
 
 _AT_ONCE: Final = 10  # logs, which may be long
 _PAGE: Final = 50
+_LOOKED_AT: Final = 250
 _WHOLE_INDEX: Final = 1000
 
 Log = tuple[str, Sequence[StepRecord]]
@@ -171,16 +173,36 @@ async def find_runs(store: Store, wanted: Wanted, damage: Damage, limit: int | N
 async def find_logs(
     store: Store, prefix: str, states: Collection[FlowState], damage: Damage, *, only_flows: bool = False
 ) -> AsyncGenerator[Log, None]:
-    """Yield the logs of runs whose flow stands so, and of those without a flow; of all runs where there is no index."""
+    """Yield the logs of runs that may wait for a person: whose flow stands so, and those without; all where there is no index."""
     index = _index_for(store, states)
     if index is not None:
-        async for page in _pages(index, prefix, states, _PAGE):
-            async for log in read_logs(store, [flow.run_id for flow in page], damage):
+        async for page in _pages(index, prefix, states, _LOOKED_AT):
+            nobody = await _asking_nobody(store, page)
+            async for log in read_logs(store, [flow.run_id for flow in page if flow.run_id not in nobody], damage):
                 yield log
     if index is not None and only_flows:
         return
     async for log in read_logs(store, await _unindexed(store, index, prefix, damage), damage):
         yield log
+
+
+async def _asking_nobody(store: Store, page: Sequence[StepRecord]) -> set[str]:
+    """Name the suspended runs of a page that wait for no person, as their flows say what they wait for.
+
+    Thousands may sleep or wait for events: their waits are looked at in one request, and their logs are not read.
+    """
+    flows = {flow.run_id: flow for flow in page if flow.status == "waiting" and waits_of(flow) and not is_parked(flow)}
+    own = [(run_id, step_id) for flow in flows.values() for run_id, step_id in waits_of(flow) if run_id == flow.run_id]
+    polling = polling_of(store)
+    if polling is None or not flows:
+        return set()
+    try:
+        found = await polling.newer([(run_id, step_id, -1) for run_id, step_id in [*((each, FLOW) for each in flows), *own]])
+    except StoreError:  # the look at each log tells of which run
+        return set()
+    is_current = {each.run_id for each in found if each.step_id == FLOW and each.id == flows[each.run_id].id}
+    seen = {(each.run_id, each.step_id) for each in found if each.kind != "approval"}
+    return is_current - {run_id for run_id, step_id in own if (run_id, step_id) not in seen}
 
 
 async def find_flows(store: Store, prefix: str, states: Collection[FlowState], damage: Damage) -> AsyncIterator[StepRecord]:

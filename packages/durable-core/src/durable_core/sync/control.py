@@ -22,6 +22,7 @@ __all__ = [
     "RunStatus",
     "approve",
     "cancel",
+    "clear",
     "clear_ended",
     "copy",
     "follow",
@@ -67,6 +68,7 @@ def _iterating(
 
 approve: Final = _blocking(control.approve)
 cancel: Final = _blocking(control.cancel)
+clear: Final = _blocking(control.clear)
 clear_ended: Final = _blocking(control.clear_ended)
 follow: Final = _iterating(control.follow)
 fork: Final = _blocking(control.fork)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from inspect import isawaitable
 from typing import Any, Final, Literal
 
@@ -20,10 +21,13 @@ EventType = Literal[
     "step:failure",
     "step:retry",
     "step:wait",
+    "step:stop",
+    "run:visit",
     "run:start",
     "run:suspend",
     "run:crash",
     "run:end",
+    "run:stop",
 ]
 
 _logger: Final = logging.getLogger("durable_core")
@@ -39,11 +43,17 @@ class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     attempt: int
     record: StepRecord | None = None
-    """The recorded entry, but for `step:start` and `step:retry`."""
+    """The recorded entry; none for `step:start`, `step:retry` and `step:stop`. For `run:visit` the one before it, if any."""
     error: BaseException | None = None
-    """What the attempt or the flow raised, for `step:retry`, `step:failure`, `run:crash` and `run:end`."""
+    """What the attempt or the flow raised, for `step:retry`, `step:failure`, `run:crash` and `run:end`; what stopped it, for
+    `step:stop` and `run:stop`."""
     delay: float | None = None
     """Seconds until the next attempt, for `step:retry`."""
+    at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
+    """When it happened, by the runner's clock."""
+    carry: dict[str, str] = msgspec.field(default_factory=dict)
+    """For `run:visit`: the texts that a handler puts here are recorded as the visit begins, in `record.notes["carried"]`. So the
+    next visit finds them, in whatever process and however this one ends."""
 
 
 Handler = Callable[[StepEvent], Awaitable[Any] | Any]

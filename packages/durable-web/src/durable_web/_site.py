@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, Response
 
 from durable_core.store import Store
 
-from ._counting import Counts
+from ._counting import Counting
 from ._local import Local
 from ._origin import base_of, url_under
 from ._showing import Showing
@@ -48,7 +48,7 @@ class Site:
 
     def __init__(self, store: Store, title: str, showing: Showing, tokens: Tokens, people: Users | Local) -> None:
         self.store: Final = store
-        self.counts: Final = Counts(store)
+        self.counts: Final = Counting(store)
         self.title: Final = title
         self.showing: Final = showing
         self.tokens: Final = tokens

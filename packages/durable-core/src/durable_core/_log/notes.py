@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from durable_core.record import StepRecord
 
-_LASTING: Final = ("input", "defaults", "asked", "parent", "root", "origin", "deadline", "cancelled")
+_LASTING: Final = ("input", "defaults", "asked", "parent", "root", "origin", "deadline", "cancelled", "carried")
 """What each entry of `$flow` carries on in its note. Anything else in a note is of its own entry."""
 
 

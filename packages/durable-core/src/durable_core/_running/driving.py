@@ -59,7 +59,7 @@ class Standing(msgspec.Struct, frozen=True):
 
 async def begin(run: Run, name: str, note: dict[str, Any], fingerprint: str | None, timeout: float | None) -> StepRecord:
     """Claim the first entry of the run's flow for this runner, and return the newest one: another may have asked for the run."""
-    note = {**note, **_deadline(run, {}, timeout)}
+    note = {**note, **_deadline(run, {}, timeout), **await run.visit(name, None)}
     started = run.entry(FLOW, None, status="started", kind="flow", name=name, note=note, fingerprint=fingerprint)
     newest = await run.log.claim(started)
     run.flow = newest if newest.id == started.id else None
@@ -103,12 +103,29 @@ async def drive(run: Run, latest: StepRecord, work: Work) -> Standing:
 
     It is driven again as long as somebody cancels or mends it meanwhile. Raises only what says nothing of the run.
     """
+    try:
+        standing = await _drive(run, latest, work)
+    except BaseException as error:
+        await _emit_stop(run, latest, error)
+        raise
+    await _emit_stop(run, standing.record)
+    return standing
+
+
+async def _emit_stop(run: Run, latest: StepRecord, error: BaseException | None = None) -> None:
+    """Tell that a visit ended without an entry of its own, where handlers were told of the visit and of no end."""
+    if run.carried is not None and not isinstance(error, GeneratorExit):  # a coroutine that is closed can't wait
+        await run.emit_visited("run:stop", run.flow or latest, error)
+
+
+async def _drive(run: Run, latest: StepRecord, work: Work) -> Standing:
     while not decided(latest):
         if (asked := run.log.cancelled) is not None and asked.step_id == CANCEL:  # who asked died before the flow said so
             latest = await _cancelled_by(run, latest, asked)
             if decided(latest):
                 break
         standing = await _drive_once(run, latest, work)
+        await _emit_stop(run, standing.record)
         if standing.error is not None or standing.record.status == "success":
             return standing
         latest = standing.record
@@ -118,7 +135,7 @@ async def drive(run: Run, latest: StepRecord, work: Work) -> Standing:
 async def _drive_once(run: Run, latest: StepRecord, work: Work) -> Standing:
     """Call the flow's function, and record how the run stands then: without an error where it has to be driven again."""
     while latest is not run.flow:  # twice where it is cancelled just now
-        note = _deadline(run, latest.notes, work.timeout)
+        note = {**_deadline(run, latest.notes, work.timeout), **await run.visit(latest.name, latest)}
         latest = run.flow = await claim(run, latest, status="started", note=note)
         if decided(latest):  # it was only asked for, and is cancelled
             return Standing(latest)
@@ -234,7 +251,7 @@ async def _recorded(
     if _is_from_outside(record):
         return Standing(record)
     crashed = verdict.end == "crashed"
-    await run.emit("run:crash" if crashed else "run:suspend", record, error=error if crashed else None)
+    await run.emit_visited("run:crash" if crashed else "run:suspend", record, error if crashed else None)
     return Standing(record, error)
 
 
@@ -251,7 +268,7 @@ async def _end(
     recorded = await run.log.outcome(outcome, value)
     if parent_of(recorded) is not None and not run.is_child:
         await wake(run.store, recorded, run.clock.now())
-    await run.emit("run:end", recorded, error=cause)
+    await run.emit_visited("run:end", recorded, cause)
     if recorded.status == "success":
         return Standing(recorded)
     failed = StepFailed(failure_of(recorded, _failed_step(run, recorded)))

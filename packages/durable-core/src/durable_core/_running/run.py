@@ -37,6 +37,7 @@ T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 
 _POLL_SECONDS: Final = 2.0
+_ENDS_ATTEMPT: Final = frozenset({"step:retry", "step:success", "step:failure", "step:stop"})
 _logger: Final = logging.getLogger("durable_core")
 
 
@@ -122,6 +123,10 @@ class Run:
         """The steps and waits that raised it."""
         self.undoing: Final[set[str]] = set()
         """The steps with `when_cancelled=True`."""
+        self.trying: Final[dict[str, int]] = {}
+        """The attempts that handlers were told of, and of no end yet."""
+        self.carried: dict[str, str] | None = None
+        """What handlers had recorded with the visit that they were told of; None where they were told of its end, or of none."""
         self._answers: Final[list[tuple[str, Callable[[], BaseException | None]]]] = []
         """The steps that the flow called while it handled an exception, which isn't kept alive for that."""
         self.outside: frozenset[int] = frozenset()
@@ -430,10 +435,16 @@ class Run:
         if self.on_event is not None or is_logged(type_):
             record = step if isinstance(step, StepRecord) else None
             attempt = attempt or step.attempt
+            if type_ == "step:start":
+                self.trying[step.step_id] = attempt
+            elif type_ in _ENDS_ATTEMPT:
+                self.trying.pop(step.step_id, None)
             ids = {"run_id": self.id, "step_id": step.step_id, "name": step.name}
+            told: dict[str, Any] = {"record": record, "error": error, "delay": delay, "at": self.clock.now()}
+            event = StepEvent(type=type_, attempt=attempt, **ids, **told)
             self._replaying += type_ == "step:replay"
             try:
-                await tell(self.on_event, StepEvent(type=type_, attempt=attempt, record=record, error=error, delay=delay, **ids))
+                await tell(self.on_event, event)
             finally:
                 self._replaying -= type_ == "step:replay"
                 self._replayed.set()
@@ -444,6 +455,26 @@ class Run:
         while self._replaying:
             self._replayed.clear()
             await self._replayed.wait()
+
+    async def emit_stop(self, step: Any, error: BaseException | None = None) -> None:
+        """Tell that an attempt ended without an outcome of its own, where handlers were told of its start and of no end."""
+        if step.step_id in self.trying and not isinstance(error, GeneratorExit):  # a coroutine that is closed can't wait
+            await self.emit("step:stop", step, self.trying[step.step_id], error=error)
+
+    async def visit(self, name: str, latest: StepRecord | None) -> dict[str, Any]:
+        """Tell that the run of this flow is about to be visited, once a visit; return what its entry says for handlers."""
+        if self.on_event is not None and self.carried is None:
+            event = StepEvent(
+                type="run:visit", run_id=self.id, step_id=FLOW, name=name, attempt=1, record=latest, at=self.clock.now()
+            )
+            await tell(self.on_event, event)
+            self.carried = {key: text for key, text in event.carry.items() if type(key) is type(text) is str}
+        return {"carried": self.carried} if self.carried else {}
+
+    async def emit_visited(self, type_: EventType, flow: StepRecord, error: BaseException | None = None) -> None:
+        """Tell how a visit of the run ended."""
+        self.carried = None
+        await self.emit(type_, flow, error=error)
 
     async def emit_outcome(self, record: StepRecord, error: BaseException | None = None) -> None:
         """Tell of an outcome that was recorded just now."""

@@ -75,6 +75,7 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
                 return outcome_of(run, found, call)
         tried = await _attempts(run, call, latest, once or try_once)
         if isinstance(tried, StepRecord):
+            await run.emit_stop(call)
             return outcome_of(run, tried, call)
         recorded = tried.record if tried.is_recorded else await run.log.outcome(tried.record, tried.value, tried.cancelled)
         if run.on_event is not None:
@@ -84,8 +85,10 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
         if tried.error is not None:
             raise StepFailed(recorded) from tried.error
         return tried.value
-    except RunCancelled:
-        run.told_at[call.step_id] = None
+    except BaseException as error:
+        if isinstance(error, RunCancelled):
+            run.told_at[call.step_id] = None
+        await run.emit_stop(call, error)
         raise
     finally:
         run.end_step(call.step_id)

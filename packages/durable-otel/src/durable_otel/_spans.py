@@ -1,0 +1,207 @@
+"""A span for each visit of a run, and one for each attempt of a step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextvars import Token
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from opentelemetry.context import Context, attach, detach
+from opentelemetry.trace import Link, Span, Status, StatusCode, Tracer, get_current_span, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from durable_core import StepEvent, StepRecord, state_of
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LONGEST: Final = 4_000  # characters of one payload
+_ENDS_VISIT: Final = frozenset({"run:suspend", "run:crash", "run:end", "run:stop"})
+_ENDS_ATTEMPT: Final = {"step:success": "success", "step:failure": "failure", "step:retry": "retry", "step:stop": "stopped"}
+_BAD_STATES: Final = frozenset({"failed", "crashed", "parked"})
+_context: Final = TraceContextTextMapPropagator()
+
+
+@dataclass(slots=True)
+class Visit:
+    """One visit of a run that goes on."""
+
+    span: Span
+    flow: str
+    token: Token[Context] | None = None
+    """Gives back what was current before; None until the flow is about to be called."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One attempt of a step that goes on."""
+
+    span: Span
+    flow: str | None
+    """The name of its run's flow; None where it has none."""
+    began: datetime
+    token: Token[Context]
+
+    def ended(self, event: StepEvent) -> datetime:
+        """Return when it ended, which is before its outcome was recorded."""
+        return max(self.began, event.at if event.record is None else event.record.ended_at)
+
+
+def outcome_of(event: StepEvent) -> str | None:
+    """Return how an attempt ended; None for an event that ends none."""
+    return _ENDS_ATTEMPT.get(event.type)
+
+
+def error_type(event: StepEvent) -> str | None:
+    """Return the name of the exception's class; None where there was none."""
+    if event.error is None:
+        return event.record.error.type if event.record is not None and event.record.error is not None else None
+    cls = type(event.error)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+class Spans:
+    """Makes spans of events."""
+
+    def __init__(self, tracer: Tracer, *, payloads: bool) -> None:
+        self._tracer: Final = tracer
+        self._payloads: Final = payloads
+        self._visits: Final[dict[str, Visit]] = {}
+        self._attempts: Final[dict[tuple[str, str], Attempt]] = {}
+
+    def attempt_of(self, event: StepEvent) -> Attempt | None:
+        """Return the attempt that the event ends, if it does."""
+        return self._attempts.get((event.run_id, event.step_id)) if event.type in _ENDS_ATTEMPT else None
+
+    def tell(self, event: StepEvent) -> None:
+        """Begin, note or end what the event tells of."""
+        if event.type == "run:visit":
+            self._visit(event)
+        elif event.type == "run:start":
+            self._start_flow(event)
+        elif event.type in _ENDS_VISIT:
+            self._leave(event)
+        elif event.type == "step:start":
+            self._try(event)
+        elif event.type == "step:wait":
+            self._note("durable.wait", event)
+        elif event.type in _ENDS_ATTEMPT and not self._end_attempt(event):
+            self._note("durable.outcome", event)  # of a wait, a race or a map
+
+    def _visit(self, event: StepEvent) -> None:
+        span = self._tracer.start_span(
+            f"run {event.name}",
+            links=_links(event.record),
+            attributes={"durable.run.id": event.run_id, "durable.flow.name": event.name},
+            start_time=_ns(event.at),
+        )
+        self._visits[event.run_id] = Visit(span, event.name)
+        _context.inject(event.carry, set_span_in_context(span, Context()))
+
+    def _start_flow(self, event: StepEvent) -> None:
+        if (visit := self._visits.get(event.run_id)) is None:
+            return
+        visit.token = attach(set_span_in_context(visit.span))
+        if event.record is not None:
+            self._add_payload(visit.span, "durable.run.input", event.record.notes.get("input"))
+
+    def _leave(self, event: StepEvent) -> None:
+        if (visit := self._visits.pop(event.run_id, None)) is None:
+            return  # a worker parks a run without a visit
+        state = "stopped" if event.type == "run:stop" or event.record is None else state_of(event.record)
+        visit.span.set_attribute("durable.run.state", state)
+        if event.type == "run:end" and event.record is not None and event.record.result is not None:
+            self._add_payload(visit.span, "durable.run.result", event.record.value())
+        self._tell_error(visit.span, event, bad=state in _BAD_STATES)
+        visit.span.end(_ns(event.at))
+        if visit.token is not None:
+            detach(visit.token)
+
+    def _try(self, event: StepEvent) -> None:
+        visit = self._visits.get(event.run_id)
+        attributes: dict[str, Any] = {
+            "durable.run.id": event.run_id,
+            "durable.step.id": event.step_id,
+            "durable.step.name": event.name,
+            "durable.step.attempt": event.attempt,
+        }
+        if visit is not None:
+            attributes["durable.flow.name"] = visit.flow
+        span = self._tracer.start_span(
+            f"step {event.name}", context=_parent(visit), attributes=attributes, start_time=_ns(event.at)
+        )
+        flow = None if visit is None else visit.flow
+        token = attach(set_span_in_context(span))
+        self._attempts[event.run_id, event.step_id] = Attempt(span, flow, event.at, token)
+
+    def _end_attempt(self, event: StepEvent) -> bool:
+        """End the span of the step's attempt; tell whether one went on."""
+        if (attempt := self._attempts.pop((event.run_id, event.step_id), None)) is None:
+            return False
+        span, outcome = attempt.span, _ENDS_ATTEMPT[event.type]
+        span.set_attribute("durable.step.outcome", outcome)
+        if event.delay is not None:
+            span.set_attribute("durable.step.retry_delay", event.delay)
+        if event.record is not None and event.record.result is not None:
+            self._add_payload(span, "durable.step.result", event.record.value())
+        self._tell_error(span, event, bad=outcome in ("failure", "retry"))
+        span.end(_ns(attempt.ended(event)))
+        detach(attempt.token)
+        return True
+
+    def _note(self, name: str, event: StepEvent) -> None:
+        """Add an event to the visit, or where there is none to what is current."""
+        visit, record = self._visits.get(event.run_id), event.record
+        span = get_current_span() if visit is None else visit.span
+        if record is None or not span.is_recording():
+            return
+        attributes: dict[str, Any] = {"durable.step.id": event.step_id, "durable.step.kind": record.kind}
+        if record.status == "waiting":
+            attributes |= {} if record.until is None else {"durable.wait.until": record.until.isoformat()}
+            shown = record.notes.get("show") if self._payloads else None
+            attributes |= {} if shown is None else {"durable.approval.show": _text(shown)}
+        else:
+            attributes["durable.step.outcome"] = record.status
+            if record.error is not None:
+                attributes["error.type"] = record.error.type
+        span.add_event(name, attributes, timestamp=_ns(event.at))
+
+    def _tell_error(self, span: Span, event: StepEvent, *, bad: bool) -> None:
+        type_ = error_type(event)
+        if type_ is not None:
+            span.set_attribute("error.type", type_)
+        if self._payloads and event.error is not None:
+            said = {"exception.type": type_ or "", "exception.message": str(event.error)[:_LONGEST]}
+            span.add_event("exception", said, timestamp=_ns(event.at))
+        if bad:
+            span.set_status(Status(StatusCode.ERROR, type_))
+
+    def _add_payload(self, span: Span, name: str, value: object) -> None:
+        if self._payloads and value is not None and span.is_recording():
+            span.set_attribute(name, _text(value))
+
+
+def _links(before: StepRecord | None) -> list[Link]:
+    """Return the link to the visit before, whose context the newest entry of the flow carries."""
+    carried = None if before is None else before.notes.get("carried")
+    if before is None or not isinstance(carried, Mapping):
+        return []
+    context = get_current_span(_context.extract(carried, Context())).get_span_context()
+    how = "interrupted" if before.status == "started" else state_of(before)
+    return [Link(context, {"durable.visit.ended": how})] if context.is_valid else []
+
+
+def _parent(visit: Visit | None) -> Context | None:
+    """Return the context that an attempt begins in: what is current, unless that is none of the visit."""
+    if visit is None or get_current_span().get_span_context().trace_id == visit.span.get_span_context().trace_id:
+        return None
+    return set_span_in_context(visit.span)
+
+
+def _ns(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1) * 1_000
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)[:_LONGEST]

@@ -435,9 +435,7 @@ class Run:
         if self.on_event is not None or is_logged(type_):
             record = step if isinstance(step, StepRecord) else None
             attempt = attempt or step.attempt
-            if type_ == "step:start":
-                self.trying[step.step_id] = attempt
-            elif type_ in _ENDS_ATTEMPT:
+            if type_ in _ENDS_ATTEMPT:
                 self.trying.pop(step.step_id, None)
             ids = {"run_id": self.id, "step_id": step.step_id, "name": step.name}
             told: dict[str, Any] = {"record": record, "error": error, "delay": delay, "at": self.clock.now()}
@@ -445,6 +443,8 @@ class Run:
             self._replaying += type_ == "step:replay"
             try:
                 await tell(self.on_event, event)
+                if type_ == "step:start":
+                    self.trying[step.step_id] = attempt
             finally:
                 self._replaying -= type_ == "step:replay"
                 self._replayed.set()

@@ -23,6 +23,7 @@ class Patch(NamedTuple):
 CLI = "packages/durable-cli/src/durable_cli"
 CORE = "packages/durable-core/src/durable_core"
 FILE = "packages/durable-file/src/durable_file"
+OTEL = "packages/durable-otel/src/durable_otel"
 POSTGRES = "packages/durable-postgres/src/durable_postgres"
 REDIS = "packages/durable-redis/src/durable_redis"
 S3 = "packages/durable-s3/src/durable_s3"
@@ -3863,5 +3864,109 @@ PATCHES = [
         "if each.step_id == FLOW and each.id == flows[each.run_id].id}",
         "if each.step_id == FLOW}",
         ("tests/core/control/test_finding_runs.py::test_what_an_index_says_of_waits_is_looked_up_in_the_log",),
+        "core: an attempt that was cancelled has no end",
+        f"{CORE}/_running/step.py",
+        "        await run.emit_stop(call, error)\n        raise\n",
+        "        raise\n",
+        (
+            "tests/core/flow/test_visits.py::test_an_attempt_has_an_end_whatever_becomes_of_it",
+            "tests/otel/test_spans.py::test_an_attempt_that_is_cancelled_ends",
+        ),
+    ),
+    Patch(
+        "core: a visit that was cancelled has no end",
+        f"{CORE}/_running/driving.py",
+        "        await _emit_stop(run, latest, error)\n",
+        "",
+        (
+            "tests/core/flow/test_visits.py::test_a_visit_has_an_end_whatever_becomes_of_it",
+            "tests/otel/test_spans.py::test_a_visit_that_is_cancelled_ends",
+        ),
+    ),
+    Patch(
+        "core: a visit that was driven again has no end",
+        f"{CORE}/_running/driving.py",
+        "        await _emit_stop(run, standing.record)\n        if",
+        "        if",
+        ("tests/core/flow/test_visits.py::test_a_run_that_is_driven_again_at_once_is_visited_again",),
+    ),
+    Patch(
+        "core: what a visit carries is lost where nobody listens",
+        f"{CORE}/_log/notes.py",
+        '"cancelled", "carried")',
+        '"cancelled")',
+        (
+            "tests/core/flow/test_visits.py::test_what_a_visit_carries_is_found_by_the_next",
+            "tests/core/flow/test_visits.py::test_who_does_not_listen_keeps_what_was_carried",
+        ),
+    ),
+    Patch(
+        "core: what a handler leaves for the next visit may be anything",
+        f"{CORE}/_running/run.py",
+        " if type(key) is type(text) is str}",
+        "}",
+        ("tests/core/flow/test_visits.py::test_only_texts_are_carried",),
+    ),
+    Patch(
+        "otel: a visit knows nothing of the one before",
+        f"{OTEL}/_spans.py",
+        "links=_links(event.record)",
+        "links=[]",
+        (
+            "tests/otel/test_killed.py::test_a_visit_is_linked_to_the_one_before_that_was_killed",
+            "tests/otel/test_killed.py::test_a_visit_is_linked_to_the_one_before_that_came_to_wait",
+        ),
+    ),
+    Patch(
+        "otel: an attempt takes as long as recording it",
+        f"{OTEL}/_spans.py",
+        "span.end(_ns(attempt.ended(event)))",
+        "span.end()",
+        (
+            "tests/otel/test_killed.py::test_spans_have_the_times_of_what_they_show",
+            "tests/otel/test_spans.py::test_a_retry_is_two_attempts_with_the_time_that_each_took",
+        ),
+    ),
+    Patch(
+        "otel: a step's span stays current after it",
+        f"{OTEL}/_spans.py",
+        "        detach(attempt.token)\n",
+        "",
+        ("tests/otel/test_spans.py::test_an_attempt_is_current_inside_its_step",),
+    ),
+    Patch(
+        "otel: a span begun elsewhere takes the steps of a run",
+        f"{OTEL}/_spans.py",
+        "    return set_span_in_context(visit.span)\n",
+        "    return None\n",
+        ("tests/otel/test_spans.py::test_a_step_begun_by_a_task_from_elsewhere_is_in_its_visit",),
+    ),
+    Patch(
+        "otel: what exceptions say leaves the program",
+        f"{OTEL}/_spans.py",
+        "if self._payloads and event.error is not None:",
+        "if event.error is not None:",
+        ("tests/otel/test_spans.py::test_no_value_leaves_the_program",),
+    ),
+    Patch(
+        "otel: values leave the program",
+        f"{OTEL}/_spans.py",
+        "        if self._payloads and value is not None",
+        "        if value is not None",
+        ("tests/otel/test_spans.py::test_no_value_leaves_the_program",),
+    ),
+    Patch(
+        "otel: metrics hold the ids of steps",
+        f"{OTEL}/_measures.py",
+        "        if event.name != event.step_id:\n",
+        "        if event.name:\n",
+        ("tests/otel/test_metrics.py::test_attempts_are_counted_and_timed",),
+    ),
+    Patch(
+        "otel: a store that is away is reported as it was",
+        f"{OTEL}/_observing.py",
+        "            self.counted = None\n            _logger",
+        "            _logger",
+        ("tests/otel/test_metrics.py::test_a_store_that_is_away_is_logged_and_counted_again",),
     ),
 ]

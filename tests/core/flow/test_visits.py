@@ -1,0 +1,155 @@
+"""What handlers are told of each visit of a run, and what they carry over to the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from durable_core import LockLost, MemoryStore, Runner, RunSuspended, StepEvent, StepRecord, control, flow
+from durable_core.testing import FakeClock
+
+
+class Carrier:
+    """A handler that numbers the visits, by what the one before carried over."""
+
+    def __init__(self, carries: Any = None) -> None:
+        self.found: list[dict[str, str] | None] = []
+        self.heard: list[str] = []
+        self._carries = carries
+
+    def __call__(self, event: StepEvent) -> None:
+        self.heard.append(event.type)
+        if event.type == "run:visit":
+            found = None if event.record is None else event.record.notes.get("carried")
+            self.found.append(found)
+            number = 1 if found is None else int(found["number"]) + 1
+            event.carry.update(self._carries or {"number": str(number)})
+
+
+async def test_what_a_visit_carries_is_found_by_the_next(clock: FakeClock) -> None:
+    """After a wait and after a crash, in another handler, and by a run that is asked for first."""
+    store, crashes = MemoryStore(), iter([True, False])
+
+    @flow(clock=clock, wait_limit=0)
+    async def lives(runner: Runner) -> None:
+        await runner.sleep("long", 60)
+        if next(crashes):
+            raise KeyError("typo")
+
+    await lives.start(store, run_id="run")
+    found = []
+    for error in (RunSuspended, KeyError, None):
+        carrier = Carrier()
+        life = lives.options(on_event=carrier).run(store, run_id="run")
+        if error is None:
+            await life
+        else:
+            with pytest.raises(error):
+                await life
+        found += carrier.found
+        clock.advance(600)
+    assert found == [None, {"number": "1"}, {"number": "2"}]
+
+
+async def test_what_a_visit_carries_survives_a_kill() -> None:
+    """It is recorded with the visit's own start: a process that dies at once has left it."""
+    store = MemoryStore()
+
+    @flow(on_event=Carrier())
+    async def dies(runner: Runner) -> None:
+        (entry,) = await store.list("run")
+        assert entry.notes["carried"] == {"number": "1"}
+
+    await dies.run(store, run_id="run")
+
+
+async def test_who_does_not_listen_keeps_what_was_carried(clock: FakeClock) -> None:
+    """A visit without handlers, and a cancellation from outside, hand on what they find."""
+    store, carrier = MemoryStore(), Carrier()
+
+    @flow(clock=clock, wait_limit=0)
+    async def lives(runner: Runner) -> None:
+        await runner.sleep("long", 60)
+
+    for handlers in (carrier, None):
+        with pytest.raises(RunSuspended):
+            await lives.options(on_event=handlers).run(store, run_id="run")
+    await control.cancel(store, "run", reason="enough")
+    assert (await store.list("run"))[-1].notes["carried"] == {"number": "1"}
+
+
+async def test_only_texts_are_carried() -> None:
+    """Anything else that a handler puts there is left out, and harms nothing."""
+    store = MemoryStore()
+
+    @flow(on_event=Carrier({"a": "text", "b": object(), 3: "c"}))
+    async def plain(runner: Runner) -> int:
+        return 1
+
+    assert await plain.run(store, run_id="run") == 1
+    assert [record.notes["carried"] for record in await store.list("run")] == [{"a": "text"}] * 2
+
+
+async def test_a_visit_has_an_end_whatever_becomes_of_it(clock: FakeClock) -> None:
+    """`run:stop` where nothing is recorded of how the run stands: it was cancelled from within the program, or lost its lock."""
+    heard: list[StepEvent] = []
+    began = asyncio.Event()
+
+    @flow(on_event=heard.append)
+    async def waits(runner: Runner) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    @flow(on_event=heard.append)
+    async def loses(runner: Runner) -> None:
+        raise LockLost("it is another's by now")
+
+    task = asyncio.create_task(waits.run(MemoryStore(), run_id="run"))
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(LockLost):
+        await loses.run(MemoryStore(), run_id="run")
+    assert [event.type for event in heard] == ["run:visit", "run:start", "run:stop"] * 2
+    assert [type(heard[number].error) for number in (2, 5)] == [asyncio.CancelledError, LockLost]
+
+
+async def test_a_run_that_is_driven_again_at_once_is_visited_again(clock: FakeClock) -> None:
+    """The visit in which somebody cancelled the run ends, and another begins."""
+    store, carrier = MemoryStore(), Carrier()
+
+    @flow(on_event=carrier, clock=clock)
+    async def ends(runner: Runner) -> None:
+        await store.append(
+            StepRecord(run_id="run", step_id="$flow", revision=1, kind="flow", name="ends", status="success", result=b"null")
+        )
+
+    await ends.run(store, run_id="run")
+    visits = [type_ for type_ in carrier.heard if type_.startswith("run:")]
+    assert visits[:2] == ["run:visit", "run:start"]
+    assert visits.count("run:visit") == visits.count("run:stop") + visits.count("run:end")
+
+
+async def test_an_attempt_has_an_end_whatever_becomes_of_it() -> None:
+    """`step:stop` where an attempt was cancelled; not after one that was told to end otherwise."""
+    heard: list[StepEvent] = []
+    async with Runner(MemoryStore(), run_id="run", on_event=heard.append) as runner:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await runner.step("slow", asyncio.sleep, 60)
+        await runner.step("fast", asyncio.sleep, 0)
+    assert [event.type for event in heard] == ["step:start", "step:stop", "step:start", "step:success"]
+    assert (heard[1].step_id, heard[1].attempt, type(heard[1].error)) == ("slow", 1, asyncio.CancelledError)
+
+
+async def test_events_have_the_time_of_the_runners_clock() -> None:
+    """So a handler can tell how long things took, also under a `FakeClock`."""
+    clock = FakeClock(datetime(2026, 5, 1, tzinfo=UTC))
+    heard: list[StepEvent] = []
+    async with Runner(MemoryStore(), run_id="run", on_event=heard.append, clock=clock) as runner:
+        await runner.step("a", clock.sleep, 60)
+    assert [event.at for event in heard] == [datetime(2026, 5, 1, tzinfo=UTC) + timedelta(minutes=minute) for minute in (0, 1)]

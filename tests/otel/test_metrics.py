@@ -1,0 +1,120 @@
+"""What is measured: attempts where they are made, and runs and approvals of a whole store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from durable_core import MemoryStore, Runner, RunSuspended, StepRecord, StoreError, flow
+from durable_core.testing import FakeClock
+from durable_otel import instrument, observe
+
+from .conftest import Seen
+
+
+async def test_attempts_are_counted_and_timed(seen: Seen) -> None:
+    """By flow, outcome and error, and by name where the step has one of its own: never by an id."""
+    clock, tries = FakeClock(), iter([ConnectionError("no"), None])
+
+    async def charge() -> None:
+        await clock.sleep(3)
+        if (error := next(tries)) is not None:
+            raise error
+
+    @flow(on_event=instrument(seen.tracers, seen.meters), clock=clock)
+    async def settle(runner: Runner, order: str) -> None:
+        await runner.step(f"charge-{order}", charge, name="charge", max_attempts=2)
+        await runner.step(f"note-{order}", lambda: None)
+
+    await settle.run(MemoryStore(), run_id="settle-4711", order="4711")
+    points = seen.points("durable.step.duration")
+    assert {
+        point.attributes.get("durable.step.outcome"): point.sum for point in points if "durable.step.name" in point.attributes
+    } == {
+        "retry": 3.0,
+        "success": 3.0,
+    }
+    counted = [(dict(point.attributes), point.value) for point in seen.points("durable.step.attempts")]
+    named = {"durable.flow.name": "settle", "durable.step.name": "charge"}
+    assert ({**named, "durable.step.outcome": "retry", "error.type": "ConnectionError"}, 1) in counted
+    assert ({**named, "durable.step.outcome": "success"}, 1) in counted
+    assert ({"durable.flow.name": "settle", "durable.step.outcome": "success"}, 1) in counted
+    assert "4711" not in str(counted)
+
+
+async def test_replays_and_waits_are_not_measured(seen: Seen) -> None:
+    """Only attempts are."""
+    store, tell = MemoryStore(), instrument(seen.tracers, seen.meters)
+    for _ in range(2):
+        async with Runner(store, run_id="run", on_event=tell) as runner:
+            await runner.step("a", lambda: None)
+            await runner.sleep("b", 0)
+    assert [point.value for point in seen.points("durable.step.attempts")] == [1]
+
+
+async def test_a_store_is_observed_until_the_block_is_left(seen: Seen) -> None:
+    """Runs by flow and state, approvals, and the age of the oldest; nothing afterwards."""
+    store = MemoryStore()
+    asked = FakeClock(datetime.now(UTC) - timedelta(hours=2))
+
+    @flow(clock=asked, wait_limit=0)
+    async def asks(runner: Runner) -> None:
+        await runner.approval("ok", {})
+
+    with pytest.raises(RunSuspended):
+        await asks.run(store, run_id="run")
+    async with observe(store, seen.meters):
+        (runs,), (approvals,) = seen.points("durable.runs"), seen.points("durable.approvals.waiting")
+        assert (dict(runs.attributes), runs.value) == ({"durable.flow.name": "asks", "durable.run.state": "waiting"}, 1)
+        assert (dict(approvals.attributes), approvals.value) == ({}, 1)
+        assert 7200 <= seen.points("durable.approvals.oldest_age")[0].value < 7300
+    assert [seen.points(name) for name in ("durable.runs", "durable.approvals.waiting", "durable.approvals.oldest_age")] == [
+        []
+    ] * 3
+
+
+class Unsteady(MemoryStore):
+    """A store that is away while `is_away`."""
+
+    is_away = False
+
+    async def flows(self, *args: object, **options: object) -> Sequence[StepRecord]:
+        if self.is_away:
+            raise StoreError("away")
+        return await super().flows(*args, **options)  # type: ignore[arg-type]  # as given
+
+    async def runs(self, prefix: str = "") -> AsyncIterator[str]:
+        if self.is_away:
+            raise StoreError("away")
+        async for run_id in super().runs(prefix):
+            yield run_id
+
+
+async def test_a_store_that_is_away_is_logged_and_counted_again(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
+    """Meanwhile nothing is reported, rather than what was true before."""
+    store = Unsteady()
+
+    async def reports(expected: bool) -> None:
+        async with asyncio.timeout(10):
+            while bool(seen.points("durable.approvals.waiting")) is not expected:
+                await asyncio.sleep(0.005)
+
+    with caplog.at_level(logging.ERROR, "durable_otel"):
+        async with observe(store, seen.meters, every=0.01):
+            await reports(True)
+            store.is_away = True
+            await reports(False)
+            store.is_away = False
+            await reports(True)
+    assert "the runs of a store could not be counted" in caplog.text
+
+
+async def test_how_often_to_count_is_checked_first(seen: Seen) -> None:
+    """A time of nothing is refused where the block is entered."""
+    with pytest.raises(ValueError, match="every must be a finite number of seconds above 0"):
+        async with observe(MemoryStore(), seen.meters, every=timedelta(0)):
+            pass

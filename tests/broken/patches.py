@@ -3886,9 +3886,9 @@ PATCHES = [
     Patch(
         "core: a visit that was driven again has no end",
         f"{CORE}/_running/driving.py",
-        "        await _emit_stop(run, standing.record)\n        if",
-        "        if",
-        ("tests/core/flow/test_visits.py::test_a_run_that_is_driven_again_at_once_is_visited_again",),
+        "        if standing.record is not run.flow:  # or",
+        "        if standing.record is None:  # or",
+        ("tests/core/flow/test_visits.py::test_a_run_that_is_cancelled_meanwhile_is_visited_again",),
     ),
     Patch(
         "core: what a visit carries is lost where nobody listens",

@@ -16,9 +16,8 @@ import pytest
 
 from durable_core import RunSuspended, open_store
 from durable_core.testing import FakeClock
-
-from .conftest import Seen
-from .onboarding import START, as_json, onboarding
+from tests.otel.conftest import Seen
+from tests.otel.onboarding import START, as_json, onboarding
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "howto" / "see-it-in-opentelemetry.md"

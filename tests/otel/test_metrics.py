@@ -12,8 +12,7 @@ import pytest
 from durable_core import MemoryStore, Runner, RunSuspended, StepRecord, StoreError, flow
 from durable_core.testing import FakeClock
 from durable_otel import instrument, observe
-
-from .conftest import Seen
+from tests.otel.conftest import Seen
 
 
 async def test_attempts_are_counted_and_timed(seen: Seen) -> None:

@@ -8,11 +8,10 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
-from durable_core import MemoryStore, Runner, RunSuspended, StepFailed, StepRecord, Store, control, flow
+from durable_core import MemoryStore, Runner, RunSuspended, StepFailed, StepRecord, Store, control, flow, sync
 from durable_core.testing import FakeClock
 from durable_otel import instrument
-
-from .conftest import Seen
+from tests.otel.conftest import Seen
 
 
 def here() -> int:
@@ -283,3 +282,16 @@ def test_what_is_no_provider_is_refused(name: str) -> None:
     """Before anything runs, with what was given and what was expected."""
     with pytest.raises(TypeError, match=f"{name} must be a .*Provider of OpenTelemetry, or None .* not 'console'"):
         instrument(**{name: "console"})  # type: ignore[arg-type]  # the subject of the test
+
+
+def test_plain_functions_see_the_same(seen: Seen) -> None:
+    """Without asyncio a flow and its steps have their spans too, current in the thread that called."""
+    found: dict[str, int] = {}
+
+    @sync.flow(on_event=instrument(seen.tracers))
+    def plain(runner: sync.Runner) -> None:
+        runner.step("a", lambda: found.update(step=here()))
+        found["flow"] = here()
+
+    plain.run(sync.open_store("memory:"), run_id="run")
+    assert found == {"step": seen.span("step a").context.span_id, "flow": seen.span("run plain").context.span_id}

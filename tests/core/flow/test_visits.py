@@ -8,7 +8,20 @@ from typing import Any
 
 import pytest
 
-from durable_core import LockLost, MemoryStore, Runner, RunSuspended, StepEvent, StepRecord, control, flow
+from durable_core import (
+    DurableError,
+    LockLost,
+    MemoryStore,
+    RunCancelled,
+    Runner,
+    RunSuspended,
+    StepError,
+    StepEvent,
+    StepFailed,
+    StepRecord,
+    control,
+    flow,
+)
 from durable_core.testing import FakeClock
 
 
@@ -27,6 +40,10 @@ class Carrier:
             self.found.append(found)
             number = 1 if found is None else int(found["number"]) + 1
             event.carry.update(self._carries or {"number": str(number)})
+
+
+def _of_run(carrier: Carrier) -> list[str]:
+    return [type_ for type_ in carrier.heard if type_.startswith("run:")]
 
 
 async def test_what_a_visit_carries_is_found_by_the_next(clock: FakeClock) -> None:
@@ -118,20 +135,56 @@ async def test_a_visit_has_an_end_whatever_becomes_of_it(clock: FakeClock) -> No
     assert [type(heard[number].error) for number in (2, 5)] == [asyncio.CancelledError, LockLost]
 
 
-async def test_a_run_that_is_driven_again_at_once_is_visited_again(clock: FakeClock) -> None:
-    """The visit in which somebody cancelled the run ends, and another begins."""
+async def test_a_run_that_is_cancelled_meanwhile_is_visited_again() -> None:
+    """The visit in which somebody cancelled the run ends, and another begins, which finds what the first one carried."""
+    store, carrier, is_first = MemoryStore(), Carrier(), iter([True, False])
+
+    @flow(on_event=carrier)
+    async def cancelled(runner: Runner) -> None:
+        if next(is_first):
+            await control.cancel(store, "run")
+            raise KeyError("typo")
+        await runner.step("a", lambda: None)
+
+    with pytest.raises((StepFailed, RunCancelled)):
+        await cancelled.run(store, run_id="run")
+    assert _of_run(carrier) == ["run:visit", "run:start", "run:stop", "run:visit", "run:start", "run:end"]
+    assert carrier.found == [None, {"number": "1"}]
+
+
+async def test_a_run_that_is_mended_meanwhile_stays_in_its_visit() -> None:
+    """The function is called again, and nothing is recorded between."""
+    store, carrier, fails = MemoryStore(), Carrier(), iter([True, False])
+
+    async def flaky() -> None:
+        if next(fails):
+            raise ConnectionError("no answer")
+
+    @flow(on_event=carrier)
+    async def mended(runner: Runner) -> None:
+        try:
+            await runner.step("a", flaky)
+        except StepFailed:
+            await control.retry(store, "run", "a")
+            raise
+
+    await mended.run(store, run_id="run")
+    assert _of_run(carrier) == ["run:visit", "run:start", "run:start", "run:end"]
+
+
+async def test_a_run_that_others_ended_has_no_open_visit() -> None:
+    """Its visit ends as stopped where somebody else recorded the outcome meanwhile."""
     store, carrier = MemoryStore(), Carrier()
 
-    @flow(on_event=carrier, clock=clock)
+    @flow(on_event=carrier)
     async def ends(runner: Runner) -> None:
-        await store.append(
-            StepRecord(run_id="run", step_id="$flow", revision=1, kind="flow", name="ends", status="success", result=b"null")
-        )
+        outcome = {"kind": "flow", "name": "ends", "status": "failure", "error": StepError("KeyError")}
+        await store.append(StepRecord(run_id="run", step_id="$flow", revision=1, **outcome))
+        await runner.sleep("long", 60)
 
-    await ends.run(store, run_id="run")
-    visits = [type_ for type_ in carrier.heard if type_.startswith("run:")]
-    assert visits[:2] == ["run:visit", "run:start"]
-    assert visits.count("run:visit") == visits.count("run:stop") + visits.count("run:end")
+    with pytest.raises(DurableError):
+        await ends.options(wait_limit=0).run(store, run_id="run")
+    assert _of_run(carrier) == ["run:visit", "run:start", "run:stop"]
 
 
 async def test_an_attempt_has_an_end_whatever_becomes_of_it() -> None:

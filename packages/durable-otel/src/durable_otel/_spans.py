@@ -100,7 +100,8 @@ class Spans:
         _context.inject(event.carry, set_span_in_context(span, Context()))
 
     def _start_flow(self, event: StepEvent) -> None:
-        if (visit := self._visits.get(event.run_id)) is None:
+        visit = self._visits.get(event.run_id)
+        if visit is None or visit.token is not None:  # the function is called again in the same visit
             return
         visit.token = attach(set_span_in_context(visit.span))
         if event.record is not None:

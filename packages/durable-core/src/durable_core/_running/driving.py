@@ -125,7 +125,8 @@ async def _drive(run: Run, latest: StepRecord, work: Work) -> Standing:
             if decided(latest):
                 break
         standing = await _drive_once(run, latest, work)
-        await _emit_stop(run, standing.record)
+        if standing.record is not run.flow:  # or the function is called again in the same visit
+            await _emit_stop(run, standing.record)
         if standing.error is not None or standing.record.status == "success":
             return standing
         latest = standing.record

@@ -3891,6 +3891,13 @@ PATCHES = [
         ("tests/core/flow/test_visits.py::test_a_run_that_is_cancelled_meanwhile_is_visited_again",),
     ),
     Patch(
+        "core: a visit that lost its entry has no end",
+        f"{CORE}/_running/driving.py",
+        "            await _emit_stop(run, newest)\n",
+        "            pass\n",
+        ("tests/core/flow/test_visits.py::test_a_visit_that_is_not_recorded_ends",),
+    ),
+    Patch(
         "core: what a visit carries is lost where nobody listens",
         f"{CORE}/_log/notes.py",
         '"cancelled", "carried")',

@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from durable_core import (
@@ -170,6 +171,29 @@ async def test_a_run_that_is_mended_meanwhile_stays_in_its_visit() -> None:
 
     await mended.run(store, run_id="run")
     assert _of_run(carrier) == ["run:visit", "run:start", "run:start", "run:end"]
+
+
+class AskedMeanwhile(MemoryStore):
+    """A store in which somebody asks for the run just before its first visit is recorded."""
+
+    async def append(self, record: StepRecord) -> StepRecord:
+        if record.step_id == "$flow" and record.revision == 0:
+            note = {name: value for name, value in record.notes.items() if name != "carried"}
+            await super().append(msgspec.structs.replace(record, id="rival", status="waiting", note=note))
+        return await super().append(record)
+
+
+async def test_a_visit_that_is_not_recorded_ends() -> None:
+    """Where somebody asked for the run at the same moment, its first visit is told anew."""
+    carrier = Carrier()
+
+    @flow(on_event=carrier)
+    async def plain(runner: Runner) -> None:
+        return None
+
+    await plain.run(AskedMeanwhile(), run_id="run")
+    assert _of_run(carrier) == ["run:visit", "run:stop", "run:visit", "run:start", "run:end"]
+    assert carrier.found == [None, None]
 
 
 async def test_a_run_that_others_ended_has_no_open_visit() -> None:

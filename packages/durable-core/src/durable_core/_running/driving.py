@@ -61,10 +61,16 @@ async def begin(run: Run, name: str, note: dict[str, Any], fingerprint: str | No
     """Claim the first entry of the run's flow for this runner, and return the newest one: another may have asked for the run."""
     note = {**note, **_deadline(run, {}, timeout), **await run.visit(name, None)}
     started = run.entry(FLOW, None, status="started", kind="flow", name=name, note=note, fingerprint=fingerprint)
-    newest = await run.log.claim(started)
-    run.flow = newest if newest.id == started.id else None
-    asked = await run.log.look(CANCEL)
-    return newest if asked is None else await _cancelled_by(run, newest, asked)
+    try:
+        newest = await run.log.claim(started)
+        run.flow = newest if newest.id == started.id else None
+        if run.flow is None:
+            await _emit_stop(run, newest)
+        asked = await run.log.look(CANCEL)
+        return newest if asked is None else await _cancelled_by(run, newest, asked)
+    except BaseException as error:
+        await _emit_stop(run, started, error)
+        raise
 
 
 async def _cancelled_by(run: Run, latest: StepRecord, asked: StepRecord) -> StepRecord:

@@ -1,0 +1,84 @@
+"""The calls of one agent run: their numbers, their ids and their options."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from contextvars import ContextVar
+from hashlib import blake2b
+from typing import Any, Final, Literal, TypeVar
+
+from durable_core import Runner, StepOptions
+
+from .options import Approvals, ToolOptions
+
+T = TypeVar("T")
+
+inside_tool: Final[ContextVar[Calls | None]] = ContextVar("durable_openai_agents_tool", default=None)
+"""The calls one of which, a tool's, is running as a step here."""
+
+
+class Calls:
+    """State shared by all model requests and tool calls of one agent run.
+
+    An agent run asks its model one request at a time, so the number of the newest one tells calls apart whose ids a provider
+    repeats.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        model: StepOptions,
+        tool: StepOptions,
+        tools: Mapping[str, ToolOptions | Literal[False]],
+    ) -> None:
+        self.runner: Final = runner
+        self.model: Final = model
+        self.tools: Final = tools
+        self.edited: Final[dict[str, str]] = {}
+        """The arguments that a person changed, by the id of the call's step."""
+        self._tool = tool
+        self._requests = 0
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def next_request(self) -> str:
+        """Return the step id of the next model request."""
+        self._requests += 1
+        return f"{self._requests}-model"
+
+    def step_id(self, tool: str, call_id: str) -> str:
+        """Return the step id of a tool call that the newest model response asks for."""
+        named = f"{self._requests}-{tool}-{call_id}"
+        if len(named) <= 128 and named.isascii() and named.isprintable():
+            return named
+        return f"{self._requests}-{blake2b(named.encode(errors='surrogatepass'), digest_size=16).hexdigest()}"
+
+    def is_step(self, tool: str) -> bool:
+        """Tell whether the calls of a tool are steps."""
+        return self.tools.get(tool) is not False
+
+    def options(self, tool: str) -> dict[str, Any]:
+        """Return the options of a tool's steps."""
+        options: dict[str, Any] = {"name": tool, **self._tool, **(self.tools.get(tool) or {})}
+        options.pop("approval", None)
+        return options
+
+    def approvals(self, tool: str) -> Approvals | None:
+        """Return who decides a tool's calls, if that was said."""
+        return (self.tools.get(tool) or ToolOptions()).get("approval")
+
+    async def shielded(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await a tool call that goes on when the SDK cancels it because another one of the same turn failed."""
+        task = asyncio.create_task(call)
+        self._running.add(task)
+        return await asyncio.shield(task)
+
+    def cancel(self) -> None:
+        """Cancel the tool calls that are running: the agent run itself was cancelled."""
+        for task in self._running:
+            task.cancel()
+
+    async def finish(self) -> None:
+        """Wait until every tool call that began has ended and is recorded."""
+        if self._running:
+            await asyncio.gather(*self._running, return_exceptions=True)

@@ -1,0 +1,59 @@
+"""Models whose responses are recorded."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from agents import Model, ModelProvider, ModelResponse, TResponseInputItem
+from agents.items import TResponseStreamEvent
+
+from ._calls import Calls, inside_tool
+from ._responses import from_json, to_json
+
+
+class RecordedModel(Model):
+    """A model whose requests are steps. Inside a tool's step, as in an agent that is a tool, it is the model itself."""
+
+    def __init__(self, model: Model, calls: Calls) -> None:
+        self._model: Final = model
+        self._calls: Final = calls
+
+    async def get_response(
+        self, system_instructions: str | None, input: str | list[TResponseInputItem], *args: Any, **kwargs: Any
+    ) -> ModelResponse:
+        if inside_tool.get() is self._calls:
+            return await self._model.get_response(system_instructions, input, *args, **kwargs)
+
+        async def ask(system_instructions: str | None, input: str | list[TResponseInputItem]) -> dict[str, Any]:
+            return to_json(await self._model.get_response(system_instructions, input, *args, **kwargs))
+
+        step_id = self._calls.next_request()
+        options: dict[str, Any] = {"name": "model", **self._calls.model}
+        recorded = await self._calls.runner.step(step_id, ask, system_instructions, input, returns=Any, **options)
+        return from_json(step_id, recorded)
+
+    def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[TResponseStreamEvent]:
+        if inside_tool.get() is self._calls:
+            return self._model.stream_response(*args, **kwargs)
+        raise TypeError("a stream of events can't be recorded: run the agent with run_agent, which asks for whole responses")
+
+    def get_retry_advice(self, request: Any) -> Any:
+        return self._model.get_retry_advice(request)
+
+    async def close(self) -> None:
+        await self._model.close()
+
+
+class RecordedProvider(ModelProvider):
+    """A provider of models whose responses are recorded."""
+
+    def __init__(self, provider: ModelProvider, calls: Calls) -> None:
+        self._provider: Final = provider
+        self._calls: Final = calls
+
+    def get_model(self, model_name: str | None) -> Model:
+        return RecordedModel(self._provider.get_model(model_name), self._calls)
+
+    async def aclose(self) -> None:
+        await self._provider.aclose()

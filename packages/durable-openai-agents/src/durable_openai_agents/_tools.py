@@ -1,0 +1,119 @@
+"""Function tools whose calls are steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from copy import copy
+from inspect import isawaitable
+from typing import Any, Final
+
+from agents import (
+    Agent,
+    CodeInterpreterTool,
+    FileSearchTool,
+    FunctionTool,
+    HostedMCPTool,
+    ImageGenerationTool,
+    Tool,
+    ToolOutputFileContent,
+    ToolOutputImage,
+    ToolOutputText,
+    WebSearchTool,
+)
+from agents.tool import resolve_function_tool_failure_error_function, set_function_tool_failure_error_function
+from agents.tool_context import ToolContext
+
+from durable_core import DurableError, SomeFailed, StepFailed
+
+from ._calls import Calls, inside_tool
+
+_HOSTED: Final = (CodeInterpreterTool, FileSearchTool, HostedMCPTool, ImageGenerationTool, WebSearchTool)
+"""What the provider runs: a part of the model request."""
+_OUTPUTS: Final = (ToolOutputFileContent, ToolOutputImage, ToolOutputText)
+
+
+def check_tool(agent: Agent[Any], tool: Tool, calls: Calls) -> None:
+    """Raise `TypeError` for a tool whose calls can't be recorded."""
+    if isinstance(tool, _HOSTED):
+        return
+    if not isinstance(tool, FunctionTool):
+        raise TypeError(f"{type(tool).__name__} of agent {agent.name!r} can't be a step; make it a function tool")
+    inner = getattr(tool, "_agent_instance", None) if getattr(tool, "_is_agent_tool", False) else None
+    if inner is None:
+        return
+    better = f"call run_agent in a function tool, and say tools={{{tool.name!r}: False}}"
+    if not calls.is_step(tool.name):
+        raise TypeError(f"tool {tool.name!r} of agent {agent.name!r} is an agent, whose run is one step; instead {better}")
+    if any(getattr(each, "needs_approval", False) is not False for each in inner.tools):
+        raise TypeError(
+            f"tool {tool.name!r} of agent {agent.name!r} is an agent, whose run is one step, and its own tools need approval, for"
+            f" which a step can't wait; hand over to {inner.name!r}, or {better}"
+        )
+
+
+def recorded_tool(tool: Tool, calls: Calls) -> Tool:
+    """Return a tool whose calls are steps; one of the provider's own as it is."""
+    if not isinstance(tool, FunctionTool):
+        return tool
+    once = set_function_tool_failure_error_function(copy(tool), None)
+    once.timeout_seconds = None
+    is_step = calls.is_step(tool.name)
+
+    async def record(context: ToolContext[Any], arguments: str) -> Any:
+        step_id = calls.step_id(tool.name, context.tool_call_id)
+        arguments = calls.edited.get(step_id, arguments)
+        if not is_step:
+            return await once.on_invoke_tool(context, arguments)
+
+        async def call(arguments: str) -> Any:
+            inside_tool.set(calls)  # in the context of the step's own task
+            return _plain(await once.on_invoke_tool(context, arguments))
+
+        options = {"timeout": tool.timeout_seconds, **calls.options(tool.name)}
+        return await calls.runner.step(step_id, call, arguments, returns=Any, **options)
+
+    async def invoke(context: ToolContext[Any], arguments: str) -> Any:
+        try:
+            return await calls.shielded(record(context, arguments))
+        except Exception as error:
+            tell = _teller(tool, context, error)
+            if tell is None:
+                raise
+            told = tell(context, error)
+            return await told if isawaitable(told) else told
+
+    wrapped = copy(once)
+    wrapped.on_invoke_tool = invoke
+    if not is_step:
+        wrapped.timeout_seconds = tool.timeout_seconds
+    if calls.approvals(tool.name) is not None and tool.needs_approval is False:
+        wrapped.needs_approval = True
+    return wrapped
+
+
+def _teller(
+    tool: FunctionTool, context: ToolContext[Any], error: Exception
+) -> Callable[[ToolContext[Any], Exception], str | Awaitable[str]] | None:
+    """Return what tells the model of an error, as the tool says; None for an error that ends the agent run."""
+    if isinstance(error, DurableError) and not isinstance(error, StepFailed | SomeFailed):
+        return None
+    seconds = tool.timeout_seconds
+    if seconds is not None and isinstance(error, StepFailed) and error.error.matches(TimeoutError):
+        if tool.timeout_behavior == "raise_exception":
+            return None
+        return tool.timeout_error_function or (lambda *_: f"Tool '{tool.name}' timed out after {seconds:g} seconds.")
+    return resolve_function_tool_failure_error_function(tool, context)
+
+
+def _plain(output: Any) -> Any:
+    """Return a tool's output as JSON: as it is, in the form that the SDK has for it, or as the text that the model would get."""
+    if isinstance(output, _OUTPUTS):
+        return output.model_dump(mode="json", exclude_none=True)
+    if isinstance(output, list) and output and all(isinstance(each, _OUTPUTS) for each in output):
+        return [_plain(each) for each in output]
+    try:
+        plain = json.loads(json.dumps(output, allow_nan=False))
+    except (TypeError, ValueError):
+        return str(output)
+    return plain if plain == output else str(output)

@@ -1,0 +1,83 @@
+"""Running an agent in a run: what it did before a crash is not done again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from agents import Agent, RunConfig, RunHooks, RunResult, TResponseInputItem
+from agents import Runner as AgentRunner
+
+from durable_core import DurableError, Runner, StepOptions
+
+from ._agents import Wrapping
+from ._approvals import decide
+from ._calls import Calls
+from ._models import RecordedModel, RecordedProvider
+from .options import ToolOptions
+
+
+async def run_agent(
+    runner: Runner,
+    name: str,
+    agent: Agent[Any],
+    prompt: str | list[TResponseInputItem],
+    *,
+    model: StepOptions | None = None,
+    tool: StepOptions | None = None,
+    tools: Mapping[str, ToolOptions | Literal[False]] | None = None,
+    context: Any = None,
+    max_turns: int = 10,
+    hooks: RunHooks[Any] | None = None,
+    run_config: RunConfig | None = None,
+) -> RunResult:
+    """Run an agent, and those that it hands over to, so that every model request and every tool call is a step of the run.
+
+    The steps stand in the scope `name`, which must be another one for each agent run of a run. `model` are the options of all
+    model requests, `tool` those of all tool calls; `tools` are those of single tools by name, and stand before `tool`. False
+    makes no step of a tool: it runs again on every replay, and may use the runner itself. A call that needs approval is an
+    approval of the run, which shows agent, tool and arguments. What a person gives as `value` replaces the arguments; the reason
+    of a rejection is what the model is told.
+
+    On a replay the SDK runs again and finds what was recorded; `context` and what tools change in it are not recorded. The
+    agents of the result are copies: compare them by name. `context`, `max_turns`, `hooks` and `run_config` are the SDK's.
+
+    Raises what the SDK raises; `StepFailed` for a model request that failed, for a tool call that failed where its tool has
+    `failure_error_function=None`, and for an approval that nobody decided in time; `StepDrift` if what was recorded can't be
+    read any more; other `DurableError`s of the runner, which the model never hears of. Before anything runs, `TypeError` for a
+    tool that can't be a step, and `ValueError` for one in `tools` that no agent has.
+    """
+    calls = Calls(runner.scope(name), model or {}, tool or {}, tools or {})
+    durable = Wrapping(calls).agent(agent)
+    given = run_config or RunConfig()
+    config = replace(
+        given,
+        model=RecordedModel(given.model, calls) if given.model is not None and not isinstance(given.model, str) else given.model,
+        model_provider=RecordedProvider(given.model_provider, calls),
+    )
+    try:
+        result = await AgentRunner.run(durable, prompt, context=context, max_turns=max_turns, hooks=hooks, run_config=config)
+        while result.interruptions:
+            state = result.to_state()
+            await decide(calls, state, result.interruptions)
+            result = await AgentRunner.run(durable, state, max_turns=max_turns, hooks=hooks, run_config=config)
+        return result
+    except asyncio.CancelledError:
+        calls.cancel()
+        raise
+    except Exception as error:
+        # The SDK wraps what a tool raises: who catches `StepFailed` gets it as from any step.
+        if (cause := _durable(error)) is not None and cause is not error:
+            raise cause from None
+        raise
+    finally:
+        await calls.finish()
+
+
+def _durable(error: BaseException | None) -> DurableError | None:
+    """Return the error of the runner that is, or has caused, this one; None if there is none."""
+    while error is not None and not isinstance(error, DurableError):
+        error = error.__cause__
+    return error

@@ -1,9 +1,9 @@
-"""Tool calls that people decide."""
+"""Tool calls that wait for people: an approval each."""
 
 from __future__ import annotations
 
-import asyncio
 import json
+from asyncio import create_task, gather
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,30 +14,40 @@ from .options import Approvals
 
 
 async def decide(calls: Calls, state: RunState[Any, Any], items: Sequence[ToolApprovalItem]) -> None:
-    """Wait until people have decided all these calls, and tell the SDK."""
-    await asyncio.gather(*(_decide(calls, state, item) for item in items))
+    """Wait until people have decided on all these calls, and tell the SDK."""
+    tasks = [create_task(_decide(calls, state, item)) for item in items]
+    try:
+        await gather(*tasks)
+    finally:  # none waits on when one failed
+        for task in tasks:
+            task.cancel()
+        await gather(*tasks, return_exceptions=True)
 
 
 async def _decide(calls: Calls, state: RunState[Any, Any], item: ToolApprovalItem) -> None:
     tool = item.name or "tool"
-    step_id = calls.step_id(tool, item.call_id or "")
+    call_id = item.call_id or ""
     who = calls.approvals(tool) or Approvals()
-    show = {"agent": item.agent.name, "tool": tool, "arguments": _shown(item.arguments)}
     decision = await calls.runner.approval(
-        f"{step_id}-approval",
-        show,
+        calls.step_id(f"approve-{tool}", call_id),
+        {"agent": item.agent.name, "tool": tool, "arguments": _shown(item.arguments)},
         timeout=who.timeout,
         quorum=who.quorum,
         approvers=who.approvers,
         on_timeout=who.on_timeout,
-        name=tool,
+        name=f"may {tool} be called",
     )
     if not decision:
-        state.reject(item, rejection_message=decision.reason)
-        return
-    if decision.value is not None:
-        calls.edited[step_id] = json.dumps(decision.value)
-    state.approve(item)
+        told = f"The call was rejected: {decision.reason}" if decision.reason else "The call was rejected."
+        state.reject(item, rejection_message=told)
+    elif decision.value is None:
+        state.approve(item)
+    elif isinstance(decision.value, dict):
+        calls.edited[calls.step_id(tool, call_id)] = json.dumps(decision.value)
+        state.approve(item)
+    else:  # it can't be taken back, so it must not lead to a call that nobody meant
+        told = "The call was approved with other arguments that are no JSON object, so it was not made."
+        state.reject(item, rejection_message=told)
 
 
 def _shown(arguments: str | None) -> Any:

@@ -60,12 +60,12 @@ class Calls:
     def options(self, tool: str) -> dict[str, Any]:
         """Return the options of a tool's steps."""
         options: dict[str, Any] = {"name": tool, **self._tool, **(self.tools.get(tool) or {})}
-        options.pop("approval", None)
+        options.pop("approvals", None)
         return options
 
     def approvals(self, tool: str) -> Approvals | None:
         """Return who decides a tool's calls, if that was said."""
-        return (self.tools.get(tool) or ToolOptions()).get("approval")
+        return (self.tools.get(tool) or ToolOptions()).get("approvals")
 
     async def shielded(self, call: Coroutine[Any, Any, T]) -> T:
         """Await a tool call that goes on when the SDK cancels it because another one of the same turn failed."""

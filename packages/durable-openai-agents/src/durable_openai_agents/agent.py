@@ -68,12 +68,11 @@ async def run_agent(
         calls.cancel()
         raise
     except Exception as error:
-        # The SDK wraps what a tool raises: who catches `StepFailed` gets it as from any step.
-        if (cause := _durable(error)) is not None and cause is not error:
-            raise cause from None
-        raise
+        if (failure := _durable(error)) is None or failure is error:
+            raise
     finally:
         await calls.finish()
+    raise failure  # which the SDK had wrapped: who catches `StepFailed` gets it as from any step
 
 
 def _durable(error: BaseException | None) -> DurableError | None:

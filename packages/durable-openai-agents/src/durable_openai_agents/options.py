@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from typing import Literal
 
 from durable_core import StepOptions
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True)
 class Approvals:
-    """Who decides the calls of a tool, how many of them have to agree, and until when.
+    """Who decides on a tool's calls.
 
-    The fields mean what they mean to `Runner.approval`: `quorum` different people who approve, `approvers` the names of those
-    who may decide, anyone if None; after `timeout` seconds nobody has decided, which fails the run, or, with
-    `on_timeout="reject"`, is a rejection that the model is told.
+    `quorum` different people have to approve, of `approvers` if given; one rejection decides. A call that nobody decided within
+    `timeout` seconds is rejected, and the model is told so; with `on_timeout="fail"` the run fails instead.
     """
 
+    _: KW_ONLY
     quorum: int = 1
     approvers: Collection[str] | None = None
     timeout: float | timedelta | None = None
-    on_timeout: Literal["fail", "reject"] = "fail"
+    on_timeout: Literal["fail", "reject"] = "reject"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.approvers, str):
+            raise TypeError(f"approvers must be several names, not one text; write [{self.approvers!r}]")
+        if isinstance(self.quorum, bool) or not isinstance(self.quorum, int):
+            raise TypeError(f"quorum must be a whole number of people from 1, not {self.quorum!r}")
+        most = None if self.approvers is None else len(set(self.approvers))
+        if self.quorum < 1 or (most is not None and self.quorum > most):
+            limit = "" if most is None else f" to {most}, the number of approvers"
+            raise ValueError(f"quorum must be from 1{limit}, not {self.quorum!r}")
+        if self.on_timeout not in ("fail", "reject"):
+            raise ValueError(f"on_timeout must be 'fail' or 'reject', not {self.on_timeout!r}")
 
 
 class ToolOptions(StepOptions, total=False):
-    """What one tool may set: the options of its steps, and who decides its calls."""
+    """What one tool may set: the options of its steps, and who decides on its calls."""
 
-    approval: Approvals
-    """Who decides. A tool that doesn't say itself when it needs approval then needs it for every call."""
+    approvals: Approvals
+    """Who decides. A tool that doesn't say itself which calls need approval then needs it for all."""

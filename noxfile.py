@@ -25,6 +25,7 @@ DIST = Path("dist")
 # The slow stores first; they are the last by name.
 CONTRACTS = sorted((path.as_posix() for path in Path("tests").rglob("test_contract*.py")), reverse=True)
 VALUES = ["tests/core/test_record.py", "tests/core/values"]
+AGENTS = ["tests/openai_agents/test_approvals.py", "tests/openai_agents/test_run_agent.py"]
 # More than there are processors: most of a test's time is waiting, for a server, a lease or another process. A module, a class
 # or a page at a time, since the examples of a page build on each other, in the order of the folders, whose last ones are short.
 PARALLEL = ["-n", str(min(8, 2 * (os.cpu_count() or 1))), "--dist", "loadscope", "--no-loadscope-reorder"]
@@ -40,6 +41,7 @@ WHEEL_TESTS = {
     "durable-s3": ["tests/s3/test_contract_s3.py::TestS3Store"],
     "durable-cli": ["tests/cli/test_start.py"],
     "durable-otel": ["tests/otel/test_spans.py", "tests/otel/test_metrics.py"],
+    "durable-openai-agents": ["tests/openai_agents/test_run_agent.py", "tests/openai_agents/test_approvals.py"],
     "durable-web": ["tests/web/test_views.py::test_every_page", "tests/web/test_packaging.py"],
     "durable-worker": ["tests/worker/test_worker.py", "tests/worker/test_cron.py", "tests/worker/test_signatures.py"],
 }
@@ -87,11 +89,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """Check values, records, telemetry and each store's contract with the lowest dependencies that the packages declare."""
+    """Check values, records, telemetry, agents and each store's contract with the lowest dependencies that the packages declare."""
     declared = {line for package in PACKAGES.values() for line in package["project"]["dependencies"]}
     lower_bounds = [line.replace(">=", "==") for line in sorted(declared) if not line.startswith(tuple(PACKAGES))]
     session.install(*editable(), *group("tests"), *lower_bounds)
-    pytest(session, *CONTRACTS, *VALUES, "tests/otel", *ONE_S3, "--dist", "worksteal")
+    pytest(session, *CONTRACTS, *VALUES, "tests/otel", *AGENTS, *ONE_S3, "--dist", "worksteal")
 
 
 @nox.session

@@ -142,6 +142,22 @@ async def test_models_by_name_and_of_the_configuration(store: MemoryStore) -> No
     assert len(model.asked) == 2
 
 
+async def test_a_model_request_that_fails_is_tried_again(store: MemoryStore, effects: Effects) -> None:
+    """A provider that is away is asked again; when the attempts have run out, the run fails as one of any step."""
+
+    def answers(items: list[dict[str, Any]]) -> list[Any]:
+        effects.happen("asked")
+        raise ConnectionError("away")
+
+    agent = Agent("greeter", model=Script(answers))
+    for _ in range(2):
+        async with Runner(store, "run") as runner:
+            with pytest.raises(StepFailed, match="away") as failed:
+                await run_agent(runner, "greet", agent, "Hi.", model={"max_attempts": 3, "retry_delay": 0})
+        assert failed.value.step_id == "greet/1-model"
+    assert effects["asked"] == 3
+
+
 async def test_a_tool_that_fails_is_tried_again(store: MemoryStore, effects: Effects) -> None:
     """The SDK makes no text of an exception before the attempts have run out."""
 
@@ -226,6 +242,25 @@ async def test_one_that_fails_cancels_no_other_call(store: MemoryStore, effects:
                 await run_agent(runner, "scout", agent, "Go.")
     assert effects["slow"] == 1
     assert "scout/1-slow-call_0" in await ids(store)
+
+
+async def test_a_wait_beside_a_call_that_fails_is_not_waited_for(store: MemoryStore) -> None:
+    """A tool that is no step and waits is cut short where another call fails the run."""
+
+    async def wrong() -> str:
+        raise ValueError("wrong")
+
+    async with Runner(store, "run") as runner:
+
+        async def ask() -> str:
+            answer: str = await runner.event("answer", returns=str)
+            return answer
+
+        tools: list[Any] = [function_tool(ask), function_tool(wrong, failure_error_function=None)]
+        agent = Agent("scout", tools=tools, model=Script(once(call("ask"), call("wrong", call_id="call_1"))))
+        with pytest.raises(StepFailed, match="wrong"):
+            async with asyncio.timeout(10):
+                await run_agent(runner, "scout", agent, "Go.", tools={"ask": False})
 
 
 async def test_a_timeout_replays(store: MemoryStore, effects: Effects) -> None:

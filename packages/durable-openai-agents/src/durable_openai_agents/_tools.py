@@ -75,7 +75,8 @@ def recorded_tool(tool: Tool, calls: Calls) -> Tool:
 
     async def invoke(context: ToolContext[Any], arguments: str) -> Any:
         try:
-            return await calls.shielded(record(context, arguments))
+            recorded = record(context, arguments)
+            return await (calls.shielded(recorded) if is_step else recorded)
         except Exception as error:
             tell = _teller(tool, context, error)
             if tell is None:

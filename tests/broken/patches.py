@@ -4034,11 +4034,11 @@ PATCHES = [
         ("tests/openai_agents/test_run_agent.py::test_one_that_fails_cancels_no_other_call",),
     ),
     Patch(
-        "openai agents: a timeout is forgotten",
+        "openai agents: a timeout holds for all attempts together",
         f"{OPENAI}/_tools.py",
         "    once.timeout_seconds = None\n",
         "",
-        ("tests/openai_agents/test_run_agent.py::test_a_timeout_replays",),
+        ("tests/openai_agents/test_run_agent.py::test_a_timeout_holds_for_each_attempt",),
     ),
     Patch(
         "openai agents: whom an agent hands over to is not durable",
@@ -4074,5 +4074,26 @@ PATCHES = [
         '    if any(getattr(each, "needs_approval", False) is not False for each in inner.tools):\n',
         '    if any(getattr(each, "needs_approval", False) is None for each in inner.tools):\n',
         ("tests/openai_agents/test_run_agent.py::test_bad_input_is_refused_before_anything_runs",),
+    ),
+    Patch(
+        "openai agents: a timeout is not told as one",
+        f"{OPENAI}/_tools.py",
+        "    if seconds is not None and isinstance(error, StepFailed) and error.error.matches(TimeoutError):\n",
+        "    if seconds is None and isinstance(error, StepFailed) and error.error.matches(TimeoutError):\n",
+        ("tests/openai_agents/test_run_agent.py::test_a_timeout_replays",),
+    ),
+    Patch(
+        "openai agents: an agent run waits for what nobody sends",
+        f"{OPENAI}/_tools.py",
+        "            return await (calls.shielded(recorded) if is_step else recorded)\n",
+        "            return await calls.shielded(recorded)\n",
+        ("tests/openai_agents/test_run_agent.py::test_a_wait_beside_a_call_that_fails_is_not_waited_for",),
+    ),
+    Patch(
+        "openai agents: an agent that is a tool asks steps of its own",
+        f"{OPENAI}/_tools.py",
+        "            inside_tool.set(calls)  # in the context of this call's own task\n",
+        "",
+        ("tests/openai_agents/test_run_agent.py::test_an_agent_as_a_tool_is_one_step",),
     ),
 ]

@@ -281,6 +281,24 @@ async def test_a_timeout_replays(store: MemoryStore, effects: Effects) -> None:
     assert effects["slow"] == 1
 
 
+async def test_a_timeout_holds_for_each_attempt(store: MemoryStore, effects: Effects) -> None:
+    """A tool that took too long is tried again, with the same time."""
+
+    @function_tool(timeout=0.5)
+    async def slow() -> str:
+        effects.happen("slow")
+        if effects["slow"] == 1:
+            await asyncio.Event().wait()
+        await asyncio.sleep(0.01)
+        return "in time"
+
+    agent = Agent("scout", tools=[slow], model=Script(once(call("slow"))))
+    async with Runner(store, "run", max_attempts=2) as runner:
+        result = await run_agent(runner, "scout", agent, "Go.", tool={"retry_delay": 0})
+    assert result.final_output == "done: in time"
+    assert effects["slow"] == 2
+
+
 async def test_an_interrupted_call_is_no_matter_for_the_model(store: MemoryStore, effects: Effects) -> None:
     """A call at most once that may have happened stops the run; the model can't ask for another one."""
     begun = asyncio.Event()

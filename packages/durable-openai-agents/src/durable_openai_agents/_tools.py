@@ -67,7 +67,7 @@ def recorded_tool(tool: Tool, calls: Calls) -> Tool:
             return await once.on_invoke_tool(context, arguments)
 
         async def call(arguments: str) -> Any:
-            inside_tool.set(calls)  # in the context of the step's own task
+            inside_tool.set(calls)  # in the context of this call's own task
             return _plain(await once.on_invoke_tool(context, arguments))
 
         options = {"timeout": tool.timeout_seconds, **calls.options(tool.name)}

@@ -408,6 +408,10 @@ async def test_bad_input_is_refused_before_anything_runs(store: MemoryStore) -> 
     async with Runner(store, "run") as runner:
         with pytest.raises(ValueError, match=r"tools=\['refnud'\].*available: refund"):
             await run_agent(runner, "one", agent, "Go.", tools={"refnud": {"at_most_once": True}})
+        with pytest.raises(TypeError, match=r"must be Approvals, such as Approvals\(quorum=2\), not 2"):
+            await run_agent(runner, "one", agent, "Go.", tools={"refund": {"approvals": 2}})  # type: ignore[typeddict-item]
+        with pytest.raises(TypeError, match="or False for a tool that is no step, not True"):
+            await run_agent(runner, "one", agent, "Go.", tools={"refund": True})  # type: ignore[dict-item]
         with pytest.raises(TypeError, match="need approval"):
             await run_agent(runner, "two", boss, "Go.")
         with pytest.raises(TypeError, match="whose run is one step"):

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from durable_core import Runner, StepOptions
 
-from .options import Approvals, ToolOptions
+from .options import Approvals, ToolOptions, check_tools
 
 T = TypeVar("T")
 
@@ -32,6 +32,7 @@ class Calls:
         tool: StepOptions,
         tools: Mapping[str, ToolOptions | Literal[False]],
     ) -> None:
+        check_tools(tools)
         self.runner: Final = runner
         self.model: Final = model
         self.tools: Final = tools

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from typing import Literal
@@ -42,3 +42,12 @@ class ToolOptions(StepOptions, total=False):
 
     approvals: Approvals
     """Who decides. A tool that doesn't say itself which calls need approval then needs it for all."""
+
+
+def check_tools(tools: Mapping[str, ToolOptions | Literal[False]]) -> None:
+    """Raise `TypeError` for what says nothing of a tool."""
+    for name, options in tools.items():
+        if options is not False and not isinstance(options, Mapping):
+            raise TypeError(f"tools[{name!r}] must be a dict of options, or False for a tool that is no step, not {options!r}")
+        if options and not isinstance(who := options.get("approvals", Approvals()), Approvals):
+            raise TypeError(f"tools[{name!r}]['approvals'] must be Approvals, such as Approvals(quorum=2), not {who!r}")

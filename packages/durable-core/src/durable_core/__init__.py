@@ -30,7 +30,7 @@ from .errors import (
 )
 from .events import OnEvent, StepEvent
 from .flow import Flow, flow
-from .options import Delay, FlowOptions, MapOptions, Recovered, RetryOn, RunnerOptions, StepOptions, exponential
+from .options import Delay, FlowOptions, MapOptions, Recovered, RetryOn, RunnerOptions, StepOptions, check_step_options, exponential
 from .record import StepError, StepRecord
 from .runner import Runner
 from .store import (
@@ -118,6 +118,7 @@ __all__ = [
     "SystemClock",
     "UnrecordableValue",
     "Withdrawn",
+    "check_step_options",
     "current_runner",
     "current_step",
     "exponential",

@@ -174,6 +174,20 @@ class Policy(msgspec.Struct, frozen=True):
             raise failure from error
 
 
+def check_step_options(options: StepOptions) -> StepOptions:
+    """Return options of a step as they are, for code that takes them long before a step runs.
+
+    Raises what `Runner.step` would: `TypeError` for an unknown option or a value of another type, `ValueError` for one out of range.
+    """
+    if not isinstance(options, Mapping):
+        raise TypeError(f"options of a step must be a dict, such as StepOptions(max_attempts=3), not {options!r}")
+    name = options.get("name")
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a text, not {name!r}")
+    Policy().override({option: value for option, value in options.items() if option != "name"})
+    return options
+
+
 def _takes_error(fn: Callable[..., Any]) -> bool:
     """Tell whether a function of the attempt needs the error, too."""
     try:

@@ -455,6 +455,11 @@ class Runner:
         scoped._prefix = f"{self._prefix}{check_name('scope', name)}/"
         return scoped
 
+    @property
+    def prefix(self) -> str:
+        """What the ids of this scope begin with, such as `triage/`; empty outside of scopes."""
+        return self._prefix
+
     def recorded(self, step_id: str) -> StepRecord | None:
         """Return the newest entry of a step that this runner knows, or None. It asks no store, and reads no log.
 

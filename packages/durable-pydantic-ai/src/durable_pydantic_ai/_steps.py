@@ -1,0 +1,144 @@
+"""Each operation of an agent, model request or tool call, as a step of a runner."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar, cast
+
+from pydantic import ValidationError
+from pydantic_ai import RunContext
+from pydantic_ai.durable_exec import (
+    BoundDurableOperation,
+    CapabilityOperationId,
+    DurableOperation,
+    DurableOperationId,
+    EventStreamHandlerId,
+    JournalCallableOperationBackend,
+    ModelRequestId,
+    ResultCodec,
+    ToolsetCallToolId,
+    ToolsetGetInstructionsId,
+    ToolsetGetToolsId,
+    ToolsetValidateToolArgumentsId,
+    record_durable_unit,
+)
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from durable_core import DurableError, StepDrift, StepOptions
+
+from .scope import AgentScope, outside_scopes, scope_here
+
+ParamsT = TypeVar("ParamsT")
+WireT = TypeVar("WireT")
+ResultT = TypeVar("ResultT")
+
+_EFFECTS_ONLY: Final = ("at_most_once", "recover")
+_MODEL: Final = (ModelRequestId,)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a step recorded, and which step that was."""
+
+    step_id: str
+    payload: object
+
+
+class RecordedCodec(ResultCodec[Any]):
+    """Tells a recorded value that no longer decodes from bad arguments of a tool, which a model is asked to mend."""
+
+    def __init__(self, codec: ResultCodec[Any]) -> None:
+        self._codec = codec
+
+    def dump(self, value: Any) -> object:
+        return self._codec.dump(value)
+
+    def load(self, payload: object) -> Any:
+        recorded = cast(Recorded, payload)
+        try:
+            return self._codec.load(recorded.payload)
+        except (ValidationError, ValueError, TypeError, LookupError) as error:
+            raise StepDrift(
+                f"what step {recorded.step_id!r} recorded is none of today's results: {error}; go back to the code and the version"
+                " of pydantic-ai that recorded it, or retry the step",
+                step_id=recorded.step_id,
+            ) from error
+
+
+class Unit:
+    """The function of a step: it calls an operation's body, and knows whether it did."""
+
+    def __init__(self, body: Callable[[], Awaitable[object]]) -> None:
+        self._body = body
+        self.ran = False
+
+    async def __call__(self, *_arguments: object) -> Any:
+        self.ran = True
+        with outside_scopes():
+            return await self._body()
+
+
+class StepBackend(JournalCallableOperationBackend[Mapping[str, Any]]):
+    """Runs the operations of an agent as steps of the scope that it runs in."""
+
+    def bind(
+        self, operation: DurableOperation[ParamsT, WireT, ResultT]
+    ) -> BoundDurableOperation[ParamsT, WireT, ResultT]:
+        return super().bind(replace(operation, result_codec=RecordedCodec(operation.result_codec)))
+
+    async def execute(
+        self,
+        *,
+        operation_id: DurableOperationId,
+        name: str,
+        body: Callable[[], Awaitable[object]],
+        cache_key: tuple[object, ...],
+        config: Mapping[str, Any],
+    ) -> Recorded:
+        if (scope := scope_here()) is None:
+            raise DurableError(f"{name} was called outside agent_scope")
+        step_id, title, arguments = described(scope, operation_id, name, cache_key)
+        options = dict(config)
+        if not isinstance(operation_id, ToolsetCallToolId):
+            for option in _EFFECTS_ONLY:
+                options.pop(option, None)
+        unit = Unit(body)
+        payload = await scope.runner.step(
+            step_id, unit, *arguments, returns=Any, **cast(StepOptions, {"name": title, **options})
+        )
+        record_durable_unit(executed=unit.ran)
+        return Recorded(scope.runner.prefix + step_id, payload)
+
+
+def described(
+    scope: AgentScope, operation_id: DurableOperationId, name: str, cache_key: tuple[object, ...]
+) -> tuple[str, str, tuple[object, ...]]:
+    """Return the id of an operation's step, what people read, and the arguments that a later run is compared with."""
+    ctx: RunContext[Any] | None = next((part for part in cache_key if isinstance(part, RunContext)), None)
+    match operation_id:
+        case ModelRequestId(model_name=model):
+            return scope.step_id("model", ctx), f"ask {model}", ()
+        case ToolsetCallToolId():
+            tool = str(cache_key[0])
+            return scope.step_id(tool, ctx), tool, _comparable(cache_key[1])
+        case ToolsetValidateToolArgumentsId():
+            return scope.step_id(f"check-{cache_key[0]}", ctx), f"check the arguments of {cache_key[0]}", ()
+        case ToolsetGetToolsId(toolset_id=toolset):
+            return scope.step_id(f"tools-{toolset}", ctx), f"list the tools of {toolset}", ()
+        case ToolsetGetInstructionsId(toolset_id=toolset):
+            return scope.step_id(f"instructions-{toolset}", ctx), f"ask {toolset} for its instructions", ()
+        case EventStreamHandlerId():
+            return scope.step_id("event", None), "tell an event", ()
+        case CapabilityOperationId(capability_id=capability, operation=operation):
+            return scope.step_id(f"{capability}.{operation}", ctx), f"{capability}: {operation}", ()
+        case _:  # operations that are rare, and those that pydantic-ai adds later
+            return scope.step_id(name.partition("__")[2] or name, ctx), name, ()
+
+
+def _comparable(arguments: object) -> tuple[object, ...]:
+    """Return a tool's arguments as JSON, so that other ones are noticed; nothing where they have none."""
+    try:
+        return (to_jsonable_python(arguments),)
+    except PydanticSerializationError:
+        return ()

@@ -30,7 +30,17 @@ from .errors import (
 )
 from .events import OnEvent, StepEvent
 from .flow import Flow, flow
-from .options import Delay, FlowOptions, MapOptions, Recovered, RetryOn, RunnerOptions, StepOptions, check_step_options, exponential
+from .options import (
+    Delay,
+    FlowOptions,
+    MapOptions,
+    Recovered,
+    RetryOn,
+    RunnerOptions,
+    StepOptions,
+    check_step_options,
+    exponential,
+)
 from .record import StepError, StepRecord
 from .runner import Runner
 from .store import (

@@ -177,7 +177,7 @@ class Policy(msgspec.Struct, frozen=True):
 def check_step_options(options: StepOptions) -> StepOptions:
     """Return options of a step as they are, for code that takes them long before a step runs.
 
-    Raises what `Runner.step` would: `TypeError` for an unknown option or a value of another type, `ValueError` for one out of range.
+    Raises what `Runner.step` would: `TypeError` for an unknown option or another type, `ValueError` for what is out of range.
     """
     if not isinstance(options, Mapping):
         raise TypeError(f"options of a step must be a dict, such as StepOptions(max_attempts=3), not {options!r}")

@@ -60,8 +60,8 @@ class RecordedCodec(ResultCodec[Any]):
             return self._codec.load(recorded.payload)
         except (ValidationError, ValueError, TypeError, LookupError) as error:
             raise StepDrift(
-                f"what step {recorded.step_id!r} recorded is none of today's results: {error}; go back to the code and the version"
-                " of pydantic-ai that recorded it, or retry the step",
+                f"what step {recorded.step_id!r} recorded is no result today: {error}; run it with the code, and the version of"
+                " pydantic-ai, that recorded it",
                 step_id=recorded.step_id,
             ) from error
 
@@ -82,9 +82,7 @@ class Unit:
 class StepBackend(JournalCallableOperationBackend[Mapping[str, Any]]):
     """Runs the operations of an agent as steps of the scope that it runs in."""
 
-    def bind(
-        self, operation: DurableOperation[ParamsT, WireT, ResultT]
-    ) -> BoundDurableOperation[ParamsT, WireT, ResultT]:
+    def bind(self, operation: DurableOperation[ParamsT, WireT, ResultT]) -> BoundDurableOperation[ParamsT, WireT, ResultT]:
         return super().bind(replace(operation, result_codec=RecordedCodec(operation.result_codec)))
 
     async def execute(
@@ -104,9 +102,7 @@ class StepBackend(JournalCallableOperationBackend[Mapping[str, Any]]):
             for option in _EFFECTS_ONLY:
                 options.pop(option, None)
         unit = Unit(body)
-        payload = await scope.runner.step(
-            step_id, unit, *arguments, returns=Any, **cast(StepOptions, {"name": title, **options})
-        )
+        payload = await scope.runner.step(step_id, unit, *arguments, returns=Any, **cast(StepOptions, {"name": title, **options}))
         record_durable_unit(executed=unit.ran)
         return Recorded(scope.runner.prefix + step_id, payload)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import gather
+from asyncio import create_task, gather
 from collections.abc import Awaitable, Callable
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
@@ -68,12 +68,15 @@ async def answer_calls(
         name = shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 1]}…"
         results.calls[call.tool_call_id] = await scope.runner.event(step_id, name=name)
 
-    waits: list[Awaitable[None]] = []
-    for call in requests.approvals:
-        waits.append(approve(call, scope.step_id(f"approve-{call.tool_name}", ctx, call.tool_call_id)))
-    for call in requests.calls:
-        waits.append(receive(call, scope.step_id(f"answer-{call.tool_name}", ctx, call.tool_call_id)))
-    await gather(*waits)
+    waits = [approve(call, scope.step_id(f"approve-{call.tool_name}", ctx, call.tool_call_id)) for call in requests.approvals]
+    waits += [receive(call, scope.step_id(f"answer-{call.tool_name}", ctx, call.tool_call_id)) for call in requests.calls]
+    tasks = [create_task(each) for each in waits]
+    try:
+        await gather(*tasks)
+    finally:  # none waits on when one failed
+        for task in tasks:
+            task.cancel()
+        await gather(*tasks, return_exceptions=True)
     return results
 
 
@@ -94,11 +97,13 @@ async def decide(
         name=f"may {call.tool_name} be called",
     )
     if not decision:
-        return ToolDenied(f"The call was rejected: {decision.reason}" if decision.reason else "The call was rejected."), decision.by
+        told = f"The call was rejected: {decision.reason}" if decision.reason else "The call was rejected."
+        return ToolDenied(told), decision.by
     if decision.value is None:
         return ToolApproved(), decision.by
     if not isinstance(decision.value, dict):  # it can't be taken back, so it must not lead to a call that nobody meant
-        return ToolDenied("The call was approved with other arguments that are no JSON object, so it was not made."), decision.by
+        told = "The call was approved with other arguments that are no JSON object, so it was not made."
+        return ToolDenied(told), decision.by
     return ToolApproved(override_args=decision.value), decision.by
 
 
@@ -108,9 +113,7 @@ class EventWaiter(ExternalEventWaiter):
     def __init__(self, scope: AgentScope) -> None:
         self._scope = scope
 
-    async def wait(
-        self, name: str, *, ask: Callable[[str], Awaitable[JsonValue]], timeout: timedelta | None
-    ) -> JsonValue:
+    async def wait(self, name: str, *, ask: Callable[[str], Awaitable[JsonValue]], timeout: timedelta | None) -> JsonValue:
         """Hand out the event's full id as the token: `control.send(store, run_id, token, answer)` answers."""
         runner = self._scope.runner
         step_id = self._scope.step_id(name, None)

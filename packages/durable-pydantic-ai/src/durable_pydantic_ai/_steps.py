@@ -27,7 +27,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from durable_core import DurableError, StepDrift, StepOptions
 
-from .scope import AgentScope, outside_scopes, scope_here
+from ._scopes import AgentScope, outside_scopes, scope_here
 
 ParamsT = TypeVar("ParamsT")
 WireT = TypeVar("WireT")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, cast
+from typing import Any, ClassVar, Final, Literal, cast
 
 from pydantic_ai import AgentRunResult, RunContext
 from pydantic_ai.agent import AbstractAgent, EventStreamHandler
@@ -27,9 +27,10 @@ from pydantic_ai.toolsets import ToolsetTool
 
 from durable_core import DurableError, StepOptions, UnrecordableValue, check_step_options, current_runner, in_step
 
+from ._deciding import EventWaiter, answer_calls
+from ._scopes import scope_here
 from ._steps import StepBackend
-from .approvals import Approvals, EventWaiter, answer_calls
-from .scope import scope_here
+from .approvals import Approvals
 
 KEY: Final = "durable"
 APPROVALS: Final = "approvals"
@@ -52,7 +53,7 @@ class Durability(BaseDurabilityCapability[AgentDepsT]):
     an option that can't be. Outside `agent_scope` the agent is an ordinary one, except in a flow: `DurableError`.
     """
 
-    engine_spec = DurabilityEngineSpec(
+    engine_spec: ClassVar[DurabilityEngineSpec] = DurabilityEngineSpec(
         engine_name="durable",
         durable_unit_noun="step",
         durable_container_noun="agent_scope",

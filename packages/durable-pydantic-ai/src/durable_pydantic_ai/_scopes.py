@@ -1,0 +1,91 @@
+"""The ids of an agent's steps, and in which scope of a runner code is running."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from hashlib import blake2b
+from typing import Any, Final
+
+from pydantic_ai import RunContext
+
+from durable_core import DurableError, Runner
+
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_.:-]{1,60}")
+
+
+class AgentScope:
+    """The steps of the agent runs in one scope of a runner: `triage/model-1`, and of a second run `triage/run-2/model-1`."""
+
+    def __init__(self, runner: Runner, name: str) -> None:
+        self._scope: Final[Runner] = runner.scope(name)
+        self._runs = 0
+        self._is_running = False
+        self._used: Counter[str] = Counter()
+        self.runner: Runner = self._scope
+        """The scope of the run of an agent that goes on, or that was the last."""
+
+    @property
+    def next_run_id(self) -> str:
+        """The id that the next run of an agent gets from pydantic-ai, the same on every replay."""
+        return f"{self.runner.run_id}/{self._scope.prefix}{self._runs + 1}"
+
+    @contextmanager
+    def agent_run(self) -> Generator[None]:
+        """Give the steps of one agent run ids of their own. Raises `DurableError` while another run goes on here."""
+        if self._is_running:
+            raise DurableError(
+                f"two agents run at once in scope {self._scope.prefix[:-1]!r}, whose steps could not be told apart on a replay;"
+                " give each run a scope of its own: `run_agent(runner, 'another-name', …)`"
+            )
+        self._runs += 1
+        self._used.clear()
+        self.runner = self._scope if self._runs == 1 else self._scope.scope(f"run-{self._runs}")
+        self._is_running = True
+        try:
+            yield
+        finally:
+            self._is_running = False
+
+    def step_id(self, what: str, ctx: RunContext[Any] | None, call_id: str | None = None) -> str:
+        """Make the id of what is done in a turn of the model; done again in the same turn, it gets a number."""
+        parts = [plain(what)]
+        if ctx is not None:
+            parts.append(str(ctx.run_step))
+            call_id = call_id or ctx.tool_call_id
+        if call_id is not None:
+            parts.append(plain(call_id))
+        step_id = "-".join(parts)
+        self._used[step_id] += 1
+        return step_id if (times := self._used[step_id]) == 1 else f"{step_id}~{times}"
+
+
+_here: Final[ContextVar[AgentScope | None]] = ContextVar("durable_agent_scope", default=None)
+
+
+def scope_here() -> AgentScope | None:
+    """Return the scope that agents run in where this is called."""
+    return _here.get()
+
+
+@contextmanager
+def entered(scope: AgentScope | None) -> Generator[None]:
+    """Let agents run in `scope`, or in none."""
+    token = _here.set(scope)
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
+def outside_scopes() -> AbstractContextManager[None]:
+    """Let an agent that runs inside a step be an ordinary one: the step records what comes of it."""
+    return entered(None)
+
+
+def plain(text: str) -> str:
+    """Return text that ids may hold, the same for the same text: models and providers make up the ids of calls."""
+    return text if _PLAIN.fullmatch(text) else f"x{blake2b(text.encode(errors='replace'), digest_size=8).hexdigest()}"

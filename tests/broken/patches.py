@@ -25,6 +25,7 @@ CORE = "packages/durable-core/src/durable_core"
 FILE = "packages/durable-file/src/durable_file"
 OTEL = "packages/durable-otel/src/durable_otel"
 OPENAI = "packages/durable-openai-agents/src/durable_openai_agents"
+PAI = "packages/durable-pydantic-ai/src/durable_pydantic_ai"
 POSTGRES = "packages/durable-postgres/src/durable_postgres"
 REDIS = "packages/durable-redis/src/durable_redis"
 S3 = "packages/durable-s3/src/durable_s3"
@@ -4095,5 +4096,105 @@ PATCHES = [
         "            inside_tool.set(calls)  # in the context of this call's own task\n",
         "",
         ("tests/openai_agents/test_run_agent.py::test_an_agent_as_a_tool_is_one_step",),
+    ),
+    Patch(
+        "pydantic-ai: a recorded request is asked again",
+        f"{PAI}/_scopes.py",
+        "            parts.append(str(ctx.run_step))\n",
+        "            parts.append(f'{ctx.run_step}-{id(ctx)}')\n",
+        (
+            "tests/pydantic_ai/test_replay.py::test_a_replay_returns_an_equal_result",
+            "tests/pydantic_ai/test_killed.py::test_two_agents_killed_at_every_append[sqlite]",
+        ),
+    ),
+    Patch(
+        "pydantic-ai: calls of two turns are taken for one",
+        f"{PAI}/_scopes.py",
+        "            parts.append(str(ctx.run_step))\n",
+        "            parts.append('1')\n",
+        ("tests/pydantic_ai/test_replay.py::test_ids_of_calls_that_repeat_in_every_turn",),
+    ),
+    Patch(
+        "pydantic-ai: two agents at once share a scope",
+        f"{PAI}/_scopes.py",
+        "        self._is_running = True\n",
+        "",
+        ("tests/pydantic_ai/test_scopes.py::test_two_agents_at_once_need_two_scopes",),
+    ),
+    Patch(
+        "pydantic-ai: an agent in a tool makes steps inside its step",
+        f"{PAI}/_steps.py",
+        "        with outside_scopes():\n            return await self._body()\n",
+        "        return await self._body()\n",
+        ("tests/pydantic_ai/test_scopes.py::test_an_agent_in_a_tool_is_part_of_its_step",),
+    ),
+    Patch(
+        "pydantic-ai: a record that no longer decodes is told to the model",
+        f"{PAI}/_steps.py",
+        "        except (ValidationError, ValueError, TypeError, LookupError) as error:\n",
+        "        except ZeroDivisionError as error:\n",
+        ("tests/pydantic_ai/test_replay.py::test_a_record_that_no_longer_decodes_is_drift",),
+    ),
+    Patch(
+        "pydantic-ai: other arguments than recorded pass unnoticed",
+        f"{PAI}/_steps.py",
+        "        return (to_jsonable_python(arguments),)\n",
+        "        return ()\n",
+        ("tests/pydantic_ai/test_replay.py::test_other_arguments_than_recorded_are_drift",),
+    ),
+    Patch(
+        "pydantic-ai: what has no JSON is tried again",
+        f"{PAI}/durability.py",
+        "        serialization_failure=_unrecordable,\n",
+        "",
+        ("tests/pydantic_ai/test_replay.py::test_what_has_no_json_fails_and_is_not_tried_again",),
+    ),
+    Patch(
+        "pydantic-ai: the options in a tool's metadata are dropped",
+        f"{PAI}/durability.py",
+        "{**self._tool_options, **check_step_options(cast(StepOptions, own))}",
+        "{**self._tool_options}",
+        (
+            "tests/pydantic_ai/test_scopes.py::test_a_tool_at_most_once",
+            "tests/pydantic_ai/test_scopes.py::test_metadata_that_cannot_be",
+        ),
+    ),
+    Patch(
+        "pydantic-ai: an agent in a flow but in no scope is not recorded, in silence",
+        f"{PAI}/durability.py",
+        "            _refuse_in_flow(self.name)\n",
+        "",
+        ("tests/pydantic_ai/test_scopes.py::test_an_agent_in_a_flow_but_in_no_scope",),
+    ),
+    Patch(
+        "pydantic-ai: a rejected call is made",
+        f"{PAI}/_deciding.py",
+        "    if not decision:\n",
+        "    if decision is None:\n",
+        (
+            "tests/pydantic_ai/test_approvals.py::test_a_rejection_is_told_to_the_model",
+            "tests/pydantic_ai/test_approvals.py::test_a_deadline_rejects",
+        ),
+    ),
+    Patch(
+        "pydantic-ai: edited arguments are dropped",
+        f"{PAI}/_deciding.py",
+        "ToolApproved(override_args=decision.value)",
+        "ToolApproved()",
+        ("tests/pydantic_ai/test_approvals.py::test_a_person_edits_the_arguments",),
+    ),
+    Patch(
+        "pydantic-ai: one person is enough where two are asked for",
+        f"{PAI}/_deciding.py",
+        "        quorum=approvals.quorum,\n",
+        "",
+        ("tests/pydantic_ai/test_approvals.py::test_two_people_of_three",),
+    ),
+    Patch(
+        "pydantic-ai: a person is asked anew on each replay",
+        f"{PAI}/_deciding.py",
+        'answer: JsonValue = await runner.step(f"{step_id}-ask", ask, f"{runner.prefix}{step_id}", returns=Any)',
+        'answer: JsonValue = await ask(f"{runner.prefix}{step_id}")',
+        ("tests/pydantic_ai/test_approvals.py::test_pydantic_ais_own_way_to_ask",),
     ),
 ]

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from durable_core import MemoryStore, Runner, StepEvent, StepFailed, exponential, flow
+from durable_core import MemoryStore, Runner, StepEvent, StepFailed, StepOptions, check_step_options, exponential, flow
 from durable_core.testing import FakeClock
 
 
@@ -116,3 +116,25 @@ async def test_recorded_steps_that_a_flow_never_asked_for_are_drift() -> None:
     name = "new"
     with pytest.warns(UserWarning, match="'old'"):
         assert await job.run(store, run_id="run") == 1
+
+
+def test_options_are_checked_before_a_step_runs() -> None:
+    """Code that takes options for later steps refuses bad ones at once, as `step` would."""
+    options = StepOptions(max_attempts=3, retry_delay=exponential(1), name="ask", at_most_once=True)
+    assert check_step_options(options) is options
+    for bad, kind in (
+        ({"max_attempts": 0}, ValueError),
+        ({"timeout": -1}, ValueError),
+        ({"retries": 1}, TypeError),
+        ({"name": 1}, TypeError),
+        (3, TypeError),
+    ):
+        with pytest.raises(kind):
+            check_step_options(bad)  # type: ignore[arg-type]
+
+
+def test_a_scope_tells_what_its_ids_begin_with() -> None:
+    """The prefix with a step's id in the scope is the id in the run."""
+    runner = Runner(MemoryStore(), "run")
+    assert runner.prefix == ""
+    assert runner.scope("left").scope("part").prefix == "left/part/"

@@ -52,15 +52,15 @@ async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse
     assert isinstance(first, ModelRequest)
     asked = next(part.content for part in first.parts if isinstance(part, UserPromptPart))
     order_id = str(asked).rpartition(" ")[2]
+    calls: list[tuple[str, dict[str, str | int]]]
     match sum(isinstance(message, ModelResponse) for message in messages):
         case 0:
             calls = [("find_order", {"order_id": order_id}), ("search_rules", {"question": "refunds"})]
         case 1:
             calls = [("refund", {"order_id": order_id, "amount": 90})]
         case 2:
-            last = messages[-1]
-            assert isinstance(last, ModelRequest)
-            calls = [("write_to_customer", {"text": f"About {order_id}: {last.parts[0].content}"})]
+            [told] = (part for part in messages[-1].parts if isinstance(part, ToolReturnPart))
+            calls = [("write_to_customer", {"text": f"About {order_id}: {told.content}"})]
         case _:
             return ModelResponse(parts=[TextPart(f"The ticket about {order_id} is closed.")])
     return ModelResponse(parts=[ToolCallPart(tool, args, tool_call_id=f"call_{n}") for n, (tool, args) in enumerate(calls)])

@@ -25,7 +25,10 @@ DIST = Path("dist")
 # The slow stores first; they are the last by name.
 CONTRACTS = sorted((path.as_posix() for path in Path("tests").rglob("test_contract*.py")), reverse=True)
 VALUES = ["tests/core/test_record.py", "tests/core/values"]
-AGENTS = [f"tests/openai_agents/test_{name}.py" for name in ("approvals", "hooks", "mcp", "run_agent")]
+AGENTS = [
+    *(f"tests/openai_agents/test_{name}.py" for name in ("approvals", "hooks", "mcp", "run_agent")),
+    *(f"tests/pydantic_ai/test_{name}.py" for name in ("replay", "approvals", "scopes", "streaming", "hooks")),
+]
 # More than there are processors: most of a test's time is waiting, for a server, a lease or another process. A module, a class
 # or a page at a time, since the examples of a page build on each other, in the order of the folders, whose last ones are short.
 PARALLEL = ["-n", str(min(8, 2 * (os.cpu_count() or 1))), "--dist", "loadscope", "--no-loadscope-reorder"]

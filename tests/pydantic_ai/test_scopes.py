@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
-from pydantic_ai import Agent
+from pydantic_ai import Agent, FunctionToolset
+from pydantic_ai.toolsets import DynamicToolset
 
-from durable_core import DurableError, MemoryStore, Runner, StepInterrupted, control, current_runner, flow
+from durable_core import DurableError, MemoryStore, Runner, StepFailed, StepInterrupted, control, current_runner, flow
 from durable_pydantic_ai import Durability, agent_scope, run_agent
 from tests.core.conftest import Killed
 from tests.pydantic_ai.conftest import call, scripted, told
@@ -171,3 +173,54 @@ async def test_ids_that_models_make_up(memory: MemoryStore) -> None:
     for _ in range(2):
         async with Runner(memory, "hostile") as runner:
             assert told((await run_agent(runner, "n", agent, "go")).all_messages()) == ["noted"]
+
+
+async def test_a_tool_that_failed_is_retried_from_outside(memory: MemoryStore) -> None:
+    """The run failed by its step; `control.retry` lets it go on there, and no model is asked for what it said before."""
+    asked: Counter[str] = Counter()
+    agent = Agent(scripted([call("pay")], "done", asked=asked), name="payer", capabilities=[Durability()])
+    is_open = False
+
+    @agent.tool_plain
+    def pay() -> str:
+        if not is_open:
+            raise ConnectionError("the bank is closed")
+        return "paid"
+
+    @flow
+    async def payment(runner: Runner) -> list[str]:
+        return told((await run_agent(runner, "pay", agent, "go")).all_messages())
+
+    with pytest.raises(StepFailed, match="the bank is closed"):
+        await payment.run(memory, run_id="payment")
+    is_open = True
+    await control.retry(memory, "payment", by="ann")
+    assert await payment.run(memory, run_id="payment") == ["paid"]
+    assert asked == {"scripted-1": 1, "scripted-2": 1}
+
+
+async def test_a_toolset_that_is_made_for_each_turn(memory: MemoryStore) -> None:
+    """Which tools a dynamic toolset has is recorded in each turn, and so are their calls."""
+    made: list[int] = []
+
+    def add(a: int, b: int) -> int:
+        made.append(a + b)
+        return a + b
+
+    tools = DynamicToolset[None](lambda ctx: FunctionToolset([add]), id="sums")
+    agent = Agent(scripted([call("add", a=1, b=2)], "done"), name="adder", toolsets=[tools], capabilities=[Durability()])
+    for _ in range(2):
+        async with Runner(memory, "dynamic") as runner:
+            assert told((await run_agent(runner, "sum", agent, "go")).all_messages()) == [3]
+    assert made == [3]
+    steps = [record.step_id for record in await memory.list("dynamic")]
+    assert steps == ["sum/tools-sums-1", "sum/model-1", "sum/add-1-call_0", "sum/tools-sums-2", "sum/model-2"]
+
+
+async def test_the_time_of_a_run_counts_from_its_first_start(memory: MemoryStore) -> None:
+    """`timeout` of a run is counted from when it first began, which is recorded."""
+    agent = durable("done")
+    for _ in range(2):
+        async with Runner(memory, "timed") as runner:
+            assert (await run_agent(runner, "timed", agent, "go", timeout=60)).output == "done"
+    assert [record.step_id for record in await memory.list("timed")] == ["timed/started-1", "timed/model-1"]

@@ -162,6 +162,18 @@ async def test_a_call_that_is_made_elsewhere(memory: MemoryStore) -> None:
         assert told((await run_agent(runner, "pack", agent, "please")).all_messages()) == [{"label": 7}]
 
 
+async def test_what_went_wrong_elsewhere(memory: MemoryStore) -> None:
+    """The model is told so, as of a tool of its own that failed; the run goes on."""
+    tools = ExternalToolset([ToolDefinition(name="print_label")], id="warehouse")
+    agent = Agent(scripted([call("print_label")], "done"), name="desk", toolsets=[tools], capabilities=[Durability()])
+    await control.send_failure(memory, "desk", "pack/answer-print_label-1-call_0", error="no paper", by="ann")
+    for _ in range(2):
+        async with Runner(memory, "desk", wait_limit=0) as runner:
+            result = await run_agent(runner, "pack", agent, "please")
+        assert result.output == "done"
+        assert "no paper" in str(told(result.all_messages()))
+
+
 async def test_a_question_to_a_person(memory: MemoryStore) -> None:
     """A tool that asks something waits as an event, whose name shows the question."""
     agent = Agent(scripted([call("ask", question="Which colour?")], "done"), name="desk", capabilities=[Durability()])

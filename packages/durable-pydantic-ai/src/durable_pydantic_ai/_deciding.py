@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from pydantic import JsonValue
-from pydantic_ai import RunContext
+from pydantic_ai import RunContext, ToolFailed
 from pydantic_ai.durable_exec import ExternalEventError, ExternalEventWaiter
 from pydantic_ai.messages import ToolCallPart
 from pydantic_ai.tools import DeferredToolApprovalResult, DeferredToolRequests, DeferredToolResults, ToolApproved, ToolDenied
@@ -39,7 +39,10 @@ async def answer_calls(
     async def receive(call: ToolCallPart, step_id: str) -> None:
         shown = f"{call.tool_name}({call.args_as_json_str()})"
         name = shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 1]}…"
-        results.calls[call.tool_call_id] = await scope.runner.event(step_id, name=name)
+        try:
+            results.calls[call.tool_call_id] = await scope.runner.event(step_id, name=name)
+        except StepFailed as failed:  # sent by `control.send_failure`
+            results.calls[call.tool_call_id] = ToolFailed(failed.error.message)
 
     waits = [approve(call, scope.step_id(f"approve-{call.tool_name}", ctx, call.tool_call_id)) for call in requests.approvals]
     waits += [receive(call, scope.step_id(f"answer-{call.tool_name}", ctx, call.tool_call_id)) for call in requests.calls]

@@ -4198,6 +4198,13 @@ PATCHES = [
         ("tests/pydantic_ai/test_approvals.py::test_what_went_wrong_elsewhere",),
     ),
     Patch(
+        "pydantic-ai: one of two people changes what the other approved",
+        f"{PAI}/_deciding.py",
+        "    if any(value != decision.value for value in agreed):",
+        "    if not agreed:",
+        ("tests/pydantic_ai/test_approvals.py::test_one_of_two_people_cannot_change_what_the_other_approved",),
+    ),
+    Patch(
         "pydantic-ai: a person is asked anew on each replay",
         f"{PAI}/_deciding.py",
         'answer: JsonValue = await runner.step(f"{step_id}-ask", ask, f"{runner.prefix}{step_id}", returns=Any)',

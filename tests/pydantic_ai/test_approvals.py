@@ -105,6 +105,26 @@ async def test_two_people_of_three(memory: MemoryStore) -> None:
     assert await desk.run() == ["refunded 90"]
 
 
+@pytest.mark.parametrize("values", [(None, {"amount": 9000}), ({"amount": 9000}, None), ({"amount": 1}, {"amount": 2})])
+async def test_one_of_two_people_cannot_change_what_the_other_approved(memory: MemoryStore, values: tuple[Any, Any]) -> None:
+    """Arguments that only one of them approved are approved by one person alone, so the call is not made."""
+    desk = Desk(memory, approvals=Approvals(quorum=2))
+    await desk.ask()
+    for name, value in zip(("ann", "bob"), values, strict=True):
+        await control.approve(memory, "desk", ASK, by=name, value=value, clock=desk.clock)
+    assert await desk.run() == ["Those who approved the call did not agree on its arguments, so it was not made."]
+    assert desk.refunds == []
+
+
+async def test_two_people_edit_the_arguments_alike(memory: MemoryStore) -> None:
+    """Then both have approved what is done."""
+    desk = Desk(memory, approvals=Approvals(quorum=2))
+    await desk.ask()
+    for name in ("ann", "bob"):
+        await control.approve(memory, "desk", ASK, by=name, value={"amount": 45}, clock=desk.clock)
+    assert await desk.run() == ["refunded 45"]
+
+
 async def test_a_deadline_rejects(memory: MemoryStore) -> None:
     """What nobody decided in time is not done, and the model is told so."""
     desk = Desk(memory, approvals=Approvals(timeout=timedelta(days=1)))

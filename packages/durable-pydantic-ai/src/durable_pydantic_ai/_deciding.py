@@ -75,6 +75,11 @@ async def decide(
     if not decision:
         told = f"The call was rejected: {decision.reason}" if decision.reason else "The call was rejected."
         return ToolDenied(told), decision.by
+    recorded = scope.runner.recorded(step_id)
+    votes = recorded.note["votes"] if recorded is not None and recorded.note else []
+    agreed = [vote.get("value") for vote in votes if vote["approved"]]
+    if any(value != decision.value for value in agreed):  # or one of two people could raise what the other one approved
+        return ToolDenied("Those who approved the call did not agree on its arguments, so it was not made."), decision.by
     if decision.value is None:
         return ToolApproved(), decision.by
     if not isinstance(decision.value, dict):  # it can't be taken back, so it must not lead to a call that nobody meant

@@ -11,8 +11,8 @@ from typing import Literal
 class Approvals:
     """Who decides on a tool's calls: for all tools in `Durability(approvals=…)`, for one in its metadata.
 
-    `quorum` different people have to approve, of `approvers` if given; one rejection decides. A call that nobody decided within
-    `timeout` seconds is rejected, and the model is told so; with `on_timeout="fail"` the run fails instead.
+    `quorum` different people have to approve the same arguments, of `approvers` if given; one rejection decides. A call that
+    nobody decided within `timeout` seconds is rejected, and the model is told so; with `on_timeout="fail"` the run fails instead.
     """
 
     _: KW_ONLY

@@ -93,7 +93,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """Check values, records, telemetry, agents and each store's contract with the lowest dependencies that the packages declare."""
+    """Check values, records, telemetry, agents and stores' contracts with the lowest dependencies that the packages declare."""
     declared = {line for package in PACKAGES.values() for line in package["project"]["dependencies"]}
     lower_bounds = [line.replace(">=", "==") for line in sorted(declared) if not line.startswith(tuple(PACKAGES))]
     session.install(*editable(), *group("tests"), *lower_bounds)

@@ -1809,8 +1809,8 @@ PATCHES = [
     Patch(
         "a run that was asked for has no time limit",
         f"{CORE}/_running/driving.py",
-        "note = _deadline(run, latest.notes, work.timeout)",
-        "note = dict[str, Any]()",
+        "note = {**_deadline(run, latest.notes, work.timeout), **await run.visit(latest.name, latest)}",
+        "note = await run.visit(latest.name, latest)",
         ("tests/core/flow/test_lives.py::test_the_time_of_a_run_counts_from_its_start_and_not_from_the_asking",),
     ),
     Patch(
@@ -3866,6 +3866,8 @@ PATCHES = [
         "if each.step_id == FLOW and each.id == flows[each.run_id].id}",
         "if each.step_id == FLOW}",
         ("tests/core/control/test_finding_runs.py::test_what_an_index_says_of_waits_is_looked_up_in_the_log",),
+    ),
+    Patch(
         "core: an attempt that was cancelled has no end",
         f"{CORE}/_running/step.py",
         "        await run.emit_stop(call, error)\n        raise\n",
@@ -3977,6 +3979,8 @@ PATCHES = [
         "            self.counted = None\n            _logger",
         "            _logger",
         ("tests/otel/test_metrics.py::test_a_store_that_is_away_is_logged_and_counted_again",),
+    ),
+    Patch(
         "openai agents: the model is asked on every replay",
         f"{OPENAI}/_models.py",
         "        recorded = await self._calls.runner.step(step_id, ask, system_instructions, input, returns=Any, **options)\n",

@@ -94,6 +94,24 @@ def test_one_round(durable: Durable, local: str, monkeypatch: pytest.MonkeyPatch
     assert {"started", "succeeded", "failed", "suspended"} < report.keys()
 
 
+def test_working_and_waiting_on_each_store(durable: Durable, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was asked for is swept to its approval, decided, served to its end, and waited for, with JSON all along."""
+    monkeypatch.chdir(ROOT)
+    on_store = ("--store", url, "--json")
+    (started,) = durable("start", f"{HERE}:refund", "r1", "--input", '{"order": "7"}', *on_store).objects
+    (report,) = durable("sweep", f"{HERE}:flows", *on_store).objects
+    early = durable("wait", "r1", "--timeout", "0.1s", *on_store)
+    (decided,) = durable("approve", "r1", "approve", "--by", "alice", "--yes", *on_store).objects
+    with serving(f"{HERE}:flows", "--store", url) as process:
+        done = durable("wait", "r1", "--timeout", "60s", *on_store)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in err) == (0, False)
+    assert (started["run_id"], report["suspended"], early.code, decided["step_id"]) == ("r1", 1, 4, "approve")
+    (run,) = done.objects
+    assert (done.code, run["status"], run["result"]) == (0, "succeeded", "paid 90")
+
+
 def request(url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
     """Ask over HTTP, and return the status with what was answered."""
     try:

@@ -107,7 +107,7 @@ def celery(session: nox.Session) -> None:
     pytest(session, "tests/celery", "docs/howto/celery.md")
 
 
-@nox.session
+@nox.session(default=False)  # a fresh machine has no browser
 def browser(session: nox.Session) -> None:
     """Use the page as people do, in Chromium, which has to be installed: two windows, by keyboard, without scripts, and axe."""
     chromium = _chromium(session)

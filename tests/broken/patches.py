@@ -4215,4 +4215,11 @@ PATCHES = [
         'answer: JsonValue = await ask(f"{runner.prefix}{step_id}")',
         ("tests/pydantic_ai/test_approvals.py::test_pydantic_ais_own_way_to_ask",),
     ),
+    Patch(
+        "events: every handler is told of visits",
+        f"{CORE}/events.py",
+        '        if event.type in _OF_VISITS and not getattr(handler, "hears_visits", False):',
+        "        if False:",
+        ("tests/core/flow/test_visits.py::test_who_does_not_ask_is_told_of_no_visit",),
+    ),
 ]

@@ -145,9 +145,9 @@ def test_the_command_that_goes_on_can_be_pasted(durable: Durable, local: str) ->
     """With the run's id quoted, and the store that was named."""
     on_url(local, lambda store: failed(store, "r $(x)"))
     retried = durable("retry", "r $(x)", "--store", local)
-    assert retried.out.endswith(f" or by: durable run MODULE:FLOW 'r $(x)' --store {local}\n")
+    assert retried.out.endswith(f" or by:\n  durable run MODULE:FLOW 'r $(x)' --store {local}\n")
     forked = durable("fork", "r $(x)", "r;2", "--before", "charge", "--store", local)
-    assert forked.out.endswith(f" or by: durable run MODULE:FLOW 'r;2' --store {local}\n")
+    assert forked.out.endswith(f" or by:\n  durable run MODULE:FLOW 'r;2' --store {local}\n")
 
 
 def test_a_damaged_log_hides_no_other(durable: Durable, tmp_path: Path) -> None:

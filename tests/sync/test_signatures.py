@@ -29,7 +29,7 @@ def test_a_runner_has_every_method() -> None:
     assert public(sync.Runner) == public(durable_core.Runner) | attributes
 
 
-@pytest.mark.parametrize("name", sorted(public(durable_core.Runner)))
+@pytest.mark.parametrize("name", sorted(public(durable_core.Runner) - {"prefix"}))  # which is a property
 def test_a_method_takes_the_same(name: str) -> None:
     """Names, kinds and defaults of the arguments are equal."""
     assert parameters(getattr(sync.Runner, name)) == parameters(getattr(durable_core.Runner, name))

@@ -26,8 +26,22 @@ from durable_core import (
 from durable_core.testing import FakeClock
 
 
+class Heard:
+    """A handler that keeps all that it is told."""
+
+    hears_visits = True
+
+    def __init__(self) -> None:
+        self.events: list[StepEvent] = []
+
+    def __call__(self, event: StepEvent) -> None:
+        self.events.append(event)
+
+
 class Carrier:
     """A handler that numbers the visits, by what the one before carried over."""
+
+    hears_visits = True
 
     def __init__(self, carries: Any = None) -> None:
         self.found: list[dict[str, str] | None] = []
@@ -113,15 +127,15 @@ async def test_only_texts_are_carried() -> None:
 
 async def test_a_visit_has_an_end_whatever_becomes_of_it(clock: FakeClock) -> None:
     """`run:stop` where nothing is recorded of how the run stands: it was cancelled from within the program, or lost its lock."""
-    heard: list[StepEvent] = []
+    heard = Heard()
     began = asyncio.Event()
 
-    @flow(on_event=heard.append)
+    @flow(on_event=heard)
     async def waits(runner: Runner) -> None:
         began.set()
         await asyncio.Event().wait()
 
-    @flow(on_event=heard.append)
+    @flow(on_event=heard)
     async def loses(runner: Runner) -> None:
         raise LockLost("it is another's by now")
 
@@ -132,8 +146,8 @@ async def test_a_visit_has_an_end_whatever_becomes_of_it(clock: FakeClock) -> No
         await task
     with pytest.raises(LockLost):
         await loses.run(MemoryStore(), run_id="run")
-    assert [event.type for event in heard] == ["run:visit", "run:start", "run:stop"] * 2
-    assert [type(heard[number].error) for number in (2, 5)] == [asyncio.CancelledError, LockLost]
+    assert [event.type for event in heard.events] == ["run:visit", "run:start", "run:stop"] * 2
+    assert [type(heard.events[number].error) for number in (2, 5)] == [asyncio.CancelledError, LockLost]
 
 
 async def test_a_run_that_is_cancelled_meanwhile_is_visited_again() -> None:
@@ -213,20 +227,35 @@ async def test_a_run_that_others_ended_has_no_open_visit() -> None:
 
 async def test_an_attempt_has_an_end_whatever_becomes_of_it() -> None:
     """`step:stop` where an attempt was cancelled; not after one that was told to end otherwise."""
-    heard: list[StepEvent] = []
-    async with Runner(MemoryStore(), run_id="run", on_event=heard.append) as runner:
+    heard = Heard()
+    async with Runner(MemoryStore(), run_id="run", on_event=heard) as runner:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await runner.step("slow", asyncio.sleep, 60)
         await runner.step("fast", asyncio.sleep, 0)
-    assert [event.type for event in heard] == ["step:start", "step:stop", "step:start", "step:success"]
-    assert (heard[1].step_id, heard[1].attempt, type(heard[1].error)) == ("slow", 1, asyncio.CancelledError)
+    assert [event.type for event in heard.events] == ["step:start", "step:stop", "step:start", "step:success"]
+    assert (heard.events[1].step_id, heard.events[1].attempt, type(heard.events[1].error)) == ("slow", 1, asyncio.CancelledError)
 
 
 async def test_events_have_the_time_of_the_runners_clock() -> None:
     """So a handler can tell how long things took, also under a `FakeClock`."""
     clock = FakeClock(datetime(2026, 5, 1, tzinfo=UTC))
-    heard: list[StepEvent] = []
-    async with Runner(MemoryStore(), run_id="run", on_event=heard.append, clock=clock) as runner:
+    heard = Heard()
+    async with Runner(MemoryStore(), run_id="run", on_event=heard, clock=clock) as runner:
         await runner.step("a", clock.sleep, 60)
-    assert [event.at for event in heard] == [datetime(2026, 5, 1, tzinfo=UTC) + timedelta(minutes=minute) for minute in (0, 1)]
+    assert [event.at for event in heard.events] == [
+        datetime(2026, 5, 1, tzinfo=UTC) + timedelta(minutes=minute) for minute in (0, 1)
+    ]
+
+
+async def test_who_does_not_ask_is_told_of_no_visit() -> None:
+    """Other handlers get what is recorded, and nothing of what tracing needs besides."""
+    plain: list[str] = []
+
+    @flow(on_event=[lambda event: plain.append(event.type), asked := Heard()])
+    async def pays(runner: Runner) -> int:
+        return await runner.step("pay", lambda: 1)
+
+    await pays.run(MemoryStore(), run_id="run")
+    assert plain == ["run:start", "step:start", "step:success", "run:end"]
+    assert [event.type for event in asked.events] == ["run:visit", *plain]

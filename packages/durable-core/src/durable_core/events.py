@@ -56,6 +56,9 @@ class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
     next visit finds them, in whatever process and however this one ends."""
 
 
+_OF_VISITS: Final = frozenset({"step:stop", "run:visit", "run:stop"})
+"""What only a handler gets whose attribute `hears_visits` is true: tracing needs it, and others would have to pass over it."""
+
 Handler = Callable[[StepEvent], Awaitable[Any] | Any]
 OnEvent = Handler | Sequence[Handler]
 
@@ -83,6 +86,8 @@ async def tell(on_event: OnEvent | None, event: StepEvent) -> None:
         _logger.log(_LEVELS[event.type], "%s", text, extra=ids)
     handlers: Sequence[Handler] = () if on_event is None else (on_event,) if callable(on_event) else on_event
     for handler in handlers:
+        if event.type in _OF_VISITS and not getattr(handler, "hears_visits", False):
+            continue
         before = cancellations()
         try:
             answer = handler(event)

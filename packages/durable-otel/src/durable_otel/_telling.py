@@ -50,6 +50,7 @@ def instrument(
         if attempt is not None:
             measures.attempt(event, attempt)
 
+    tell.hears_visits = True  # type: ignore[attr-defined]  # functions have attributes, of which mypy knows nothing
     return tell
 
 

@@ -331,6 +331,11 @@ class Runner:
         scoped._runner = self._runner.scope(name)
         return scoped
 
+    @property
+    def prefix(self) -> str:
+        """What the ids of this scope begin with, such as `triage/`; empty outside of scopes."""
+        return self._runner.prefix
+
     def recorded(self, step_id: str) -> StepRecord | None:
         """Return the newest entry of a step that this runner knows, or None. It asks no store, and reads no log."""
         return self._runner.recorded(step_id)

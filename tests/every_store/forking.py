@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
+from time import monotonic
 from typing import Any
 
 CONTEXT: Any = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
@@ -12,3 +14,16 @@ CONTEXT.set_forkserver_preload(
         *("durable_file", "durable_postgres", "durable_redis", "durable_s3", "durable_sqlite"),
     ]
 )
+
+
+async def exit_code(process: Any, seconds: float) -> int | None:
+    """Wait for the end of a process, and return its exit code; None where it goes on for longer.
+
+    It is asked for in this thread alone. `multiprocessing` looks at all its processes whenever it starts one, and of two threads
+    that look at one at the same time the second reads that its code is 255.
+    """
+    deadline = monotonic() + seconds
+    while process.exitcode is None and monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    code: int | None = process.exitcode
+    return code

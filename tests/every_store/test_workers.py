@@ -146,7 +146,7 @@ async def test_a_run_that_kills_its_process_takes_no_neighbour_along(place: str,
             if not process.is_alive():
                 deaths += 1
                 process, began = worker("gated", "deadly"), time.monotonic()
-            elif deaths == 2 and time.monotonic() > began + 1:
+            elif deaths >= 2 and time.monotonic() > began + 1:  # the third may come before that second is over
                 gate.touch()
             return (await control.status(store, "deadly")).status == "parked"
 

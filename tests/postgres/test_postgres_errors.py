@@ -12,7 +12,8 @@ from durable_core import StepRecord, StoreError, open_store
 from durable_postgres import ConnectionLost, PostgresStore, RowRefused, schema_sql
 from durable_postgres._options import parse_url
 from tests.postgres.limits import with_limits
-from tests.servers.postgres import PostgresServer, free_port
+from tests.servers.ports import free_port
+from tests.servers.postgres import PostgresServer
 
 pytestmark = pytest.mark.asyncio
 

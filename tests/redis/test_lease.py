@@ -14,8 +14,9 @@ from redis.asyncio import ConnectionPool, Redis, RedisCluster
 
 from durable_core import LockLost, RunBusy, Runner, StepRecord, StoreError
 from durable_redis import RedisStore
+from tests.servers.ports import free_port
 from tests.servers.proxy import Proxy, proxied
-from tests.servers.redis import KEEPING, RedisServer, free_port, redis_cluster, redis_pair, redis_server
+from tests.servers.redis import KEEPING, RedisServer, redis_cluster, redis_pair, redis_server
 
 pytestmark = pytest.mark.asyncio
 LOCK = "durable:{run}:lock"

@@ -14,7 +14,8 @@ from durable_s3 import S3Store
 from tests.s3 import proxy as faults
 from tests.s3.proxy import Proxy
 from tests.s3.support import client_of, entry, open_at
-from tests.servers.s3 import BUCKET, S3Server, free_port
+from tests.servers.ports import free_port
+from tests.servers.s3 import BUCKET, S3Server
 
 HOSTILE = ["a/b", "..", ".", "../../x", " spaced  out ", "👩‍👩‍👧", "é" * 256, "x" * 512, "%2F", "a\\b", "💣" * 128, "~!*'()"]
 

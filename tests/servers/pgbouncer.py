@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.servers.postgres import dies_with_parent, free_port, unprivileged
+from tests.servers.ports import free_port
+from tests.servers.postgres import dies_with_parent, unprivileged
 
 _START_SECONDS = 30.0
 EXECUTABLE = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")

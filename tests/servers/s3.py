@@ -24,6 +24,8 @@ from uuid import uuid4
 
 import pytest
 
+from tests.servers.ports import free_port
+
 BUCKET = "durable-tests"
 SERVERS = ["environment"] if "DURABLE_TEST_S3_URL" in os.environ else ["moto", "ministack"]
 _START_SECONDS = 180.0
@@ -171,13 +173,6 @@ def s3_url(request: pytest.FixtureRequest) -> str:
     server: S3Server = request.getfixturevalue(f"{request.param}_server")
     server.make_bucket(name)
     return server.url("logs", name)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

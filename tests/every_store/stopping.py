@@ -16,6 +16,7 @@ from durable_core import Flow, Runner, RunSuspended, StepFailed, StepInterrupted
 from durable_core._log import wakeups
 from durable_core.engine import FLOW, decided
 from durable_core.store import wakeups_of
+from durable_core.stores import filelock
 from durable_worker import Worker
 from tests.every_store.forking import CONTEXT
 
@@ -73,6 +74,9 @@ class StoppingStore(Store):
 
     def _stop(self) -> None:
         self._at = 0  # once
+        # A frozen thread would keep a log of the file store locked, which another one reads or writes just now.
+        while any(lock.since is None for file in [*filelock._files.values()] for lock in [*file.locks.values()]):
+            time.sleep(0.001)
         os.kill(os.getpid(), self._signal)
 
     async def append(self, record: Any) -> Any:

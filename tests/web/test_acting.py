@@ -47,6 +47,18 @@ async def test_two_people_decide(store: Store, browse: Browse) -> None:
     assert (late.status_code, "was decided" in late.text) == (409, True)
 
 
+@pytest.mark.parametrize(
+    ("typed", "value"), [('{ "amount": 90 }', None), ("", None), ('{"amount": 90.5}', {"amount": 90.5}), ("90", 90)]
+)
+async def test_a_value_counts_where_it_was_changed(memory: MemoryStore, browse: Browse, typed: str, value: Any) -> None:
+    """The form holds the value that is asked for: sent back as it was, the flow finds None, as where nobody was asked for one."""
+    await ask(memory)
+    await decide(browse(app(memory, user=signed_in), "alice"), memory, "approve", value=typed)
+    record = await memory.get("payout-1", "approve")
+    assert record is not None
+    assert record.value().get("value") == value
+
+
 async def test_what_was_shown_has_changed(memory: MemoryStore, browse: Browse) -> None:
     """An answer to a page that showed another amount is none."""
     await ask(memory)

@@ -22,7 +22,22 @@ NAMES += ["value", "reason", "new_run", "token"]
 
 texts = st.one_of(
     st.sampled_from(
-        ["payout-1", "broken-1", "approve", "pay-back", "$flow", "retry", "failed", "1h", "{}", "NaN", "9" * 400, "0d"]
+        [
+            "payout-1",
+            "broken-1",
+            "approve",
+            "pay-back",
+            "$flow",
+            "retry",
+            "failed",
+            "1h",
+            "{}",
+            "NaN",
+            "9" * 400,
+            "0d",
+            "999999w",
+            "a\0b",
+        ]
     ),
     st.text(max_size=30),
     st.datetimes().map(lambda moment: f"{moment.isoformat()} x"),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
 
-from durable_core import MemoryStore, StepRecord, Store, StoreError, control
+from durable_core import MemoryStore, Runner, RunSuspended, StepRecord, Store, StoreError, control
 from durable_core.store import polling_of
 from durable_web import Page, app
 from durable_web._views import _live
@@ -93,6 +94,17 @@ async def test_the_inbox_tells_of_votes_and_decisions(store: Store) -> None:
         assert "by <strong>bob</strong>" in await stream.hears("1 of 2")
         await control.approve(store, "payout-1", "approve", by="carol")
         await stream.hears("Nothing waits for anybody")
+
+
+async def test_ids_come_through_as_they_are(memory: MemoryStore) -> None:
+    """Also those that hold what Python takes for the end of a line and a browser doesn't: the form answers that very step."""
+    step_id = "a\u2028b\u2029c"
+    with suppress(RunSuspended):
+        async with Runner(memory, "run", wait_limit=0) as runner:
+            await runner.approval(step_id, None)
+    async with watching(app(memory, user=signed_in), "inbox") as stream:
+        lines = re.split("\r\n|\r|\n", await stream.hears("\n\n"))
+    assert f'name="step" value="{step_id}"' in "\n".join(line.removeprefix("data: ") for line in lines)
 
 
 async def test_a_run_is_told_of_until_it_has_ended(memory: MemoryStore) -> None:

@@ -80,6 +80,8 @@ async def test_a_key_that_is_wrong(memory: MemoryStore, browse: Browse, key: str
         ("127.0.0.1.evil.example", "127.0.0.1", "127.0.0.1"),
         ("127.0.0.1@evil.example", "127.0.0.1", "127.0.0.1"),
         ("", "127.0.0.1", "127.0.0.1"),
+        ("[::1", "127.0.0.1", "127.0.0.1"),
+        ("localhost:port", "127.0.0.1", "127.0.0.1"),
         ("127.0.0.1", "10.0.0.5", "127.0.0.1"),
         ("127.0.0.1", "127.0.0.1", "10.0.0.1"),
         ("localhost", "::ffff:10.0.0.5", "::1"),
@@ -99,7 +101,7 @@ async def test_anybody_from_elsewhere_is_told_why(memory: MemoryStore, host: str
         async def send(message: Any, sent: list[Any] = sent) -> None:
             sent.append(message)
 
-        headers = {"host": host, "cookie": f"durable_session={session}"}
+        headers = {"host": host, "cookie": f"durable_session_80={session}"}
         scope = {
             "type": "http", "method": "GET", "path": path, "raw_path": b"", "root_path": "", "http_version": "1.1",
             "query_string": f"link={token}".encode(), "scheme": "http", "client": (client, 1), "server": (server, 8000),
@@ -116,8 +118,31 @@ async def test_names_of_this_machine(memory: MemoryStore, host: str) -> None:
     page = app(memory)
     transport = httpx.ASGITransport(page, client=("127.0.0.1", 1))
     async with httpx.AsyncClient(transport=transport, headers={"host": host}) as client:
-        client.cookies.set("durable_session", page._site.tokens.for_session())
+        port = 8000 if host.endswith(":8000") else 80
+        client.cookies.set(f"durable_session_{port}", page._site.tokens.for_session())
         assert (await client.get("http://127.0.0.1/runs")).status_code == 200
+
+
+async def test_two_pages_on_two_ports(memory: MemoryStore) -> None:
+    """A browser sends a cookie to every port of a machine: who enters one page is still in the other."""
+    pages = {f"http://127.0.0.1:{port}": app(memory) for port in (8000, 8001)}
+    mounts = {url: httpx.ASGITransport(page, client=("127.0.0.1", 1)) for url, page in pages.items()}
+    async with httpx.AsyncClient(mounts=mounts) as me:
+        for url, page in pages.items():
+            assert (await me.get(str(page.one_time_link(url)))).status_code == 303
+        assert [(await me.get(f"{url}/runs")).status_code for url in pages] == [200, 200]
+
+
+async def test_a_link_and_a_session_end_with_the_server(memory: MemoryStore) -> None:
+    """Without `secret=`, who was let in before a restart needs the new link, and the old one is good for nothing."""
+    old, new = app(memory), app(memory)
+    link = str(old.one_time_link(HERE))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(old, client=("127.0.0.1", 1))) as me:
+        assert (await me.get(link)).status_code == 303
+        cookies = me.cookies
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(new, client=("127.0.0.1", 1)), cookies=cookies) as me:
+        assert (await me.get(f"{HERE}/runs")).status_code == 401
+        assert (await me.get(link)).status_code == 403
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "ops.example.com", ""])

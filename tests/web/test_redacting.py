@@ -107,6 +107,16 @@ async def test_a_redact_that_raises_shows_nothing(memory: MemoryStore, browse: B
     assert "IndexError" in caplog.text
 
 
+async def test_a_long_reason_is_cut(memory: MemoryStore, browse: Browse) -> None:
+    """Whoever may decide may write a megabyte; the pages that show it stay small."""
+    with pytest.raises(RunSuspended):
+        await pay.run(memory, run_id="pay-1", card={})
+    await control.cancel(memory, "pay-1", reason="x" * 900_000, by="bob")
+    shown = await browse(app(memory, user=signed_in), "alice").get("run", run="pay-1")
+    assert len(shown.content) < 100_000
+    assert "880,000 more" in shown.text
+
+
 async def test_a_large_value_is_cut(memory: MemoryStore, browse: Browse) -> None:
     """A page stays small, however large, wide or deep a value is, and says how much is left out."""
     deep: Any = 1

@@ -84,6 +84,36 @@ async def test_runs_are_filtered_by_the_url(memory: MemoryStore, browse: Browse)
         assert (await alice.get("runs", **query)).status_code == 400
 
 
+@pytest.mark.parametrize("text", ["\0", "a\0b", "%", "*", "?[", "_", "\\", "' or 1=1 --", "\U0010ffff", "x" * 600, "../"])
+async def test_filters_that_nothing_is_like(store: Store, browse: Browse, text: str) -> None:
+    """On each store: what is no id and no name finds nothing, and is no fault of the store."""
+    await ask(store)
+    await fail(store)
+    alice = browse(app(store, user=signed_in), "alice")
+    for path, query in [
+        ("", {"prefix": text}),
+        ("runs", {"prefix": text}),
+        ("runs", {"flow": text, "state": "failed"}),
+        ("runs", {"state": "open", "prefix": text}),
+        ("runs", {"before": f"2020-01-01T00:00:00+00:00 {text}"}),
+    ]:
+        shown = await alice.get(path, **query)
+        assert (shown.status_code, "run=payout-1" in shown.text) == (400 if "\0" in text else 200, False), shown.text
+
+
+async def test_a_length_of_time_from_before_all_calendars(memory: MemoryStore, browse: Browse) -> None:
+    """Nothing waits for so long, and everything began within it."""
+    await ask(memory)
+    alice = browse(app(memory, user=signed_in), "alice")
+    for path, query, found in [
+        ("", {"longer": "999999w"}, False),
+        ("runs", {"longer": "999999w"}, False),
+        ("runs", {"since": "999999w"}, True),
+    ]:
+        shown = await alice.get(path, **query)
+        assert (shown.status_code, "run=payout-1" in shown.text) == (200, found)
+
+
 async def test_runs_come_in_pages(memory: MemoryStore, browse: Browse, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each page leads to the next one, with the filter kept, and counts tell how many there are of each state."""
     monkeypatch.setattr(runs, "_PAGE", 3)

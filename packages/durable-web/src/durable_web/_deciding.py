@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
@@ -43,7 +44,7 @@ async def answer_link(site: Site, visit: Visit) -> Response:
     asked = await _asked_by_link(site, link)
     if visit.form.text("mark") != link.mark:
         raise HTTPException(409, "this form was made for another question; nothing was done")
-    said = {"by": link.by, "answer": answer_of(visit), "reason": reason_of(visit), "value": value_of(visit, "value")}
+    said = {"by": link.by, "answer": answer_of(visit), "reason": reason_of(visit), "value": _changed(visit, asked)}
     # Of what it carries, since a signature can be written in several ways; and of all links of one person to one question.
     used = hashlib.sha256(f"{link.mark} {link.by}".encode()).hexdigest()[:32]
     claim = StepRecord(run_id=link.run, step_id=f"$link/{used}", note=said)
@@ -73,12 +74,21 @@ async def _asked_by_link(site: Site, link: Link) -> Asked:
 async def record_answer(site: Site, visit: Visit, asked: Asked, by: str) -> StepRecord:
     """Append what the form answers, as `by`; it holds for what the form had shown alone."""
     answer, reason = answer_of(visit), reason_of(visit)
-    value = value_of(visit, "value") if asked.takes_value else None
+    value = _changed(visit, asked)
     if visit.form.text("mark") != asked.mark:
         raise HTTPException(409, "what is asked has changed since this page was made: look at it again; nothing was done")
     if answer == "approve":
         return await control.approve(site.store, asked.run_id, asked.step_id, by=by, reason=reason, value=value)
     return await control.reject(site.store, asked.run_id, asked.step_id, by=by, reason=reason)
+
+
+def _changed(visit: Visit, asked: Asked) -> Any:
+    """Return what the person made of the value that the flow asks for; None where they left it as it was."""
+    if not asked.takes_value:
+        return None
+    value = value_of(visit, "value")
+    before, after = (msgspec.json.encode(each, order="deterministic") for each in (asked.show["edit"], value))
+    return None if after == before else value
 
 
 async def question(site: Site, run_id: str, step_id: str) -> Asked:

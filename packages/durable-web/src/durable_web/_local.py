@@ -18,7 +18,6 @@ from ._origin import base_of
 from ._tokens import Tokens
 from ._users import Access, User
 
-_COOKIE: Final = "durable_session"
 _SECONDS: Final = 12 * 3600
 _WHY: Final = (
     "without user= the page serves this machine's loopback address alone (127.0.0.1, localhost): whoever else can reach it could"
@@ -59,7 +58,7 @@ class Local:
     async def of(self, request: Request) -> User | None:
         """Return who sits here, or None where the link was not used. Raises `HTTPException` for anybody from elsewhere."""
         self.refuse_others(request)
-        if self._tokens.is_session(request.cookies.get(_COOKIE, "")):
+        if self._tokens.is_session(request.cookies.get(_cookie(request), "")):
             return User(_name())
         if self._told != self._key:  # nobody has printed it yet
             base = f"{request.url.scheme}://{request.headers['host']}{base_of(request)}"
@@ -77,23 +76,36 @@ class Local:
             raise HTTPException(405, "open the link with GET")
         base = base_of(request)
         answer = RedirectResponse(f"{base}/", 303)
-        if self._tokens.is_session(request.cookies.get(_COOKIE, "")):
+        if self._tokens.is_session(request.cookies.get(_cookie(request), "")):
             return answer
         if not hmac.compare_digest(request.query_params.get("key", "").encode(), self._key.encode()):
             raise HTTPException(403, "this link was used before, or is none of this server's; it prints another one")
         self._key = secrets.token_urlsafe(24)
         secure = request.url.scheme == "https"
         session = self._tokens.for_session()
-        answer.set_cookie(_COOKIE, session, _SECONDS, path=base or "/", secure=secure, httponly=True, samesite="lax")
+        answer.set_cookie(_cookie(request), session, _SECONDS, path=base or "/", secure=secure, httponly=True, samesite="lax")
         return answer
 
     def refuse_others(self, request: Request) -> None:
         """Raise `HTTPException` unless this machine asks itself, by a name of its own."""
         server, client = request.scope.get("server"), request.scope.get("client")
-        named = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-        asked = [named, server[0] if server else "", client[0] if client else ""]
+        asked = [_asked_for(request)[0], server[0] if server else "", client[0] if client else ""]
         if not all(map(is_loopback, asked)):  # by another name: a page elsewhere that had it lead here
             raise HTTPException(403, _WHY)
+
+
+def _asked_for(request: Request) -> tuple[str, int | None]:
+    """Return the name and the port by which the page was asked for; no name where `Host` is none."""
+    try:
+        host = urlsplit(f"//{request.headers.get('host', '')}")
+        return host.hostname or "", host.port
+    except ValueError:
+        return "", None
+
+
+def _cookie(request: Request) -> str:
+    """Name the cookie of a session: browsers send cookies to each port of a machine, and each may have a page of its own."""
+    return f"durable_session_{_asked_for(request)[1] or 80}"
 
 
 def _name() -> str:

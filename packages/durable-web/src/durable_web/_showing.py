@@ -49,8 +49,9 @@ class Showing:
         return _Cut(self.redacted).shown((what,), value)
 
     def text(self, what: str, text: str | None) -> str:
-        """Return a text as it is shown, such as the message of an error; empty where there is none."""
-        return "" if text is None else str(self.redacted((what,), text))
+        """Return a text as it is shown, such as the message of an error or a reason, cut; empty where there is none."""
+        seen = "" if text is None else str(self.redacted((what,), text))
+        return seen if len(seen) <= _LONGEST else f"{seen[:_LONGEST]}… and {len(seen) - _LONGEST:,} more"
 
     def is_editable(self, show: Mapping[str, Any]) -> bool:
         """Tell whether nothing is redacted in the member `edit` of what an approval shows, so that people may change it."""

@@ -36,8 +36,10 @@ class Visit:
         return url_under(self.base, path, **query)
 
     def asked(self, name: str) -> str:
-        """Return a field of the query, or an empty text."""
-        return self.request.query_params.get(name, "")
+        """Return a field of the query, or an empty text. Raises `HTTPException` for NUL, which some stores can't look for."""
+        if "\0" in (given := self.request.query_params.get(name, "")):
+            raise HTTPException(400, f"{name} must be a text without control characters, not {given!r}")
+        return given
 
     def id(self, name: str) -> str:
         """Return a run's or a step's id, from the form or the query. Raises `HTTPException` where it is none."""

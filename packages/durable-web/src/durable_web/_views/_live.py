@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Final
@@ -27,6 +28,7 @@ _LOOK: Final = 2.0
 _LONGEST: Final = 10.0
 _ENDED: Final = "event: ended\ndata: \n\n"
 """Tells the browser to ask no more."""
+_LINE_END: Final = re.compile("\r\n|\r|\n")
 _HEADERS: Final = {"X-Accel-Buffering": "no"}
 
 
@@ -76,5 +78,5 @@ async def _events(site: Site, visit: Visit, template: str, looks: Looks) -> Asyn
 
 
 def _event(html: str) -> str:
-    """Write a message: each line as one of data."""
-    return "".join(f"data: {line}\n" for line in html.splitlines()) + "\n"
+    """Write a message: each line as one of data. Lines end where the browser thinks so, and not at U+2028 or the like."""
+    return "".join(f"data: {line}\n" for line in _LINE_END.split(html)) + "\n"

@@ -48,7 +48,9 @@ async def test_two_people_decide(store: Store, browse: Browse) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "value"), [('{ "amount": 90 }', None), ("", None), ('{"amount": 90.5}', {"amount": 90.5}), ("90", 90)]
+    ("typed", "value"),
+    [('{ "amount": 90 }', None), ("", None), ('{"amount": 90.5}', {"amount": 90.5}), ("90", 90)],
+    ids=["as it was", "nothing", "changed", "a number"],
 )
 async def test_a_value_counts_where_it_was_changed(memory: MemoryStore, browse: Browse, typed: str, value: Any) -> None:
     """The form holds the value that is asked for: sent back as it was, the flow finds None, as where nobody was asked for one."""

@@ -13,7 +13,7 @@ import pytest
 from durable_core import MemoryStore, Runner, RunSuspended, StepRecord, Store, control
 from durable_core.stores.flows import FLOW
 from durable_web import Page, app
-from durable_web._views import _reading, runs
+from durable_web._views import _reading, inbox, runs
 from durable_worker import Worker
 from tests.web import shop
 from tests.web.conftest import Browse, signed_in
@@ -84,7 +84,11 @@ async def test_runs_are_filtered_by_the_url(memory: MemoryStore, browse: Browse)
         assert (await alice.get("runs", **query)).status_code == 400
 
 
-@pytest.mark.parametrize("text", ["\0", "a\0b", "%", "*", "?[", "_", "\\", "' or 1=1 --", "\U0010ffff", "x" * 600, "../"])
+ODD = {"NUL": "\0", "a NUL in it": "a\0b", "percent": "%", "star": "*", "glob": "?[", "underscore": "_", "backslash": "\\"}
+ODD |= {"SQL": "' or 1=1 --", "last": "\U0010ffff", "long": "x" * 600, "path": "../"}
+
+
+@pytest.mark.parametrize("text", ODD.values(), ids=ODD)
 async def test_filters_that_nothing_is_like(store: Store, browse: Browse, text: str) -> None:
     """On each store: what is no id and no name finds nothing, and is no fault of the store."""
     await ask(store)
@@ -171,6 +175,18 @@ async def test_what_waits_comes_oldest_first(memory: MemoryStore, browse: Browse
     assert "only bob may decide" in shown
     assert "1 more answer is needed" in shown
     assert shown.count('name="answer" value="approve"') == 1
+
+
+async def test_of_very_many_approvals_the_oldest_are_shown(
+    memory: MemoryStore, browse: Browse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are counted, also those for the visitor, and those that have waited longest are never left out."""
+    monkeypatch.setattr(inbox, "_MOST", 3)
+    for number in range(8):
+        await ask(memory, f"run-{number}", approvers=["alice"] if number % 2 else None)
+    shown = (await browse(app(memory, user=signed_in), "bob").get()).text
+    assert re.findall(r"<h2><a[^>]*run=([^&]*)&", shown) == ["run-0", "run-1", "run-2"]
+    assert "8 wait for people, oldest first; 4 of them for you. The 3 that have waited longest are shown." in shown
 
 
 async def test_only_what_would_do_something_is_offered(memory: MemoryStore, browse: Browse) -> None:

@@ -241,9 +241,10 @@ async def pending(
 ) -> AsyncIterator[StepRecord]:
     """Yield the newest entry of each approval that waits for a person, over all runs whose id starts with `prefix`.
 
-    Runs that have ended or are to stop are passed over. Reads the logs of the others, those that began last first; on a store
-    without `flows`, of all. Runs without a flow stand in no index: all ids are listed for their sake, unless `only_flows`. A log
-    that is damaged hides no other: `CorruptLog` is raised after the rest. Raises `Refused` on a store that can't list its runs.
+    Runs that have ended or are to stop are passed over, and those that began last come first. What suspended runs wait for is
+    looked up many at once, and the logs of other runs are read; on a store without `flows`, of all. Runs without a flow stand in
+    no index: all ids are listed for their sake, unless `only_flows`. A log that is damaged hides no other: `CorruptLog` is raised
+    after the rest. Raises `Refused` on a store that can't list its runs.
     """
     check_store(store)
     damage = Damage()

@@ -15,7 +15,7 @@ from durable_core.record import StepRecord
 from durable_core.store import Store, SupportsFlows, flows_of, holder_of, polling_of, runs_of
 from durable_core.stores.flows import FLOW_STATES, FlowState, is_parked
 
-from .chain import FLOW
+from .chain import CANCEL, FLOW
 from .notes import waits_of
 from .status import RunState, RunStatus, status_of
 
@@ -173,36 +173,50 @@ async def find_runs(store: Store, wanted: Wanted, damage: Damage, limit: int | N
 async def find_logs(
     store: Store, prefix: str, states: Collection[FlowState], damage: Damage, *, only_flows: bool = False
 ) -> AsyncGenerator[Log, None]:
-    """Yield the logs of runs that may wait for a person: whose flow stands so, and those without; all where there is no index."""
+    """Yield the logs of runs that may wait for a person: whose flow stands so, and those without; all where there is no index.
+
+    Of suspended runs it may be the newest entries alone, of the flow and of what it waits for.
+    """
     index = _index_for(store, states)
     if index is not None:
         async for page in _pages(index, prefix, states, _LOOKED_AT):
-            nobody = await _asking_nobody(store, page)
-            async for log in read_logs(store, [flow.run_id for flow in page if flow.run_id not in nobody], damage):
-                yield log
+            told = await _suspended(store, page)
+            for some in _some([flow.run_id for flow in page], _AT_ONCE):
+                unread = [run_id for run_id in some if run_id not in told]
+                logs = told | dict([log async for log in read_logs(store, unread, damage)])
+                for run_id in some:
+                    if entries := logs.get(run_id):
+                        yield run_id, entries
     if index is not None and only_flows:
         return
     async for log in read_logs(store, await _unindexed(store, index, prefix, damage), damage):
         yield log
 
 
-async def _asking_nobody(store: Store, page: Sequence[StepRecord]) -> set[str]:
-    """Name the suspended runs of a page that wait for no person, as their flows say what they wait for.
+async def _suspended(store: Store, page: Sequence[StepRecord]) -> dict[str, list[StepRecord]]:
+    """Return the newest entries of the suspended runs of a page: of the flow, and of what it says it waits for.
 
-    Thousands may sleep or wait for events: their waits are looked at in one request, and their logs are not read.
+    Thousands may wait: their waits are looked at in one request, and their logs are not read.
     """
-    flows = {flow.run_id: flow for flow in page if flow.status == "waiting" and waits_of(flow) and not is_parked(flow)}
-    own = [(run_id, step_id) for flow in flows.values() for run_id, step_id in waits_of(flow) if run_id == flow.run_id]
+    suspended: dict[str, tuple[StepRecord, list[str]]] = {}
+    for flow in page:
+        if flow.status == "waiting" and (waits := waits_of(flow)) and not is_parked(flow):
+            suspended[flow.run_id] = flow, [step_id for run_id, step_id in waits if run_id == flow.run_id]
     polling = polling_of(store)
-    if polling is None or not flows:
-        return set()
+    if polling is None or not suspended:
+        return {}
+    asked = [(run_id, step_id, -1) for run_id, (_, own) in suspended.items() for step_id in (FLOW, CANCEL, *own)]
     try:
-        found = await polling.newer([(run_id, step_id, -1) for run_id, step_id in [*((each, FLOW) for each in flows), *own]])
+        found = {(entry.run_id, entry.step_id): entry for entry in await polling.newer(asked)}
     except StoreError:  # the look at each log tells of which run
-        return set()
-    is_current = {each.run_id for each in found if each.step_id == FLOW and each.id == flows[each.run_id].id}
-    seen = {(each.run_id, each.step_id) for each in found if each.kind != "approval"}
-    return is_current - {run_id for run_id, step_id in own if (run_id, step_id) not in seen}
+        return {}
+    told: dict[str, list[StepRecord]] = {}
+    for run_id, (flow, own) in suspended.items():
+        entries = [found[run_id, step_id] for step_id in (FLOW, *own) if (run_id, step_id) in found]
+        is_known = len(entries) == 1 + len(own) and entries[0].id == flow.id  # and what the index said is what the log says
+        if is_known and (run_id, CANCEL) not in found:
+            told[run_id] = entries
+    return told
 
 
 async def find_flows(store: Store, prefix: str, states: Collection[FlowState], damage: Damage) -> AsyncIterator[StepRecord]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from heapq import nsmallest
 from typing import Any, Final, TypeVar
 
 from durable_core.errors import CorruptLog, StoreError
@@ -31,21 +32,29 @@ async def has_many(store: Store, prefix: str) -> bool:
     return False
 
 
-async def read(found: AsyncIterator[T], most: int, wants: Callable[[T], bool] = lambda _: True) -> tuple[list[T], str]:
-    """Return what is found and wanted, `most` of it, and what is wrong with the rest: a log that is damaged hides no other."""
+async def read(
+    found: AsyncIterator[T], most: int, wants: Callable[[T], bool] = lambda _: True, *, first_by: Callable[[T], Any] | None = None
+) -> tuple[list[T], str]:
+    """Return what is found and wanted, `most` of it, and what is wrong with the rest: a log that is damaged hides no other.
+
+    With `first_by` all is looked through, and those are returned that come first by it.
+    """
     read: list[T] = []
+    damage = ""
     generator: Any = found  # what `durable_core.control` returns can be closed
     try:
         async with aclosing(generator), asyncio.timeout(_SECONDS):
             async for each in found:
                 if wants(each):
                     read.append(each)  # a comprehension would lose them all to what is raised last
-                if len(read) == most:
+                if first_by is None and len(read) == most:
                     break
+                if first_by is not None and len(read) == 2 * most:
+                    read = nsmallest(most, read, key=first_by)
     except TimeoutError:
-        return read, "There is more than can be looked through in time: choose less, such as by what ids begin with."
+        damage = "There is more than can be looked through in time: choose less, such as by what ids begin with."
     except StoreError as error:
         if not read and not isinstance(error, CorruptLog):  # the store is away
             raise
-        return read, "\n".join([str(error), *getattr(error, "__notes__", ())])
-    return read, ""
+        damage = "\n".join([str(error), *getattr(error, "__notes__", ())])
+    return read if first_by is None else nsmallest(most, read, key=first_by), damage

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -10,6 +12,7 @@ from starlette.responses import Response
 
 from durable_core import control
 from durable_core.errors import CorruptLog
+from durable_core.store import Store
 from durable_web._asked import Asked, asked_by
 from durable_web._site import Site
 from durable_web._visit import Visit
@@ -45,36 +48,41 @@ async def _found(site: Site, visit: Visit) -> dict[str, Any]:
     longer, now = span_of(visit, "longer"), datetime.now(UTC)
     prefix = visit.asked("prefix")
     only_flows = not visit.asked("plain") and await has_many(site.store, prefix)
-    records, damage = await read(control.pending(site.store, prefix, only_flows=only_flows), _MOST + 1)
-    asked: list[Asked] = []
-    for record in records[:_MOST]:
-        try:
-            asked.append(asked_by(record))
-        except CorruptLog as error:
-            damage = f"{damage}\n{error}".strip()
-    name = visit.user.name
-    mine = sum(_is_for(each, name) for each in asked)
-    if visit.asked("mine"):
-        asked = [each for each in asked if _is_for(each, name)]
-    if longer is not None:
-        asked = [each for each in asked if each.since <= now - longer]
-    asked.sort(key=lambda each: each.since)
-    if len(records) > _MOST:
-        more = f"There are more than {_MOST}; the runs of these began last. Choose less by what run ids begin with."
-        damage = f"{more}\n{damage}".strip()
+    counted, damage = Counter[str](), list[str]()
+
+    def wants(each: Asked) -> bool:
+        is_mine = _is_for(each, visit.user.name)
+        counted["mine"] += is_mine
+        is_wanted = (is_mine or not visit.asked("mine")) and (longer is None or each.since <= now - longer)
+        counted["all"] += is_wanted
+        return is_wanted
+
+    waiting = _waiting(site.store, prefix, damage, only_flows=only_flows)
+    asked, trouble = await read(waiting, _MOST, wants, first_by=lambda each: each.since)
     pages = max(1, -(-len(asked) // _PAGE))
     page = number_of(visit, "page", pages) or 1
     kept = {name: visit.asked(name) for name in ("mine", "prefix", "longer", "plain")}
     return {
         "asked": asked[(page - 1) * _PAGE : page * _PAGE],
-        "count": len(asked),
-        "mine": mine,
+        "count": counted["all"],
+        "most": _MOST,
+        "mine": counted["mine"],
         "page": page,
         "pages": pages,
         "kept": kept,
-        "damage": damage,
+        "damage": "\n".join(filter(None, [trouble, *damage])),
         "only_flows": only_flows,
     }
+
+
+async def _waiting(store: Store, prefix: str, damage: list[str], *, only_flows: bool) -> AsyncGenerator[Asked, None]:
+    """Yield what waits for people; of what can't be read, what is wrong with it is added to `damage`."""
+    async with aclosing(control.pending(store, prefix, only_flows=only_flows)) as records:  # type: ignore[type-var]  # it can be closed
+        async for record in records:
+            try:
+                yield asked_by(record)
+            except CorruptLog as error:
+                damage.append(str(error))
 
 
 def _is_for(asked: Asked, name: str) -> bool:

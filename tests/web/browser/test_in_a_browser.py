@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
@@ -14,12 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from durable_core import Store, control, open_store
+from durable_core.store import polling_of
 from durable_web import User, decision_link
 from durable_web._views import _live
-from tests.servers.redis import KEEPING, redis_server
 from tests.web import shop
 from tests.web.browser.conftest import SECONDS, Site, Visit, in_memory, served
 from tests.web.flows import ask, fail
+from tests.web.test_serving import SERVERS
 
 WIDTHS = {"wide": 1440, "narrow": 390}
 STANDARD = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"], "resultTypes": ["violations"]}
@@ -162,13 +162,17 @@ def test_a_page_is_live_for_as_long_as_it_is_open(site: Site, visit: Visit, monk
     expect(page.get_by_role("link", name="payout-1")).to_be_visible()
 
 
-def test_the_stores_server_goes_away_under_an_open_page(visit: Visit, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", SERVERS)
+def test_the_stores_server_goes_away_under_an_open_page(visit: Visit, kind: str) -> None:
     """The page stays and says so, what is typed too; once the server is back, the page goes on by itself."""
 
     async def opened() -> Store:
-        return await open_store(f"{server.url}?prefix=web").__aenter__()
+        store = await open_store(server.url("logs") if kind == "s3" else server.url).__aenter__()
+        if kind == "s3" and (polling := polling_of(store)) is not None:
+            polling.poll_seconds = 2.0  # by itself it is twenty
+        return store
 
-    with redis_server(*KEEPING) as server, served(opened) as site:
+    with SERVERS[kind]() as server, served(opened) as site:
         site.run(ask(site.store, "payout-1", quorum=2))
         visitor = visit(site)
         page = visitor.open()

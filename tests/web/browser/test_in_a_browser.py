@@ -162,6 +162,21 @@ def test_a_page_is_live_for_as_long_as_it_is_open(site: Site, visit: Visit, monk
     expect(page.get_by_role("link", name="payout-1")).to_be_visible()
 
 
+def test_a_tab_that_nobody_looks_at_keeps_no_connection(site: Site, visit: Visit) -> None:
+    """A browser has six to a server: the seventh of many runs opened in tabs would wait. Once it is looked at, it is live."""
+    visitor = visit(site)
+    visitor.page.add_init_script("Object.defineProperty(document, 'hidden', {get: () => !window.isLookedAt})")
+    asked: list[str] = []
+    visitor.page.on("request", lambda request: asked.append(request.url))
+    page = visitor.open()
+    page.evaluate("new Promise(requestAnimationFrame)")
+    assert len(asked) >= 5
+    assert not [url for url in asked if "/live/" in url]
+    site.run(ask(site.store, "payout-1"))
+    page.evaluate("window.isLookedAt = true; document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.get_by_role("link", name="payout-1")).to_be_visible()
+
+
 @pytest.mark.parametrize("kind", SERVERS)
 def test_the_stores_server_goes_away_under_an_open_page(visit: Visit, kind: str) -> None:
     """The page stays and says so, what is typed too; once the server is back, the page goes on by itself."""

@@ -13,5 +13,13 @@ document.addEventListener("htmx:before:response", (event) => {
   event.preventDefault();
   tell();
 });
+// A browser keeps six connections to a server: a tab that nobody has looked at yet takes none of them.
+function watch() {
+  if (document.hidden) return;
+  document.removeEventListener("visibilitychange", watch);
+  htmx.trigger("#live", "watch");
+}
+document.addEventListener("visibilitychange", watch);
+addEventListener("load", watch);
 document.addEventListener("htmx:sse:error", tell);
 document.addEventListener("htmx:error", tell);

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
 from durable_core import MemoryStore, control
-from durable_web import Access, Page, User, app
+from durable_web import Access, Page, User, app, decision_link
 from tests.web.conftest import Browse, signed_in
 from tests.web.flows import ask, fail
 
@@ -170,6 +170,23 @@ async def test_nobody(page: Page, browse: Browse, unchanged: Check) -> None:
                     method, nobody.base + route.path, params={"run": "payout-1"}, headers=headers
                 )
                 assert (answer.status_code, "payout" in answer.text) == (401, False), route.path
+    await unchanged()
+
+
+async def test_who_may_see_nothing(memory: MemoryStore, browse: Browse, unchanged: Check) -> None:
+    """Somebody who is signed in, and to whom `access=` gives nothing, sees no run by any path: pages, streams and numbers too."""
+    page = app(memory, user=signed_in, access=lambda user: None, secret=SECRET)
+    alice = browse(page, "alice")
+    (asked,) = [record async for record in control.pending(memory)]
+    link = decision_link("https://ops.example.com", asked, by="alice", secret=SECRET)
+    assert (await alice.client.get(link)).status_code == 403
+    for route in page._app.routes:
+        assert isinstance(route, Route)
+        answer = await alice.get(route.path.lstrip("/"), run="payout-1", step="approve")
+        is_open = route.path.startswith(("/healthz", "/static/"))
+        assert answer.status_code == (200 if is_open else 405 if route.methods == {"POST"} else 403), route.path
+        assert "payout-1" not in answer.text
+        assert "durable_runs" not in answer.text
     await unchanged()
 
 

@@ -131,11 +131,15 @@ async def test_runs_come_in_pages(memory: MemoryStore, browse: Browse, monkeypat
     while address:
         shown = (await alice.client.get(f"{alice.base}{address}".replace("&amp;", "&"))).text
         assert re.search(r'aria-current="true">succeeded <span class="count">8<', shown)
+        assert "States without a number are not counted" in shown
         found += runs_in(shown)
         older = re.search(r'href="([^"]*)" rel="next"', shown)
         address = older[1] if older else ""
         assert "state=succeeded" in address or not address
     assert found == [f"run-{number}" for number in range(7, -1, -1)]
+    monkeypatch.setattr(runs, "_PAGE", 50)
+    shown = (await alice.get("runs")).text
+    assert ('waiting <span class="count">0<' in shown, "not counted" in shown) == (True, False)
 
 
 async def test_runs_without_a_flow_of_many_runs(memory: MemoryStore, browse: Browse, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ async def show_link(site: Site, visit: Visit) -> Response:
     """Show what a link asks, and nothing else."""
     token = visit.asked("link")
     asked = await _asked_by_link(site, link_of(site.tokens, token))
-    return site.page(visit, "decide.html", asked=asked, link=token, done=None, showing=site.showing)
+    return site.page(visit, "decide.html", asked=asked, link=token, done=None)
 
 
 async def answer_link(site: Site, visit: Visit) -> Response:
@@ -53,7 +53,7 @@ async def answer_link(site: Site, visit: Visit) -> Response:
         raise HTTPException(410, f"{_USED}; nothing was done")
     await record_answer(site, visit, asked, link.by)
     asked = await question(site, link.run, link.step)
-    return site.page(visit, "decide.html", asked=asked, link="", done=SAID[_SAID[said["answer"]]], showing=site.showing)
+    return site.page(visit, "decide.html", asked=asked, link="", done=SAID[_SAID[said["answer"]]])
 
 
 async def _asked_by_link(site: Site, link: Link) -> Asked:

@@ -8,7 +8,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
-from durable_core import MemoryStore, Runner, RunSuspended, StepFailed, StepRecord, Store, control, flow, sync
+from durable_core import MemoryStore, Runner, RunSuspended, StepFailed, Store, control, flow, sync
 from durable_core.testing import FakeClock
 from durable_otel import instrument
 from tests.otel.conftest import Seen
@@ -95,6 +95,69 @@ async def test_steps_without_a_flow_hang_below_what_is_current(seen: Seen) -> No
                 await runner.sleep("b", 0)
     assert [span.name for span in seen.spans] == ["step a", "request"]
     assert [event.name for event in seen.span("request").events] == ["durable.wait", "durable.outcome"]
+
+
+async def test_a_run_that_was_asked_for_links_to_who_asked(seen: Seen) -> None:
+    """A request asks for a run, which a worker drives later: its first visit links to the request, the next one to the visit."""
+    store, tracer = MemoryStore(), seen.tracers.get_tracer("mine")
+
+    @flow(on_event=instrument(seen.tracers), wait_limit=0)
+    async def settle(runner: Runner) -> None:
+        await runner.sleep("a-day", 0 if len(seen.spans) > 1 else 60 * 60 * 24)
+
+    with tracer.start_as_current_span("POST /orders"):
+        await settle.start(store, run_id="run")
+    with pytest.raises(RunSuspended):
+        await settle.run(store, run_id="run")
+    request, first = seen.spans
+    (link,) = first.links
+    assert (link.context.trace_id, link.context.span_id) == (request.context.trace_id, request.context.span_id)
+    assert dict(link.attributes or {}) == {"durable.run.asked": True}
+    assert first.context.trace_id != request.context.trace_id
+    with pytest.raises(RunSuspended):
+        await settle.run(store, run_id="run")
+    (link,) = seen.spans[-1].links
+    assert link.context.span_id == first.context.span_id
+    assert dict(link.attributes or {}) == {"durable.visit.ended": "waiting"}
+
+
+async def test_a_child_that_is_not_waited_for_links_to_its_parent(seen: Seen) -> None:
+    """Whoever drives it later, its first visit links to the parent's visit that asked for it."""
+    store = MemoryStore()
+
+    @flow
+    async def survey(runner: Runner) -> None:
+        return None
+
+    @flow(on_event=instrument(seen.tracers))
+    async def order(runner: Runner) -> None:
+        await runner.flow("survey", survey, wait=False)
+
+    await order.run(store, run_id="run")
+    await survey.options(on_event=instrument(seen.tracers)).run(store, run_id="run/survey")
+    (link,) = seen.span("run survey").links
+    assert link.context.span_id == seen.span("run order").context.span_id
+
+
+async def test_children_under_gather_are_below_their_parent(seen: Seen) -> None:
+    """Each visit of each child hangs below the parent's, and its steps below that, though both go on at once."""
+    met = asyncio.Barrier(2)
+
+    @flow
+    async def child(runner: Runner) -> None:
+        await runner.step("meet", met.wait, returns=None)
+
+    @flow(on_event=instrument(seen.tracers))
+    async def parent(runner: Runner) -> None:
+        await asyncio.gather(runner.flow("one", child), runner.flow("two", child))
+
+    await parent.run(MemoryStore(), run_id="run")
+    top = seen.span("run parent").context.span_id
+    runs = {(s.attributes or {})["durable.run.id"]: s for s in seen.spans if s.name == "run child"}
+    steps = {(s.attributes or {})["durable.run.id"]: s for s in seen.spans if s.name == "step meet"}
+    assert [*sorted(runs)] == [*sorted(steps)] == ["run/one", "run/two"]
+    assert {span.parent.span_id for span in runs.values() if span.parent} == {top}
+    assert all(steps[id_].parent == runs[id_].context for id_ in runs)
 
 
 async def test_a_retry_is_two_attempts_with_the_time_that_each_took(seen: Seen) -> None:
@@ -251,20 +314,6 @@ async def test_a_race_and_a_map_are_spans_of_what_is_in_them(seen: Seen) -> None
     assert noted == ["map", "first"]
 
 
-async def test_a_damaged_context_makes_no_link(seen: Seen) -> None:
-    """What stands in the log under `carried` may be anything: the run goes on, and its visit has no link."""
-    store = MemoryStore()
-    note = {"input": {}, "carried": {"traceparent": "00-nonsense"}}
-    await store.append(StepRecord(run_id="run", step_id="$flow", kind="flow", name="plain", status="started", note=note))
-
-    @flow(on_event=instrument(seen.tracers))
-    async def plain(runner: Runner) -> None:
-        return None
-
-    await plain.run(store, run_id="run")
-    assert seen.span("run plain").links == ()
-
-
 async def test_without_an_sdk_nothing_is_made_or_recorded() -> None:
     """With the providers that the API has by itself a run goes on as ever, and its log holds nothing of spans."""
     store: Store = MemoryStore()
@@ -295,3 +344,26 @@ def test_plain_functions_see_the_same(seen: Seen) -> None:
 
     plain.run(sync.open_store("memory:"), run_id="run")
     assert found == {"step": seen.span("step a").context.span_id, "flow": seen.span("run plain").context.span_id}
+
+
+def test_plain_functions_hang_below_what_is_current_in_their_thread(seen: Seen) -> None:
+    """The span that the caller's thread has holds a run that it runs, a step, and the items of a map; and the one that asks."""
+    tracer, store = seen.tracers.get_tracer("mine"), sync.open_store("memory:")
+
+    @sync.flow(on_event=instrument(seen.tracers))
+    def plain(runner: sync.Runner) -> None:
+        with tracer.start_as_current_span("phase"):
+            runner.step("a", lambda: None)
+            runner.map("mail", lambda item: item, ["x"], key=str)
+
+    with tracer.start_as_current_span("request") as request:
+        plain.run(store, run_id="run")
+        assert trace.get_current_span() is request
+        plain.start(store, run_id="later")
+    plain.run(store, run_id="later")
+    names = {span.context.span_id: span.name for span in seen.spans}
+    parents = [(span.name, names[span.parent.span_id]) for span in seen.spans if span.parent]
+    both = [("step a", "phase"), ("step mail/x", "phase")]
+    assert parents == [*both, ("phase", "run plain"), ("run plain", "request"), *both, ("phase", "run plain")]
+    (link,) = seen.spans[-1].links
+    assert names[link.context.span_id] == "request"

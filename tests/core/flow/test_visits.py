@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,8 +30,6 @@ from durable_core.testing import FakeClock
 class Heard:
     """A handler that keeps all that it is told."""
 
-    hears_visits = True
-
     def __init__(self) -> None:
         self.events: list[StepEvent] = []
 
@@ -40,8 +39,6 @@ class Heard:
 
 class Carrier:
     """A handler that numbers the visits, by what the one before carried over."""
-
-    hears_visits = True
 
     def __init__(self, carries: Any = None) -> None:
         self.found: list[dict[str, str] | None] = []
@@ -248,14 +245,48 @@ async def test_events_have_the_time_of_the_runners_clock() -> None:
     ]
 
 
-async def test_who_does_not_ask_is_told_of_no_visit() -> None:
-    """Other handlers get what is recorded, and nothing of what tracing needs besides."""
-    plain: list[str] = []
+async def test_what_begins_first_ends_last() -> None:
+    """Several handlers are told in their order, and of ends in the reverse: so each finds what it began as it left it."""
+    told: list[tuple[str, str]] = []
 
-    @flow(on_event=[lambda event: plain.append(event.type), asked := Heard()])
+    def named(name: str) -> Callable[[StepEvent], None]:
+        return lambda event: told.append((name, event.type))
+
+    @flow(on_event=[named("one"), named("two")])
     async def pays(runner: Runner) -> int:
         return await runner.step("pay", lambda: 1)
 
     await pays.run(MemoryStore(), run_id="run")
-    assert plain == ["run:start", "step:start", "step:success", "run:end"]
-    assert [event.type for event in asked.events] == ["run:visit", *plain]
+    begins = [(name, type_) for type_ in ("run:visit", "run:start", "step:start") for name in ("one", "two")]
+    ends = [(name, type_) for type_ in ("step:success", "run:end") for name in ("two", "one")]
+    assert told == begins + ends
+
+
+async def test_who_asks_for_a_run_leaves_something_for_its_first_visit() -> None:
+    """`run:ask` is told before the run is asked for; by a parent, to its handlers where the child's flow has none of its own."""
+    store, asks = MemoryStore(), Carrier({"who": "a request"})
+
+    def ask(event: StepEvent) -> None:
+        heard.append((event.type, event.run_id, event.step_id, event.name))
+        if event.type == "run:ask":
+            event.carry["who"] = "a request"
+
+    heard: list[tuple[str, str, str, str]] = []
+
+    @flow
+    async def child(runner: Runner) -> None:
+        return None
+
+    @flow(on_event=ask)
+    async def parent(runner: Runner) -> None:
+        await runner.flow("later", child, wait=False)
+
+    await parent.start(store, run_id="run")
+    assert heard == [("run:ask", "run", "$flow", "parent")]
+    await parent.options(on_event=asks).run(store, run_id="run")
+    await child.options(on_event=asks).run(store, run_id="run/later")
+    assert asks.found == [{"who": "a request"}, None]
+    heard.clear()
+    await parent.run(store, run_id="other")
+    assert ("run:ask", "other/later", "$flow", "child") in heard
+    assert [record.notes.get("carried") for record in await store.list("other/later")] == [{"who": "a request"}]

@@ -22,6 +22,7 @@ EventType = Literal[
     "step:retry",
     "step:wait",
     "step:stop",
+    "run:ask",
     "run:visit",
     "run:start",
     "run:suspend",
@@ -43,7 +44,8 @@ class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     attempt: int
     record: StepRecord | None = None
-    """The recorded entry; none for `step:start`, `step:retry` and `step:stop`. For `run:visit` the one before it, if any."""
+    """The recorded entry; none for `step:start`, `step:retry`, `step:stop` and `run:ask`. For `run:visit` the one before it, if
+    any."""
     error: BaseException | None = None
     """What the attempt or the flow raised, for `step:retry`, `step:failure`, `run:crash` and `run:end`; what stopped it, for
     `step:stop` and `run:stop`."""
@@ -52,12 +54,14 @@ class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
     """When it happened, by the runner's clock."""
     carry: dict[str, str] = msgspec.field(default_factory=dict)
-    """For `run:visit`: the texts that a handler puts here are recorded as the visit begins, in `record.notes["carried"]`. So the
-    next visit finds them, in whatever process and however this one ends."""
+    """For `run:ask` and `run:visit`: the texts that a handler puts here are recorded with the run's being asked for, or as the
+    visit begins, in `record.notes["carried"]`. So the next visit finds them, in whatever process and however this one ends."""
 
 
-_OF_VISITS: Final = frozenset({"step:stop", "run:visit", "run:stop"})
-"""What only a handler gets whose attribute `hears_visits` is true: tracing needs it, and others would have to pass over it."""
+_ENDS: Final = frozenset(
+    {"step:success", "step:failure", "step:retry", "step:stop", "run:suspend", "run:crash", "run:end", "run:stop"}
+)
+"""What reaches several handlers in the reverse of their order: what the first one has begun, such as a span, it ends last."""
 
 Handler = Callable[[StepEvent], Awaitable[Any] | Any]
 OnEvent = Handler | Sequence[Handler]
@@ -85,9 +89,7 @@ async def tell(on_event: OnEvent | None, event: StepEvent) -> None:
             text += f" in {event.delay:g} s, after attempt {event.attempt} failed: {event.error!r}"
         _logger.log(_LEVELS[event.type], "%s", text, extra=ids)
     handlers: Sequence[Handler] = () if on_event is None else (on_event,) if callable(on_event) else on_event
-    for handler in handlers:
-        if event.type in _OF_VISITS and not getattr(handler, "hears_visits", False):
-            continue
+    for handler in reversed(handlers) if event.type in _ENDS else handlers:
         before = cancellations()
         try:
             answer = handler(event)
@@ -97,3 +99,9 @@ async def tell(on_event: OnEvent | None, event: StepEvent) -> None:
             if isinstance(error, asyncio.CancelledError) and cancellations() > before:
                 raise  # it was meant for the step, not raised by what the handler awaited
             _logger.exception("on_event raised for %s of step %r of run %r", event.type, event.step_id, event.run_id)
+
+
+async def ask_to_carry(on_event: OnEvent | None, event: StepEvent) -> dict[str, str]:
+    """Tell an event that an entry is about to be recorded for; return the texts that handlers want to find in its note."""
+    await tell(on_event, event)
+    return {key: text for key, text in event.carry.items() if type(key) is type(text) is str}

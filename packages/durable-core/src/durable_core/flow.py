@@ -26,6 +26,7 @@ from ._waiting.wait import moment
 from .clock import Clock, SystemClock
 from .context import driven_run, flow_of
 from .errors import CorruptLog, DurableError, StepDrift
+from .events import StepEvent, ask_to_carry
 from .options import FlowOptions, RunnerOptions, duration, runner_options, unknown_option
 from .record import StepRecord
 from .runner import Runner
@@ -141,6 +142,9 @@ class Flow(Generic[P, T]):
             if wakeups_of(store) is not None:
                 await within.set_wakeup(run_id, self.name, at)
         note = {**taken.note(), "asked": {"at": now.isoformat()}, **lineage}
+        if (on_event := self._options.get("on_event")) is not None:
+            event = StepEvent(type="run:ask", run_id=run_id, step_id=FLOW, name=self.name, attempt=1, at=now)
+            note |= {"carried": carried} if (carried := await ask_to_carry(on_event, event)) else {}
         fields = {"kind": "flow", "name": self.name, "note": note, "until": until, "fingerprint": taken.fingerprint}
         asked = new_entry(run_id, FLOW, now, status="waiting", **fields)
         async with asking(wakeups, run_id, self.name, now, at):
@@ -201,7 +205,8 @@ class Flow(Generic[P, T]):
 
     async def _ask_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> StepRecord:
         """Ask for a child of another run, without driving it."""
-        return await self._ask(parent.store, run_id, self._parameters.read(input), parent.clock, None, None, lineage)
+        heard = self if "on_event" in self._options else self.options(on_event=parent.on_event)
+        return await heard._ask(parent.store, run_id, self._parameters.read(input), parent.clock, None, None, lineage)
 
     def _check_known(self, record: StepRecord, taken: Input | None, lineage: Mapping[str, Any]) -> None:
         """Raise `StepDrift` where the run is another flow's or another run's child, or was begun with other input."""

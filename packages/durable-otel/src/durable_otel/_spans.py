@@ -13,7 +13,7 @@ from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import Link, Span, Status, StatusCode, Tracer, get_current_span, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from durable_core import StepEvent, StepRecord, state_of
+from durable_core import StepError, StepEvent, StepRecord, state_of
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST: Final = 4_000  # characters of one payload
@@ -76,7 +76,9 @@ class Spans:
 
     def tell(self, event: StepEvent) -> None:
         """Begin, note or end what the event tells of."""
-        if event.type == "run:visit":
+        if event.type == "run:ask":
+            _context.inject(event.carry)  # of the span that is current, if any: the first visit links to it
+        elif event.type == "run:visit":
             self._visit(event)
         elif event.type == "run:start":
             self._start_flow(event)
@@ -110,14 +112,14 @@ class Spans:
     def _leave(self, event: StepEvent) -> None:
         if (visit := self._visits.pop(event.run_id, None)) is None:
             return  # a worker parks a run without a visit
+        if visit.token is not None:
+            detach(visit.token)  # first, whatever becomes of the span
         state = "stopped" if event.type == "run:stop" or event.record is None else state_of(event.record)
         visit.span.set_attribute("durable.run.state", state)
-        if event.type == "run:end" and event.record is not None and event.record.result is not None:
-            self._add_payload(visit.span, "durable.run.result", event.record.value())
+        if event.type == "run:end":
+            self._add_result(visit.span, "durable.run.result", event.record)
         self._tell_error(visit.span, event, bad=state in _BAD_STATES)
         visit.span.end(_ns(event.at))
-        if visit.token is not None:
-            detach(visit.token)
 
     def _try(self, event: StepEvent) -> None:
         visit = self._visits.get(event.run_id)
@@ -140,15 +142,14 @@ class Spans:
         """End the span of the step's attempt; tell whether one went on."""
         if (attempt := self._attempts.pop((event.run_id, event.step_id), None)) is None:
             return False
+        detach(attempt.token)  # first, whatever becomes of the span
         span, outcome = attempt.span, _ENDS_ATTEMPT[event.type]
         span.set_attribute("durable.step.outcome", outcome)
         if event.delay is not None:
             span.set_attribute("durable.step.retry_delay", event.delay)
-        if event.record is not None and event.record.result is not None:
-            self._add_payload(span, "durable.step.result", event.record.value())
+        self._add_result(span, "durable.step.result", event.record)
         self._tell_error(span, event, bad=outcome in ("failure", "retry"))
         span.end(_ns(attempt.ended(event)))
-        detach(attempt.token)
         return True
 
     def _note(self, name: str, event: StepEvent) -> None:
@@ -173,7 +174,7 @@ class Spans:
         if type_ is not None:
             span.set_attribute("error.type", type_)
         if self._payloads and event.error is not None:
-            said = {"exception.type": type_ or "", "exception.message": str(event.error)[:_LONGEST]}
+            said = {"exception.type": type_ or "", "exception.message": StepError.from_exception(event.error).message[:_LONGEST]}
             span.add_event("exception", said, timestamp=_ns(event.at))
         if bad:
             span.set_status(Status(StatusCode.ERROR, type_))
@@ -182,15 +183,22 @@ class Spans:
         if self._payloads and value is not None and span.is_recording():
             span.set_attribute(name, _text(value))
 
+    def _add_result(self, span: Span, name: str, record: StepRecord | None) -> None:
+        if self._payloads and record is not None and record.result is not None:
+            span.set_attribute(name, record.result[: 4 * _LONGEST].decode(errors="ignore")[:_LONGEST])
+
 
 def _links(before: StepRecord | None) -> list[Link]:
-    """Return the link to the visit before, whose context the newest entry of the flow carries."""
+    """Return the link to the visit before, or to where the run was asked for: the newest entry of the flow carries its context."""
     carried = None if before is None else before.notes.get("carried")
     if before is None or not isinstance(carried, Mapping):
         return []
-    context = get_current_span(_context.extract(carried, Context())).get_span_context()
-    how = "interrupted" if before.status == "started" else state_of(before)
-    return [Link(context, {"durable.visit.ended": how})] if context.is_valid else []
+    texts = {key: text for key, text in carried.items() if isinstance(text, str)}  # a log that was edited may hold anything
+    context = get_current_span(_context.extract(texts, Context())).get_span_context()
+    how: dict[str, Any] = {"durable.visit.ended": "interrupted" if before.status == "started" else state_of(before)}
+    if before.status == "waiting" and before.revision == 0:
+        how = {"durable.run.asked": True}
+    return [Link(context, how)] if context.is_valid else []
 
 
 def _parent(visit: Visit | None) -> Context | None:

@@ -45,12 +45,12 @@ def instrument(
     measures = Measures(get_meter(NAME, VERSION, meter_provider))
 
     def tell(event: StepEvent) -> None:
-        attempt = spans.attempt_of(event)
-        spans.tell(event)
-        if attempt is not None:
-            measures.attempt(event, attempt)
+        try:
+            if (attempt := spans.attempt_of(event)) is not None:
+                measures.attempt(event, attempt)  # while its span is current, to which an exemplar leads
+        finally:
+            spans.tell(event)
 
-    tell.hears_visits = True  # type: ignore[attr-defined]  # functions have attributes, of which mypy knows nothing
     return tell
 
 

@@ -13,6 +13,7 @@ import msgspec
 from durable_core._calls.functions import Identity, changed_variable, identity_of, is_bare, with_arguments
 from durable_core._log.chain import decided
 from durable_core._system.ids import check_id, check_own_id
+from durable_core._system.text import safe
 from durable_core._values.annotations import Closure, called_by, closure_of
 from durable_core._values.returns import Codec, codec_for, codec_of
 from durable_core.context import running
@@ -104,7 +105,8 @@ def prepare(
     note: dict[str, Any] | None = None if answered is None else {"answered": answered}
     if policy.when_cancelled and run.told:
         note = {"answered": "RunCancelled", "told_at": [*run.told_at]}
-    return Call(step_id, name or step_id, fn, args, fingerprint, codec, policy, reuses_id, runs_on_loop, closure, note, thread)
+    name = safe(name) if name else step_id  # as the record has it
+    return Call(step_id, name, fn, args, fingerprint, codec, policy, reuses_id, runs_on_loop, closure, note, thread)
 
 
 def _look_at(step_id: str, fn: Callable[..., Any], returns: Any) -> tuple[Codec[Any] | None, bool]:

@@ -22,7 +22,7 @@ from durable_core._system.faces import Home, asked_at
 from durable_core._system.waits import answered, to_the_end
 from durable_core.clock import Clock
 from durable_core.errors import DeadlinePassed, DurableError, RunCancelled, RunSuspended, StepDrift
-from durable_core.events import EventType, OnEvent, StepEvent, is_logged, tell
+from durable_core.events import EventType, OnEvent, StepEvent, ask_to_carry, is_logged, tell
 from durable_core.record import Kind, StepError, StepRecord
 from durable_core.store import Store, polling_of
 
@@ -467,8 +467,7 @@ class Run:
             event = StepEvent(
                 type="run:visit", run_id=self.id, step_id=FLOW, name=name, attempt=1, record=latest, at=self.clock.now()
             )
-            await tell(self.on_event, event)
-            self.carried = {key: text for key, text in event.carry.items() if type(key) is type(text) is str}
+            self.carried = await ask_to_carry(self.on_event, event)
         return {"carried": self.carried} if self.carried else {}
 
     async def emit_visited(self, type_: EventType, flow: StepRecord, error: BaseException | None = None) -> None:

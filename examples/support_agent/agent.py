@@ -1,7 +1,8 @@
 """A support agent that survives: it finds an order, looks the rules up, refunds, and writes to the customer.
 
-`python examples/support_agent/agent.py ticket-7 A-7` runs a ticket on SQLite. A refund above 50 waits for two people;
-run it again once they decided. Without `SUPPORT_MODEL` the model is a function of this file, so that no key is needed.
+`python examples/support_agent/agent.py ticket-7 A-7` runs a ticket on SQLite, and takes its time, so that you can kill it. A
+refund above 50 waits for two people; run it again once they decided. Without `SUPPORT_MODEL` the model is a function of this
+file, so that no key is needed.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from pydantic_ai import Agent, ApprovalRequired, RunContext
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, ToolReturnPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from durable_core import Runner, RunSuspended, current_step, flow, open_store
+from durable_core import Runner, RunSuspended, StepEvent, current_step, flow, open_store
 from durable_pydantic_ai import Approvals, Durability, run_agent
 
 LIMIT = 50
@@ -28,6 +29,8 @@ class Desk:
     """What the tools reach: a bank that knows a repeated key, an outbox, and a list of all calls."""
 
     folder: Path
+    pace: float
+    """Seconds that a tool takes."""
 
     def note(self, tool: str) -> str:
         """Write down that a tool was called, by which step."""
@@ -79,7 +82,7 @@ agent = Agent(
 async def find_order(ctx: RunContext[Desk], order_id: str) -> dict[str, str | int]:
     """Find an order by its id."""
     ctx.deps.note("find_order")
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(ctx.deps.pace)
     return {"id": order_id, "item": "teapot", "price": 90}
 
 
@@ -87,7 +90,7 @@ async def find_order(ctx: RunContext[Desk], order_id: str) -> dict[str, str | in
 async def search_rules(ctx: RunContext[Desk], question: str) -> str:
     """Search the shop's rules."""
     ctx.deps.note("search_rules")
-    await asyncio.sleep(0.03)
+    await asyncio.sleep(1.5 * ctx.deps.pace)
     return "What arrives broken is refunded in full."
 
 
@@ -98,7 +101,7 @@ async def refund(ctx: RunContext[Desk], order_id: str, amount: int) -> str:
         raise ApprovalRequired(metadata={"limit": LIMIT})
     key = ctx.deps.note("refund")
     ctx.deps.pay_back(key, order_id, amount)
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(ctx.deps.pace)
     return f"refunded {amount}"
 
 
@@ -106,14 +109,14 @@ async def refund(ctx: RunContext[Desk], order_id: str, amount: int) -> str:
 async def write_to_customer(ctx: RunContext[Desk], text: str) -> str:
     """Send a letter to the customer."""
     ctx.deps.note("write_to_customer")
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(ctx.deps.pace)
     return "sent"
 
 
 @flow(wait_limit=0)
-async def ticket(runner: Runner, *, order_id: str, folder: str) -> list[str]:
+async def ticket(runner: Runner, *, order_id: str, folder: str, pace: float = 0.02) -> list[str]:
     """Work on a ticket, and return what was said, by whom."""
-    desk = Desk(Path(folder))
+    desk = Desk(Path(folder), pace)
     result = await run_agent(runner, "support", agent, f"The teapot arrived broken, order {order_id}", deps=desk)
     return [said for message in result.all_messages() for said in transcript(message)]
 
@@ -131,14 +134,29 @@ def transcript(message: ModelMessage) -> list[str]:
     return lines
 
 
+TOLD = {
+    "step:start": "begins",
+    "step:success": "done",
+    "step:retry": "failed, and is tried again",
+    "step:replay": "was done before",
+}
+
+
+def tell(event: StepEvent) -> None:
+    """Show what happens, while it does."""
+    if event.type in TOLD:
+        print(f"  {event.name}: {TOLD[event.type]}", file=sys.stderr)
+
+
 async def main(run_id: str, order_id: str) -> None:
     folder = Path("desk")
     folder.mkdir(exist_ok=True)
     async with open_store(STORE) as store:
         try:
-            print(*await ticket.run(store, run_id=run_id, order_id=order_id, folder=str(folder)), sep="\n")
+            told = ticket.options(on_event=tell)
+            print(*await told.run(store, run_id=run_id, order_id=order_id, folder=str(folder), pace=2), sep="\n")
         except RunSuspended as suspended:
-            print(f"{suspended}\ndurable --store {STORE} pending", file=sys.stderr)
+            print(f"{suspended}\nSee what it asks:\n  durable --store {STORE} pending", file=sys.stderr)
 
 
 if __name__ == "__main__":

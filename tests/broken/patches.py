@@ -4312,6 +4312,20 @@ PATCHES = [
         ("tests/otel/test_harmless.py::test_a_provider_that_raises_harms_no_run",),
     ),
     Patch(
+        "otel: what is measured leads to no span",
+        f"{OTEL}/_telling.py",
+        "            if (attempt := spans.attempt_of(event)) is not None:\n",
+        "            attempt = spans.attempt_of(event)\n            spans.tell(event)\n            if attempt is not None:\n",
+        ("tests/otel/test_metrics.py::test_a_measure_leads_to_the_span_of_its_attempt",),
+    ),
+    Patch(
+        "otel: a store is observed once in a program",
+        f"{OTEL}/_observing.py",
+        "gauges = _known[provider] = _Gauges(",
+        "gauges = _Gauges(",
+        ("tests/otel/test_metrics.py::test_stores_are_observed_again_and_at_once",),
+    ),
+    Patch(
         "otel: a context is read as it stands in the log",
         f"{OTEL}/_spans.py",
         "for key, text in carried.items() if isinstance(text, str)}",

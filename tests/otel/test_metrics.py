@@ -76,6 +76,40 @@ async def test_a_store_is_observed_until_the_block_is_left(seen: Seen) -> None:
     ] * 3
 
 
+async def test_stores_are_observed_again_and_at_once(seen: Seen) -> None:
+    """A program may observe a store anew, and several: the gauges are their sum, and the age that of the oldest of all."""
+
+    @flow(wait_limit=0)
+    async def asks(runner: Runner) -> None:
+        await runner.approval("ok", {})
+
+    one, two, now = MemoryStore(), MemoryStore(), datetime.now(UTC)
+    for store, run_id, hours in ((one, "a", 1), (two, "b", 2), (two, "c", 3)):
+        with pytest.raises(RunSuspended):
+            await asks.options(clock=FakeClock(now - timedelta(hours=hours))).run(store, run_id=run_id)
+
+    def seen_now() -> tuple[list[int], list[int], list[int]]:
+        runs, approvals = seen.points("durable.runs"), seen.points("durable.approvals.waiting")
+        hours = [round(point.value / 3600) for point in seen.points("durable.approvals.oldest_age")]
+        return [point.value for point in runs], [point.value for point in approvals], hours
+
+    for _ in range(2):
+        async with observe(one, seen.meters):
+            assert seen_now() == ([1], [1], [1])
+    async with observe(one, seen.meters), observe(two, seen.meters):
+        assert seen_now() == ([3], [3], [3])
+    assert seen_now() == ([], [], [])
+
+
+async def test_a_measure_leads_to_the_span_of_its_attempt(seen: Seen) -> None:
+    """An exemplar is that of the attempt which was measured, so that a viewer opens the slow one."""
+    async with Runner(MemoryStore(), run_id="run", on_event=instrument(seen.tracers, seen.meters)) as runner:
+        await runner.step("a", lambda: None)
+    (point,) = seen.points("durable.step.duration")
+    (exemplar,) = point.exemplars
+    assert exemplar.span_id == seen.span("step a").context.span_id
+
+
 class Unsteady(MemoryStore):
     """A store that is away while `is_away`."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
+from weakref import WeakKeyDictionary
 
-from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation, get_meter
+from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation, get_meter, get_meter_provider
 
 from durable_core import Store
 from durable_core.engine import Counts, count
@@ -27,30 +29,53 @@ async def observe(
     """Count the runs of a store now and every so many seconds, and report them until the block is left.
 
     Gauges are `durable.runs` by flow and state, `durable.approvals.waiting`, and `durable.approvals.oldest_age` in seconds. They
-    are of the whole store: one process that observes it is enough. Counting reads the logs of the runs that have not ended;
-    100,000 runs take a second or two. While the store can't be read, that is logged and nothing is reported.
+    are of the whole store: one process that observes it is enough. Of several stores that are observed with one provider the
+    gauges report the sum. Counting reads the logs of the runs that have not ended; 100,000 runs take a second or two. While a
+    store can't be read, that is logged and nothing is reported of it.
 
     Raises `TypeError` for what is no provider, `ValueError` for an `every` of 0 or less.
     """
     check_provider("meter_provider", meter_provider, MeterProvider)
     seconds = duration("every", every, zero=False)
-    observed = _Observed(get_meter(NAME, VERSION, meter_provider))
-    await observed.count(store)
-    counting = asyncio.create_task(observed.count_on(store, seconds))
+    gauges = _gauges_of(meter_provider or get_meter_provider())
+    observed = _Observed(store)
+    await observed.count()
+    gauges.observed.append(observed)
+    counting = asyncio.create_task(observed.count_on(seconds))
     try:
         yield
     finally:
+        gauges.observed.remove(observed)
         counting.cancel()
         with suppress(asyncio.CancelledError):
             await counting
-        observed.counted = None
 
 
 class _Observed:
-    """What was counted last; None while nothing is reported."""
+    """A store, and what was counted in it last; None while that is not known."""
+
+    def __init__(self, store: Store) -> None:
+        self._store: Final = store
+        self.counted: Counts | None = None
+
+    async def count(self) -> None:
+        try:
+            self.counted = await count(self._store)
+        except Exception:
+            self.counted = None
+            _logger.exception("the runs of a store could not be counted")
+
+    async def count_on(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await self.count()
+
+
+class _Gauges:
+    """The gauges of one provider: an SDK takes an instrument of one name once, and no callback later."""
 
     def __init__(self, meter: Meter) -> None:
-        self.counted: Counts | None = None
+        self.observed: Final[list[_Observed]] = []
         meter.create_observable_gauge("durable.runs", [self._runs], "{run}", "Runs by flow and state.")
         meter.create_observable_gauge(
             "durable.approvals.waiting", [self._approvals], "{approval}", "Approvals that wait for people."
@@ -59,29 +84,30 @@ class _Observed:
             "durable.approvals.oldest_age", [self._oldest], "s", "How long the oldest of them has waited."
         )
 
-    async def count(self, store: Store) -> None:
-        try:
-            self.counted = await count(store)
-        except Exception:
-            self.counted = None
-            _logger.exception("the runs of a store could not be counted")
-
-    async def count_on(self, store: Store, seconds: float) -> None:
-        while True:
-            await asyncio.sleep(seconds)
-            await self.count(store)
+    def _counted(self) -> list[Counts]:
+        return [each.counted for each in [*self.observed] if each.counted is not None]
 
     def _runs(self, _: CallbackOptions) -> Iterable[Observation]:
-        runs = {} if self.counted is None else self.counted.runs
+        runs = sum((Counter(counts.runs) for counts in self._counted()), Counter())
         for (flow, state), number in runs.items():
             yield Observation(number, {"durable.flow.name": flow, "durable.run.state": state})
 
     def _approvals(self, _: CallbackOptions) -> Iterable[Observation]:
-        if self.counted is not None:
-            yield Observation(self.counted.approvals)
+        if counted := self._counted():
+            yield Observation(sum(counts.approvals for counts in counted))
 
     def _oldest(self, _: CallbackOptions) -> Iterable[Observation]:
-        if self.counted is not None:
-            oldest = self.counted.oldest
-            age = 0.0 if oldest is None else (datetime.now(UTC) - oldest).total_seconds()
-            yield Observation(max(age, 0.0))
+        if counted := self._counted():
+            now = datetime.now(UTC)
+            oldest = min((counts.oldest for counts in counted if counts.oldest is not None), default=now)
+            yield Observation(max((now - oldest).total_seconds(), 0.0))
+
+
+_known: Final[WeakKeyDictionary[MeterProvider, _Gauges]] = WeakKeyDictionary()
+
+
+def _gauges_of(provider: MeterProvider) -> _Gauges:
+    """Return the gauges of a provider, made once."""
+    if (gauges := _known.get(provider)) is None:
+        gauges = _known[provider] = _Gauges(get_meter(NAME, VERSION, provider))
+    return gauges

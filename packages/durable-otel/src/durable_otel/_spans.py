@@ -189,7 +189,7 @@ class Spans:
 
 
 def _links(before: StepRecord | None) -> list[Link]:
-    """Return the link to the visit before, or to where the run was asked for: the newest entry of the flow carries its context."""
+    """Return the link to the visit before, or to who asked for the run: the newest entry of the flow carries its context."""
     carried = None if before is None else before.notes.get("carried")
     if before is None or not isinstance(carried, Mapping):
         return []

@@ -153,10 +153,10 @@ async def main(run_id: str, order_id: str) -> None:
     folder.mkdir(exist_ok=True)
     async with open_store(STORE) as store:
         try:
-            told = ticket.options(on_event=tell)
+            told = ticket.options(on_event=tell, wait_limit=5)
             print(*await told.run(store, run_id=run_id, order_id=order_id, folder=str(folder), pace=2), sep="\n")
         except RunSuspended as suspended:
-            print(f"{suspended}\nSee what it asks:\n  durable --store {STORE} pending", file=sys.stderr)
+            print(f"{suspended}\nWhat it waits for:\n  durable why {run_id} --store {STORE}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ _LISTED: Final = 10
 
 
 class Chosen(NamedTuple):
-    """Which runs are meant: those of a flow, that stand so, and that began since."""
+    """Which runs are meant: those of a flow, that stand so if that is said, and that began since."""
 
     flow: str | None
     states: Collection[RunState]
@@ -34,7 +34,7 @@ async def find(store: Store, chosen: Chosen) -> tuple[Sequence[RunStatus], Corru
 
     found: list[RunStatus] = []
     try:
-        async for run in control.runs(store, flow=chosen.flow, status=chosen.states, since=chosen.since):
+        async for run in control.runs(store, flow=chosen.flow, status=chosen.states or None, since=chosen.since):
             found.append(run)  # noqa: PERF401  # those that were found before an error count
     except CorruptLog as damage:
         return found, damage

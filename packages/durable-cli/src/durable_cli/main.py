@@ -16,7 +16,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "Decide": {"deciding": ("approve", "reject", "send")},
     "Mend": {"mending": ("retry", "resolve", "cancel", "fork")},
     "Run": {"running": ("start", "run", "serve", "sweep", "web")},
-    "Keep": {"keeping": ("copy", "export", "import", "clean"), "checking": ("stores", "doctor")},
+    "Keep": {"keeping": ("copy", "export", "import", "clean"), "checking": ("stores", "doctor", "check")},
 }
 """The commands by what they are for, and the module of `_commands` that declares them."""
 

@@ -267,10 +267,7 @@ def _tell_unasked(run: Run) -> None:
     """Tell of recorded steps that the flow never asked for: they were renamed, or are not there any more."""
     if run.log.reopened or any((step := run.log.latest(step_id)) and step.status == "failure" for step_id in run.log):
         return  # a failure, or its mending, may take a flow another way
-    unasked = [step_id for step_id in run.log if not run.asked_for(step_id) and not step_id.startswith("$")]
-    # An event may be sent whether anybody waits for it or not.
-    unasked = [step_id for step_id in unasked if (step := run.log.latest(step_id)) and (step.kind != "event" or step.revision)]
-    if unasked:
+    if unasked := run.unasked():
         run.tell_drift(
             f"run {run.id!r} recorded steps that its flow did not ask for: {', '.join(map(repr, unasked[:10]))}; were they"
             " renamed, or taken out? A renamed step runs anew under its new id",

@@ -1,13 +1,15 @@
-"""Commands that look at stores as a whole."""
+"""Commands that check stores, and code against what stores hold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import IO, Any, Final
 
 import click
 
 from durable_cli._asked import Asked, on_store
+from durable_cli._kinds import Moment, RunId, RunState
 
 
 @click.command()
@@ -55,4 +57,51 @@ def doctor(asked: Asked, url: str | None, processes: int) -> None:
     doctor(asked if url is None else Asked(url, as_json=asked.as_json), processes=processes)
 
 
-COMMANDS: Final[Mapping[str, click.Command]] = {"stores": stores, "doctor": doctor}
+@click.command()
+@click.argument("flow", metavar="MODULE:FLOW")
+@click.argument("run_ids", metavar="[RUN]...", nargs=-1, type=RunId())
+@click.option("--from", "files", metavar="FILE", multiple=True, type=click.File("rb"), help="Runs as export wrote them.")
+@click.option("--status", "states", multiple=True, type=RunState(), help="Runs that stand so; may be given several times.")
+@click.option("--since", type=Moment(), help="Runs begun since then: 2026-03-29T09:00, or a span ago, such as 2h.")
+@click.option("--expect", "expected", metavar="STEP", multiple=True, help="A step that is meant to be new, or gone.")
+@on_store
+def check(
+    asked: Asked,
+    flow: str,
+    run_ids: Sequence[str],
+    files: Sequence[IO[bytes]],
+    states: Sequence[Any],
+    since: datetime | None,
+    expected: Sequence[str],
+) -> None:
+    """Replay recorded runs with today's code, before it is deployed, and say where the two part.
+
+    All runs of the flow are replayed unless some are named. No step's function is called and nothing is written; the flow's own
+    code between its steps does run. A run that has not ended may stop at a step without an outcome, such as an approval; one that
+    has ended must come to the same end.
+
+    Exit code 0: all runs fit, or there are none; 1: one doesn't; 3: there is no such run, or none of this flow in FILE.
+
+    As JSON, one object a run: run_id, flow, ended, fits, replayed (how many steps), stops_at (steps without an outcome),
+    differences (each with what, step_id and why).
+
+    \b
+    Example:
+      durable check refund:refund --status waiting
+      durable check refund:refund --from tests/runs.jsonl
+    """
+    from durable_cli._check import Checked, check_files, check_store
+    from durable_cli._load import load_flow, not_leaving
+
+    if run_ids and (states or since):
+        raise click.UsageError("name runs, or choose them by --status and --since, not both")
+    found = load_flow(flow)
+    checked = Checked(found, run_ids, states, since, expected)
+    with not_leaving():
+        if files:
+            check_files(checked, files, as_json=asked.as_json)
+        else:
+            asked.run(lambda store: check_store(store, checked, as_json=asked.as_json))
+
+
+COMMANDS: Final[Mapping[str, click.Command]] = {"stores": stores, "doctor": doctor, "check": check}

@@ -123,6 +123,8 @@ async def attempt(
     In a thread all is checked once more, just before; on the loop by the caller. Raises what these checks raise, and what ends a
     program: a cancellation of the caller, KeyboardInterrupt, SystemExit.
     """
+    if run.replay is not None:
+        await run.replay.stop(run, call.step_id)
     context = StepContext(run.id, call.step_id, number, run, run.log.reopened.get(call.step_id, 0))
     token = running.set(context)
     task = run.running[call.step_id]

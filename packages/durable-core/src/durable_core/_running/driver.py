@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime
+from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
 from durable_core._log.wakeups import wake
+from durable_core.errors import StepDrift
 from durable_core.record import StepRecord
 from durable_core.store import Store
+
+if TYPE_CHECKING:
+    from .run import Run
 
 Limit = tuple[str, int]
 """A name, and how many runs of that name may be driven at the same time."""
@@ -30,3 +35,13 @@ class Driver:
 
 
 ALONE = Driver()
+
+
+class Replay(Protocol):
+    """Who replays a run to see what today's code makes of its log."""
+
+    async def stop(self, run: Run, step_id: str) -> NoReturn:
+        """Suspend the run, before a step's function is called."""
+
+    def drifts(self, what: Literal["kind", "arguments"], drift: StepDrift) -> None:
+        """Take note that a step is asked for as another kind, or with other arguments, than was recorded."""

@@ -209,6 +209,7 @@ def _recorded(run: Run, each: MapCall, record: StepRecord) -> list[Any]:
         run.tell_drift(
             f"map {record.step_id!r} of run {run.id!r} was recorded with other items than it is now called with; the recorded"
             " outcomes are used. Give it another id to run it anew",
+            record.step_id,
             stacklevel=5,
         )
     values: list[Any] = []

@@ -27,7 +27,8 @@ def outcome_of(run: Run, record: StepRecord, call: Call, *, ran: bool = False) -
     if call.fingerprint != record.fingerprint:
         run.tell_drift(
             f"step {record.step_id!r} of run {run.id!r} was recorded with other arguments than it is now called with; the"
-            " recorded outcome is used. Give it another id to run it anew"
+            " recorded outcome is used. Give it another id to run it anew",
+            record.step_id,
         )
     if record.status == "failure":
         raise StepFailed(record) if ran else failed_before(record, to_retry(record))

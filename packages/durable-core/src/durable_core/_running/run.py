@@ -26,7 +26,7 @@ from durable_core.events import EventType, OnEvent, StepEvent, ask_to_carry, is_
 from durable_core.record import Kind, StepError, StepRecord
 from durable_core.store import Store, polling_of
 
-from .driver import ALONE, Driver
+from .driver import ALONE, Driver, Replay
 from .ending import Answer, leaves
 from .race import admitted, is_within
 
@@ -133,6 +133,8 @@ class Run:
         """The identities of exceptions that were being handled where the flow was called: they are none of its own."""
         self.driver: Driver = ALONE
         """Who drives the run, and the children that are called for."""
+        self.replay: Replay | None = None
+        """Set where the run is only replayed, to see what today's code makes of its log: no step's function is called then."""
         self.is_child = False
         """Whether a step of another run drives it here, which tells those who wait, and suspends with it."""
         self.limits: frozenset[str] = frozenset()
@@ -413,20 +415,32 @@ class Run:
     def check_kind(self, record: StepRecord, kind: Kind) -> None:
         """Raise `StepDrift` if an earlier run recorded something of another kind under the id."""
         if record.kind != kind:
-            raise StepDrift(
+            drift = StepDrift(
                 f"{record.step_id!r} of run {self.id!r} was recorded by an earlier run as {record.kind!r}, and is now asked for"
                 f" as {kind!r}; give it another id",
                 step_id=record.step_id,
             )
+            if self.replay is not None:
+                self.replay.drifts("kind", drift)
+            raise drift
 
-    def tell_drift(self, drift: str, *, stacklevel: int = 4) -> None:
+    def unasked(self) -> list[str]:
+        """Return the recorded steps that the flow has not asked for: they were renamed, or are not there any more."""
+        unasked = [step_id for step_id in self.log if not self.asked_for(step_id) and not step_id.startswith("$")]
+        # An event may be sent whether anybody waits for it or not.
+        return [each for each in unasked if (step := self.log.latest(each)) and (step.kind != "event" or step.revision)]
+
+    def tell_drift(self, message: str, step_id: str | None = None, *, stacklevel: int = 4) -> None:
         """Tell what the code asks for that is not what was recorded: a warning or an error, as the runner's `on_drift` says."""
-        if self.on_drift == "raise":
-            raise StepDrift(drift)
-        if (place := asked_at.get()) is None:
-            warnings.warn(StepDrift(drift), stacklevel=stacklevel)
+        drift = StepDrift(message, step_id=step_id)
+        if self.replay is not None:
+            self.replay.drifts("arguments", drift)
+        elif self.on_drift == "raise":
+            raise drift
+        elif (place := asked_at.get()) is None:
+            warnings.warn(drift, stacklevel=stacklevel)
         else:
-            warnings.warn_explicit(StepDrift(drift), StepDrift, *place)
+            warnings.warn_explicit(drift, StepDrift, *place)
 
     async def emit(
         self, type_: EventType, step: Any, attempt: int = 0, error: BaseException | None = None, delay: float | None = None

@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from ._clock import FakeClock
 from ._crashing import CrashingStore, InjectedFault
+from ._replaying import Difference, ReplayedRun, ReplayReport, replay_check
 from ._samples import HOSTILE_IDS, OpenStore
 
 if TYPE_CHECKING:
     from ._contract import StoreTests
 
-__all__ = ["HOSTILE_IDS", "CrashingStore", "FakeClock", "InjectedFault", "OpenStore", "StoreTests"]
+__all__ = [
+    "HOSTILE_IDS",
+    "CrashingStore",
+    "Difference",
+    "FakeClock",
+    "InjectedFault",
+    "OpenStore",
+    "ReplayReport",
+    "ReplayedRun",
+    "StoreTests",
+    "replay_check",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,84 @@
+"""Trying today's code on recorded runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from ._bar import bar
+from ._each import Chosen, find
+from ._ending import REFUSED, fail
+from ._load import printing_to_stderr
+from ._move import read
+from ._output import say, write, write_json
+from ._text import number
+
+if TYPE_CHECKING:
+    from durable_core import Flow, Store
+    from durable_core.control import RunState
+    from durable_core.testing import ReplayedRun
+
+
+class Checked(NamedTuple):
+    """What is checked: a flow, on the runs that are named, or that stand so and began since; and what is meant to differ."""
+
+    flow: Flow[..., Any]
+    run_ids: Sequence[str]
+    states: Collection[RunState]
+    since: datetime | None
+    expected: Sequence[str]
+
+
+def check_files(checked: Checked, files: Sequence[IO[bytes]], *, as_json: bool) -> None:
+    """Replay the runs that `export` wrote to files. Raises `NotFound` where there is none of the flow."""
+    from durable_core import MemoryStore, NotFound
+
+    entries = [record for file in files for record in read(file, getattr(file, "name", "<stdin>"))]
+
+    async def work() -> None:
+        store = MemoryStore()
+        for record in entries:
+            await store.append(record)
+        if not await check_store(store, checked, as_json=as_json) and not (checked.states or checked.since):
+            raise NotFound(f"there is no run of flow {checked.flow.name!r} in {', '.join(file.name for file in files)}")
+
+    asyncio.run(work())
+
+
+async def check_store(store: Store, checked: Checked, *, as_json: bool) -> int:
+    """Replay runs, tell what came of them, and return how many they were; exit code 1 if the code does not fit one."""
+    from durable_core.testing import replay_check
+
+    run_ids, damage = checked.run_ids, None
+    if not run_ids:
+        runs, damage = await find(store, Chosen(checked.flow.name, checked.states, checked.since))
+        run_ids = [run.run_id for run in runs]
+    with bar("replaying", len(run_ids)) as advance, printing_to_stderr():
+        report = await replay_check(checked.flow, store, run_ids, expected=checked.expected, on_run=lambda _: advance())
+    for run in report.runs:
+        _tell(run, as_json=as_json)
+    if not run_ids:
+        say("There are no such runs: nothing was checked.")
+    elif not as_json:
+        fitting = len(report.runs) - len(report.misfits)
+        write(f"{fitting:,} of {number(len(run_ids), 'run')} of flow {checked.flow.name} fit.")
+    if damage is not None:
+        fail(str(damage))
+    if damage is not None or report.misfits:
+        raise click.exceptions.Exit(REFUSED)
+    return len(run_ids)
+
+
+def _tell(run: ReplayedRun, *, as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        write_json({**msgspec.structs.asdict(run), "fits": run.fits})
+    elif not run.fits:
+        write(f"{run.run_id} does not fit:")
+        for each in run.differences:
+            write(f"  {each.what:<9}  {each.why}")

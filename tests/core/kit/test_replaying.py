@@ -345,6 +345,12 @@ async def one_more_at_the_end(runner: Runner, item: str) -> str:
     return value
 
 
+async def naps_at_the_end(runner: Runner, item: str) -> str:
+    value = await order(runner, item)
+    await runner.sleep("nap", 0)
+    return value
+
+
 async def without_charge(runner: Runner, item: str) -> str:
     await runner.step("look-up", work, item)
     if item == "waits":
@@ -416,6 +422,7 @@ async def returns_a_number(runner: Runner, item: str) -> int:
 CASES: list[tuple[Callable[..., Any], list[tuple[str, str | None]], list[tuple[str, str | None]]]] = [
     (renamed, [("anew", "charge-2")], [("anew", "charge-2")]),
     (one_more_at_the_end, [("anew", "mail")], []),
+    (naps_at_the_end, [("anew", "nap")], []),
     (without_charge, [("unasked", "charge")], [("unasked", "charge")]),
     (reordered, [], []),
     (other_kind, [("kind", "look-up")], [("kind", "look-up")]),

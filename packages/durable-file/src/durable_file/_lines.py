@@ -15,6 +15,10 @@ from durable_core import CorruptLog, StepRecord, StoreError
 FORMAT: Final = 1
 _HEAD: Final = len('{"crc":"xxxxxxxx",')
 _BOM: Final = b"\xef\xbb\xbf"
+_ADVICE: Final = (
+    "the log was damaged or edited. Nothing was skipped or changed: restore the line from a copy. Or move the log away, in full"
+    " knowledge of what it holds: its runs then begin anew, and every step of theirs runs again"
+)
 _CLEARED: Final = b'"clear":'
 
 Slot = str | tuple[str, int]
@@ -90,6 +94,15 @@ def record_of(path: Path, line: bytes) -> StepRecord:
         return StepRecord.from_json(line, where=f"{path}, line {number}")
 
 
+def check_tail(tail: bytes, path: Path) -> None:
+    """Raise `CorruptLog` where what stands behind the last line end is a whole line, and its end was changed.
+
+    An append that never returned leaves a part of a line, or NUL bytes in the place of what was not written.
+    """
+    if not tail.endswith(b"\0") and _is_whole(tail[:-1]):
+        raise CorruptLog(f"{path}, last line: its end was changed to {tail[-1:]!r}; {_ADVICE}")
+
+
 def _is_whole(line: bytes) -> bool:
     return line[:_HEAD] == b'{"crc":"%08x",' % crc32(line[_HEAD:])
 
@@ -103,8 +116,4 @@ def _damage(line: bytes, path: Path) -> str:
             f"only {' and '.join(changes)}, as an editor or git does; nothing is lost."
             f" `dos2unix {path}` undoes that; in git, mark such files with `-text`"
         )
-    return (
-        f"the checksum doesn't match: {line[:80].decode(errors='backslashreplace')!r}; the log was damaged or edited."
-        " Nothing was skipped or changed: restore the line from a copy. Or move the log away, in full knowledge of what it"
-        " holds: its runs then begin anew, and every step of theirs runs again"
-    )
+    return f"the checksum doesn't match: {line[:80].decode(errors='backslashreplace')!r}; {_ADVICE}"

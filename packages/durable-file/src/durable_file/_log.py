@@ -15,7 +15,7 @@ from durable_core import CorruptLog, RecordLines, StepRecord, StoreError
 from durable_core.stores.filelock import Spot
 
 from . import _disk
-from ._lines import Slot, checksum_of, clear_line, read_key, record_of, slot_of
+from ._lines import Slot, check_tail, checksum_of, clear_line, read_key, record_of, slot_of
 
 _TAIL: Final = 256
 _WORTH_REWRITING: Final = 64 * 1024
@@ -124,7 +124,9 @@ class Log:
         except BaseException:
             self.forget()
             raise
-        if mend and (rest := status.st_size - self.size):
+        if rest := status.st_size - self.size:
+            check_tail(_disk.read(fd, self.size, rest), self.path)
+        if mend and rest:
             os.ftruncate(fd, self.size)
             logger.warning("%s: cut off %d bytes of an append that never returned, after line %d", self.path, rest, self._count)
 

@@ -15,6 +15,7 @@ from durable_core.stores.filelock import Locks, spot_of
 
 from . import _disk
 from ._explain import NoRoom, explain_errors
+from ._lines import check_tail
 from ._log import Entry, Folder, Holds, Log, logger
 
 _OVERHEAD: Final = 4096
@@ -103,7 +104,10 @@ class Logs:
                 fd = os.open(log.path, _disk.READ)
                 try:
                     log.sync(fd, unread=True)
-                    return fd, _disk.end_of_lines(fd, os.fstat(fd).st_size)
+                    size = os.fstat(fd).st_size
+                    end = _disk.end_of_lines(fd, size)
+                    check_tail(_disk.read(fd, end, size - end), log.path)
+                    return fd, end
                 except BaseException:
                     os.close(fd)
                     raise

@@ -11,7 +11,7 @@ from durable_core import StoreError
 
 from . import _disk
 from ._explain import explain_errors
-from ._lines import is_clear, read_key
+from ._lines import check_tail, is_clear, read_key
 from ._log import logger
 from ._logs import Logs
 from ._names import SUFFIX, file_name, plain_run_id
@@ -86,6 +86,7 @@ def _first_run(path: Path) -> str | None:
     with explain_errors("read", path), suppress(FileNotFoundError), path.open("rb") as file:  # it may be cleared just now
         if (line := file.readline()).endswith(b"\n"):
             return read_key(line[:-1], path, 1).run_id
+        check_tail(line, path)
     return None
 
 

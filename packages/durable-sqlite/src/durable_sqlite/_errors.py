@@ -48,5 +48,7 @@ def explain_errors(path: Path, *, seconds: float = 0.0) -> Iterator[None]:
             raise CorruptLog(f"{path} is damaged: {error}") from error
         advice = _ADVICE.get(code or 0, "").format(seconds=seconds)
         raise StoreError(f"{path}: {advice}{' ' if advice else ''}({error})") from error
+    except UnicodeDecodeError as error:  # of a message of SQLite's that quotes what is damaged
+        raise CorruptLog(f"{path} is damaged: {error}") from error
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror or error}; it must be readable and writable for this user") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlite3 import Connection
 from typing import Final
 
-from durable_core import StoreError
+from durable_core import CorruptLog, StoreError
 
 from ._errors import file_of
 from ._writing import writing
@@ -72,7 +72,11 @@ def _layout(connection: Connection) -> int:
     """Return the version of the tables, 0 where there are none."""
     if not connection.execute("select 1 from sqlite_master where name = 'durable_layout'").fetchone():
         return 0
-    ((version,),) = connection.execute("select version from durable_layout")
+    match connection.execute("select version from durable_layout").fetchall():
+        case [(int(version),)]:
+            pass
+        case found:
+            raise CorruptLog(f"{file_of(connection)} is damaged: it should say its layout once, by a number, and says {found!r}")
     if version != LAYOUT:
         raise StoreError(
             f"{file_of(connection)}: its tables have layout {version!r}, and this durable-sqlite knows up to {LAYOUT}:"

@@ -269,8 +269,11 @@ async def _pages(
 ) -> AsyncIterator[Sequence[StepRecord]]:
     """Read the index page by page; runs of the library's own are left out."""
     while page := await index.flows(prefix, names=names, states=states, since=since, before=before, limit=limit):
+        last = (page[-1].started_at, page[-1].run_id)
+        if before is not None and last >= before:  # or this would go on for ever
+            raise CorruptLog(f"the index of flows is damaged: it has run {page[-1].run_id!r} at another time than its log")
         yield [flow for flow in page if not flow.run_id.startswith("$")]
-        before = (page[-1].started_at, page[-1].run_id)
+        before = last
 
 
 async def _unindexed(store: Store, index: SupportsFlows | None, prefix: str, damage: Damage) -> list[str]:

@@ -180,8 +180,7 @@ class _Log(Store):
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         if run_id != self._run_id:
             await self._stop_for(run_id)
-        entries = [each for each in self._entries if each.step_id == step_id]
-        latest = max(entries, key=lambda each: each.revision, default=None)
+        latest = newest(self._entries).get(step_id)
         if latest is not None and not decided(latest) and not step_id.startswith("$"):
             await self.replay.stop(self.run, step_id)
         return latest

@@ -231,3 +231,12 @@ def ceph(session: nox.Session) -> None:
     tests = ["test_contract_s3.py", "test_bad_input.py", "test_runner_s3.py"]
     paths = [f"tests/s3/{name}" for name in tests]
     session.run("tests/servers/ceph.sh", "pytest", *paths, "-k", "not Small", external=True)
+
+
+@nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Give everything that parses fifty times as many hostile inputs as the tests do, and damage files at every byte."""
+    session.install(*editable(), *group("tests"))
+    examples = os.environ.get("FUZZ_EXAMPLES", "3000")
+    targets = session.posargs or ["tests/fuzz", "tests/worker/test_webhooks_any_request.py"]
+    session.run("pytest", "--timeout=7200", "-n", "auto", *targets, env={"FUZZ_EXAMPLES": examples})

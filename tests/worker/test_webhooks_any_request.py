@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from durable_core import MemoryStore, Runner, flow
 from durable_worker import Worker, github, standard, stripe
+from tests.fuzz.fuzzing import EXAMPLES
 from tests.worker.deliveries import SECRET, STANDARD_SECRET, STRIPE_SECRET, by_github, by_standard, by_stripe
 
 DOCUMENTED = {200, 202, 400, 401, 404, 405, 409, 413}  # and 503, which no request brings about
@@ -105,7 +106,7 @@ BODIES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=max(200, EXAMPLES))
 @given(METHODS, PATHS, HEADERS, st.lists(BODIES, max_size=3))
 def test_any_request(method: str, path: str, headers: list[tuple[bytes, bytes]], chunks: list[bytes]) -> None:
     """Any bytes as a body in any pieces, any headers, some of them twice, any method and path."""
@@ -115,7 +116,7 @@ def test_any_request(method: str, path: str, headers: list[tuple[bytes, bytes]],
 SIGNERS = {"/github": by_github, "/stripe": by_stripe, "/standard": by_standard}
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=max(100, EXAMPLES))
 @given(st.sampled_from([*SIGNERS]), BODIES)
 def test_any_signed_body(path: str, body: bytes) -> None:
     """Who can sign can send anything, and gets past the signature with it, but for text that is none."""
@@ -127,7 +128,7 @@ def test_any_signed_body(path: str, body: bytes) -> None:
     assert status == 413 if len(body) > LARGEST else status in (202, 400)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=max(100, EXAMPLES))
 @given(st.sampled_from(["/chosen", "/event"]), VALUES)
 def test_any_payload(path: str, payload: Any) -> None:
     """Ids that the payload names are checked as any others."""

@@ -46,6 +46,8 @@ class StepFailed(DurableError):
     """
 
     def __init__(self, record: StepRecord) -> None:
+        if record.error is None and record.status == "failure":
+            raise CorruptLog(f"{record.step_id!r} of run {record.run_id!r}, revision {record.revision}, failed without an error")
         if record.error is None:
             raise ValueError(f"{record!r} holds no error; StepFailed is made from a record with status 'failure'")
         super().__init__(_failure(record, record.error))

@@ -1,9 +1,10 @@
 """Three workers, many runs, and SIGKILL: `python -m tests.soak sqlite --seconds 120 --runs 500 --seed 1`.
 
 Workers, and the people who ask for runs and decide, are processes of their own. They are killed at random and started again,
-now and then with SIGTERM; servers of the tests' own are killed and started, too. When the time is over nothing is killed any
-more, and every run has to end. A table says what came of it; where a promise was broken, the status is 1, the runs are named,
-and everything that was written down stays in a folder.
+now and then with SIGTERM, and workers are frozen for longer than a lease lasts. Servers of the tests' own are killed and started,
+too, and connections to them are cut. When the time is over nothing is broken any more, and every run has to end. A table says
+what came of it; where a promise was broken, the status is 1, the runs are named, and everything that was written down stays in a
+folder.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -18,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -31,11 +33,12 @@ import msgspec
 
 from durable_core import open_store
 from tests.servers.postgres import start_postgres
+from tests.servers.proxy import Proxy, proxied
 from tests.servers.redis import KEEPING, redis_server
 from tests.servers.s3 import BUCKET, ministack
 
 from .flows import TABLE, chosen, crashes
-from .judging import Verdict, judge_effects, judge_limit, judge_runs, judge_waits, outages_in
+from .judging import Losses, Verdict, judge_effects, judge_limit, judge_runs, judge_waits
 from .processes import Plan
 from .side import Side, begin_life
 
@@ -43,10 +46,19 @@ STORES: Final = ("file", "sqlite", "redis", "postgres", "s3")
 WORKERS: Final = 3
 _PATIENCE: Final = 150.0
 """Seconds without any run's end after which the others never will: twice what the slowest net takes, a wake-up a minute ahead."""
+_STOP_SECONDS: Final = 30.0
+_FREEZE_EVERY: Final = 6
+_CUT_EVERY: Final = 4
+"""To how many kills there is one freeze, and one cut."""
+_RESTART_EVERY: Final = 20.0
+"""Seconds between two restarts of the server; there are four at least."""
 
 
 class Server(Protocol):
     """A server that can be killed and started again."""
+
+    @property
+    def port(self) -> int: ...
 
     def start(self) -> None: ...
     def kill(self) -> None: ...
@@ -59,6 +71,7 @@ class Life:
         self._role, self._name, self._folder, self._side = role, name, folder, side
         self._lives = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._kill_at = self._thaw_at = 0.0
         self.broke: list[str] = []
         """How it ended by itself, which it never should."""
 
@@ -66,42 +79,75 @@ class Life:
     def who(self) -> str:
         return f"{self._name}-{self._lives}"
 
+    @property
+    def is_frozen(self) -> bool:
+        return self._thaw_at > 0
+
     def see_to(self) -> None:
-        """Start it unless it lives."""
-        if self._process is not None:
-            if (code := self._process.poll()) is None:
-                return
-            if code != -9:  # which is how a run of `interrupted` ends it
-                self.broke.append(f"{self.who} ended with status {code}")
-        self._lives += 1
-        with (self._folder / f"{self.who}.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.soak.processes", self._role, self.who, str(self._folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
-            )
+        """Start it unless it lives, and thaw it when it is time."""
+        if self.is_frozen and time.monotonic() >= self._thaw_at:
+            self.thaw()
+        if self._running() is None:
+            self._lives += 1
+            with (self._folder / f"{self.who}.log").open("wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "tests.soak.processes", self._role, self.who, str(self._folder)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
+                )
 
     def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if process := self._running():
             self._side.note("killed", who=self.who)
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+            process.kill()
+            process.wait()
+            self._forget()
 
     def stop(self) -> None:
-        """End it as a deploy does."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                code = self._process.wait(30)
-            except subprocess.TimeoutExpired:
-                code = None
-                self.kill()
-            if code not in (0, -9, -signal.SIGTERM):  # by SIGTERM where it hadn't begun to work
-                self.broke.append(f"{self.who} ended with status {code} after SIGTERM")
-            self._process = None
+        """Ask it to end, as a deploy does."""
+        if (process := self._running()) and not self._kill_at:
+            self._side.note("stopped", who=self.who)
+            process.terminate()
+            self._kill_at = time.monotonic() + _STOP_SECONDS
+
+    def wait(self) -> None:
+        """Wait until it has ended after `stop`."""
+        while self._running():
+            time.sleep(0.02)
+
+    def freeze(self, seconds: float) -> None:
+        """Stop it where it is, as a machine that sleeps does."""
+        if process := self._running():
+            process.send_signal(signal.SIGSTOP)
+            self._side.note("frozen", who=self.who)
+            self._thaw_at = time.monotonic() + seconds
+
+    def thaw(self) -> None:
+        if self.is_frozen and (process := self._running()):
+            self._side.note("thawed", who=self.who)
+            process.send_signal(signal.SIGCONT)
+        self._thaw_at = 0.0
+
+    def _running(self) -> subprocess.Popen[bytes] | None:
+        """Return the process while it lives; note how it ended where that is wrong, and kill it where it doesn't stop."""
+        if self._process is None:
+            return None
+        if (code := self._process.poll()) is None:
+            if not self._kill_at or time.monotonic() < self._kill_at:
+                return self._process
+            self._process.kill()
+            code = self._process.wait()
+            self.broke.append(f"{self.who} was still there {_STOP_SECONDS:g} s after SIGTERM")
+        # A run of `interrupted` kills its process; SIGTERM does where it hadn't begun to work.
+        elif code not in (-signal.SIGKILL, *((0, -signal.SIGTERM) if self._kill_at else ())):
+            self.broke.append(f"{self.who} ended with status {code}")
+        self._forget()
+        return None
+
+    def _forget(self) -> None:
+        self._process, self._kill_at, self._thaw_at = None, 0.0, 0.0
 
 
 @contextmanager
@@ -143,8 +189,13 @@ def soak(asked: Soak, folder: Path) -> Verdict:
     """Let it happen in an empty folder, and judge it."""
     (folder / "mended").mkdir()
     side = begin_life(folder / "side.jsonl", "soak")
-    with place(asked.store, folder, asked.lease) as (url, server):
+    with ExitStack() as stack:
+        url, server = stack.enter_context(place(asked.store, folder, asked.lease))
         _prepare(asked.store, url)
+        proxy = stack.enter_context(proxied(server.port)) if server else None
+        direct = url
+        if server and proxy:
+            url = re.sub(rf"(127\.0\.0\.1(?::|%3A)){server.port}", rf"\g<1>{proxy.port}", url)
         plan = Plan(
             url=url,
             runs=asked.runs,
@@ -158,33 +209,44 @@ def soak(asked: Soak, folder: Path) -> Verdict:
         lives = [Life("worker", f"worker-{number}", folder, side) for number in range(WORKERS)]
         lives.append(Life("people", "people", folder, side))
         try:
-            _disturb(asked, plan, lives, server, side)
+            _disturb(asked, plan, lives, server, proxy, side)
             _wait_for_the_end(asked, lives, side)
         finally:
             for life in lives:
+                life.thaw()
                 life.stop() if life.who.startswith("worker") else life.kill()
-        verdict = asyncio.run(_judge(asked, url, folder))
+            for life in lives:
+                life.wait()
+        verdict = asyncio.run(_judge(asked, direct, folder))
     for life in lives:
         verdict.wrong |= {text.split()[0]: text for text in life.broke}
     return verdict
 
 
-def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, side: Side) -> None:
-    """Kill and stop processes at random, and the server four times, until the time is over."""
+def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, proxy: Proxy | None, side: Side) -> None:
+    """Kill, stop and freeze processes at random, cut connections, and restart the server, until the time is over."""
     random = Random(asked.seed)
     until = plan.began + asked.seconds
     next_kill = plan.began + 2  # so long do processes take to begin
-    outages = [plan.began + asked.seconds * (number + 0.5) / 4 for number in range(4)] if server else []
+    next_freeze, next_cut = next_kill + 1, next_kill + 2
+    restarts = max(4, round(asked.seconds / _RESTART_EVERY)) if server else 0
+    outages = [plan.began + asked.seconds * (number + 0.5) / restarts for number in range(restarts)]
     while (now := time.monotonic()) < until:
         for life in lives:
             life.see_to()
         if now >= next_kill:
             next_kill = now + random.uniform(0.5, 1.5) * asked.every
-            victim = random.choice(lives)
+            victim = random.choice([life for life in lives if not life.is_frozen])
             if random.random() < 0.2 and victim is not lives[-1]:
                 victim.stop()
             else:
                 victim.kill()
+        if now >= next_freeze and not any(life.is_frozen for life in lives):
+            next_freeze = now + random.uniform(0.5, 1.5) * asked.every * _FREEZE_EVERY
+            random.choice(lives[:WORKERS]).freeze(random.uniform(1.1, 1.6) * max(asked.lease, asked.visibility_timeout))
+        if proxy is not None and now >= next_cut:
+            next_cut = now + random.uniform(0.5, 1.5) * asked.every * _CUT_EVERY
+            _cut(proxy, random, side)
         if server is not None and outages and now >= outages[0]:
             del outages[0]
             side.note("server-killed")
@@ -193,6 +255,24 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
             server.start()
             side.note("server-started")
         time.sleep(0.02)
+
+
+def _cut(proxy: Proxy, random: Random, side: Side) -> None:
+    """Lose some answers with their connections, or cut all connections; refuse new ones for a while in some cases."""
+    side.note("cut")
+    if random.random() < 0.5:
+        wanted = proxy.lost_answers + (count := random.randint(1, 5))
+        proxy.lose_answers(count)
+        deadline = time.monotonic() + 1
+        while proxy.lost_answers < wanted and time.monotonic() < deadline:
+            time.sleep(0.001)
+        proxy.lose_answers(0)
+    else:
+        proxy.refusing = random.random() < 0.5
+        proxy.cut()
+        time.sleep(random.uniform(0, 0.5))
+        proxy.refusing = False
+    side.note("cut-over")
 
 
 def _wait_for_the_end(asked: Soak, lives: list[Life], side: Side) -> None:
@@ -218,10 +298,11 @@ def _wait_for_the_end(asked: Soak, lives: list[Life], side: Side) -> None:
 async def _judge(asked: Soak, url: str, folder: Path) -> Verdict:
     verdict = Verdict()
     lines = Side(folder / "side.jsonl", "judge").news()
-    verdict.kills = sum(line.what == "killed" for line in lines)
-    verdict.outages = len(outages_in(lines))
-    judge_effects(lines, verdict)
-    judge_limit(lines, verdict)
+    for line in lines:
+        verdict.counts[line.what] += 1
+    losses = Losses(lines, asked.store)
+    judge_effects(lines, losses, verdict)
+    judge_limit(lines, losses, verdict)
     judge_waits(lines, verdict)
     async with open_store(url) as store:
         await judge_runs(store, [run_id for run_id, _ in chosen(asked.runs, asked.seed)], verdict)
@@ -266,19 +347,29 @@ async def _query(url: str, sql: str) -> list[Any]:
         await connection.close()
 
 
-HEAD: Final = (
-    f"{'store':<9}{'begun':>7}{'ended':>7}{'parked':>8}{'kills':>7}{'outages':>9}{'twice, in flight':>18}{'else':>6}"
-    f"{'never ended':>13}{'wrong':>7}{'longest s':>11}{'seed':>6}"
-)
+def table(asked: Soak, verdict: Verdict) -> dict[str, object]:
+    """Return the columns of a store's row by their titles."""
+    count = verdict.counts
+    return {
+        "store": f"{asked.store:<8}",
+        "runs": verdict.begun,
+        "ended": verdict.ended,
+        "parked": verdict.parked,
+        "steps": count["recorded"],
+        "kills": count["killed"],
+        "stops": count["stopped"],
+        "freezes": count["frozen"],
+        "restarts": count["server-killed"],
+        "cuts": count["cut"],
+        "twice, in flight": verdict.doubled_in_flight,
+        "violations": len(verdict.broken),
+        "longest s": f"{verdict.longest:.1f}",
+        "seed": asked.seed,
+    }
 
 
-def row(asked: Soak, verdict: Verdict) -> str:
-    """Return the line of the table."""
-    return (
-        f"{asked.store:<9}{verdict.begun:>7}{verdict.ended:>7}{verdict.parked:>8}{verdict.kills:>7}{verdict.outages:>9}"
-        f"{verdict.doubled_in_flight:>18}{len(verdict.doubled):>6}{len(verdict.never_ended):>13}{len(verdict.wrong):>7}"
-        f"{verdict.longest:>11.1f}{asked.seed:>6}"
-    )
+def row(columns: Mapping[str, object]) -> str:
+    return "  ".join(f"{value!s:>{len(title)}}" for title, value in columns.items())
 
 
 def waits(verdict: Verdict) -> str:
@@ -300,12 +391,13 @@ def main() -> int:
     given = vars(parser.parse_args())
     stores = given.pop("stores") or STORES
     status = 0
-    print(HEAD, flush=True)
+    columns = table(Soak("store"), Verdict())
+    print(row({title: title for title in columns} | {"store": f"{'store':<8}"}), flush=True)
     for store in stores:
         asked = Soak(store, **given)
         folder = Path(tempfile.mkdtemp(prefix=f"durable-soak-{store}-{asked.seed}-"))
         verdict = soak(asked, folder)
-        print(row(asked, verdict), waits(verdict), sep="\n", flush=True)
+        print(row(table(asked, verdict)), waits(verdict), sep="\n", flush=True)
         for run_id in verdict.broken:
             print(f"  {run_id}: {verdict.wrong.get(run_id, '')}")
         if verdict.broken:

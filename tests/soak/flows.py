@@ -20,6 +20,8 @@ T = TypeVar("T")
 PLACES: Final = 4
 """How many runs of the flow `limited` may be driven at the same time."""
 TABLE: Final = "soak_ledger"
+SENT: Final = "send"
+"""The step of the flow `once`: after an attempt that has ended there is no other."""
 _MENDED: Final[list[Path]] = []
 
 
@@ -193,14 +195,14 @@ async def once(runner: Runner) -> str:
 
     def send() -> str:
         time.sleep(begin())
-        sent.touch(exist_ok=False)
+        sent.touch()
         end()
         return "sent"
 
     def look() -> Recovered[str] | None:
         return Recovered("sent") if sent.exists() else None
 
-    return await runner.step("send", send, at_most_once=True, recover=look)
+    return await runner.step(SENT, send, at_most_once=True, recover=look)
 
 
 @flow(wait_limit=0)

@@ -11,12 +11,14 @@ import msgspec
 
 from durable_core import Store, control
 
-from .flows import PLACES, crashes, expected, mend_of
+from .flows import PLACES, SENT, crashes, expected, mend_of
 from .side import Line
 
 ENDED: Final = ("succeeded", "failed", "cancelled", "parked")
 _AT_MOST_ONCE: Final = ("die",)
 """Steps that nothing can be found out about: they never happen twice."""
+_NOTICED_WITHIN: Final = 0.5
+"""Seconds within which a process finds out that its lock is gone, on a busy machine."""
 
 
 class Execution(msgspec.Struct):
@@ -38,8 +40,8 @@ class Verdict(msgspec.Struct):
     begun: int = 0
     ended: int = 0
     parked: int = 0
-    kills: int = 0
-    outages: int = 0
+    counts: Counter[str] = msgspec.field(default_factory=Counter)
+    """How often each thing happened, by what the lines say."""
     doubled_in_flight: int = 0
     waits: dict[str, list[float]] = msgspec.field(default_factory=dict)
     """Seconds from what let a run go on to its going on, by what that was."""
@@ -75,45 +77,87 @@ def executions(lines: Iterable[Line]) -> list[Execution]:
     return found
 
 
-def outages_in(lines: Iterable[Line]) -> list[tuple[float, float]]:
-    """Return from when to when the server was away."""
-    times = [line.at for line in lines if line.what in ("server-killed", "server-started")]
-    return [(times[index], times[index + 1]) for index in range(0, len(times) - 1, 2)]
+class Losses:
+    """When a process may have lost the locks of its runs, so that another took them while it was inside a step.
+
+    An outage of the server does that on every store. A lock of PostgreSQL goes with its connection, a lease while its holder is
+    frozen; those of the operating system stay.
+    """
+
+    def __init__(self, lines: Sequence[Line], store: str) -> None:
+        self._all = _intervals(lines, "server-killed", ("server-started",))
+        if store == "postgres":
+            self._all += _intervals(lines, "cut", ("cut-over",))
+        self._of: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for who in {line.who for line in lines if line.what == "frozen"}:
+            frozen = _intervals([line for line in lines if line.who == who], "frozen", ("thawed", "killed"))
+            if store == "postgres":
+                frozen = [each for each in frozen if _overlaps(self._all, *each)]
+            if store in ("postgres", "redis", "s3"):
+                self._of[who] = frozen
+
+    def within(self, who: str, begin: float, end: float) -> bool:
+        """Tell whether the process may have lost its locks in this time, or just before it."""
+        return _overlaps([*self._all, *self._of[who]], begin - _NOTICED_WITHIN, end)
+
+    def thawed_into(self, call: Execution, other: Execution, lines: Iterable[Line]) -> bool:
+        """Tell whether a call was about to begin when its process froze, which nothing prevents, and `other` came before it."""
+        for frozen, thawed in self._of[call.who]:
+            if frozen <= other.begin and thawed <= call.begin <= thawed + _NOTICED_WITHIN:
+                between = (each for each in lines if each.who == call.who and thawed <= each.at < call.begin)
+                return all(each.what == "begin" for each in between if each.run == call.run)
+        return False
 
 
-def judge_effects(lines: Sequence[Line], verdict: Verdict) -> None:
-    """Find effects that happened twice, and whether each was in flight at a kill of its process or of the server.
+def _intervals(lines: Iterable[Line], begin: str, ends: Sequence[str]) -> list[tuple[float, float]]:
+    found = list[tuple[float, float]]()
+    since: float | None = None
+    for line in lines:
+        if line.what == begin:
+            since = line.at
+        elif line.what in ends and since is not None:
+            found.append((since, line.at))
+            since = None
+    return found
 
-    It was if its process died, or the server was away, after it began and before its process knew that it was recorded.
+
+def _overlaps(intervals: Iterable[tuple[float, float]], begin: float, end: float) -> bool:
+    return any(a <= end and b >= begin for a, b in intervals)
+
+
+def judge_effects(lines: Sequence[Line], losses: Losses, verdict: Verdict) -> None:
+    """Find effects that happened twice, and whether each was in flight when its process was killed or lost its locks.
+
+    It was if that happened after it began and before its process knew that it was recorded.
     """
     died = {line.who: line.at for line in lines if line.what == "killed"}
-    away = outages_in(lines)
     calls = defaultdict[tuple[str, str], list[Execution]](list)
     for each in executions(lines):
         calls[each.run, each.step].append(each)
     for (run_id, step_id), times in calls.items():
         for before, after in pairwise(times):
+            lost = losses.within(before.who, before.begin, after.begin if before.recorded is None else before.recorded)
             if after.attempt > before.attempt:
+                if step_id == SENT and before.end is not None and before.end < after.begin and not lost:
+                    verdict.wrong.setdefault(run_id, f"sent in {before.who}, and again in {after.who}")
                 continue
-            known = before.recorded
-            killed = before.who in died and known is None and before.begin <= died[before.who] <= after.begin
-            until = after.begin if known is None else known
-            if step_id in _AT_MOST_ONCE or not (killed or any(a <= until and b >= before.begin for a, b in away)):
+            killed = before.who in died and before.recorded is None and before.begin <= died[before.who] <= after.begin
+            lost = lost or (step_id != SENT and losses.thawed_into(after, before, lines))
+            if step_id in _AT_MOST_ONCE or not (killed or lost):
                 verdict.doubled.append(run_id)
                 verdict.wrong.setdefault(run_id, f"step {step_id!r} happened twice, in {before.who} and {after.who}")
             else:
                 verdict.doubled_in_flight += 1
 
 
-def judge_limit(lines: Sequence[Line], verdict: Verdict) -> None:
-    """See that no more runs of `limited` had their effect at the same time than there are places, but for outages."""
+def judge_limit(lines: Sequence[Line], losses: Losses, verdict: Verdict) -> None:
+    """See that no more runs of `limited` had their effect at the same time than there are places, but for lost locks."""
     died = {line.who: line.at for line in lines if line.what == "killed"}
-    away = outages_in(lines)
     drawn = []
     for each in executions(lines):
         if each.run.startswith("limited"):
             until = each.end if each.end is not None else died.get(each.who, each.begin)
-            if not any(a <= until and b >= each.begin for a, b in away):
+            if not losses.within(each.who, each.begin, until):
                 drawn.append((each.begin, until, each.run))
     for begin, _, run_id in drawn:
         at_once = sum(a <= begin < b for a, b, _ in drawn)

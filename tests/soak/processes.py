@@ -40,7 +40,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     visibility_timeout: float
     poll: float
     concurrency: int = 10
-    max_crashes: int = 3
+    max_crashes: int = 6
 
 
 def tell(event: StepEvent) -> None:

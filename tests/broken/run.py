@@ -1,4 +1,4 @@
-"""Break each guarantee on purpose and see its tests fail: `python -m tests.broken.run [PART OF A NAME…]`.
+"""Break each guarantee on purpose and see its tests fail: `python -m tests.broken.run [--shard 1/4] [PART OF A NAME…]`.
 
 Everything happens in a copy of the checkout, which is first seen to pass. A row counts as caught if each of its tests fails, as a
 test does: an error before it, such as of an import, shows nothing.
@@ -6,10 +6,12 @@ test does: an error before it, such as of an import, shows nothing.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -69,10 +71,17 @@ def fault_of(patch: Patch, tree: Path) -> str | None:
     return None
 
 
-def main(*parts: str) -> int:
-    chosen = [patch for patch in PATCHES if not parts or any(part in patch.name for part in parts)]
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.broken.run", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="part", help="a part of the names of rows; all rows unless given")
+    parser.add_argument("--shard", default="1/1", help="which part of the rows, such as 2/4 for the second of four")
+    given = parser.parse_args()
+    number, shards = map(int, given.shard.split("/"))
+    chosen = [patch for patch in PATCHES if not given.parts or any(part in patch.name for part in given.parts)][
+        number - 1 :: shards
+    ]
     if not chosen:
-        print(f"no name holds {' or '.join(parts)}; there are:", *(patch.name for patch in PATCHES), sep="\n  ")
+        print(f"no name holds {' or '.join(given.parts)}; there are:", *(patch.name for patch in PATCHES), sep="\n  ")
         return 1
     with TemporaryDirectory(prefix="durable-broken-") as folder:
         tree = Path(folder).resolve()
@@ -84,11 +93,17 @@ def main(*parts: str) -> int:
             return 1
         faults = 0
         for patch in chosen:
+            began = time.monotonic()
             fault = fault_of(patch, tree)
             faults += fault is not None
-            print(f"caught: {patch.name}" if fault is None else f"NOT CAUGHT: {patch.name}: {fault}", flush=True)
+            seconds = time.monotonic() - began
+            print(
+                f"{seconds:5.1f} s " + (f"caught: {patch.name}" if fault is None else f"NOT CAUGHT: {patch.name}: {fault}"),
+                flush=True,
+            )
+        print(f"{len(chosen) - faults} of {len(chosen)} caught", flush=True)
     return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

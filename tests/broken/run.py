@@ -77,9 +77,8 @@ def main() -> int:
     parser.add_argument("--shard", default="1/1", help="which part of the rows, such as 2/4 for the second of four")
     given = parser.parse_args()
     number, shards = map(int, given.shard.split("/"))
-    chosen = [patch for patch in PATCHES if not given.parts or any(part in patch.name for part in given.parts)][
-        number - 1 :: shards
-    ]
+    chosen = [patch for patch in PATCHES if not given.parts or any(part in patch.name for part in given.parts)]
+    chosen = chosen[number - 1 :: shards]
     if not chosen:
         print(f"no name holds {' or '.join(given.parts)}; there are:", *(patch.name for patch in PATCHES), sep="\n  ")
         return 1
@@ -96,11 +95,8 @@ def main() -> int:
             began = time.monotonic()
             fault = fault_of(patch, tree)
             faults += fault is not None
-            seconds = time.monotonic() - began
-            print(
-                f"{seconds:5.1f} s " + (f"caught: {patch.name}" if fault is None else f"NOT CAUGHT: {patch.name}: {fault}"),
-                flush=True,
-            )
+            found = f"caught: {patch.name}" if fault is None else f"NOT CAUGHT: {patch.name}: {fault}"
+            print(f"{time.monotonic() - began:5.1f} s {found}", flush=True)
         print(f"{len(chosen) - faults} of {len(chosen)} caught", flush=True)
     return 1 if faults else 0
 

@@ -161,7 +161,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.do(self.clients[client].get(self.place + run, step)) == self.do(self.model.get(self.place + run, step))
 
     @rule(client=st.sampled_from(CLIENTS), run=st.sampled_from(RUNS))
-    def list(self, client: int, run: str) -> None:
+    def read(self, client: int, run: str) -> None:
         store, run_id = self.clients[client], self.place + run
         expected = [*self.do(self.model.list(run_id))]
         assert [*self.do(store.list(run_id))] == expected

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
@@ -32,6 +32,7 @@ from uuid import uuid4
 import msgspec
 
 from durable_core import open_store
+from durable_core.stores.flows import has_ended, is_parked
 from tests.servers.postgres import start_postgres
 from tests.servers.proxy import Proxy, proxied
 from tests.servers.redis import KEEPING, redis_server
@@ -46,6 +47,8 @@ STORES: Final = ("file", "sqlite", "redis", "postgres", "s3")
 WORKERS: Final = 3
 _PATIENCE: Final = 150.0
 """Seconds without any run's end after which the others never will: twice what the slowest net takes, a wake-up a minute ahead."""
+_QUIET_SECONDS: Final = 10.0
+"""Seconds without any run's end after which the store is asked, too."""
 _STOP_SECONDS: Final = 30.0
 _FREEZE_EVERY: Final = 6
 _CUT_EVERY: Final = 4
@@ -210,7 +213,7 @@ def soak(asked: Soak, folder: Path) -> Verdict:
         lives.append(Life("people", "people", folder, side))
         try:
             _disturb(asked, plan, lives, server, proxy, side)
-            _wait_for_the_end(asked, lives, side)
+            _wait_for_the_end(asked, direct, lives, side)
         finally:
             for life in lives:
                 life.thaw()
@@ -275,24 +278,36 @@ def _cut(proxy: Proxy, random: Random, side: Side) -> None:
     side.note("cut-over")
 
 
-def _wait_for_the_end(asked: Soak, lives: list[Life], side: Side) -> None:
+def _wait_for_the_end(asked: Soak, url: str, lives: list[Life], side: Side) -> None:
     """Wait until all runs have ended by what the processes say, or none has for a while."""
     over, entered, seen = set[str](), set[str](), Side(side.path, "reader")
     parents = {run_id for run_id, _ in chosen(asked.runs, asked.seed)}
-    until = time.monotonic() + asked.patience
+    until, look_at = time.monotonic() + asked.patience, time.monotonic() + _QUIET_SECONDS
     while time.monotonic() < until:
         for life in lives:
             life.see_to()
         for line in seen.news():
-            if line.what in ("ended", "parked") or (line.what == "crashed" and line.run.startswith(crashes.name)):
+            crashed_again = line.run.startswith(crashes.name)
+            if line.what in ("ended", "parked") or (line.what == "crashed" and crashed_again):
                 over.add(line.run)
-                until = time.monotonic() + asked.patience
+                if not crashed_again:
+                    until, look_at = time.monotonic() + asked.patience, time.monotonic() + _QUIET_SECONDS
             elif line.what == "enter":
                 entered.add(line.run)
                 over.discard(line.run)
-        if (parents | entered) <= over:
+        left = (parents | entered) - over
+        if left and time.monotonic() > look_at:  # a process that was killed may have told nothing of a run's end
+            look_at = time.monotonic() + _QUIET_SECONDS
+            over |= asyncio.run(_ended(url, left))
+        elif not left:
             return
         time.sleep(0.2)
+
+
+async def _ended(url: str, run_ids: Collection[str]) -> set[str]:
+    async with open_store(url) as store:
+        found = {run_id: await store.get(run_id, "$flow") for run_id in run_ids}
+    return {run_id for run_id, flow in found.items() if flow is not None and (has_ended(flow) or is_parked(flow))}
 
 
 async def _judge(asked: Soak, url: str, folder: Path) -> Verdict:

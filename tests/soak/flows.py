@@ -84,7 +84,7 @@ async def steps(runner: Runner) -> list[str]:
     _, won = await runner.first(
         "first",
         quick=lambda: runner.step("quick", work_async, "e"),
-        late=lambda: runner.sleep("late", 20),  # type: ignore[arg-type, return-value]
+        late=lambda: runner.sleep("late", 3600),  # type: ignore[arg-type, return-value]
     )
     return [one, *many, str(won), await runner.step("last", work, "f")]
 

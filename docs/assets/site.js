@@ -1,7 +1,7 @@
 // What scrolls must be reachable by keyboard: wide tables, which the theme wraps when it likes, code, and pictures.
 const article = document.querySelector(".md-content__inner");
 const mark = () => {
-  for (const box of article.querySelectorAll(".md-typeset__scrollwrap, pre > code, .demo, .diagram")) {
+  for (const box of article.querySelectorAll(".md-typeset__scrollwrap, pre > code, .diagram")) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   }

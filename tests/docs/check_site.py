@@ -271,4 +271,4 @@ def test_an_unknown_address_helps(context: BrowserContext, address: str) -> None
     page = context.new_page()
     page.goto(address + "404.html", wait_until="networkidle")
     page.get_by_role("link", name="Begin at the home page").click()
-    assert page.locator("h1").inner_text().startswith("Durable execution")
+    assert page.locator("h1").inner_text().startswith("Python that survives crashes")

@@ -99,7 +99,7 @@ SERVED = {
     "every_server_page": ["docs/howto/many-machines.md"],
     "postgres_page": ["docs/stores/postgres.md", "packages/durable-postgres/README.md"],
     "redis_page": ["docs/stores/redis.md", "packages/durable-redis/README.md"],
-    "s3_page": ["docs/stores/s3.md", "packages/durable-s3/README.md"],
+    "s3_page": ["docs/stores/s3.md", "docs/howto/aws-lambda.md", "packages/durable-s3/README.md"],
 }
 EVERYWHERE = ["README.md", "docs/**/*.md", "docs/*.md", "packages/*/README.md"]
 # `nox -s celery` names this page, and fails where nothing of it was run; elsewhere Celery is not installed.

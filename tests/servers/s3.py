@@ -95,7 +95,9 @@ class S3Server:
 @contextmanager
 def moto() -> Iterator[S3Server]:
     """moto, which keeps its data in memory."""
-    with _running(S3Server(sys.executable, str(Path(__file__)), "{port}")) as server:
+    # This file imports its neighbours, and as a program it would look for them beside itself.
+    root = str(Path(__file__).parents[2])
+    with _running(S3Server(sys.executable, str(Path(__file__)), "{port}", PYTHONPATH=root)) as server:
         server.make_bucket()
         yield server
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet, MultiFernet
 
-from durable_core import MemoryStore, Runner, Store, StepFailed, flow
+from durable_core import MemoryStore, Runner, StepFailed, Store, flow
 from durable_core.control import approve, pending, result, runs, status
 from durable_core.store import scan_of
 from durable_core.testing import OpenStore, StoreTests
@@ -41,10 +41,8 @@ async def fail(name: str) -> None:
 @flow(wait_limit=0)
 async def letter(runner: Runner, name: str) -> str:
     address = await runner.step("look-up", look_up, name)
-    try:
+    with pytest.raises(StepFailed, match=f"no mail to {name}"):
         await runner.step("mail", fail, name)
-    except StepFailed as failed:
-        assert failed.error.message == f"no mail to {name}"
     decision = await runner.approval("send", {"to": address})
     return f"sent to {address} by {decision.by}"
 

@@ -1,4 +1,4 @@
-"""What the tests of agents share: every store, and no trace that leaves the process."""
+"""What the tests of agents share: no trace that leaves the process."""
 
 from __future__ import annotations
 
@@ -9,28 +9,10 @@ from agents.tracing import get_trace_provider
 
 from durable_core import MemoryStore
 from tests.core.conftest import Effects, effects
-from tests.every_store.conftest import (
-    ministack_server,
-    opened,
-    postgres_server_url,
-    postgres_url,
-    redis_server_url,
-    redis_url,
-    s3_credentials,
-    s3_url,
-)
 
 __all__ = [
     "Effects",
     "effects",
-    "ministack_server",
-    "opened",
-    "postgres_server_url",
-    "postgres_url",
-    "redis_server_url",
-    "redis_url",
-    "s3_credentials",
-    "s3_url",
 ]
 
 

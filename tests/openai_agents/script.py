@@ -13,7 +13,7 @@ Answers = Callable[[list[dict[str, Any]]], Any]
 
 
 class Script(Model):
-    """Answers with what `answers` returns for the items of a request: texts, and calls made by `call`."""
+    """Answers with what `answers` returns for the items of a request: texts, and calls made by `call` or otherwise."""
 
     def __init__(self, answers: Answers) -> None:
         self.answers = answers
@@ -23,7 +23,7 @@ class Script(Model):
         items = [{"role": "user", "content": input}] if isinstance(input, str) else list(input)
         self.asked.append(items)
         answer = self.answers(items)
-        output = [said if isinstance(said, ResponseFunctionToolCall) else text(said) for said in answer]
+        output = [text(said) if isinstance(said, str) else said for said in answer]
         usage = Usage(requests=1, input_tokens=len(items), output_tokens=2, total_tokens=len(items) + 2)
         return ModelResponse(output, usage, response_id=f"response-{len(items)}")
 

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from agents import Agent, function_tool
+from agents import Agent, HostedMCPTool, function_tool
+from openai.types.responses.response_output_item import McpApprovalRequest
 
 from durable_core import MemoryStore, Runner, RunSuspended, StepFailed, control
 from durable_core.errors import Refused
@@ -144,13 +145,95 @@ async def test_a_tool_says_which_calls_need_approval(store: MemoryStore, effects
     assert effects == {"7 for 1002": 1}
 
 
-def test_wrong_approvals_are_refused() -> None:
-    """A quorum out of reach, one name for several, and an unknown ending are errors at once."""
-    with pytest.raises(ValueError, match="quorum must be from 1 to 1"):
-        Approvals(quorum=2, approvers=["alice"])
-    with pytest.raises(TypeError, match="not one text"):
-        Approvals(approvers="alice")
-    with pytest.raises(ValueError, match="on_timeout must be"):
-        Approvals(on_timeout="ignore")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="whole number"):
-        Approvals(quorum=True)
+@pytest.mark.parametrize("values", [(None, {"amount": 9000}), ({"amount": 9000}, None), ({"amount": 1}, {"amount": 2})])
+async def test_one_of_two_people_cannot_change_what_the_other_approved(
+    store: MemoryStore, effects: Effects, values: tuple[Any, Any]
+) -> None:
+    """Arguments that only one of them approved are approved by one person alone, so the call is not made."""
+    till = Till(store, effects, approvals=Approvals(quorum=2))
+    await till.until_asked()
+    for name, value in zip(("alice", "bob"), values, strict=True):
+        await control.approve(store, "run", ASKED, by=name, value=value and {"order": "1001", **value})
+    assert await till.run() == "done: The call was rejected: those who approved it did not agree on its arguments"
+    assert not effects
+
+
+async def test_two_people_change_the_arguments_alike(store: MemoryStore, effects: Effects) -> None:
+    """Then both have approved what is done."""
+    till = Till(store, effects, approvals=Approvals(quorum=2))
+    await till.until_asked()
+    for name in ("alice", "bob"):
+        await control.approve(store, "run", ASKED, by=name, value={"order": "1001", "amount": 45})
+    assert await till.run() == "done: 45 for 1001"
+
+
+async def test_changed_arguments_that_the_tool_cannot_take(store: MemoryStore, effects: Effects) -> None:
+    """The tool isn't called, the model is told as of bad arguments of its own, and on a replay it is the same."""
+    till = Till(store, effects)
+    await till.until_asked()
+    await control.approve(store, "run", ASKED, by="alice", value={"order": "1001", "amount": "lots"})
+    for _ in range(2):
+        assert "An error occurred while running the tool" in await till.run()
+    assert not effects
+
+
+async def test_arguments_of_what_the_provider_calls_cannot_be_changed(store: MemoryStore) -> None:
+    """A tool that the provider runs is approved as it is, or not: with other arguments no call is made."""
+
+    def answers(items: list[dict[str, Any]]) -> list[Any]:
+        answered = [item for item in items if item.get("type") == "mcp_approval_response"]
+        return [json.dumps(answered[0]["approve"])] if answered else [request]
+
+    request = McpApprovalRequest(
+        type="mcp_approval_request", id="mcpr_1", name="pay", arguments='{"amount": 9}', server_label="bank"
+    )
+    config: Any = {"type": "mcp", "server_label": "bank", "server_url": "https://bank.invalid", "require_approval": "always"}
+    agent = Agent("clerk", tools=[HostedMCPTool(tool_config=config)], model=Script(answers))
+    for run_id, value in (("run-1", None), ("run-2", {"amount": 1})):
+        with pytest.raises(RunSuspended):
+            async with Runner(store, run_id, wait_limit=0) as runner:
+                await run_agent(runner, "till", agent, "Pay.")
+        await control.approve(store, run_id, "till/1-approve-pay-mcpr_1", by="alice", value=value)
+        async with Runner(store, run_id, wait_limit=0) as runner:
+            result = await run_agent(runner, "till", agent, "Pay.")
+        assert result.final_output == ("true" if value is None else "false")
+
+
+async def test_one_call_fails_while_another_waits(store: MemoryStore, effects: Effects) -> None:
+    """The run fails before anybody is asked; mended and retried it asks, and the call that was approved is made."""
+    till = Till(store, effects, REFUND, call("look", call_id="call_1"))
+
+    async def look() -> str:
+        if effects.happen("look") and effects["look"] == 1:
+            raise ConnectionError("away")
+        return "found"
+
+    till.agent.tools[1] = function_tool(look, failure_error_function=None)
+    with pytest.raises(StepFailed, match="away"):
+        await till.run()
+    assert [record async for record in control.pending(store)] == []
+    await control.retry(store, "run", "till/1-look-call_1")
+    await till.until_asked()
+    await control.approve(store, "run", ASKED, by="alice")
+    for _ in range(2):
+        assert await till.run() == "done: found, 90 for 1001"
+    assert effects == {"look": 2, "90 for 1001": 1}
+
+
+@pytest.mark.parametrize(
+    ("approvals", "message"),
+    [
+        ({"quorum": 2, "approvers": ["alice"]}, "quorum must be from 1 to 1"),
+        ({"approvers": "alice"}, "not one text"),
+        ({"on_timeout": "ignore"}, "on_timeout must be"),
+        ({"quorum": True}, "whole number"),
+        ({"quorom": 2}, "did you mean 'quorum'"),
+        (2, r"must be a dict, such as Approvals\(quorum=2\), not 2"),
+    ],
+)
+async def test_approvals_that_cannot_be(store: MemoryStore, effects: Effects, approvals: Any, message: str) -> None:
+    """They are refused before anything runs, and the error names the tool."""
+    till = Till(store, effects, approvals=approvals)
+    with pytest.raises((TypeError, ValueError), match=rf"tools\['refund'\]: .*{message}"):
+        await till.run()
+    assert till.model.asked == []

@@ -7,11 +7,31 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from agents import Agent, RunConfig, ToolOutputImage, default_tool_error_function, function_tool, handoff
+from agents import (
+    Agent,
+    Handoff,
+    LocalShellTool,
+    RunConfig,
+    ToolOutputImage,
+    default_tool_error_function,
+    function_tool,
+    handoff,
+)
 from agents.models.interface import Model, ModelProvider
 from pydantic import BaseModel
 
-from durable_core import DurableError, MemoryStore, Runner, RunSuspended, StepDrift, StepFailed, StepInterrupted, control
+from durable_core import (
+    DurableError,
+    MemoryStore,
+    NestedStep,
+    Runner,
+    RunSuspended,
+    StepDrift,
+    StepFailed,
+    StepInterrupted,
+    StepReused,
+    control,
+)
 from durable_openai_agents import run_agent
 from tests.core.conftest import Effects
 
@@ -408,8 +428,8 @@ async def test_bad_input_is_refused_before_anything_runs(store: MemoryStore) -> 
     async with Runner(store, "run") as runner:
         with pytest.raises(ValueError, match=r"tools=\['refnud'\].*available: refund"):
             await run_agent(runner, "one", agent, "Go.", tools={"refnud": {"at_most_once": True}})
-        with pytest.raises(TypeError, match=r"must be Approvals, such as Approvals\(quorum=2\), not 2"):
-            await run_agent(runner, "one", agent, "Go.", tools={"refund": {"approvals": 2}})  # type: ignore[typeddict-item]
+        with pytest.raises(TypeError, match="a text, or a list of the SDK's input items, not None"):
+            await run_agent(runner, "one", agent, None)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="or False for a tool that is no step, not True"):
             await run_agent(runner, "one", agent, "Go.", tools={"refund": True})  # type: ignore[dict-item]
         with pytest.raises(TypeError, match="need approval"):
@@ -436,3 +456,98 @@ async def test_a_durable_error_is_never_told_to_the_model(store: MemoryStore) ->
         with pytest.raises(DurableError, match="^the store is away$"):
             await run_agent(runner, "scout", agent, "Go.", tools={"lose": False})
     assert len(model.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": {"max_attempts": 0}}, "model: max_attempts counts all attempts"),
+        ({"model": {"at_most_once": True}}, "at_most_once is for tools"),
+        ({"model": 3}, "model: options of a step must be a dict"),
+        ({"tool": {"retries": 2}}, "tool: unknown option 'retries'"),
+        ({"tool": {"approvals": {}}}, "tool: unknown option 'approvals'"),
+        ({"tools": 3}, "tools must be a dict"),
+        ({"tools": {"look": {"timeout": -1}}}, r"tools\['look'\]: timeout must be"),
+        ({"tools": {"look": {"name": 3}}}, r"tools\['look'\]: name must be a text"),
+    ],
+)
+async def test_options_that_cannot_be(store: MemoryStore, options: dict[str, Any], message: str) -> None:
+    """They are refused before anything runs: told inside a call, the model would hear of them."""
+
+    @function_tool
+    async def look() -> str:
+        raise AssertionError
+
+    model = Script(once(call("look")))
+    async with Runner(store, "run") as runner:
+        with pytest.raises((TypeError, ValueError), match=message):
+            await run_agent(runner, "scout", Agent("scout", tools=[look], model=model), "Go.", **options)
+    assert model.asked == []
+
+
+async def test_a_name_that_was_used_before(store: MemoryStore) -> None:
+    """A second `run_agent` of that name says what to do: no answer of the first one is taken for its own."""
+    agent = Agent("greeter", model=Script(lambda items: ["hello"]))
+    async with Runner(store, "run") as runner:
+        await run_agent(runner, "greet", agent, "Hi.")
+        with pytest.raises(StepReused, match="an agent ran as 'greet' before in this run.*a name of its own"):
+            await run_agent(runner, "greet", agent, "Bye.")
+        with pytest.raises(StepReused, match="a name of its own"):
+            await asyncio.gather(*(run_agent(runner, "both", agent, prompt) for prompt in ("Hi.", "Bye.")))
+
+
+async def test_an_agent_that_runs_in_a_step(store: MemoryStore) -> None:
+    """It can't make steps of its own there, and is told how it can; the model hears nothing of it."""
+    inner = Agent("inner", model=Script(lambda items: ["hello"]))
+    async with Runner(store, "run") as runner:
+
+        @function_tool
+        async def ask() -> str:
+            return str((await run_agent(runner, "inner", inner, "Hi.")).final_output)
+
+        outer = Agent("outer", tools=[ask], model=Script(once(call("ask"))))
+        with pytest.raises(NestedStep, match=r"inside step 'outer/1-ask-call_0'.*tools={'its_name': False}"):
+            await run_agent(runner, "outer", outer, "Go.")
+    assert await ids(store) == ["outer/1-model"]
+
+
+async def test_an_approval_deep_in_an_agent_that_is_a_tool(store: MemoryStore, effects: Effects) -> None:
+    """A step can't wait for it: that is an error, on each replay, and never an answer to the model."""
+
+    @function_tool(needs_approval=True)
+    async def refund() -> str:
+        return effects.happen("refund")
+
+    billing = Agent("billing", tools=[refund], model=Script(lambda items: [call("refund", call_id="call_1")]))
+    desk = Agent("desk", handoffs=[billing], model=Script(lambda items: [call("transfer_to_billing")]))
+    model = Script(once(call("ask_desk", '{"input": "Refund me."}')))
+    boss = Agent("boss", tools=[desk.as_tool("ask_desk", "Asks.")], model=model)
+    for _ in range(2):
+        async with Runner(store, "run", wait_limit=0) as runner:
+            with pytest.raises(DurableError, match="'ask_desk' is an agent.*something in it needs approval"):
+                await run_agent(runner, "boss", boss, "Go.")
+    assert [record async for record in control.pending(store)] == []
+    assert (len(model.asked), effects) == (1, {})
+
+
+async def test_a_tool_of_whom_a_handoff_chose_that_cannot_be_a_step(store: MemoryStore) -> None:
+    """Nobody knew the agent before; its tool is refused before its model is asked."""
+    shell = LocalShellTool(executor=lambda request: "done")
+    model = Script(lambda items: ["hello"])
+    other = Agent("other", tools=[shell], model=model)
+
+    async def choose(context: Any) -> Agent[Any]:
+        return other
+
+    chosen: Any = Handoff(
+        tool_name="transfer",
+        tool_description="",
+        input_json_schema={},
+        on_invoke_handoff=lambda *_: choose(_),
+        agent_name="other",
+    )
+    start = Agent("start", handoffs=[chosen], model=Script(lambda items: [call("transfer")]))
+    async with Runner(store, "run") as runner:
+        with pytest.raises(TypeError, match="LocalShellTool of agent 'other' can't be a step"):
+            await run_agent(runner, "start", start, "Go.")
+    assert model.asked == []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,27 +13,6 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, Text
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from durable_core import MemoryStore
-from tests.every_store.conftest import (
-    ministack_server,
-    opened,
-    postgres_server_url,
-    postgres_url,
-    redis_server_url,
-    redis_url,
-    s3_credentials,
-    s3_url,
-)
-
-__all__ = [
-    "ministack_server",
-    "opened",
-    "postgres_server_url",
-    "postgres_url",
-    "redis_server_url",
-    "redis_url",
-    "s3_credentials",
-    "s3_url",
-]
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +57,4 @@ def told(messages: Sequence[ModelMessage]) -> list[Any]:
 
 def without_times(messages: Sequence[ModelMessage]) -> str:
     """Return messages as text, without the times of requests, which a replay makes anew."""
-    import re
-
     return re.sub(r"timestamp=datetime\.datetime\([^)]*\)", "", repr(list(messages)))
-
-
-Make = Callable[..., Any]

@@ -8,13 +8,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from pydantic_ai import Agent, ApprovalRequired, CallDeferred, RunContext
+from pydantic_ai import Agent, ApprovalRequired, CallDeferred, FunctionToolset, RunContext, Tool
 from pydantic_ai.capabilities import RequestInput
 from pydantic_ai.messages import ModelMessage, ToolCallPart
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDefinition
-from pydantic_ai.toolsets import ExternalToolset
+from pydantic_ai.toolsets import DynamicToolset, ExternalToolset
 
-from durable_core import MemoryStore, Refused, Runner, RunSuspended, control
+from durable_core import MemoryStore, Refused, Runner, RunSuspended, StepFailed, control
 from durable_core.testing import FakeClock
 from durable_pydantic_ai import Approvals, Durability, run_agent
 from tests.pydantic_ai.conftest import call, scripted, told
@@ -112,7 +112,7 @@ async def test_one_of_two_people_cannot_change_what_the_other_approved(memory: M
     await desk.ask()
     for name, value in zip(("ann", "bob"), values, strict=True):
         await control.approve(memory, "desk", ASK, by=name, value=value, clock=desk.clock)
-    assert await desk.run() == ["Those who approved the call did not agree on its arguments, so it was not made."]
+    assert await desk.run() == ["The call was rejected: those who approved it did not agree on its arguments"]
     assert desk.refunds == []
 
 
@@ -238,16 +238,88 @@ async def test_pydantic_ais_own_way_to_ask(memory: MemoryStore) -> None:
         assert told((await run_agent(runner, "pay", agent, "please")).all_messages()) == ["refunded 90"]
 
 
+async def test_edited_arguments_that_the_tool_cannot_take(memory: MemoryStore) -> None:
+    """The model is told what is wrong with them, the tool isn't called, and on a replay it is the same."""
+    desk = Desk(memory)
+    await desk.ask()
+    await control.approve(memory, "desk", ASK, by="ann", value={"amount": "lots"}, clock=desk.clock)
+    for _ in range(2):
+        [[said]] = await desk.run()
+        assert (said["loc"], said["input"]) == (["amount"], "lots")
+    assert desk.refunds == []
+
+
+async def test_one_call_fails_while_another_waits(memory: MemoryStore) -> None:
+    """The run fails before anybody is asked; mended and retried it asks, and the call that was approved is made."""
+    turn = [call("refund", amount=90), call("look", "call_1")]
+    agent = Agent(scripted(turn, "done"), name="desk", capabilities=[Durability()])
+    happened: list[str] = []
+
+    @agent.tool_plain(requires_approval=True)
+    def refund(amount: int) -> str:
+        happened.append("refund")
+        return f"refunded {amount}"
+
+    @agent.tool_plain
+    def look() -> str:
+        happened.append("look")
+        if happened == ["look"]:
+            raise ConnectionError("away")
+        return "found"
+
+    async def run() -> list[Any]:
+        async with Runner(memory, "desk", wait_limit=0) as runner:
+            return told((await run_agent(runner, "pay", agent, "please")).all_messages())
+
+    with pytest.raises(StepFailed, match="away"):
+        await run()
+    assert [record async for record in control.pending(memory)] == []
+    await control.retry(memory, "desk", "pay/look-1-call_1")
+    with pytest.raises(RunSuspended):
+        await run()
+    await control.approve(memory, "desk", ASK, by="ann")
+    for _ in range(2):
+        assert await run() == ["found", "refunded 90"]
+    assert happened == ["look", "look", "refund"]
+
+
+async def test_who_decides_in_a_toolset_that_is_made_for_each_turn(memory: MemoryStore) -> None:
+    """What a tool says stands in the log with its description, and holds."""
+
+    def refund(amount: int) -> str:
+        return f"refunded {amount}"
+
+    tool = Tool(refund, requires_approval=True, metadata={"durable": {"approvals": Approvals(approvers=["ann"])}})
+    tools = DynamicToolset[None](lambda ctx: FunctionToolset([tool]), id="till")
+    agent = Agent(scripted([call("refund", amount=90)], "done"), name="desk", toolsets=[tools], capabilities=[Durability()])
+    for _ in range(2):
+        with pytest.raises(RunSuspended):
+            async with Runner(memory, "desk", wait_limit=0) as runner:
+                await run_agent(runner, "pay", agent, "please")
+    with pytest.raises(Refused, match="may not decide"):
+        await control.approve(memory, "desk", ASK, by="mallory")
+    await control.approve(memory, "desk", ASK, by="ann")
+    async with Runner(memory, "desk", wait_limit=0) as runner:
+        assert told((await run_agent(runner, "pay", agent, "please")).all_messages()) == ["refunded 90"]
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("approvals", "message"),
     [
         ({"quorum": 0}, "quorum must be from 1, not 0"),
         ({"quorum": 3, "approvers": ("a", "b")}, "from 1 to 2, the number of approvers"),
-        ({"approvers": "ann"}, "write \\('ann',\\)"),
+        ({"approvers": "ann"}, "write \\['ann'\\]"),
         ({"on_timeout": "approve"}, "'fail' or 'reject'"),
+        ({"timeout": 0}, "timeout must be a finite number of seconds above 0"),
+        ({"quorom": 2}, "unknown option 'quorom'; did you mean 'quorum'"),
+        (2, "approvals must be a dict, such as Approvals\\(quorum=2\\), not 2"),
     ],
 )
-def test_approvals_that_cannot_be(options: dict[str, Any], message: str) -> None:
-    """They are refused where they are written."""
+async def test_approvals_that_cannot_be(memory: MemoryStore, approvals: Any, message: str) -> None:
+    """They are refused where they are written, or before the model is asked."""
     with pytest.raises((TypeError, ValueError), match=message):
-        Approvals(**options)
+        Durability(approvals=approvals)
+    desk = Desk(memory, approvals=approvals)
+    with pytest.raises((TypeError, ValueError), match=f"the metadata 'durable' of the tool 'refund': .*{message}"):
+        await desk.run()
+    assert not await memory.list("desk")

@@ -10,7 +10,18 @@ import pytest
 from pydantic_ai import Agent, FunctionToolset
 from pydantic_ai.toolsets import DynamicToolset
 
-from durable_core import DurableError, MemoryStore, Runner, StepFailed, StepInterrupted, control, current_runner, flow
+from durable_core import (
+    DurableError,
+    MemoryStore,
+    NestedStep,
+    Runner,
+    StepFailed,
+    StepInterrupted,
+    StepReused,
+    control,
+    current_runner,
+    flow,
+)
 from durable_pydantic_ai import Durability, agent_scope, run_agent
 from tests.core.conftest import Killed
 from tests.pydantic_ai.conftest import call, scripted, told
@@ -31,6 +42,31 @@ async def test_two_agents_at_once_need_two_scopes(memory: MemoryStore) -> None:
     assert {result.output for result in results} == {"done"}
     assert {record.step_id for record in await memory.list("two")} == {"a/model-1", "b/model-1"}
     assert len({result.run_id for result in results}) == 2
+
+
+async def test_a_name_that_was_used_before(memory: MemoryStore) -> None:
+    """A second `run_agent` of that name says what to do: no answer of the first one is taken for its own."""
+    agent = durable("done")
+    async with Runner(memory, "one") as runner:
+        await run_agent(runner, "triage", agent, "a")
+        with pytest.raises(StepReused, match="an agent ran as 'triage' before in this run.*a name of its own"):
+            await run_agent(runner, "triage", agent, "b")
+        with pytest.raises(StepReused, match="a name of its own"):
+            await asyncio.gather(*(run_agent(runner, "both", agent, prompt) for prompt in ("a", "b")))
+
+
+async def test_an_agent_that_runs_in_a_step_by_name(memory: MemoryStore) -> None:
+    """It can't make steps of its own there, and is told how it can."""
+    inner, outer = durable("inner says"), durable([call("ask")], "outer says")
+    async with Runner(memory, "nested") as runner:
+
+        @outer.tool_plain
+        async def ask() -> str:
+            return (await run_agent(runner, "inner", inner, "go")).output
+
+        with pytest.raises(NestedStep, match="inside step 'outer/ask-1-call_0'.*metadata={'durable': False}"):
+            await run_agent(runner, "outer", outer, "go")
+    assert [record.step_id for record in await memory.list("nested")] == ["outer/model-1"]
 
 
 async def test_runs_one_after_another_in_a_scope(memory: MemoryStore) -> None:
@@ -133,7 +169,7 @@ async def test_a_tool_at_most_once(memory: MemoryStore) -> None:
         ({"tool": {"retries": 3}}, "unknown option 'retries'"),
         ({"tool": {"name": 3}}, "name must be a text"),
         ({"tool": 3}, "options of a step must be a dict"),
-        ({"approvals": 2}, "approvals must be Approvals"),
+        ({"model": 0}, "options of a step must be a dict"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
@@ -143,22 +179,25 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metadata", "message"), [({"retries": 1}, "unknown option 'retries'"), (True, "options of a step or False")]
+    ("metadata", "message"),
+    [
+        ({"retries": 1}, "unknown option 'retries'"),
+        (True, "options of a step, or False, not True"),
+        ({"max_attempts": 0}, "not 0"),
+    ],
 )
 async def test_metadata_that_cannot_be(memory: MemoryStore, metadata: object, message: str) -> None:
-    """It is refused before the tool is called."""
+    """It is refused before the model is asked, and the error names the tool."""
     agent = durable([call("pay")], "done")
-    paid: list[int] = []
 
     @agent.tool_plain(metadata={"durable": metadata})
     def pay() -> str:
-        paid.append(1)
-        return "paid"
+        raise AssertionError
 
     async with Runner(memory, "pay") as runner:
-        with pytest.raises(TypeError, match=message):
+        with pytest.raises((TypeError, ValueError), match=f"the metadata 'durable' of the tool 'pay': .*{message}"):
             await run_agent(runner, "pay", agent, "go")
-    assert not paid
+    assert not await memory.list("pay")
 
 
 async def test_ids_that_models_make_up(memory: MemoryStore) -> None:

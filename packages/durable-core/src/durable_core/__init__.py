@@ -1,6 +1,6 @@
 """Durable execution for Python, on the store you already run."""
 
-from ._waiting.approval import Decision
+from ._waiting.approval import Approvals, Decision, check_approvals
 from .clock import Clock, SystemClock
 from .context import StepContext, current_runner, current_step, in_step
 from .errors import (
@@ -69,6 +69,7 @@ from .stores.urls import StoreURL
 
 __all__ = [
     "AlreadyDecided",
+    "Approvals",
     "Batcher",
     "ChildStopped",
     "Clock",
@@ -128,6 +129,7 @@ __all__ = [
     "SystemClock",
     "UnrecordableValue",
     "Withdrawn",
+    "check_approvals",
     "check_step_options",
     "current_runner",
     "current_step",

@@ -1,6 +1,8 @@
 """Agents of the OpenAI Agents SDK that survive: model requests and tool calls are steps, approvals wait for people."""
 
+from durable_core import Approvals
+
 from .agent import run_agent
-from .options import Approvals, ToolOptions
+from .options import ToolOptions
 
 __all__ = ["Approvals", "ToolOptions", "run_agent"]

@@ -29,6 +29,8 @@ class DurableAgent(Agent[Any]):
 
     async def get_all_tools(self, run_context: RunContextWrapper[Any]) -> list[Tool]:
         tools = await self.source.get_all_tools(run_context)
+        for tool in tools:  # of agents that a handoff chose, nobody knew before
+            check_tool(self.source, tool, self.calls)
         return [recorded_tool(tool, self.calls) for tool in tools]
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from agents import RunState, ToolApprovalItem
 
+from durable_core.engine import ask
+
 from ._calls import Calls
-from .options import Approvals
 
 
 async def decide(calls: Calls, state: RunState[Any, Any], items: Sequence[ToolApprovalItem]) -> None:
@@ -27,14 +28,11 @@ async def decide(calls: Calls, state: RunState[Any, Any], items: Sequence[ToolAp
 async def _decide(calls: Calls, state: RunState[Any, Any], item: ToolApprovalItem) -> None:
     tool = item.name or "tool"
     call_id = item.call_id or ""
-    who = calls.approvals(tool) or Approvals()
-    decision = await calls.runner.approval(
+    decision = await ask(
+        calls.runner,
         calls.step_id(f"approve-{tool}", call_id),
         {"agent": item.agent.name, "tool": tool, "arguments": _shown(item.arguments)},
-        timeout=who.timeout,
-        quorum=who.quorum,
-        approvers=who.approvers,
-        on_timeout=who.on_timeout,
+        calls.approvals(tool) or {},
         name=f"may {tool} be called",
     )
     if not decision:
@@ -42,11 +40,11 @@ async def _decide(calls: Calls, state: RunState[Any, Any], item: ToolApprovalIte
         state.reject(item, rejection_message=told)
     elif decision.value is None:
         state.approve(item)
-    elif isinstance(decision.value, dict):
+    elif isinstance(decision.value, dict) and getattr(item.raw_item, "type", None) == "function_call":
         calls.edited[calls.step_id(tool, call_id)] = json.dumps(decision.value)
         state.approve(item)
-    else:  # it can't be taken back, so it must not lead to a call that nobody meant
-        told = "The call was approved with other arguments that are no JSON object, so it was not made."
+    else:  # no object, or of a tool that the provider runs; it can't be taken back, so no call that nobody meant
+        told = "The call was approved with other arguments that it can't take, so it was not made."
         state.reject(item, rejection_message=told)
 
 

@@ -8,9 +8,9 @@ from contextvars import ContextVar
 from hashlib import blake2b
 from typing import Any, Final, Literal, TypeVar
 
-from durable_core import Runner, StepOptions
+from durable_core import Approvals, Runner, StepOptions, StepReused
 
-from .options import Approvals, ToolOptions, check_tools
+from .options import APPROVALS, ToolOptions
 
 T = TypeVar("T")
 
@@ -32,7 +32,6 @@ class Calls:
         tool: StepOptions,
         tools: Mapping[str, ToolOptions | Literal[False]],
     ) -> None:
-        check_tools(tools)
         self.runner: Final = runner
         self.model: Final = model
         self.tools: Final = tools
@@ -54,6 +53,13 @@ class Calls:
             return named
         return f"{self._requests}-{blake2b(named.encode(errors='surrogatepass'), digest_size=16).hexdigest()}"
 
+    def reused(self) -> StepReused:
+        """Make the error of a second agent run that has the name of this one."""
+        return StepReused(
+            f"an agent ran as {self.runner.prefix[:-1]!r} before in this run, and its steps could not be told apart on a replay;"
+            " give each agent run a name of its own: run_agent(runner, 'another-name', …)"
+        )
+
     def is_step(self, tool: str) -> bool:
         """Tell whether the calls of a tool are steps."""
         return self.tools.get(tool) is not False
@@ -61,12 +67,12 @@ class Calls:
     def options(self, tool: str) -> dict[str, Any]:
         """Return the options of a tool's steps."""
         options: dict[str, Any] = {"name": tool, **self._tool, **(self.tools.get(tool) or {})}
-        options.pop("approvals", None)
+        options.pop(APPROVALS, None)
         return options
 
     def approvals(self, tool: str) -> Approvals | None:
         """Return who decides a tool's calls, if that was said."""
-        return (self.tools.get(tool) or ToolOptions()).get("approvals")
+        return (self.tools.get(tool) or ToolOptions()).get(APPROVALS)
 
     async def shielded(self, call: Coroutine[Any, Any, T]) -> T:
         """Await a tool call that goes on when the SDK cancels it because another one of the same turn failed."""

@@ -8,6 +8,8 @@ from typing import Any, Final
 from agents import Model, ModelProvider, ModelResponse, TResponseInputItem
 from agents.items import TResponseStreamEvent
 
+from durable_core import StepReused
+
 from ._calls import Calls, inside_tool
 from ._responses import from_json, to_json
 
@@ -30,7 +32,10 @@ class RecordedModel(Model):
 
         step_id = self._calls.next_request()
         options: dict[str, Any] = {"name": "model", **self._calls.model}
-        recorded = await self._calls.runner.step(step_id, ask, system_instructions, input, returns=Any, **options)
+        try:
+            recorded = await self._calls.runner.step(step_id, ask, system_instructions, input, returns=Any, **options)
+        except StepReused as error:
+            raise self._calls.reused() from error
         return from_json(step_id, recorded)
 
     def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[TResponseStreamEvent]:

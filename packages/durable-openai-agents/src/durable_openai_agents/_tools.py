@@ -39,10 +39,9 @@ def check_tool(agent: Agent[Any], tool: Tool, calls: Calls) -> None:
         return
     if not isinstance(tool, FunctionTool):
         raise TypeError(f"{type(tool).__name__} of agent {agent.name!r} can't be a step; make it a function tool")
-    inner = getattr(tool, "_agent_instance", None) if getattr(tool, "_is_agent_tool", False) else None
-    if inner is None:
+    if (inner := _agent_of(tool)) is None:
         return
-    better = f"call run_agent in a function tool, and say tools={{{tool.name!r}: False}}"
+    better = _instead(tool)
     if not calls.is_step(tool.name):
         raise TypeError(f"tool {tool.name!r} of agent {agent.name!r} is an agent, whose run is one step; instead {better}")
     if any(getattr(each, "needs_approval", False) is not False for each in inner.tools):
@@ -50,6 +49,15 @@ def check_tool(agent: Agent[Any], tool: Tool, calls: Calls) -> None:
             f"tool {tool.name!r} of agent {agent.name!r} is an agent, whose run is one step, and its own tools need approval, for"
             f" which a step can't wait; hand over to {inner.name!r}, or {better}"
         )
+
+
+def _agent_of(tool: FunctionTool) -> Agent[Any] | None:
+    """Return the agent that `as_tool` made this tool of; None for any other tool."""
+    return getattr(tool, "_agent_instance", None) if getattr(tool, "_is_agent_tool", False) else None
+
+
+def _instead(tool: FunctionTool) -> str:
+    return f"call run_agent in a function tool, and say tools={{{tool.name!r}: False}}"
 
 
 def recorded_tool(tool: Tool, calls: Calls) -> Tool:
@@ -71,7 +79,13 @@ def recorded_tool(tool: Tool, calls: Calls) -> Tool:
             return _plain(await once.on_invoke_tool(context, arguments))
 
         options = {"timeout": tool.timeout_seconds, **calls.options(tool.name)}
-        return await calls.runner.step(step_id, call, arguments, returns=Any, **options)
+        output = await calls.runner.step(step_id, call, arguments, returns=Any, **options)
+        if output is None and _agent_of(tool) is not None:  # which is what the SDK makes of an agent that waits
+            raise DurableError(
+                f"tool {tool.name!r} is an agent, whose run is one step, and it returned nothing: something in it needs approval,"
+                f" for which a step can't wait. Hand over to it, or {_instead(tool)}"
+            )
+        return output
 
     async def invoke(context: ToolContext[Any], arguments: str) -> Any:
         try:

@@ -10,13 +10,13 @@ from typing import Any, Literal
 from agents import Agent, RunConfig, RunHooks, RunResult, TResponseInputItem
 from agents import Runner as AgentRunner
 
-from durable_core import DurableError, Runner, StepOptions
+from durable_core import DurableError, NestedStep, Runner, StepOptions, current_step, in_step
 
 from ._agents import Wrapping
 from ._approvals import decide
 from ._calls import Calls
 from ._models import RecordedModel, RecordedProvider
-from .options import ToolOptions
+from .options import ToolOptions, check_options
 
 
 async def run_agent(
@@ -46,10 +46,21 @@ async def run_agent(
 
     Raises what the SDK raises; `StepFailed` for a model request that failed, for a tool call that failed where its tool has
     `failure_error_function=None`, and for an approval that nobody decided in time; `StepDrift` if what was recorded can't be
-    read any more; other `DurableError`s of the runner, which the model never hears of. Before anything runs, `TypeError` for a
-    tool that can't be a step, and `ValueError` for one in `tools` that no agent has.
+    read any more; other `DurableError`s of the runner, which the model never hears of. Before anything runs, `TypeError` or
+    `ValueError` for options that can't be, for a tool that can't be a step, and for one in `tools` that no agent has.
     """
-    calls = Calls(runner.scope(name), model or {}, tool or {}, tools or {})
+    if not isinstance(prompt, str | list):
+        raise TypeError(f"run_agent takes a prompt that is a text, or a list of the SDK's input items, not {prompt!r}")
+    model = {} if model is None else model
+    tool = {} if tool is None else tool
+    tools = {} if tools is None else tools
+    check_options(model, tool, tools)
+    if in_step() and current_step().run_id == runner.run_id:
+        raise NestedStep(
+            f"run_agent({name!r}) was called inside step {current_step().step_id!r}, where it can't make steps of its own;"
+            " if that is the call of a tool, say tools={'its_name': False}"
+        )
+    calls = Calls(runner.scope(name), model, tool, tools)
     durable = Wrapping(calls).agent(agent)
     given = run_config or RunConfig()
     config = replace(

@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import KW_ONLY, dataclass
-from datetime import timedelta
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
 
-from durable_core import StepOptions
+from durable_core import Approvals, StepOptions, check_approvals, check_step_options
 
-
-@dataclass(frozen=True)
-class Approvals:
-    """Who decides on a tool's calls.
-
-    `quorum` different people have to approve, of `approvers` if given; one rejection decides. A call that nobody decided within
-    `timeout` seconds is rejected, and the model is told so; with `on_timeout="fail"` the run fails instead.
-    """
-
-    _: KW_ONLY
-    quorum: int = 1
-    approvers: Collection[str] | None = None
-    timeout: float | timedelta | None = None
-    on_timeout: Literal["fail", "reject"] = "reject"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.approvers, str):
-            raise TypeError(f"approvers must be several names, not one text; write [{self.approvers!r}]")
-        if isinstance(self.quorum, bool) or not isinstance(self.quorum, int):
-            raise TypeError(f"quorum must be a whole number of people from 1, not {self.quorum!r}")
-        most = None if self.approvers is None else len(set(self.approvers))
-        if self.quorum < 1 or (most is not None and self.quorum > most):
-            limit = "" if most is None else f" to {most}, the number of approvers"
-            raise ValueError(f"quorum must be from 1{limit}, not {self.quorum!r}")
-        if self.on_timeout not in ("fail", "reject"):
-            raise ValueError(f"on_timeout must be 'fail' or 'reject', not {self.on_timeout!r}")
+APPROVALS: Final = "approvals"
 
 
 class ToolOptions(StepOptions, total=False):
@@ -44,10 +17,28 @@ class ToolOptions(StepOptions, total=False):
     """Who decides. A tool that doesn't say itself which calls need approval then needs it for all."""
 
 
-def check_tools(tools: Mapping[str, ToolOptions | Literal[False]]) -> None:
-    """Raise `TypeError` for what says nothing of a tool."""
+def check_options(model: StepOptions, tool: StepOptions, tools: Mapping[str, ToolOptions | Literal[False]]) -> None:
+    """Raise `TypeError` or `ValueError` for options that model requests or tools can't have."""
+    _check("model", check_step_options, model)
+    for option in ("at_most_once", "recover"):
+        if option in model:
+            raise ValueError(f"{option} is for tools: a model request has no effect that must not happen twice")
+    _check("tool", check_step_options, tool)
+    if not isinstance(tools, Mapping):
+        raise TypeError(f"tools must be a dict of options by the names of tools, not {tools!r}")
     for name, options in tools.items():
-        if options is not False and not isinstance(options, Mapping):
+        if options is False:
+            continue
+        if not isinstance(options, Mapping):
             raise TypeError(f"tools[{name!r}] must be a dict of options, or False for a tool that is no step, not {options!r}")
-        if options and not isinstance(who := options.get("approvals", Approvals()), Approvals):
-            raise TypeError(f"tools[{name!r}]['approvals'] must be Approvals, such as Approvals(quorum=2), not {who!r}")
+        own = {option: value for option, value in options.items() if option != APPROVALS}
+        _check(f"tools[{name!r}]", check_step_options, {**tool, **own})
+        _check(f"tools[{name!r}]", check_approvals, options.get(APPROVALS, {}))
+
+
+def _check(what: str, check: Callable[[Any], object], options: object) -> None:
+    """Check options, and say in an error which ones."""
+    try:
+        check(options)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{what}: {error}") from error

@@ -1,6 +1,7 @@
 """Agents of pydantic-ai that survive: each model request and tool call is a step, and approvals wait for people."""
 
-from .approvals import Approvals
+from durable_core import Approvals
+
 from .durability import Durability
 from .scope import agent_scope, run_agent
 

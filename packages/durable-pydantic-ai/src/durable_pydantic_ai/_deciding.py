@@ -13,11 +13,11 @@ from pydantic_ai.durable_exec import ExternalEventError, ExternalEventWaiter
 from pydantic_ai.messages import ToolCallPart
 from pydantic_ai.tools import DeferredToolApprovalResult, DeferredToolRequests, DeferredToolResults, ToolApproved, ToolDenied
 
-from durable_core import StepFailed
+from durable_core import Approvals, StepFailed
+from durable_core.engine import ask
 from durable_core.errors import DeadlinePassed
 
 from ._scopes import AgentScope
-from .approvals import Approvals
 
 _SHOWN: Final = 200
 
@@ -63,23 +63,10 @@ async def decide(
     show: dict[str, Any] = {"tool": call.tool_name, "arguments": call.args_as_dict()}
     if metadata:
         show["metadata"] = metadata
-    decision = await scope.runner.approval(
-        step_id,
-        show,
-        timeout=approvals.timeout,
-        quorum=approvals.quorum,
-        approvers=approvals.approvers,
-        on_timeout=approvals.on_timeout,
-        name=f"may {call.tool_name} be called",
-    )
+    decision = await ask(scope.runner, step_id, show, approvals, name=f"may {call.tool_name} be called")
     if not decision:
         told = f"The call was rejected: {decision.reason}" if decision.reason else "The call was rejected."
         return ToolDenied(told), decision.by
-    recorded = scope.runner.recorded(step_id)
-    votes = recorded.note["votes"] if recorded is not None and recorded.note else []
-    agreed = [vote.get("value") for vote in votes if vote["approved"]]
-    if any(value != decision.value for value in agreed):  # or one of two people could raise what the other one approved
-        return ToolDenied("Those who approved the call did not agree on its arguments, so it was not made."), decision.by
     if decision.value is None:
         return ToolApproved(), decision.by
     if not isinstance(decision.value, dict):  # it can't be taken back, so it must not lead to a call that nobody meant

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pydantic_ai import RunContext
 
-from durable_core import DurableError, Runner
+from durable_core import DurableError, Runner, StepReused
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.:-]{1,60}")
 
@@ -49,6 +49,13 @@ class AgentScope:
             yield
         finally:
             self._is_running = False
+
+    def reused(self) -> StepReused:
+        """Make the error of a second scope of this name."""
+        return StepReused(
+            f"an agent ran as {self._scope.prefix[:-1]!r} before in this run, and its steps could not be told apart on a replay;"
+            " give each agent run a name of its own: run_agent(runner, 'another-name', …)"
+        )
 
     def step_id(self, what: str, ctx: RunContext[Any] | None, call_id: str | None = None) -> str:
         """Make the id of what is done in a turn of the model; done again in the same turn, it gets a number."""

@@ -25,7 +25,7 @@ from pydantic_ai.durable_exec import (
 )
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from durable_core import DurableError, StepDrift, StepOptions
+from durable_core import DurableError, StepDrift, StepOptions, StepReused
 
 from ._scopes import AgentScope, outside_scopes, scope_here
 
@@ -102,7 +102,12 @@ class StepBackend(JournalCallableOperationBackend[Mapping[str, Any]]):
             for option in _EFFECTS_ONLY:
                 options.pop(option, None)
         unit = Unit(body)
-        payload = await scope.runner.step(step_id, unit, *arguments, returns=Any, **cast(StepOptions, {"name": title, **options}))
+        try:
+            payload = await scope.runner.step(
+                step_id, unit, *arguments, returns=Any, **cast(StepOptions, {"name": title, **options})
+            )
+        except StepReused as error:
+            raise scope.reused() from error
         record_durable_unit(executed=unit.ran)
         return Recorded(scope.runner.prefix + step_id, payload)
 

@@ -21,16 +21,24 @@ from pydantic_ai.durable_exec import (
     replay_scope,
 )
 from pydantic_ai.messages import ToolCallPart
-from pydantic_ai.models import Model
-from pydantic_ai.tools import AgentDepsT, DeferredToolRequests, DeferredToolResults
+from pydantic_ai.models import Model, ModelRequestContext
+from pydantic_ai.tools import AgentDepsT, DeferredToolRequests, DeferredToolResults, ToolDefinition
 from pydantic_ai.toolsets import ToolsetTool
 
-from durable_core import DurableError, StepOptions, UnrecordableValue, check_step_options, current_runner, in_step
+from durable_core import (
+    Approvals,
+    DurableError,
+    StepOptions,
+    UnrecordableValue,
+    check_approvals,
+    check_step_options,
+    current_runner,
+    in_step,
+)
 
 from ._deciding import EventWaiter, answer_calls
 from ._scopes import scope_here
 from ._steps import StepBackend
-from .approvals import Approvals
 
 KEY: Final = "durable"
 APPROVALS: Final = "approvals"
@@ -54,9 +62,9 @@ class Durability(BaseDurabilityCapability[AgentDepsT]):
     """
 
     engine_spec: ClassVar[DurabilityEngineSpec] = DurabilityEngineSpec(
-        engine_name="durable",
+        engine_name="Durable",
         durable_unit_noun="step",
-        durable_container_noun="agent_scope",
+        durable_container_noun="durable scope",
         codec=JSON_CODEC,
         serialization_failure=_unrecordable,
         unsupported_runtime_toolset_kinds=frozenset({"function", "mcp", "dynamic"}),
@@ -77,14 +85,12 @@ class Durability(BaseDurabilityCapability[AgentDepsT]):
         name: str | None = None,
     ) -> None:
         super().__init__(models=models, event_stream_handler=event_stream_handler, name=name)
-        if approvals is not None and not isinstance(approvals, Approvals):
-            raise TypeError(f"approvals must be Approvals(…), not {approvals!r}")
-        self._model_options: Final = check_step_options(model or {})
-        self._tool_options: Final = check_step_options(tool or {})
+        self._model_options: Final = check_step_options({} if model is None else model)
+        self._tool_options: Final = check_step_options({} if tool is None else tool)
         for option in ("at_most_once", "recover"):
             if option in self._model_options:
                 raise ValueError(f"{option} is for tools: a model request has no effect that must not happen twice")
-        self._approvals: Final = approvals or Approvals()
+        self._approvals: Final = check_approvals({} if approvals is None else approvals)
 
     @property
     def in_durable_context(self) -> bool:
@@ -101,15 +107,16 @@ class Durability(BaseDurabilityCapability[AgentDepsT]):
     def _options_of_tool(
         self, operation_id: DurableOperationId, tool: object | None, tool_name: str
     ) -> Mapping[str, Any] | Literal[False]:
-        metadata = _metadata(cast("ToolsetTool[Any] | None", tool))
-        if metadata is False:
-            return False
-        own = {option: value for option, value in metadata.items() if option != APPROVALS}
-        try:
-            return {**self._tool_options, **check_step_options(cast(StepOptions, own))}
-        except (TypeError, ValueError) as error:
-            error.add_note(f"in the metadata {KEY!r} of the tool {tool_name!r}")
-            raise
+        found = _said_by(None if tool is None else cast("ToolsetTool[Any]", tool).tool_def)
+        return False if found is False else {**self._tool_options, **found[0]}
+
+    async def before_model_request(
+        self, ctx: RunContext[AgentDepsT], request_context: ModelRequestContext
+    ) -> ModelRequestContext:
+        if scope_here() is not None:
+            for tool in request_context.model_request_parameters.function_tools:
+                _said_by(tool)  # what can't be is an error before a model that may call it is asked
+        return await super().before_model_request(ctx, request_context)
 
     async def wrap_run(self, ctx: RunContext[AgentDepsT], *, handler: WrapRunHandler) -> AgentRunResult[Any]:
         if (scope := scope_here()) is None:
@@ -131,12 +138,10 @@ class Durability(BaseDurabilityCapability[AgentDepsT]):
             return None
 
         def approvals_for(call: ToolCallPart) -> Approvals:
-            tools = ctx.tool_manager.tools if ctx.tool_manager is not None else None
-            metadata = _metadata((tools or {}).get(call.tool_name))
-            own = metadata.get(APPROVALS) if metadata else None
-            if own is not None and not isinstance(own, Approvals):
-                raise TypeError(f"{APPROVALS!r} in the metadata of the tool {call.tool_name!r} must be Approvals(…), not {own!r}")
-            return own or self._approvals
+            tools = (ctx.tool_manager.tools if ctx.tool_manager is not None else None) or {}
+            tool = tools.get(call.tool_name)
+            found = _said_by(None if tool is None else tool.tool_def)
+            return (found and found[1]) or self._approvals
 
         return await answer_calls(scope, ctx, requests, approvals_for)
 
@@ -157,15 +162,20 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _metadata(tool: ToolsetTool[Any] | None) -> Mapping[str, Any] | Literal[False]:
-    """Return what a tool says of itself. Raises `TypeError` for what is neither options nor False."""
-    found = None if tool is None else (tool.tool_def.metadata or {}).get(KEY)
-    if found is None:
-        return {}
-    if found is False or isinstance(found, Mapping):
-        return cast("Mapping[str, Any] | Literal[False]", found)
-    name = tool.tool_def.name if tool is not None else ""
-    raise TypeError(f"the metadata {KEY!r} of the tool {name!r} must be options of a step or False, not {found!r}")
+def _said_by(tool: ToolDefinition | None) -> tuple[StepOptions, Approvals | None] | Literal[False]:
+    """Return what a tool says of its steps and its approvals, or False. Raises `TypeError` and `ValueError` for what can't be."""
+    metadata = None if tool is None else (tool.metadata or {}).get(KEY)
+    if tool is None or metadata is None:
+        return {}, None
+    if metadata is False:
+        return False
+    try:
+        if not isinstance(metadata, Mapping):
+            raise TypeError(f"expected options of a step, or False, not {metadata!r}")
+        own = cast(StepOptions, {option: value for option, value in metadata.items() if option != APPROVALS})
+        return check_step_options(own), check_approvals(metadata[APPROVALS]) if APPROVALS in metadata else None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the metadata {KEY!r} of the tool {tool.name!r}: {error}") from error
 
 
 def _refuse_in_flow(name: str | None) -> None:

@@ -10,7 +10,7 @@ from pydantic_ai import AgentRunResult
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.messages import UserContent
 
-from durable_core import Runner
+from durable_core import NestedStep, Runner, current_step, in_step
 
 from ._scopes import AgentScope, entered
 from .durability import Durability
@@ -28,7 +28,13 @@ def agent_scope(runner: Runner, name: str) -> Generator[None]:
     """
     if not isinstance(runner, Runner):
         raise TypeError(f"agent_scope takes a Runner, not {runner!r}; in a flow that is its first parameter")
-    with entered(AgentScope(runner, name)):
+    scope = AgentScope(runner, name)
+    if in_step() and current_step().run_id == runner.run_id:
+        raise NestedStep(
+            f"an agent was to run as {name!r} inside step {current_step().step_id!r}, where it can't make steps of its own;"
+            " if that is the call of a tool, give the tool metadata={'durable': False}"
+        )
+    with entered(scope):
         yield
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime
-from typing import Any, Final, Literal
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal, TypedDict
 
 import msgspec
 
@@ -12,6 +12,7 @@ from durable_core._calls.arguments import fingerprint_of
 from durable_core._log.chain import successor
 from durable_core._values.returns import record_any
 from durable_core.errors import CorruptLog, DeadlinePassed
+from durable_core.options import duration, unknown_option
 from durable_core.record import StepError, StepRecord
 
 DEADLINE: Final = "$deadline"
@@ -34,6 +35,35 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
     def __bool__(self) -> bool:
         """Tell whether it approves, so that `if await runner.approval(...):` means what it says."""
         return self.approved
+
+
+class Approvals(TypedDict, total=False):
+    """Who decides what an agent wants to do: options of `Runner.approval`, for code that says them before anybody is asked."""
+
+    quorum: int
+    """How many different people have to approve, with the same arguments; 1 unless given. One rejection decides."""
+    approvers: Collection[str] | None
+    """The names of those who may decide; anyone unless given."""
+    timeout: float | timedelta | None
+    """Seconds to decide in."""
+    on_timeout: OnTimeout
+    """What nobody decided in time is rejected, and the model is told so; with `fail` the run fails instead."""
+
+
+def check_approvals(options: Approvals) -> Approvals:
+    """Return options of approvals as they are, for code that takes them long before a person is asked.
+
+    Raises `TypeError` for an unknown option or another type, `ValueError` for what is out of range.
+    """
+    if not isinstance(options, Mapping):
+        raise TypeError(f"approvals must be a dict, such as Approvals(quorum=2), not {options!r}")
+    for name in options:
+        if name not in Approvals.__annotations__:
+            raise unknown_option(name, Approvals.__annotations__)
+    Request.make("", None, options.get("quorum", 1), options.get("approvers"), options.get("on_timeout", "reject"))
+    if (timeout := options.get("timeout")) is not None:
+        duration("timeout", timeout, zero=False)
+    return options
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -13,8 +13,10 @@ import pytest
 from durable_core import Runner, RunSuspended, Store, control, flow
 from tests.every_store.conftest import Opened
 from tests.every_store.killing import Act, World, everywhere
+from tests.openai_agents.conftest import no_traces
+from tests.openai_agents.programs import ASKED, EFFECTS, two_agents
 
-from .programs import ASKED, EFFECTS, two_agents
+__all__ = ["no_traces"]
 
 
 def life(world: World) -> list[Act]:

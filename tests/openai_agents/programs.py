@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ from agents import Agent, RunResult, function_tool
 
 from durable_core import Runner, RunSuspended, control, flow, open_store
 from durable_openai_agents import Approvals, run_agent
+from tests.every_store.forking import answer_of_fork
 
 from .script import Script, call, outputs
 
@@ -74,22 +74,6 @@ async def live(url: str, ledger: str, act: str) -> str:
             return f"waits for {', '.join(suspended.waiting_for)}"
 
 
-def act_in_fork(url: str, ledger: str, act: str) -> str:
-    """Return what a process of its own returned, or how it ended."""
-    theirs, mine = os.pipe()
-    if not (child := os.fork()):
-        answer = "failed"
-        try:
-            answer = asyncio.run(live(url, ledger, act))
-        finally:
-            os.write(mine, answer.encode())
-            os._exit(0)
-    os.close(mine)
-    with os.fdopen(theirs) as pipe:
-        answer = pipe.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return answer if code == 0 else f"exit code {code}"
-
-
 if __name__ == "__main__":
-    print(json.dumps([act_in_fork(*sys.argv[1:3], act) for act in sys.argv[3:]]))
+    url, ledger, *acts = sys.argv[1:]
+    print(json.dumps([answer_of_fork(lambda act=act: live(url, ledger, act)) for act in acts]))

@@ -27,7 +27,7 @@ CONTRACTS = sorted((path.as_posix() for path in Path("tests").rglob("test_contra
 VALUES = ["tests/core/test_record.py", "tests/core/values"]
 AGENTS = [
     *(f"tests/openai_agents/test_{name}.py" for name in ("approvals", "hooks", "mcp", "run_agent")),
-    *(f"tests/pydantic_ai/test_{name}.py" for name in ("replay", "approvals", "scopes", "streaming", "hooks")),
+    *(f"tests/pydantic_ai/test_{name}.py" for name in ("replay", "approvals", "scopes", "streaming", "mcp", "hooks")),
 ]
 # More than there are processors: most of a test's time is waiting, for a server, a lease or another process. A module, a class
 # or a page at a time, since the examples of a page build on each other, in the order of the folders, whose last ones are short.

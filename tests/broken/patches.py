@@ -4230,6 +4230,20 @@ PATCHES = [
         ("tests/pydantic_ai/test_scopes.py::test_two_agents_at_once_need_two_scopes",),
     ),
     Patch(
+        "pydantic-ai: what a capability does before a run is done for nothing",
+        f"{PAI}/_scopes.py",
+        "        self._is_running = True\n",
+        "        self._is_running = True\n        self._used.clear()\n",
+        ("tests/pydantic_ai/test_capabilities.py::test_calls_to_the_workspace_are_steps",),
+    ),
+    Patch(
+        "pydantic-ai: another call to the workspace than recorded passes unnoticed",
+        f"{PAI}/_steps.py",
+        'f"workspace: {method}", _comparable(cache_key[0])',
+        'f"workspace: {method}", ()',
+        ("tests/pydantic_ai/test_capabilities.py::test_calls_to_the_workspace_are_steps",),
+    ),
+    Patch(
         "pydantic-ai: an agent in a tool makes steps inside its step",
         f"{PAI}/_steps.py",
         "        with outside_scopes():\n            return await self._body()\n",
@@ -4291,6 +4305,13 @@ PATCHES = [
         "        except StepReused as error:\n",
         "        except ZeroDivisionError as error:\n",
         ("tests/openai_agents/test_run_agent.py::test_a_name_that_was_used_before",),
+    ),
+    Patch(
+        "openai agents: a request speaks on whatever span is current",
+        f"{OPENAI}/_telemetry.py",
+        '    if "durable.step.id" not in (getattr(span, "attributes", None) or {}):\n',
+        "    if span is None:\n",
+        ("tests/openai_agents/test_telemetry.py::test_a_request_says_its_model_and_its_tokens",),
     ),
     Patch(
         "openai agents: an approval deep in an agent that is a tool is passed over",

@@ -6,7 +6,10 @@ import os
 import sys
 from pathlib import Path
 
-from mcp.server import MCPServer
+try:
+    from mcp.server import MCPServer
+except ImportError:  # its name before mcp 2
+    from mcp.server.fastmcp import FastMCP as MCPServer
 
 ledger, act, client = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 server = MCPServer("weather")

@@ -262,4 +262,4 @@ async def test_the_time_of_a_run_counts_from_its_first_start(memory: MemoryStore
     for _ in range(2):
         async with Runner(memory, "timed") as runner:
             assert (await run_agent(runner, "timed", agent, "go", timeout=60)).output == "done"
-    assert [record.step_id for record in await memory.list("timed")] == ["timed/started-1", "timed/model-1"]
+    assert [record.step_id for record in await memory.list("timed")] == ["timed/started", "timed/model-1"]

@@ -12,6 +12,7 @@ from durable_core import StepReused
 
 from ._calls import Calls, inside_tool
 from ._responses import from_json, to_json
+from ._telemetry import tell_span
 
 
 class RecordedModel(Model):
@@ -28,7 +29,9 @@ class RecordedModel(Model):
             return await self._model.get_response(system_instructions, input, *args, **kwargs)
 
         async def ask(system_instructions: str | None, input: str | list[TResponseInputItem]) -> dict[str, Any]:
-            return to_json(await self._model.get_response(system_instructions, input, *args, **kwargs))
+            response = await self._model.get_response(system_instructions, input, *args, **kwargs)
+            tell_span(self._model, response)
+            return to_json(response)
 
         step_id = self._calls.next_request()
         options: dict[str, Any] = {"name": "model", **self._calls.model}

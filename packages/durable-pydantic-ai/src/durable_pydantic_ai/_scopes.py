@@ -22,16 +22,16 @@ class AgentScope:
 
     def __init__(self, runner: Runner, name: str) -> None:
         self._scope: Final[Runner] = runner.scope(name)
-        self._runs = 0
+        self._number = 1
         self._is_running = False
         self._used: Counter[str] = Counter()
         self.runner: Runner = self._scope
-        """The scope of the run of an agent that goes on, or that was the last."""
+        """The scope of the run of an agent that goes on, or that comes next: capabilities may do something before it begins."""
 
     @property
-    def next_run_id(self) -> str:
-        """The id that the next run of an agent gets from pydantic-ai, the same on every replay."""
-        return f"{self.runner.run_id}/{self._scope.prefix}{self._runs + 1}"
+    def agent_run_id(self) -> str:
+        """The id that it gets from pydantic-ai, the same on every replay."""
+        return f"{self.runner.run_id}/{self._scope.prefix}{self._number}"
 
     @contextmanager
     def agent_run(self) -> Generator[None]:
@@ -41,14 +41,14 @@ class AgentScope:
                 f"two agents run at once in scope {self._scope.prefix[:-1]!r}, whose steps could not be told apart on a replay;"
                 " give each run a scope of its own: `run_agent(runner, 'another-name', …)`"
             )
-        self._runs += 1
-        self._used.clear()
-        self.runner = self._scope if self._runs == 1 else self._scope.scope(f"run-{self._runs}")
         self._is_running = True
         try:
             yield
         finally:
             self._is_running = False
+            self._number += 1
+            self._used.clear()
+            self.runner = self._scope.scope(f"run-{self._number}")
 
     def reused(self) -> StepReused:
         """Make the error of a second scope of this name."""

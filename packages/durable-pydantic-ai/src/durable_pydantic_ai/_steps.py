@@ -131,6 +131,9 @@ def described(
             return scope.step_id(f"instructions-{toolset}", ctx), f"ask {toolset} for its instructions", ()
         case EventStreamHandlerId():
             return scope.step_id("event", None), "tell an event", ()
+        case CapabilityOperationId(capability_id="workspace", operation="call") if ctx is None:  # as pydantic-ai has it
+            method = str(getattr(cache_key[0], "method", "call"))
+            return scope.step_id(f"workspace-{method}", None), f"workspace: {method}", _comparable(cache_key[0])
         case CapabilityOperationId(capability_id=capability, operation=operation):
             return scope.step_id(f"{capability}.{operation}", ctx), f"{capability}: {operation}", ()
         case _:  # operations that are rare, and those that pydantic-ai adds later

@@ -147,7 +147,7 @@ class Durability(BaseDurabilityCapability[AgentDepsT]):
 
     def get_default_run_id(self) -> str | None:
         scope = scope_here()
-        return None if scope is None else scope.next_run_id
+        return None if scope is None else scope.agent_run_id
 
     def get_default_conversation_id(self, run_id: str) -> str | None:
         return None if scope_here() is None else conversation_id_from_run_id(run_id)
@@ -155,7 +155,7 @@ class Durability(BaseDurabilityCapability[AgentDepsT]):
     async def get_run_start_time(self, run_id: str) -> datetime | None:
         if (scope := scope_here()) is None:
             return None
-        return await scope.runner.step(f"started-{scope.next_run_id.rpartition('/')[2]}", _now)
+        return await scope.runner.step("started", _now)
 
 
 def _now() -> datetime:

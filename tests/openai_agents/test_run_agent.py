@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from agents import (
     Agent,
+    AgentsException,
     Handoff,
     LocalShellTool,
+    MaxTurnsExceeded,
     RunConfig,
     ToolOutputImage,
     default_tool_error_function,
@@ -31,6 +33,7 @@ from durable_core import (
     StepInterrupted,
     StepReused,
     control,
+    flow,
 )
 from durable_openai_agents import run_agent
 from tests.core.conftest import Effects
@@ -442,6 +445,68 @@ async def test_bad_input_is_refused_before_anything_runs(store: MemoryStore) -> 
             await run_agent(runner, "a/b", agent, "Go.")
     assert model.asked == []
     assert not await store.list("run")
+
+
+async def test_too_many_turns_are_too_many_again(store: MemoryStore, effects: Effects) -> None:
+    """On a replay the limit is passed where it was passed first; the run ends as failed, where its flow says so."""
+
+    @function_tool
+    async def look() -> str:
+        return effects.happen("look")
+
+    agent = Agent("scout", tools=[look], model=Script(lambda items: [call("look", call_id=f"call_{len(items)}")]))
+    for _ in range(2):
+        async with Runner(store, "run") as runner:
+            with pytest.raises(MaxTurnsExceeded):
+                await run_agent(runner, "scout", agent, "Go.", max_turns=2)
+    assert effects["look"] == 2
+
+    @flow(fails_on=AgentsException)
+    async def scouting(runner: Runner) -> None:
+        await run_agent(runner, "scout", agent, "Go.", max_turns=2)
+
+    with pytest.raises(StepFailed, match="MaxTurnsExceeded"):
+        await scouting.run(store, run_id="run-2")
+    assert (await control.status(store, "run-2")).status == "failed"
+
+
+async def test_a_run_that_is_cancelled_in_a_request(store: MemoryStore, effects: Effects) -> None:
+    """The request is finished and recorded, and the tool that it asked for isn't called; nor in a request that is cut short."""
+    asked, answers = asyncio.Event(), asyncio.Event()
+
+    class Slow(Script):
+        async def get_response(self, *args: Any, **kwargs: Any) -> Any:
+            asked.set()
+            await answers.wait()
+            return await super().get_response(*args, **kwargs)
+
+    @function_tool
+    async def look() -> str:
+        return effects.happen("look")
+
+    agent = Agent("scout", tools=[look], model=Slow(once(call("look"))))
+
+    @flow
+    async def scouting(runner: Runner) -> None:
+        await run_agent(runner, "scout", agent, "Go.")
+
+    async with Runner(store, "run-0") as runner:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await run_agent(runner, "scout", agent, "Go.")
+    assert not await store.list("run-0")
+    asked.clear()
+    running = asyncio.create_task(scouting.run(store, run_id="run"))
+    await asyncio.wait_for(asked.wait(), 30)
+    await control.cancel(store, "run", reason="enough")
+    answers.set()
+    with pytest.raises(StepFailed, match="enough"):
+        await running
+    assert (await control.status(store, "run")).status == "cancelled"
+    assert [step for step in await ids(store) if step != "$flow"] == ["scout/1-model"]
+    assert not effects
+    async with Runner(store, "run-0") as runner:
+        assert (await run_agent(runner, "scout", agent, "Go.")).final_output == "done: look"
 
 
 async def test_a_durable_error_is_never_told_to_the_model(store: MemoryStore) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
 import pytest
 from pydantic import BaseModel
-from pydantic_ai import Agent, BinaryContent, ModelRetry, RunContext
-from pydantic_ai.messages import ToolReturn
+from pydantic_ai import Agent, AgentRunError, BinaryContent, ModelRetry, RunContext, UsageLimitExceeded, UsageLimits
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolReturn
+from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 
-from durable_core import MemoryStore, Runner, StepDrift, StepFailed, StepRecord
+from durable_core import MemoryStore, Runner, StepDrift, StepFailed, StepRecord, control, flow
 from durable_pydantic_ai import Durability, run_agent
 from tests.pydantic_ai.conftest import call, scripted, told, without_times
 
@@ -103,8 +105,6 @@ async def test_a_timeout_of_a_tool_is_replayed(memory: MemoryStore) -> None:
 
     @agent.tool_plain(timeout=0.01)
     async def slow() -> str:
-        import asyncio
-
         called.append(1)
         await asyncio.Event().wait()
         return "never"
@@ -140,9 +140,6 @@ async def test_failures_are_replayed(memory: MemoryStore) -> None:
 
 async def test_requests_are_tried_again(memory: MemoryStore) -> None:
     """The options for `model` hold for its requests."""
-    from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
-    from pydantic_ai.models.function import AgentInfo, FunctionModel
-
     tries: list[int] = []
 
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
@@ -237,6 +234,98 @@ async def test_dependencies_are_not_recorded(memory: MemoryStore) -> None:
             await run_agent(runner, "note", agent, "go", deps=notes)
         found.append(notes)
     assert found == [["noted"], []]
+
+
+@pytest.mark.parametrize(
+    ("limits", "made"),
+    [({"request_limit": 2}, [1, 2]), ({"tool_calls_limit": 1}, [1]), ({"total_tokens_limit": 60}, [1])],
+)
+async def test_usage_limits_are_reached_again(memory: MemoryStore, limits: dict[str, int], made: list[int]) -> None:
+    """On a replay a limit is passed where it was passed first; the run ends as failed, where its flow says so."""
+    agent = Agent(scripted([call("add", a=1)], [call("add", a=2)], "done"), name="adder", capabilities=[Durability()])
+    added: list[int] = []
+
+    @agent.tool_plain
+    def add(a: int) -> int:
+        added.append(a)
+        return a
+
+    said = []
+    for _ in range(2):
+        async with Runner(memory, "sums") as runner:
+            with pytest.raises(UsageLimitExceeded) as exceeded:
+                await run_agent(runner, "sum", agent, "go", usage_limits=UsageLimits(**limits))
+        said.append(str(exceeded.value))
+    assert said[0] == said[1]
+    assert added == made
+
+    @flow(fails_on=AgentRunError)
+    async def sums(runner: Runner) -> None:
+        await run_agent(runner, "sum", agent, "go", usage_limits=UsageLimits(**limits))
+
+    with pytest.raises(StepFailed, match="UsageLimitExceeded"):
+        await sums.run(memory, run_id="sums-2")
+    assert (await control.status(memory, "sums-2")).status == "failed"
+
+
+async def test_outputs_that_are_asked_for_again(memory: MemoryStore) -> None:
+    """A validator runs on a replay, too, and the model isn't asked again for what it mended then."""
+    asked: Counter[str] = Counter()
+    agent = Agent(scripted("bad", "good", asked=asked), name="writer", capabilities=[Durability()])
+    seen: list[str] = []
+
+    @agent.output_validator
+    def is_good(output: str) -> str:
+        seen.append(output)
+        if output == "bad":
+            raise ModelRetry("write it better")
+        return output
+
+    for _ in range(2):
+        async with Runner(memory, "text") as runner:
+            assert (await run_agent(runner, "write", agent, "go")).output == "good"
+    assert seen == ["bad", "good"] * 2
+    assert asked == {"scripted-1": 1, "scripted-2": 1}
+
+
+async def test_a_run_that_is_cancelled_in_a_request(memory: MemoryStore) -> None:
+    """The request is finished and recorded, and the tool that it asked for isn't called; nor in a request that is cut short."""
+    asked, answers = asyncio.Event(), asyncio.Event()
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        asked.set()
+        await answers.wait()
+        return ModelResponse(parts=[call("add", a=1)] if len(messages) == 1 else [TextPart("done")])
+
+    agent = Agent(FunctionModel(answer), name="adder", capabilities=[Durability()])
+    added: list[int] = []
+
+    @agent.tool_plain
+    def add(a: int) -> int:
+        added.append(a)
+        return a
+
+    @flow
+    async def sums(runner: Runner) -> None:
+        await run_agent(runner, "sum", agent, "go")
+
+    async with Runner(memory, "sums-0") as runner:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await run_agent(runner, "sum", agent, "go")
+    assert not await memory.list("sums-0")
+    asked.clear()
+    running = asyncio.create_task(sums.run(memory, run_id="sums"))
+    await asyncio.wait_for(asked.wait(), 30)
+    await control.cancel(memory, "sums", reason="enough")
+    answers.set()
+    with pytest.raises(StepFailed, match="enough"):
+        await running
+    assert (await control.status(memory, "sums")).status == "cancelled"
+    assert [record.step_id for record in await memory.list("sums") if record.step_id != "$flow"] == ["sum/model-1"]
+    assert added == []
+    async with Runner(memory, "sums-0") as runner:
+        assert (await run_agent(runner, "sum", agent, "go")).output == "done"
 
 
 async def test_pydantic_ais_own_test_model(memory: MemoryStore) -> None:

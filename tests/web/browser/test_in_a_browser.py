@@ -80,6 +80,31 @@ def test_two_people_approve_in_two_windows(site: Site, visit: Visit) -> None:
     assert record.value()["value"] == {"amount": 80}
 
 
+def test_enter_decides_nothing(site: Site, visit: Visit) -> None:
+    """Who types a reason and presses Enter has chosen none of the buttons; a button that has the focus is pressed by Enter."""
+    site.run(ask(site.store, "payout-1"))
+    site.run(fail(site.store, "broken-1"))
+    for scripts in (True, False):
+        visitor = visit(site, "alice", java_script_enabled=scripts)
+        page = visitor.open()
+        page.get_by_label("Reason").fill("a duplicate: reject it")
+        page.get_by_label("Reason").press("Enter")
+        page.get_by_role("link", name="Runs").click()  # after what Enter might have begun
+        page.get_by_label("Choose broken-1").check()
+        with page.expect_navigation():
+            page.get_by_label("Choose broken-1").press("Enter")
+        expect(page.get_by_text("nothing was done")).to_be_visible()
+        visitor.faults.clear()  # of which the browser says that it was refused
+        page.get_by_role("link", name="Runs").click()
+        page.get_by_label("Reason").fill("cancel it")
+        page.get_by_label("Reason").press("Enter")
+        page.get_by_role("link", name="Inbox", exact=True).click()
+        expect(page.get_by_text("0 of 1")).to_be_visible()
+    assert [entry.status for entry in site.run(site.store.list("broken-1")) if entry.step_id == "pay-back"] == ["failure"]
+    page.get_by_role("button", name=re.compile("^Reject")).press("Enter")
+    expect(page.get_by_text("Your rejection is recorded")).to_be_visible()
+
+
 def test_a_run_is_watched_from_start_to_end(site: Site, visit: Visit) -> None:
     """Steps appear while it runs, what it waits for, and its end, without loading the page again; then nothing more is asked."""
     task = site.run(shop.begin_working(site.store, "import-1", until=2))

@@ -277,7 +277,7 @@ async def test_a_link_opens_no_other_page(memory: MemoryStore, browse: Browse) -
 
 
 async def test_a_link_that_can_not_be_made(memory: MemoryStore) -> None:
-    """For a URL that is none, a decided approval, somebody who may not, no time, and a secret that is too short."""
+    """For what is no URL, no time or no approval, a decided one, somebody who may not, and a secret that is too short."""
     waiting = await approval(memory, approvers=["alice"])
     for url in ["ops.example.com", "ftp://ops.example.com", "https://", "https://ops.example.com/?x=1"]:
         with pytest.raises(ValueError, match="url must be"):
@@ -285,12 +285,16 @@ async def test_a_link_that_can_not_be_made(memory: MemoryStore) -> None:
     for by in ["bob", "", "$deadline"]:
         with pytest.raises(ValueError, match="name one of its approvers"):
             decision_link(HOST, waiting, by=by, secret=SECRET)
-    with pytest.raises(ValueError, match="longer than no time"):
+    with pytest.raises(ValueError, match="longer than zero"):
         decision_link(HOST, waiting, by="alice", secret=SECRET, lasts=timedelta(0))
+    with pytest.raises(TypeError, match="lasts must be a timedelta, not 3600"):
+        decision_link(HOST, waiting, by="alice", secret=SECRET, lasts=3600)  # type: ignore[arg-type]  # people try it
+    with pytest.raises(TypeError, match=r"as control\.pending and notify= give it, not a str"):
+        decision_link(HOST, "payout-1", by="alice", secret=SECRET)  # type: ignore[arg-type]  # people try it
     with pytest.raises(ValueError, match="16 characters"):
         decision_link(HOST, waiting, by="alice", secret="short")
     decided = await control.approve(memory, "payout-1", "approve", by="alice")
-    with pytest.raises(ValueError, match="no approval that waits"):
+    with pytest.raises(ValueError, match="not an approval that waits"):
         decision_link(HOST, decided, by="alice", secret=SECRET)
 
 

@@ -93,7 +93,7 @@ async def test_the_inbox_tells_of_votes_and_decisions(store: Store) -> None:
         await control.approve(store, "payout-1", "approve", by="bob", reason="fits")
         assert "by <strong>bob</strong>" in await stream.hears("1 of 2")
         await control.approve(store, "payout-1", "approve", by="carol")
-        await stream.hears("Nothing waits for anybody")
+        await stream.hears("Nothing waits for a decision")
 
 
 async def test_ids_come_through_as_they_are(memory: MemoryStore) -> None:
@@ -188,5 +188,5 @@ async def test_a_run_that_is_cleared_meanwhile(memory: MemoryStore) -> None:
 async def test_what_cannot_be_watched(memory: MemoryStore, path: str, query: str) -> None:
     """It is refused as its page is, before a stream begins."""
     async with watching(app(memory, user=signed_in), path, **dict(parse_qsl(query))) as stream:
-        await stream.hears("Bad Request")
+        await stream.hears("Please check what you entered")
     assert stream.status == 400

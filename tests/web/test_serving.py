@@ -138,7 +138,7 @@ async def test_the_server_of_the_store_goes_away_and_comes_back(kind: str, brows
 
 
 async def test_a_store_that_is_slow(page: Page, memory: MemoryStore, browse: Browse) -> None:
-    """A page doesn't wait for ever: it says that the store is slow."""
+    """A page doesn't wait for ever: it says that the store has not answered in time."""
     page._door.seconds = 0.05
 
     async def hangs(*args: Any, **options: Any) -> Any:
@@ -146,4 +146,4 @@ async def test_a_store_that_is_slow(page: Page, memory: MemoryStore, browse: Bro
 
     memory.flows = hangs  # type: ignore[method-assign]  # a store that doesn't answer
     shown = await browse(page, "alice").get("runs", state="waiting")
-    assert (shown.status_code, "the store is slow" in shown.text) == (503, True)
+    assert (shown.status_code, "the store has not answered in time" in shown.text) == (503, True)

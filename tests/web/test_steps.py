@@ -77,7 +77,7 @@ async def test_progress_of_thousands_is_a_small_row(memory: MemoryStore, browse:
     shown = await alice.get("run", run="run")
     assert "{done: 1999}" in shown.text
     assert shown.text.count("<rect") < 60
-    assert "1900 entries are left out" in (await alice.get("step", run="run", step="progress")).text
+    assert "1900 entries are not shown" in (await alice.get("step", run="run", step="progress")).text
 
 
 async def test_who_acted_is_told(store: Store, browse: Browse) -> None:

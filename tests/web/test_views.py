@@ -38,7 +38,7 @@ async def test_every_page_of_each_store(store: Store, browse: Browse) -> None:
         ("runs", {"state": ["failed", "waiting"]}, "broken-1"),
         ("run", {"run": "broken-1"}, "the bank is closed"),
         ("step", {"run": "payout-1", "step": "approve"}, "amount"),
-        ("work", {}, "No schedule is recorded"),
+        ("work", {}, "No worker has recorded a schedule"),
     ]:
         shown = await alice.get(path, **query)
         assert shown.status_code == 200, shown.text
@@ -160,6 +160,15 @@ async def test_runs_without_a_flow_of_many_runs(memory: MemoryStore, browse: Bro
     assert runs_in((await alice.get("runs", state="open")).text) == ["plain"]
 
 
+async def test_what_others_made_of_a_value_is_shown(memory: MemoryStore, browse: Browse) -> None:
+    """Who decides next sees the value that an earlier vote gave, and not the one that is asked for alone."""
+    await ask(memory, quorum=2)
+    await control.approve(memory, "payout-1", "approve", by="bob", value={"amount": 4711})
+    for path in ("", "step"):
+        shown = await browse(app(memory, user=signed_in), "alice").get(path, run="payout-1", step="approve")
+        assert re.search(r"<strong>bob</strong>.*with this value:\s*<table.*4711", shown.text, re.DOTALL)
+
+
 async def test_what_waits_comes_oldest_first(memory: MemoryStore, browse: Browse) -> None:
     """And is filtered by who may decide, by what run ids begin with, and by how long it waits."""
     await ask(memory, "b-1", approvers=["bob"])
@@ -176,7 +185,7 @@ async def test_what_waits_comes_oldest_first(memory: MemoryStore, browse: Browse
     assert await asked(prefix="b") == ["b-1"]
     assert await asked(longer="1h") == []
     shown = (await alice.get()).text
-    assert "only bob may decide" in shown
+    assert "Only bob may decide this" in shown
     assert "1 more answer is needed" in shown
     assert shown.count('name="answer" value="approve"') == 1
 

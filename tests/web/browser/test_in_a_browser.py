@@ -73,7 +73,7 @@ def test_two_people_approve_in_two_windows(site: Site, visit: Visit) -> None:
 
     bob.get_by_label("Your value").fill('{"amount": 80}')
     go_on(bob, "Approve")
-    expect(alice.get_by_text("Nothing waits for anybody")).to_be_visible()
+    expect(alice.get_by_text("Nothing waits for a decision")).to_be_visible()
     record = site.run(site.store.get("payout-1", "approve"))
     assert record is not None
     assert record.value()["by"] == "bob"
@@ -157,7 +157,7 @@ def test_filters_stand_in_the_address(site: Site, visit: Visit) -> None:
     expect(other.page.locator("tbody tr")).to_have_count(1)
     expect(other.page.get_by_role("link", name=re.compile("^failed"))).to_have_attribute("aria-current", "true")
     other.open("runs?longer=1h")
-    expect(other.page.get_by_text("No run is like that")).to_be_visible()
+    expect(other.page.get_by_text("No run matches these filters")).to_be_visible()
 
 
 def test_a_page_is_live_however_late_its_scripts_come(site: Site, visit: Visit) -> None:
@@ -289,7 +289,7 @@ def test_all_works_without_scripts(site: Site, visit: Visit) -> None:
     site.run(fail(site.store, "broken-1"))
     page = visit(site, java_script_enabled=False).open()
     go_on(page, "Approve")
-    expect(page.get_by_text("Nothing waits for anybody")).to_be_visible()
+    expect(page.get_by_text("Nothing waits for a decision")).to_be_visible()
     page.get_by_role("link", name="Runs").click()
     page.get_by_role("link", name=re.compile("^failed")).click()
     page.get_by_role("link", name="Choose all 1").click()

@@ -30,9 +30,7 @@ def value_of(visit: Visit, name: str) -> Any:
     try:
         return msgspec.json.decode(text)  # as it comes back from a log: there is no NaN, and no half of a character
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise HTTPException(
-            400, f'{name} is no JSON: {error}; a text needs its quotes, such as "yes"; nothing was done'
-        ) from None
+        raise HTTPException(400, f'{name} is no JSON: {error}; write a text in quotes, such as "yes"; nothing was done') from None
 
 
 def reason_of(visit: Visit) -> str | None:
@@ -65,7 +63,7 @@ async def resolve(site: Site, visit: Visit) -> Response:
     """Set the outcome of a step by hand."""
     run, step, reason = visit.id("run"), visit.id("step"), reason_of(visit)
     if reason is None:
-        raise HTTPException(400, "say why: what is set by hand needs a reason; nothing was done")
+        raise HTTPException(400, "give a reason: an outcome that is set by hand needs one; nothing was done")
     await control.resolve(site.store, run, step, value_of(visit, "value"), reason=reason, by=visit.user.name)
     return back(visit, "resolved", run, step)
 
@@ -106,17 +104,17 @@ async def bulk(site: Site, visit: Visit) -> Response:
 
 async def _retry_one(store: Store, run: str, visit: Visit) -> str:
     await control.retry(store, run, reason=reason_of(visit), by=visit.user.name)
-    return "goes on"
+    return "will be tried again"
 
 
 async def _cancel_one(store: Store, run: str, visit: Visit) -> str:
     await control.cancel(store, run, reason=reason_of(visit), by=visit.user.name)
-    return "is to stop"
+    return "will stop"
 
 
 async def _clean_one(store: Store, run: str, visit: Visit) -> str:
     cleared = await control.clear(store, run)
-    return "is gone" if len(cleared) == 1 else f"is gone, with {len(cleared) - 1} children"
+    return "deleted" if len(cleared) == 1 else f"deleted, with {len(cleared) - 1} children"
 
 
 BULK: Final[Mapping[str, Callable[[Store, str, Visit], Awaitable[str]]]] = {

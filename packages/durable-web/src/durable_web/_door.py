@@ -82,7 +82,7 @@ class Door:
             refuse_foreign(request)
             user, access = await self._admitted(request)
             if not may(access, needs):
-                raise HTTPException(403, f"you may not do this, {user.name}; nothing was done")
+                raise HTTPException(403, f"{user.name} may not do this; nothing was done")
             visit = self._visit(request, user, access, await read_form(request))
             self.check_token(visit)
             return await self._seen(visit, view, needs, 3 * self.seconds)
@@ -122,7 +122,7 @@ class Door:
             raise HTTPException(401, f"you are not signed in: {how}")
         access = await people.access(user)
         if access is None:
-            raise HTTPException(403, f"you may see nothing here, {user.name}")
+            raise HTTPException(403, f"{user.name} may not see this page")
         return user, access
 
     async def _holder_of(self, request: Request, link: Link) -> tuple[User, Access]:
@@ -140,7 +140,7 @@ class Door:
             raise HTTPException(403, f"this link is for {link.by}, and you are signed in as {user.name}; nothing was done")
         access = await people.access(user or holder)
         if access is None:
-            raise elsewhere if user is None else HTTPException(403, f"you may see nothing here, {user.name}")
+            raise elsewhere if user is None else HTTPException(403, f"{user.name} may not see this page")
         return user or holder, access
 
     def _visit(self, request: Request, user: User, access: Access, form: Form) -> Visit:
@@ -148,7 +148,7 @@ class Door:
 
     async def _seen(self, visit: Visit, view: View, needs: Access, seconds: float | None) -> Response:
         if not visit.may(needs):
-            raise HTTPException(403, f"you may not see this, {visit.user.name}")
+            raise HTTPException(403, f"{visit.user.name} may not see this")
         try:
             async with asyncio.timeout(seconds):
                 return await view(self._site, visit)
@@ -173,7 +173,7 @@ class Door:
                 return self._site.refused(request, error)
             except Exception:
                 _logger.exception("%s %s failed", request.method, request.url.path)
-                return self._site.refusal(request, 500, "something is wrong with this page; its log tells what")
+                return self._site.refusal(request, 500, "an error was raised while this page was made; the server's log shows it")
 
         return answered
 
@@ -181,7 +181,8 @@ class Door:
 def refuse_foreign(request: Request) -> None:
     """Raise `HTTPException` for what was posted from another site."""
     if not is_from_own_page(request):
-        raise HTTPException(403, "this came from another site; nothing was done")
+        origin, host = request.headers.get("origin", "unknown"), request.headers.get("host")
+        raise HTTPException(403, f"this came from another site ({origin}), and this page is at {host}; nothing was done")
 
 
 def _told(error: Exception, *, is_action: bool) -> tuple[int, str]:
@@ -192,7 +193,7 @@ def _told(error: Exception, *, is_action: bool) -> tuple[int, str]:
         return 409, str(error)
     if isinstance(error, CorruptLog):
         return 500, str(error)
-    done = "; it may have been done or not, so look before you do it again" if is_action else ""
+    done = "; it may have been done or not: look before you do it again" if is_action else ""
     if isinstance(error, TimeoutError) and not str(error):
-        return 503, f"the store is slow, it has not answered in time{done}"
+        return 503, f"the store has not answered in time{done}"
     return 503, f"the store is away{done}: {error}"

@@ -33,20 +33,24 @@ def decision_link(url: str, approval: StepRecord, *, by: str, secret: str, lasts
     `approval` is its newest entry, as `control.pending` and `notify=` give it. The link holds for what is shown, until it was
     used, the person has answered in another way, or `lasts` is over. Opening it shows the question and decides nothing.
 
-    Whoever holds the link can answer as `by`, so send it to that person alone. Raises `ValueError` for a URL that is none, for
-    an entry that is no approval which waits, and for somebody who may not decide it.
+    Whoever holds the link can answer as `by`, so send it to that person alone. Raises `ValueError` for something that is
+    not a URL, for an entry that is not a waiting approval, and for somebody who may not decide it.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
         raise ValueError(f"url must be where the page is found, such as 'https://ops.example.com/durable', not {url!r}")
+    if not isinstance(approval, StepRecord):
+        raise TypeError(f"approval must be an entry, as control.pending and notify= give it, not a {type(approval).__name__}")
+    if not isinstance(lasts, timedelta):
+        raise TypeError(f"lasts must be a timedelta, not {lasts!r}")
     asked = asked_by(approval)
     what = f"{approval.step_id!r} of run {approval.run_id!r}"
     if not asked.is_open:
-        raise ValueError(f"{what} is no approval that waits; make the link before it is decided")
+        raise ValueError(f"{what} is not an approval that waits; make the link before it is decided")
     if not by or not by.isprintable() or by.startswith("$") or not asked.may_decide(by):
         raise ValueError(f"{by!r} may not decide {what}; name one of its approvers")
     if lasts <= timedelta(0):
-        raise ValueError(f"lasts must be longer than no time, not {lasts!r}")
+        raise ValueError(f"lasts must be longer than zero, not {lasts!r}")
     expires = int((datetime.now(UTC) + lasts).timestamp())
     link = Link(asked.run_id, asked.step_id, by, asked.mark, expires)
     return f"{url.rstrip('/')}/decide?link={Tokens(check_secret(secret)).for_link(msgspec.to_builtins(link))}"
@@ -57,7 +61,8 @@ def link_of(tokens: Tokens, token: str) -> Link:
     try:
         link = msgspec.convert(tokens.link_of(token), Link)
     except msgspec.ValidationError:
-        raise HTTPException(403, "this link was changed, or is none of this page; nothing was done") from None
+        why = "this link was changed, or signed with another secret than the page has; nothing was done"
+        raise HTTPException(403, why) from None
     if datetime.now(UTC).timestamp() >= link.expires:
         raise HTTPException(410, "this link has expired; nothing was done")
     return link

@@ -79,7 +79,9 @@ class Local:
         if self._tokens.is_session(request.cookies.get(_cookie(request), "")):
             return answer
         if not hmac.compare_digest(request.query_params.get("key", "").encode(), self._key.encode()):
-            raise HTTPException(403, "this link was used before, or is none of this server's; it prints another one")
+            raise HTTPException(
+                403, "this link was used before, or is of another server: open the page, and its server prints a new link"
+            )
         self._key = secrets.token_urlsafe(24)
         secure = request.url.scheme == "https"
         session = self._tokens.for_session()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from http import HTTPStatus
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -25,14 +24,24 @@ from ._visit import Visit
 SAID: Final = {
     "approved": "Your approval is recorded.",
     "rejected": "Your rejection is recorded.",
-    "retried": "It goes on.",
-    "cancelled": "It is to stop.",
-    "forked": "This is the new run.",
+    "retried": "The retry is recorded: a worker, or your program, takes it from here.",
+    "cancelled": "The cancellation is recorded: the run stops as soon as it can.",
+    "forked": "This is the new run: a worker, or your program, takes it from here.",
     "resolved": "The outcome is recorded.",
     "sent": "The value is recorded.",
-    "cleaned": "The run is gone.",
+    "cleaned": "The run is deleted.",
 }
 """What a page begins with after an action: chosen by the URL, and never a text of it."""
+_HEADINGS: Final = {
+    400: "Please check what you entered",
+    401: "Sign in",
+    403: "Not allowed",
+    404: "Not found",
+    409: "Not done",
+    410: "This link answers nothing any more",
+    503: "The store does not answer",
+}
+_OTHER: Final = "That did not work"
 
 # Everything that a template prints is escaped, and made visible; `exact` is for fields that come back.
 _TEMPLATES: Final = Environment(
@@ -64,7 +73,7 @@ class Site:
 
     def refusal(self, request: Request, status: int, why: str, visit: Visit | None = None) -> Response:
         """Return a page that says why nothing is shown or was done."""
-        heading, url = HTTPStatus(status).phrase, partial(url_under, base_of(request))
+        heading, url = _HEADINGS.get(status, _OTHER), partial(url_under, base_of(request))
         return self._answer("refused.html", status, visit=visit, url=url, heading=heading, why=why)
 
     def refused(self, request: Request, error: HTTPException, visit: Visit | None = None) -> Response:

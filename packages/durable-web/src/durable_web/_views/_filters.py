@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from durable_web._visit import Visit
 
+_LABELS: Final = {"since": "Begun within", "longer": "Waiting longer than"}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _LONGEST: Final = timedelta(days=36_500)  # which no calendar is too short for
 
@@ -21,7 +22,7 @@ def span_of(visit: Visit, name: str) -> timedelta | None:
         return None
     found = re.fullmatch(r"(\d{1,6})([smhdw]?)", text, re.ASCII)
     if found is None:
-        raise HTTPException(400, f"{name} must be a length of time, such as 30d, 12h, 5m or 10s, not {text!r}")
+        raise HTTPException(400, f"{_LABELS[name]} must be a length of time, such as 30d, 12h, 5m or 10s, not {text!r}")
     return min(timedelta(seconds=int(found[1]) * _UNITS[found[2] or "s"]), _LONGEST)
 
 

@@ -129,6 +129,8 @@ async def attempt(
     token = running.set(context)
     task = run.running[call.step_id]
     before = cancellations(task)
+    if fn is call.fn:  # and not what it recovers with
+        run.driver.begins(context)
     try:
         awaitable: Any = None
         if thread is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
 from durable_core._log.wakeups import wake
+from durable_core.context import StepContext
 from durable_core.errors import StepDrift
 from durable_core.record import StepRecord
 from durable_core.store import Store
@@ -32,6 +34,17 @@ class Driver:
     def limited(self, store: Store, limit: Limit) -> AbstractAsyncContextManager[object]:
         """Hold one of the places of a limit while a child is driven; entering raises `RunBusy` where all are taken."""
         return nullcontext()
+
+    def begins(self, step: StepContext) -> None:
+        """Hear that the function of a step is about to be called, in this run or in a child."""
+        return
+
+    async def stays(self, store: Store, pairs: Sequence[tuple[str, str]], until: datetime | None) -> bool:
+        """Tell whether a run stays in this process in which all that goes on waits; it is suspended else.
+
+        `pairs` are the runs and steps that are waited for. Who returns True has acted on one of them, or let time pass.
+        """
+        return False
 
 
 ALONE = Driver()

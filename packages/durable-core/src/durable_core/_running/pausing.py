@@ -43,9 +43,10 @@ async def pause(run: Run, listener: Listener, until: datetime | None, limit: flo
                 await wait_for_first(run, until, listener, None if limit is None else clock.sleep(limit - clock.monotonic()))
             else:
                 await asyncio.sleep(0)  # a sibling of the same gather may be about to begin
-                if not run.is_busy and not listener.heard.is_set():
+                if run.is_busy or listener.heard.is_set():
+                    await wait_for_first(run, until, listener, run.an_end() if run.is_busy else None)
+                elif not await _stays(run):
                     raise _suspension(run, listener)
-                await wait_for_first(run, until, listener, run.an_end() if run.is_busy else None)
             run.check(undoes=undoes)
             listener.heard.clear()
             if listener.must_look or run.is_late:
@@ -65,6 +66,12 @@ async def wait_for_first(run: Run, until: datetime | None, listener: Listener, o
     await first_of(*waits)
 
 
+async def _stays(run: Run) -> bool:
+    """Ask who drives the run whether it stays here, in which nothing goes on but waits."""
+    pairs = dict.fromkeys(pair for each in run.waiting for pair in each.pairs)
+    return await run.driver.stays(run.store, [*pairs], min(_times(run), default=None))
+
+
 def _suspension(run: Run, mine: Listener) -> RunSuspended:
     """Name all that is waited for; a sibling may have been suspended a moment before."""
     earlier = run.suspended
@@ -73,10 +80,14 @@ def _suspension(run: Run, mine: Listener) -> RunSuspended:
     run.named.update(run.waiting)
     names = dict.fromkeys((*(earlier.waiting_for if earlier else ()), *(each.step_id for each in run.waiting)))
     pairs = dict.fromkeys((*(earlier.pairs if earlier else ()), *(pair for each in run.waiting for pair in each.pairs)))
-    times = [each.until for each in run.waiting if each.until is not None]
-    if run.deadline is not None and run.log.cancelled is None:
-        times.append(run.deadline)
+    times = _times(run)
     if earlier is not None and earlier.until is not None:
         times.append(earlier.until)
     run.suspended = RunSuspended(run.id, waiting_for=tuple(names), until=min(times, default=None), pairs=tuple(pairs))
     return run.suspended
+
+
+def _times(run: Run) -> list[datetime]:
+    """Return when something in the run can go on by itself."""
+    deadline = run.deadline if run.log.cancelled is None else None
+    return [until for until in (*(each.until for each in run.waiting), deadline) if until is not None]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._clock import FakeClock
 from ._crashing import CrashingStore, InjectedFault
+from ._everywhere import CrashPoint, CrashReport, NotCrashSafe, crash_everywhere
 from ._replaying import Difference, ReplayedRun, ReplayReport, replay_check
 from ._samples import HOSTILE_IDS, OpenStore
 
@@ -17,14 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HOSTILE_IDS",
+    "CrashPoint",
+    "CrashReport",
     "CrashingStore",
     "Difference",
     "FakeClock",
     "InjectedFault",
+    "NotCrashSafe",
     "OpenStore",
     "ReplayReport",
     "ReplayedRun",
     "StoreTests",
+    "crash_everywhere",
     "replay_check",
 ]
 

@@ -1,0 +1,179 @@
+"""Run a flow, and kill its process at every point of the way."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from time import perf_counter, sleep
+from typing import Any, Final, Literal
+from uuid import uuid4
+
+from durable_core._system.faces import asynchronous
+from durable_core.engine import AnyFlow
+from durable_core.errors import DurableError
+from durable_core.flow import Flow
+from durable_core.options import duration
+from durable_core.stores.opening import open_store as open_by_url
+from durable_core.testing._samples import OpenStore
+
+from .judging import Usual, began_again
+from .report import CrashPoint, CrashReport, NotCrashSafe
+from .visits import Decide, Followed, Job, Plan, follow, forked
+
+_LATER: Final = 1.1  # seconds from the first undisturbed run to the second: what tells the second is another one in each
+
+
+def crash_everywhere(
+    flow: AnyFlow,
+    *,
+    open_store: str | OpenStore,
+    input: Mapping[str, Any] | Callable[[str], Mapping[str, Any]] | None = None,
+    decide: Decide | None = None,
+    effects: Callable[[str], Iterable[Hashable]] | None = None,
+    ends: Literal["succeeded", "failed", "cancelled"] = "succeeded",
+    at_once: int = 4,
+    timeout: float | timedelta = 60,
+) -> CrashReport:
+    """Check that a flow comes out the same wherever its process dies; kill it with SIGKILL at every point, to see.
+
+    The flow is run twice undisturbed, in one process; once so that it is suspended at each wait and goes on in a new process;
+    and then once for each point: before and after every append, as the function of each step begins, around every wake-up,
+    lock and transaction. At that point the process is killed, and new ones go on with the run until it ends.
+
+    `open_store` is the store's URL, or a function that opens it, which each process calls. `input` is the flow's input, or a
+    function that makes it for a run id: each point has a run of its own, so let it make a clean place for the run's effects too.
+    `decide(store, record)` is awaited for each approval and event that a run waits for, given as its newest entry: it calls
+    `control.approve` or `control.send`, or leaves it to its timeout. It is also called for an interrupted step that may happen
+    once only (`kind` is `step`), and for a child that was asked for with `wait=False` (`flow`). Sleeps, deadlines and long delays
+    take no time: the clock jumps. `effects(run_id)` returns what the run did outside, such as the lines of a ledger: without it
+    no effect outside of a step is found. `ends` is how an undisturbed run ends. `at_once` runs are tried at the same time. A
+    process that comes to no point for `timeout` seconds is hung.
+
+    Returns a report of all points. Raises `NotCrashSafe`, an `AssertionError` that names the first point and holds the report,
+    if any run differs from an undisturbed one:
+
+    - It ends in another way, or not at all: it crashed, drifted, or waits for something that nobody decides.
+    - The function of a step began again, though its outcome was recorded. Only a step in flight may begin again.
+    - Other steps have an outcome, or a step, the flow or a child has another value, error, kind or arguments. Run ids in them
+      don't count, nor does what differs between the two undisturbed runs already, such as a number that a service draws or the
+      time in seconds. What differs now and then only, such as the day or the winner of a race, has to be fixed by the test.
+    - What the killed process was about to record was called with other arguments than what the next one recorded; or the flow
+      returned another value, though the same steps were recorded.
+    - An effect is missing, or happened more often than undisturbed while no step began again.
+
+    Entries of visits, waits and tries may be more or fewer, and are not compared; nor are times, attempts and notes.
+
+    Raises `TypeError` or `ValueError` for arguments that don't fit, and `DurableError` if the undisturbed flow doesn't end as
+    `ends` says, and where processes can't be forked, as on Windows. The processes are forks of this one, so that they have what a
+    test has patched; a `MemoryStore` is of no use. Keep workers away from the store: they would go on with the runs.
+    """
+    began = perf_counter()
+    job = _checked(flow, open_store, input, decide, effects, ends, at_once, timeout)
+    prefix = f"crash-{uuid4().hex[:8]}"
+    [first] = _follow_all(job, [Plan(f"{prefix}-1", whole=True)], 1)
+    if first.last.stand is None or first.last.stand.state != ends:
+        raise DurableError(f"flow {job.flow.name!r} has to end as {ends!r} where nobody disturbs it: {_standing(first)}")
+    sleep(max(began + _LATER - perf_counter(), 0))
+    second, suspended = _follow_all(job, [Plan(f"{prefix}-2", whole=True), Plan(f"{prefix}-3")], at_once)
+    usual = Usual(first, second)
+    places = [(number, moment) for number, visit in enumerate(suspended.visits) for moment in visit.moments]
+    plans = [Plan(f"{prefix}-{number}", False, *place) for number, place in enumerate(places, 4)]
+    followed = [second, suspended, *_follow_all(job, plans, at_once)]
+    points = [_point(each, usual) for each in followed]
+    report = CrashReport(job.flow.name, points, perf_counter() - began)
+    if report.different:
+        raise NotCrashSafe(report)
+    return report
+
+
+def _checked(
+    flow: AnyFlow,
+    open_store: str | OpenStore,
+    input: Mapping[str, Any] | Callable[[str], Mapping[str, Any]] | None,
+    decide: Decide | None,
+    effects: Callable[[str], Iterable[Hashable]] | None,
+    ends: str,
+    at_once: int,
+    timeout: float | timedelta,
+) -> Job:
+    """Return what all runs share. Raises for arguments that don't fit, before anything runs."""
+    found = asynchronous(flow)
+    if not isinstance(found, Flow):
+        raise TypeError(f"crash_everywhere takes a flow, which @flow makes of a function (runner, **input), not {flow!r}")
+    if isinstance(open_store, str):
+        url = open_store
+        open_by_url(url)  # raises for one that no store takes
+        open_store = lambda: open_by_url(url)  # noqa: E731
+    if not callable(open_store):
+        raise TypeError(f"open_store must be a store's URL or a function that opens the store, not {open_store!r}")
+    for name, function in (("decide", decide), ("effects", effects)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be a function or None, not {function!r}")
+    if ends not in ("succeeded", "failed", "cancelled"):
+        raise ValueError(f"ends={ends!r}: expected 'succeeded', 'failed' or 'cancelled'")
+    if isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1:
+        raise ValueError(f"at_once={at_once!r}: expected a number of runs, from 1")
+    seconds = duration("timeout", timeout, zero=False)
+    if not hasattr(os, "fork"):
+        raise DurableError("crash_everywhere forks processes, which this system can't: run it on Linux or macOS, or in WSL")
+    given = dict(input or {}) if not callable(input) else None
+    if given is not None:
+        found._take(given)
+    make: Callable[[str], Mapping[str, Any]] = input if callable(input) else lambda run_id: given or {}
+    return Job(found, make, open_store, decide, effects, seconds)
+
+
+def _follow_all(job: Job, plans: Sequence[Plan], at_once: int) -> Sequence[Followed]:
+    """Follow runs, several at the same time, and return what became of each, in the order of `plans`."""
+    lanes = [forked(follow, job, plans[lane::at_once]) for lane in range(min(at_once, len(plans)))]
+    open_: list[Connection] = [connection for _, connection in lanes]
+    found: dict[Plan, Followed] = {}
+    shows = sys.stderr.isatty()
+    try:
+        while open_:
+            for connection in wait(open_):
+                assert isinstance(connection, Connection)
+                try:
+                    told = connection.recv()
+                except EOFError:
+                    open_.remove(connection)
+                    continue
+                if isinstance(told, str):
+                    raise DurableError(f"crash_everywhere could not follow a run of flow {job.flow.name!r}:\n{told}")
+                found[told.plan] = told
+                if shows:
+                    end = "\n" if len(found) == len(plans) else ""
+                    print(f"\rcrash_everywhere {job.flow.name!r}: {len(found)} of {len(plans)} runs", end=end, file=sys.stderr)  # noqa: T201
+    finally:
+        for process, connection in lanes:
+            process.kill()
+            process.join()
+            connection.close()
+    if missing := [str(plan) for plan in plans if plan not in found]:
+        raise DurableError(f"crash_everywhere lost the processes that followed {', '.join(missing[:3])}: were they killed?")
+    return [found[plan] for plan in plans]
+
+
+def _point(followed: Followed, usual: Usual) -> CrashPoint:
+    stand = followed.last.stand
+    return CrashPoint(
+        str(followed.plan),
+        followed.plan.run_id,
+        any(visit.killed for visit in followed.visits),
+        "lost" if stand is None else stand.state,
+        {str(step): times for step, times in followed.began.items()},
+        [*map(str, began_again(followed, usual.first))],
+        usual.difference(followed),
+    )
+
+
+def _standing(followed: Followed) -> str:
+    stand = followed.last.stand
+    if stand is None:
+        return followed.last.trouble.strip()
+    waits = ", ".join(f"{step_id!r} of {run_id!r}" for run_id, step_id in stand.pairs)
+    hint = f"; it waits for {waits}: give decide=, which decides it" if waits else ""
+    return f"it is {stand.state!r}{f': {stand.error}' if stand.error else ''}{hint}"

@@ -1,0 +1,154 @@
+"""The moments at which a process may die: around what it asks of its store, and as the function of a step begins."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from durable_core.clock import SystemClock
+from durable_core.context import StepContext
+from durable_core.engine import Driver
+from durable_core.record import StepRecord
+from durable_core.store import Store
+
+CALLS: Final = {
+    "set_wakeup": "a wake-up is set",
+    "clear_wakeups": "a wake-up is cleared",
+    "transact": "a transaction",
+}
+CONTEXTS: Final = {
+    "lock": ("the lock is taken", "the lock is given back"),
+    "transaction": ("a transaction begins", "a transaction is committed"),
+}
+Tell = Callable[[str, Any], None]
+Act = Callable[[Sequence[tuple[str, str]]], Awaitable[bool]]
+
+
+class Step(NamedTuple):
+    """A step of a run or of one of its children."""
+
+    child: str
+    """What the child's run id has more than that of the run; empty for the run itself."""
+    id: str
+
+    @classmethod
+    def of(cls, run_id: str, record: StepRecord | StepContext) -> Step:
+        return cls(record.run_id.removeprefix(run_id), record.step_id.replace(run_id, "RUN"))
+
+    def __str__(self) -> str:
+        return f"{self.id!r} of child {self.child[1:]!r}" if self.child else repr(self.id)
+
+
+class Moments:
+    """Tells of each moment that this process comes to, and kills it at `deadly`."""
+
+    def __init__(self, run_id: str, tell: Tell, deadly: str | None) -> None:
+        self.run_id: Final = run_id
+        self.tell: Final = tell
+        self._deadly: Final = deadly
+        self._times: Final[Counter[str]] = Counter()
+
+    def come(self, moment: str, in_hand: StepRecord | None = None) -> None:
+        """Come to a moment; `in_hand` is what is about to be appended."""
+        self._times[moment] += 1
+        if (times := self._times[moment]) > 1:
+            moment += f", time {times}"
+        self.tell("moment", moment)
+        if moment == self._deadly:
+            self.tell("killed", in_hand)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class WatchedStore(Store):
+    """Passes on all that `store` is asked for, and offers what that offers; around each write and lock there is a moment."""
+
+    def __init__(self, store: Store, moments: Moments) -> None:
+        self._store: Final = store
+        self._moments: Final = moments
+
+    async def append(self, record: StepRecord) -> StepRecord:
+        what = f"append of {Step.of(self._moments.run_id, record)} ({record.status})"
+        self._moments.come(f"before {what}", record)
+        held = await self._store.append(record)
+        self._moments.come(f"after {what}")
+        return held
+
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        return await self._store.get(run_id, step_id)
+
+    async def list(self, run_id: str) -> Sequence[StepRecord]:
+        return await self._store.list(run_id)
+
+    async def clear(self, run_id: str) -> None:
+        await self._store.clear(run_id)
+
+    def __getattr__(self, name: str) -> Any:
+        ability = getattr(self._store, name)
+        if name in CALLS:
+            return self._call(CALLS[name], ability)
+        return self._context(*CONTEXTS[name], ability) if name in CONTEXTS else ability
+
+    def _call(self, what: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def watched(*arguments: Any, **options: Any) -> Any:
+            self._moments.come(f"before {what}")
+            answer = await call(*arguments, **options)
+            self._moments.come(f"after {what}")
+            return answer
+
+        return watched
+
+    def _context(
+        self, begins: str, ends: str, enter: Callable[..., AbstractAsyncContextManager[Any]]
+    ) -> Callable[..., AbstractAsyncContextManager[Any]]:
+        @asynccontextmanager
+        async def watched(*arguments: Any) -> AsyncIterator[Any]:
+            self._moments.come(f"before {begins}")
+            async with enter(*arguments) as entered:
+                self._moments.come(f"after {begins}")
+                yield entered
+                self._moments.come(f"before {ends}")
+            self._moments.come(f"after {ends}")
+
+        return watched
+
+
+class WatchingDriver(Driver):
+    """Tells of each step whose function begins; keeps the run in its process where `act` says that something came."""
+
+    def __init__(self, moments: Moments, clock: JumpingClock, act: Act | None) -> None:
+        self._moments: Final = moments
+        self._clock: Final = clock
+        self._act: Final = act
+
+    def begins(self, step: StepContext) -> None:
+        begun = Step.of(self._moments.run_id, step)
+        self._moments.tell("began", begun)
+        self._moments.come(f"as {begun} begins")
+
+    async def stays(self, store: Store, pairs: Sequence[tuple[str, str]], until: datetime | None) -> bool:
+        if self._act is None:
+            return False
+        if await self._act(pairs):
+            return True
+        if until is not None:
+            self._clock.jump_to(until)
+        return until is not None
+
+
+class JumpingClock(SystemClock):
+    """The machine's clock, set forward by the seconds that runs would have waited."""
+
+    def __init__(self, ahead: timedelta) -> None:
+        self.ahead = ahead
+
+    def now(self) -> datetime:
+        return super().now() + self.ahead
+
+    def jump_to(self, moment: datetime) -> None:
+        """Let it be `moment`, unless it is later already."""
+        self.ahead += max(moment - self.now(), timedelta())

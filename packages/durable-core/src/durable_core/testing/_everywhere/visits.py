@@ -1,0 +1,256 @@
+"""Visits of a run, each in a process of its own, until it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from contextvars import Context
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, Final, NamedTuple
+
+from durable_core._log.chain import FLOW, decided
+from durable_core._log.notes import children_of, waits_of
+from durable_core.errors import StepDrift
+from durable_core.flow import Flow
+from durable_core.options import runner_options
+from durable_core.record import StepRecord
+from durable_core.runner import Runner
+from durable_core.store import Store
+from durable_core.stores.flows import FlowState, state_of
+from durable_core.stores.memory import MemoryStore
+from durable_core.testing._samples import OpenStore
+
+from .moments import JumpingClock, Moments, Step, Tell, WatchedStore, WatchingDriver
+
+Decide = Callable[[Store, StepRecord], Awaitable[object]]
+_LOCK_SECONDS: Final = 60  # in which a lease of a process that was killed ends
+_MOST_VISITS: Final = 1_000
+_DECIDED_BY_OTHERS: Final = ("approval", "event", "flow")
+
+
+class Job(NamedTuple):
+    """What all runs of a flow share."""
+
+    flow: Flow[Any, Any]
+    input: Callable[[str], Mapping[str, Any]]
+    open_store: OpenStore
+    decide: Decide | None
+    effects: Callable[[str], Iterable[Hashable]] | None
+    timeout: float
+
+
+class Plan(NamedTuple):
+    """One run, and where its process is killed."""
+
+    run_id: str
+    whole: bool = False
+    """Whether the run stays in one process where it waits, and is not suspended."""
+    visit: int = 0
+    """In which visit the process is killed, from 0,"""
+    moment: str | None = None
+    """and at which moment of that; None for not at all."""
+
+    def __str__(self) -> str:
+        if self.moment is None:
+            return "not killed, once more" if self.whole else "not killed, suspended at each wait"
+        return self.moment + (f", in visit {self.visit + 1}" if self.visit else "")
+
+
+class Stand(NamedTuple):
+    """How a run stood when a visit ended."""
+
+    state: FlowState
+    error: str
+    pairs: Sequence[tuple[str, str]]
+    """The runs and steps that it waits for, or is parked by."""
+    until: datetime | None
+    entries: Sequence[StepRecord]
+    """What its log and those of its children held."""
+
+
+@dataclass
+class Visit:
+    """What the process of one visit told."""
+
+    moments: list[str] = field(default_factory=list)
+    began: list[Step] = field(default_factory=list)
+    recorded: frozenset[Step] = frozenset()
+    """The steps that had an outcome when the visit began."""
+    ahead: timedelta = timedelta()
+    """By how much its clock was set forward."""
+    killed: bool = False
+    in_hand: StepRecord | None = None
+    """What it was about to append when it was killed."""
+    stand: Stand | None = None
+    trouble: str = ""
+
+    def hear(self, what: str, value: Any) -> None:
+        if what == "moment":
+            self.moments.append(value)
+        elif what == "began":
+            self.began.append(value)
+        elif what == "killed":
+            self.killed, self.in_hand = True, value
+        else:
+            setattr(self, what, value)
+
+
+class Followed(NamedTuple):
+    """What became of one run."""
+
+    plan: Plan
+    visits: Sequence[Visit]
+    effects: Counter[Hashable]
+
+    @property
+    def last(self) -> Visit:
+        return self.visits[-1]
+
+    @property
+    def began(self) -> Counter[Step]:
+        return Counter(step for visit in self.visits for step in visit.began)
+
+    @property
+    def entries(self) -> Sequence[StepRecord]:
+        return self.last.stand.entries if self.last.stand else ()
+
+
+def forked(work: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
+    """Have a copy of this process do some work; return it, and where it tells of that."""
+    forks = multiprocessing.get_context("fork")
+    mine, theirs = forks.Pipe(duplex=False)
+    process = forks.Process(target=_work, args=(work, theirs, arguments))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads of this process, which the copy doesn't need
+        process.start()
+    theirs.close()
+    return process, mine
+
+
+def _work(work: Callable[..., None], connection: Connection, arguments: Sequence[Any]) -> None:
+    work(connection.send, *arguments)
+    connection.close()
+    os._exit(0)  # nothing that this process registered to be done at its end is the copy's
+
+
+def follow(send: Callable[[Any], None], job: Job, plans: Sequence[Plan]) -> None:
+    """Follow runs to their ends, one after another; send what became of each, or the text of what went wrong."""
+    for plan in plans:
+        try:
+            send(_follow(job, plan))
+        except Exception:
+            send(traceback.format_exc())
+
+
+def _follow(job: Job, plan: Plan) -> Followed:
+    input = job.input(plan.run_id)
+    visits: list[Visit] = []
+    before: Stand | None = None
+    goes_on = True
+    while goes_on:
+        deadly = plan.moment if len(visits) == plan.visit else None
+        visit = _visited(job, plan, input, before, visits[-1].ahead if visits else timedelta(), deadly)
+        visits.append(visit)
+        before = visit.stand
+        waits = before is not None and before.state in ("waiting", "parked")
+        can_go_on = before is not None and (before.until is not None or bool(job.decide and before.pairs))
+        goes_on = not visit.trouble and (visit.killed or (waits and can_go_on)) and len(visits) < _MOST_VISITS
+    return Followed(plan, visits, Counter(job.effects(plan.run_id) if job.effects else ()))
+
+
+def _visited(job: Job, plan: Plan, input: Mapping[str, Any], before: Stand | None, ahead: timedelta, deadly: str | None) -> Visit:
+    visit = Visit(ahead=ahead)
+    process, connection = forked(_visit, job, plan, input, before, ahead, deadly)
+    try:
+        while connection.poll(job.timeout):
+            visit.hear(*connection.recv())
+        visit.trouble = f"nothing happened for {job.timeout:g} s"
+    except EOFError:
+        process.join()
+        if not (visit.stand or visit.trouble or visit.killed):
+            visit.trouble = f"the process ended with exit code {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
+        connection.close()
+    return visit
+
+
+def _visit(
+    send: Callable[[Any], None],
+    job: Job,
+    plan: Plan,
+    input: Mapping[str, Any],
+    before: Stand | None,
+    ahead: timedelta,
+    deadly: str | None,
+) -> None:
+    """Visit a run in this process, and tell of it."""
+
+    def tell(what: str, value: Any) -> None:
+        send((what, value))
+
+    try:
+        asyncio.run(_drive(tell, job, plan, input, before, JumpingClock(ahead), deadly))
+    except BaseException as error:
+        tell("trouble", "".join(traceback.format_exception(error)))
+
+
+async def _drive(
+    tell: Tell, job: Job, plan: Plan, input: Mapping[str, Any], before: Stand | None, clock: JumpingClock, deadly: str | None
+) -> None:
+    warnings.simplefilter("error", StepDrift)
+    moments = Moments(plan.run_id, tell, deadly)
+    async with job.open_store() as store:
+        if isinstance(store, MemoryStore):
+            raise TypeError("a MemoryStore is gone with its process: give a store that others can open, such as 'sqlite:' + path")
+        act = partial(_act, store, job.decide, plan.run_id)
+        if before is not None and not await act(before.pairs):
+            if before.until is None:
+                raise AssertionError(f"decide= left {', '.join(map(str, before.pairs))} undecided: {before.error}")
+            clock.jump_to(before.until)
+            tell("ahead", clock.ahead)
+        earlier = await _logs(store, plan.run_id)
+        tell("recorded", frozenset(Step.of(plan.run_id, record) for record in earlier if decided(record)))
+        flow = job.flow.options(clock=clock, wait_limit=0, lock_wait=_LOCK_SECONDS)
+        async with Runner(WatchedStore(store, moments), plan.run_id, **runner_options(flow._options)) as runner:
+            runner._run.driver = WatchingDriver(moments, clock, act if plan.whole else None)
+            standing = await flow._stand(runner, flow._take(input), {})
+            runner._run.suspended = None  # its record says so
+        error = "" if standing.error is None else "".join(traceback.format_exception_only(standing.error)).strip()
+        record, entries = standing.record, await _logs(store, plan.run_id)
+        tell("stand", Stand(state_of(record), error, waits_of(record), record.until, entries))
+
+
+async def _act(store: Store, decide: Decide | None, run_id: str, pairs: Sequence[tuple[str, str]]) -> bool:
+    """Have somebody decide what waits for that; tell whether anything was decided, or the run cancelled."""
+    if decide is None:
+        return False
+    looked_at = [*pairs, (run_id, FLOW)]
+    before = [await store.get(*pair) for pair in looked_at]
+    for record in before[:-1]:
+        if record is not None and not decided(record) and (record.kind in _DECIDED_BY_OTHERS or record.status == "started"):
+            # In a context of its own: the run that waits doesn't drive what is done for it.
+            await asyncio.create_task(_awaited(decide, store, record), context=Context())
+    return before != [await store.get(*pair) for pair in looked_at]
+
+
+async def _awaited(decide: Decide, store: Store, record: StepRecord) -> None:
+    await decide(store, record)
+
+
+async def _logs(store: Store, run_id: str) -> list[StepRecord]:
+    """Return all entries of a run and of its children."""
+    entries = [*await store.list(run_id)]
+    for child in children_of(entries):
+        entries += await _logs(store, child)
+    return entries

@@ -3673,7 +3673,7 @@ PATCHES = [
     Patch(
         "web: an answer counts for what was asked later",
         f"{WEB}/_deciding.py",
-        '    if visit.form.text("mark") != asked.mark:\n',
+        '    if visit.form.text("mark") != site.tokens.mark(asked.digest):\n',
         "    if False:\n",
         ("tests/web/test_acting.py::test_what_was_shown_has_changed",),
     ),
@@ -3694,7 +3694,7 @@ PATCHES = [
     Patch(
         "web: a link holds for any question under its ids",
         f"{WEB}/_deciding.py",
-        "    if asked.mark != link.mark:\n",
+        "    if site.tokens.mark(asked.digest) != link.mark:\n",
         "    if False:\n",
         ("tests/web/test_links.py::test_a_link_holds_for_what_was_shown",),
     ),
@@ -3916,6 +3916,20 @@ PATCHES = [
         "{% if counts|length < states|length - 1 %}",
         "{% if false %}",
         ("tests/web/test_views.py::test_runs_come_in_pages",),
+    ),
+    Patch(
+        "web: a form's mark tells what is hidden of its question",
+        f"{WEB}/_tokens.py",
+        "return self._questions.get_signature(question).decode()",
+        "return question",
+        ("tests/web/test_redacting.py::test_what_is_hidden_can_not_be_guessed",),
+    ),
+    Patch(
+        "web: a fingerprint tells what is hidden of arguments",
+        f"{WEB}/templates/live/step.html",
+        "{% if newest.fingerprint and not showing.redacts %}",
+        "{% if newest.fingerprint %}",
+        ("tests/web/test_redacting.py::test_what_is_hidden_can_not_be_guessed",),
     ),
     Patch(
         "web: a value that nobody changed is told as changed",

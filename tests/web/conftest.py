@@ -13,8 +13,11 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from durable_core import MemoryStore
+from durable_core import MemoryStore, StepRecord
 from durable_web import Page, User, app
+from durable_web._asked import asked_by
+from durable_web._door import Door
+from durable_web._views import _reading
 from tests.every_store.conftest import (
     ministack_server,
     opened,
@@ -51,12 +54,20 @@ def signed_in(request: Request) -> User | None:
     return User(name) if name else None
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a store is slow, and no page should say so for that."""
+    monkeypatch.setattr(Door, "seconds", 120.0)
+    monkeypatch.setattr(_reading, "_SECONDS", 120.0)
+
+
 class Browser:
     """Opens pages and posts their forms, as one person, from one origin."""
 
-    def __init__(self, client: httpx.AsyncClient, base: str) -> None:
+    def __init__(self, client: httpx.AsyncClient, base: str, page: Any) -> None:
         self.client = client
         self.base = base
+        self.page = page
 
     async def get(self, path: str = "", /, **query: Any) -> httpx.Response:
         """Open a page."""
@@ -68,6 +79,10 @@ class Browser:
         found = _FIELD.search(page.text)
         assert found, page.text
         return unescape(found[1])
+
+    def mark(self, record: StepRecord) -> str:
+        """Return what stands for an approval in the page's forms."""
+        return str(self.page._site.tokens.mark(asked_by(record).digest))
 
     async def post(self, path: str, /, *, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
         """Post a form of the page's own, with its token unless another is given."""
@@ -89,7 +104,7 @@ async def browse() -> AsyncIterator[Browse]:
             transport = httpx.ASGITransport(page, root_path=root_path, client=("127.0.0.1", 50_000))
             client = httpx.AsyncClient(transport=transport, headers={"x-user": name} if name else {})
             stack.push_async_callback(client.aclose)
-            return Browser(client, base + root_path)
+            return Browser(client, base + root_path, page)
 
         yield open_browser
 

@@ -15,11 +15,9 @@ from tests.web.flows import ask, broken, fail, parcel, payout
 
 async def decide(browser: Browser, store: Store, answer: str, run_id: str = "payout-1", **fields: Any) -> Any:
     """Answer a question as its form in the inbox does."""
-    from durable_web._asked import asked_by
-
     record = await store.get(run_id, "approve")
     assert record is not None
-    return await browser.post("act/decide", run=run_id, step="approve", mark=asked_by(record).mark, answer=answer, **fields)
+    return await browser.post("act/decide", run=run_id, step="approve", mark=browser.mark(record), answer=answer, **fields)
 
 
 async def note(store: Store, run_id: str, step_id: str) -> Any:
@@ -65,11 +63,9 @@ async def test_what_was_shown_has_changed(memory: MemoryStore, browse: Browse) -
     """An answer to a page that showed another amount is none."""
     await ask(memory)
     alice = browse(app(memory, user=signed_in), "alice")
-    from durable_web._asked import asked_by
-
     record = await memory.get("payout-1", "approve")
     assert record is not None
-    mark = asked_by(record).mark
+    mark = alice.mark(record)
     await memory.clear("payout-1")
     await ask(memory, amount=9000)
     answer = await alice.post("act/decide", run="payout-1", step="approve", mark=mark, answer="approve")

@@ -6,12 +6,15 @@ import re
 from typing import Any
 
 import pytest
+from itsdangerous import URLSafeSerializer
 
 from durable_core import MemoryStore, Runner, RunSuspended, StepFailed, control, flow
-from durable_web import app
+from durable_web import app, decision_link
+from durable_web._asked import asked_by
 from tests.web.conftest import Browse, signed_in
 
 SECRET = "4111-1111-1111-1111"
+KEY = "a secret of the tests"
 
 
 @flow(wait_limit=0)
@@ -77,6 +80,26 @@ async def test_a_redacted_value_is_not_offered_for_editing(memory: MemoryStore, 
     assert SECRET not in shown
     for fields in re.findall(r"<textarea[^>]*>([^<]*)", shown):
         assert not fields.strip()
+
+
+async def test_what_is_hidden_can_not_be_guessed(memory: MemoryStore, browse: Browse) -> None:
+    """No page and no link holds a hash of what is shown, by which somebody could try all numbers of a card."""
+    with pytest.raises(RunSuspended):
+        await pay.run(memory, run_id="pay-1", card={})
+    record = await memory.get("pay-1", "approve")
+    assert record is not None
+    assert record.fingerprint
+    page = app(memory, user=signed_in, redact=redact, secret=KEY, notify=lambda approval: None)
+    assert await page.notify_once() == 1
+    alice = browse(page, "alice")
+    link = decision_link(alice.base, record, by="alice", secret=KEY)
+    pages = [("", {}), ("step", {"run": "pay-1", "step": "approve"}), ("step", {"run": "pay-1", "step": "$notified/approve"})]
+    texts = [(await alice.get(path, **query)).text for path, query in pages] + [(await alice.client.get(link)).text]
+    texts.append(str(URLSafeSerializer("").load_payload(link.partition("link=")[2].partition(".")[0].encode())))
+    assert all("pay-1" in text for text in texts)
+    for text in texts:
+        assert asked_by(record).digest not in text
+        assert record.fingerprint not in text
 
 
 @pytest.mark.parametrize("hidden", [("show",), ("show", "edit"), ("show", "edit", "card"), ("show", "edit", "card", "number")])

@@ -57,8 +57,11 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         return isinstance(self.show, dict) and "edit" in self.show
 
     @property
-    def mark(self) -> str:
-        """Tells this question from any other, such as one that was asked under the same ids after the run was cleared."""
+    def digest(self) -> str:
+        """Tells this question from any other, such as one that was asked under the same ids after the run was cleared.
+
+        Whoever sees it can guess what is shown, so it leaves this process only as `Tokens.mark`.
+        """
         asked = [self.run_id, self.step_id, self.show, self.since]
         return hashlib.sha256(msgspec.json.encode(asked, order="sorted")).hexdigest()[:32]
 

@@ -64,7 +64,7 @@ async def _asked_by_link(site: Site, link: Link) -> Asked:
         raise HTTPException(410, "the run that asked is gone; nothing was done") from None
     if asked.has_voted(link.by):
         raise HTTPException(410, f"{_USED}, or {link.by} has answered in another way; nothing was done")
-    if asked.mark != link.mark:
+    if site.tokens.mark(asked.digest) != link.mark:
         raise HTTPException(410, "what is asked has changed since this link was made; nothing was done")
     if not asked.is_open:
         raise HTTPException(410, "this was decided before, or its time is over; nothing was done")
@@ -75,7 +75,7 @@ async def record_answer(site: Site, visit: Visit, asked: Asked, by: str) -> Step
     """Append what the form answers, as `by`; it holds for what the form had shown alone."""
     answer, reason = answer_of(visit), reason_of(visit)
     value = _changed(visit, asked)
-    if visit.form.text("mark") != asked.mark:
+    if visit.form.text("mark") != site.tokens.mark(asked.digest):
         raise HTTPException(409, "what is asked has changed since this page was made: look at it again; nothing was done")
     if answer == "approve":
         return await control.approve(site.store, asked.run_id, asked.step_id, by=by, reason=reason, value=value)

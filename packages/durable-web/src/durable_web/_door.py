@@ -60,10 +60,11 @@ class Headers:
 class Door:
     """Makes the endpoints of views. What it makes asks on every request who visits, and what they may."""
 
+    seconds = 10.0
+    """How long a store may take before the page says that it is slow; three times that where something is done."""
+
     def __init__(self, site: Site) -> None:
         self._site: Final = site
-        self.seconds = 10.0
-        """How long a store may take before the page says that it is slow; three times that where something is done."""
 
     def shows(self, view: View, *, needs: Access = "read", is_stream: bool = False) -> Endpoint:
         """Return the endpoint of a view that changes nothing."""

@@ -52,8 +52,9 @@ def decision_link(url: str, approval: StepRecord, *, by: str, secret: str, lasts
     if lasts <= timedelta(0):
         raise ValueError(f"lasts must be longer than zero, not {lasts!r}")
     expires = int((datetime.now(UTC) + lasts).timestamp())
-    link = Link(asked.run_id, asked.step_id, by, asked.mark, expires)
-    return f"{url.rstrip('/')}/decide?link={Tokens(check_secret(secret)).for_link(msgspec.to_builtins(link))}"
+    tokens = Tokens(check_secret(secret))
+    link = Link(asked.run_id, asked.step_id, by, tokens.mark(asked.digest), expires)
+    return f"{url.rstrip('/')}/decide?link={tokens.for_link(msgspec.to_builtins(link))}"
 
 
 def link_of(tokens: Tokens, token: str) -> Link:

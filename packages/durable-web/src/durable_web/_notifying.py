@@ -85,7 +85,7 @@ class Notifier:
         return found
 
     def _is_due(self, asked: Asked, latest: StepRecord | None) -> bool:
-        if latest is None or latest.notes.get("asked") != asked.mark:  # asked anew after a retry
+        if latest is None or latest.notes.get("asked") != asked.since.isoformat():  # asked anew after a retry
             return True
         return latest.status == "started" and latest.ended_at + AGAIN <= self._clock.now()
 
@@ -110,7 +110,7 @@ class Notifier:
             step_id=mark_id(asked.step_id),
             revision=0 if latest is None else latest.revision + 1,
             status=status,
-            note={"asked": asked.mark},
+            note={"asked": asked.since.isoformat()},
             started_at=now,
             ended_at=now,
         )

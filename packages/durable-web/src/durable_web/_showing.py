@@ -44,6 +44,11 @@ class Showing:
     def __init__(self, redact: Redact | None) -> None:
         self._redact: Final = redact
 
+    @property
+    def redacts(self) -> bool:
+        """Whether something may be hidden, and so what would tell it, such as the fingerprint of arguments."""
+        return self._redact is not None
+
     def shown(self, what: str, value: Any) -> Shown:
         """Return a JSON value as it is shown; `what` begins the path that `redact=` gets."""
         return _Cut(self.redacted).shown((what,), value)

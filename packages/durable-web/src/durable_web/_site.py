@@ -62,6 +62,7 @@ class Site:
         self.showing: Final = showing
         self.tokens: Final = tokens
         self.people: Final = people
+        self._shared: Final = {"showing": showing, "mark_of": lambda asked: tokens.mark(asked.digest)}
 
     def page(self, visit: Visit, template: str, status: int = 200, **context: Any) -> Response:
         """Return a page made of a template."""
@@ -69,7 +70,7 @@ class Site:
 
     def part(self, visit: Visit, template: str, **context: Any) -> str:
         """Return a part of a page made of a template."""
-        return _TEMPLATES.get_template(template).render({"visit": visit, "url": visit.url, "showing": self.showing, **context})
+        return _TEMPLATES.get_template(template).render({"visit": visit, "url": visit.url, **self._shared, **context})
 
     def refusal(self, request: Request, status: int, why: str, visit: Visit | None = None) -> Response:
         """Return a page that says why nothing is shown or was done."""
@@ -83,7 +84,5 @@ class Site:
         return answer
 
     def _answer(self, template: str, status: int, **context: Any) -> Response:
-        html = _TEMPLATES.get_template(template).render(
-            {"title": self.title, "here": template, "showing": self.showing, **context}
-        )
+        html = _TEMPLATES.get_template(template).render({"title": self.title, "here": template, **self._shared, **context})
         return HTMLResponse(html, status, {"Retry-After": "5"} if status == 503 else None)

@@ -6,11 +6,12 @@ import hashlib
 from datetime import timedelta
 from typing import Any, Final
 
-from itsdangerous import BadData, URLSafeTimedSerializer
+from itsdangerous import BadData, Signer, URLSafeTimedSerializer
 
 _PAGE_LASTS: Final = timedelta(days=1)
 _SESSION_LASTS: Final = timedelta(hours=12)
 _SHORTEST: Final = 16
+_SIGNER: Final[dict[str, Any]] = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
 
 
 def check_secret(secret: object) -> str:
@@ -32,6 +33,7 @@ class Tokens:
         self._forms: Final = _serializer(secret, "form")
         self._sessions: Final = _serializer(secret, "session")
         self._links: Final = _serializer(secret, "decision link")
+        self._questions: Final = Signer(secret, salt="durable_web: question", **_SIGNER)
 
     def for_forms(self, name: str) -> str:
         """Return the token that the forms of this user carry."""
@@ -53,6 +55,10 @@ class Tokens:
         """Return what a decision link carries."""
         return self._links.dumps(asked)
 
+    def mark(self, question: str) -> str:
+        """Return what stands for a question in forms and links: nobody can guess by it what `redact=` hides of the question."""
+        return self._questions.get_signature(question).decode()
+
     def link_of(self, token: str) -> dict[str, Any] | None:
         """Return what a link carries; None where it was changed. Its `expires` is the caller's to check."""
         asked = _loaded(self._links, token, None)
@@ -60,9 +66,7 @@ class Tokens:
 
 
 def _serializer(secret: str, what: str) -> URLSafeTimedSerializer:
-    return URLSafeTimedSerializer(
-        secret, salt=f"durable_web: {what}", signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256}
-    )
+    return URLSafeTimedSerializer(secret, salt=f"durable_web: {what}", signer_kwargs=_SIGNER)
 
 
 def _loaded(serializer: URLSafeTimedSerializer, token: str, lasts: timedelta | None) -> Any:

@@ -250,7 +250,8 @@ async def test_one_that_fails_cancels_no_other_call(store: MemoryStore, effects:
 
     async def slow() -> str:
         begun.set()
-        await asyncio.sleep(0.05)
+        for _ in range(1_000):  # turns of the loop, of which the SDK takes a few until it cancels, however busy the machine is
+            await asyncio.sleep(0)
         return effects.happen("slow")
 
     async def wrong() -> str:
@@ -431,6 +432,8 @@ async def test_bad_input_is_refused_before_anything_runs(store: MemoryStore) -> 
     async with Runner(store, "run") as runner:
         with pytest.raises(ValueError, match=r"tools=\['refnud'\].*available: refund"):
             await run_agent(runner, "one", agent, "Go.", tools={"refnud": {"at_most_once": True}})
+        with pytest.raises(TypeError, match="takes a Runner, not None"):
+            await run_agent(None, "one", agent, "Go.")  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="a text, or a list of the SDK's input items, not None"):
             await run_agent(runner, "one", agent, None)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="or False for a tool that is no step, not True"):

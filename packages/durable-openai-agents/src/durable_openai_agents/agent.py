@@ -49,6 +49,8 @@ async def run_agent(
     read any more; other `DurableError`s of the runner, which the model never hears of. Before anything runs, `TypeError` or
     `ValueError` for options that can't be, for a tool that can't be a step, and for one in `tools` that no agent has.
     """
+    if not isinstance(runner, Runner):
+        raise TypeError(f"run_agent takes a Runner, not {runner!r}; in a flow that is its first parameter")
     if not isinstance(prompt, str | list):
         raise TypeError(f"run_agent takes a prompt that is a text, or a list of the SDK's input items, not {prompt!r}")
     model = {} if model is None else model

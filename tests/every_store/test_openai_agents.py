@@ -65,7 +65,7 @@ def test_processes_that_are_killed_in_their_tools(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     acts = ["order", "mood", "", "approve", "refund", ""]
     command = [sys.executable, "-m", "tests.openai_agents.programs", f"sqlite:{tmp_path / 'runs.db'}", str(ledger), *acts]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=270)
     killed = "exit code -9"
     assert json.loads(done.stdout) == [killed, killed, f"waits for {ASKED}", "approved", killed, "returned 2 transcripts"]
     happened = ledger.read_text().split()

@@ -18,7 +18,7 @@ def test_calls_of_a_server_are_steps(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     acts = ["call", "", "retry", "request", "", ""]
     command = [sys.executable, "-m", "tests.pydantic_ai.programs", f"sqlite:{tmp_path / 'runs.db'}", str(ledger), *acts]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=270)
     killed, said = "exit code -9", "It is sunny in Rome."
     assert json.loads(done.stdout) == [killed, "interrupted", "retried", killed, said, said]
     assert ledger.read_text().split() == ["started", "Rome", "started", "Rome"]

@@ -61,7 +61,7 @@ class Summary:
 
 
 async def settle(store: Store, folder: Path, on_event: Callable[[StepEvent], None] | None = None) -> Summary:
-    """The flow is plain Python; each effect, and each answer from outside, is a step."""
+    """Hold the run, and go through its steps."""
     async with Runner(
         store,
         RUN_ID,
@@ -71,16 +71,21 @@ async def settle(store: Store, folder: Path, on_event: Callable[[StepEvent], Non
         lock_wait=10,
         on_event=on_event,
     ) as runner:
-        rates = await runner.step("fetch-rates", fetch_rates, DAY)
-        intake = await runner.step("read-orders", read_orders, ORDERS, rates)
-        await runner.step("report-rejects", report_rejects, folder, intake.rejects)
-        batches = [intake.orders[start : start + BATCH] for start in range(0, len(intake.orders), BATCH)]
-        for number, batch in enumerate(batches, start=1):
-            await runner.step(f"post-batch-{number}", post_batch, folder, batch, rates)
-        invoices = await runner.step("write-invoices", write_invoices, folder)
-        summary = await runner.step("write-summary", write_summary, folder, len(intake.rejects), invoices)
-        await runner.step("mail-summary", mail_summary, folder, summary)
-        return summary
+        return await settle_by(runner, folder)
+
+
+async def settle_by(runner: Runner, folder: Path) -> Summary:
+    """The flow is plain Python; each effect, and each answer from outside, is a step."""
+    rates = await runner.step("fetch-rates", fetch_rates, DAY)
+    intake = await runner.step("read-orders", read_orders, ORDERS, rates)
+    await runner.step("report-rejects", report_rejects, folder, intake.rejects)
+    batches = [intake.orders[start : start + BATCH] for start in range(0, len(intake.orders), BATCH)]
+    for number, batch in enumerate(batches, start=1):
+        await runner.step(f"post-batch-{number}", post_batch, folder, batch, rates)
+    invoices = await runner.step("write-invoices", write_invoices, folder)
+    summary = await runner.step("write-summary", write_summary, folder, len(intake.rejects), invoices)
+    await runner.step("mail-summary", mail_summary, folder, summary)
+    return summary
 
 
 async def fetch_rates(day: date) -> dict[str, Decimal]:

@@ -21,8 +21,8 @@ import httpx
 import pytest
 from standardwebhooks import Webhook
 
-from durable_core import MemoryStore, control
-from durable_core.testing import FakeClock
+from durable_core import MemoryStore, StepRecord, Store, control
+from durable_core.testing import FakeClock, crash_everywhere
 from tests.servers.postgres import postgres_server_url, postgres_url
 
 __all__ = ["postgres_server_url", "postgres_url"]
@@ -154,3 +154,44 @@ async def test_each_night_the_day_before_is_booked(tmp_path: Path, monkeypatch: 
         await clock.sleep(timedelta(minutes=20).total_seconds())
     (run,) = [run async for run in control.runs(store)]
     assert (run.run_id, run.status, run.input) == ("settle@2026-06-01T00:00Z", "succeeded", {"day": "2026-05-31"})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+@pytest.mark.parametrize("approved", [True, False])
+def test_an_order_crashed_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, approved: bool) -> None:
+    """Killed at every point, an order that somebody has to approve is charged once, or released; no step is lost or doubled."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from orders_service import flows, shop
+
+    monkeypatch.setattr(shop, "PATH", str(tmp_path / "shop.db"))
+    monkeypatch.setattr(shop.time, "sleep", lambda seconds: None)  # the bank answers at once
+
+    async def decide(store: Store, wait: StepRecord) -> None:
+        if wait.kind == "event":
+            await control.send(store, wait.run_id, wait.step_id, "P-1")
+        else:
+            await (control.approve if approved else control.reject)(store, wait.run_id, wait.step_id, by="ada")
+
+    def happened(run_id: str) -> list[str]:
+        with closing(sqlite3.connect(shop.PATH, timeout=30)) as table:
+            return [what for (what,) in table.execute("select what from effects where about = ?", (run_id,))]
+
+    report = crash_everywhere(
+        flows.order,
+        open_store=f"sqlite:{tmp_path / 'runs.db'}",
+        input=lambda run_id: {"id": run_id, "item": "chair", "cents": 900_00},
+        decide=decide,
+        effects=happened,
+    )
+    for point in report.points:
+        assert happened(point.run_id) == ["reserved", *(["charged", "shipped"] if approved else ["released"])]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+def test_a_night_crashed_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at every point, a day is booked once by each run."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from orders_service import flows, shop
+
+    monkeypatch.setattr(shop, "PATH", str(tmp_path / "shop.db"))
+    assert crash_everywhere(flows.settle, open_store=f"sqlite:{tmp_path / 'runs.db'}", input={"day": "2026-05-31"}).kills

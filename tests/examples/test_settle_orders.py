@@ -20,7 +20,8 @@ from types import ModuleType
 
 import pytest
 
-from durable_core import MemoryStore
+from durable_core import MemoryStore, Runner, flow
+from durable_core.testing import crash_everywhere
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS = [
@@ -247,6 +248,32 @@ def test_death_in_the_middle_of_an_effect(job: ModuleType, tmp_path: Path, monke
 
     asyncio.run(two_runs())
     assert_settled_once(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+def test_crashed_everywhere(job: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at every point of the night, each run settles every order once."""
+    # Who is killed loses nothing that it wrote.
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+    def folder_of(run_id: str) -> dict[str, str]:
+        (tmp_path / run_id).mkdir()
+        return {"folder": str(tmp_path / run_id)}
+
+    def effects(run_id: str) -> list[tuple[str, ...]]:
+        with closing(sqlite3.connect(tmp_path / run_id / "ledger.db")) as db:
+            posted = db.execute("SELECT order_id, customer, CAST(cents AS TEXT) FROM postings").fetchall()
+            mailed = db.execute("SELECT text FROM mail").fetchall()
+        return [*posted, *mailed, *((path.name,) for path in (tmp_path / run_id / "invoices").iterdir())]
+
+    @flow
+    async def night(runner: Runner, folder: str) -> job.Summary:  # type: ignore[name-defined]
+        return await job.settle_by(runner, Path(folder))
+
+    report = crash_everywhere(night, open_store=f"sqlite:{tmp_path / 'runs.db'}", input=folder_of, effects=effects)
+    assert {f"as '{step}' begins" for step in STEPS} < {point.place for point in report.points if point.killed}
+    for point in report.points:
+        assert_settled_once(tmp_path / point.run_id)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 import durable_web
-from durable_core import RunSuspended, control, open_store
+from durable_core import RunSuspended, StepRecord, Store, control, open_store
+from durable_core.testing import crash_everywhere
 from examples.support_agent.agent import ticket
 from tests.every_store.conftest import postgres_server_url, postgres_url
 from tests.web.conftest import Browse, browse, signed_in
@@ -103,3 +104,23 @@ async def test_killed_at_random(kind: str, tmp_path: Path, browse: Browse, reque
             transcripts.add(tuple(await control.result(store, run_id, returns=list[str])))
     assert len(transcripts) == 1
     assert kills == KILLS
+
+
+def test_crashed_everywhere(tmp_path: Path) -> None:
+    """Killed at every point, around both approvals too: each call is made once, or again where it was in flight; one refund."""
+
+    def desk_of(run_id: str) -> dict[str, str]:
+        (tmp_path / run_id).mkdir()
+        return {"order_id": "A-7", "folder": str(tmp_path / run_id)}
+
+    async def decide(store: Store, wait: StepRecord) -> None:
+        for name in ("ann", "bob"):
+            await control.approve(store, wait.run_id, wait.step_id, by=name)
+
+    def effects(run_id: str) -> list[str]:
+        calls = (tmp_path / run_id / "calls.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["tool"] for line in calls] + ["paid" for _ in (tmp_path / run_id).glob("refund-*.json")]
+
+    report = crash_everywhere(ticket, open_store=f"sqlite:{tmp_path / 'runs.db'}", input=desk_of, decide=decide, effects=effects)
+    for point in report.points:
+        assert effects(point.run_id).count("paid") == 1

@@ -429,7 +429,7 @@ class TestUndisturbed:
         async def body(runner: Runner) -> None:
             await asyncio.Event().wait()
 
-        with pytest.raises(DurableError, match="nothing happened for 0.5 s"):
+        with pytest.raises(DurableError, match="its process had not ended after 0.5 s"):
             world.crash(body, timeout=0.5)
 
 

@@ -35,7 +35,7 @@ def crash_everywhere(
     effects: Callable[[str], Iterable[Hashable]] | None = None,
     ends: Literal["succeeded", "failed", "cancelled"] = "succeeded",
     at_once: int = 4,
-    timeout: float | timedelta = 60,
+    timeout: float | timedelta = 120,
 ) -> CrashReport:
     """Check that a flow comes out the same wherever its process dies; kill it with SIGKILL at every point, to see.
 
@@ -50,7 +50,7 @@ def crash_everywhere(
     once only (`kind` is `step`), and for a child that was asked for with `wait=False` (`flow`). Sleeps, deadlines and long delays
     take no time: the clock jumps. `effects(run_id)` returns what the run did outside, such as the lines of a ledger: without it
     no effect outside of a step is found. `ends` is how an undisturbed run ends. `at_once` runs are tried at the same time. A
-    process that comes to no point for `timeout` seconds is hung.
+    process that has not ended after `timeout` seconds is killed, and its run is lost.
 
     Returns a report of all points. Raises `NotCrashSafe`, an `AssertionError` that names the first point and holds the report,
     if any run differs from an undisturbed one:

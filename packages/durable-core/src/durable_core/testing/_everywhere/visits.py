@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from time import monotonic
 from typing import Any, Final, NamedTuple
 
 from durable_core._log.chain import FLOW, decided
@@ -170,10 +171,11 @@ def _follow(job: Job, plan: Plan) -> Followed:
 def _visited(job: Job, plan: Plan, input: Mapping[str, Any], before: Stand | None, ahead: timedelta, deadly: str | None) -> Visit:
     visit = Visit(ahead=ahead)
     process, connection = forked(_visit, job, plan, input, before, ahead, deadly)
+    end = monotonic() + job.timeout
     try:
-        while connection.poll(job.timeout):
+        while connection.poll(max(end - monotonic(), 0)):
             visit.hear(*connection.recv())
-        visit.trouble = f"nothing happened for {job.timeout:g} s"
+        visit.trouble = f"its process had not ended after {job.timeout:g} s, at {visit.moments[-1:] or 'its beginning'}"
     except EOFError:
         process.join()
         if not (visit.stand or visit.trouble or visit.killed):

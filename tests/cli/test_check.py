@@ -137,6 +137,17 @@ def test_a_damaged_run_hides_no_other(durable: Durable, tmp_path: Path, shop: st
     assert "table" in done.err
 
 
+def test_runs_in_every_state_fit_the_code_that_wrote_them(durable: Durable, seeded: str) -> None:
+    """Whatever state they are in; of the one whose code raises it is said where."""
+    for flow in ("refund", "order", "charge"):
+        done = durable("check", f"tests.cli.seeds:{flow}", "--json", "--store", seeded)
+        misfits = {run["run_id"]: [each["what"] for each in run["differences"]] for run in done.objects if not run["fits"]}
+        assert misfits == ({"refund-2": ["raises"]} if flow == "refund" else {})
+    raises = durable("check", "tests.cli.seeds:refund", "refund-2", "--store", seeded)
+    assert "the flow's own code raised NameError: no such name, in " in raises.out
+    assert "seeds.py, line " in raises.out
+
+
 def test_a_bar_is_drawn_on_a_terminal_alone(terminal: Callable[..., Terminal], durable: Durable, shop: str) -> None:
     assert "replaying" not in durable("check", "yesterday:order", "--store", shop).err
     code(Path.cwd(), "slow", YESTERDAY.replace("print(", "import time; time.sleep(0.3); print("))

@@ -18,7 +18,7 @@ _DRIVE: Final = re.compile(r"/[A-Za-z]:(?:[/\\]|$)")
 class StoreURL:
     """A store's URL, split. `repr()`, `str()` and every error show its scheme, its host and the names of its options.
 
-    Raises `StoreError` where `url` has no scheme, holds a `#`, or can't be split.
+    Raises `StoreError` where `url` has no scheme, holds a `#` or what is no UTF-8, or can't be split.
     """
 
     def __init__(self, url: str) -> None:
@@ -38,6 +38,12 @@ class StoreURL:
             raise StoreError(
                 f"the URL that begins with '{self.scheme}:' holds a '#', which ends its path; percent-encode it: write it as %23"
             )
+        try:
+            url.encode()
+        except UnicodeEncodeError:  # whose message holds all of it
+            raise StoreError(
+                f"the URL that begins with '{self.scheme}:' holds bytes that are no UTF-8; percent-encode them, such as %FF"
+            ) from None
         try:
             self.parts: Final = urlsplit(url)
             self._host: Final = self.parts.netloc.rpartition("@")[2]

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.broken.guarantees import PAGE, TABLE, rows_of, written
 from tests.broken.patches import PATCHES, Patch
 from tests.broken.run import ROOT
 
@@ -37,3 +38,10 @@ def test_every_test_exists(request: pytest.FixtureRequest) -> None:
         command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *elsewhere]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_documentation_has_the_table_of_guarantees() -> None:
+    """Every guarantee is broken by rows that are there, and the page has them: `python -m tests.broken.guarantees`."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert all([*rows_of(guarantee)] for guarantees in TABLE.values() for guarantee in guarantees)
+    assert written(page) == page

@@ -1,0 +1,348 @@
+"""The guarantees of the library, each with the rows that break it.
+
+`python -m tests.broken.guarantees` writes them to the documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tests.broken.patches import PATCHES, Patch
+
+PAGE: Final = Path(__file__).parents[2] / "docs" / "concepts" / "guarantees.md"
+_BEGIN: Final = "<!-- from tests/broken/guarantees.py -->\n"
+_HEAD: Final = "| what holds | broken on purpose, for example | in all | a test that notices |\n|---|---|---|---|\n"
+_END: Final = "<!-- until here -->\n"
+
+
+class Guarantee(NamedTuple):
+    """What holds, and the names of the rows that break it; one that ends with a colon stands for all that begin with it."""
+
+    text: str
+    rows: tuple[str, ...]
+
+
+TABLE: Final[dict[str, list[Guarantee]]] = {
+    "The log": [
+        Guarantee(
+            "What `append` returned is durable",
+            (
+                "file: an append returns without its sync",
+                "file: a sync asks nothing of the system",
+                "file: the folder of a new log is not synced",
+                "sqlite: a commit is not synced",
+                "redis: what was appended is returned without its copies",
+            ),
+        ),
+        Guarantee(
+            "A slot has one winner, and all writers get its record",
+            (
+                "file: a slot is never taken",
+                "sqlite: an entry is written over",
+                "redis: a slot is never taken",
+                "postgres: the last record takes the slot",
+                "s3: an entry is written over",
+                "memory: the last record takes the slot",
+                "s3: an endpoint that ignores conditions is taken",
+            ),
+        ),
+        Guarantee(
+            "Every reader sees what was returned, and nothing that was not",
+            ("redis: what is found newer is returned without its copies", "file: a log that changed is not looked at again"),
+        ),
+        Guarantee(
+            "A failed or unfinished append leaves nothing behind",
+            ("file: what a failed append wrote stays", "file: what an append left half done stays"),
+        ),
+        Guarantee("`clear` leaves a prefix, never a hole", ("s3: a run is cleared from its beginning",)),
+        Guarantee(
+            "Damage is an error that names the place, and hides no other run",
+            (
+                "file: no line is checked",
+                "record: a result that is nested too deeply is a RecursionError",
+                "a damaged run hides others",
+                "file: a log with a damaged first line hides the others",
+                "redis: one damaged run hides the others",
+                "sqlite: a damaged row takes other appends along",
+            ),
+        ),
+        Guarantee(
+            "Old logs replay",
+            (
+                "arguments have other fingerprints than in old logs",
+                "the library's errors have other names than in old logs",
+                "file: runs have other files than in old folders",
+            ),
+        ),
+        Guarantee(
+            "A run's lock has one holder",
+            (
+                "redis: a lock is taken from its holder",
+                "postgres: a lock is told and not taken",
+                "file: a lock is taken on a file that was replaced",
+                "a process is taken for an earlier one with its number",
+                "a process of another boot or namespace is taken for one of this",
+            ),
+        ),
+        Guarantee(
+            "A lock that may be lost is known to be lost",
+            (
+                "a lease that was not renewed in time is taken for held",
+                "file: a holder doesn't look whether its lock file is still there",
+            ),
+        ),
+        Guarantee(
+            "A fork of the process shares no lock, no connection and no id",
+            (
+                "a forked child makes the ids that its parent makes",
+                "a forked child holds its parent's lease",
+                "sqlite: the database stays open over a fork",
+                "file: a fork that Python is not told of goes unnoticed",
+            ),
+        ),
+        Guarantee(
+            "A transaction commits with its record, or not at all",
+            (
+                "postgres: a transaction commits what it did beside another's record",
+                "sqlite: a transaction that lost its slot is committed",
+                "postgres: the caller's transaction is not joined",
+            ),
+        ),
+        Guarantee(
+            "An index misses no run",
+            (
+                "redis: the log is written before the index",
+                "s3: the log is written before the mark",
+                "postgres: the index of flows is not written",
+                "memory: the last of a page comes again",
+            ),
+        ),
+        Guarantee(
+            "Who watches a run hears of it, also after an outage",
+            ("redis: a watch ends with its connection", "postgres: a silent connection is listened to for ever"),
+        ),
+        Guarantee(
+            "A store with connections belongs to one event loop", ("stores: one with connections serves two loops at once",)
+        ),
+        Guarantee("Passwords never show", ("urls: user and password are shown", "cli: a command to paste shows a password")),
+        Guarantee("Memory is bounded where a log is long", ("s3: a scan keeps what it has read",)),
+    ],
+    "Steps": [
+        Guarantee("A recorded step does not run again", ("a step that was recorded runs again",)),
+        Guarantee(
+            "Who lost the lock starts no function",
+            (
+                "a step starts though the lock was lost",
+                "the log is read before the lock is held",
+                "the lock is not looked at once more when all waiting is over",
+            ),
+        ),
+        Guarantee(
+            "A value comes back as it was, or is refused",
+            (
+                "a value that comes back changed is recorded",
+                "values: what comes back is not compared",
+                "values: a value comes back as another class",
+                "values: a secret is recorded masked",
+            ),
+        ),
+        Guarantee("A store failure is no step failure, and leaves no hole", ("what the store did not take is forgotten",)),
+        Guarantee(
+            "A step that may happen once happens once",
+            (
+                "at most once: no intent is recorded",
+                "at most once: a lost intent runs the function all the same",
+                "an interrupted step runs again",
+                "an intent is recorded before a thread is free",
+            ),
+        ),
+        Guarantee(
+            "An outcome whose effect has happened is recorded", ("an outcome that loses its slot to an intent is dropped",)
+        ),
+        Guarantee(
+            "Retries outlive the process",
+            (
+                "a long delay is not recorded",
+                "attempts are counted anew in each life",
+                "a restart by recover costs an attempt",
+                "a run that waits for its next attempt is not told",
+            ),
+        ),
+        Guarantee("A key for the service is the same in every attempt", ("each attempt has an idempotency key of its own",)),
+        Guarantee(
+            "One id is one call",
+            (
+                "an id may stand for two calls",
+                "calls: other arguments are the same call",
+                "calls: a loop may go on before its step runs",
+                "other arguments than recorded go unnoticed",
+                "a step of another kind than recorded is taken for it",
+                "recorded steps that a flow did not ask for go unnoticed",
+            ),
+        ),
+        Guarantee(
+            "A cancelled caller loses no outcome, and another's cancellation is not its own",
+            (
+                "a cancellation while recording leaves no record",
+                "a CancelledError of another task is taken for one's own",
+                "a runner that a scope cancels waits for no step",
+            ),
+        ),
+        Guarantee("A timeout ends a step, whatever it swallows", ("a function may swallow its timeout",)),
+        Guarantee(
+            "A race has one winner, on every replay",
+            (
+                "first: a runner returns its own winner, whoever holds the slot",
+                "first: a loser begins something more",
+                "first: waits that lost go on being asked for",
+            ),
+        ),
+        Guarantee("A map does every item once, so many at a time", ("map:",)),
+        Guarantee("Progress has one place for each call", ("publish:", "follow:")),
+        Guarantee("A handler's error does no harm", ("what a handler raises fails the step",)),
+    ],
+    "Flows and waits": [
+        Guarantee(
+            "A wait suspends the run, and cuts nothing short",
+            ("`except Exception` in a flow swallows a suspension", "map: a wait beside it cuts it short"),
+        ),
+        Guarantee("A wait ends at the time first recorded", ("a wait does not end at its deadline",)),
+        Guarantee(
+            "One decision counts, of those who may decide, in time",
+            (
+                "the second of two decisions counts",
+                "a decision after the deadline counts",
+                "one rejection of several does not decide",
+                "a decision binds to nothing",
+            ),
+        ),
+        Guarantee("A run has one input", ("a flow goes on with other input than it began with",)),
+        Guarantee("A typo ends no run", ("a crash ends the run", "an interrupted step is a crash")),
+        Guarantee(
+            "A run whose flow undid something has failed, and stays so",
+            (
+                "an exception that was answered is a crash",
+                "what was undone is forgotten by the next life",
+                "a failure that was answered is retried",
+            ),
+        ),
+        Guarantee("Who lost the run says nothing of it", ("who lost the run ends it",)),
+        Guarantee(
+            "A cancellation is never lost, and never told wrongly",
+            (
+                "a flow that begins while its run is cancelled is not told",
+                "a suspension that lost its slot to a cancellation suspends",
+                "a cancellation that came too late is not told",
+                "a cancellation that was told is called late",
+                "a cancelled run undoes nothing",
+            ),
+        ),
+        Guarantee(
+            "A child is its parent's: one log, one end, one cancellation",
+            (
+                "any run is taken for a child",
+                "a cancellation is not handed on to a child",
+                "children that nobody waited for go on without their parent",
+                "a child is driven without its lock",
+            ),
+        ),
+        Guarantee(
+            "Who mends a step lets its run go on, and its parents",
+            ("a step that runs is decided by hand", "the parents of a child that was mended stay failed"),
+        ),
+        Guarantee("A fork takes what was decided, and nothing else", ("a fork takes the steps of children that have not ended",)),
+        Guarantee("A copy changes nothing that is there", ("a copy goes on over what another run had recorded",)),
+        Guarantee(
+            "A family is cleared as one, once it has ended",
+            ("a run is cleared before its children", "a family is cleared though one of it has not ended"),
+        ),
+    ],
+    "Workers": [
+        Guarantee(
+            "A run that can go on is looked at",
+            (
+                "wake-ups: nobody looks at a run whose actor died before it woke a worker",
+                "worker: what came while a run suspended waits for the visibility timeout",
+                "celery: the sweep looks for no runs",
+            ),
+        ),
+        Guarantee(
+            "A wake-up that was taken is hidden, and comes again until it is cleared",
+            (
+                "postgres: a wake-up that was taken is not hidden",
+                "redis: a wake-up that was taken is not hidden",
+                "s3, wake-ups: what was taken once is never shown again",
+                "redis: wake-ups expire",
+            ),
+        ),
+        Guarantee(
+            "One bad run stops no other",
+            (
+                "worker: a run that kills its process takes its neighbours along",
+                "worker: what keeps dying has neighbours",
+                "worker: a damaged log hides other runs from the sweep",
+            ),
+        ),
+        Guarantee(
+            "A run that keeps crashing is parked, and tried once more after a deploy",
+            ("worker: a run that was parked is not tried once more",),
+        ),
+        Guarantee(
+            "A limit holds over all machines",
+            ("worker: a child takes a second place of its parent's limit", "worker: those that wait for a place take room"),
+        ),
+        Guarantee(
+            "A worker that is stopped hands its runs back",
+            (
+                "worker: one that is stopped keeps its runs until the visibility timeout",
+                "worker: a wait goes on in a process that stops",
+            ),
+        ),
+        Guarantee("A tick of a schedule starts one run", ("cron:",)),
+        Guarantee("A webhook is verified before it is read, and starts one run", ("webhooks:",)),
+        Guarantee("Celery may lose, double or delay what it carries", ("celery:",)),
+    ],
+    "Around it": [
+        Guarantee("Without asyncio the same holds", ("sync:",)),
+        Guarantee("The command shows what is there, safely, and acts when told to", ("cli:",)),
+        Guarantee("The page acts as who is signed in, from its own origin alone", ("web:",)),
+        Guarantee("Agents ask a model and call a tool once", ("pydantic-ai:", "openai agents:")),
+        Guarantee("Telemetry changes no run, and tells no values", ("otel:",)),
+        Guarantee("The kit for stores tells what it does not test", ("kit:",)),
+    ],
+}
+
+
+def rows_of(guarantee: Guarantee) -> Iterator[Patch]:
+    """Yield the rows that break a guarantee. Raises `LookupError` for a name that is none."""
+    for name in guarantee.rows:
+        found = [patch for patch in PATCHES if patch.name == name or (name.endswith(":") and patch.name.startswith(name))]
+        if not found:
+            raise LookupError(f"no row of tests/broken/patches.py is named {name!r}")
+        yield from found
+
+
+def as_markdown() -> str:
+    """Return the table as the documentation has it."""
+    text = ""
+    for title, guarantees in TABLE.items():
+        text += f"\n### {title}\n\n{_HEAD}"
+        for guarantee in guarantees:
+            rows = [*rows_of(guarantee)]
+            path, _, name = rows[0].tests[0].partition("::")
+            test = name.partition("[")[0].rpartition("::")[2]
+            text += f"| {guarantee.text} | {rows[0].name} | {len(rows)} | `{test}` in `{path}` |\n"
+    return text + "\n"
+
+
+def written(page: str) -> str:
+    """Return the page with the table of today."""
+    before, _, rest = page.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    return before + _BEGIN + as_markdown() + _END + after
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")

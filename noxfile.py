@@ -212,14 +212,14 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
-    """Let workers die at random for two minutes on each store, and see every run end; takes stores, and `--seed` and the like."""
+    """Kill and freeze workers, restart servers and cut connections, two minutes a store; takes stores, `--seconds`, `--seed`."""
     session.install(*editable(), *group("tests"))
     session.run("python", "-m", "tests.soak", *session.posargs)
 
 
 @nox.session(default=False)
 def broken(session: nox.Session) -> None:
-    """Break each guarantee on purpose and see its tests fail; takes parts of the names in tests/broken/patches.py."""
+    """Break each guarantee on purpose and see its tests fail; takes parts of the rows' names, and `--shard 1/4` and the like."""
     session.install(*editable(), *group("tests"), *group("celery"))
     session.run("python", "-m", "tests.broken.run", *session.posargs)
 

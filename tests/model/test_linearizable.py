@@ -17,7 +17,7 @@ from durable_core import StepRecord, open_store
 from tests.every_store.forking import CONTEXT
 from tests.model.rivals import REVISIONS, RUN, STEPS, Entry, Line, entry_of, main
 
-SECONDS = 120
+SECONDS = 240
 PROCESSES = 4
 KILLS = 6
 

@@ -53,6 +53,8 @@ _STOP_SECONDS: Final = 30.0
 _FREEZE_EVERY: Final = 6
 _CUT_EVERY: Final = 4
 """To how many kills there is one freeze, and one cut."""
+_AIM_SECONDS: Final = 2.0
+"""For how long a freeze waits for a worker in the middle of a step."""
 _RESTART_EVERY: Final = 20.0
 """Seconds between two restarts of the server; there are four at least."""
 
@@ -227,26 +229,37 @@ def soak(asked: Soak, folder: Path) -> Verdict:
 
 
 def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, proxy: Proxy | None, side: Side) -> None:
-    """Kill, stop and freeze processes at random, cut connections, and restart the server, until the time is over."""
-    random = Random(asked.seed)
+    """Kill, stop and freeze processes at random, cut connections, and restart the server, until the time is over.
+
+    Nothing strikes a process that has not begun to work, however slow the machine is. Most freezes strike a worker in the middle
+    of a step, which is where another takes its run over.
+    """
+    random, seen, aims = Random(asked.seed), Side(side.path, "reader"), True
+    ready = set[str]()
     until = plan.began + asked.seconds
-    next_kill = plan.began + 2  # so long do processes take to begin
-    next_freeze, next_cut = next_kill + 1, next_kill + 2
+    next_kill, next_freeze, next_cut = plan.began + 2, plan.began + 3, plan.began + 4
     restarts = max(4, round(asked.seconds / _RESTART_EVERY)) if server else 0
     outages = [plan.began + asked.seconds * (number + 0.5) / restarts for number in range(restarts)]
     while (now := time.monotonic()) < until:
         for life in lives:
             life.see_to()
-        if now >= next_kill:
+        news = seen.news()
+        ready |= {line.who for line in news if line.what == "ready"}
+        in_step = {line.who for line in news if line.what == "begin"}
+        at_work = [life for life in lives if life.who in ready and not life.is_frozen]
+        if at_work and now >= next_kill:
             next_kill = now + random.uniform(0.5, 1.5) * asked.every
-            victim = random.choice([life for life in lives if not life.is_frozen])
+            victim = random.choice(at_work)
             if random.random() < 0.2 and victim is not lives[-1]:
                 victim.stop()
             else:
                 victim.kill()
-        if now >= next_freeze and not any(life.is_frozen for life in lives):
+        aims &= now < next_freeze + _AIM_SECONDS
+        victims = [life for life in at_work if life is not lives[-1] and (life.who in in_step or not aims)]
+        if victims and now >= next_freeze and not any(life.is_frozen for life in lives):
+            random.choice(victims).freeze(random.uniform(1.5, 2.5) * max(asked.lease, asked.visibility_timeout))
             next_freeze = now + random.uniform(0.5, 1.5) * asked.every * _FREEZE_EVERY
-            random.choice(lives[:WORKERS]).freeze(random.uniform(1.1, 1.6) * max(asked.lease, asked.visibility_timeout))
+            aims = random.random() < 0.7
         if proxy is not None and now >= next_cut:
             next_cut = now + random.uniform(0.5, 1.5) * asked.every * _CUT_EVERY
             _cut(proxy, random, side)

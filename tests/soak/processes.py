@@ -157,6 +157,7 @@ async def main(role: str, who: str, folder: Path) -> None:
     side = begin_life(folder / "side.jsonl", who)
     keep_mended_in(folder / "mended")
     async with open_store(plan.url) as store:
+        side.note("ready")
         await (work(store, plan) if role == "worker" else People(store, plan, side).act())
 
 

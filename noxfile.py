@@ -157,7 +157,7 @@ def diagrams(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def picture(session: nox.Session) -> None:
-    """Record the demo anew for the documentation, and take its picture of the page; on POSIX only, for it needs a terminal."""
+    """Record the front page's program, and take a picture of the web page; on POSIX only, because it needs a terminal."""
     chromium = _chromium(session)
     session.install(*editable(), *group("tests"), *group("browser"))
     session.run("python", "docs/_build/draw_demo.py")

@@ -132,6 +132,17 @@ def test_every_diagram_is_drawn(path: str) -> None:
         ("approval", "howto/ask-a-person/"),
         ("exactly once", "concepts/guarantees/"),
         ("open_store", "reference/store/"),
+        ("human", "howto/ask-a-person/"),
+        ("saga", "howto/undo/"),
+        ("fastapi", "howto/fastapi/"),
+        ("django", "howto/django/"),
+        ("celery", "howto/celery/"),
+        ("docker", "howto/kubernetes-and-docker/"),
+        ("progress", "howto/many-at-once/"),
+        ("metrics", "howto/observability/"),
+        ("opentelemetry", "howto/see-it-in-opentelemetry/"),
+        ("webhook", "howto/start-from-a-webhook/"),
+        ("agent", "agent"),  # any page about agents
     ],
 )
 def test_search_finds_it_first(context: BrowserContext, address: str, words: str, expected: str) -> None:
@@ -143,7 +154,7 @@ def test_search_finds_it_first(context: BrowserContext, address: str, words: str
     page.locator(".md-search-result__link").first.wait_for()
     first = page.locator(".md-search-result__link").first.get_attribute("href")
     assert first is not None
-    assert urlsplit(urljoin(address, first)).path.removeprefix("/durable/") == expected
+    assert expected in urlsplit(urljoin(address, first)).path.removeprefix("/durable/")
 
 
 def test_code_copies(context: BrowserContext, address: str) -> None:
@@ -262,7 +273,7 @@ def test_an_address_that_is_nowhere_helps(context: BrowserContext, published: st
     page.keyboard.type("approval")
     assert page.locator(".md-search-result__link").first.get_attribute("href", timeout=20_000)
     page.keyboard.press("Escape")
-    page.get_by_role("link", name="Begin at the home page").click()
+    page.get_by_role("link", name="go to the home page").click()
     page.wait_for_url(published + "latest/")
 
 
@@ -270,5 +281,5 @@ def test_an_unknown_address_helps(context: BrowserContext, address: str) -> None
     """The page for what isn't there leads back."""
     page = context.new_page()
     page.goto(address + "404.html", wait_until="networkidle")
-    page.get_by_role("link", name="Begin at the home page").click()
+    page.get_by_role("link", name="go to the home page").click()
     assert page.locator("h1").inner_text().startswith("Python that survives crashes")

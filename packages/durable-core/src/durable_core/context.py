@@ -28,10 +28,10 @@ class StepContext(msgspec.Struct):
 
     @property
     def idempotency_key(self) -> str:
-        """A key to send along, so that the service called recognises a repetition.
+        """A key to send along, so that the service recognises a repetition.
 
-        The same for every attempt and after a crash; a new one once the step was reopened, because services replay
-        the answer, a failure too, that they once gave for a key.
+        It is the same for every attempt and after a crash. It changes when the step is reopened, because services repeat
+        their earlier answer for a key, even a failure.
         """
         name = f"{self.run_id}\0{self.step_id}\0{self._generation}"
         return blake2b(name.encode(), digest_size=16, person=b"durable-step").hexdigest()
@@ -52,7 +52,7 @@ running: Final[ContextVar[StepContext | None]] = ContextVar("durable_step", defa
 
 
 def current_step() -> StepContext:
-    """Return the step in whose function this is called. Raises `DurableError` outside of one."""
+    """Return the step in whose function this is called. Raises `DurableError` outside a step."""
     context = running.get()
     if context is None or not context._active:
         raise DurableError("current_step() was called outside a step; it works inside the function given to runner.step()")
@@ -60,7 +60,7 @@ def current_step() -> StepContext:
 
 
 def in_step() -> bool:
-    """Tell whether this is called inside the function of a step."""
+    """Return True inside the function of a step."""
     context = running.get()
     return context is not None and context._active
 
@@ -86,9 +86,9 @@ def driven_run() -> str | None:
 
 
 def current_runner() -> Runner:
-    """Return the runner whose flow, or whose step, is running where this is called. Raises `DurableError` outside of both.
+    """Return the runner whose flow or step is running here. Raises `DurableError` outside both.
 
-    Inside a step it is there to be asked, such as for its `run_id`: a step can't start another one.
+    Inside a step, use it only to read from it, such as its `run_id`: a step can't start another step.
     """
     context = running.get()
     runner: Runner | None = context._runner.face() if context is not None and context._active else _flow_runner.get()

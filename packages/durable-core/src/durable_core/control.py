@@ -1,4 +1,4 @@
-"""Acting on a run from outside: each of these appends an entry, none rewrites one."""
+"""Acting on a run from outside. Each function appends an entry; none rewrites one."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ _GOING_ON: Final[frozenset[FlowState]] = frozenset({"waiting", "started", "crash
 async def approve(
     store: Store, run_id: str, step_id: str, *, by: str, reason: str | None = None, value: Any = None, clock: Clock | None = None
 ) -> StepRecord:
-    """Say yes to an approval, as `by`; return the entry that holds the vote, or the decision if that was the last one needed.
+    """Approve, as `by`; return the entry with the vote, or with the decision if this was the last vote needed.
 
-    The same person counts once. `value` is what the person changed: the flow finds it in the decision, the last one that was
-    given if several people gave one. Raises `AlreadyDecided` after another decision, `DeadlinePassed` after the deadline,
-    `NotFound` for a run or step that isn't there, `Refused` for one that doesn't wait for an approval, or that `by` may not
-    decide, and `TypeError` for a value that can't be recorded.
+    The same person counts once. `value` is what the person changed. The flow finds it in the decision; if several people gave
+    one, the last one counts. Raises `AlreadyDecided` after another decision, `DeadlinePassed` after the deadline, `NotFound` for
+    a run or step that doesn't exist, `Refused` for a step that doesn't wait for an approval or that `by` may not decide, and
+    `TypeError` for a value that can't be recorded.
     """
     return await cast(store, run_id, step_id, _vote(by, True, reason, value, clock), clock)
 
@@ -77,7 +77,7 @@ async def approve(
 async def reject(
     store: Store, run_id: str, step_id: str, *, by: str, reason: str | None = None, value: Any = None, clock: Clock | None = None
 ) -> StepRecord:
-    """Say no to an approval, as `by`: one rejection decides. Raises what `approve` raises."""
+    """Reject, as `by`. One rejection decides. Raises what `approve` raises."""
     return await cast(store, run_id, step_id, _vote(by, False, reason, value, clock), clock)
 
 
@@ -91,8 +91,8 @@ async def send(
 ) -> StepRecord:
     """Give an event its value, before a run waits for it or while it does; the run need not exist yet.
 
-    `by` is recorded in the entry's note. The same value sent again changes nothing. Raises `AlreadyDecided` for another one,
-    `DeadlinePassed` after the deadline, `Refused` for a step that is no event, `TypeError` for a value that can't be recorded.
+    `by` is recorded in the entry's note. The same value sent again changes nothing. Raises `AlreadyDecided` for another value,
+    `DeadlinePassed` after the deadline, `Refused` for a step that isn't an event, `TypeError` for a value that can't be recorded.
     """
     check_own(store, run_id, step_id)
     result = record_any(value, f"the value of event {step_id!r}")
@@ -108,11 +108,11 @@ async def send_failure(
     by: str | None = None,
     clock: Clock | None = None,
 ) -> StepRecord:
-    """Say that an event went wrong, before a run waits for it or while it does, or take an approval back that waits.
+    """Report that an event failed, before a run waits for it or while it does; or withdraw an approval that waits.
 
-    The flow gets `StepFailed`, whose error is the exception that is given; a text is one of the type `SentFailure`. The same
-    failure again changes nothing. Raises `AlreadyDecided` where there is an outcome, `DeadlinePassed` after the deadline, and
-    `Refused` for a step that is neither.
+    The flow gets `StepFailed`, whose error is the given exception; a text becomes a `SentFailure`. The same failure again changes
+    nothing. Raises `AlreadyDecided` if there is an outcome, `DeadlinePassed` after the deadline, and `Refused` for a step that is
+    neither an event nor an approval.
     """
     check_own(store, run_id, step_id)
     if not isinstance(error, str | BaseException):
@@ -131,12 +131,12 @@ async def resolve(
     by: str | None = None,
     clock: Clock | None = None,
 ) -> StepRecord:
-    """Set the outcome of a step that failed or was interrupted by hand; the run's next replay returns `value`.
+    """Set the outcome of a step that failed or was interrupted; the run's next replay returns `value`.
 
-    A flow that failed because of it, or is parked by it, goes on when it is run again. An interrupted step is resolved only
-    under the run's lock, lest it be running now: `RunBusy` is raised if it is held. Raises `NotFound` for a run or step that
-    isn't there, `Refused` for a step in any other state and for a run that can't go on, `AlreadyDecided` if it got an outcome
-    meanwhile, and `TypeError` for a value that can't be recorded.
+    A flow that failed because of the step, or is parked by it, continues when it is run again. For an interrupted step this takes
+    the run's lock, because the step might be running now, and raises `RunBusy` if the lock is held. Raises `NotFound` for a run
+    or step that doesn't exist, `Refused` for a step in any other state and for a run that can't continue, `AlreadyDecided` if the
+    step got an outcome meanwhile, and `TypeError` for a value that can't be recorded.
     """
     check(store, run_id=run_id, step_id=step_id)
     result = record_any(value, f"the value of step {step_id!r}")
@@ -164,16 +164,16 @@ async def retry(
     by: str | None = None,
     clock: Clock | None = None,
 ) -> StepRecord:
-    """Reopen a step that failed or was interrupted: the run's next run starts it again. Return the entry.
+    """Reopen a step that failed or was interrupted, so that the next run starts it again. Return the entry.
 
-    Without `step_id` the run goes on: the steps whose failures ended it are reopened, those that its flow caught stay; a run
-    that crashed, was interrupted or is parked is tried again, with the step that it is parked by. A flow that failed because
-    of a step goes on when it is run again, and so do those that called for it. Of a step that called for a flow, that flow's
-    run is retried; of a map, the items that failed. A step that waits for its next attempt is due now.
+    Without `step_id`, continue the run: the steps whose failures ended it are reopened; failures that its flow caught stay. A run
+    that crashed, was interrupted or is parked is tried again, with the step that parked it. A flow that failed because of a step
+    continues when it is run again, and so do the flows that called it. If the step called a flow, that flow's run is retried; if
+    it is a map, its failed items. A step that waits for its next attempt is due now.
 
-    An interrupted step or run is reopened only under the run's lock, lest it be running now: `RunBusy` is raised if it is held.
-    Raises `NotFound` for a run or step that isn't there, and `Refused` for one in any other state: where the run ended cancelled
-    too, and where its flow had answered the failure with steps of its own, which may have undone what came before.
+    For an interrupted step or run this takes the run's lock, because it might be running now, and raises `RunBusy` if the lock is
+    held. Raises `NotFound` for a run or step that doesn't exist, and `Refused` for one in any other state. It is also `Refused`
+    if the run ended cancelled, or if its flow had answered the failure with steps, which may have undone earlier work.
     """
     check(store, run_id=run_id, step_id=step_id)
     said = signed(reason, by)
@@ -185,12 +185,12 @@ async def retry(
 async def cancel(
     store: Store, run_id: str, *, reason: str | None = None, by: str | None = None, clock: Clock | None = None
 ) -> StepRecord:
-    """Ask a run to stop: steps and waits that have no outcome yet raise `RunCancelled`, now and when it is run again.
+    """Ask a run to stop: steps and waits without an outcome raise `RunCancelled`, now and when it is run again.
 
-    `status` tells what came of it. A runner in this process notices before its next step; one in another notices within two
-    seconds, on S3 within twenty. It starts nothing more, but for steps with `when_cancelled=True`; a function that is running is
-    not interrupted. A run that was only asked for is ended at once. Cancelling again changes nothing. Returns the entry that
-    asks for it. Raises `NotFound` for a run that isn't there, and `Refused` for one that has ended.
+    `status` shows how the run ended. A runner in this process notices before its next step; one in another process notices within
+    two seconds, on S3 within twenty. It then starts only steps with `when_cancelled=True`. A function that is running is not
+    interrupted. A run that has not begun ends at once. Cancelling again changes nothing. Returns the entry with the request.
+    Raises `NotFound` for a run that doesn't exist, and `Refused` for one that has ended.
     """
     check(store, run_id=run_id)
     signed(reason, by)
@@ -201,10 +201,10 @@ async def cancel(
 
 
 async def clear(store: Store, run_id: str) -> Sequence[str]:
-    """Clear a run whose flow has ended, with the children that its steps called for, children first; return their ids.
+    """Clear a run whose flow has ended, with the children that its steps called, children first; return their ids.
 
-    Raises `NotFound` for a run that isn't there, `RunBusy` where another holds its lock, and `Refused` for a run that has not
-    ended, that has no flow, so that nothing tells whether it has, or that is a child of a run which is there.
+    Raises `NotFound` for a run that doesn't exist, `RunBusy` if another runner holds its lock, and `Refused` for a run that has
+    not ended, that has no flow and so doesn't record its end, or that is a child of an existing run.
     """
     check(store, run_id=run_id)
     if (flow := await store.get(run_id, FLOW)) is None:
@@ -223,10 +223,10 @@ async def clear_ended(
 ) -> Sequence[str]:
     """Clear the runs whose flows ended more than `older_than` ago and whose ids start with `prefix`; return their ids.
 
-    A run and the children that its steps called for are one: children are cleared first, and all of them with the topmost run,
-    once that ended so long ago. A run whose lock is held is left alone, and so is one without a flow, since nothing tells that it
-    has ended. With `dry_run` nothing is cleared, and the ids are those of what would be. Safe to repeat after a crash. A log that
-    is damaged hides no other: `CorruptLog` is raised after the rest.
+    A run is cleared together with the children that its steps called, children first, once the topmost run ended that long ago. A
+    run whose lock is held is skipped, and so is a run without a flow, which doesn't record its end. With `dry_run` nothing is
+    cleared, and the ids of the runs that would be cleared are returned. Safe to repeat after a crash. A damaged log doesn't hide
+    others: `CorruptLog` is raised after the rest.
     """
     check_store(store)
     moment = now_by(clock) - timedelta(seconds=duration("older_than", older_than))
@@ -241,10 +241,10 @@ async def pending(
 ) -> AsyncIterator[StepRecord]:
     """Yield the newest entry of each approval that waits for a person, over all runs whose id starts with `prefix`.
 
-    Runs that have ended or are to stop are passed over, and those that began last come first. What suspended runs wait for is
-    looked up many at once, and the logs of other runs are read; on a store without `flows`, of all. Runs without a flow stand in
-    no index: all ids are listed for their sake, unless `only_flows`. A log that is damaged hides no other: `CorruptLog` is raised
-    after the rest. Raises `Refused` on a store that can't list its runs.
+    Skips runs that have ended or are being cancelled; those that began last come first. Looks up many suspended runs at once, and
+    reads the logs of the others; on a store without `flows`, all logs. Runs without a flow are in no index, so all ids are listed
+    to find them, unless `only_flows` is set. A damaged log doesn't hide others: `CorruptLog` is raised after the rest. Raises
+    `Refused` on a store that can't list its runs.
     """
     check_store(store)
     damage = Damage()
@@ -263,9 +263,9 @@ async def pending(
 
 
 async def status(store: Store, run_id: str, *, entries: Sequence[StepRecord] | None = None) -> RunStatus:
-    """Tell how a run stands. Raises `NotFound` for a run that isn't there.
+    """Return the state of a run. Raises `NotFound` for a run that doesn't exist.
 
-    Who has just read the run's log gives its `entries`, so that it is not read again.
+    If you have just read the run's log, pass its `entries`, so that it is not read again.
     """
     check(store, run_id=run_id)
     entries = entries or await known_run(store, run_id)
@@ -284,14 +284,14 @@ async def runs(
     limit: int | None = None,
     only_flows: bool = False,
 ) -> AsyncIterator[RunStatus]:
-    """Yield how each run stands whose id starts with `prefix`, those that began last first.
+    """Yield the state of each run whose id starts with `prefix`, newest first.
 
-    `status` is one or several of the statuses of `RunStatus`; `flow` the name of a flow; `since` leaves out what began earlier.
-    A page is `limit` runs, and `before=(run.started_at, run.run_id)` of its last one asks for the next.
+    `status` is one or more of the statuses of `RunStatus`, `flow` the name of a flow, and `since` leaves out runs that began
+    earlier. A page has `limit` runs. For the next page, pass `before=(run.started_at, run.run_id)` of its last run.
 
-    A store with `flows` finds runs with a flow by its index and reads the logs of those alone. Runs without a flow stand in no
-    index: unless `flow`, `status` or `only_flows` rules them out, all ids are listed for their sake. A store without `flows`
-    reads the log of every run. A log that is damaged hides no other: `CorruptLog` is raised after the rest.
+    A store with `flows` finds runs with a flow by its index and reads only their logs. Runs without a flow are in no index: to
+    find them, all ids are listed, unless `flow`, `status` or `only_flows` rules them out. A store without `flows` reads the log
+    of every run. A damaged log doesn't hide others: `CorruptLog` is raised after the rest.
     """
     check_store(store)
     states = None if status is None else frozenset([status] if isinstance(status, str) else status)
@@ -328,10 +328,10 @@ async def result(
 ) -> Any:
     """Wait until a run's flow has ended, and return its value as `returns`, or as plain JSON.
 
-    It runs nothing itself. Raises `StepFailed` where the run failed or was cancelled, as `run` does; `TimeoutError` if it
-    has not ended within `timeout` seconds; `NotFound` for a run that isn't there, `Refused` for one without a flow, and
-    `StepDrift` if the value is no `returns`. The end is seen at once in the process that runs it, and within two seconds in
-    another; on S3 within twenty.
+    It runs nothing itself. Raises `StepFailed` if the run failed or was cancelled, as `run` does; `TimeoutError` if it
+    has not ended within `timeout` seconds; `NotFound` for a run that doesn't exist, `Refused` for one without a flow, and
+    `StepDrift` if the value can't be decoded as `returns`. It notices the end at once in the process that runs the flow, and
+    within two seconds in another process, on S3 within twenty.
     """
     check(store, run_id=run_id)
     codec = codec_for(Any if returns is None else returns)

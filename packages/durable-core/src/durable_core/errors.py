@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class RunBusy(DurableError):
     """Another runner holds the run's lock.
 
-    `holder` says who, as far as the store knows; `since` is when the lock was taken, or None.
+    `holder` says who, as far as the store knows. `since` is when the lock was taken, or None.
     """
 
     def __init__(self, run_id: str, *, holder: str, since: datetime | None) -> None:
@@ -35,13 +35,13 @@ class RunBusy(DurableError):
 
 
 class LockLost(DurableError):
-    """The run's lock was lost while it was held, so another runner may be at work: no further step is started."""
+    """The runner lost the run's lock, so another runner may be working on the run. No further step is started."""
 
 
 class StepFailed(DurableError):
-    """A step failed for good and its failure is recorded.
+    """A step failed for good, and its failure is recorded.
 
-    Raised on the run in which it failed, from the original exception, and equal to that on every replay.
+    It is raised from the original exception in the run in which the step failed, and raised equal on every replay.
     `error` is the recorded `StepError`: branch on it with `failed.error.matches(TimeoutError)`.
     """
 
@@ -71,9 +71,9 @@ def _failure(record: StepRecord, error: StepError) -> str:
 
 
 class StepInterrupted(DurableError):
-    """A step that may happen only once was started and left no outcome: it may have happened or not, and is not run again.
+    """An at-most-once step was started and left no outcome. It may have happened or not, and is not run again.
 
-    Find out, and then `resolve` it or `retry` it (`durable_core.control`); or give the step `recover=`.
+    Find out, and then `resolve` or `retry` it (`durable_core.control`); or give the step `recover=`.
     """
 
     def __init__(self, record: StepRecord, *, unlocked: bool = False) -> None:
@@ -92,11 +92,11 @@ class StepInterrupted(DurableError):
 
 
 class RunCancelled(BaseException):
-    """The run is to stop: somebody cancelled it, or its time is over. Steps and waits without an outcome raise it.
+    """Somebody cancelled the run, or its time limit has passed. Steps and waits without an outcome raise this.
 
-    Like a cancellation by asyncio it is no `Exception`, so that a flow's `except Exception` lets it pass. Undo what was done in
-    `except RunCancelled`, by steps with `when_cancelled=True`. Callers of a run that was cancelled get `StepFailed` instead,
-    whose error matches this class. `record` is the entry that asks for it; `reason` and `by` say why and who, or are None.
+    Like asyncio's `CancelledError` it is not an `Exception`, so an `except Exception` in a flow doesn't catch it. Undo your work
+    in `except RunCancelled`, in steps with `when_cancelled=True`. Callers of a cancelled run get `StepFailed` instead, and its
+    error matches this class. `record` is the entry with the request; `reason` and `by` say why and who, or are None.
     """
 
     def __init__(self, record: StepRecord) -> None:
@@ -119,9 +119,9 @@ class RunCancelled(BaseException):
 class RunSuspended(BaseException):
     """The run waits for longer than `wait_limit`: end the process, and run it again later.
 
-    `waiting_for` are the ids of what it waits for; `until` is the earliest time at which it can go on by itself, or None if
-    only somebody else can make it. `pairs` names the same with the runs they are in, those of children too. Like a cancellation
-    it is no `Exception`, so that a flow's `except Exception` lets it pass.
+    `waiting_for` are the ids of its waits. `until` is the earliest time at which it can continue by itself, or None if somebody
+    else has to act. `pairs` names the same waits with their runs, those of children too. It is not an `Exception`, so an
+    `except Exception` in a flow doesn't catch it.
     """
 
     def __init__(
@@ -138,9 +138,9 @@ class RunSuspended(BaseException):
 
 
 class ChildStopped(BaseException):
-    """A flow that was called from a flow crashed or was parked, and so does the one that called it.
+    """A child flow crashed or was parked; the flow that called it then crashes or is parked too.
 
-    Like a suspension it is no `Exception`. `record` is the newest `$flow` entry of the child, `error` is what stopped it.
+    It is not an `Exception`. `record` is the newest `$flow` entry of the child, `error` is what stopped it.
     """
 
     def __init__(self, record: StepRecord, error: BaseException) -> None:
@@ -174,23 +174,23 @@ class SomeFailed(DurableError):
 
 
 class Withdrawn(DurableError):
-    """A wait lost to another contender of `first`: nobody needs its outcome any more."""
+    """A wait lost to another contender of `first`, so nobody needs its outcome."""
 
 
 class SentFailure(DurableError):
-    """What `send_failure` records where it is given a text: somebody said from outside that an event went wrong."""
+    """What `send_failure` records for a text: somebody reported from outside that an event failed."""
 
 
 class Refused(DurableError):
-    """A request from outside doesn't fit the run as it stands; nothing was appended."""
+    """A request from outside doesn't fit the run's state; nothing was appended."""
 
 
 class NotFound(Refused):
-    """There is no such run or step; the message says what is there."""
+    """There is no such run or step; the message lists what exists."""
 
 
 class AlreadyDecided(Refused):
-    """Another decision was there first; `record` tells whose and when."""
+    """Another decision came first; `record` says whose and when."""
 
     def __init__(self, record: StepRecord, what: str) -> None:
         super().__init__(
@@ -211,7 +211,7 @@ class ResultNotRecorded(DurableError):
     """A step's function ran, but its outcome could not be appended within `store_timeout`.
 
     `record` is the outcome and `result` its value (None for a failure). The runner keeps the record: the next step of the same
-    runner appends it first, or raises this again. In a new process the step runs again, unless the store had taken it unseen.
+    runner appends it first, or raises this again. In a new process the step runs again, unless the append succeeded unnoticed.
     """
 
     def __init__(self, record: StepRecord, result: object) -> None:
@@ -228,9 +228,9 @@ class StepReused(DurableError):
 
 
 class StepDrift(DurableError, UserWarning):
-    """The code asks for another thing than an earlier run recorded under the same step id.
+    """The code doesn't fit what an earlier run recorded under the same step id.
 
-    A warning where the recorded outcome can still be used, an error where it can't. `step_id` names the step, where there is one.
+    A warning if the recorded outcome can still be used, an error if it can't. `step_id` is the step, or None.
     """
 
     def __init__(self, message: str, *, step_id: str | None = None) -> None:

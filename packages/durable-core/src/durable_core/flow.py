@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class Flow(Generic[P, T]):
-    """A flow function; call it with a runner of your own, or let `run` make one and record how the run ends."""
+    """A flow function. Call it with your own runner, or let `run` make one and record how the run ends."""
 
     def __init__(self, fn: Callable[Concatenate[Runner, P], Awaitable[T]], name: str | None, options: FlowOptions) -> None:
         if not inspect.iscoroutinefunction(fn):
@@ -67,21 +67,22 @@ class Flow(Generic[P, T]):
             return await self._fn(runner, *args, **kwargs)
 
     def options(self, **options: Unpack[FlowOptions]) -> Flow[P, T]:
-        """Return the same flow with other options, such as `onboard.options(wait_limit=0)`; those that are left out stay."""
+        """Return the same flow with other options, such as `onboard.options(wait_limit=0)`. Options that you leave out stay."""
         return Flow(self._fn, self.name, {**self._options, **options})
 
     async def run(self, store: Store, run_id: str, *args: P.args, **input: P.kwargs) -> T:
         """Run the flow as `run_id`, resume it, or return its recorded outcome.
 
-        Input may be given as it is, or as the JSON that was recorded of it; the function gets it as its parameters are annotated.
-        Without any, a run that was begun or asked for gets the recorded input. The run's lock is held meanwhile.
+        Input can be the values themselves, or the JSON that was recorded of them; the function gets it decoded by its
+        annotations. Without input, a run that was begun or started gets the recorded input. The run's lock is held meanwhile.
 
-        Raises `StepFailed`, now and on every later run, if a step's failure left the flow, if an exception left it that
-        `fails_on` names or that the flow had answered with a step, or if the run was cancelled: then the error matches
-        `RunCancelled`. Any other exception of the flow's own code is raised as it is and recorded as a crash: mend it and run it
-        again, and the run goes on. Raises `RunSuspended` for a run that waits, `StepInterrupted` or `StepDrift` for one that
-        somebody has to mend; `StepDrift` if the run was begun with another input or another flow, and `RunBusy` if another
-        runner works on it. What says nothing of the run, such as a lost lock, is raised and not recorded: run it again.
+        Raises `StepFailed`, now and on every later run, if the run failed: a step's failure left the flow, or an exception left
+        it that `fails_on` names or that the flow had answered with a step. Raises it too if the run was cancelled: then the error
+        matches `RunCancelled`. Any other exception of the flow's own code is raised as it is and recorded as a crash: fix the
+        code and run it again, and the run continues. Raises `RunSuspended` for a run that waits, `StepInterrupted` or `StepDrift`
+        for one that somebody has to repair, `StepDrift` if the run was begun with another input or another flow, and `RunBusy` if
+        another runner works on it. An exception that says nothing about the run, such as a lost lock, is not recorded: run it
+        again.
         """
         if args:
             raise TypeError(f"flow {self.name!r} takes its input by name")
@@ -107,11 +108,11 @@ class Flow(Generic[P, T]):
         *args: P.args,
         **input: P.kwargs,
     ) -> StepRecord:
-        """Ask for a run, without running it: record its input and return the entry of `$flow` that holds it.
+        """Start a run without running it here: record its input and return the entry of `$flow` that holds it.
 
-        `run` takes it up, and so does a worker, not before `at`: an aware datetime, or seconds or a timedelta from now. The same
-        id and input again change nothing; other input is `StepDrift`. With `connection`, one of the store's driver inside a
-        transaction, the run is asked for if that commits; a store that can't is a `TypeError`.
+        `run` takes it up. A worker does so no earlier than `at`: an aware datetime, or seconds or a timedelta from now. The same
+        id and input again change nothing; other input raises `StepDrift`. With `connection`, a connection of the store's driver
+        inside a transaction, the run exists if that commits. Raises `TypeError` on a store that can't do this.
         """
         if args:
             raise TypeError(f"flow {self.name!r} takes its input by name")
@@ -307,17 +308,17 @@ def flow(
     *, name: str | None = None, **options: Unpack[FlowOptions]
 ) -> Callable[[Callable[Concatenate[Runner, P], Awaitable[T]]], Flow[P, T]]: ...
 def flow(fn: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
-    """Make a flow of an async function `(runner, **input)`; `name` is the function's unless given, options are the runner's.
+    """Make a flow from an async function `(runner, **input)`. `name` is the function's by default; options are the runner's.
 
-    `await onboard.run(store, run_id="user-42", email=...)` records the name and the input, runs the function under the run's
-    lock, and records its outcome, so that a store can tell which runs have ended. A method is called on its object:
+    `await onboard.run(store, run_id="user-42", email=...)` records the name and the input, calls the function under the run's
+    lock, and records its outcome, so that a store knows which runs have ended. Call a method on its object:
     `await Shop(10).order.run(store, run_id=...)`.
 
-    Besides the runner's options: `timeout`, seconds or a timedelta from the run's first start, after which it is cancelled;
-    `concurrency`, a name and how many runs of that name workers drive at the same time, or a function that returns those for a
-    run's input, which it takes by name; and `fails_on`, the types of exceptions that end the run as failed when they leave the
-    function. Without it an exception of the function's own code is a crash: the run goes on, from what is recorded, when it is
-    run again.
+    A flow has three more options. `timeout` is seconds, or a timedelta, from the run's first start; after that the run is
+    cancelled. `concurrency` is a name and how many runs with that name workers run at the same time, or a function that returns
+    those for a run's input, which it gets by name. `fails_on` lists the exception types that end the run as failed when they
+    leave the function. Without it, an exception of the function's own code is a crash: when you run it again, the run continues
+    from what is recorded.
     """
     _checked(options)  # type: ignore[arg-type]  # whatever it is
     if fn is not None:

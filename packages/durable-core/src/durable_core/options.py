@@ -29,7 +29,7 @@ def exponential(
 ) -> Callable[[int], float]:
     """Make a delay that grows: `initial` seconds after the first attempt, `factor` times longer after each, at most `limit`.
 
-    With `jitter` each delay is drawn evenly between 0 and that, so that many runs that failed together don't return together.
+    With `jitter` each delay is a random part of that, so that many runs that failed together don't come back together.
     """
     first, most = duration("initial", initial), duration("limit", limit)
     if not (isinstance(factor, int | float) and 1 <= factor < math.inf):
@@ -50,37 +50,37 @@ def exponential(
 
 
 class StepOptions(TypedDict, total=False):
-    """The options that one step may set for itself: its name, and what stands in place of the runner's."""
+    """The options of one step: its name, and options that replace the runner's."""
 
     name: str | None
-    """What people read; the step id unless given."""
+    """What people read; by default the step id."""
     max_attempts: int
-    """Attempts in all, from 1."""
+    """The number of all attempts, from 1."""
     retry_delay: Delay
-    """Seconds between attempts: a number, a timedelta, or a function of the attempt that failed, or of it and its error."""
+    """Seconds between attempts: a number, a timedelta, or a function of the failed attempt's number, or of that and its error."""
     retry_on: RetryOn
-    """Exception types, or a predicate; what doesn't match fails the step at once."""
+    """Exception types, or a predicate; any other exception fails the step at once."""
     timeout: float | timedelta | None
-    """Seconds that an attempt may await; only for functions that are awaited."""
+    """Seconds that one attempt may wait; only for functions that are awaited."""
     at_most_once: bool
-    """Record the intent before each attempt, so that a crash never leads to a second one; `max_attempts` is 1 unless given."""
+    """Record the intent before each attempt, so that a crash never leads to a second one; `max_attempts` is 1 by default."""
     recover: Callable[[], object] | None
     """For an attempt that left no outcome: returns `Recovered(value)` to record that, or None to let the step start again."""
     when_cancelled: bool
-    """Run the step in a cancelled run, too: what `except RunCancelled` undoes something with."""
+    """Run the step in a cancelled run too: for steps that undo something in `except RunCancelled`."""
 
 
 class MapOptions(StepOptions, Generic[Item], total=False):
-    """The options that one map may set, besides those of its steps."""
+    """The options of a map, besides those of its steps."""
 
     key: Callable[[Item], str | int] | None
-    """Returns a text or a number that is the item's alone; without it items are numbered from 0."""
+    """Returns a text or a number that only this item has; without it items are numbered from 0."""
     limit: int
-    """How many items are tried at the same time, 20 unless given."""
+    """How many items are tried at the same time; 20 by default."""
 
 
 class RunnerOptions(TypedDict, total=False):
-    """The options of a `Runner`, which tells what they mean."""
+    """The options of a `Runner`, which explains them."""
 
     max_attempts: int
     retry_delay: Delay
@@ -94,12 +94,12 @@ class RunnerOptions(TypedDict, total=False):
 
 
 class FlowOptions(RunnerOptions, total=False):
-    """The options of a flow: those of its runner, and three of its own."""
+    """The options of a flow: those of its runner, and three more."""
 
     timeout: float | timedelta | None
     """Seconds from the run's first start, after which it is cancelled; None for no limit."""
     concurrency: tuple[str, int] | Callable[..., tuple[str, int] | None] | None
-    """A name, and how many runs of that name workers drive at the same time; or a function of the input, given by name."""
+    """A name, and how many runs with it workers run at the same time; or a function of the input, which it gets by name."""
     fails_on: type[Exception] | tuple[type[Exception], ...]
     """Exceptions that end the run as failed when they leave the function, besides the failures of its steps."""
 
@@ -113,7 +113,7 @@ def runner_options(options: FlowOptions) -> RunnerOptions:
 
 
 class Recovered(msgspec.Struct, Generic[T], frozen=True):
-    """What `recover` found out: the step had happened, and this is the value that it would have returned."""
+    """What `recover` returns if the step had happened, with the value that the step would have returned."""
 
     value: T
 

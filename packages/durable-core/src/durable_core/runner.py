@@ -1,4 +1,4 @@
-"""The runner: steps that run once, and return what was recorded ever after."""
+"""The runner: each step runs once, and later calls return its recorded result."""
 
 from __future__ import annotations
 
@@ -49,18 +49,19 @@ Ts = TypeVarTuple("Ts")
 
 
 class Runner:
-    """Runs the steps of one run, each once, on the log that `store` keeps.
+    """Runs the steps of one run, each once, and keeps their results in the log of `store`.
 
-    `async with Runner(store, run_id) as runner:` holds the run's lock, so that no second runner works on the run; entering
-    raises `RunBusy` where another holds it, after waiting up to `lock_wait` seconds. Without `async with`, and on a store
-    without locks, two runners may both run a step's function; one outcome is recorded, and both get it.
+    `async with Runner(store, run_id) as runner:` holds the run's lock, so that no second runner works on the run. If another
+    runner holds the lock, entering waits up to `lock_wait` seconds and then raises `RunBusy`. Without `async with`, and on a
+    store without locks, two runners may both call a step's function. One outcome is recorded, and both get it.
 
-    `max_attempts`, `retry_delay` and `retry_on` hold for every step that doesn't set its own: attempts in all, seconds between
-    them (a number, a timedelta, or a function of the attempt such as `exponential(0.5)`), and what is worth another attempt
-    (exception types or a predicate). `on_event`, one handler or several, is called, or awaited, with each `StepEvent`.
-    `on_drift` says whether a step called with other arguments than recorded is a warning or an error. A wait that lasts longer
-    than `wait_limit` seconds in this process raises `RunSuspended`; None waits for ever, 0 not at all. `store_timeout` is how
-    many seconds an outcome is offered to a store that fails. `clock` replaces the machine's clock in tests.
+    `max_attempts`, `retry_delay` and `retry_on` apply to every step that doesn't set its own: the number of all attempts, the
+    seconds between them (a number, a timedelta, or a function of the attempt such as `exponential(0.5)`), and which errors are
+    worth another attempt (exception types or a predicate). `on_event`, one handler or several, is called with each `StepEvent`;
+    an awaitable that it returns is awaited. `on_drift` says whether a step that is called with arguments other than the recorded
+    ones is a warning or an error. A wait that lasts longer than `wait_limit` seconds in this process raises `RunSuspended`; None
+    waits forever, 0 doesn't wait. If the store fails, the runner tries for `store_timeout` seconds to record an outcome. `clock`
+    replaces the machine's clock in tests.
     """
 
     def __init__(
@@ -145,16 +146,16 @@ class Runner:
         returns: Any = ANNOTATED,
         **options: Any,
     ) -> Coroutine[Any, Any, Any]:
-        """Run `fn(*args)` once and record its outcome under `step_id`; return the recorded value, now and on every later run.
+        """Call `fn(*args)` once and record its outcome under `step_id`; return the recorded value, now and on every later run.
 
-        `fn` may be async or not; a synchronous one runs in a worker thread, and an awaitable that it returns is awaited. The
-        value's type is `returns`, or else the return annotation; `returns=None` records no value. The other options are those of
-        `StepOptions`: `name` is what people read, the rest stands in place of the runner's.
+        `fn` may be async or not. A synchronous function runs in a worker thread; an awaitable that it returns is awaited. The
+        value's type is `returns`, or else the return annotation. `returns=None` records no value. The other options are those of
+        `StepOptions`: `name` is what people read, the others replace the runner's.
 
-        What is returned has been recorded, durably as the store means it, and is the recorded value, decoded. Raises `StepFailed`
-        once the attempts have run out, now and on every replay; `ResultNotRecorded` if the store took no outcome;
+        When this returns, the outcome is recorded, as durably as the store can, and the value is the recorded one, decoded.
+        Raises `StepFailed` when no attempt is left, now and on every replay; `ResultNotRecorded` if the store took no outcome;
         `StepReused` if the id was used for another call on this runner; `StepDrift` if the record doesn't fit the code;
-        `LockLost` before anything runs if the run may be another's by now.
+        `LockLost`, before anything runs, if another runner may have the run.
         """
         if self._prefix:
             step_id = self._scoped(step_id)
@@ -180,12 +181,12 @@ class Runner:
         returns: Any = ANNOTATED,
         **options: Any,
     ) -> Coroutine[Any, Any, Any]:
-        """Run `fn(connection, *args)` in a transaction of the store that also holds the step's record: exactly once.
+        """Call `fn(connection, *args)` in a transaction of the store that also contains the step's record: exactly once.
 
-        Both are committed together, or neither. Of two processes that do it at once, one commits; the other's work is rolled
-        back, and it gets the winner's value. A serialisation failure or a deadlock runs the whole transaction again, and
-        counts as no attempt. `fn` leaves commit and rollback alone. Options and errors are those of `step`; a store without
-        transactions is a `TypeError`. durable-postgres has them, where `fn` is async, and durable-sqlite, where it is a plain
+        Both are committed together, or neither is. If two processes do it at once, one commits. The other's work is rolled
+        back, and it gets the winner's value. After a serialisation failure or a deadlock the whole transaction runs again, which
+        doesn't count as an attempt. `fn` must not commit or roll back. Options and errors are those of `step`. Raises `TypeError`
+        on a store without transactions. durable-postgres has them, where `fn` is async, and durable-sqlite, where `fn` is a plain
         function and is called in the store's own thread.
         """
         in_thread, store = transact_of(self.store), transaction_of(self.store)
@@ -216,11 +217,12 @@ class Runner:
         returns: Any = ANNOTATED,
         **options: Any,
     ) -> Coroutine[Any, Any, Any]:
-        """Ask `check` until it returns something true, `every` so many seconds, and return that, recorded.
+        """Call `check` every `every` seconds until it returns something true; record and return that.
 
-        A round that is longer than `wait_limit` is recorded and suspends the run, as a wait does; a shorter one leaves no entry.
-        `timeout` seconds after the first round this is a failure: `StepFailed`, whose error matches `TimeoutError`. A check that
-        raises is an attempt, as a step's is. Other options and errors are those of `step`; here `timeout` is none of an attempt.
+        A pause that is longer than `wait_limit` is recorded and suspends the run, as a wait does. A shorter one leaves no entry.
+        `timeout` seconds after the first call the step fails with `StepFailed`, whose error matches `TimeoutError`. A check that
+        raises counts as an attempt, as in a step. The other options and errors are those of `step`; here `timeout` limits all
+        calls together, not one attempt.
         """
         seconds = duration("every", every, zero=False)
         limit = None if timeout is None else duration("timeout", timeout, zero=False)
@@ -230,9 +232,9 @@ class Runner:
         return run_step(self._run, call, asking_again(seconds, limit))
 
     async def sleep(self, step_id: str, duration: float | timedelta | datetime, *, name: str | None = None) -> None:
-        """Wait for `duration`, in seconds or as a timedelta, from when this was first reached; or until an aware datetime.
+        """Wait for `duration`, in seconds or as a timedelta, counted from the first call; or until an aware datetime.
 
-        The wake-up time is recorded and holds for every later run. Raises `RunSuspended` after `wait_limit` seconds.
+        The wake-up time is recorded, and every later run uses it. Raises `RunSuspended` after `wait_limit` seconds.
         """
         step_id = self._scoped(step_id)
         until = moment(self._run.clock, "duration", duration)
@@ -251,10 +253,11 @@ class Runner:
     ) -> Decision:
         """Show something to people and wait for their decision, given with `durable_core.control.approve` or `reject`.
 
-        One rejection decides, and so do `quorum` different people who approve; `approvers` are the names of those who may, anyone
-        if None. Names are recorded, not authenticated. A decision holds for what was shown: asked again with another `show`, this
-        raises `StepDrift`. When `timeout` passes first, that is a failure: `StepFailed`, whose error matches `TimeoutError`; or,
-        with `on_timeout="reject"`, a rejection by `$deadline`. Raises `RunSuspended` after `wait_limit` seconds.
+        One rejection decides, and so do `quorum` different people who approve. `approvers` are the names of the people who may
+        decide; None means anyone. Names are recorded, not authenticated. A decision is valid only for what was shown: if this is
+        called again with another `show`, it raises `StepDrift`. If `timeout` passes first, it raises `StepFailed`, whose error
+        matches `TimeoutError`; with `on_timeout="reject"` that is a rejection by `$deadline` instead. Raises `RunSuspended` after
+        `wait_limit` seconds.
         """
         step_id = self._scoped(step_id)
         request = Request.make(step_id, show, quorum, approvers, on_timeout)
@@ -274,10 +277,10 @@ class Runner:
     async def event(
         self, step_id: str, *, returns: Any = Any, timeout: float | timedelta | datetime | None = None, name: str | None = None
     ) -> Any:
-        """Wait for a value sent with `durable_core.control.send`, which may have come before; return it as `returns`.
+        """Wait for a value sent with `durable_core.control.send`, even earlier than this call; return it as `returns`.
 
-        When `timeout` passes first, that is a failure: `StepFailed`, whose error matches `TimeoutError`. Raises `RunSuspended`
-        after `wait_limit` seconds, and `StepDrift` if the value that was sent is no `returns`.
+        If `timeout` passes first, raises `StepFailed`, whose error matches `TimeoutError`. Raises `RunSuspended` after
+        `wait_limit` seconds, and `StepDrift` if the value that was sent can't be decoded as `returns`.
         """
         step_id = self._scoped(step_id)
         codec = None if returns is None else codec_for(returns)
@@ -295,13 +298,13 @@ class Runner:
     async def flow(  # type: ignore[misc]  # `wait` is no input, which the types of P can't say
         self, step_id: str, flow: Any, /, *args: Any, wait: bool = True, **input: Any
     ) -> Any:
-        """Run another flow as a child, and return its value; with `wait=False` ask for it, and return its run id at once.
+        """Run another flow as a child, and return its value. With `wait=False`, start it and return its run id at once.
 
-        The child is a run of its own, `<run id>/<step id>`, under its own lock; its outcome is recorded in both logs. While it
+        The child is a run of its own, `<run id>/<step id>`, under its own lock. Its outcome is recorded in both logs. While it
         waits, this run waits. Its input is recorded with this step and used on every repetition. Raises `StepFailed` if the child
         failed or was cancelled, `StepDrift` for an id that was used for another flow, `TypeError` for input that the flow doesn't
-        take. A child that crashed or is parked raises `ChildStopped`, no `Exception`: this run then crashes or is parked as well.
-        When this run is cancelled, so is the child, and it is driven to its end first.
+        accept. If the child crashed or is parked, raises `ChildStopped`, which is not an `Exception`: this run then crashes or is
+        parked too. If this run is cancelled, so is the child, and it ends first.
         """
         if args:
             raise TypeError(f"flow {step_id!r} takes its input by name")
@@ -309,7 +312,7 @@ class Runner:
         return await call_child(self._run, step_id, flow, input, waits=wait)
 
     async def result(self, step_id: str, child: str, *, returns: Any = Any, name: str | None = None) -> Any:
-        """Wait for the end of a child that `flow(…, wait=False)` of this run asked for, and return its value as `returns`.
+        """Wait for the end of a child that `flow(…, wait=False)` of this run started, and return its value as `returns`.
 
         Raises `StepFailed` if the child failed or was cancelled, `ValueError` for a run id that no such call returned, and
         `RunSuspended` after `wait_limit` seconds.
@@ -319,20 +322,22 @@ class Runner:
         return await result_of(self._run, step_id, name or step_id, child, codec)
 
     def first(self, step_id: str, /, **contenders: Callable[[], Awaitable[T]]) -> Coroutine[Any, Any, tuple[str, T]]:
-        """Let contenders race, and return the name and the value of the first that succeeds, now and on every later run.
+        """Let contenders race; return the name and the value of the first that succeeds, now and on every later run.
 
-        A contender is a function without arguments that returns something to await: `rail=lambda: runner.step("rail", ask)`. One
-        entry under `step_id` records the winner's name. On a replay the winner is called alone, and its steps replay.
+        A contender is a function without arguments that returns an awaitable: `rail=lambda: runner.step("rail", ask)`. One
+        entry under `step_id` records the winner's name. On a replay only the winner is called, and its steps replay.
 
-        The others are cancelled. One that is in a thread can't be, and is not waited for here; its outcome is recorded, and the
-        runner waits for it when it is left. What they wait for is withdrawn: an approval is no longer pending. A step that was
-        cancelled may have had its effect, as any step that is cut short: undo what must not be there after `first`.
+        The others are cancelled. One that runs in a thread can't be cancelled: `first` doesn't wait for it, its outcome is
+        recorded, and the runner waits for it when the runner is left. The waits of the others are withdrawn: an approval is no
+        longer pending. A step that was cancelled may have had its effect, like any interrupted step: undo after `first` what must
+        not stay.
 
-        A contender loses by `StepFailed` or `SomeFailed`; anything else that it raises is raised here, and nothing is recorded.
-        If all lose, that is recorded, and raised as the `StepFailed` of this id, with the error of the last one;
-        `durable_core.control.retry` of it retries what failed. Raises `RunSuspended` only when all contenders that are left wait.
-        Raises `ValueError` without contenders, and `TypeError` for what is no function or returns nothing to await, before
-        anything runs; `StepReused` if the id was used for another call; `StepDrift` if the recorded winner is none of them.
+        A contender loses if it raises `StepFailed` or `SomeFailed`. Anything else that it raises is raised here, and nothing is
+        recorded. If all lose, that is recorded, and raised as the `StepFailed` of this id, with the error of the last one;
+        `durable_core.control.retry` of this id retries what failed. Raises `RunSuspended` only if all remaining contenders wait.
+        Before anything runs, raises `ValueError` without contenders, and `TypeError` for something that is not a function or
+        returns no awaitable. Raises `StepReused` if the id was used for another call, and `StepDrift` if the recorded winner is
+        none of the contenders.
         """
         return first(self._run, self._scoped(step_id), contenders)
 
@@ -419,16 +424,16 @@ class Runner:
         returns: Any = ANNOTATED,
         **options: Any,
     ) -> Coroutine[Any, Any, list[Any]]:
-        """Run `fn(item)` once for each item, at most `limit` at a time; return the values in the order of the items.
+        """Call `fn(item)` once for each item, at most `limit` at a time; return the values in the order of the items.
 
-        Each item is a step of its own, `mail/<key>` for the map `mail`, where `key` returns a text or a number that is the item's
-        alone; without it, items are numbered from 0, and must come in the same order on every run. Every item is tried. One
-        entry under `step_id` records that all were; a replay reads that and calls `fn` for none. The options are those of `step`.
+        Each item is its own step, `mail/<key>` for the map `mail`. `key` returns a text or a number that only this item has.
+        Without it, items are numbered from 0, and must come in the same order on every run. Every item is tried. One entry under
+        `step_id` records that all were tried; a replay reads that entry and doesn't call `fn`. The options are those of `step`.
 
-        The values of up to `tolerate` items that failed are None; if more fail, that is recorded, and `SomeFailed` is raised with
-        `.values` and `.failures` by key, now and on every replay. `durable_core.control.retry` of `step_id` retries these items.
-        Raises `ValueError` for two items of one key, a `limit` below 1 or an id with a "/", before anything runs; `StepReused` if
-        the id was used for another call; `StepDrift` for an item that a recorded map didn't have.
+        The values of up to `tolerate` failed items are None. If more items fail, that is recorded, and `SomeFailed` is raised
+        with `.values` and `.failures` by key, now and on every replay. `durable_core.control.retry` of `step_id` retries the
+        failed items. Before anything runs, raises `ValueError` for two items with one key, a `limit` below 1 or an id with a "/".
+        Raises `StepReused` if the id was used for another call, and `StepDrift` for an item that a recorded map didn't have.
         """
         check_name("step_id of a map", step_id)
         step_id = self._scoped(step_id)
@@ -436,19 +441,19 @@ class Runner:
         return run_map(self._run, call)
 
     async def publish(self, step_id: str, value: object) -> None:
-        """Tell others how far the run is: append `value`, JSON or a type that can be recorded, as the next entry of `step_id`.
+        """Report progress: append `value`, JSON or a type that can be recorded, as the next entry of `step_id`.
 
-        `durable_core.control.published` reads the newest one, and `follow` all as they come. On a replay the n-th call of an id
-        finds the n-th entry, and appends nothing. It works in a run that was cancelled, too. Raises `UnrecordableValue` for a
-        value that can't be recorded, `LockLost` if the run may be another's by now, and `StoreError` if the store stays away.
+        `durable_core.control.published` reads the newest entry, and `follow` all of them as they come. On a replay the n-th call
+        of an id finds the n-th entry, and appends nothing. It also works in a cancelled run. Raises `UnrecordableValue` for a
+        value that can't be recorded, `LockLost` if another runner may have the run, and `StoreError` if the store stays away.
         """
         await publish(self._run, self._scoped(step_id), value)
 
     def scope(self, name: str) -> Self:
-        """Return this runner with all ids prefixed: the step `ask` of the scope `triage` is the step `triage/ask` of the run.
+        """Return this runner with a prefix for all ids: the step `ask` in the scope `triage` is the run's step `triage/ask`.
 
-        So a part of a flow that runs twice in one run gets ids of its own. Scopes nest. The lock, the log and the options are
-        those of this runner. Raises `ValueError` for a name that holds a "/" or begins with "$".
+        Use it for a part of a flow that runs twice in one run. Scopes nest. The lock, the log and the options are those of this
+        runner. Raises `ValueError` for a name that contains a "/" or begins with "$".
         """
         scoped = copy(self)
         scoped._outer = self
@@ -461,7 +466,7 @@ class Runner:
         return self._prefix
 
     def recorded(self, step_id: str) -> StepRecord | None:
-        """Return the newest entry of a step that this runner knows, or None. It asks no store, and reads no log.
+        """Return the newest entry of a step that this runner knows, or None, without asking the store.
 
         The log is read when the runner is entered, or when its first step runs.
         """
@@ -474,8 +479,8 @@ class Runner:
     async def reset(self) -> None:
         """Clear the run, children first, so that every step and every child runs again.
 
-        Takes the run's lock, unless this runner holds it, and those of its children. Raises `RunBusy` where another holds one,
-        and `DurableError` while a step of this runner is running.
+        Takes the run's lock, unless this runner holds it, and the locks of its children. Raises `RunBusy` if another runner holds
+        one of them, and `DurableError` while a step of this runner is running.
         """
         run = self._run
         run.refuse_reset()

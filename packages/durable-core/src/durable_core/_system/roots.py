@@ -11,21 +11,21 @@ def reduced(error: BaseException) -> tuple[object, ...]:
 
 
 class DurableError(Exception):
-    """The root of everything that the library raises on its own account."""
+    """The root of the library's own exceptions."""
 
     __reduce__ = reduced
 
 
 class StoreError(DurableError):
-    """A store could not be opened, or could not do what it was asked."""
+    """A store could not be opened, or failed."""
 
 
 class CorruptLog(StoreError):
-    """A stored entry is damaged. Nothing was skipped and nothing was changed; the message says where it stands."""
+    """A stored entry is damaged. Nothing was skipped or changed; the message says where the entry is."""
 
 
 class UnrecordableValue(DurableError, TypeError):
-    """A value would not come back from the log as it is; the message names the path to the first bad field."""
+    """A value would not come back from the log unchanged; the message has the path to the first such field."""
 
     reason = ""
     """Where and why, without what to do about it."""

@@ -199,7 +199,7 @@ async def test_of_very_many_approvals_the_oldest_are_shown(
         await ask(memory, f"run-{number}", approvers=["alice"] if number % 2 else None)
     shown = (await browse(app(memory, user=signed_in), "bob").get()).text
     assert re.findall(r"<h2><a[^>]*run=([^&]*)&", shown) == ["run-0", "run-1", "run-2"]
-    assert "8 wait for people, oldest first; 4 of them for you. The 3 that have waited longest are shown." in shown
+    assert "8 wait for a decision, oldest first; 4 of them wait for you. The 3 that have waited longest are shown." in shown
 
 
 async def test_only_what_would_do_something_is_offered(memory: MemoryStore, browse: Browse) -> None:

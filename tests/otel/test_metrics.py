@@ -146,8 +146,11 @@ async def test_a_store_that_is_away_is_logged_and_counted_again(seen: Seen, capl
     assert "the runs of a store could not be counted" in caplog.text
 
 
-async def test_how_often_to_count_is_checked_first(seen: Seen) -> None:
-    """A time of nothing is refused where the block is entered."""
+async def test_what_to_count_and_how_often_is_checked_first(seen: Seen) -> None:
+    """A URL in place of a store, and a time of nothing, are refused where the block is entered."""
+    with pytest.raises(TypeError, match="a store is needed, not its URL"):
+        async with observe("sqlite:./runs.db", seen.meters):  # type: ignore[arg-type]  # people try it
+            pass
     with pytest.raises(ValueError, match="every must be a finite number of seconds above 0"):
         async with observe(MemoryStore(), seen.meters, every=timedelta(0)):
             pass

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
-from durable_core import MemoryStore, Runner, RunSuspended, StepFailed, Store, control, flow, sync
+from durable_core import MemoryStore, Runner, RunSuspended, StepEvent, StepFailed, Store, control, flow, sync
 from durable_core.testing import FakeClock
 from durable_otel import instrument
 from tests.otel.conftest import Seen
@@ -367,3 +368,10 @@ def test_plain_functions_hang_below_what_is_current_in_their_thread(seen: Seen) 
     assert parents == [*both, ("phase", "run plain"), ("run plain", "request"), *both, ("phase", "run plain")]
     (link,) = seen.spans[-1].links
     assert names[link.context.span_id] == "request"
+
+
+def test_a_handler_that_was_not_made() -> None:
+    """Who gives `instrument` in place of what it returns is told what to write."""
+    event: Any = StepEvent(type="run:start", run_id="run", step_id="$flow", name="flow", attempt=1)
+    with pytest.raises(TypeError, match=r"write on_event=instrument\(\), not on_event=instrument$"):
+        instrument(event)

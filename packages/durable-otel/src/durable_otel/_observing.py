@@ -16,6 +16,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observa
 from durable_core import Store
 from durable_core.engine import Counts, count
 from durable_core.options import duration
+from durable_core.store import check_store
 
 from ._telling import NAME, VERSION, check_provider
 
@@ -33,8 +34,9 @@ async def observe(
     gauges report the sum. Counting reads the logs of the runs that have not ended; 100,000 runs take a second or two. While a
     store can't be read, that is logged and nothing is reported of it.
 
-    Raises `TypeError` for what is no provider, `ValueError` for an `every` of 0 or less.
+    Raises `TypeError` for what is no store or no provider, `ValueError` for an `every` of 0 or less.
     """
+    check_store(store)
     check_provider("meter_provider", meter_provider, MeterProvider)
     seconds = duration("every", every, zero=False)
     gauges = _gauges_of(meter_provider or get_meter_provider())

@@ -39,6 +39,8 @@ def instrument(
 
     One handler may serve any number of runs, stores and threads, as long as no two runs of the same id go on at once.
     """
+    if isinstance(tracer_provider, StepEvent):
+        raise TypeError("instrument makes the handler: write on_event=instrument(), not on_event=instrument")
     check_provider("tracer_provider", tracer_provider, TracerProvider)
     check_provider("meter_provider", meter_provider, MeterProvider)
     spans = Spans(get_tracer(NAME, VERSION, tracer_provider), payloads=payloads)

@@ -156,6 +156,7 @@ async def test_each_night_the_day_before_is_booked(tmp_path: Path, monkeypatch: 
     assert (run.run_id, run.status, run.input) == ("settle@2026-06-01T00:00Z", "succeeded", {"day": "2026-05-31"})
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 @pytest.mark.parametrize("approved", [True, False])
 def test_an_order_crashed_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, approved: bool) -> None:

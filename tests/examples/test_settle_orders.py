@@ -250,6 +250,7 @@ def test_death_in_the_middle_of_an_effect(job: ModuleType, tmp_path: Path, monke
     assert_settled_once(tmp_path)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 def test_crashed_everywhere(job: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed at every point of the night, each run settles every order once."""

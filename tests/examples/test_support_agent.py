@@ -106,6 +106,7 @@ async def test_killed_at_random(kind: str, tmp_path: Path, browse: Browse, reque
     assert kills == KILLS
 
 
+@pytest.mark.timeout(600)
 def test_crashed_everywhere(tmp_path: Path) -> None:
     """Killed at every point, around both approvals too: each call is made once, or again where it was in flight; one refund."""
 

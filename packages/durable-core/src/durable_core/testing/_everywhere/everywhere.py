@@ -137,13 +137,13 @@ def _follow_all(job: Job, plans: Sequence[Plan], at_once: int) -> Sequence[Follo
             for connection in wait(open_):
                 assert isinstance(connection, Connection)
                 try:
-                    told = connection.recv()
+                    plan, told = connection.recv()
                 except EOFError:
                     open_.remove(connection)
                     continue
                 if isinstance(told, str):
                     raise DurableError(f"crash_everywhere could not follow a run of flow {job.flow.name!r}:\n{told}")
-                found[told.plan] = told
+                found[plan] = told
                 if shows:
                     end = "\n" if len(found) == len(plans) else ""
                     print(f"\rcrash_everywhere {job.flow.name!r}: {len(found)} of {len(plans)} runs", end=end, file=sys.stderr)  # noqa: T201

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from durable_core._log.chain import FLOW, decided
 from durable_core._log.notes import children_of, waits_of
-from durable_core.errors import StepDrift
+from durable_core.errors import LockLost, ResultNotRecorded, RunBusy, StepDrift, StoreError
 from durable_core.flow import Flow
 from durable_core.options import runner_options
 from durable_core.record import StepRecord
@@ -35,6 +35,7 @@ from .moments import JumpingClock, Moments, Step, Tell, WatchedStore, WatchingDr
 Decide = Callable[[Store, StepRecord], Awaitable[object]]
 _LOCK_SECONDS: Final = 60  # in which a lease of a process that was killed ends
 _MOST_VISITS: Final = 1_000
+_TRIES: Final = 3  # of a run whose process was hindered by a machine that is too busy to renew a lease, or by its store
 _DECIDED_BY_OTHERS: Final = ("approval", "event", "flow")
 
 
@@ -93,6 +94,8 @@ class Visit:
     """What it was about to append when it was killed."""
     stand: Stand | None = None
     trouble: str = ""
+    is_hindered: bool = False
+    """Whether the trouble says nothing of the run: its lease was lost, or the store was away."""
 
     def hear(self, what: str, value: Any) -> None:
         if what == "moment":
@@ -147,9 +150,13 @@ def follow(send: Callable[[Any], None], job: Job, plans: Sequence[Plan]) -> None
     """Follow runs to their ends, one after another; send what became of each, or the text of what went wrong."""
     for plan in plans:
         try:
-            send(_follow(job, plan))
+            followed = _follow(job, plan)
+            for number in range(2, _TRIES + 1):
+                if followed.last.is_hindered:
+                    followed = _follow(job, plan._replace(run_id=f"{plan.run_id}-{number}"))
+            send((plan, followed))
         except Exception:
-            send(traceback.format_exc())
+            send((plan, traceback.format_exc()))
 
 
 def _follow(job: Job, plan: Plan) -> Followed:
@@ -204,6 +211,7 @@ def _visit(
     try:
         asyncio.run(_drive(tell, job, plan, input, before, JumpingClock(ahead), deadly))
     except BaseException as error:
+        tell("is_hindered", isinstance(error, LockLost | StoreError | RunBusy | ResultNotRecorded))
         tell("trouble", "".join(traceback.format_exception(error)))
 
 

@@ -231,11 +231,11 @@ def soak(asked: Soak, folder: Path) -> Verdict:
 def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, proxy: Proxy | None, side: Side) -> None:
     """Kill, stop and freeze processes at random, cut connections, and restart the server, until the time is over.
 
-    Nothing strikes a process that has not begun to work, however slow the machine is. Most freezes strike a worker in the middle
-    of a step, which is where another takes its run over.
+    Most kills strike a process that has done something, and none one that has not begun, however slow the machine is. Most freezes
+    strike a worker in the middle of a step, which is where another takes its run over.
     """
     random, seen, aims = Random(asked.seed), Side(side.path, "reader"), True
-    ready = set[str]()
+    ready, busy, lazy = set[str](), set[str](), False
     until = plan.began + asked.seconds
     next_kill, next_freeze, next_cut = plan.began + 2, plan.began + 3, plan.began + 4
     restarts = max(4, round(asked.seconds / _RESTART_EVERY)) if server else 0
@@ -245,11 +245,13 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
             life.see_to()
         news = seen.news()
         ready |= {line.who for line in news if line.what == "ready"}
+        busy |= {line.who for line in news if line.what in ("enter", "asked", "decided")}
         in_step = {line.who for line in news if line.what == "begin"}
         at_work = [life for life in lives if life.who in ready and not life.is_frozen]
-        if at_work and now >= next_kill:
+        targets = [life for life in at_work if lazy or life.who in busy]
+        if targets and now >= next_kill:
             next_kill = now + random.uniform(0.5, 1.5) * asked.every
-            victim = random.choice(at_work)
+            victim, lazy = random.choice(targets), random.random() < 0.1
             if random.random() < 0.2 and victim is not lives[-1]:
                 victim.stop()
             else:

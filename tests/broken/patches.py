@@ -1791,6 +1791,13 @@ PATCHES = [
         ("tests/s3/test_flows.py::test_who_ends_a_run_late_leaves_the_mark_of_its_reopening",),
     ),
     Patch(
+        "s3: a run that could not be read is passed over",
+        f"{S3}/_flows.py",
+        "            if away(error):\n",
+        "            if False:\n",
+        ("tests/s3/test_faults.py::test_a_store_that_goes_away_hides_no_run",),
+    ),
+    Patch(
         "s3: a run that has ended is listed as open",
         f"{S3}/_flows.py",
         "                    and not has_ended(flow)\n",

@@ -13,6 +13,7 @@ import pytest
 
 from durable_core import Runner, StoreError, open_store
 from durable_core.errors import ResultNotRecorded
+from durable_core.testing._contract.flows import flow_entry
 from durable_s3 import S3Store, _bucket, _entry, _url
 from durable_s3._keys import Keys
 from tests.s3 import proxy as faults
@@ -110,6 +111,25 @@ async def test_a_store_that_stays_away_is_a_clear_error(proxy: Proxy, store: S3S
     proxy.fault = None
     record = entry()
     assert await store.append(record) == record
+
+
+@pytest.mark.asyncio
+async def test_a_store_that_goes_away_hides_no_run(proxy: Proxy) -> None:
+    """The index passes over a run that is damaged, and not over one that it could not read."""
+
+    def refuse_one(line: Line) -> None:
+        if line.request.operation == "GET" and line.request.key.startswith(store._keys.run("two")):
+            line.refuse(503, "SlowDown")
+        else:
+            line.send(line.forward())
+
+    async with open_at(proxy.endpoint, uuid4().hex, probe=False) as store:
+        store._bucket.patience = 0.2
+        for run_id in ("one", "two"):
+            await store.append(flow_entry(run_id))
+        proxy.fault = refuse_one
+        with pytest.raises(StoreError, match="stays away.*SlowDown"):
+            await store.flows()
 
 
 @pytest.mark.asyncio

@@ -63,6 +63,11 @@ def denied(error: StoreError) -> bool:
     return error.__cause__ is not None and status(error.__cause__) == 403
 
 
+def away(error: StoreError) -> bool:
+    """Tell whether no answer came to the request behind `error`."""
+    return error.__cause__ is not None and transient(error.__cause__)
+
+
 def expired(error: BaseException) -> bool:
     return code(error) in _EXPIRED
 

@@ -20,6 +20,7 @@ from durable_core.record import StepRecord
 from durable_core.stores.flows import FLOW, FLOW_STATES, FlowState, has_ended, is_among, sortable
 
 from ._bucket import Bucket
+from ._faults import away
 from ._keys import Keys
 from ._reader import Reader, together
 
@@ -118,6 +119,8 @@ class OpenRuns:
             run_id = self._keys.run_id(folder) or await self._reader.run_id(folder)
             flow = None if run_id is None else await self._newest(run_id, FLOW)
         except StoreError as error:
+            if away(error):
+                raise  # of the others nothing may be known, either
             return error
         except ValueError:
             return None

@@ -69,6 +69,7 @@ def check_record(line: bytes) -> None:
         record = StepRecord.from_json(line)
     except StoreError:
         return
+    assert StepRecord.from_json(line) == record
     assert StepRecord.from_json(record.to_json()) == record
     assert isinstance(record.notes, dict)
     assert repr(record)
@@ -162,6 +163,9 @@ READERS: dict[str, Callable[[MemoryStore], Awaitable[object]]] = {
 }
 
 
+DOCUMENTED: dict[str, tuple[type[Exception], ...]] = {"resolve": (TypeError,)}  # for a value that no approval has
+
+
 async def read(log: list[StepRecord]) -> None:
     """Let each reader and actor have the log: it answers, or raises an error of the library."""
     for name, reader in READERS.items():
@@ -169,7 +173,7 @@ async def read(log: list[StepRecord]) -> None:
         for record in log:
             await store.append(record)
         try:
-            with suppress(DurableError, ChildStopped, RunSuspended):
+            with suppress(DurableError, ChildStopped, RunSuspended, *DOCUMENTED.get(name, ())):
                 await asyncio.wait_for(reader(store), 20)
         except BaseException as error:
             error.add_note(f"reader {name} of {[record.to_json() for record in log]}")

@@ -180,6 +180,8 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             fields = asdict(_decode(line))
             if fields.pop("v") > FORMAT:
                 raise ValueError("written by a newer version")
+            if fields["started_at"] is None or fields["ended_at"] is None or not fields["id"]:
+                raise ValueError("it lacks started_at, ended_at or id")  # which would be others each time it is read
             fields["result"] = None if fields["result"] is msgspec.UNSET else bytes(fields["result"])
             return cls(**fields)
         except _UNREADABLE as error:
@@ -201,8 +203,8 @@ class _Wire(msgspec.Struct, gc=False, omit_defaults=True):
     note: Any = None
     until: datetime | None = None
     attempt: int = 1
-    started_at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
-    ended_at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
     id: str = ""
     fingerprint: str | None = None
 

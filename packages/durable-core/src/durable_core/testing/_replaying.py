@@ -227,6 +227,8 @@ class _Replay(Replay):
         log.run = self._run
         self._differences: Final[list[Difference]] = []
         self._stopped_at: Final[dict[str, None]] = {}
+        self._stopping: Final[set[asyncio.Task[Any] | None]] = set()
+        self._before: Final = asyncio.all_tasks()
         self._told_kind: StepDrift | None = None
         self._is_adrift = False
         """Whether drift has kept the flow from going on."""
@@ -278,12 +280,13 @@ class _Replay(Replay):
 
     async def stop(self, run: Run, step_id: str) -> NoReturn:
         """Suspend the run before a step that has no outcome, once all that is recorded has replayed."""
+        self._stopping.add(asyncio.current_task())
         still, known, waited = 0, -1, 0.0
         while still < _STILL:
             still = still + 1 if known == len(run.calls) else 0
             known = len(run.calls)
             await run.turn()
-            if still == _STILL and waited < _PATIENCE and self._unasked():
+            if still == _STILL and waited < _PATIENCE and self._goes_on and self._unasked():
                 await asyncio.sleep(_TURN)
                 waited += _TURN
                 still -= 1
@@ -291,6 +294,11 @@ class _Replay(Replay):
         suspended = RunSuspended(run.id, waiting_for=(*self._stopped_at,), until=None)
         run.suspended = run.suspended or suspended
         raise suspended
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether a task that began with the replay, and has not stopped, may ask for another step."""
+        return bool(asyncio.all_tasks() - self._before - self._stopping)
 
     def drifts(self, what: Literal["kind", "arguments"], drift: StepDrift) -> None:
         """Take note that a step is asked for as another kind, or with other arguments, than was recorded."""

@@ -4536,7 +4536,7 @@ PATCHES = [
         f"{CORE}/stores/loops.py",
         "            runs = before is not None and before.is_running() and not forked\n",
         "            runs = False\n",
-        ("tests/postgres/test_postgres_loops.py::test_a_second_loop_is_refused_at_once",),
+        ("tests/leases/test_loops.py::test_a_second_loop_is_refused_while_the_first_one_runs",),
     ),
     Patch(
         "what the store did not take is forgotten",

@@ -18,8 +18,9 @@ from tests.core.conftest import Killed
 from tests.every_store.killing import MeetingStore
 from tests.model.runs import Part, Refusal, Run
 
-IDS: Final = ("a", "b", "c", "d", "e")
-PARTS: Final = st.tuples(st.sampled_from(["step", "step", "once", "sleep", "approval", "event"]), st.sampled_from([0, 10, 40]))
+IDS: Final = ("a", "b", "c")
+_PARTS: Final = st.tuples(st.sampled_from(["step", "once", "once", "sleep", "approval", "event"]), st.sampled_from([0, 10, 40]))
+PROGRAMS: Final = st.lists(_PARTS, min_size=1, max_size=len(IDS))
 
 
 class RunMachine(RuleBasedStateMachine):
@@ -31,8 +32,7 @@ class RunMachine(RuleBasedStateMachine):
         self.store = MemoryStore(clock=self.clock)
         self.loop = asyncio.Runner()
         self.names = (f"run-{number}" for number in count())
-        self.run_id = next(self.names)
-        self.effects: dict[str, int] = {}
+        self.began = self.clock.now()
 
         @flow(wait_limit=0, clock=self.clock)
         async def play(runner: Runner, program: list[Part]) -> None:
@@ -71,11 +71,18 @@ class RunMachine(RuleBasedStateMachine):
         else:
             assert not is_refused, why
 
-    @initialize(parts=st.lists(PARTS, min_size=1, max_size=len(IDS)))
+    @initialize(parts=PROGRAMS)
     def program(self, parts: list[tuple[Any, int]]) -> None:
         drawn = zip(IDS, parts, strict=False)
         self.parts = [Part(what, step, seconds or (20 if what == "sleep" else 0)) for step, (what, seconds) in drawn]
         self.model = Run(self.parts)
+        self.model.now = (self.clock.now() - self.began).total_seconds()
+        self.run_id, self.effects = next(self.names), {}
+
+    @precondition(lambda self: self.model.status in ("succeeded", "cancelled"))
+    @rule(parts=PROGRAMS)
+    def begin_another(self, parts: list[tuple[Any, int]]) -> None:
+        self.program(parts)
 
     def teardown(self) -> None:
         self.loop.close()
@@ -102,6 +109,13 @@ class RunMachine(RuleBasedStateMachine):
 
     @rule()
     def run(self) -> None:
+        self._run()
+
+    @rule()
+    def run_as_often(self) -> None:
+        self._run()
+
+    def _run(self) -> None:
         self.drive(self.store)
         self.model.drive()
 
@@ -123,8 +137,10 @@ class RunMachine(RuleBasedStateMachine):
     # People.
 
     @precondition(lambda self: self.named("approval"))
-    @rule(data=st.data(), value=st.sampled_from(["approve", "approve", "reject", "failure"]))
-    def decide(self, data: st.DataObject, value: str) -> None:
+    @rule(data=st.data(), value=st.sampled_from(["approve", "approve", "reject", "failure"]), late=st.booleans())
+    def decide(self, data: st.DataObject, value: str, late: bool) -> None:
+        if late:
+            self.pass_time(60)
         step = data.draw(st.sampled_from(self.named("approval")))
         if value == "failure" and step not in self.model.chains:
             return  # it would be taken for an event that comes early
@@ -136,8 +152,10 @@ class RunMachine(RuleBasedStateMachine):
         self.both(act, self.model.decide, step, value, is_event=False)
 
     @precondition(lambda self: self.named("event"))
-    @rule(data=st.data(), value=st.sampled_from(["one", "one", "two", "failure"]))
-    def send(self, data: st.DataObject, value: str) -> None:
+    @rule(data=st.data(), value=st.sampled_from(["one", "one", "two", "failure"]), late=st.booleans())
+    def send(self, data: st.DataObject, value: str, late: bool) -> None:
+        if late:
+            self.pass_time(60)
         step = data.draw(st.sampled_from(self.named("event")))
         if value == "failure":
             act = control.send_failure(self.store, self.run_id, step, error="lost", clock=self.clock)
@@ -146,37 +164,30 @@ class RunMachine(RuleBasedStateMachine):
         self.both(act, self.model.decide, step, value, is_event=True)
 
     @precondition(has_begun)
-    @rule()
-    def cancel(self) -> None:
-        self.both(control.cancel(self.store, self.run_id, clock=self.clock), self.model.cancel)
-
-    @precondition(has_begun)
-    @rule()
-    def retry(self) -> None:
-        self.both(control.retry(self.store, self.run_id, clock=self.clock), self.model.retry)
-
-    @precondition(has_begun)
-    @rule(data=st.data())
-    def retry_step(self, data: st.DataObject) -> None:
-        step = data.draw(st.sampled_from([part.step for part in self.parts]))
-        self.both(control.retry(self.store, self.run_id, step, clock=self.clock), self.model.retry_step, step)
-
-    @precondition(lambda self: self.has_begun() and (self.named("step") or self.named("once")))
-    @rule(data=st.data())
-    def resolve(self, data: st.DataObject) -> None:
-        step = data.draw(st.sampled_from(self.named("step") + self.named("once")))
-        act = control.resolve(self.store, self.run_id, step, None, reason="seen", clock=self.clock)
-        self.both(act, self.model.resolve, step)
-
-    @precondition(has_begun)
-    @rule(data=st.data())
-    def fork(self, data: st.DataObject) -> None:
-        """Go on with a fork."""
-        step, new = data.draw(st.sampled_from([part.step for part in self.parts])), next(self.names)
-        before = self.model.chains
-        self.both(control.fork(self.store, self.run_id, new, before=step, clock=self.clock), self.model.fork, step)
-        if self.model.chains is not before:
-            self.run_id = new
+    @rule(data=st.data(), how=st.sampled_from(["cancel", "retry", "retry_step", "retry_step", "resolve", "resolve", "fork"]))
+    def mend(self, data: st.DataObject, how: str) -> None:
+        """Cancel the run, or let it go on by one of the ways that there are."""
+        store, run_id, clock = self.store, self.run_id, self.clock
+        if how == "cancel":
+            self.both(control.cancel(store, run_id, clock=clock), self.model.cancel)
+        elif how == "retry":
+            self.both(control.retry(store, run_id, clock=clock), self.model.retry)
+        elif how == "retry_step":
+            step = data.draw(st.sampled_from([part.step for part in self.parts]))
+            self.both(control.retry(store, run_id, step, clock=clock), self.model.retry_step, step)
+        elif how == "resolve" and (called := self.named("step") + self.named("once")):
+            step = data.draw(st.sampled_from(called))
+            act = control.resolve(store, run_id, step, None, reason="seen", clock=clock)
+            self.both(act, self.model.resolve, step)
+        elif how == "fork":  # from then on the fork is the run
+            step, new, before = (
+                data.draw(st.sampled_from([part.step for part in self.parts])),
+                next(self.names),
+                self.model.chains,
+            )
+            self.both(control.fork(store, run_id, new, before=step, clock=clock), self.model.fork, step)
+            if self.model.chains is not before:
+                self.run_id = new
 
     # What holds after each.
 
@@ -198,9 +209,9 @@ def test_runs_are_as_the_table_says() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         RunMachine,
         settings=settings(
-            max_examples=100,
+            max_examples=80,
             phases=[Phase.generate],
-            stateful_step_count=20,
+            stateful_step_count=60,
             deadline=None,
             derandomize=True,
             database=None,

@@ -231,8 +231,8 @@ def soak(asked: Soak, folder: Path) -> Verdict:
 def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, proxy: Proxy | None, side: Side) -> None:
     """Kill, stop and freeze processes at random, cut connections, and restart the server, until the time is over.
 
-    Most kills strike a process that has done something, and none one that has not begun, however slow the machine is. Most freezes
-    strike a worker in the middle of a step, which is where another takes its run over.
+    Most kills strike a process that has done something, and none one that has not begun, however slow the machine is. Most
+    freezes strike a worker in the middle of a step, which is where another takes its run over.
     """
     random, seen, aims = Random(asked.seed), Side(side.path, "reader"), True
     ready, busy, lazy = set[str](), set[str](), False

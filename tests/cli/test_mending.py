@@ -51,7 +51,7 @@ def test_what_mending_says_to_people(durable: Durable, local: str) -> None:
     """What happens next, and who does it."""
     on_url(local, lambda store: failed(store, "r1", "r2"))
     on_url(local, lambda store: refund.start(store, "r3", order="7"))
-    goes_on = "goes on when a worker with the flow pay takes it, or by:\n  durable run MODULE:FLOW"
+    goes_on = "continues when a worker with the flow pay takes it, or with:\n  durable run MODULE:FLOW"
     cancelled = "r1 is asked to stop: it does when it notices, or when it is run again\n"
     assert durable("retry", "r1", "charge", "--store", local).out == f"r1 {goes_on} r1 --store {local}\n"
     assert (
@@ -145,9 +145,9 @@ def test_the_command_that_goes_on_can_be_pasted(durable: Durable, local: str) ->
     """With the run's id quoted, and the store that was named."""
     on_url(local, lambda store: failed(store, "r $(x)"))
     retried = durable("retry", "r $(x)", "--store", local)
-    assert retried.out.endswith(f" or by:\n  durable run MODULE:FLOW 'r $(x)' --store {local}\n")
+    assert retried.out.endswith(f" or with:\n  durable run MODULE:FLOW 'r $(x)' --store {local}\n")
     forked = durable("fork", "r $(x)", "r;2", "--before", "charge", "--store", local)
-    assert forked.out.endswith(f" or by:\n  durable run MODULE:FLOW 'r;2' --store {local}\n")
+    assert forked.out.endswith(f" or with:\n  durable run MODULE:FLOW 'r;2' --store {local}\n")
 
 
 def test_a_damaged_log_hides_no_other(durable: Durable, tmp_path: Path) -> None:

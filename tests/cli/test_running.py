@@ -213,7 +213,7 @@ def test_ctrl_c_leaves_the_log_right(terminal: Start, local: str) -> None:
     seen.expect("running +.*forever")
     seen.interrupt()
     assert seen.end(within=20) == 130
-    assert f"go on with:\n  durable run {HERE}:stubborn r1 --store" in seen.plain
+    assert f"continue with:\n  durable run {HERE}:stubborn r1 --store" in seen.plain
     assert seen.seen.rindex("\x1b[?25h") > seen.seen.rindex("\x1b[?25l")
     assert "Traceback" not in seen.seen
     run = on_url(local, lambda store: control.status(store, "r1"))

@@ -67,7 +67,7 @@ def test_ctrl_c_ends_the_watch_and_not_the_run(terminal: Callable[..., Terminal]
     screen.expect("for approve until")
     screen.interrupt()
     assert screen.end() == 130
-    assert "Run r goes on as before." in screen.plain
+    assert "Run r continues as before." in screen.plain
     assert "Traceback" not in screen.seen
     assert screen.seen.rindex("\x1b[?25h") > screen.seen.rindex("\x1b[?25l")
 
@@ -165,7 +165,7 @@ def test_ctrl_c_while_waiting(terminal: Callable[..., Terminal], waiting: str) -
     wait_until_it_waits(screen, waiting)
     screen.interrupt()
     assert screen.end() == 130
-    assert "goes on as before" in screen.plain
+    assert "continues as before" in screen.plain
     assert "Traceback" not in screen.seen
 
 

@@ -22,15 +22,15 @@ SAID = {
     "refund-2": ("raised NameError: no such name", None),
     "refund-3": ("It sleeps at cool-off until", []),
     "refund-4": ("It waits for the event packed", ["send refund-4 packed --value JSON"]),
-    "refund-5": ("answered that with apologise", ["fork refund-5 NEW --before STEP"]),
+    "refund-5": ("answered the failure with apologise", ["fork refund-5 NEW --before STEP"]),
     "refund-6": ("attempt 1 failed by ConnectionError: the bank is closed", ["retry refund-6 pay-back"]),
     "refund-7": ("alice or bob may decide; 2 have to approve", ["approve refund-7 approve", "reject refund-7 approve"]),
     "order-7": ("It waits at refund for the run order-7", ["approve order-7/refund approve", "reject order-7/refund approve"]),
     "charge-1": ("It is parked since", ["resolve charge-1 charge --value JSON --reason TEXT", "retry charge-1"]),
-    "charge-2": ("nobody holds it: its process is gone", ["retry charge-2", "serve MODULE:WORKER"]),
-    "asked": ("no worker has taken it", ["run MODULE:FLOW asked", "serve MODULE:WORKER"]),
+    "charge-2": ("its process is gone: nobody holds its lock", ["retry charge-2", "serve MODULE:WORKER"]),
+    "asked": ("has been waiting for a worker since", ["run MODULE:FLOW asked", "serve MODULE:WORKER"]),
     "dropped": ("It was cancelled .*'changed her mind', and stays so", ["fork dropped NEW --before STEP"]),
-    "stopping": ("It is to stop, because of 'too late'", ["serve MODULE:WORKER"]),
+    "stopping": ("It was asked to stop, because of 'too late'", ["serve MODULE:WORKER"]),
     "script": ("It has no flow", []),
 }  # fmt: skip
 
@@ -89,8 +89,8 @@ def test_what_came_makes_it_wait_for_its_turn(durable: Durable, tmp_path: Path) 
 
     asyncio.run(run())
     out = durable("why", "r", "--store", url).out
-    assert "It could go on, and waits for its turn" in out
-    assert "Is one running that has the flow refund?" in out
+    assert "It can continue, and has been waiting for a worker" in out
+    assert "Is a worker running that has the flow refund?" in out
 
 
 def test_times_that_passed_are_said(durable: Durable, tmp_path: Path) -> None:
@@ -110,11 +110,11 @@ def test_times_that_passed_are_said(durable: Durable, tmp_path: Path) -> None:
                 await store.append(StepRecord(run_id=run_id, step_id=step_id, **record))
 
     asyncio.run(fill())
-    assert "(in 1 h), where a worker has its flow" in durable("why", "later", "--store", url).out
+    assert "(in 1 h), if a worker has its flow" in durable("why", "later", "--store", url).out
     late = durable("why", "late", "--store", url).out
     assert "(1 h ago)" in late
     assert "durable approve" not in late
-    assert "It could go on" in late
+    assert "It can continue" in late
 
 
 def test_commands_are_quoted_for_a_shell(durable: Durable, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ async def _stop(task: asyncio.Task[Any], again: str) -> None:
     if running:
         say("A step is running that can't be interrupted; its outcome will be recorded. Ctrl-C again does not wait for it.")
         await asyncio.wait([task])
-    say(f"Stopped. What is recorded stays; go on with:\n  {again}")
+    say(f"Stopped. What is recorded stays; continue with:\n  {again}")
 
 
 async def _say_what_it_waits_for(store: Store, asked: Asked, suspended: RunSuspended, again: str) -> None:
@@ -99,7 +99,7 @@ async def _say_what_it_waits_for(store: Store, asked: Asked, suspended: RunSuspe
     for (run_id, step_id), record in (await newest(store, suspended.pairs)).items():
         step = step_id if run_id == suspended.run_id else f"{run_id}: {step_id}"
         say(f"  {step}  {how_to_help(record, asked)}")
-    say(f"Then a worker goes on with it, or:\n  {again}")
+    say(f"Then a worker continues it, or:\n  {again}")
 
 
 def _mending(asked: Asked, error: DurableError) -> Sequence[str]:

@@ -129,7 +129,7 @@ async def _reasons(store: Store, run: Run) -> AsyncIterator[Reason]:
         if (await could_go_on(store, [flow], run.now))[status.run_id]:
             yield _its_turn(run, flow)
         elif not waits:
-            yield run.reason(f"{run.it} begins {_when(run, status.until)}, where a worker has its flow.", until=status.until)
+            yield run.reason(f"{run.it} begins {_when(run, status.until)}, if a worker has its flow.", until=status.until)
     for child in dict.fromkeys(children):
         if run.depth < _AT_MOST and await store.get(child, FLOW) is not None:
             below = await _look(store, run.asked, child, run.depth + 1)
@@ -147,8 +147,8 @@ def _whole(run: Run) -> Reason | None:
             return run.reason(f"{run.it} runs{held}. Its log changed {ago}.", run.command("watch"))
         case "interrupted":
             text = (
-                f"{run.it} was started, and nobody holds it: its process is gone. Its log has not changed {since}."
-                " A worker takes it up again by itself; `retry` makes it due now."
+                f"{run.it} was started, and its process is gone: nobody holds its lock. Its log has not changed {since}."
+                " A worker takes it up by itself; `retry` makes it due now."
             )
             return run.reason(text, run.command("retry"), run.serve())
         case "crashed":
@@ -158,7 +158,8 @@ def _whole(run: Run) -> Reason | None:
         case "cancelling":
             who = "nobody holds it" if status.holder is None else f"it is held by {harmless(status.holder.name)}"
             commands = [run.serve()] if status.holder is None else []
-            return run.reason(f"{run.it} is to stop{_because(run)}, {since}; {who}. It ends once it is run again.", *commands)
+            text = f"{run.it} was asked to stop{_because(run)}, {since}; {who}. It ends when it is run again."
+            return run.reason(text, *commands)
         case "failed":
             return _failed(run, ago)
         case "cancelled":
@@ -168,7 +169,7 @@ def _whole(run: Run) -> Reason | None:
             return run.reason(f"{run.it} succeeded {ago}: there is nothing left to do.", run.command("show"))
         case "open":
             text = (
-                f"{run.it} has no flow: nothing tells whether it has ended, and workers leave it alone. Its log has not changed"
+                f"{run.it} has no flow, so nobody knows whether it has ended, and workers leave it alone. Its log has not changed"
             )
             return run.reason(f"{text} {since}.")
     return None
@@ -179,10 +180,10 @@ def _crashed(run: Run, ago: str) -> Reason:
     if run.depth:
         text = f"{run.it} crashed. {text}"
     if until is not None and until <= run.now:
-        text += f" The next try has been due {run.since(until)}, and no worker has taken it. Mend the code first."
+        text += f" The next try has been due {run.since(until)}, and no worker has taken it. Fix the code first."
         return run.reason(text, run.run_here(), run.serve(), until=until)
     comes = "" if until is None else f" A worker tries it again {_when(run, until)}."
-    return run.reason(f"{text}{comes} Mend the code; `retry` makes it due now.", run.command("retry"), until=until)
+    return run.reason(f"{text}{comes} Fix the code; `retry` makes it due now.", run.command("retry"), until=until)
 
 
 def _parked(run: Run, since: str) -> Reason:
@@ -191,7 +192,7 @@ def _parked(run: Run, since: str) -> Reason:
     step_id = status.failed[0] if status.failed else ""
     if step_id in run.steps and run.steps[step_id].latest.status == "started":
         because = because.partition(";")[0]
-        helps = " Find out what came of it, and say so; or let it run once more."
+        helps = " Find out what happened, and record it; or let the step run once more."
         commands.insert(0, run.command("resolve", step_id, options=("--value", "JSON", "--reason", "TEXT")))
     return run.reason(f"{run.it} is parked {since}: {because}.{helps}", *commands)
 
@@ -204,14 +205,14 @@ def _failed(run: Run, ago: str) -> Reason:
         return run.reason(text, *(run.command("retry", step_id) for step_id in failed[:_AT_MOST]))
     if answers := ids_in(run.flow, "answered_by"):
         text += (
-            f" Its flow answered that with {', '.join(map(quoted, answers[:_AT_MOST]))}: what it had done may be undone, so it"
-            " can't go on. A fork begins anew before the first step that was undone."
+            f" Its flow answered the failure with {', '.join(map(quoted, answers[:_AT_MOST]))}: its work may be undone, so it"
+            " can't continue. A fork begins again before the first step that was undone."
         )
         return run.reason(text, run.command("fork", "NEW", options=("--before", "STEP")))
     commands = [run.command("retry")]
     if len(failed) == 1:
         commands.append(run.command("resolve", failed[0], options=("--value", "JSON", "--reason", "TEXT")))
-    return run.reason(f"{text} Once the cause is mended, `retry` lets it go on.", *commands)
+    return run.reason(f"{text} Fix the cause; then `retry` continues it.", *commands)
 
 
 def _wait(run: Run, wait: StepRecord) -> Reason:
@@ -254,9 +255,7 @@ def _its_turn(run: Run, flow: StepRecord) -> Reason:
     due = run.status.changed_at
     if flow.until is not None and flow.until <= run.now:
         due = max(due, flow.until)
-    text = (
-        f"{run.it} could go on, and waits for its turn {run.since(due)}: no worker has taken it. Is one running that has the flow"
-    )
+    text = f"{run.it} can continue, and has been waiting for a worker {run.since(due)}. Is a worker running that has the flow"
     return run.reason(f"{text} {quoted(flow.name)}?", run.run_here(), run.serve(), since=due)
 
 

@@ -14,7 +14,7 @@ from ._ending import PipeClosed, ending
 SECTIONS: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "Look": {"looking": ("runs", "show", "watch", "wait", "why", "pending")},
     "Decide": {"deciding": ("approve", "reject", "send")},
-    "Mend": {"mending": ("retry", "resolve", "cancel", "fork")},
+    "Fix": {"mending": ("retry", "resolve", "cancel", "fork")},
     "Run": {"running": ("start", "run", "serve", "sweep", "web")},
     "Keep": {"keeping": ("copy", "export", "import", "clean"), "checking": ("stores", "doctor", "check")},
 }

@@ -36,7 +36,7 @@ def stores(as_json: bool) -> None:
 @click.option("--processes", type=click.IntRange(2, 64), default=8, show_default=True, help="How many other processes race.")
 @on_store
 def doctor(asked: Asked, url: str | None, processes: int) -> None:
-    """Check for real that a store keeps what it promises.
+    """Test for real that a store keeps its promises.
 
     It writes runs of its own, whose ids begin with doctor-, from this process and eight others, and removes them at the end.
     No other run is touched. It takes ten to thirty seconds, on a store that is slow or hangs two minutes at most.

@@ -39,10 +39,10 @@ def _decide(asked: Asked, approves: bool, run_id: str, step_id: str, by: str, re
 @_on_approval
 @on_store
 def approve(asked: Asked, **vote: Any) -> None:
-    """Say yes to what a run asks a person.
+    """Approve what a run asks a person.
 
-    Shows what is decided, and asks. The name is recorded, and not authenticated. The same decision again changes nothing; another
-    one is refused, with who decided and when.
+    Shows what you are about to decide, and asks. The name is recorded, not authenticated. The same decision again changes
+    nothing; another one is refused, with who decided and when.
 
     \b
     Example:
@@ -55,9 +55,9 @@ def approve(asked: Asked, **vote: Any) -> None:
 @_on_approval
 @on_store
 def reject(asked: Asked, **vote: Any) -> None:
-    """Say no to what a run asks a person; one who rejects decides.
+    """Reject what a run asks a person; one rejection decides.
 
-    Shows what is decided, and asks, as approve does.
+    Shows what you are about to decide, and asks, as approve does.
 
     \b
     Example:
@@ -73,9 +73,9 @@ def reject(asked: Asked, **vote: Any) -> None:
 @click.option("--error", metavar="TEXT", help="Say that it went wrong, or take back an approval that waits.")
 @on_store
 def send(asked: Asked, run_id: str, step_id: str, value: Any, error: str | None) -> None:
-    """Give an event to a run, before it waits for that or while it does.
+    """Send an event to a run, before it waits for the event or while it does.
 
-    The run need not be there yet. The same value again changes nothing; another one is refused.
+    The run need not exist yet. The same value again changes nothing; another value is refused.
 
     \b
     Example:

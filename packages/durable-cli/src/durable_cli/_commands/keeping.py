@@ -56,7 +56,7 @@ def copy(asked: Asked, run_ids: Sequence[str], to: str, prefix: str | None, dry_
 def export(asked: Asked, run_ids: Sequence[str], prefix: str | None) -> None:
     """Write the log of runs to stdout, one entry a line, as JSON.
 
-    The lines are what StepRecord.to_json() writes; import takes them. A run that is at work may go on meanwhile.
+    The lines are what StepRecord.to_json() writes; import takes them. A run that is working may continue meanwhile.
 
     \b
     Example:
@@ -97,8 +97,8 @@ def import_(asked: Asked, file: IO[bytes], dry_run: bool) -> None:
 def clean(asked: Asked, prefix: str, older: timedelta, dry_run: bool, yes: bool) -> None:
     """Clear runs that ended long ago, with their children, for good.
 
-    Names them and asks first. Runs that somebody holds are left for the next time, and so are those without a flow, since nothing
-    tells that they ended. A run that is cleared is a new run where its id comes again.
+    Names them and asks first. Skips runs that somebody holds, and runs without a flow, because nobody knows whether they have
+    ended. A cleared run is a new run if its id is used again.
 
     \b
     Example:

@@ -71,7 +71,7 @@ def show(asked: Asked, run_id: str, step_id: str | None, all_steps: bool) -> Non
 @_RUN
 @on_store
 def watch(asked: Asked, run_id: str) -> None:
-    """Show a run as it goes on, until it ends.
+    """Show a run live, until it ends.
 
     In a pipe, one line for each entry of its log. Exit code 0 if it succeeded, 1 if it failed or was cancelled. A run without
     a flow has no end.
@@ -113,7 +113,7 @@ def wait(asked: Asked, run_id: str, timeout: timedelta | None) -> None:
 @_RUN
 @on_store
 def why(asked: Asked, run_id: str) -> None:
-    """Say in words why a run does not go on, since when, and what would help.
+    """Say why a run is stuck, since when, and what would help.
 
     \b
     Example:
@@ -147,7 +147,7 @@ def _going_on(run_id: str) -> Iterator[None]:
     except KeyboardInterrupt:
         from durable_cli._text import harmless
 
-        click.echo(f"Run {harmless(run_id)} goes on as before.", err=True)
+        click.echo(f"Run {harmless(run_id)} continues as before.", err=True)
         raise
 
 

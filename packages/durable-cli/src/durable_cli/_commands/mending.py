@@ -69,11 +69,11 @@ def _act(
 @BY
 @on_store
 def retry(asked: Asked, run_id: str | None, step_id: str | None, **options: Any) -> None:
-    """Let a run go on that failed, crashed, is parked or was interrupted.
+    """Continue a run that failed, crashed, is parked or was interrupted.
 
-    Without STEP the steps are reopened whose failures ended the run; those that its flow caught stay. It goes on when a worker
-    takes it, or when it is run again. Many runs at once are named by --flow, --status and --since, listed, and retried after a
-    question; those that are refused stop no other.
+    Without STEP, reopens the steps whose failures ended the run; failures that its flow caught stay. The run continues when a
+    worker takes it, or when it is run again. To retry many runs, name them by --flow, --status and --since: they are listed, and
+    retried after a question. A run that is refused doesn't stop the others.
 
     \b
     Example:
@@ -90,11 +90,11 @@ def retry(asked: Asked, run_id: str | None, step_id: str | None, **options: Any)
 @BY
 @on_store
 def cancel(asked: Asked, run_id: str | None, **options: Any) -> None:
-    """Ask a run to stop; its flow may undo what it did.
+    """Ask a run to stop; its flow can undo its work.
 
-    A run at work notices within two seconds, on S3 within twenty; one that has no process notices when it is run again; one that
-    was only asked for ends at once. Cancelling again changes nothing. Many runs at once are named by --flow, --status and
-    --since, listed, and cancelled after a question.
+    A run that is working notices within two seconds, on S3 within twenty. A run without a process notices when it is run again.
+    A run that has not begun ends at once. Cancelling again changes nothing. To cancel many runs, name them by --flow, --status
+    and --since: they are listed, and cancelled after a question.
 
     \b
     Example:
@@ -112,9 +112,9 @@ def cancel(asked: Asked, run_id: str | None, **options: Any) -> None:
 @BY
 @on_store
 def resolve(asked: Asked, run_id: str, step_id: str, value: Any, reason: str, by: str) -> None:
-    """Set the outcome of a step by hand that failed or was interrupted.
+    """Set the outcome of a step that failed or was interrupted.
 
-    The value is what the step would have returned. Nothing checks that it is of the type that the flow's code reads.
+    The value is what the step would have returned. Nothing checks that it has the type that the flow expects.
 
     \b
     Example:

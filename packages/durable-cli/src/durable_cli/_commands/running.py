@@ -43,7 +43,7 @@ def start(asked: Asked, flow: str, run_id: str, given: Mapping[str, Any], at: da
 @click.option("--input", "given", type=JsonObject(), help=f"{_INPUT} A run that was begun has its own.")
 @on_store
 def run(asked: Asked, flow: str, run_id: str, given: Mapping[str, Any] | None) -> None:
-    """Run a flow here, or go on with it, and print its result.
+    """Run or continue a flow here, and print its result.
 
     Steps show on stderr as they happen, and so does what the program prints; the result on stdout, as JSON. A run that waits
     for longer than its flow's wait_limit is suspended: that is exit code 0 and no result, with what it waits for on stderr.
@@ -94,7 +94,7 @@ def serve(asked: Asked, worker: str, host: str | None, port: int | None) -> None
 @click.argument("worker", metavar="MODULE:WORKER")
 @on_store
 def sweep(asked: Asked, worker: str) -> None:
-    """Do one round over all runs that could go on; for cron and timers.
+    """Do one round over all runs that can continue; for cron and timers.
 
     Prints what came of them. WORKER is what serve takes. It needs durable-worker.
 

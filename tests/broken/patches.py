@@ -4604,4 +4604,62 @@ PATCHES = [
         "",
         ("tests/core/control/test_control.py::test_a_copy_that_loses_a_slot_meanwhile_is_a_conflict",),
     ),
+    Patch(
+        "core: nobody hears that the function of a step begins",
+        f"{CORE}/_running/attempt.py",
+        "        run.driver.begins(context)\n",
+        "        pass\n",
+        ("tests/core/kit/test_crash_everywhere.py::TestRightFlows::test_every_append_and_every_step",),
+    ),
+    Patch(
+        "core: who drives a run can't keep it in the process while it waits",
+        f"{CORE}/_running/pausing.py",
+        "                elif not await _stays(run):\n",
+        "                else:\n",
+        ("tests/core/kit/test_crash_everywhere.py::TestRightFlows::test_a_timeout_passes",),
+    ),
+    Patch(
+        "testing: no process is killed",
+        f"{CORE}/testing/_everywhere/moments.py",
+        "            os.kill(os.getpid(), signal.SIGKILL)\n",
+        "            pass\n",
+        (
+            "tests/core/kit/test_crash_everywhere.py::TestRightFlows::test_every_append_and_every_step",
+            "tests/core/kit/test_crash_everywhere.py::TestWrongFlows::test_an_effect_outside_of_a_step",
+        ),
+    ),
+    Patch(
+        "testing: effects are not counted",
+        f"{CORE}/testing/_everywhere/judging.py",
+        "        yield from self._effects(followed)\n",
+        "",
+        (
+            "tests/core/kit/test_crash_everywhere.py::TestWrongFlows::test_an_effect_outside_of_a_step",
+            "tests/core/kit/test_crash_everywhere.py::TestWrongFlows::test_undoing_in_finally",
+        ),
+    ),
+    Patch(
+        "testing: what was about to be recorded is not looked at",
+        f"{CORE}/testing/_everywhere/judging.py",
+        "        yield from self._in_hand(followed)\n",
+        "",
+        (
+            "tests/core/kit/test_crash_everywhere.py::TestWrongFlows::test_arguments_that_depend_on_the_clock",
+            "tests/core/kit/test_crash_everywhere.py::TestWrongFlows::test_a_value_that_depends_on_the_clock",
+        ),
+    ),
+    Patch(
+        "testing: the logs of two runs are not compared",
+        f"{CORE}/testing/_everywhere/judging.py",
+        "        yield from self._logged(facts_of(followed))\n",
+        "",
+        ("tests/core/kit/test_crash_everywhere.py::TestWrongFlows::test_an_id_that_changes",),
+    ),
+    Patch(
+        "testing: a function may begin again though its outcome was recorded",
+        f"{CORE}/testing/_everywhere/judging.py",
+        "        yield from self._begun(followed)\n",
+        "",
+        ("tests/core/kit/test_crash_everywhere.py::test_a_store_that_forgets",),
+    ),
 ]

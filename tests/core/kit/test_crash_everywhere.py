@@ -32,6 +32,7 @@ from durable_core import (
 from durable_core import open_store as open_by_url
 from durable_core.record import StepRecord
 from durable_core.testing import CrashReport, NotCrashSafe, crash_everywhere
+from durable_sqlite import SqliteStore
 
 T = TypeVar("T")
 
@@ -351,6 +352,22 @@ class TestWrongFlows:
         assert "1 differ" in str(caught.value)
         assert len(str(caught.value).splitlines()) == 5
         assert len(str(caught.value.report).splitlines()) == 3 + len(caught.value.report.points)
+
+
+def test_a_store_that_forgets(world: World) -> None:
+    """A function that begins again, though its outcome was recorded, is found, whoever is at fault."""
+
+    class Forgetful(SqliteStore):
+        async def list(self, run_id: str) -> Sequence[StepRecord]:
+            return (await super().list(run_id))[:-1]
+
+    @flow
+    async def pack(runner: Runner) -> None:
+        await runner.step("pack", str)
+
+    with pytest.raises(NotCrashSafe, match="the function of 'pack' began 2 times, and undisturbed 1") as caught:
+        crash_everywhere(pack, open_store=lambda: Forgetful.from_url(world.url))
+    assert caught.value.report.different[0].place == "after append of 'pack' (success)"
 
 
 class TestBadInput:

@@ -99,15 +99,12 @@ class Usual:
     def _begun(self, followed: Followed) -> Iterable[str]:
         """A function begins again only where it had begun and left no outcome when its process was killed."""
         intents = Counter(Step.of(followed.plan.run_id, each) for each in followed.entries if each.status == "started")
-        killed = next((number for number, visit in enumerate(followed.visits) if visit.killed), None)
+        before, in_flight = _at_kill(followed)
         for step, times in followed.began.items():
             usual = self.first.began[step]
-            at_most = usual
-            is_killed = killed is not None and step in followed.visits[killed].began
-            if killed is not None and is_killed and step not in followed.visits[killed + 1].recorded:
-                at_most += sum(visit.began.count(step) for visit in followed.visits[: killed + 1])
+            at_most = usual + (before[step] if step in in_flight else 0)
             if times > at_most:
-                yield f"the function of {step} began {times} times, and undisturbed {usual}: its outcome was recorded"
+                yield f"the function of {step} began {times} times, and undisturbed {usual}, though it was recorded"
             if 0 < intents[step] < times:
                 yield f"the function of {step}, which may happen once only, began {times} times by {intents[step]} intents"
 
@@ -137,6 +134,16 @@ class Usual:
                     f"effect {effect!r} happened {times} times, and undisturbed {expected}, while steps began again {again}"
                     " times: is it outside of a step?"
                 )
+
+
+def _at_kill(followed: Followed) -> tuple[Counter[Step], set[Step]]:
+    """Return how often each function had begun when a process was killed, and the steps that it had begun without an outcome."""
+    before: Counter[Step] = Counter()
+    for visit, after in zip(followed.visits, followed.visits[1:], strict=False):
+        before.update(visit.began)
+        if visit.killed:
+            return before, {*visit.began} - {*visit.ended} - after.recorded
+    return before, set()
 
 
 def began_again(followed: Followed, usual: Followed) -> Sequence[Step]:

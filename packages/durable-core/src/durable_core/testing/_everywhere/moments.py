@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
+from durable_core._log.chain import decided
 from durable_core.clock import SystemClock
 from durable_core.context import StepContext
 from durable_core.engine import Driver
@@ -72,9 +73,12 @@ class WatchedStore(Store):
         self._moments: Final = moments
 
     async def append(self, record: StepRecord) -> StepRecord:
-        what = f"append of {Step.of(self._moments.run_id, record)} ({record.status})"
+        step = Step.of(self._moments.run_id, record)
+        what = f"append of {step} ({record.status})"
         self._moments.come(f"before {what}", record)
         held = await self._store.append(record)
+        if decided(held):
+            self._moments.tell("ended", step)
         self._moments.come(f"after {what}")
         return held
 

@@ -85,6 +85,8 @@ class Visit:
 
     moments: list[str] = field(default_factory=list)
     began: list[Step] = field(default_factory=list)
+    ended: list[Step] = field(default_factory=list)
+    """The steps whose outcomes it appended."""
     recorded: frozenset[Step] = frozenset()
     """The steps that had an outcome when the visit began."""
     ahead: timedelta = timedelta()
@@ -100,8 +102,8 @@ class Visit:
     def hear(self, what: str, value: Any) -> None:
         if what == "moment":
             self.moments.append(value)
-        elif what == "began":
-            self.began.append(value)
+        elif what in ("began", "ended"):
+            getattr(self, what).append(value)
         elif what == "killed":
             self.killed, self.in_hand = True, value
         else:

@@ -215,6 +215,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
                 "the second of two decisions counts",
                 "a decision after the deadline counts",
                 "one rejection of several does not decide",
+                "one of two people changes what the other approved",
                 "a decision binds to nothing",
             ),
         ),

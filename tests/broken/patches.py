@@ -675,9 +675,9 @@ PATCHES = [
     Patch(
         "an approval without a value takes an earlier one back",
         f"{CORE}/_waiting/approval.py",
-        "values[-1] if values else None",
-        "last.value",
-        ("tests/core/control/test_decisions.py::test_of_several_values_the_last_one_counts",),
+        "values[-1] if vote.value is None and values else vote.value",
+        "vote.value",
+        ("tests/core/control/test_decisions.py::test_nobody_changes_alone_what_several_approve",),
     ),
     Patch(
         "memory: the index keeps cleared runs",
@@ -995,8 +995,8 @@ PATCHES = [
     Patch(
         "the time of a run does not bound its suspension",
         f"{CORE}/_running/pausing.py",
-        "        times.append(run.deadline)\n",
-        "        pass\n",
+        "(*(each.until for each in run.waiting), deadline)",
+        "(each.until for each in run.waiting)",
         ("tests/core/flow/test_lives.py::test_a_run_whose_time_is_over_is_cancelled",),
     ),
     Patch(
@@ -3816,8 +3816,8 @@ PATCHES = [
     Patch(
         "cli: the command that goes on with a run forgets the store",
         f"{CLI}/_mend.py",
-        """{asked.command('run', 'MODULE:FLOW', run.run_id)}""",
-        "durable run MODULE:FLOW {run.run_id}",
+        'asked.command("run", "MODULE:FLOW", run.run_id)',
+        'f"durable run MODULE:FLOW {run.run_id}"',
         ("tests/cli/test_mending.py::test_what_mending_says_to_people",),
     ),
     Patch(
@@ -3941,7 +3941,7 @@ PATCHES = [
     Patch(
         "web: a value that nobody changed is told as changed",
         f"{WEB}/_deciding.py",
-        "return None if after == before else value",
+        "return None if len({*several}) == 1 else value",
         "return value",
         ("tests/web/test_acting.py::test_a_value_counts_where_it_was_changed[as it was]",),
     ),
@@ -4392,21 +4392,26 @@ PATCHES = [
         ("tests/pydantic_ai/test_approvals.py::test_what_went_wrong_elsewhere",),
     ),
     Patch(
-        "agents: one person is enough where two are asked for",
-        f"{CORE}/engine.py",
-        '**{"on_timeout": "reject", **approvals}',
-        '**{"on_timeout": "reject"}',
-        (
-            "tests/pydantic_ai/test_approvals.py::test_two_people_of_three",
-            "tests/openai_agents/test_approvals.py::test_two_people_of_those_who_may",
-        ),
+        "pydantic-ai: one person is enough where two are asked for",
+        f"{PAI}/_deciding.py",
+        '{"on_timeout": "reject", **approvals}',
+        '{"on_timeout": "reject"}',
+        ("tests/pydantic_ai/test_approvals.py::test_two_people_of_three",),
     ),
     Patch(
-        "agents: one of two people changes what the other approved",
-        f"{CORE}/engine.py",
-        "    if decision and any(vote.approved and vote.value != decision.value for vote in votes):\n",
-        "    if decision is None:\n",
+        "openai agents: one person is enough where two are asked for",
+        f"{OPENAI}/_approvals.py",
+        '{"on_timeout": "reject", **(calls.approvals(tool) or {})}',
+        '{"on_timeout": "reject"}',
+        ("tests/openai_agents/test_approvals.py::test_two_people_of_those_who_may",),
+    ),
+    Patch(
+        "one of two people changes what the other approved",
+        f"{CORE}/_waiting/approval.py",
+        "        return values.count(values[-1]) if values else 0\n",
+        "        return len(values)\n",
         (
+            "tests/core/control/test_decisions.py::test_nobody_changes_alone_what_several_approve",
             "tests/pydantic_ai/test_approvals.py::test_one_of_two_people_cannot_change_what_the_other_approved",
             "tests/openai_agents/test_approvals.py::test_one_of_two_people_cannot_change_what_the_other_approved",
         ),
@@ -4569,8 +4574,8 @@ PATCHES = [
     Patch(
         "one rejection of several does not decide",
         f"{CORE}/_waiting/approval.py",
-        "(last.approved and sum(vote.approved for vote in self.votes) < self.quorum)",
-        "sum(vote.approved == last.approved for vote in self.votes) < self.quorum",
+        "        if last is None or not last.approved:\n            return last\n",
+        "        if last is None or (not last.approved and len(self.votes) < self.quorum):\n            return None\n",
         ("tests/core/control/test_control.py::test_one_rejection_decides",),
     ),
     Patch(

@@ -56,7 +56,7 @@ async def test_a_call_is_shown_and_waits(store: MemoryStore, effects: Effects) -
     assert effects == {"look": 1}
     (waiting,) = [record async for record in control.pending(store)]
     assert waiting.name == "may refund be called"
-    assert waiting.notes["show"] == {"agent": "clerk", "tool": "refund", "arguments": {"order": "1001", "amount": 90}}
+    assert waiting.notes["show"] == {"agent": "clerk", "tool": "refund", "edit": {"order": "1001", "amount": 90}}
     await till.until_asked()
     await control.approve(store, "run", ASKED, by="alice")
     for _ in range(2):
@@ -145,16 +145,16 @@ async def test_a_tool_says_which_calls_need_approval(store: MemoryStore, effects
     assert effects == {"7 for 1002": 1}
 
 
-@pytest.mark.parametrize("values", [(None, {"amount": 9000}), ({"amount": 9000}, None), ({"amount": 1}, {"amount": 2})])
+@pytest.mark.parametrize("values", [(None, {"amount": 9000}), ({"amount": 1}, {"amount": 2})])
 async def test_one_of_two_people_cannot_change_what_the_other_approved(
     store: MemoryStore, effects: Effects, values: tuple[Any, Any]
 ) -> None:
-    """Arguments that only one of them approved are approved by one person alone, so the call is not made."""
+    """Arguments that only one of them approved are not approved yet."""
     till = Till(store, effects, approvals=Approvals(quorum=2))
     await till.until_asked()
     for name, value in zip(("alice", "bob"), values, strict=True):
         await control.approve(store, "run", ASKED, by=name, value=value and {"order": "1001", **value})
-    assert await till.run() == "done: The call was rejected: those who approved it did not agree on its arguments"
+    assert await till.until_asked() == [ASKED]
     assert not effects
 
 

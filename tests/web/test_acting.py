@@ -27,7 +27,7 @@ async def note(store: Store, run_id: str, step_id: str) -> Any:
 
 
 async def test_two_people_decide(store: Store, browse: Browse) -> None:
-    """One alone doesn't, also twice; the run goes on with the second one, whose reason and value are recorded."""
+    """One alone doesn't, also twice, and nobody changes the value alone; the run goes on once both have approved the same."""
     await ask(store, quorum=2)
     page = app(store, user=signed_in)
     alice, bob = browse(page, "alice"), browse(page, "bob")
@@ -35,12 +35,14 @@ async def test_two_people_decide(store: Store, browse: Browse) -> None:
         assert (await decide(alice, store, "approve", reason="fits")).headers["location"].endswith("/?said=approved")
     assert "1 of 2" in (await bob.get()).text
     await decide(bob, store, "approve", value='{"amount": 45}')
+    assert "Not everyone approved the same value" in (await alice.get()).text
+    await decide(alice, store, "approve", reason="fits", value='{"amount": 45}')
     votes = (await note(store, "payout-1", "approve"))["votes"]
     assert [(vote["by"], vote["reason"], vote.get("value")) for vote in votes] == [
-        ("alice", "fits", None),
         ("bob", None, {"amount": 45}),
+        ("alice", "fits", {"amount": 45}),
     ]
-    assert await payout.run(store, run_id="payout-1") == "paid by bob"
+    assert await payout.run(store, run_id="payout-1") == "paid by alice"
     late = await decide(alice, store, "reject")
     assert (late.status_code, "was decided" in late.text) == (409, True)
 

@@ -61,14 +61,27 @@ async def test_a_decision_without_a_value_is_recorded_as_before(store: MemorySto
     assert (await decision(store)).value is None
 
 
-async def test_of_several_values_the_last_one_counts(store: MemoryStore) -> None:
-    """An approval without one takes none back; a rejection's value is its own."""
-    await ask(store, quorum=3)
-    await control.approve(store, "run", "refund", by="alice", value=45)
-    await control.approve(store, "run", "refund", by="bob", value=50)
+@pytest.mark.parametrize("first", [None, 50, True])
+async def test_nobody_changes_alone_what_several_approve(store: MemoryStore, first: object) -> None:
+    """A value counts once as many have approved it; without one, people approve what the last one before made of it."""
+    await ask(store, quorum=2)
+    await control.approve(store, "run", "refund", by="alice", value=first)
+    await control.approve(store, "run", "refund", by="bob", value=1)
+    record = await store.get("run", "refund")
+    assert record is not None
+    assert record.status == "waiting"
     await control.approve(store, "run", "refund", by="carol")
     made = await decision(store)
-    assert (made.by, made.value) == ("carol", 50)
+    assert (made.by, made.value) == ("carol", 1)
+
+
+async def test_who_approved_another_value_may_answer_again(store: MemoryStore) -> None:
+    """Then all have approved the same; a rejection's value is its own."""
+    await ask(store, quorum=2)
+    await control.approve(store, "run", "refund", by="alice")
+    await control.approve(store, "run", "refund", by="bob", value=1)
+    await control.approve(store, "run", "refund", by="alice", value=1)
+    assert (await decision(store)).value == 1
     store = MemoryStore()
     await ask(store, quorum=3)
     await control.approve(store, "run", "refund", by="alice", value=45)

@@ -76,10 +76,12 @@ def _shown(record: StepRecord, vote: Vote, asked: Asked) -> list[str]:
     if request.approvers is not None:
         lines.append(f"May decide: {cut(', '.join(request.approvers), 500)}.")
     if request.quorum > 1:
-        lines.append(f"It takes {request.quorum} people who approve; one who rejects decides.")
+        lines.append(f"It takes {request.quorum} people who approve the same value; one who rejects decides.")
     for each in request.votes:
         why = f": {cut(each.reason, 200)}" if each.reason else ""
         lines.append(f"{cut(each.by, 100)} {_verb(each)} {age(each.at, now)} ago{why}")
+        if each.value is not None:
+            lines += ["with this value:", *_payload(each.value, None)]
     if vote.value is not None:
         lines += ["Your value:", *_payload(vote.value, None)]
     return lines
@@ -101,8 +103,7 @@ def _outcome(record: StepRecord, vote: Vote) -> str:
         decision = request.decision()
         how = "decided" if decision is None else _verb(decision)
         return f"{record.step_id} of {record.run_id} is {how}, by {vote.by}"
-    votes = sum(each.approved for each in request.votes)
-    return f"{vote.by} approved {record.step_id} of {record.run_id}: {votes} of {request.quorum}"
+    return f"{vote.by} approved {record.step_id} of {record.run_id}: {request.agreeing} of {request.quorum}"
 
 
 def _verb(vote: Decision) -> str:

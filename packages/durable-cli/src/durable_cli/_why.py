@@ -239,14 +239,20 @@ def _wait(run: Run, wait: StepRecord) -> Reason:
     return run.reason(text, *commands, step_id=wait.step_id, since=wait.started_at, until=until)
 
 
+def _value_of(vote: dict[str, object]) -> str:
+    value = vote.get("value")
+    return "" if value is None else f" {brief(msgspec.json.encode(value), 100)}"
+
+
 def _decided_by(approval: StepRecord) -> str:
     notes = approval.notes
     show, approvers, quorum = notes.get("show"), notes.get("approvers"), notes.get("quorum", 1)
     shown = "" if show is None else f" It shows {brief(msgspec.json.encode(show), 300)}."
     names = cut(" or ".join(map(str, approvers)), 200) if isinstance(approvers, list) else "Anybody"
-    number = "" if quorum == 1 else f"; {quorum} have to approve"
+    number = "" if quorum == 1 else f"; {quorum} have to approve the same value"
     votes = ", ".join(
-        f"{cut(str(vote.get('by')), 40)} {'approves' if vote.get('approved') else 'rejects'}" for vote in votes_of(approval)
+        f"{cut(str(vote.get('by')), 40)} {'approves' if vote.get('approved') else 'rejects'}{_value_of(vote)}"
+        for vote in votes_of(approval)
     )
     return f"{shown} {names} may decide{number}.{f' So far {votes}.' if votes else ''}"
 

@@ -66,10 +66,11 @@ async def approve(
 ) -> StepRecord:
     """Approve, as `by`; return the entry with the vote, or with the decision if this was the last vote needed.
 
-    The same person counts once. `value` is what the person changed. The flow finds it in the decision; if several people gave
-    one, the last one counts. Raises `AlreadyDecided` after another decision, `DeadlinePassed` after the deadline, `NotFound` for
-    a run or step that doesn't exist, `Refused` for a step that doesn't wait for an approval or that `by` may not decide, and
-    `TypeError` for a value that can't be recorded.
+    The same person counts once. `value` is what the person changed; the flow finds it in the decision. Where several people have
+    to approve, they have to approve the same value: without `value`, what the last one before made of it. Until they do, each of
+    them may answer again. Raises `AlreadyDecided` after
+    another decision, `DeadlinePassed` after the deadline, `NotFound` for a run or step that doesn't exist, `Refused` for a step
+    that doesn't wait for an approval or that `by` may not decide, and `TypeError` for a value that can't be recorded.
     """
     return await cast(store, run_id, step_id, _vote(by, True, reason, value, clock), clock)
 

@@ -27,7 +27,7 @@ from ._system.faces import Blocking as Blocking
 from ._system.faces import asynchronous as asynchronous
 from ._system.ids import check_name as check_name
 from ._system.waits import cancellations, first_of
-from ._waiting.approval import Approvals, Decision, Request
+from ._waiting.approval import Request as Request
 from .errors import CorruptLog, StepDrift
 from .events import Handler
 from .flow import Flow
@@ -53,7 +53,6 @@ __all__ = [
     "Limit",
     "Request",
     "Standing",
-    "ask",
     "asynchronous",
     "cancellations",
     "cancelled",
@@ -84,20 +83,6 @@ __all__ = [
 
 AnyFlow = Flow[Any, Any] | Blocking[Flow[Any, Any]]
 """A flow, or one of `durable_core.sync`, which `asynchronous` makes one of."""
-
-
-async def ask(runner: Runner, step_id: str, show: object, approvals: Approvals, *, name: str | None = None) -> Decision:
-    """Ask people as `runner.approval` does, where nobody who decides may change what another one has approved.
-
-    Those who approved different values have not agreed, which is a rejection whose reason says so. What nobody decided in time is
-    rejected, too, unless `approvals` say something else.
-    """
-    decision = await runner.approval(step_id, show, name=name, **{"on_timeout": "reject", **approvals})  # type: ignore[arg-type]
-    recorded = runner.recorded(step_id)
-    votes = () if recorded is None else Request.of(recorded).votes
-    if decision and any(vote.approved and vote.value != decision.value for vote in votes):
-        return Decision(False, decision.by, "those who approved it did not agree on its arguments", decision.at)
-    return decision
 
 
 async def could_go_on(store: Store, flows: Collection[StepRecord], now: datetime) -> Mapping[str, bool]:

@@ -253,11 +253,11 @@ class Runner:
     ) -> Decision:
         """Show something to people and wait for their decision, given with `durable_core.control.approve` or `reject`.
 
-        One rejection decides, and so do `quorum` different people who approve. `approvers` are the names of the people who may
-        decide; None means anyone. Names are recorded, not authenticated. A decision is valid only for what was shown: if this is
-        called again with another `show`, it raises `StepDrift`. If `timeout` passes first, it raises `StepFailed`, whose error
-        matches `TimeoutError`; with `on_timeout="reject"` that is a rejection by `$deadline` instead. Raises `RunSuspended` after
-        `wait_limit` seconds.
+        One rejection decides, and so do `quorum` different people who approve the same value. `approvers` are the names of the
+        people who may decide; None means anyone. Names are recorded, not authenticated. A decision is valid only for what was
+        shown: if this is called again with another `show`, it raises `StepDrift`. If `timeout` passes first, it raises
+        `StepFailed`, whose error matches `TimeoutError`; with `on_timeout="reject"` that is a rejection by `$deadline` instead.
+        Raises `RunSuspended` after `wait_limit` seconds.
         """
         step_id = self._scoped(step_id)
         request = Request.make(step_id, show, quorum, approvers, on_timeout)

@@ -9,7 +9,7 @@ from typing import Any
 
 from agents import RunState, ToolApprovalItem
 
-from durable_core.engine import ask
+from durable_core import Approvals
 
 from ._calls import Calls
 
@@ -28,12 +28,12 @@ async def decide(calls: Calls, state: RunState[Any, Any], items: Sequence[ToolAp
 async def _decide(calls: Calls, state: RunState[Any, Any], item: ToolApprovalItem) -> None:
     tool = item.name or "tool"
     call_id = item.call_id or ""
-    decision = await ask(
-        calls.runner,
+    options: Approvals = {"on_timeout": "reject", **(calls.approvals(tool) or {})}
+    decision = await calls.runner.approval(
         calls.step_id(f"approve-{tool}", call_id),
-        {"agent": item.agent.name, "tool": tool, "arguments": _shown(item.arguments)},
-        calls.approvals(tool) or {},
+        {"agent": item.agent.name, "tool": tool, "edit": _shown(item.arguments)},
         name=f"may {tool} be called",
+        **options,
     )
     if not decision:
         told = f"The call was rejected: {decision.reason}" if decision.reason else "The call was rejected."

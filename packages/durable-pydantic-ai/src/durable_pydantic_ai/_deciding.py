@@ -14,7 +14,6 @@ from pydantic_ai.messages import ToolCallPart
 from pydantic_ai.tools import DeferredToolApprovalResult, DeferredToolRequests, DeferredToolResults, ToolApproved, ToolDenied
 
 from durable_core import Approvals, StepFailed
-from durable_core.engine import ask
 from durable_core.errors import DeadlinePassed
 
 from ._scopes import AgentScope
@@ -60,10 +59,11 @@ async def decide(
     scope: AgentScope, step_id: str, call: ToolCallPart, metadata: dict[str, Any] | None, approvals: Approvals
 ) -> tuple[DeferredToolApprovalResult, str]:
     """Show a call to people, and return what its tool and the model are told of their decision, and who decided."""
-    show: dict[str, Any] = {"tool": call.tool_name, "arguments": call.args_as_dict()}
+    show: dict[str, Any] = {"tool": call.tool_name, "edit": call.args_as_dict()}
     if metadata:
         show["metadata"] = metadata
-    decision = await ask(scope.runner, step_id, show, approvals, name=f"may {call.tool_name} be called")
+    options: Approvals = {"on_timeout": "reject", **approvals}
+    decision = await scope.runner.approval(step_id, show, name=f"may {call.tool_name} be called", **options)
     if not decision:
         told = f"The call was rejected: {decision.reason}" if decision.reason else "The call was rejected."
         return ToolDenied(told), decision.by

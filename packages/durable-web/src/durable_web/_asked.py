@@ -10,15 +10,8 @@ from typing import Any
 import msgspec
 
 from durable_core import Decision
-from durable_core.errors import CorruptLog
+from durable_core.engine import Request
 from durable_core.record import StepRecord
-
-
-class _Note(msgspec.Struct, frozen=True):
-    show: Any = None
-    quorum: int = 1
-    approvers: tuple[str, ...] | None = None
-    votes: tuple[Decision, ...] = ()
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +22,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     quorum: int
     approvers: Sequence[str] | None
     votes: Sequence[Decision]
+    agreeing: int
+    """How many people approve the same value as the last one who spoke."""
 
     @property
     def run_id(self) -> str:
@@ -57,6 +52,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         return isinstance(self.show, dict) and "edit" in self.show
 
     @property
+    def proposed(self) -> Any:
+        """The value to approve: what the last one who changed it made of the one that the flow asks for."""
+        values = [vote.value for vote in self.votes if vote.approved and vote.value is not None]
+        return values[-1] if values else self.show["edit"]
+
+    @property
     def digest(self) -> str:
         """Tells this question from any other, such as one that was asked under the same ids after the run was cleared.
 
@@ -76,8 +77,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 def asked_by(record: StepRecord) -> Asked:
     """Read what an approval's entry asks. Raises `CorruptLog` for a note that no approval has."""
-    try:
-        note = msgspec.convert(record.note or {}, _Note)
-    except msgspec.ValidationError as error:
-        raise CorruptLog(f"the note of approval {record.step_id!r} of run {record.run_id!r} can't be read: {error}") from error
-    return Asked(record=record, show=note.show, quorum=note.quorum, approvers=note.approvers, votes=note.votes)
+    request = Request.of(record)
+    return Asked(
+        record=record,
+        show=request.show,
+        quorum=request.quorum,
+        approvers=request.approvers,
+        votes=request.votes,
+        agreeing=request.agreeing,
+    )

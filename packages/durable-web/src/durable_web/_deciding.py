@@ -83,12 +83,12 @@ async def record_answer(site: Site, visit: Visit, asked: Asked, by: str) -> Step
 
 
 def _changed(visit: Visit, asked: Asked) -> Any:
-    """Return what the person made of the value that the flow asks for; None where they left it as it was."""
+    """Return what the person made of the value that the flow asks for; None where nobody made anything else of it."""
     if not asked.takes_value:
         return None
     value = value_of(visit, "value")
-    before, after = (msgspec.json.encode(each, order="deterministic") for each in (asked.show["edit"], value))
-    return None if after == before else value
+    several = (msgspec.json.encode(each, order="deterministic") for each in (asked.show["edit"], asked.proposed, value))
+    return None if len({*several}) == 1 else value
 
 
 async def question(site: Site, run_id: str, step_id: str) -> Asked:

@@ -58,12 +58,16 @@ class Showing:
         seen = "" if text is None else str(self.redacted((what,), text))
         return seen if len(seen) <= _LONGEST else f"{seen[:_LONGEST]}… and {len(seen) - _LONGEST:,} more"
 
-    def is_editable(self, show: Mapping[str, Any]) -> bool:
-        """Tell whether nothing is redacted in the member `edit` of what an approval shows, so that people may change it."""
+    def is_editable(self, show: Mapping[str, Any], proposed: Any) -> bool:
+        """Tell whether nothing is redacted in the member `edit` of what an approval shows, so that people may change it.
+
+        `proposed` is that, or what somebody made of it.
+        """
         if self._redact is None:
             return True
         seen = self.redacted(("show",), show)
-        return isinstance(seen, dict) and seen.get("edit") == show["edit"] and self._is_whole(("show", "edit"), show["edit"])
+        is_whole = isinstance(seen, dict) and seen.get("edit") == show["edit"] and self._is_whole(("show", "edit"), show["edit"])
+        return is_whole and self._is_whole(("show", "edit"), proposed) and self._is_whole(("value",), proposed)
 
     def redacted(self, path: Path, value: Any) -> Any:
         """Return what is shown in place of a value; its parts are not looked at."""

@@ -117,12 +117,25 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
         return msgspec.json.decode(msgspec.json.encode(self))
 
     def decision(self) -> Decision | None:
-        """Return what the votes amount to: one rejection decides, and so do `quorum` different people who approve."""
+        """Return what the votes amount to: one rejection decides, and so do `quorum` people who approve the same value."""
         last = self.votes[-1] if self.votes else None
-        if last is None or (last.approved and sum(vote.approved for vote in self.votes) < self.quorum):
-            return None
-        values = [vote.value for vote in self.votes if vote.approved == last.approved and vote.value is not None]
-        return msgspec.structs.replace(last, value=values[-1] if values else None)
+        if last is None or not last.approved:
+            return last
+        return msgspec.structs.replace(last, value=self._values()[-1]) if self.agreeing >= self.quorum else None
+
+    @property
+    def agreeing(self) -> int:
+        """How many people approve the same value as the last one who approved."""
+        values = [msgspec.json.encode(value, order="deterministic") for value in self._values()]
+        return values.count(values[-1]) if values else 0
+
+    def _values(self) -> list[Any]:
+        """Return the value that each person approves: without one of their own, what the last one before them made of it."""
+        values: list[Any] = []
+        for vote in self.votes:
+            if vote.approved:
+                values.append(values[-1] if vote.value is None and values else vote.value)
+        return values
 
     def holds(self, vote: Decision) -> bool:
         """Tell whether the same person said the same before."""

@@ -4621,7 +4621,7 @@ PATCHES = [
         f"{CORE}/_running/pausing.py",
         "                elif not await _stays(run):\n",
         "                else:\n",
-        ("tests/core/kit/test_crash_everywhere.py::TestRightFlows::test_a_timeout_passes",),
+        ("tests/core/kit/test_crash_everywhere.py::TestWrongFlows::test_undoing_in_finally",),
     ),
     Patch(
         "testing: no process is killed",

@@ -1,19 +1,14 @@
-"""Programs that the tests kill: two agent runs in one run, with parallel tools, an approval and a handoff."""
+"""What the tests kill: two agent runs in one run, with parallel tools, an approval and a handoff."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final
 
 from agents import Agent, RunResult, function_tool
 
-from durable_core import Runner, RunSuspended, control, flow, open_store
+from durable_core import Runner
 from durable_openai_agents import Approvals, run_agent
-from tests.every_store.forking import answer_of_fork
 
 from .script import Script, call, outputs
 
@@ -48,32 +43,3 @@ async def two_agents(runner: Runner, happen: Happen) -> list[Any]:
         await run_agent(runner, "report", clerk, "Report."),
     ]
     return [result.to_input_list() for result in results]
-
-
-async def live(url: str, ledger: str, act: str) -> str:
-    """Run both agents, with effects that are lines of a file, and die in the effect named `act`; or approve."""
-
-    async def happen(name: str) -> str:
-        if name == act:
-            os.kill(os.getpid(), 9)
-        with Path(ledger).open("a") as file:
-            file.write(f"{name}\n")
-        return name
-
-    @flow(name="support", wait_limit=0)
-    async def support(runner: Runner) -> list[Any]:
-        return await two_agents(runner, happen)
-
-    async with open_store(url) as store:
-        if act == "approve":
-            await control.approve(store, "run", ASKED, by="alice")
-            return "approved"
-        try:
-            return f"returned {len(await support.run(store, run_id='run'))} transcripts"
-        except RunSuspended as suspended:
-            return f"waits for {', '.join(suspended.waiting_for)}"
-
-
-if __name__ == "__main__":
-    url, ledger, *acts = sys.argv[1:]
-    print(json.dumps([answer_of_fork(lambda act=act: live(url, ledger, act)) for act in acts]))

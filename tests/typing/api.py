@@ -5,8 +5,9 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, assert_type
 
-from durable_core import MemoryStore, Runner, StepFailed, StepRecord, Store, current_step, exponential, open_store
-from durable_core.control import RunStatus, clear_ended, result, retry, runs
+from durable_core import MemoryStore, Runner, StepFailed, StepRecord, Store, current_step, exponential, flow, open_store, sync
+from durable_core.control import RunStatus, approve, clear_ended, result, retry, runs
+from durable_core.testing import CrashReport, crash_everywhere
 from durable_file import FileStore
 
 
@@ -95,3 +96,22 @@ async def runs_are_acted_on_from_outside(store: Store) -> None:
     runs(store, status="ended")  # type: ignore[arg-type]  # no status has that name
     assert_type(await retry(store, "run"), StepRecord)
     assert_type(await clear_ended(store), Sequence[str])
+
+
+def flows_are_crashed_everywhere() -> None:
+    @flow
+    async def pay(runner: Runner, amount: int) -> str:
+        return str(amount)
+
+    @sync.flow
+    def pay_blocking(runner: sync.Runner, amount: int) -> str:
+        return str(amount)
+
+    async def decide(store: Store, wait: StepRecord) -> None:
+        await approve(store, wait.run_id, wait.step_id, by="ann")
+
+    assert_type(crash_everywhere(pay, open_store="file:./runs", input={"amount": 1}, decide=decide), CrashReport)
+    crash_everywhere(pay_blocking, open_store=lambda: FileStore("runs"), input=lambda run_id: {"amount": len(run_id)})
+    crash_everywhere(decide, open_store="file:./runs")  # type: ignore[arg-type]  # no flow
+    crash_everywhere(pay, open_store=MemoryStore())  # type: ignore[arg-type]  # nothing that opens one
+    crash_everywhere(pay, open_store="file:./runs", ends="well")  # type: ignore[arg-type]  # no state

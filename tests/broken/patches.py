@@ -530,6 +530,27 @@ PATCHES = [
         ("tests/core/kit/test_replaying.py::test_code_that_awaits_something_of_its_own_between_steps_is_waited_for",),
     ),
     Patch(
+        "file: a changed end of the last line is taken for an append that never returned",
+        f"{FILE}/_lines.py",
+        '    if not tail.endswith(b"\\0") and _is_whole(tail[:-1]):\n',
+        "    if False:\n",
+        ("tests/fuzz/test_files.py::test_a_log_with_a_changed_byte_anywhere",),
+    ),
+    Patch(
+        "a run that its index has at another time is listed for ever",
+        f"{CORE}/_log/finding.py",
+        "        if before is not None and last >= before:",
+        "        if False:",
+        ("tests/fuzz/test_files.py::test_an_index_of_flows_that_differs_from_the_logs",),
+    ),
+    Patch(
+        "sqlite: a damaged schema raises a bare decoding error",
+        f"{SQLITE}/_errors.py",
+        "    except UnicodeDecodeError as error:",
+        "    except ZeroDivisionError as error:",
+        ("tests/fuzz/test_files.py::test_a_schema_that_is_no_utf_8",),
+    ),
+    Patch(
         "the command check passes code that does not fit",
         f"{CLI}/_check.py",
         "if damage is not None or report.misfits:",

@@ -252,6 +252,28 @@ def test_any_cells(tmp_path: Path, database: bytes) -> None:
     check()
 
 
+async def test_an_index_of_flows_that_differs_from_the_logs(tmp_path: Path, database: bytes) -> None:
+    """It has a run at another time than its log: that is told, where a listing would find the run again and again."""
+    path = put(tmp_path / "runs.db", database)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("update durable_flows set started_at = '2020-01-01T00:00:00.000000+00:00' where run_id = 'run-2'")
+        connection.commit()
+    async with SqliteStore(path) as store:
+        with pytest.raises(CorruptLog, match="it has run 'run-2' at another time than its log"):
+            await asyncio.wait_for(_ids(store), _WITHIN)
+
+
+async def _ids(store: OpenableStore) -> list[str]:
+    return [run.run_id async for run in control.runs(store)]
+
+
+def test_a_schema_that_is_no_utf_8(tmp_path: Path, database: bytes) -> None:
+    """SQLite quotes it in its message, which then can't be decoded."""
+    bad = database.replace(b"started_at, run_id)", b"start\xffd_at, run_id)", 1)
+    with pytest.raises(CorruptLog, match=r"runs\.db is damaged: 'utf-8' codec can't decode"):
+        asyncio.run(append(SqliteStore(put(tmp_path / "runs.db", bad))))
+
+
 def test_a_layout_that_is_no_number(tmp_path: Path, database: bytes) -> None:
     """A table that should hold one number, and doesn't, is damage, and no newer version."""
     for change in (

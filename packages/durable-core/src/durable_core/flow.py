@@ -170,7 +170,7 @@ class Flow(Generic[P, T]):
 
     def take_recorded(self, flow: StepRecord | None) -> Mapping[str, Any]:
         """Return what the function is called with in a run, given as an entry of its flow. Raises where it can't take that."""
-        note = {} if flow is None else flow.notes
+        note = {} if flow is None else _note_of(flow)
         return self._parameters.values(self._parameters.read(note.get("input", {})), note)
 
     def limit(self, flow: StepRecord) -> Limit | None:
@@ -211,11 +211,7 @@ class Flow(Generic[P, T]):
 
     def _check_known(self, record: StepRecord, taken: Input | None, lineage: Mapping[str, Any]) -> None:
         """Raise `StepDrift` where the run is another flow's or another run's child, or was begun with other input."""
-        note = record.notes
-        if not all(isinstance(note.get(name, {}), dict) for name in ("input", "defaults")):
-            raise CorruptLog(
-                f"the note of '$flow' of run {record.run_id!r}, revision {record.revision}, holds no input: {record.note!r}"
-            )
+        note = _note_of(record)
         if record.name != self.name:
             raise StepDrift(
                 f"run {record.run_id!r} was started by flow {record.name!r}, not {self.name!r}; choose another run id"
@@ -262,6 +258,13 @@ def name_of(fn: Callable[..., Any]) -> str:
     if not isinstance(name, str):
         raise TypeError(f"flow {fn!r} has no name: give it one, as in flow(name='refund')(fn)")
     return name
+
+
+def _note_of(flow: StepRecord) -> Mapping[str, Any]:
+    """Return the note of an entry of a flow. Raises `CorruptLog` where it can't hold the flow's input."""
+    if not all(isinstance(flow.notes.get(name, {}), dict) for name in ("input", "defaults")):
+        raise CorruptLog(f"the note of '$flow' of run {flow.run_id!r}, revision {flow.revision}, holds no input: {flow.note!r}")
+    return flow.notes
 
 
 def _tell_unasked(run: Run) -> None:

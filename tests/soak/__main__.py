@@ -88,6 +88,10 @@ class Life:
     def is_frozen(self) -> bool:
         return self._thaw_at > 0
 
+    @property
+    def is_stopping(self) -> bool:
+        return self._kill_at > 0
+
     def see_to(self) -> None:
         """Start it unless it lives, and thaw it when it is time."""
         if self.is_frozen and time.monotonic() >= self._thaw_at:
@@ -247,7 +251,7 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
         ready |= {line.who for line in news if line.what == "ready"}
         busy |= {line.who for line in news if line.what in ("enter", "asked", "decided")}
         in_step = {line.who for line in news if line.what == "begin"}
-        at_work = [life for life in lives if life.who in ready and not life.is_frozen]
+        at_work = [life for life in lives if life.who in ready and not (life.is_frozen or life.is_stopping)]
         targets = [life for life in at_work if lazy or life.who in busy]
         if targets and now >= next_kill:
             next_kill = now + random.uniform(0.5, 1.5) * asked.every
@@ -259,8 +263,8 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
         aims &= now < next_freeze + _AIM_SECONDS
         victims = [life for life in at_work if life is not lives[-1] and (life.who in in_step or not aims)]
         if victims and now >= next_freeze and not any(life.is_frozen for life in lives):
-            random.choice(victims).freeze(random.uniform(1.5, 2.5) * max(asked.lease, asked.visibility_timeout))
-            next_freeze = now + random.uniform(0.5, 1.5) * asked.every * _FREEZE_EVERY
+            random.choice(victims).freeze(seconds := random.uniform(1.5, 2.5) * max(asked.lease, asked.visibility_timeout))
+            next_freeze = now + seconds + random.uniform(0.5, 1.5) * asked.every * _FREEZE_EVERY
             aims = random.random() < 0.7
         if proxy is not None and now >= next_cut:
             next_cut = now + random.uniform(0.5, 1.5) * asked.every * _CUT_EVERY

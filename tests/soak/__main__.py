@@ -239,12 +239,12 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
     freezes strike a worker in the middle of a step, which is where another takes its run over.
     """
     random, seen, aims = Random(asked.seed), Side(side.path, "reader"), True
-    ready, busy, lazy = set[str](), set[str](), False
+    ready, busy, lazy, has_struck = set[str](), set[str](), False, False
     until = plan.began + asked.seconds
     next_kill, next_freeze, next_cut = plan.began + 2, plan.began + 3, plan.began + 4
     restarts = max(4, round(asked.seconds / _RESTART_EVERY)) if server else 0
     outages = [plan.began + asked.seconds * (number + 0.5) / restarts for number in range(restarts)]
-    while (now := time.monotonic()) < until:
+    while (now := time.monotonic()) < until or (not has_struck and now < until + asked.patience):
         for life in lives:
             life.see_to()
         news = seen.news()
@@ -260,6 +260,7 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
                 victim.stop()
             else:
                 victim.kill()
+                has_struck = True
         aims &= now < next_freeze + _AIM_SECONDS
         victims = [life for life in at_work if life is not lives[-1] and (life.who in in_step or not aims)]
         if victims and now >= next_freeze and not any(life.is_frozen for life in lives):

@@ -85,5 +85,7 @@ def _act(store: Store, act: Act, signed: Signed, step_id: str | None = None) -> 
 def _how_it_goes_on(asked: Asked, run: RunStatus) -> str:
     if run.flow is None:
         return "continues when its program runs it again"
-    by_hand = asked.command("run", "MODULE:FLOW", run.run_id)
-    return f"continues when a worker with the flow {run.flow} takes it, or with:\n  {by_hand}"
+    return (
+        f"continues when a worker with the flow {run.flow} takes it, or with:"
+        f"\n  {asked.command('run', 'MODULE:FLOW', run.run_id)}"
+    )

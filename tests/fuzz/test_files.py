@@ -7,6 +7,7 @@ import random
 import sqlite3
 from contextlib import closing, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -102,9 +103,10 @@ async def test_a_log_with_a_changed_byte_anywhere(tmp_path: Path) -> None:
             bad[at] = byte
             path.write_bytes(bad)
             async with FileStore(path) as store:
-                for what in (store.list("r"), store.append(StepRecord(run_id="r", step_id="more")), _scan(store, "r")):
+                more = StepRecord(run_id="r", step_id="more")
+                for ask in (partial(store.list, "r"), partial(store.append, more), partial(_scan, store, "r")):
                     with pytest.raises(CorruptLog, match=r"all\.jsonl, (line \d|last line): "):
-                        await what
+                        await ask()
             assert path.read_bytes() == bad
 
 
@@ -250,6 +252,17 @@ def test_any_cells(tmp_path: Path, database: bytes) -> None:
         asyncio.run(try_all(SqliteStore(path)))
 
     check()
+
+
+async def test_a_run_id_that_is_no_text(tmp_path: Path, database: bytes) -> None:
+    """A listing of the runs says that, and which."""
+    path = put(tmp_path / "runs.db", database)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("update durable_steps set run_id = x'ff' where run_id = 'run-2'")
+        connection.commit()
+    async with SqliteStore(path) as store:
+        with pytest.raises(CorruptLog, match=r"a row has the run id b'\\xff'"):
+            [run_id async for run_id in store.runs()]
 
 
 async def test_an_index_of_flows_that_differs_from_the_logs(tmp_path: Path, database: bytes) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from sqlite3 import Connection
 from typing import Final
 
-from durable_core import StepRecord, StoreError
+from durable_core import CorruptLog, StepRecord, StoreError
 from durable_core.stores.flows import FLOW
 
 from . import _flows
+from ._errors import file_of
 from ._rows import COLUMNS, REFUSED, record_of, row_of
 from ._writing import writing
 
@@ -85,6 +86,8 @@ def run_ids(connection: Connection, prefix: str, after: str, limit: int) -> Sequ
             found.append(prefix)
     while len(found) < limit and (row := connection.execute(_NEXT_RUN, (after,)).fetchone()):
         (after,) = row
+        if not isinstance(after, str):
+            raise CorruptLog(f"{file_of(connection)} is damaged: a row has the run id {after!r}")
         if not after.startswith(prefix):
             break
         found.append(after)

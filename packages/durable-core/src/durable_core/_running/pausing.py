@@ -89,5 +89,7 @@ def _suspension(run: Run, mine: Listener) -> RunSuspended:
 
 def _times(run: Run) -> list[datetime]:
     """Return when something in the run can go on by itself."""
-    deadline = run.deadline if run.log.cancelled is None else None
-    return [until for until in (*(each.until for each in run.waiting), deadline) if until is not None]
+    times = [each.until for each in run.waiting if each.until is not None]
+    if run.deadline is not None and run.log.cancelled is None:
+        times.append(run.deadline)
+    return times

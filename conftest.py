@@ -7,6 +7,7 @@ on the pages that have a database.
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,9 @@ from sybil.sybil import SybilCollection
 pytest_plugins = ["tests.docs.servers"]
 # Some tests import parts of the contract before `StoreTests`, which would register it too late then.
 pytest.register_assert_rewrite("durable_core.testing._contract")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background by a shell: programs would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FILE = re.compile(r"# ([a-z_]+\.py)\n")
 COMMANDS = re.compile(r"^```bash\n(?P<script>.*?)^```$(?:\n+```text\n(?P<output>.*?)^```$)?", re.MULTILINE | re.DOTALL)

@@ -47,13 +47,15 @@ def test_a_decision_on_each_store(durable: Durable, url: str) -> None:
 
 
 def test_votes_are_counted(durable: Durable, local: str) -> None:
-    """Who votes sees how many it takes; one rejection decides."""
+    """Who votes sees how many approve the same; one rejection decides."""
     for run_id in ("r1", "r2"):
         on_url(local, lambda store, run_id=run_id: asked(store, run_id, people=2))
     first = durable("approve", "r1", "approve", "--by", "alice", "--yes", "--store", local)
     assert first.out == "alice approved approve of r1: 1 of 2\n"
-    second = durable("approve", "r1", "approve", "--by", "bob", "--yes", "--value", '{"amount": 45}', "--store", local)
-    assert second.out == "approve of r1 is approved, by bob\n"
+    changed = ("--yes", "--value", '{"amount": 45}', "--store", local)
+    assert durable("approve", "r1", "approve", "--by", "bob", *changed).out == "bob approved approve of r1: 1 of 2\n"
+    assert 'bob approves {"amount":45}' in durable("why", "r1", "--store", local).out
+    assert durable("approve", "r1", "approve", "--by", "alice", *changed).out == "approve of r1 is approved, by alice\n"
     assert decision_of(local).value()["value"] == {"amount": 45}
     assert (
         durable("reject", "r2", "approve", "--by", "bob", "--yes", "--store", local).out == "approve of r2 is rejected, by bob\n"

@@ -221,8 +221,8 @@ async def judge_runs(store: Store, asked: Iterable[str], verdict: Verdict) -> No
     verdict.begun = len(wanted | standing.keys())
     for run_id in sorted(wanted | standing.keys()):
         run = standing.get(run_id)
-        if run is not None and run.status == "crashed" and run.flow == crashes.name:
-            verdict.parked += 1  # or about to be: each worker that begins later tries it once more, after a pause
+        if run is not None and run.status in ("crashed", "waiting") and run.flow == crashes.name:
+            verdict.parked += 1  # or about to be: workers try it again, after pauses, and hand it back when they stop
             continue
         if run is None or run.status not in ENDED:
             verdict.never_ended.append(run_id)

@@ -50,7 +50,7 @@ def go_on(page: Page, label: str) -> None:
 
 
 def test_two_people_approve_in_two_windows(site: Site, visit: Visit) -> None:
-    """One approves, and the other sees it live; twice is once; the second one's approval decides, and the first one sees that."""
+    """One approves, and the other sees it live; twice is once; a value that one changes counts once both have approved it."""
     site.run(ask(site.store, "payout-1", quorum=2, approvers=["alice", "bob"]))
     alice, bob = visit(site, "alice").open(), visit(site, "bob").open()
     bob.get_by_label("Reason").fill("half typed")
@@ -73,10 +73,13 @@ def test_two_people_approve_in_two_windows(site: Site, visit: Visit) -> None:
 
     bob.get_by_label("Your value").fill('{"amount": 80}')
     go_on(bob, "Approve")
-    expect(alice.get_by_text("Nothing waits for a decision")).to_be_visible()
+    expect(alice.get_by_text("Not everyone approved the same value")).to_be_visible()
+    expect(alice.get_by_label("Your value")).to_have_value(re.compile("80"))
+    go_on(alice, "Approve")
+    expect(bob.get_by_text("Nothing waits for a decision")).to_be_visible()
     record = site.run(site.store.get("payout-1", "approve"))
     assert record is not None
-    assert record.value()["by"] == "bob"
+    assert record.value()["by"] == "alice"
     assert record.value()["value"] == {"amount": 80}
 
 

@@ -3018,6 +3018,20 @@ PATCHES = [
         ("tests/worker/test_serving.py::test_a_signal_ends_it",),
     ),
     Patch(
+        "worker: a wake-up waits until all is done that a sweep found",
+        f"{WORKER}/_inbox.py",
+        "        self._store_first = not self._store_first\n",
+        "        self._store_first = False\n",
+        ("tests/worker/test_finding.py::test_neither_the_finds_of_a_sweep_nor_the_wakeups_wait_for_all_of_the_other[a wake-up]",),
+    ),
+    Patch(
+        "worker: what a sweep found waits until no wake-up is due",
+        f"{WORKER}/_inbox.py",
+        "        self._store_first = not self._store_first\n",
+        "        self._store_first = True\n",
+        ("tests/worker/test_finding.py::test_neither_the_finds_of_a_sweep_nor_the_wakeups_wait_for_all_of_the_other[a find]",),
+    ),
+    Patch(
         "worker: a damaged log hides other runs from the sweep",
         f"{WORKER}/_sweep.py",
         "            if len(flows) == 1:\n",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -295,3 +295,28 @@ async def test_ends_are_told(store: MemoryStore, clock: FakeClock, caplog: pytes
 
 async def _divide(by: int) -> float:
     return 1 / by
+
+
+@pytest.mark.parametrize(
+    ("is_woken", "late"),
+    [(lambda number: number == 0, "0"), (lambda number: number != 9, "9")],
+    ids=["a wake-up", "a find"],
+)
+async def test_neither_the_finds_of_a_sweep_nor_the_wakeups_wait_for_all_of_the_other(
+    store: MemoryStore, clock: FakeClock, is_woken: Callable[[int], bool], late: str
+) -> None:
+    """A wake-up doesn't wait until all is done that the sweep found, and what it found not until no wake-up is due."""
+    order: list[str] = []
+
+    @flow(clock=clock)
+    async def one(runner: Runner) -> None:
+        order.append(runner.run_id)
+
+    for number in range(10):
+        await one.start(store, str(number))
+        clock.advance(1)
+    asked = await store.take_wakeups(["one"], limit=99, visibility_timeout=timedelta(seconds=1))
+    await store.clear_wakeups([each for each in asked if not is_woken(int(each.run_id))])
+    clock.advance(1)
+    assert (await Worker(store, [one], clock=clock, concurrency=1).sweep()).succeeded == 10
+    assert order.index(late) < 2

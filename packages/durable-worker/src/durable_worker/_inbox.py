@@ -20,6 +20,7 @@ class Inbox(SupportsWakeups):
         self._store: Final = wakeups_of(store)
         self._finds: Final[dict[str, WakeUp]] = {}
         """Of each run that the sweep found, the worker's own wake-up, until it is cleared."""
+        self._store_first = False
 
     @property
     def is_shared(self) -> bool:
@@ -36,11 +37,14 @@ class Inbox(SupportsWakeups):
         return await (self._own if self._store is None else self._store).set_wakeup(run_id, flow, at)
 
     async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
-        taken = await self._own.take_wakeups(flows, limit=limit, visibility_timeout=visibility_timeout)
-        limit -= len(taken)
-        if self._store is None or not limit:
-            return taken
-        return [*taken, *await self._store.take_wakeups(flows, limit=limit, visibility_timeout=visibility_timeout)]
+        """Take first from the store and first from its own by turns, so that neither waits until the other has nothing due."""
+        self._store_first = not self._store_first
+        sources = [self._own] if self._store is None else [self._store, self._own]
+        taken: list[WakeUp] = []
+        for source in sources if self._store_first else reversed(sources):
+            if left := limit - len(taken):
+                taken += await source.take_wakeups(flows, limit=left, visibility_timeout=visibility_timeout)
+        return taken
 
     async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
         await self._own.clear_wakeups(wakeups)

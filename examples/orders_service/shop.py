@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from durable_core import Recovered, current_step
 
 PATH = os.environ.get("SHOP_DB", "shop.db")
+BANK_SECONDS = float(os.environ.get("BANK_SECONDS", "0.3"))
 
 
 def reserve(order: str, item: str) -> None:
@@ -24,7 +25,7 @@ def release(order: str) -> None:
 def charge(order: str, cents: int) -> str:
     """The bank knows no keys: asked twice, it charges twice. It also takes its time to answer."""
     _note("charged", order, cents=cents)
-    time.sleep(0.3)
+    time.sleep(BANK_SECONDS)
     return f"charge-{order}"
 
 

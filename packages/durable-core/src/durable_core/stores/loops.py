@@ -27,9 +27,16 @@ class OneLoop:
     def enter(self) -> bool:
         """Return True if connections have to be made anew: the loop or process that they belonged to has ended, or `leave` came.
 
-        Raises `StoreError` if another loop uses the store, or if a given client belongs to a loop that has ended.
+        Raises `StoreError` where no loop is running, if another loop uses the store, or if a given client belongs to a loop that
+        has ended.
         """
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise StoreError(
+                f"{self._store} is used where no event loop is running: use it inside a coroutine that asyncio.run() runs, or a"
+                " store of durable_core.sync"
+            ) from error
         if self._loop is loop:
             return False
         forked = self._pid != os.getpid()

@@ -12,7 +12,6 @@ import pytest
 from durable_core import CorruptLog, Runner
 from durable_core.store import polling_of
 from durable_file import FileStore, _disk
-from durable_file._lines import seal
 from tests.file.support import Child, finish, step
 
 
@@ -110,15 +109,16 @@ async def test_a_log_that_is_damaged_under_a_wait(tmp_path: Path, child: Child) 
         assert await asyncio.wait_for(good, 20) == 7
 
 
-async def test_a_log_of_a_newer_version_hides_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_log_that_cannot_be_read_hides_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What waits in such a log sees nothing, a warning says why, and what is newer elsewhere is seen."""
     async with FileStore(tmp_path) as store:
         for name in ("bad", "good"):
             await store.append(step("a", name))
-        (tmp_path / "bad.jsonl").write_bytes(seal(b'{"v":9}') + b"\n")
+        (tmp_path / "bad.jsonl").unlink()
+        (tmp_path / "bad.jsonl").mkdir()
         known = [("bad", "a", -1), ("good", "a", -1)]
         assert [record.run_id for record in await store.newer(known)] == ["good"]
-        assert "bad.jsonl, line 1: an entry of format 9" in caplog.text
+        assert "bad.jsonl" in caplog.text
         caplog.clear()
         assert [record.run_id for record in await store.newer(known)] == ["good"]
         assert not caplog.records

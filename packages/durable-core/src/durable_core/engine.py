@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
 
@@ -179,9 +179,10 @@ async def count(store: Store) -> Counts:
     index, before = flows_of(store), None
     if index is None:
         await _count_logs(store, runs)
-    while index is not None and (page := await index.flows(before=before, limit=_PAGE)):
-        runs.update((flow.name, state_of(flow)) for flow in page if not flow.run_id.startswith("$"))
-        before = (page[-1].started_at, page[-1].run_id)
+    with suppress(CorruptLog):  # raised where there is nothing else that can be read
+        while index is not None and (page := await index.flows(before=before, limit=_PAGE)):
+            runs.update((flow.name, state_of(flow)) for flow in page if not flow.run_id.startswith("$"))
+            before = (page[-1].started_at, page[-1].run_id)
     return Counts(runs, len(asked), min(asked, default=None))
 
 

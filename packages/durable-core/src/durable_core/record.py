@@ -13,7 +13,7 @@ from msgspec.structs import asdict, astuple, force_setattr
 
 from ._system.ids import check_id as check_id  # stores use it too
 from ._system.ids import new_id
-from ._system.roots import CorruptLog, StoreError
+from ._system.roots import CorruptLog
 from ._system.text import UNSAFE, class_name, clip, safe
 from ._values.returns import codec_for
 
@@ -173,8 +173,8 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     def from_json(cls, line: bytes | bytearray | memoryview | str, *, where: str = "") -> StepRecord:
         """Decode what `to_json` wrote; keys that this version does not know are ignored.
 
-        `where` is the place of `line`, for the error. Raises `CorruptLog` where `line` is no record, and `StoreError` where a
-        newer version wrote it: with another format, or an unknown status or kind.
+        `where` is the place of `line`, for the error. Raises `CorruptLog` where `line` is no record, or none that this version
+        reads: a newer one wrote it in another format, or with an unknown status or kind.
         """
         try:
             fields = asdict(_decode(line))
@@ -247,15 +247,15 @@ class _Version(msgspec.Struct):
     kind: str = "step"
 
 
-def _refusal(line: bytes | bytearray | memoryview | str, error: Exception, place: str) -> StoreError:
+def _refusal(line: bytes | bytearray | memoryview | str, error: Exception, place: str) -> CorruptLog:
     with suppress(*_UNREADABLE):
         wrote = msgspec.json.decode(line, type=_Version)
         if wrote.v > FORMAT:
             reason = f"a record of format {wrote.v}; this durable-core reads up to {FORMAT}"
-            return StoreError(f"{place}{reason}: upgrade durable-core")
+            return CorruptLog(f"{place}{reason}: upgrade durable-core")
         for field, known in _KNOWN.items():
             if (value := getattr(wrote, field)) not in known:
-                return StoreError(f"{place}{field} {value[:80]!r} was written by a newer version: upgrade durable-core")
+                return CorruptLog(f"{place}{field} {value[:80]!r} was written by a newer version: upgrade durable-core")
     text = line if isinstance(line, str) else bytes(line[:200]).decode(errors="replace")
     return CorruptLog(f"{place}not a step record ({error}): {text[:200]!r}")
 

@@ -182,7 +182,8 @@ class SupportsFlows(Protocol):
         They are ordered by `(started_at, run_id)` of that entry, downwards, and ids by their code points. `prefix` is what their
         run ids start with, `names` are names of flows, `states` what `state_of` makes of the entry; None stands for all. `since`
         leaves out what began earlier, and `before` all but what comes after that `(started_at, run_id)`: the last one of a page
-        asks for the next page. Fewer than `limit` are returned only where there are no more.
+        asks for the next page. Fewer than `limit` are returned only where there are no more. Entries that can't be read are left
+        out; `CorruptLog` is raised where there are no others.
 
         No run is missed whose `append` has returned. An index that is written before the log may name a run that isn't there, or
         that stands otherwise: who asks looks into the log.

@@ -70,7 +70,7 @@ def slot_of(step_id: str, revision: int) -> Slot:
 
 
 def read_key(line: bytes, path: Path, number: int) -> LineKey:
-    """Check a line and return its key. Raises `CorruptLog` for a line that isn't whole, naming the file and the line."""
+    """Check a line and return its key. Raises `CorruptLog` for a line that isn't whole, or that is of a newer version."""
     where = f"{path}, line {number}"
     if not _is_whole(line):
         raise CorruptLog(f"{where}: {_damage(line, path)}")
@@ -79,7 +79,7 @@ def read_key(line: bytes, path: Path, number: int) -> LineKey:
     except (msgspec.DecodeError, RecursionError) as error:
         raise CorruptLog(f"{where}: not an entry of a log ({error}), although its checksum matches") from error
     if key.v > FORMAT:
-        raise StoreError(f"{where}: an entry of format {key.v}; this durable-file reads up to {FORMAT}: upgrade it")
+        raise CorruptLog(f"{where}: an entry of format {key.v}; this durable-file reads up to {FORMAT}: upgrade it")
     return key
 
 

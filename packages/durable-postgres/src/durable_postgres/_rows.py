@@ -15,7 +15,7 @@ from durable_core.record import Kind, Status
 from durable_core.stores.flows import FLOW
 
 from ._schema import Table
-from .errors import RowRefused
+from .errors import RowDamaged, RowRefused
 
 # JSON travels as text: a pool may have codecs of its own for json, and `null` is a value where NULL is none.
 _COLUMNS: Final = {
@@ -173,7 +173,7 @@ class Statements:
         self.clear_wakeups: Final = f"delete from {table.wakes} where token = any($1::text[])"
 
     def record(self, row: Iterable[Any], /) -> StepRecord:
-        """Make a record of what the statements select; raises `RowRefused` for what is none."""
+        """Make a record of what the statements select; raises `RowDamaged` for what is none."""
         (run, step, revision, status, kind, name, attempt, started, ended, until, id_, fingerprint, result, error, note) = row
         try:
             return StepRecord(
@@ -195,7 +195,7 @@ class Statements:
                 note=None if note is None else msgspec.json.decode(note),
             )
         except (msgspec.DecodeError, ValueError, TypeError, OverflowError, RecursionError) as refusal:
-            raise RowRefused(
+            raise RowDamaged(
                 f"{self._table}: the row of run {run!r}, step {step!r}, revision {revision} is no step record ({refusal}):"
                 " it was written by something else, or by a newer durable-postgres: then upgrade this one"
             ) from refusal

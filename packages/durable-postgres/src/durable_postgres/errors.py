@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from durable_core import StoreError
+from durable_core import CorruptLog, StoreError
 
 
 class ConnectionLost(StoreError):
@@ -15,3 +15,7 @@ class TransactionConflict(StoreError):
 
 class RowRefused(StoreError):
     """This row can't be written, or can't be read, now or later."""
+
+
+class RowDamaged(RowRefused, CorruptLog):
+    """This row is no record, or none that this version reads."""

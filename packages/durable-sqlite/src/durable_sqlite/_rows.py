@@ -26,7 +26,7 @@ _decode_error: Final = msgspec.json.Decoder(StepError).decode
 
 
 class RowRefused(StoreError):
-    """A record that no row can hold, or a row that a newer version wrote."""
+    """A record that no row can hold."""
 
 
 REFUSED: Final = (RowRefused, CorruptLog)
@@ -70,7 +70,7 @@ def row_of(record: StepRecord) -> tuple[Any, ...]:
 
 
 def record_of(connection: Connection, row: Sequence[Any]) -> StepRecord:
-    """Make a record of the values of the columns. Raises `CorruptLog`, or `RowRefused` for what a newer version wrote."""
+    """Make a record of the values of the columns. Raises `CorruptLog` for what this version can't read."""
     run, step, revision, status, kind, name, result, error, note, until, attempt, started, ended, id_, fingerprint = row
     try:
         if not (
@@ -98,5 +98,5 @@ def record_of(connection: Connection, row: Sequence[Any]) -> StepRecord:
     except (msgspec.DecodeError, AttributeError, TypeError, ValueError, OverflowError, RecursionError) as refusal:
         place = f"{file_of(connection)}: the row of run {run!r}, step {step!r}, revision {revision!r}"
         if type(status) is type(kind) is str and not (status in _STATUSES and kind in _KINDS):
-            raise RowRefused(f"{place} was written by a newer version: upgrade durable-core ({refusal})") from refusal
+            raise CorruptLog(f"{place} was written by a newer version: upgrade durable-core ({refusal})") from refusal
         raise CorruptLog(f"{place} is no step record: {refusal}") from refusal

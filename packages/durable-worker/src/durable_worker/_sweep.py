@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Mapping, Sequence
+from datetime import datetime
 from typing import Final
 
 from durable_core.clock import Clock
 from durable_core.engine import FLOW, could_go_on, decided, newest, root_of
 from durable_core.errors import CorruptLog
 from durable_core.record import StepRecord
-from durable_core.store import Store, flows_of, holder_of, marks_of, runs_of
+from durable_core.store import Store, SupportsFlows, flows_of, holder_of, marks_of, runs_of
 from durable_core.stores.flows import FlowState
 
 _PAGE: Final = 500
@@ -94,9 +95,15 @@ class Sweep:
                 yield flows[start : start + _PAGE]
             return
         before = None
-        while page := await index.flows(names=self._names, states=_OPEN, before=before, limit=_PAGE):
+        while page := await self._page(index, before):
             yield page
             before = page[-1].started_at, page[-1].run_id
+
+    async def _page(self, index: SupportsFlows, before: tuple[datetime, str] | None) -> Sequence[StepRecord]:
+        try:
+            return await index.flows(names=self._names, states=_OPEN, before=before, limit=_PAGE)
+        except CorruptLog:  # there is nothing else that can be read, and the store has told of it
+            return []
 
     async def _read(self) -> Sequence[StepRecord]:
         """Read the flows of a store without an index: where it tells which logs have changed, of those alone."""

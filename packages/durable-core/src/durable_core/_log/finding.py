@@ -86,7 +86,7 @@ class Damage:
             return log
         if not isinstance(log, StoreError):
             raise log
-        # Damaged, or written by a newer version; twice in a row it is the store that is away.
+        # Once it may be this log alone that can't be read; twice in a row it is the store that is away.
         if self._away and not isinstance(log, CorruptLog):
             raise log
         self._away = not isinstance(log, CorruptLog)
@@ -179,7 +179,7 @@ async def find_logs(
     """
     index = _index_for(store, states)
     if index is not None:
-        async for page in _pages(index, prefix, states, _LOOKED_AT):
+        async for page in _pages(index, prefix, states, _LOOKED_AT, damage):
             told = await _suspended(store, page)
             for some in _some([flow.run_id for flow in page], _AT_ONCE):
                 unread = [run_id for run_id in some if run_id not in told]
@@ -223,7 +223,7 @@ async def find_flows(store: Store, prefix: str, states: Collection[FlowState], d
     """Yield the newest `$flow` entries of runs that stand so, as their logs say; of more runs where there is no index."""
     index = _index_for(store, states)
     if index is not None:
-        async for page in _pages(index, prefix, states, _PAGE):
+        async for page in _pages(index, prefix, states, _PAGE, damage):
             for flow in page:
                 yield flow
         return
@@ -251,7 +251,8 @@ async def _in_index(
     if index is None or not wanted.flow_states:
         return
     names = None if wanted.flow is None else [wanted.flow]
-    async for page in _pages(index, wanted.prefix, states, page_size, names=names, since=wanted.since, before=wanted.before):
+    asked = {"names": names, "since": wanted.since, "before": wanted.before}
+    async for page in _pages(index, wanted.prefix, states, page_size, damage, **asked):
         async for run in statuses(store, [flow.run_id for flow in page], damage):
             if wanted.takes(run):
                 yield run
@@ -262,13 +263,21 @@ async def _pages(
     prefix: str,
     states: Collection[FlowState] | None,
     limit: int,
+    damage: Damage,
     *,
     names: Collection[str] | None = None,
     since: datetime | None = None,
     before: tuple[datetime, str] | None = None,
 ) -> AsyncIterator[Sequence[StepRecord]]:
     """Read the index page by page; runs of the library's own are left out."""
-    while page := await index.flows(prefix, names=names, states=states, since=since, before=before, limit=limit):
+    while True:
+        try:
+            page = await index.flows(prefix, names=names, states=states, since=since, before=before, limit=limit)
+        except CorruptLog as error:  # there is nothing else that can be read
+            damage.take(error)
+            return
+        if not page:
+            return
         last = (page[-1].started_at, page[-1].run_id)
         if before is not None and last >= before:  # or this would go on for ever
             raise CorruptLog(f"the index of flows is damaged: it has run {page[-1].run_id!r} at another time than its log")
@@ -282,7 +291,7 @@ async def _unindexed(store: Store, index: SupportsFlows | None, prefix: str, dam
         return await _names(store, prefix, damage)
     if runs_of(store) is None:
         return []
-    known = {flow.run_id async for page in _pages(index, prefix, None, _WHOLE_INDEX) for flow in page}
+    known = {flow.run_id async for page in _pages(index, prefix, None, _WHOLE_INDEX, damage) for flow in page}
     return [name for name in await _names(store, prefix, damage) if name not in known]
 
 

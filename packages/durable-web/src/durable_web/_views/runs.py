@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from durable_core import control
+from durable_core import CorruptLog, control
 from durable_core.store import Store, flows_of
 from durable_web._acting import BULK
 from durable_web._site import Site
@@ -91,7 +91,10 @@ async def _counts(store: Store, kept: dict[str, Any]) -> dict[str, str]:
     names = [kept["flow"]] if kept["flow"] else None
 
     async def count(state: Any) -> int:
-        flows = await index.flows(kept["prefix"], names=names, states=[state], limit=_COUNTED)
+        try:
+            flows = await index.flows(kept["prefix"], names=names, states=[state], limit=_COUNTED)
+        except CorruptLog:  # there is nothing else that can be read; the table tells of it
+            return 0
         return sum(not flow.run_id.startswith("$") for flow in flows)
 
     numbers = dict(zip(states, await asyncio.gather(*map(count, states)), strict=True))

@@ -69,7 +69,10 @@ async def _at_work(store: Store) -> tuple[list[AtWork], str]:
     if index is None:  # all logs are read
         runs, damage = await read(control.runs(store, status=["running", "waiting", "cancelling"]), _LOOKED_AT)
         return [AtWork(run.run_id, run.flow, run.holder) for run in runs if run.holder is not None], damage
-    flows = await index.flows(states=["started", "cancelling"], limit=_LOOKED_AT)
+    try:
+        flows = await index.flows(states=["started", "cancelling"], limit=_LOOKED_AT)
+    except CorruptLog as error:  # there is nothing else that can be read
+        return [], str(error)
     holders = await reader.holders([flow.run_id for flow in flows]) if flows else {}
     return [AtWork(flow.run_id, flow.name, holders[flow.run_id]) for flow in flows if flow.run_id in holders], ""
 

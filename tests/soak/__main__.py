@@ -2,9 +2,10 @@
 
 Workers, and the people who ask for runs and decide, are processes of their own. They are killed at random and started again,
 now and then with SIGTERM, and workers are frozen for longer than a lease lasts. Servers of the tests' own are killed and started,
-too, and connections to them are cut. When the time is over nothing is broken any more, and every run has to end. A table says
-what came of it; where a promise was broken, the status is 1, the runs are named, and everything that was written down stays in a
-folder.
+too, and connections to them are cut; a worker is cut off from its server for longer than a lease lasts, and no answer to what it
+had asked arrives. Some runs can't be read. When the time is over nothing is broken any more, and every run has to end. A table
+says what came of it; where a promise was broken, the status is 1, the runs are named, and everything that was written down stays
+in a folder.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
@@ -31,17 +32,28 @@ from uuid import uuid4
 
 import msgspec
 
-from durable_core import open_store
+from durable_core import Flow, open_store
 from durable_core.stores.flows import has_ended, is_parked
 from tests.servers.postgres import start_postgres
 from tests.servers.proxy import Proxy, proxied
 from tests.servers.redis import KEEPING, redis_server
 from tests.servers.s3 import BUCKET, ministack
 
-from .flows import TABLE, chosen, crashes
-from .judging import Losses, Verdict, judge_effects, judge_limit, judge_runs, judge_waits
+from .flows import MIX, TABLE, chosen, crashes, steps
+from .judging import (
+    Losses,
+    Verdict,
+    judge_crashes,
+    judge_effects,
+    judge_hands,
+    judge_limit,
+    judge_runs,
+    judge_threads,
+    judge_waits,
+)
 from .processes import Plan
 from .side import Side, begin_life
+from .spoiling import SPOILT, SPOILT_RUNS, spoil
 
 STORES: Final = ("file", "sqlite", "redis", "postgres", "s3")
 WORKERS: Final = 3
@@ -52,7 +64,9 @@ _QUIET_SECONDS: Final = 10.0
 _STOP_SECONDS: Final = 30.0
 _FREEZE_EVERY: Final = 6
 _CUT_EVERY: Final = 4
-"""To how many kills there is one freeze, and one cut."""
+_CUT_OFF_EVERY: Final = 8
+"""To how many kills there is one freeze, one cut, and one worker that is cut off."""
+_ALL_ANSWERS: Final = 1_000_000_000
 _AIM_SECONDS: Final = 2.0
 """For how long a freeze waits for a worker in the middle of a step."""
 _POLL_S3: Final = 2.0
@@ -76,10 +90,17 @@ class Life:
     def __init__(self, role: str, name: str, folder: Path, side: Side) -> None:
         self._role, self._name, self._folder, self._side = role, name, folder, side
         self._lives = 0
+        self.proxy: Proxy | None = None
+        """Its way to the server."""
         self._process: subprocess.Popen[bytes] | None = None
-        self._kill_at = self._thaw_at = 0.0
+        self._kill_at = self._thaw_at = self._back_at = 0.0
+        self._cut_off = ""
         self.broke: list[str] = []
         """How it ended by itself, which it never should."""
+
+    @property
+    def name(self) -> str:
+        return self._name
 
     @property
     def who(self) -> str:
@@ -90,6 +111,10 @@ class Life:
         return self._thaw_at > 0
 
     @property
+    def is_cut_off(self) -> bool:
+        return self._back_at > 0
+
+    @property
     def is_stopping(self) -> bool:
         return self._kill_at > 0
 
@@ -97,6 +122,8 @@ class Life:
         """Start it unless it lives, and thaw it when it is time."""
         if self.is_frozen and time.monotonic() >= self._thaw_at:
             self.thaw()
+        if self.is_cut_off and time.monotonic() >= self._back_at:
+            self.come_back()
         if self._running() is None:
             self._lives += 1
             with (self._folder / f"{self.who}.log").open("wb") as log:
@@ -139,6 +166,20 @@ class Life:
             self._side.note("thawed", who=self.who)
             process.send_signal(signal.SIGCONT)
         self._thaw_at = 0.0
+
+    def cut_off(self, seconds: float) -> None:
+        """Let nothing that the server answers reach it from now on."""
+        if self._running() and self.proxy:
+            self._cut_off = self.who
+            self._side.note("cut-off", who=self.who)
+            self.proxy.lose_answers(_ALL_ANSWERS)
+            self._back_at = time.monotonic() + seconds
+
+    def come_back(self) -> None:
+        if self.is_cut_off and self.proxy:
+            self.proxy.lose_answers(0)
+            self._side.note("back", who=self._cut_off)
+        self._back_at = 0.0
 
     def _running(self) -> subprocess.Popen[bytes] | None:
         """Return the process while it lives; note how it ended where that is wrong, and kill it where it doesn't stop."""
@@ -187,12 +228,23 @@ class Soak(msgspec.Struct, frozen=True):
     runs: int = 500
     seconds: float = 120.0
     seed: int = 1
+    flows: str = ""
+    """The names of the flows, with commas; all where there are none."""
     every: float = 1.5
     """Seconds between two kills, in the middle."""
     visibility_timeout: float = 5.0
     lease: float = 4.0
     poll: float = 0.2
     patience: float = _PATIENCE
+
+    @property
+    def chosen(self) -> list[tuple[str, Flow[..., Any]]]:
+        """The ids and flows of the runs."""
+        return chosen(self.runs, self.seed, self.names)
+
+    @property
+    def names(self) -> Sequence[str]:
+        return [name for name in self.flows.split(",") if name]
 
 
 def soak(asked: Soak, folder: Path) -> Verdict:
@@ -202,14 +254,18 @@ def soak(asked: Soak, folder: Path) -> Verdict:
     with ExitStack() as stack:
         url, server = stack.enter_context(place(asked.store, folder, asked.lease))
         _prepare(asked.store, url)
-        proxy = stack.enter_context(proxied(server.port)) if server else None
-        direct = url
-        if server and proxy:
-            url = re.sub(rf"(127\.0\.0\.1(?::|%3A)){server.port}", rf"\g<1>{proxy.port}", url)
+        lives = [Life("worker", f"worker-{number}", folder, side) for number in range(WORKERS)]
+        lives.append(Life("people", "people", folder, side))
+        urls = {life.name: url for life in lives}
+        for life in lives if server else ():
+            assert server
+            life.proxy = stack.enter_context(proxied(server.port))
+            urls[life.name] = re.sub(rf"(127\.0\.0\.1(?::|%3A)){server.port}", rf"\g<1>{life.proxy.port}", url)
         plan = Plan(
-            url=url,
+            urls=urls,
             runs=asked.runs,
             seed=asked.seed,
+            flows=asked.names,
             seconds=asked.seconds,
             began=time.monotonic(),
             visibility_timeout=asked.visibility_timeout,
@@ -217,33 +273,33 @@ def soak(asked: Soak, folder: Path) -> Verdict:
             poll=max(asked.poll, _POLL_S3) if asked.store == "s3" else asked.poll,
         )
         (folder / "plan.json").write_bytes(msgspec.json.encode(plan))
-        lives = [Life("worker", f"worker-{number}", folder, side) for number in range(WORKERS)]
-        lives.append(Life("people", "people", folder, side))
         try:
-            _disturb(asked, plan, lives, server, proxy, side)
-            _wait_for_the_end(asked, direct, lives, side)
+            _disturb(asked, plan, lives, server, side)
+            _wait_for_the_end(asked, url, lives, side)
         finally:
             for life in lives:
                 life.thaw()
+                life.come_back()
                 life.stop() if life.who.startswith("worker") else life.kill()
             for life in lives:
                 life.wait()
-        verdict = asyncio.run(_judge(asked, direct, folder))
+        verdict = asyncio.run(_judge(asked, url, folder))
     for life in lives:
         verdict.wrong |= {text.split()[0]: text for text in life.broke}
     return verdict
 
 
-def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, proxy: Proxy | None, side: Side) -> None:
-    """Kill, stop and freeze processes at random, cut connections, and restart the server, until the time is over.
+def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, side: Side) -> None:
+    """Kill, stop and freeze processes at random, cut connections and workers off, and restart the server, until the time is over.
 
     Most kills strike a process that has done something, and none one that has not begun, however slow the machine is. Most
-    freezes strike a worker in the middle of a step, which is where another takes its run over.
+    freezes strike a worker in the middle of a step, which is where another takes its run over; so does what cuts a worker off.
     """
     random, seen, aims = Random(asked.seed), Side(side.path, "reader"), True
+    proxies = [life.proxy for life in lives if life.proxy]
     ready, busy, lazy, has_struck = set[str](), set[str](), False, False
     until = plan.began + asked.seconds
-    next_kill, next_freeze, next_cut = plan.began + 2, plan.began + 3, plan.began + 4
+    next_kill, next_freeze, next_cut, next_cut_off = (plan.began + seconds for seconds in (2, 3, 4, 5))
     restarts = max(4, round(asked.seconds / _RESTART_EVERY)) if server else 0
     outages = [plan.began + asked.seconds * (number + 0.5) / restarts for number in range(restarts)]
     while (now := time.monotonic()) < until or (not has_struck and now < until + asked.patience):
@@ -253,7 +309,7 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
         ready |= {line.who for line in news if line.what == "ready"}
         busy |= {line.who for line in news if line.what in ("enter", "asked", "decided")}
         in_step = {line.who for line in news if line.what == "begin"}
-        at_work = [life for life in lives if life.who in ready and not (life.is_frozen or life.is_stopping)]
+        at_work = [life for life in lives if life.who in ready and not (life.is_frozen or life.is_stopping or life.is_cut_off)]
         targets = [life for life in at_work if lazy or life.who in busy]
         if targets and now >= next_kill:
             next_kill = now + random.uniform(0.5, 1.5) * asked.every
@@ -269,9 +325,13 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
             random.choice(victims).freeze(seconds := random.uniform(1.5, 2.5) * max(asked.lease, asked.visibility_timeout))
             next_freeze = now + seconds + random.uniform(0.5, 1.5) * asked.every * _FREEZE_EVERY
             aims = random.random() < 0.7
-        if proxy is not None and now >= next_cut:
+        victims = [life for life in at_work if life.who in in_step and life is not lives[-1]]
+        if proxies and victims and now >= next_cut_off and not any(life.is_frozen or life.is_cut_off for life in lives):
+            random.choice(victims).cut_off(seconds := random.uniform(1.5, 2.5) * max(asked.lease, asked.visibility_timeout))
+            next_cut_off = now + seconds + random.uniform(0.5, 1.5) * asked.every * _CUT_OFF_EVERY
+        if proxies and now >= next_cut:
             next_cut = now + random.uniform(0.5, 1.5) * asked.every * _CUT_EVERY
-            _cut(proxy, random, side)
+            _cut([life.proxy for life in lives if life.proxy and not life.is_cut_off], random, side)
         if server is not None and outages and now >= outages[0]:
             del outages[0]
             side.note("server-killed")
@@ -282,10 +342,11 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
         time.sleep(0.02)
 
 
-def _cut(proxy: Proxy, random: Random, side: Side) -> None:
+def _cut(proxies: Sequence[Proxy], random: Random, side: Side) -> None:
     """Lose some answers with their connections, or cut all connections; refuse new ones for a while in some cases."""
     side.note("cut")
     if random.random() < 0.5:
+        proxy = random.choice(proxies)
         wanted = proxy.lost_answers + (count := random.randint(1, 5))
         proxy.lose_answers(count)
         deadline = time.monotonic() + 1
@@ -293,17 +354,20 @@ def _cut(proxy: Proxy, random: Random, side: Side) -> None:
             time.sleep(0.001)
         proxy.lose_answers(0)
     else:
-        proxy.refusing = random.random() < 0.5
-        proxy.cut()
+        refuses = random.random() < 0.5
+        for proxy in proxies:
+            proxy.refusing = refuses
+            proxy.cut()
         time.sleep(random.uniform(0, 0.5))
-        proxy.refusing = False
+        for proxy in proxies:
+            proxy.refusing = False
     side.note("cut-over")
 
 
 def _wait_for_the_end(asked: Soak, url: str, lives: list[Life], side: Side) -> None:
     """Wait until all runs have ended by what the processes say, or none has for a while."""
     over, entered, seen = set[str](), set[str](), Side(side.path, "reader")
-    parents = {run_id for run_id, _ in chosen(asked.runs, asked.seed)}
+    parents = {run_id for run_id, _ in asked.chosen}
     until, look_at = time.monotonic() + asked.patience, time.monotonic() + _QUIET_SECONDS
     while time.monotonic() < until:
         for life in lives:
@@ -340,9 +404,12 @@ async def _judge(asked: Soak, url: str, folder: Path) -> Verdict:
     losses = Losses(lines, asked.store)
     judge_effects(lines, losses, verdict)
     judge_limit(lines, losses, verdict)
+    judge_threads(lines, verdict)
+    judge_hands(lines, losses, verdict)
+    judge_crashes(lines, verdict)
     judge_waits(lines, verdict)
     async with open_store(url) as store:
-        await judge_runs(store, [run_id for run_id, _ in chosen(asked.runs, asked.seed)], verdict)
+        await judge_runs(store, [run_id for run_id, _ in asked.chosen], verdict)
         for run_id in verdict.broken:
             log = b"\n".join([record.to_json() for record in await store.list(run_id)])
             (folder / f"{run_id.replace('/', '_')}.jsonl").write_bytes(log)
@@ -353,7 +420,7 @@ async def _judge(asked: Soak, url: str, folder: Path) -> Verdict:
 
 
 def _prepare(store: str, url: str) -> None:
-    """Make the table that the flow `books` writes to."""
+    """Make the table that the flow `books` writes to, and runs that can't be read."""
     create = f"create table {TABLE} (run_id text)"
     if store == "sqlite":
         with sqlite3.connect(urlsplit(url).path) as connection:
@@ -361,6 +428,8 @@ def _prepare(store: str, url: str) -> None:
         connection.close()
     elif store == "postgres":
         asyncio.run(_query(url, create))
+    for number, (field, value) in enumerate(SPOILT):
+        asyncio.run(spoil(url, steps, f"{SPOILT_RUNS}-{number}", field, value))
 
 
 async def _booked(store: str, url: str) -> dict[str, int]:
@@ -398,6 +467,7 @@ def table(asked: Soak, verdict: Verdict) -> dict[str, object]:
         "freezes": count["frozen"],
         "restarts": count["server-killed"],
         "cuts": count["cut"],
+        "cut off": count["cut-off"],
         "twice, in flight": verdict.doubled_in_flight,
         "violations": len(verdict.broken),
         "longest s": f"{verdict.longest:.1f}",
@@ -426,6 +496,9 @@ def main() -> int:
                 f"--{field.name.replace('_', '-')}", type=field.type, default=field.default, help=f"({field.default})"
             )
     given = vars(parser.parse_args())
+    known = [flow.name for flow in MIX]
+    if unknown := [name for name in Soak("store", flows=given["flows"]).names if name not in known]:
+        parser.error(f"there is no flow {', '.join(unknown)}; there are {', '.join(known)}")
     stores = given.pop("stores") or STORES
     status = 0
     columns = table(Soak("store"), Verdict())

@@ -6,12 +6,13 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final, TypeVar
 
-from durable_core import Flow, Recovered, RunCancelled, Runner, StepFailed, current_step, flow
+from durable_core import Flow, Recovered, RunCancelled, Runner, StepFailed, control, current_step, flow
 from durable_core.store import transact_of, transaction_of
 
 from .side import note
@@ -22,6 +23,12 @@ PLACES: Final = 4
 TABLE: Final = "soak_ledger"
 SENT: Final = "send"
 """The step of the flow `once`: after an attempt that has ended there is no other."""
+THREADS: Final = 40
+"""How many synchronous steps a process has under way at once."""
+CALLS: Final = 3 * THREADS
+"""How many a run of `crowd` asks for at once."""
+HANG_UP: Final = "hang-up"
+"""The step of `crowd` that cancels its run."""
 _MENDED: Final[list[Path]] = []
 
 
@@ -139,17 +146,23 @@ async def parent(runner: Runner) -> list[Any]:
 
 @flow
 async def flaky(runner: Runner) -> str:
-    """Fail twice, with delays that are recorded: one is waited for here, one suspends the run."""
+    """Fail twice, first by a task that somebody else cancels, with delays that are recorded."""
     note("enter", runner.run_id)
 
     async def call() -> str:
         await asyncio.sleep(begin())
         end()
-        if current_step().attempt < 3:
+        if current_step().attempt == 1:
+            channel = asyncio.ensure_future(asyncio.sleep(60))
+            channel.cancel()
+            await channel
+        if current_step().attempt == 2:
             raise ConnectionError("the bank is closed")
         return "third"
 
-    return await runner.step("call", call, max_attempts=3, retry_delay=1.2)
+    async with asyncio.TaskGroup() as group:
+        called = group.create_task(runner.step("call", call, max_attempts=3, retry_delay=1.2))
+    return called.result()
 
 
 @flow
@@ -189,7 +202,7 @@ async def limited(runner: Runner) -> str:
 
 @flow
 async def once(runner: Runner) -> str:
-    """Have an effect at most once; a file says what came of an attempt that left no outcome."""
+    """Have an effect at most once, in a thread or on the loop; a file says what came of an attempt that left no outcome."""
     note("enter", runner.run_id)
     sent = mended(f"{runner.run_id}-sent")
 
@@ -199,10 +212,60 @@ async def once(runner: Runner) -> str:
         end()
         return "sent"
 
+    async def send_async() -> str:
+        await asyncio.sleep(begin())
+        sent.touch()
+        end()
+        return "sent"
+
     def look() -> Recovered[str] | None:
         return Recovered("sent") if sent.exists() else None
 
-    return await runner.step(SENT, send, at_most_once=True, recover=look)
+    if number_of(runner.run_id) % 2:
+        return await runner.step(SENT, send, at_most_once=True, recover=look)
+    return await runner.step(SENT, send_async, at_most_once=True, recover=look)
+
+
+@flow
+async def crowd(runner: Runner) -> int:
+    """Have more effects at once, at most once each, than a process has threads; in half of the runs a step cancels the run."""
+    note("enter", runner.run_id)
+
+    async def hang_up() -> None:
+        if number_of(runner.run_id) % 2:
+            await control.cancel(runner.store, runner.run_id, reason="too many")
+            note("cancelled", runner.run_id)
+
+    def call(number: int) -> int:
+        begin()
+        time.sleep(Random(number).uniform(0.1, 0.2))
+        end()
+        return number
+
+    def look(step_id: str) -> None:
+        note("unknown", runner.run_id, step_id)
+
+    calls = (
+        runner.step(f"call-{number}", call, number, at_most_once=True, recover=partial(look, f"call-{number}"))
+        for number in range(CALLS)
+    )
+    _, *called = await asyncio.gather(runner.step(HANG_UP, hang_up), *calls)
+    return sum(called)
+
+
+@flow
+async def meddled(runner: Runner) -> str:
+    """Have an effect at most once, whose outcome somebody wants to set by hand while it may be under way."""
+    note("enter", runner.run_id)
+
+    async def pay() -> str:
+        begin()
+        await asyncio.sleep(1)
+        end()
+        return "paid"
+
+    note("wants", runner.run_id, "pay", kind="meddle")
+    return await runner.step("pay", pay, at_most_once=True, recover=lambda: None)
 
 
 @flow(wait_limit=0)
@@ -256,9 +319,9 @@ async def interrupted(runner: Runner) -> None:
 
 
 MIX: Final[dict[Flow[..., Any], int]] = {
-    steps: 14,
+    steps: 12,
     sleeps: 8,
-    asks: 14,
+    asks: 12,
     quorum: 6,
     listens: 10,
     parent: 8,
@@ -266,6 +329,8 @@ MIX: Final[dict[Flow[..., Any], int]] = {
     books: 8,
     limited: 8,
     once: 4,
+    crowd: 2,
+    meddled: 2,
     cancelled: 4,
     fails: 4,
     crashes: 2,
@@ -274,9 +339,9 @@ MIX: Final[dict[Flow[..., Any], int]] = {
 """Of a hundred runs, how many are of each flow."""
 
 
-def chosen(runs: int, seed: int) -> list[tuple[str, Flow[..., Any]]]:
-    """Return ids and flows of so many runs, in the order in which they are asked for."""
-    each = [flow for flow, share in MIX.items() for _ in range(share)]
+def chosen(runs: int, seed: int, flows: Sequence[str]) -> list[tuple[str, Flow[..., Any]]]:
+    """Return ids and flows of so many runs, in the order in which they are asked for; of all flows where none is named."""
+    each = [flow for flow, share in MIX.items() for _ in range(share) if not flows or flow.name in flows]
     order = [each[(number * len(each)) // runs] if runs < len(each) else each[number % len(each)] for number in range(runs)]
     Random(seed).shuffle(order)
     return [(f"{flow.name}-{number:04}", flow) for number, flow in enumerate(order)]
@@ -305,13 +370,15 @@ def mend_of(run_id: str) -> str:
     return MENDS[number_of(run_id) % len(MENDS)]
 
 
-def expected(run_id: str) -> tuple[str, Any]:
-    """Return the status and the result that a run has to end with."""
+def expected(run_id: str) -> Collection[tuple[str, Any]]:
+    """Return the statuses and results of which a run has to end with one."""
     name = run_id.split("-")[0]
     number = number_of(run_id)
     if name == "fails":
         done = run_id.endswith("-fork") or mend_of(run_id) != "fork"
-        return ("succeeded", "by hand" if mend_of(run_id) == "resolve" else "mended") if done else ("failed", None)
+        return [("succeeded", "by hand" if mend_of(run_id) == "resolve" else "mended") if done else ("failed", None)]
+    if name == "meddled":
+        return [("succeeded", "paid"), ("succeeded", "by hand")]
     results: dict[str, tuple[str, Any]] = {
         "steps": ("succeeded", _STEPS),
         "sleeps": ("succeeded", "awake"),
@@ -323,8 +390,9 @@ def expected(run_id: str) -> tuple[str, Any]:
         "books": ("succeeded", "booked"),
         "limited": ("succeeded", "drawn"),
         "once": ("succeeded", "sent"),
+        "crowd": ("cancelled", None) if number % 2 else ("succeeded", sum(range(CALLS))),
         "cancelled": ("cancelled", None),
         "crashes": ("parked", None),
         "interrupted": ("parked", None),
     }
-    return results[name]
+    return [results[name]]

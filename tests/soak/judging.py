@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Final
 
 import msgspec
 
-from durable_core import Store, control
+from durable_core import CorruptLog, Store, control
 
-from .flows import PLACES, SENT, crashes, expected, mend_of
+from .flows import PLACES, SENT, THREADS, crashes, crowd, expected, meddled, mend_of
 from .side import Line
+from .spoiling import SPOILT_RUNS
 
 ENDED: Final = ("succeeded", "failed", "cancelled", "parked")
 _AT_MOST_ONCE: Final = ("die",)
@@ -81,7 +83,7 @@ class Losses:
     """When a process may have lost the locks of its runs, so that another took them while it was inside a step.
 
     An outage of the server does that on every store. A lock of PostgreSQL goes with its connection, a lease while its holder is
-    frozen; those of the operating system stay.
+    frozen or cut off; those of the operating system stay.
     """
 
     def __init__(self, lines: Sequence[Line], store: str) -> None:
@@ -89,23 +91,32 @@ class Losses:
         if store == "postgres":
             self._all += _intervals(lines, "cut", ("cut-over",))
         self._of: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self._frozen: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for who in {line.who for line in lines if line.what == "frozen"}:
             frozen = _intervals([line for line in lines if line.who == who], "frozen", ("thawed", "killed"))
             if store == "postgres":
                 frozen = [each for each in frozen if _overlaps(self._all, *each)]
             if store in ("postgres", "redis", "s3"):
-                self._of[who] = frozen
+                self._frozen[who] = frozen
+                self._of[who] += frozen
+        for who in {line.who for line in lines if line.what == "cut-off"}:
+            self._of[who] += _intervals([line for line in lines if line.who == who], "cut-off", ("back", "killed"))
 
     def within(self, who: str, begin: float, end: float) -> bool:
         """Tell whether the process may have lost its locks in this time, or just before it."""
         return _overlaps([*self._all, *self._of[who]], begin - _NOTICED_WITHIN, end)
 
     def thawed_into(self, call: Execution, other: Execution, lines: Iterable[Line]) -> bool:
-        """Tell whether a call was about to begin when its process froze, which nothing prevents, and `other` came before it."""
-        for frozen, thawed in self._of[call.who]:
+        """Tell whether a call was about to begin when its process froze, which nothing prevents, and `other` came before it.
+
+        So are at most as many as there are threads, and none that begins after another of its run has ended; but for a crowd's,
+        of which each has a thread of its own.
+        """
+        for frozen, thawed in self._frozen[call.who]:
             if frozen <= other.begin and thawed <= call.begin <= thawed + _NOTICED_WITHIN:
                 between = (each for each in lines if each.who == call.who and thawed <= each.at < call.begin)
-                return all(each.what == "begin" for each in between if each.run == call.run)
+                did = Counter(each.what for each in between if each.run == call.run)
+                return did["begin"] < THREADS and (did.keys() <= {"begin"} or call.run.startswith(crowd.name))
         return False
 
 
@@ -148,6 +159,58 @@ def judge_effects(lines: Sequence[Line], losses: Losses, verdict: Verdict) -> No
                 verdict.wrong.setdefault(run_id, f"step {step_id!r} happened twice, in {before.who} and {after.who}")
             else:
                 verdict.doubled_in_flight += 1
+
+
+def judge_threads(lines: Sequence[Line], verdict: Verdict) -> None:
+    """See that of the synchronous steps of a crowd never more are under way than there are threads.
+
+    After it was cancelled in its process, no more begin there. And a process that died leaves no more without an outcome that had
+    not begun.
+    """
+    cancelled, begun, lives = set[tuple[str, str]](), set[tuple[str, str]](), defaultdict[str, set[str]](set)
+    late, idle = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for line in lines:
+        here, call = (line.who, line.run), (line.run, line.step)
+        if line.what == "enter":
+            lives[line.run].add(line.who)
+        elif line.what == "cancelled":
+            cancelled.add(here)
+        elif line.what == "begin" and line.step.startswith("call-"):
+            begun.add(call)
+            late[here] += here in cancelled
+        elif line.what == "unknown" and call in begun:
+            begun.remove(call)  # it begins anew
+        elif line.what == "unknown":
+            idle[here] += 1
+    for (who, run_id), count in late.items():
+        if count > THREADS:
+            verdict.wrong.setdefault(run_id, f"{count} steps began in {who} after it had cancelled the run")
+    for (who, run_id), count in idle.items():
+        if count > THREADS * (len(lives[run_id]) - 1):
+            verdict.wrong.setdefault(run_id, f"{who} found {count} steps whose beginning was recorded, and which had not begun")
+
+
+def judge_hands(lines: Sequence[Line], losses: Losses, verdict: Verdict) -> None:
+    """See that nobody sets the outcome of a step by hand while it runs."""
+    died = {line.who: line.at for line in lines if line.what == "killed"}
+    calls = [each for each in executions(lines) if each.run.startswith(meddled.name)]
+    asked = dict[str, float]()
+    for line in lines:
+        if line.what == "meddles":
+            asked[line.run] = line.at
+        elif line.what == "meddled":
+            for each in calls:
+                end = each.end if each.end is not None else died.get(each.who, each.begin)
+                runs = each.run == line.run and each.begin < asked[line.run] and end > line.at
+                if runs and not losses.within(each.who, each.begin, line.at):
+                    verdict.wrong.setdefault(line.run, f"step {each.step!r} was resolved by hand while it ran in {each.who}")
+
+
+def judge_crashes(lines: Iterable[Line], verdict: Verdict) -> None:
+    """See that no flow's own code raises, but for the one that does."""
+    for line in lines:
+        if line.what == "crashed" and not line.run.startswith((crashes.name, SPOILT_RUNS)):
+            verdict.wrong.setdefault(line.run, f"it crashed in {line.who}")
 
 
 def judge_limit(lines: Sequence[Line], losses: Losses, verdict: Verdict) -> None:
@@ -215,7 +278,11 @@ def judge_waits(lines: Sequence[Line], verdict: Verdict) -> None:
 
 async def judge_runs(store: Store, asked: Iterable[str], verdict: Verdict) -> None:
     """See how each run stands that was asked for, children and forks too."""
-    standing = {run.run_id: run async for run in control.runs(store) if not run.run_id.startswith("$")}
+    standing = dict[str, control.RunStatus]()
+    with suppress(CorruptLog):  # of the spoilt runs, told after the others
+        async for run in control.runs(store):
+            if not run.run_id.startswith("$"):
+                standing[run.run_id] = run
     asked = [*asked]
     wanted = {*asked, *(f"{each}-fork" for each in asked if each.startswith("fails") and mend_of(each) == "fork")}
     verdict.begun = len(wanted | standing.keys())
@@ -230,5 +297,5 @@ async def judge_runs(store: Store, asked: Iterable[str], verdict: Verdict) -> No
             continue
         verdict.parked += run.status == "parked"
         verdict.ended += run.status != "parked"
-        if run_id in wanted and (run.status, run.result) != expected(run_id):
+        if run_id in wanted and (run.status, run.result) not in expected(run_id):
             verdict.wrong.setdefault(run_id, f"{run.status} with {run.result!r} instead of {expected(run_id)}")

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from durable_core import NotFound, Refused, Store, StoreError, control, open_store
+from durable_core import NotFound, Refused, RunBusy, Store, StoreError, control, open_store
 from durable_core.events import StepEvent
 from durable_worker import Worker
 
@@ -30,9 +30,11 @@ _logger: Final = logging.getLogger("soak")
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What all processes of a soak know."""
 
-    url: str
+    urls: dict[str, str]
+    """The store's URL by the name of a process: each has a way of its own to a server."""
     runs: int
     seed: int
+    flows: Sequence[str]
     seconds: float
     """For how long processes are killed; the runs are asked for in the first four fifths of it."""
     began: float
@@ -80,7 +82,7 @@ class People:
 
     async def act(self) -> None:
         """Act until the process is ended."""
-        runs = chosen(self._plan.runs, self._plan.seed)
+        runs = chosen(self._plan.runs, self._plan.seed, self._plan.flows)
         lines = self._side.news()
         self._begun = {(line.what, line.run, line.step) for line in lines if line.what in ("asked", "sent", "decided")}
         wanted = [line for line in lines if line.what == "wants"]
@@ -138,6 +140,15 @@ class People:
             await control.send(store, run_id, step_id, f"late-{number_of(run_id)}")
         elif wants.kind == "cancel":
             await control.cancel(store, run_id, reason="changed my mind", by="alice")
+        elif wants.kind == "meddle":
+            note("meddles", run_id, step_id)
+            try:
+                await control.resolve(store, run_id, step_id, "by hand", reason="nobody knows", by="alice")
+            except NotFound:  # it is about to begin
+                raise
+            except (RunBusy, Refused):  # it runs, or has ended
+                return
+            note("meddled", run_id, step_id)
         elif wants.kind == "mend":
             while (stands := (await control.status(store, run_id)).status) not in ("failed", "succeeded"):
                 await asyncio.sleep(0.5)
@@ -156,7 +167,7 @@ async def main(role: str, who: str, folder: Path) -> None:
     plan = msgspec.json.decode((folder / "plan.json").read_bytes(), type=Plan)
     side = begin_life(folder / "side.jsonl", who)
     keep_mended_in(folder / "mended")
-    async with open_store(plan.url) as store:
+    async with open_store(plan.urls[who.rpartition("-")[0]]) as store:
         side.note("ready")
         await (work(store, plan) if role == "worker" else People(store, plan, side).act())
 

@@ -1,0 +1,142 @@
+"""Take the mend of a fault out and see a soak find it: `python -m tests.soak.faults [PART OF A NAME…]`.
+
+Each fault was in the library once. A copy of the checkout gets it back, by rows of `tests/broken/patches.py` and what stands
+here. Then a soak runs on a store with the flows that can meet it, for some rounds with another seed each; a table says how long
+it took until one found a broken promise, and which. The status is 1 where one wasn't found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, NamedTuple
+
+from tests.broken.patches import CORE, PATCHES, POSTGRES, Patch
+from tests.broken.run import copy_to
+
+_ROUNDS: Final = 8
+_VIOLATION: Final = re.compile(r"^  ([\w/-]+): (.+)$", re.MULTILINE)
+
+
+class Fault(NamedTuple):
+    """A fault, what brings it back, and a soak that can meet it."""
+
+    name: str
+    store: str
+    patches: tuple[str | Patch, ...]
+    """Rows of the table by name, and others."""
+    flows: str = ""
+    """The flows that can meet it, with commas; all where none is named."""
+    seconds: int = 30
+    runs: int = 120
+
+
+_THREADS: Final = (
+    "an intent is recorded before a thread is free",
+    Patch("a thread doesn't look once more", f"{CORE}/_running/attempt.py", "    check(run, call)\n    try:", "    try:", ()),
+)
+_LAST_LOOK: Final = "the lock is not looked at once more when all waiting is over"
+_RAW: Final = (
+    Patch(
+        "the driver's own error is no lost connection",
+        f"{POSTGRES}/_errors.py",
+        "asyncpg.TargetServerAttributeNotMatched, asyncpg.InternalClientError)",
+        "asyncpg.TargetServerAttributeNotMatched)",
+        (),
+    ),
+    Patch(
+        "the driver's own error is raised as it is",
+        f"{POSTGRES}/_errors.py",
+        "asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)",
+        "asyncpg.InterfaceError, OSError)",
+        (),
+    ),
+)
+
+FAULTS: Final = [
+    Fault("an acknowledgement that comes after the lock was lost starts the step", "redis", (_LAST_LOOK,), "once"),
+    Fault("an acknowledgement that comes after the lock was lost starts the step", "postgres", (_LAST_LOOK,), "once"),
+    Fault("an acknowledgement that comes after the lock was lost starts the step", "s3", (_LAST_LOOK,), "once"),
+    Fault("steps that wait for a thread start after the lock was lost", "redis", _THREADS, "crowd,steps", runs=60),
+    Fault("steps that wait for a thread start after the cancellation", "sqlite", _THREADS, "crowd,steps", runs=40),
+    Fault("steps that wait for a thread are recorded as started", "sqlite", _THREADS[:1], "crowd,steps", runs=40),
+    Fault("a step that runs is resolved by hand", "sqlite", ("a step that runs is decided by hand",)),
+    Fault("a task that somebody else cancelled", "sqlite", ("a CancelledError of another task is taken for one's own",)),
+    Fault("one bad run stops the others: listing them", "sqlite", ("a damaged run hides others",)),
+    Fault("one bad run stops the others: a folder", "file", ("worker: a damaged log in a folder hides all other runs",)),
+    Fault("one bad run stops the others: an index", "redis", ("redis: one damaged run hides the others",)),
+    Fault("the driver's own error at a restart", "postgres", _RAW, seconds=60),
+    Fault("a recorded step runs again", "sqlite", ("a step that was recorded runs again",)),
+    Fault("a lock is taken from its holder", "redis", ("redis: a lock is taken from its holder",)),
+    Fault("a step starts though the lock was lost", "redis", ("a step starts though the lock was lost",)),
+]
+
+
+def apply(fault: Fault, tree: Path) -> None:
+    """Bring a fault back in a copy of the checkout."""
+    rows = {patch.name: patch for patch in PATCHES}
+    for each in fault.patches:
+        patch = rows[each] if isinstance(each, str) else each
+        text = (tree / patch.file).read_text(encoding="utf-8")
+        if (times := text.count(patch.old)) != 1:
+            raise SystemExit(f"{patch.name}: its old text stands {times} times in {patch.file}, expected once")
+        (tree / patch.file).write_text(text.replace(patch.old, patch.new), encoding="utf-8", newline="\n")
+
+
+def found(fault: Fault, tree: Path, seed: int, patience: float) -> tuple[str, str]:
+    """Let a soak run; return the violation that it names first, if it found any, and what it printed."""
+    sources = os.pathsep.join(str(path) for path in sorted(tree.glob("packages/*/src")))
+    options = {"seconds": fault.seconds, "runs": fault.runs, "seed": seed, "every": 1, "patience": patience}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.soak", fault.store, "--flows", fault.flows),
+            *(word for option, value in options.items() for word in (f"--{option}", str(value))),
+        ],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": sources, "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    violations = [": ".join(each) for each in _VIOLATION.findall(done.stdout) if not each[0].startswith("could")]
+    return (violations[0] if violations and done.returncode == 1 else ""), done.stdout
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak.faults", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="part", help="a part of the names of faults, or a store; all unless given")
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, help=f"how many soaks at most for a fault ({_ROUNDS})")
+    parser.add_argument("--seed", type=int, default=1, help="of the first round (1)")
+    parser.add_argument("--patience", type=float, default=40, help="seconds without any run's end, after which none comes (40)")
+    given = parser.parse_args()
+    status = 0
+    for fault in FAULTS:
+        if given.parts and not any(part in f"{fault.name} {fault.store}" for part in given.parts):
+            continue
+        with TemporaryDirectory(prefix="durable-faults-") as folder:
+            tree = Path(folder).resolve()
+            copy_to(tree)
+            apply(fault, tree)
+            began, violation, output = time.monotonic(), "", ""
+            for seed in range(given.seed, given.seed + given.rounds):
+                violation, output = found(fault, tree, seed, given.patience)
+                if violation:
+                    break
+            took = f"{time.monotonic() - began:5.0f} s"
+            if violation:
+                print(f"{took}  {fault.store:<8}  {fault.name}: {violation}", flush=True)
+            else:
+                status = 1
+                print(f"{took}  {fault.store:<8}  {fault.name}: NOT FOUND\n{output[-2000:]}", flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,7 +17,28 @@ class InjectedFault(StoreError):
     """The failure that a `CrashingStore` was asked for."""
 
 
-class CrashingStore(Store):
+class PassingStore(Store):
+    """Passes on all that `store` is asked for, and offers what that offers."""
+
+    def __init__(self, store: Store) -> None:
+        self._store: Final = store
+
+    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+        return await self._store.get(run_id, step_id)
+
+    async def list(self, run_id: str) -> Sequence[StepRecord]:
+        return await self._store.list(run_id)
+
+    async def clear(self, run_id: str) -> None:
+        await self._store.clear(run_id)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._store, name)
+
+
+class CrashingStore(PassingStore):
     """Wraps `store` and breaks its append number `at`, counted from 1, once; before and after that it works as usual.
 
     With `when="before"` the record is not stored, with `"after"` it is stored and only the acknowledgement is lost. `how="fail"`
@@ -41,7 +62,7 @@ class CrashingStore(Store):
             raise ValueError(f"when={when!r}: expected 'before' or 'after'")
         if how not in ("fail", "kill"):
             raise ValueError(f"how={how!r}: expected 'fail' or 'kill'")
-        self._store: Final = store
+        super().__init__(store)
         self._at: Final = at
         self._when: Final = when
         self._how: Final = how
@@ -64,20 +85,6 @@ class CrashingStore(Store):
         raise InjectedFault(
             f"append {self._at} failed as asked, {self._when} {record.step_id!r} (revision {record.revision}) was stored"
         )
-
-    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
-        return await self._store.get(run_id, step_id)
-
-    async def list(self, run_id: str) -> Sequence[StepRecord]:
-        return await self._store.list(run_id)
-
-    async def clear(self, run_id: str) -> None:
-        await self._store.clear(run_id)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self._store, name)
 
     async def __aenter__(self) -> Self:
         if enter := getattr(self._store, "__aenter__", None):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
@@ -20,6 +19,7 @@ from durable_core.stores.opening import open_store as open_by_url
 from durable_core.testing._samples import OpenStore
 
 from .judging import Usual, began_again
+from .progress import Progress
 from .report import CrashPoint, CrashReport, NotCrashSafe
 from .visits import Decide, Followed, Job, Plan, follow, forked
 
@@ -73,15 +73,17 @@ def crash_everywhere(
     began = perf_counter()
     job = _checked(flow, open_store, input, decide, effects, ends, at_once, timeout)
     prefix = f"crash-{uuid4().hex[:8]}"
-    [first] = _follow_all(job, [Plan(f"{prefix}-1", whole=True)], 1)
-    if first.last.stand is None or first.last.stand.state != ends:
-        raise DurableError(f"flow {job.flow.name!r} has to end as {ends!r} where nobody disturbs it: {_standing(first)}")
-    sleep(max(began + _LATER - perf_counter(), 0))
-    second, suspended = _follow_all(job, [Plan(f"{prefix}-2", whole=True), Plan(f"{prefix}-3")], at_once)
-    usual = Usual(first, second)
-    places = [(number, moment) for number, visit in enumerate(suspended.visits) for moment in visit.moments]
-    plans = [Plan(f"{prefix}-{number}", False, *place) for number, place in enumerate(places, 4)]
-    followed = [second, suspended, *_follow_all(job, plans, at_once)]
+    with Progress(job.flow.name, total=3) as progress:
+        [first] = _follow_all(job, [Plan(f"{prefix}-1", whole=True)], 1, progress)
+        if first.last.stand is None or first.last.stand.state != ends:
+            raise DurableError(f"flow {job.flow.name!r} has to end as {ends!r} where nobody disturbs it: {_standing(first)}")
+        sleep(max(began + _LATER - perf_counter(), 0))
+        second, suspended = _follow_all(job, [Plan(f"{prefix}-2", whole=True), Plan(f"{prefix}-3")], at_once, progress)
+        usual = Usual(first, second)
+        places = [(number, moment) for number, visit in enumerate(suspended.visits) for moment in visit.moments]
+        plans = [Plan(f"{prefix}-{number}", False, *place) for number, place in enumerate(places, 4)]
+        progress.total += len(plans)
+        followed = [second, suspended, *_follow_all(job, plans, at_once, progress)]
     points = [_point(each, usual) for each in followed]
     report = CrashReport(job.flow.name, points, perf_counter() - began)
     if report.different:
@@ -126,12 +128,11 @@ def _checked(
     return Job(found, make, open_store, decide, effects, seconds)
 
 
-def _follow_all(job: Job, plans: Sequence[Plan], at_once: int) -> Sequence[Followed]:
+def _follow_all(job: Job, plans: Sequence[Plan], at_once: int, progress: Progress) -> Sequence[Followed]:
     """Follow runs, several at the same time, and return what became of each, in the order of `plans`."""
     lanes = [forked(follow, job, plans[lane::at_once]) for lane in range(min(at_once, len(plans)))]
     open_: list[Connection] = [connection for _, connection in lanes]
     found: dict[Plan, Followed] = {}
-    shows = sys.stderr.isatty()
     try:
         while open_:
             for connection in wait(open_):
@@ -144,9 +145,7 @@ def _follow_all(job: Job, plans: Sequence[Plan], at_once: int) -> Sequence[Follo
                 if isinstance(told, str):
                     raise DurableError(f"crash_everywhere could not follow a run of flow {job.flow.name!r}:\n{told}")
                 found[plan] = told
-                if shows:
-                    end = "\n" if len(found) == len(plans) else ""
-                    print(f"\rcrash_everywhere {job.flow.name!r}: {len(found)} of {len(plans)} runs", end=end, file=sys.stderr)  # noqa: T201
+                progress.advance()
     finally:
         for process, connection in lanes:
             process.kill()

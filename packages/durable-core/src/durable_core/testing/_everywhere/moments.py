@@ -16,6 +16,7 @@ from durable_core.context import StepContext
 from durable_core.engine import Driver
 from durable_core.record import StepRecord
 from durable_core.store import Store
+from durable_core.testing._crashing import PassingStore
 
 CALLS: Final = {
     "set_wakeup": "a wake-up is set",
@@ -65,11 +66,11 @@ class Moments:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class WatchedStore(Store):
-    """Passes on all that `store` is asked for, and offers what that offers; around each write and lock there is a moment."""
+class WatchedStore(PassingStore):
+    """Comes to a moment around each write and lock of a store."""
 
     def __init__(self, store: Store, moments: Moments) -> None:
-        self._store: Final = store
+        super().__init__(store)
         self._moments: Final = moments
 
     async def append(self, record: StepRecord) -> StepRecord:
@@ -82,17 +83,8 @@ class WatchedStore(Store):
         self._moments.come(f"after {what}")
         return held
 
-    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
-        return await self._store.get(run_id, step_id)
-
-    async def list(self, run_id: str) -> Sequence[StepRecord]:
-        return await self._store.list(run_id)
-
-    async def clear(self, run_id: str) -> None:
-        await self._store.clear(run_id)
-
     def __getattr__(self, name: str) -> Any:
-        ability = getattr(self._store, name)
+        ability = super().__getattr__(name)
         if name in CALLS:
             return self._call(CALLS[name], ability)
         return self._context(*CONTEXTS[name], ability) if name in CONTEXTS else ability

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import struct
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -459,6 +462,47 @@ async def test_inside_a_running_loop(world: World) -> None:
     assert world.crash(body).kills
     async with open_by_url(world.url) as store:
         assert [run.status async for run in control.runs(store)].count("succeeded") == 16 - 3 + 1
+
+
+_SHOWN = """
+import sys
+from durable_core import Runner, flow
+from durable_core.testing import crash_everywhere
+
+@flow(name="a-flow-whose-name-is-longer-than-what-is-left-of-a-line-of-a-terminal-of-80-columns")
+async def flow(runner: Runner) -> int:
+    return await runner.step("one", lambda: 1)
+
+crash_everywhere(flow, open_store=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("columns", [80, 30])
+def test_a_terminal_shows_how_far_it_is(world: World, columns: int) -> None:
+    """On one line, which is gone at the end, however long the flow's name is."""
+    import fcntl
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.run(
+        [sys.executable, "-c", _SHOWN, world.url], stdout=theirs, stderr=theirs, stdin=theirs, env=environment, check=False
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # which is how a terminal tells that nobody writes to it any more
+        while data := os.read(ours, 4096):
+            shown += data
+    os.close(ours)
+    assert done.returncode == 0, shown
+    assert shown.endswith(b"\r")
+    first, *others, last = filter(None, shown.decode().split("\r"))
+    assert first.startswith("crash_everywhere: 0 of 3 runs")
+    assert any(re.match(r"crash_everywhere: 4 of \d+ ru", line) for line in others)
+    assert {len(line) for line in (first, *others, last)} == {columns - 1}
+    assert not last.strip()
 
 
 def test_the_undisturbed_processes_are_this_ones(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

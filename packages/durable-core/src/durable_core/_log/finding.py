@@ -251,8 +251,8 @@ async def _in_index(
     if index is None or not wanted.flow_states:
         return
     names = None if wanted.flow is None else [wanted.flow]
-    asked = {"names": names, "since": wanted.since, "before": wanted.before}
-    async for page in _pages(index, wanted.prefix, states, page_size, damage, **asked):
+    since, before = wanted.since, wanted.before
+    async for page in _pages(index, wanted.prefix, states, page_size, damage, names=names, since=since, before=before):
         async for run in statuses(store, [flow.run_id for flow in page], damage):
             if wanted.takes(run):
                 yield run

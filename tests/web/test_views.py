@@ -6,15 +6,16 @@ import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from durable_core import MemoryStore, Runner, RunSuspended, StepRecord, Store, control
+from durable_core import CorruptLog, MemoryStore, Runner, RunSuspended, StepRecord, Store, control, open_store
 from durable_core.stores.flows import FLOW
 from durable_web import Page, app
 from durable_web._views import _reading, inbox, runs
 from durable_worker import Worker
+from tests.soak.spoiling import spoil
 from tests.web import shop
 from tests.web.conftest import Browse, signed_in
 from tests.web.flows import ask, broken, fail, parcel
@@ -43,6 +44,34 @@ async def test_every_page_of_each_store(store: Store, browse: Browse) -> None:
         shown = await alice.get(path, **query)
         assert shown.status_code == 200, shown.text
         assert what in shown.text
+
+
+@pytest.mark.parametrize("field", ["attempt", "kind"])
+async def test_runs_that_cannot_be_read_are_told_on_every_page(url: str, browse: Browse, field: str) -> None:
+    """Also where a state has no others: the pages show what there is besides, and which log is damaged."""
+    async with open_store(url) as store:
+        await spoil(url, parcel, "spoilt", field, 0 if field == "attempt" else "later")
+        alice = browse(app(store, user=signed_in), "alice")
+        for path in ["", "runs", "work"]:
+            shown = await alice.get(path)
+            assert shown.status_code == 200, shown.text
+        shown = await alice.get("runs")
+        assert "spoilt" in shown.text
+
+
+class OnlyDamage(MemoryStore):
+    """Has an index in which nothing can be read."""
+
+    async def flows(self, *_: Any, **__: Any) -> NoReturn:
+        raise CorruptLog("the log of run 'spoilt' is damaged")
+
+
+async def test_an_index_in_which_nothing_can_be_read(browse: Browse) -> None:
+    """The pages say so, where they show what it would hold."""
+    alice = browse(app(OnlyDamage(), user=signed_in), "alice")
+    for path in ["", "runs", "work"]:
+        shown = await alice.get(path)
+        assert (shown.status_code, "the log of run &#39;spoilt&#39; is damaged" in shown.text) == (200, True), shown.text
 
 
 async def test_static_files(page: Page, browse: Browse) -> None:

@@ -218,6 +218,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Take the mends of old faults out, one after the other, and see the soak find each; takes parts of their names."""
+    session.install(*editable(), *group("tests"))
+    session.run("python", "-m", "tests.soak.faults", *session.posargs)
+
+
+@nox.session(default=False)
 def broken(session: nox.Session) -> None:
     """Break each guarantee on purpose and see its tests fail; takes parts of the rows' names, and `--shard 1/4` and the like."""
     session.install(*editable(), *group("tests"), *group("celery"))

@@ -65,6 +65,8 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
                 "a damaged run hides others",
                 "file: a log with a damaged first line hides the others",
                 "redis: one damaged run hides the others",
+                "a run of a newer version hides others",
+                "runs that began first and can't be read hide all others",
                 "sqlite: a damaged row takes other appends along",
             ),
         ),

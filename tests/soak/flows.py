@@ -255,7 +255,7 @@ async def crowd(runner: Runner) -> int:
 
 @flow
 async def meddled(runner: Runner) -> str:
-    """Have an effect at most once, whose outcome somebody wants to set by hand while it may be under way."""
+    """Have an effect at most once, which somebody wants to resolve or retry while it may be under way."""
     note("enter", runner.run_id)
 
     async def pay() -> str:

@@ -191,7 +191,7 @@ def judge_threads(lines: Sequence[Line], verdict: Verdict) -> None:
 
 
 def judge_hands(lines: Sequence[Line], losses: Losses, verdict: Verdict) -> None:
-    """See that nobody sets the outcome of a step by hand while it runs."""
+    """See that nobody sets the outcome of a step by hand, or has it run anew, while it runs."""
     died = {line.who: line.at for line in lines if line.what == "killed"}
     calls = [each for each in executions(lines) if each.run.startswith(meddled.name)]
     asked = dict[str, float]()
@@ -203,7 +203,7 @@ def judge_hands(lines: Sequence[Line], losses: Losses, verdict: Verdict) -> None
                 end = each.end if each.end is not None else died.get(each.who, each.begin)
                 runs = each.run == line.run and each.begin < asked[line.run] and end > line.at
                 if runs and not losses.within(each.who, each.begin, line.at):
-                    verdict.wrong.setdefault(line.run, f"step {each.step!r} was resolved by hand while it ran in {each.who}")
+                    verdict.wrong.setdefault(line.run, f"step {each.step!r} was mended by hand while it ran in {each.who}")
 
 
 def judge_crashes(lines: Iterable[Line], verdict: Verdict) -> None:

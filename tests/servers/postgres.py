@@ -92,6 +92,13 @@ class PostgresServer:
                 time.sleep(0.001)
         (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
 
+    def stop(self) -> None:
+        """Have the server end as for a restart: it tells its clients, and closes their connections."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(_START_SECONDS)
+            self._process = None
+
     def psql(self, sql: str) -> str:
         """Run `sql` as the superuser and return what psql prints, unaligned and without headers."""
         return self._run("psql", "-XAtqc", sql, "-v", "ON_ERROR_STOP=1", self.url)

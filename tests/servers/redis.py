@@ -86,6 +86,13 @@ class RedisServer:
             self._process.wait()
             self._process = None
 
+    def stop(self) -> None:
+        """Have the server end as for a restart."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(_START_SECONDS)
+            self._process = None
+
     def pause(self) -> None:
         """Freeze the server: it takes connections and answers nothing."""
         os.kill(self.pid, signal.SIGSTOP)

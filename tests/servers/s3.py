@@ -83,6 +83,13 @@ class S3Server:
             self._process.wait()
             self._process = None
 
+    def stop(self) -> None:
+        """Have the server end as for a restart."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(_START_SECONDS)
+            self._process = None
+
     def make_bucket(self, name: str = BUCKET) -> None:
         with _closing(self.client()) as client:
             client.create_bucket(Bucket=name)

@@ -1,11 +1,11 @@
 """Three workers, many runs, and SIGKILL: `python -m tests.soak sqlite --seconds 120 --runs 500 --seed 1`.
 
 Workers, and the people who ask for runs and decide, are processes of their own. They are killed at random and started again,
-now and then with SIGTERM, and workers are frozen for longer than a lease lasts. Servers of the tests' own are killed and started,
-too, and connections to them are cut; a worker is cut off from its server for longer than a lease lasts, and no answer to what it
-had asked arrives. Some runs can't be read. When the time is over nothing is broken any more, and every run has to end. A table
-says what came of it; where a promise was broken, the status is 1, the runs are named, and everything that was written down stays
-in a folder.
+now and then with SIGTERM, and workers are frozen for longer than a lease lasts. Servers of the tests' own are killed, or told to
+end, and started again, and connections to them are cut; a worker is cut off from its server for longer than a lease lasts, and no
+answer to what it had asked arrives. Some runs can't be read. When the time is over nothing is broken any more, and every run has
+to end. A table says what came of it; where a promise was broken, the status is 1, the runs are named, and everything that was
+written down stays in a folder.
 """
 
 from __future__ import annotations
@@ -75,13 +75,14 @@ _RESTART_EVERY: Final = 20.0
 
 
 class Server(Protocol):
-    """A server that can be killed and started again."""
+    """A server that can be killed, or told to end, and started again."""
 
     @property
     def port(self) -> int: ...
 
     def start(self) -> None: ...
     def kill(self) -> None: ...
+    def stop(self) -> None: ...
 
 
 class Life:
@@ -335,7 +336,7 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
         if server is not None and outages and now >= outages[0]:
             del outages[0]
             side.note("server-killed")
-            server.kill()
+            server.kill() if random.random() < 0.5 else server.stop()
             time.sleep(random.uniform(0, 1))
             server.start()
             side.note("server-started")

@@ -18,6 +18,7 @@ from durable_core import StoreError
 from durable_core.store import to_the_end
 from durable_core.stores.worker import Worker
 
+from ._check import Checked
 from ._errors import code_of, explain_errors
 from ._schema import prepare
 
@@ -33,6 +34,7 @@ _SETTINGS: Final = """
     pragma checkpoint_fullfsync = on;
     pragma cache_size = -65536;
     pragma wal_autocheckpoint = 10000;
+    pragma cell_size_check = on;
 """
 
 
@@ -82,7 +84,7 @@ class File:
         # Private to its owner. A file that is there is not opened: closing it would give back the locks that SQLite holds on it.
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False, factory=Checked)
         try:
             ((mode,),) = connection.execute("pragma journal_mode = wal")
             if mode != "wal":

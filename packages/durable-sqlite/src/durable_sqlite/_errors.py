@@ -17,6 +17,7 @@ _ADVICE: Final = {
     sqlite3.SQLITE_CANTOPEN: "it can't be opened; its folder must be there, readable and writable for this user",
     sqlite3.SQLITE_READONLY: "it can't be written; the file and its folder must be writable for this user",
 }
+ADVICE: Final = "the database was damaged or edited. Nothing was skipped or changed: restore it from a copy"
 _DAMAGED: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 

@@ -8,16 +8,20 @@ from datetime import datetime
 from sqlite3 import Connection
 from typing import Any, Final
 
-from durable_core import StepRecord, StoreError
+from durable_core import CorruptLog, StepRecord, StoreError
 from durable_core.stores.flows import FLOW, FLOW_STATES, FlowState, state_of
 
-from ._rows import COLUMNS, REFUSED, record_of, text_of
+from ._errors import ADVICE, file_of
+from ._rows import COLUMNS, REFUSED, fetch, text_of
+from ._writing import reading
 
 _INDEX: Final = """
     insert into durable_flows (run_id, revision, name, state, started_at) values (?, ?, ?, ?, ?)
     on conflict (run_id) do update set revision = excluded.revision, name = excluded.name, state = excluded.state,
         started_at = excluded.started_at where excluded.revision > revision"""
-_NEWEST: Final = f"select {', '.join(COLUMNS)} from durable_steps where run_id = ? and step_id = '{FLOW}' and revision = ?"
+_NEWEST: Final = (
+    f"select {', '.join(COLUMNS)} from durable_steps where run_id = ? and step_id = '{FLOW}' order by revision desc limit 1"
+)
 _FIND: Final = """
     select started_at, run_id, revision from durable_flows
     where {} and substr(run_id, 1, ?) = ? and started_at >= ? and (started_at, run_id) < (?, ?)
@@ -56,22 +60,31 @@ def find(
     refusal: StoreError | None = None
     while (left := limit - len(found)) > 0:
         places: list[tuple[str, str, int]] = []
-        for where, values in groups:
-            asked = (*values, len(prefix), prefix, lower, *upper, left)
-            places += connection.execute(_FIND.format(where), asked)
-        for began, run_id, revision in sorted(places, reverse=True)[:left]:
-            upper = began, run_id
-            try:
-                if row := connection.execute(_NEWEST, (run_id, revision)).fetchone():  # else somebody removed it by hand
-                    found.append(record_of(connection, row))
-            except REFUSED as error:
-                _log.warning("a run is passed over: %s", error)
-                refusal = error
+        with reading(connection):
+            for where, values in groups:
+                asked = (*values, len(prefix), prefix, lower, *upper, left)
+                places += connection.execute(_FIND.format(where), asked)
+            for began, run_id, revision in sorted(places, reverse=True)[:left]:
+                upper = began, run_id
+                try:
+                    found.append(_newest(connection, run_id, revision))
+                except REFUSED as error:
+                    _log.warning("a run is passed over: %s", error)
+                    refusal = error
         if len(places) < left:
             break
     if refusal is not None and not found:
         raise refusal
     return found
+
+
+def _newest(connection: Connection, run_id: str, revision: int) -> StepRecord:
+    """Return the flow's newest entry, which has this revision."""
+    flow = fetch(connection, _NEWEST, (run_id,))
+    if flow is None or flow.revision != revision:
+        differs = f"the table durable_flows has run {run_id!r} at revision {revision}, and durable_steps hasn't"
+        raise CorruptLog(f"{file_of(connection)}: {differs}; {ADVICE}")
+    return flow
 
 
 def _groups(names: Collection[str] | None, states: Collection[FlowState] | None) -> list[tuple[str, tuple[Any, ...]]]:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from sqlite3 import Connection
+from functools import partial, wraps
+from sqlite3 import Connection, OperationalError
 from sys import intern
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, ParamSpec, TypeVar, cast, get_args
+from zlib import crc32
 
 import msgspec
 
 from durable_core import CorruptLog, StepError, StepRecord, StoreError
 from durable_core.record import Kind, Status
 
-from ._errors import file_of
+from ._errors import ADVICE, code_of, file_of
 
-COLUMNS: Final = StepRecord.__struct_fields__
+P = ParamSpec("P")
+T = TypeVar("T")
+
+COLUMNS: Final = (*StepRecord.__struct_fields__, "crc")
 _STATUSES: Final = get_args(Status)
 _KINDS: Final = get_args(Kind)
 _MOST_BYTES: Final = 900_000_000  # SQLite takes a billion in a row
@@ -44,11 +49,11 @@ def text_of(moment: datetime) -> str:
 
 
 def row_of(record: StepRecord) -> tuple[Any, ...]:
-    """Return the values of the columns."""
+    """Return the values of the columns, the last of which is a checksum over the others."""
     if size_of(record) > _MOST_BYTES or max(record.revision, record.attempt) >= 2**63:
         raise RowRefused(f"step {record.step_id!r} of run {record.run_id!r} is larger than what SQLite holds in a row")
     try:
-        return (
+        row = (
             record.run_id,
             record.step_id,
             record.revision,
@@ -65,13 +70,17 @@ def row_of(record: StepRecord) -> tuple[Any, ...]:
             record.id,
             record.fingerprint,
         )
+        return *row, _checksum(row)
     except (TypeError, ValueError, RecursionError) as error:
         raise RowRefused(f"step {record.step_id!r} of run {record.run_id!r} can't be written: {error}") from error
 
 
 def record_of(connection: Connection, row: Sequence[Any]) -> StepRecord:
     """Make a record of the values of the columns. Raises `CorruptLog` for what this version can't read."""
-    run, step, revision, status, kind, name, result, error, note, until, attempt, started, ended, id_, fingerprint = row
+    *said, crc = row
+    if crc is not None and crc != _checksum(said):  # null: a version wrote it that had no checksums
+        raise CorruptLog(f"{_place(connection, row)}: its checksum doesn't match; {ADVICE}")
+    run, step, revision, status, kind, name, result, error, note, until, attempt, started, ended, id_, fingerprint = said
     try:
         if not (
             type(revision) is type(attempt) is int and type(id_) is str and (fingerprint is None or type(fingerprint) is str)
@@ -96,7 +105,45 @@ def record_of(connection: Connection, row: Sequence[Any]) -> StepRecord:
             fingerprint=fingerprint,
         )
     except (msgspec.DecodeError, AttributeError, TypeError, ValueError, OverflowError, RecursionError) as refusal:
-        place = f"{file_of(connection)}: the row of run {run!r}, step {step!r}, revision {revision!r}"
         if type(status) is type(kind) is str and not (status in _STATUSES and kind in _KINDS):
-            raise CorruptLog(f"{place} was written by a newer version: upgrade durable-core ({refusal})") from refusal
-        raise CorruptLog(f"{place} is no step record: {refusal}") from refusal
+            newer = f"{_place(connection, row)} was written by a newer version: upgrade durable-core ({refusal})"
+            raise CorruptLog(newer) from refusal
+        raise CorruptLog(f"{_place(connection, row)} is no step record: {refusal}") from refusal
+
+
+def _place(connection: Connection, row: Sequence[Any]) -> str:
+    run, step, revision, *_ = row
+    return f"{file_of(connection)}: the row of run {run!r}, step {step!r}, revision {revision!r}"
+
+
+def naming_rows(read: Callable[P, T]) -> Callable[P, T]:
+    """Make a reader name the row whose text is no UTF-8: SQLite's own error names the column alone."""
+
+    @wraps(read)
+    def named(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(*args, **kwargs)
+        except OperationalError as error:
+            if code_of(error) is not None:
+                raise
+            connection: Any = args[0]
+            connection.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")
+            try:
+                read(*args, **kwargs)  # the row's checksum doesn't match, and the error says whose
+                raise
+            finally:
+                connection.text_factory = str
+
+    return named
+
+
+@naming_rows
+def fetch(connection: Connection, query: str, values: Sequence[str | int]) -> StepRecord | None:
+    """Return the record that a query finds."""
+    row = connection.execute(query, values).fetchone()
+    return None if row is None else record_of(connection, row)
+
+
+def _checksum(values: Sequence[Any]) -> int:
+    """Return the CRC-32 of the values as a JSON array."""
+    return crc32(_encode(values))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from sqlite3 import Connection
+from collections.abc import Set
+from contextlib import closing
+from functools import cache
+from sqlite3 import Connection, connect
 from typing import Final
 
 from durable_core import CorruptLog, StoreError
 
-from ._errors import file_of
+from ._errors import ADVICE, file_of
 from ._writing import writing
 
 LAYOUT: Final = 1
@@ -31,6 +34,7 @@ create table durable_steps (
     ended_at text not null,
     id text not null,
     fingerprint text,
+    crc integer,
     unique (run_id, step_id, revision)
 )""",
     "create index durable_steps_in_order on durable_steps (run_id, seq)",
@@ -59,13 +63,41 @@ create table durable_wakeups (
 )
 
 
+# For a table of earlier versions, which may go on beside this one: what they write has null there, and is not checked.
+_ADD_CHECKSUM: Final = "alter table durable_steps add column crc integer"
+_COLUMNS: Final = """
+    select tables.name, columns.name, columns.type from sqlite_master as tables, pragma_table_info(tables.name) as columns
+    where tables.name like 'durable\\_%' escape '\\'"""
+
+Columns = Set[tuple[str, str, str]]
+"""The name and the type of each column, and its table."""
+
+
 def prepare(connection: Connection) -> None:
     """Create the tables, unless they are there; any number of processes may do this at once."""
-    if _layout(connection) != LAYOUT:
-        with writing(connection):
-            if _layout(connection) != LAYOUT:
-                for statement in _TABLES:
-                    connection.execute(statement)
+    if _layout(connection) == LAYOUT and _columns_of(connection) >= _columns():
+        return
+    with writing(connection):
+        if _layout(connection) != LAYOUT:
+            for statement in _TABLES:
+                connection.execute(statement)
+        if missing := _columns() - _columns_of(connection):
+            if {name for _, name, _ in missing} != {"crc"}:  # a type that was changed finds other rows
+                raise CorruptLog(f"{file_of(connection)}: its tables lack {sorted(missing)}; {ADVICE}")
+            connection.execute(_ADD_CHECKSUM)
+
+
+@cache
+def _columns() -> Columns:
+    """Return the columns that the tables should have."""
+    with closing(connect(":memory:")) as connection:
+        for statement in _TABLES:
+            connection.execute(statement)
+        return _columns_of(connection)
+
+
+def _columns_of(connection: Connection) -> Columns:
+    return frozenset(connection.execute(_COLUMNS))
 
 
 def _layout(connection: Connection) -> int:

@@ -10,9 +10,9 @@ from durable_core import CorruptLog, StepRecord, StoreError
 from durable_core.stores.flows import FLOW
 
 from . import _flows
-from ._errors import file_of
-from ._rows import COLUMNS, REFUSED, record_of, row_of
-from ._writing import writing
+from ._check import FIRST_RUN, NEXT_RUN, check_run, count, damage_of, next_run
+from ._rows import COLUMNS, REFUSED, fetch, naming_rows, record_of, row_of
+from ._writing import reading, writing
 
 _NAMES: Final = ", ".join(COLUMNS)
 _INSERT: Final = (
@@ -24,7 +24,6 @@ _NEWER: Final = (
     f"select {_NAMES} from durable_steps where run_id = ? and step_id = ? and revision > ? order by revision desc limit 1"
 )
 _RUN: Final = f"select seq, {_NAMES} from durable_steps where run_id = ? and seq > ? order by seq limit ?"
-_NEXT_RUN: Final = "select run_id from durable_steps where run_id > ? order by run_id limit 1"
 
 
 def append(connection: Connection, records: Sequence[StepRecord]) -> Sequence[StepRecord]:
@@ -35,19 +34,21 @@ def append(connection: Connection, records: Sequence[StepRecord]) -> Sequence[St
 
 def claim(connection: Connection, record: StepRecord) -> StepRecord:
     """Return the record that holds the slot: this one if it was empty. It is durable once the transaction is committed."""
+    check_run(connection, record.run_id)
     if connection.execute(_INSERT, row_of(record)).rowcount:
         if record.step_id == FLOW:
             _flows.index(connection, record)
         return record
-    row = connection.execute(_AT, (record.run_id, record.step_id, record.revision)).fetchone()
-    holder = record_of(connection, row)
+    holder = fetch(connection, _AT, (record.run_id, record.step_id, record.revision))
+    if holder is None:
+        raise CorruptLog(damage_of(connection, record.run_id))
     return record if holder.id == record.id else holder
 
 
 def newest(connection: Connection, run_id: str, step_id: str, above: int = -1) -> StepRecord | None:
     """Return the step's newest entry, if its revision is above the one given."""
-    row = connection.execute(_NEWER, (run_id, step_id, above)).fetchone()
-    return None if row is None else record_of(connection, row)
+    check_run(connection, run_id)
+    return fetch(connection, _NEWER, (run_id, step_id, above))
 
 
 def newer(connection: Connection, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
@@ -68,29 +69,39 @@ def newer(connection: Connection, known: Sequence[tuple[str, str, int]]) -> Sequ
     return found
 
 
-def page(connection: Connection, run_id: str, after: int = 0, limit: int = -1) -> tuple[int, Sequence[StepRecord]]:
-    """Return entries of a run in the order of append, those after a place, and the place of the last one; -1 is no limit."""
+@naming_rows
+def page(
+    connection: Connection, run_id: str, after: int = 0, limit: int = -1, *, before: int = 0
+) -> tuple[int, Sequence[StepRecord]]:
+    """Return entries of a run in the order of append, those after a place, and the place of the last one; -1 is no limit.
+
+    `before` is how many entries the pages before this one had. Raises `CorruptLog` on the last page if one was missing.
+    """
     found: list[StepRecord] = []
     last = after
-    for last, *row in connection.execute(_RUN, (run_id, after, limit)):  # noqa: B007  # it is returned
-        found.append(record_of(connection, row))
+    with reading(connection):
+        if not after:
+            check_run(connection, run_id, again=True)
+        for seq, *row in connection.execute(_RUN, (run_id, after, limit)):
+            if seq <= last:
+                raise CorruptLog(damage_of(connection, run_id))
+            last = seq
+            found.append(record_of(connection, row))
+        if len(found) != limit and before + len(found) < count(connection, run_id):
+            raise CorruptLog(damage_of(connection, run_id))
     return last, found
 
 
 def run_ids(connection: Connection, prefix: str, after: str, limit: int) -> Sequence[str]:
-    """Return ids of runs in order, those after one: a descent of the index for each, however many steps it has."""
+    """Return ids of runs in order, those after one: a descent of each index for each, however many steps it has."""
     found: list[str] = []
-    if after < prefix:
-        after = prefix
-        if connection.execute("select 1 from durable_steps where run_id = ? limit 1", (prefix,)).fetchone():
-            found.append(prefix)
-    while len(found) < limit and (row := connection.execute(_NEXT_RUN, (after,)).fetchone()):
-        (after,) = row
-        if not isinstance(after, str):
-            raise CorruptLog(f"{file_of(connection)} is damaged: a row has the run id {after!r}")
-        if not after.startswith(prefix):
+    question = FIRST_RUN if after < prefix else NEXT_RUN
+    after = max(after, prefix)
+    while len(found) < limit and (run_id := next_run(connection, question, after)) is not None:
+        if not run_id.startswith(prefix):
             break
-        found.append(after)
+        found.append(run_id)
+        question, after = NEXT_RUN, run_id
     return found
 
 

@@ -1,4 +1,4 @@
-"""One transaction that writes."""
+"""One transaction: one that writes, or one that reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ from sqlite3 import Connection
 def writing(connection: Connection) -> Iterator[None]:
     """Be the only writer of the file; commit at the end, or roll back on an error."""
     # Never a plain `begin`: a transaction that reads first is refused at once where another has written meanwhile.
-    connection.execute("begin immediate")
+    with _transaction(connection, "begin immediate"):
+        yield
+
+
+@contextmanager
+def reading(connection: Connection) -> Iterator[None]:
+    """See the file as it is at the first look, whatever others write meanwhile."""
+    with _transaction(connection, "begin"):
+        yield
+
+
+@contextmanager
+def _transaction(connection: Connection, begin: str) -> Iterator[None]:
+    connection.execute(begin)
     try:
         yield
         connection.execute("commit")

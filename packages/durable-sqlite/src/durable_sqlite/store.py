@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from sqlite3 import Connection
@@ -103,9 +104,10 @@ class SqliteStore(
         return records
 
     async def scan(self, run_id: str) -> AsyncIterator[StepRecord]:
-        last = 0
+        last = seen = 0
         while True:
-            last, records = await self._open().ask(_steps.page, run_id, last, _PAGE)
+            last, records = await self._open().ask(partial(_steps.page, before=seen), run_id, last, _PAGE)
+            seen += len(records)
             for record in records:
                 yield record
             if len(records) < _PAGE:

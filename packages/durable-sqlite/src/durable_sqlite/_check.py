@@ -1,0 +1,71 @@
+"""Whether the two indexes of the log agree: an entry that one of them has lost to damage still stands in the other."""
+
+from __future__ import annotations
+
+from sqlite3 import Connection
+from typing import Any, Final, cast
+
+from durable_core import CorruptLog
+
+from ._errors import ADVICE, file_of
+
+_BY_SLOT: Final = "durable_steps indexed by sqlite_autoindex_durable_steps_1"  # run, step, revision
+_IN_ORDER: Final = "durable_steps {} indexed by durable_steps_in_order"  # run, seq
+_COUNT: Final = f"select count(*) from {_BY_SLOT} where run_id = ?1"
+_RUN: Final = f"""
+    select
+        ({_COUNT}),
+        (select count(*) from {_IN_ORDER.format("")} where run_id = ?1),
+        (select count(*) from {_IN_ORDER.format("as entry")} where run_id = ?1
+            and seq = (select seq from {_BY_SLOT} where run_id = ?1 and step_id = entry.step_id and revision = entry.revision)
+            and revision <= (select max(revision) from {_BY_SLOT} where run_id = ?1 and step_id = entry.step_id))"""
+_RUN_AFTER: Final = (
+    f"select (select min(run_id) from {_BY_SLOT} where run_id {{0}} ?1),"
+    f" (select min(run_id) from {_IN_ORDER.format('')} where run_id {{0}} ?1)"
+)
+FIRST_RUN: Final = _RUN_AFTER.format(">=")
+NEXT_RUN: Final = _RUN_AFTER.format(">")
+_MOST_RUNS: Final = 100_000
+
+
+class Checked(Connection):
+    """A connection that knows which runs it has checked."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.runs: Final[set[str]] = set()
+
+
+def check_run(connection: Connection, run_id: str, *, again: bool = False) -> None:
+    """Raise `CorruptLog` unless both indexes have the same entries of the run; looks at a run once, or `again`."""
+    checked = cast("Checked", connection).runs
+    if run_id in checked and not again:
+        return
+    by_slot, in_order, in_both = connection.execute(_RUN, (run_id,)).fetchone()
+    if not by_slot == in_order == in_both:
+        raise CorruptLog(damage_of(connection, run_id))
+    if len(checked) >= _MOST_RUNS:
+        checked.clear()
+    checked.add(run_id)
+
+
+def count(connection: Connection, run_id: str) -> int:
+    """Return how many entries the run has by their slots."""
+    number: int
+    (number,) = connection.execute(_COUNT, (run_id,)).fetchone()
+    return number
+
+
+def next_run(connection: Connection, question: str, after: str) -> str | None:
+    """Return the first run from a place on; None where there is none."""
+    by_slot, in_order = connection.execute(question, (after,)).fetchone()
+    if by_slot != in_order:
+        raise CorruptLog(damage_of(connection, min(by_slot or in_order, in_order or by_slot, key=str)))
+    if not isinstance(in_order, str | None):
+        raise CorruptLog(f"{file_of(connection)} is damaged: a row has the run id {in_order!r}")
+    return in_order
+
+
+def damage_of(connection: Connection, run_id: object) -> str:
+    """Say that the indexes differ."""
+    return f"{file_of(connection)}: the indexes of durable_steps don't agree on the entries of run {run_id!r}; {ADVICE}"

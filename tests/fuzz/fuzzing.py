@@ -57,6 +57,11 @@ def kept(what: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted((_CORPUS / what).iterdir())]
 
 
+def places(size: int, step: int) -> range:
+    """Return the places to damage: each in a long run, and some else."""
+    return range(0, size, 1 if EXAMPLES >= 1_000 else step)
+
+
 @st.composite
 def damaged(draw: st.DrawFn, good: st.SearchStrategy[bytes]) -> bytes:
     """Bytes that were right, and then were changed in some places: flipped, cut out, doubled, put in."""

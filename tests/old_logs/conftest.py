@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from tests.servers.s3 import S3Server, ministack_server, s3_credentials
 __all__ = ["ministack_server", "postgres_server_url", "redis_server_url", "s3_credentials"]
 
 DATA = Path(__file__).parent / "data"
-STORES = ["file", "file-shared", "postgres", "redis", "s3"]
+STORES = ["file", "file-shared", "sqlite", "postgres", "redis", "s3"]
 Load = Callable[[], str]
 
 
@@ -39,6 +41,13 @@ def load_files(request: pytest.FixtureRequest) -> str:
     if request.param == "file-shared":
         return f"file:{shutil.copy(DATA / 'file-shared.jsonl', folder)}"
     return f"file:{shutil.copytree(DATA / 'file', folder / 'runs')}"
+
+
+def load_sqlite(request: pytest.FixtureRequest) -> str:
+    path = request.getfixturevalue("tmp_path_factory").mktemp("old") / "runs.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(text_of("sqlite.sql"))
+    return f"sqlite:{path}"
 
 
 def load_postgres(request: pytest.FixtureRequest) -> str:
@@ -81,7 +90,14 @@ def load_s3(request: pytest.FixtureRequest) -> str:
     return server.url("logs", bucket)
 
 
-LOADERS = {"file": load_files, "file-shared": load_files, "postgres": load_postgres, "redis": load_redis, "s3": load_s3}
+LOADERS = {
+    "file": load_files,
+    "file-shared": load_files,
+    "sqlite": load_sqlite,
+    "postgres": load_postgres,
+    "redis": load_redis,
+    "s3": load_s3,
+}
 
 
 @pytest.fixture(params=STORES, scope="module")

@@ -5,6 +5,8 @@ Python 3.11. Don't write them anew: later code must read them as they are. A lat
 
 Each run is run once, in memory and on a clock that stands still, and is then copied to every store, entry for entry; of a
 traceback only the first and the last line are kept. Ids of runs and steps are always the same, those of entries are random.
+
+`sqlite.sql` is the dump of a database of the version whose rows had no checksum; the same runs were copied to it.
 """
 
 from __future__ import annotations

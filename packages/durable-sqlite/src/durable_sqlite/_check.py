@@ -60,7 +60,7 @@ def next_run(connection: Connection, question: str, after: str) -> str | None:
     """Return the first run from a place on; None where there is none."""
     by_slot, in_order = connection.execute(question, (after,)).fetchone()
     if by_slot != in_order:
-        raise CorruptLog(damage_of(connection, min(by_slot or in_order, in_order or by_slot, key=str)))
+        raise CorruptLog(damage_of(connection, in_order if by_slot is None else by_slot))
     if not isinstance(in_order, str | None):
         raise CorruptLog(f"{file_of(connection)} is damaged: a row has the run id {in_order!r}")
     return in_order

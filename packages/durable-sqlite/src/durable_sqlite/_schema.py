@@ -62,15 +62,14 @@ create table durable_wakeups (
     f"insert into durable_layout values ({LAYOUT})",
 )
 
-
 # For a table of earlier versions, which may go on beside this one: what they write has null there, and is not checked.
 _ADD_CHECKSUM: Final = "alter table durable_steps add column crc integer"
 _COLUMNS: Final = """
     select tables.name, columns.name, columns.type from sqlite_master as tables, pragma_table_info(tables.name) as columns
-    where tables.name like 'durable\\_%' escape '\\'"""
+    where tables.name in ('durable_steps', 'durable_flows', 'durable_wakeups', 'durable_layout')"""
 
 Columns = Set[tuple[str, str, str]]
-"""The name and the type of each column, and its table."""
+"""Of each column its table, its name and its type."""
 
 
 def prepare(connection: Connection) -> None:
@@ -78,13 +77,14 @@ def prepare(connection: Connection) -> None:
     if _layout(connection) == LAYOUT and _columns_of(connection) >= _columns():
         return
     with writing(connection):
-        if _layout(connection) != LAYOUT:
+        found = _columns_of(connection)
+        if _layout(connection) != LAYOUT and not found:
             for statement in _TABLES:
                 connection.execute(statement)
-        if missing := _columns() - _columns_of(connection):
-            if {name for _, name, _ in missing} != {"crc"}:  # a type that was changed finds other rows
-                raise CorruptLog(f"{file_of(connection)}: its tables lack {sorted(missing)}; {ADVICE}")
+        elif found == {column for column in _columns() if column[1] != "crc"}:
             connection.execute(_ADD_CHECKSUM)
+        elif missing := sorted(_columns() - found):  # a column whose type was changed finds other rows
+            raise CorruptLog(f"{file_of(connection)}: its tables should have the columns {missing}; {ADVICE}")
 
 
 @cache

@@ -180,6 +180,14 @@ def build(session: nox.Session) -> None:
     built = sorted(map(str, DIST.iterdir()))
     session.run("twine", "check", "--strict", *built)
     session.run("check-wheel-contents", *(path for path in built if path.endswith(".whl")))
+    session.run("python", "tests/check_dist.py", *built)
+
+
+@nox.session(default=False)
+def names(session: nox.Session) -> None:
+    """Ask the package index whether each distribution's name is free or ours."""
+    session.install(*group("names"))
+    session.run("python", ".github/check_names.py", *session.posargs)
 
 
 @nox.session

@@ -172,7 +172,10 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
                 "a run that waits for its next attempt is not told",
             ),
         ),
-        Guarantee("A key for the service is the same in every attempt", ("each attempt has an idempotency key of its own",)),
+        Guarantee(
+            "A key for the service is the same in every attempt and in every version",
+            ("each attempt has an idempotency key of its own", "a later version sends other idempotency keys"),
+        ),
         Guarantee(
             "One id is one call",
             (

@@ -4593,6 +4593,13 @@ PATCHES = [
         ("tests/core/running/test_runner.py::test_idempotency_key_is_stable_across_attempts_and_processes",),
     ),
     Patch(
+        "a later version sends other idempotency keys",
+        f"{CORE}/context.py",
+        'person=b"durable-step"',
+        'person=b"durable-key"',
+        ("tests/core/test_pinned.py::test_an_idempotency_key_is_sent_as_ever",),
+    ),
+    Patch(
         "what a handler raises fails the step",
         f"{CORE}/events.py",
         "        except (Exception, asyncio.CancelledError) as error:\n",

@@ -1,4 +1,4 @@
-"""What stands in logs for good: the names of the library's own errors, and the fingerprints of arguments."""
+"""What stands in logs and at services for good: the names of errors, the fingerprints of arguments, and idempotency keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pydantic
 import pytest
 
 import durable_core
-from durable_core import Decision, MemoryStore, Runner, StepError, errors, flow
+from durable_core import Decision, MemoryStore, Runner, StepError, StepFailed, control, current_step, errors, flow
 
 NAMES = {
     "AlreadyDecided": ("Refused", "DurableError"),
@@ -189,3 +189,20 @@ async def test_the_fingerprint_and_note_of_a_flow_are_recorded_as_ever() -> None
         "tags": ["a", "b"],
         "due": "2026-01-02T03:04:05.000678Z",
     }
+
+
+async def test_an_idempotency_key_is_sent_as_ever() -> None:
+    """A service that got it from an earlier version knows the repetition; a step that was reopened has another one."""
+    sent: list[str] = []
+
+    def pay() -> None:
+        sent.append(current_step().idempotency_key)
+        raise ConnectionError("the bank is closed")
+
+    store = MemoryStore()
+    for _ in range(2):
+        async with Runner(store, run_id="refund-1001") as runner:
+            with pytest.raises(StepFailed):
+                await runner.step("pay-back", pay)
+        await control.retry(store, "refund-1001", "pay-back")
+    assert sent == ["aae3c7a25a8995493eedf98fe39d0099", "fbdd5557095f219544892ad824ad58e3"]

@@ -213,6 +213,13 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             "A wait suspends the run, and cuts nothing short",
             ("`except Exception` in a flow swallows a suspension", "map: a wait beside it cuts it short"),
         ),
+        Guarantee(
+            "A suspended run names all that it waits for",
+            (
+                "a suspension leaves out waits that still ask their store",
+                "a suspension leaves out children that still look at what they wait for",
+            ),
+        ),
         Guarantee("A wait ends at the time first recorded", ("a wait does not end at its deadline",)),
         Guarantee(
             "One decision counts, of those who may decide, in time",

@@ -299,6 +299,24 @@ PATCHES = [
         ("tests/core/waiting/test_wait.py::test_except_exception_does_not_swallow_a_suspension",),
     ),
     Patch(
+        "a suspension leaves out waits that still ask their store",
+        f"{CORE}/_running/run.py",
+        "        return not self.is_busy and not self._arriving\n",
+        "        return not self.is_busy\n",
+        (
+            "tests/core/waiting/test_wait.py::test_a_sibling_that_still_asks_its_store_or_a_handler_is_named",
+            "tests/core/waiting/test_wait.py::test_a_deadline_that_passed_is_recorded_before_a_sibling_suspends_the_run",
+            "tests/core/flow/test_children.py::test_all_children_that_wait_are_named_whoever_is_first[result]",
+        ),
+    ),
+    Patch(
+        "a suspension leaves out children that still look at what they wait for",
+        f"{CORE}/_waiting/child.py",
+        "    with listening(run, step_id, pairs) as listener:\n        await listener.look()",
+        "    with listening(run, step_id, pairs) as listener, run.delaying(step_id):\n        await listener.look()",
+        ("tests/core/flow/test_children.py::test_all_children_that_wait_are_named_whoever_is_first[child]",),
+    ),
+    Patch(
         "arguments have other fingerprints than in old logs",
         f"{CORE}/_calls/arguments.py",
         '    encode = msgspec.json.Encoder(enc_hook=hook, order="deterministic").encode\n',

@@ -70,6 +70,36 @@ async def test_three_hundred_children_at_once(store: FlakyStore) -> None:
     assert await many.run(store, run_id="run") == 300
 
 
+@pytest.mark.parametrize("slow", [("run/right", "ask"), ("run/third", "$flow")], ids=["child", "result"])
+async def test_all_children_that_wait_are_named_whoever_is_first(slow: tuple[str, str]) -> None:
+    """Each asks its store for what came meanwhile; none of them suspends the parent before the others have been answered."""
+
+    class Slow(FlakyStore):
+        async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+            for _ in range(50 if (run_id, step_id) == slow else 0):
+                await asyncio.sleep(0)
+            return await super().get(run_id, step_id)
+
+    @flow
+    async def asks(runner: Runner) -> None:
+        await runner.approval("ask")
+
+    @flow(wait_limit=0)
+    async def parent(runner: Runner) -> None:
+        third = await runner.flow("third", asks, wait=False)
+        children = (runner.flow(name, asks) for name in ("left", "right"))
+        await asyncio.gather(*children, runner.result("end", third, returns=type(None)))
+
+    store = Slow()
+    for _ in range(2):
+        with pytest.raises(RunSuspended):
+            await parent.run(store, run_id="run")
+        waiting = await store.get("run", "$flow")
+        assert waiting is not None
+        named = {tuple(pair) for pair in waiting.notes["waiting_for"]}
+        assert named == {("run/left", "ask"), ("run/right", "ask"), ("run/third", "$flow")}
+
+
 async def test_a_child_that_waits_makes_its_parent_wait_and_cuts_no_sibling(store: FlakyStore, effects: Effects) -> None:
     """The parent's entry names what the child waits for; an answer lets both go on."""
 

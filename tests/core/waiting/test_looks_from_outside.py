@@ -38,6 +38,7 @@ async def test_a_run_without_a_flow_has_no_end() -> None:
 
     class Slow(MemoryStore):
         poll_seconds = 2.0
+        watch = None  # type: ignore[assignment]  # which begins after some time of the machine's own clock, and is told of
 
         async def list(self, run_id: str) -> Sequence[StepRecord]:
             clock.advance(took)

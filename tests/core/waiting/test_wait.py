@@ -404,6 +404,56 @@ async def test_a_sibling_that_is_about_to_ask_is_recorded_first(clock: FakeClock
     assert {*suspended.value.waiting_for} == {"ask", "packed"}
 
 
+async def test_a_sibling_that_still_asks_its_store_or_a_handler_is_named(clock: FakeClock) -> None:
+    """A worker looks at what the suspension names and at nothing else, so that a decision on any other would not be seen."""
+
+    async def turns(slow: bool) -> None:
+        for _ in range(50 if slow else 0):
+            await asyncio.sleep(0)
+
+    class Slow(MemoryStore):
+        async def get(self, run_id: str, step_id: str) -> StepRecord | None:
+            await turns(step_id == "packed")
+            return await super().get(run_id, step_id)
+
+    async def hear(event: StepEvent) -> None:
+        await turns((event.type, event.step_id) == ("step:wait", "paid"))
+
+    store = Slow()
+    for _ in range(2):  # the second run asks whether anything was decided
+        with pytest.raises(RunSuspended) as suspended:
+            async with runner(store, clock, wait_limit=0, on_event=hear) as run, asyncio.TaskGroup() as group:
+                group.create_task(run.approval("ask"))
+                group.create_task(run.event("packed"))
+                group.create_task(run.event("paid"))
+        assert {*suspended.value.waiting_for} == {"ask", "packed", "paid"}
+
+
+async def test_a_deadline_that_passed_is_recorded_before_a_sibling_suspends_the_run(clock: FakeClock) -> None:
+    """What follows it begins in the same run, in which nobody would look for it."""
+
+    class Slow(MemoryStore):
+        async def append(self, record: StepRecord) -> StepRecord:
+            for _ in range(50 if record.status == "failure" else 0):
+                await asyncio.sleep(0)
+            return await super().append(record)
+
+    async def shout(run: Runner) -> None:
+        with contextlib.suppress(StepFailed):
+            await run.event("packed", timeout=60)
+        await run.step("shout", str)
+
+    store = Slow()
+    for _ in range(2):
+        with pytest.raises(RunSuspended) as suspended:
+            async with runner(store, clock, wait_limit=0) as run, asyncio.TaskGroup() as group:
+                group.create_task(run.approval("ask"))
+                group.create_task(shout(run))
+        clock.advance(60)
+    assert suspended.value.waiting_for == ("ask",)
+    assert [record.step_id for record in await store.list("run")] == ["ask", "packed", "packed", "shout"]
+
+
 async def test_a_deadline_in_the_past_still_asks_once(store: MemoryStore, clock: FakeClock) -> None:
     """The entries are those of every other wait."""
     with pytest.raises(StepFailed):

@@ -43,8 +43,8 @@ async def pause(run: Run, listener: Listener, until: datetime | None, limit: flo
                 await wait_for_first(run, until, listener, None if limit is None else clock.sleep(limit - clock.monotonic()))
             else:
                 await asyncio.sleep(0)  # a sibling of the same gather may be about to begin
-                if run.is_busy or listener.heard.is_set():
-                    await wait_for_first(run, until, listener, run.an_end() if run.is_busy else None)
+                if not run.can_suspend or listener.heard.is_set():
+                    await wait_for_first(run, until, listener, None if run.can_suspend else run.an_end())
                 elif not await _stays(run):
                     raise _suspension(run, listener)
             run.check(undoes=undoes)

@@ -91,6 +91,8 @@ class Run:
         """The waits that go on,"""
         self.named: Final[set[Listener]] = set()
         """and those of them that the suspension names already."""
+        self._arriving = 0
+        """How many waits ask their store or a handler for something, and are none of those that go on now."""
         self._replaying = 0
         """How many handlers are being told of a replay."""
         self._replayed: Final = asyncio.Event()
@@ -364,8 +366,22 @@ class Run:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a step's function is running; then no wait suspends the run."""
+        """Whether a step's function is running."""
         return len(self.running) > len(self.delayed)
+
+    @property
+    def can_suspend(self) -> bool:
+        """Whether all that goes on are waits, so that a suspension can name each."""
+        return not self.is_busy and not self._arriving
+
+    async def arriving(self, asking: Awaitable[T]) -> T:
+        """Await what a wait asks before it is one of those that go on, or after that: no other may suspend the run meanwhile."""
+        self._arriving += 1
+        try:
+            return await asking
+        finally:
+            self._arriving -= 1
+            self.wake()
 
     @contextmanager
     def delaying(self, step_id: str) -> Iterator[None]:

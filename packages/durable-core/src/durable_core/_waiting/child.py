@@ -110,14 +110,14 @@ async def result_of(run: Run, step_id: str, name: str, child: str, codec: Codec[
         record = await ask(run, Wait(step_id, name, "flow", None, {"run": child}), partial(_check_result, run, child))
         limit = run.end_of_waiting()
         while not decided(record):
-            end = await run.log.look(FLOW, child)
+            end = await run.arriving(run.log.look(FLOW, child))
             if end is None:
                 raise StepDrift(
                     f"step {step_id!r} of run {run.id!r} waits for run {child!r}, which is not there any more: it was cleared."
                     " fork the run before the step that asked for it, so that it is asked for anew"
                 )
             if decided(end):
-                record = await _end(run, record, end)
+                record = await run.arriving(_end(run, record, end))
             else:
                 with listening(run, step_id, [(child, FLOW)]) as listener:
                     listener.must_look = True
@@ -271,12 +271,11 @@ async def _wait_for(run: Run, step_id: str, run_id: str, standing: Standing | No
     until = run.clock.now() + timedelta(seconds=poll_seconds(run.store)) if state is None else state.until
     if run.driver.hands_back():  # the child was suspended for that, and so is this run
         limit = run.clock.monotonic()
-    with listening(run, step_id, pairs) as listener, run.delaying(step_id):
-        listener.must_look = True  # what came while the child was left
-        await listener.look()
+    with listening(run, step_id, pairs) as listener:
+        await listener.look()  # what came while the child was left
         if run.log.cancelled is not None or any(can_go_on(listener.newest(pair), run.clock.now()) for pair in pairs):
             return
-        with suppress(RunCancelled):  # which is handed on
+        with suppress(RunCancelled), run.delaying(step_id):  # a cancellation is handed on
             await pause(run, listener, until, limit)
 
 

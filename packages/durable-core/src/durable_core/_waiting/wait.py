@@ -45,7 +45,7 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
         if replays:
             return record
         decision = await _decision(run, asked, record, listener)
-    await run.emit_outcome(decision)
+    await run.arriving(run.emit_outcome(decision))
     return decision
 
 
@@ -60,16 +60,16 @@ async def ask(run: Run, asked: Wait, check: Callable[[StepRecord], None]) -> Ste
             return record
         note_wait(run, asked)  # it may have lost already
     is_child = asked.end is not None and record is not None and record.status == "waiting"
-    await run.begin(undoes=is_child)  # a child that was asked for is cancelled first, and then the flow is told
+    await run.arriving(run.begin(undoes=is_child))  # a child that was asked for is cancelled first, and then the flow is told
     note_wait(run, asked)
     if record is None and run.log.answers:
-        await run.refuse_unanswered(asked.step_id)
+        await run.arriving(run.refuse_unanswered(asked.step_id))
     if record is None or record.status == "reopened":
         record = await _append(run, asked, record)
         check(record)
     else:
-        record = await run.log.look(asked.step_id) or record
-    await run.emit("step:wait", record)
+        record = await run.arriving(run.log.look(asked.step_id)) or record
+    await run.arriving(run.emit("step:wait", record))
     return record
 
 
@@ -112,7 +112,7 @@ async def _decision(run: Run, asked: Wait, record: StepRecord, listener: Listene
         if record.status == "reopened":  # its deadline passed elsewhere, and somebody asks for another try
             record = await _append(run, asked, record)
         elif record.until is not None and record.until <= now:
-            record = await run.log.claim(overdue(record, now))
+            record = await run.arriving(run.log.claim(overdue(record, now)))
         else:
             await pause(run, listener, record.until, limit)
             record = run.log.latest(record.step_id) or record

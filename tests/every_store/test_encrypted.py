@@ -12,7 +12,6 @@ from cryptography.fernet import Fernet, MultiFernet
 
 from durable_core import MemoryStore, Runner, StepFailed, Store, flow
 from durable_core.control import approve, pending, result, runs, status
-from durable_core.store import scan_of
 from durable_core.testing import OpenStore, StoreTests
 from durable_worker import Worker
 
@@ -34,23 +33,38 @@ async def look_up(name: str) -> str:
     return f"{name} of London"
 
 
+class NoMail(ConnectionError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no mail to {name}")
+        self.__durable_data__ = {"to": name}
+
+
 async def fail(name: str) -> None:
-    raise ConnectionError(f"no mail to {name}")
+    raise NoMail(name)
 
 
 @flow(wait_limit=0)
 async def letter(runner: Runner, name: str) -> str:
     address = await runner.step("look-up", look_up, name)
-    with pytest.raises(StepFailed, match=f"no mail to {name}"):
+    try:
         await runner.step("mail", fail, name)
+    except StepFailed as failed:
+        assert failed.error.data == {"to": name}
+        await runner.step("answer", look_up, name)
     decision = await runner.approval("send", {"to": address})
     return f"sent to {address} by {decision.by}"
 
 
+@flow
+async def crashes(runner: Runner, name: str) -> None:
+    raise KeyError(name)
+
+
 async def test_a_run_goes_through_and_the_store_sees_no_secret(store: Store) -> None:
-    """A worker runs a flow with a failure and an approval; nothing that the store was given holds the name."""
+    """A worker runs a flow with a failure and an approval, and one that crashes; nothing that the store was given holds the name."""
     raw, store = store, encrypted(store)
-    async with asyncio.timeout(60), Worker(store, [letter], poll=0.05):
+    async with asyncio.timeout(60), Worker(store, [letter, crashes], poll=0.05, max_crashes=1):
+        await crashes.start(store, run_id="crash-1", name=SECRET)
         await letter.start(store, run_id="letter-1", name=SECRET)
         while not [record async for record in pending(store)]:
             await asyncio.sleep(0.02)
@@ -58,15 +72,16 @@ async def test_a_run_goes_through_and_the_store_sees_no_secret(store: Store) -> 
         assert waiting.notes["show"] == {"to": f"{SECRET} of London"}
         await approve(store, "letter-1", "send", by="alice", value={"to": SECRET})
         assert await result(store, "letter-1", returns=str) == f"sent to {SECRET} of London by alice"
+        while (crashed := await status(store, "crash-1")).status != "parked":
+            await asyncio.sleep(0.02)
+        assert SECRET in str(crashed.why)
     (run,) = [run async for run in runs(store, flow="letter")]
     assert run.input == {"name": SECRET}
     assert (await status(store, "letter-1")).result == f"sent to {SECRET} of London by alice"
-    entries = await raw.list("letter-1")
-    assert len(entries) >= 6
+    entries = [*await raw.list("letter-1"), *await raw.list("crash-1")]
+    assert len(entries) >= 10
     assert [entry for entry in entries if SECRET.encode() in entry.to_json()] == []
     assert SECRET.encode() in b"".join(entry.to_json() for entry in await store.list("letter-1"))
-    if (scan := scan_of(store)) is not None:
-        assert [entry async for entry in scan.scan("letter-1")] == await store.list("letter-1")
 
 
 class TestEncryptedStore(StoreTests):

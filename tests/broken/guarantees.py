@@ -13,7 +13,9 @@ from tests.broken.patches import PATCHES, Patch
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "concepts" / "guarantees.md"
 _BEGIN: Final = "<!-- from tests/broken/guarantees.py -->\n"
-_HEAD: Final = "| what holds | broken on purpose, for example | in all | a test that notices |\n|---|---|---|---|\n"
+_HEAD: Final = (
+    "| guarantee | one way in which it is broken on purpose | how many ways | a test that notices |\n|---|---|---|---|\n"
+)
 _END: Final = "<!-- until here -->\n"
 
 
@@ -49,7 +51,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             ),
         ),
         Guarantee(
-            "Every reader sees what was returned, and nothing that was not",
+            "Every reader sees what `append` returned, and nothing else",
             ("redis: what is found newer is returned without its copies", "file: a log that changed is not looked at again"),
         ),
         Guarantee(
@@ -58,7 +60,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
         ),
         Guarantee("`clear` leaves a prefix, never a hole", ("s3: a run is cleared from its beginning",)),
         Guarantee(
-            "Damage is an error that names the place, and hides no other run",
+            "Damage raises an error that names the place, and doesn't hide other runs",
             (
                 "file: no line is checked",
                 "record: a result that is nested too deeply is a RecursionError",
@@ -89,14 +91,14 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             ),
         ),
         Guarantee(
-            "A lock that may be lost is known to be lost",
+            "A holder notices that it may have lost its lock",
             (
                 "a lease that was not renewed in time is taken for held",
                 "file: a holder doesn't look whether its lock file is still there",
             ),
         ),
         Guarantee(
-            "A fork of the process shares no lock, no connection and no id",
+            "A forked process doesn't share locks, connections or ids with its parent",
             (
                 "a forked child makes the ids that its parent makes",
                 "a forked child holds its parent's lease",
@@ -113,7 +115,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             ),
         ),
         Guarantee(
-            "An index misses no run",
+            "An index never misses a run",
             (
                 "redis: the log is written before the index",
                 "s3: the log is written before the mark",
@@ -122,19 +124,19 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             ),
         ),
         Guarantee(
-            "Who watches a run hears of it, also after an outage",
+            "A watch notices everything that happens to a run, also after an outage",
             ("redis: a watch ends with its connection", "postgres: a silent connection is listened to for ever"),
         ),
         Guarantee(
             "A store with connections belongs to one event loop", ("stores: one with connections serves two loops at once",)
         ),
-        Guarantee("Passwords never show", ("urls: user and password are shown", "cli: a command to paste shows a password")),
-        Guarantee("Memory is bounded where a log is long", ("s3: a scan keeps what it has read",)),
+        Guarantee("Passwords are never shown", ("urls: user and password are shown", "cli: a command to paste shows a password")),
+        Guarantee("Reading a long log takes bounded memory", ("s3: a scan keeps what it has read",)),
     ],
     "Steps": [
         Guarantee("A recorded step does not run again", ("a step that was recorded runs again",)),
         Guarantee(
-            "Who lost the lock starts no function",
+            "A runner that lost its lock starts no function",
             (
                 "a step starts though the lock was lost",
                 "the log is read before the lock is held",
@@ -150,9 +152,12 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
                 "values: a secret is recorded masked",
             ),
         ),
-        Guarantee("A store failure is no step failure, and leaves no hole", ("what the store did not take is forgotten",)),
         Guarantee(
-            "A step that may happen once happens once",
+            "A failure of the store is not a failure of the step, and leaves no hole",
+            ("what the store did not take is forgotten",),
+        ),
+        Guarantee(
+            "An at-most-once step runs at most once",
             (
                 "at most once: no intent is recorded",
                 "at most once: a lost intent runs the function all the same",
@@ -161,10 +166,10 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             ),
         ),
         Guarantee(
-            "An outcome whose effect has happened is recorded", ("an outcome that loses its slot to an intent is dropped",)
+            "An outcome whose effect has happened is never dropped", ("an outcome that loses its slot to an intent is dropped",)
         ),
         Guarantee(
-            "Retries outlive the process",
+            "Retries survive the process",
             (
                 "a long delay is not recorded",
                 "attempts are counted anew in each life",
@@ -173,7 +178,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             ),
         ),
         Guarantee(
-            "A key for the service is the same in every attempt and in every version",
+            "An idempotency key is the same in every attempt and in every version",
             ("each attempt has an idempotency key of its own", "a later version sends other idempotency keys"),
         ),
         Guarantee(
@@ -188,14 +193,14 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             ),
         ),
         Guarantee(
-            "A cancelled caller loses no outcome, and another's cancellation is not its own",
+            "A cancelled caller loses no outcome, and a `CancelledError` from elsewhere is a failure",
             (
                 "a cancellation while recording leaves no record",
                 "a CancelledError of another task is taken for one's own",
                 "a runner that a scope cancels waits for no step",
             ),
         ),
-        Guarantee("A timeout ends a step, whatever it swallows", ("a function may swallow its timeout",)),
+        Guarantee("A timeout ends a step, even one that swallows exceptions", ("a function may swallow its timeout",)),
         Guarantee(
             "A race has one winner, on every replay",
             (
@@ -204,25 +209,25 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
                 "first: waits that lost go on being asked for",
             ),
         ),
-        Guarantee("A map does every item once, so many at a time", ("map:",)),
-        Guarantee("Progress has one place for each call", ("publish:", "follow:")),
-        Guarantee("A handler's error does no harm", ("what a handler raises fails the step",)),
+        Guarantee("A map processes each item once, and never more than its limit at a time", ("map:",)),
+        Guarantee("Each call of `publish` appends one entry", ("publish:", "follow:")),
+        Guarantee("An exception in an event handler does no harm", ("what a handler raises fails the step",)),
     ],
     "Flows and waits": [
         Guarantee(
-            "A wait suspends the run, and cuts nothing short",
+            "A wait suspends the run without interrupting a step",
             ("`except Exception` in a flow swallows a suspension", "map: a wait beside it cuts it short"),
         ),
         Guarantee(
-            "A suspended run names all that it waits for",
+            "A suspended run names everything it waits for",
             (
                 "a suspension leaves out waits that still ask their store",
                 "a suspension leaves out children that still look at what they wait for",
             ),
         ),
-        Guarantee("A wait ends at the time first recorded", ("a wait does not end at its deadline",)),
+        Guarantee("A wait ends at the time that was recorded first", ("a wait does not end at its deadline",)),
         Guarantee(
-            "One decision counts, of those who may decide, in time",
+            "One decision counts: the first one, made in time, by somebody who may decide",
             (
                 "the second of two decisions counts",
                 "a decision after the deadline counts",
@@ -232,18 +237,18 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             ),
         ),
         Guarantee("A run has one input", ("a flow goes on with other input than it began with",)),
-        Guarantee("A typo ends no run", ("a crash ends the run", "an interrupted step is a crash")),
+        Guarantee("A typo doesn't end a run", ("a crash ends the run", "an interrupted step is a crash")),
         Guarantee(
-            "A run whose flow undid something has failed, and stays so",
+            "A run that undid something has failed, and can't be retried",
             (
                 "an exception that was answered is a crash",
                 "what was undone is forgotten by the next life",
                 "a failure that was answered is retried",
             ),
         ),
-        Guarantee("Who lost the run says nothing of it", ("who lost the run ends it",)),
+        Guarantee("A runner that lost the run records nothing about it", ("who lost the run ends it",)),
         Guarantee(
-            "A cancellation is never lost, and never told wrongly",
+            "A cancellation is never lost, and its status is true",
             (
                 "a flow that begins while its run is cancelled is not told",
                 "a suspension that lost its slot to a cancellation suspends",
@@ -253,7 +258,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             ),
         ),
         Guarantee(
-            "A child is its parent's: one log, one end, one cancellation",
+            "A child has one parent, the same outcome in both logs, and is cancelled with its parent",
             (
                 "any run is taken for a child",
                 "a cancellation is not handed on to a child",
@@ -262,19 +267,21 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             ),
         ),
         Guarantee(
-            "Who mends a step lets its run go on, and its parents",
+            "Retrying or resolving a step lets its run continue, and the parents of that run",
             ("a step that runs is decided by hand", "the parents of a child that was mended stay failed"),
         ),
-        Guarantee("A fork takes what was decided, and nothing else", ("a fork takes the steps of children that have not ended",)),
-        Guarantee("A copy changes nothing that is there", ("a copy goes on over what another run had recorded",)),
         Guarantee(
-            "A family is cleared as one, once it has ended",
+            "A fork copies what was decided, and nothing else", ("a fork takes the steps of children that have not ended",)
+        ),
+        Guarantee("A copy never changes existing entries", ("a copy goes on over what another run had recorded",)),
+        Guarantee(
+            "A run and its children are cleared together, once all have ended",
             ("a run is cleared before its children", "a family is cleared though one of it has not ended"),
         ),
     ],
     "Workers": [
         Guarantee(
-            "A run that can go on is looked at",
+            "A worker looks at every run that can continue",
             (
                 "wake-ups: nobody looks at a run whose actor died before it woke a worker",
                 "worker: what came while a run suspended waits for the visibility timeout",
@@ -282,7 +289,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             ),
         ),
         Guarantee(
-            "A wake-up that was taken is hidden, and comes again until it is cleared",
+            "A wake-up that a worker took is hidden, and shows again until it is cleared",
             (
                 "postgres: a wake-up that was taken is not hidden",
                 "redis: a wake-up that was taken is not hidden",
@@ -291,7 +298,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             ),
         ),
         Guarantee(
-            "One bad run stops no other",
+            "One bad run doesn't stop the others",
             (
                 "worker: a run that kills its process takes its neighbours along",
                 "worker: what keeps dying has neighbours",
@@ -303,11 +310,11 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             ("worker: a run that was parked is not tried once more",),
         ),
         Guarantee(
-            "A limit holds over all machines",
+            "A limit applies across all machines",
             ("worker: a child takes a second place of its parent's limit", "worker: those that wait for a place take room"),
         ),
         Guarantee(
-            "A worker that is stopped hands its runs back",
+            "A worker that stops hands its runs back",
             (
                 "worker: one that is stopped keeps its runs until the visibility timeout",
                 "worker: a wait goes on in a process that stops",
@@ -315,15 +322,15 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
         ),
         Guarantee("A tick of a schedule starts one run", ("cron:",)),
         Guarantee("A webhook is verified before it is read, and starts one run", ("webhooks:",)),
-        Guarantee("Celery may lose, double or delay what it carries", ("celery:",)),
+        Guarantee("If Celery loses, repeats or delays a task, no run is lost or done twice", ("celery:",)),
     ],
     "Around it": [
-        Guarantee("Without asyncio the same holds", ("sync:",)),
-        Guarantee("The command shows what is there, safely, and acts when told to", ("cli:",)),
-        Guarantee("The page acts as who is signed in, from its own origin alone", ("web:",)),
-        Guarantee("Agents ask a model and call a tool once", ("pydantic-ai:", "openai agents:")),
-        Guarantee("Telemetry changes no run, and tells no values", ("otel:",)),
-        Guarantee("The kit for stores tells what it does not test", ("kit:",)),
+        Guarantee("Everything holds without asyncio too", ("sync:",)),
+        Guarantee("The command shows what is recorded, as harmless text, and acts only when asked to", ("cli:",)),
+        Guarantee("The page acts only as the person who is signed in, and only from its own origin", ("web:",)),
+        Guarantee("An agent repeats no recorded model request and no recorded tool call", ("pydantic-ai:", "openai agents:")),
+        Guarantee("Telemetry doesn't change runs, and exports no values", ("otel:",)),
+        Guarantee("The tests for stores report what they don't test", ("kit:",)),
     ],
 }
 

@@ -1,6 +1,7 @@
 """What every page of the documentation must have, read from the sources and from the configuration alone."""
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -68,3 +69,21 @@ def _anchors(page: Path) -> set[str]:
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "notes"),
+    [
+        (["import asyncio\n\ndone = 1\n", "print(done)\n"], ["SESSION"]),
+        (["store = 1\n", "def use(store):\n    return store\n"], []),
+        (["store = 1\n", "store = 2\nprint(store)\n"], []),
+        (["# first.py\na = 1\n", "# second.py\nfrom first import a\n"], ["FOLDER"]),
+    ],
+    ids=["a name of an earlier block", "a parameter of that name", "a block that defines it anew", "two programs"],
+)
+def test_a_page_says_that_its_examples_build_on_each_other(blocks: list[str], notes: list[str]) -> None:
+    """The site adds that below the title, and only where it is so."""
+    examples: Any = runpy.run_path(str(DOCS / "_build" / "examples.py"))
+    page = "# Title\n\nText.\n" + "".join(f"\n```python\n{block}```\n" for block in blocks)
+    shown = examples["on_page_markdown"](page)
+    assert [note for note in ("SESSION", "FOLDER") if examples[note] in shown.partition("Text.")[0]] == notes

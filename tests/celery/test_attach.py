@@ -34,7 +34,7 @@ async def second(runner: Runner) -> None: ...
         ({"flows": []}, ValueError, "flows is empty"),
         ({"flows": [first, second]}, ValueError, "two flows of this worker have the name 'first'"),
         ({"flows": [print]}, TypeError, "flows must be functions decorated with @flow"),
-        ({"max_crashes": 0}, ValueError, "max_crashes must be a whole number from 1, not 0"),
+        ({"max_crashes": 0}, ValueError, "max_crashes must be a whole number, at least 1, not 0"),
         ({"sweep_every": 0}, ValueError, "sweep_every"),
         ({"visibility_timeout": -1}, ValueError, "visibility_timeout"),
     ],

@@ -65,7 +65,7 @@ def test_many_runs_are_copied(durable: Durable, local: str, other: str) -> None:
     done = durable("copy", "--prefix", "a", other, "--json", "--store", local)
     assert done.code == 1
     assert [(each["run_id"], each["done"]) for each in done.objects] == [("a1", True), ("a2", False), ("a3", True)]
-    assert "run 'a2' holds another entry" in done.err
+    assert "of run 'a2'; choose another run id" in done.err
     assert entries(other, "b1") == []
     assert durable("copy", "a1", "b1", other, "--store", local).out == "copied 2 of 2 runs\n"
 
@@ -82,7 +82,7 @@ def test_a_dry_run_writes_nothing(durable: Durable, local: str, other: str) -> N
     for command in (("copy", "r2", other, "--store", local), ("import", "--store", other)):
         done = durable(*command, "--dry-run", input=lines)
         assert done.code == 1
-        assert "run 'r2' holds another entry" in done.err
+        assert "of run 'r2'; choose another run id" in done.err
     assert durable("import", "--store", other, input=lines).code == 1
     assert entries(other, "r1") == []  # all is checked before any run is begun
 

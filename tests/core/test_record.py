@@ -54,11 +54,11 @@ class TestIds:
             ("", "has 0 bytes"),
             ("x" * 513, "has 513 bytes"),
             ("é" * 257, "has 514 bytes"),
-            ("a\nb", r"'a\\nb' holds a control character"),
-            ("\0", "holds a control character"),
-            ("\x7f", "holds a control character"),
-            ("\x85", "holds a control character"),
-            ("\ud800", r"'\\ud800' holds a lone surrogate"),
+            ("a\nb", r"'a\\nb' contains a control character"),
+            ("\0", "contains a control character"),
+            ("\x7f", "contains a control character"),
+            ("\x85", "contains a control character"),
+            ("\ud800", r"'\\ud800' contains a lone surrogate"),
         ],
     )
     def test_an_illegal_id_is_shown_and_the_rule_told(self, field: str, value: str, complaint: str) -> None:
@@ -87,7 +87,7 @@ class TestChecks:
     @pytest.mark.parametrize("field", ["started_at", "ended_at", "until"])
     def test_a_datetime_without_a_zone(self, field: str) -> None:
         """A naive datetime is refused."""
-        with pytest.raises(ValueError, match=rf"{field} .* has no zone"):
+        with pytest.raises(ValueError, match=rf"{field} .* has no time zone"):
             record(**{field: MOMENT.replace(tzinfo=None)})
 
     def test_datetimes_become_utc(self) -> None:
@@ -584,7 +584,7 @@ def test_a_failure_replayed_equals_the_failure_raised() -> None:
     assert hash(StepFailed(again)) == hash(StepFailed(FULL))
     assert StepFailed(FULL) != StepFailed(record(error=FULL.error))
     assert (StepFailed(FULL).run_id, StepFailed(FULL).step_id) == ("run", "step")
-    with pytest.raises(ValueError, match="holds no error"):
+    with pytest.raises(ValueError, match="needs a record with status 'failure'"):
         StepFailed(record())
 
 

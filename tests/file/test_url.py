@@ -45,14 +45,14 @@ async def test_absolute(prefix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("file:", "names no path; write 'file:./runs'"),
+        ("file:", "has no path; write 'file:./runs'"),
         ("file:./runs?sync=off", "unknown option 'sync'"),
         ("file:./runs#1", "write it as %23"),
         ("file:./runs#", "write it as %23"),
         ("file://runs/a", "names the machine 'runs'; write 'file:./runs/a'"),
         ("file://me:secret@runs/a", "^file://runs/… names the machine 'runs'; write 'file:./runs/a'"),
-        ("file:a%00b", "holds a NUL"),
-        ("file:~/runs", "write the home folder out, .* or 'file:\\./~/runs' for one of that name"),
+        ("file:a%00b", "contains a NUL"),
+        ("file:~/runs", "write the home folder out, .* or 'file:\\./~/runs' for a path of that name"),
         ("file:~ann", "or 'file:\\./~ann' for"),
         ("file:%7E/my%20runs", "or 'file:\\./%7E/my%20runs' for"),
         ("file:///~/runs", "or 'file:/\\./~/runs' for"),

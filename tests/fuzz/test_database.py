@@ -265,7 +265,7 @@ async def test_an_index_of_flows_that_differs_from_the_logs(folder: Path, databa
         connection.execute("update durable_flows set started_at = '2020-01-01T00:00:00.000000+00:00' where run_id = 'run-2'")
         connection.commit()
     async with SqliteStore(path) as store:
-        with pytest.raises(CorruptLog, match="it has run 'run-2' at another time than its log"):
+        with pytest.raises(CorruptLog, match="it gives run 'run-2' another start time than its log"):
             await asyncio.wait_for(_ids(store), _WITHIN)
 
 

@@ -223,8 +223,8 @@ async def test_one_call_fails_while_another_waits(store: MemoryStore, effects: E
 @pytest.mark.parametrize(
     ("approvals", "message"),
     [
-        ({"quorum": 2, "approvers": ["alice"]}, "quorum must be from 1 to 1"),
-        ({"approvers": "alice"}, "not one text"),
+        ({"quorum": 2, "approvers": ["alice"]}, "quorum must be at least 1 and at most 1"),
+        ({"approvers": "alice"}, "not one str"),
         ({"on_timeout": "ignore"}, "on_timeout must be"),
         ({"quorum": True}, "whole number"),
         ({"quorom": 2}, "did you mean 'quorum'"),

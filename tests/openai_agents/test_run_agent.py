@@ -529,14 +529,14 @@ async def test_a_durable_error_is_never_told_to_the_model(store: MemoryStore) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": {"max_attempts": 0}}, "model: max_attempts counts all attempts"),
+        ({"model": {"max_attempts": 0}}, "model: max_attempts must be at least 1"),
         ({"model": {"at_most_once": True}}, "at_most_once is for tools"),
         ({"model": 3}, "model: options of a step must be a dict"),
         ({"tool": {"retries": 2}}, "tool: unknown option 'retries'"),
         ({"tool": {"approvals": {}}}, "tool: unknown option 'approvals'"),
         ({"tools": 3}, "tools must be a dict"),
         ({"tools": {"look": {"timeout": -1}}}, r"tools\['look'\]: timeout must be"),
-        ({"tools": {"look": {"name": 3}}}, r"tools\['look'\]: name must be a text"),
+        ({"tools": {"look": {"name": 3}}}, r"tools\['look'\]: name must be a str"),
     ],
 )
 async def test_options_that_cannot_be(store: MemoryStore, options: dict[str, Any], message: str) -> None:

@@ -148,9 +148,9 @@ async def test_a_store_that_is_away_is_logged_and_counted_again(seen: Seen, capl
 
 async def test_what_to_count_and_how_often_is_checked_first(seen: Seen) -> None:
     """A URL in place of a store, and a time of nothing, are refused where the block is entered."""
-    with pytest.raises(TypeError, match="a store is needed, not its URL"):
+    with pytest.raises(TypeError, match="store must be an open store, not its URL"):
         async with observe("sqlite:./runs.db", seen.meters):  # type: ignore[arg-type]  # people try it
             pass
-    with pytest.raises(ValueError, match="every must be a finite number of seconds above 0"):
+    with pytest.raises(ValueError, match="every must be a finite number of seconds, more than 0"):
         async with observe(MemoryStore(), seen.meters, every=timedelta(0)):
             pass

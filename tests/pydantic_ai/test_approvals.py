@@ -306,11 +306,11 @@ async def test_who_decides_in_a_toolset_that_is_made_for_each_turn(memory: Memor
 @pytest.mark.parametrize(
     ("approvals", "message"),
     [
-        ({"quorum": 0}, "quorum must be from 1, not 0"),
-        ({"quorum": 3, "approvers": ("a", "b")}, "from 1 to 2, the number of approvers"),
+        ({"quorum": 0}, "quorum must be at least 1, not 0"),
+        ({"quorum": 3, "approvers": ("a", "b")}, "at most 2, the number of approvers"),
         ({"approvers": "ann"}, "write \\['ann'\\]"),
         ({"on_timeout": "approve"}, "'fail' or 'reject'"),
-        ({"timeout": 0}, "timeout must be a finite number of seconds above 0"),
+        ({"timeout": 0}, "timeout must be a finite number of seconds, more than 0"),
         ({"quorom": 2}, "unknown option 'quorom'; did you mean 'quorum'"),
         (2, "approvals must be a dict, such as Approvals\\(quorum=2\\), not 2"),
     ],

@@ -164,10 +164,10 @@ async def test_a_tool_at_most_once(memory: MemoryStore) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": {"max_attempts": 0}}, "starts at 1"),
+        ({"model": {"max_attempts": 0}}, "must be at least 1"),
         ({"model": {"at_most_once": True}}, "at_most_once is for tools"),
         ({"tool": {"retries": 3}}, "unknown option 'retries'"),
-        ({"tool": {"name": 3}}, "name must be a text"),
+        ({"tool": {"name": 3}}, "name must be a str"),
         ({"tool": 3}, "options of a step must be a dict"),
         ({"model": 0}, "options of a step must be a dict"),
     ],

@@ -237,6 +237,6 @@ async def test_a_key_that_holds_something_else(server: RedisServer) -> None:
 async def test_a_time_without_zone(redis_url: str) -> None:
     """A naive time is refused before anything is written."""
     async with opened(redis_url) as store:
-        with pytest.raises(ValueError, match="has no zone; give an aware datetime"):
+        with pytest.raises(ValueError, match="has no time zone; give an aware datetime"):
             await store.set_wakeup("run", "flow", datetime(2020, 1, 1))
         assert not await take(store)

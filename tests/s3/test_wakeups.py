@@ -194,7 +194,7 @@ async def test_a_store_that_stays_away_takes_nothing_along(proxy: Proxy, store: 
 async def test_a_run_that_can_not_be_is_refused(s3_url: str) -> None:
     """Before anything is set."""
     async with S3Store.from_url(s3_url) as store:
-        with pytest.raises(ValueError, match="run_id 'a\\\\nb' holds a control character"):
+        with pytest.raises(ValueError, match="run_id 'a\\\\nb' contains a control character"):
             await store.set_wakeup("a\nb", "flow", LONG_AGO)
         assert await take(store) == []
 

@@ -112,4 +112,4 @@ def test_forked_children_have_a_loop_of_their_own(place: str, tmp_path: Path) ->
 
 def test_a_call_at_the_interpreters_end_is_refused(url: str, tmp_path: Path) -> None:
     """What is collected last can't wait for a loop that has stopped: it is told so, and the process ends."""
-    assert "the interpreter had shut down" in output_of(start("late", url, tmp_path))
+    assert "the interpreter began to shut down" in output_of(start("late", url, tmp_path))

@@ -67,7 +67,7 @@ def test_a_store_that_can_do_less() -> None:
             small.runs()
     with pytest.raises(TypeError, match="must have the methods"):
         Store(object())  # type: ignore[arg-type]
-    with pytest.raises(StoreError, match="no store is named"):
+    with pytest.raises(StoreError, match="no store is given"):
         open_store()
 
 
@@ -140,7 +140,7 @@ def test_a_transaction_waits_for_no_other_call(tmp_path: Path) -> None:
     """In the store's own thread a blocking call would wait for itself: it is refused, and nothing is committed."""
     other = open_store("memory:")
     with open_store(f"sqlite:{tmp_path / 'runs.db'}") as store, Runner(store, "run") as runner:
-        with pytest.raises(StepFailed, match="would wait for the store's thread"):
+        with pytest.raises(StepFailed, match="would wait for its own thread"):
             runner.transaction("ask", lambda connection: other.get("run", "step"))
         assert runner.step("after", lambda: other.get("run", "step"), returns=None) is None
 

@@ -41,9 +41,9 @@ class Bare:
         ([], {}, "flows is empty: a worker needs the flows whose runs it drives"),
         ([greet, other], {}, "two flows of this worker have the name 'greet'"),
         ([greet], {"aliases": {"greet": other}}, "two flows of this worker have the name 'greet'"),
-        ([greet], {"concurrency": 0}, "concurrency must be a whole number from 1, not 0"),
-        ([greet], {"concurrency": True}, "concurrency must be a whole number from 1, not True"),
-        ([greet], {"max_crashes": 2.5}, "max_crashes must be a whole number from 1, not 2.5"),
+        ([greet], {"concurrency": 0}, "concurrency must be a whole number, at least 1, not 0"),
+        ([greet], {"concurrency": True}, "concurrency must be a whole number, at least 1, not True"),
+        ([greet], {"max_crashes": 2.5}, "max_crashes must be a whole number, at least 1, not 2.5"),
         ([greet], {"poll": 0}, "poll"),
         ([greet], {"poll": float("nan")}, "poll"),
         ([greet], {"visibility_timeout": -1}, "visibility_timeout"),
@@ -70,7 +70,7 @@ def test_what_is_no_flow(flows: list[Any]) -> None:
         ({"flows": greet}, "flows must be a list of functions decorated with @flow, such as [greet], not <flow 'greet'>"),
         ({"flows": print}, "flows must be a list of functions decorated with @flow, such as [onboard], not <built-in"),
         ({"aliases": [other]}, "aliases must be flows by names that they had, {\"old-name\": flow}, not [<flow 'greet'>]"),
-        ({"on_event": "print"}, "on_event must be a function of one StepEvent, or a list of such, not 'print'"),
+        ({"on_event": "print"}, "on_event must be a function of one StepEvent, or a list of such functions, not 'print'"),
     ],
 )
 def test_what_is_of_another_kind(options: dict[str, Any], said: str) -> None:

@@ -228,7 +228,7 @@ async def test_one_run_that_has_to_stay(store: Watched, clock: FakeClock) -> Non
         await made["plain"].run(store, run_id="waits", what="waits")
     await made["top"].run(store, run_id="run")
     await Runner(store, "alone").step("work", lambda: 1)
-    for run_id, what in [("waits", "has not ended"), ("run/one", "'run'; clear that one"), ("alone", "no flow")]:
+    for run_id, what in [("waits", "has not ended"), ("run/one", "'run'; clear that run"), ("alone", "no flow")]:
         with pytest.raises(Refused, match=what):
             await control.clear(store, run_id)
     with pytest.raises(NotFound):

@@ -214,7 +214,7 @@ async def test_what_waits_for_nobody_cannot_go_wrong(store: MemoryStore, clock: 
         await control.send_failure(store, "run", "refund", error="late", clock=clock)
     await control.retry(store, "run", "refund", clock=clock)
     for step_id in ("plain", "nap", "refund"):
-        with pytest.raises(Refused, match="waits for nobody"):
+        with pytest.raises(Refused, match="can't be answered"):
             await control.send_failure(store, "run", step_id, error="declined", clock=clock)
     with pytest.raises(TypeError, match="error must be"):
         await control.send_failure(store, "run", "new", error=None)  # type: ignore[arg-type]  # that is refused

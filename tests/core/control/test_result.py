@@ -52,7 +52,7 @@ async def test_the_value_of_a_run_that_has_ended(store: MemoryStore) -> None:
     assert await control.result(store, "run", returns=Parcel) == Parcel(3, SENT)
     assert await control.result(store, "run") == {"weight": 3, "sent": "2026-03-29T00:00:00Z"}
     assert await control.result(store, "run", returns=None) is None
-    with pytest.raises(StepDrift, match="is no <class 'int'>"):
+    with pytest.raises(StepDrift, match="can't be read as <class 'int'>"):
         await control.result(store, "run", returns=int)
 
 

@@ -290,7 +290,7 @@ async def test_a_value_that_its_annotation_no_longer_holds_is_drift() -> None:
 
     store = MemoryStore()
     await begun(store, before)
-    with pytest.raises(StepDrift, match="began with fee='five', its default then, which 'fee' can't be any more"):
+    with pytest.raises(StepDrift, match="began with fee='five', the default at that time, which the type of 'fee' rejects"):
         await after.run(store, run_id="run")
     await before.run(store, run_id="run")
 
@@ -376,13 +376,13 @@ async def test_a_parameter_named_as_an_argument_of_run_or_start_is_refused(name:
     """When the flow is made, with its name."""
     scope: dict[str, Any] = {}
     exec(f"async def pay(runner, {name}): ...", scope)
-    with pytest.raises(TypeError, match=f"flow 'pay' can't take '{name}'"):
+    with pytest.raises(TypeError, match=f"flow 'pay' can't have the parameter '{name}'"):
         flow(scope["pay"])
 
 
 async def test_what_a_flow_cant_be_is_told_where_it_is_made() -> None:
     """Not when it is run."""
-    with pytest.raises(TypeError, match="takes its runner first"):
+    with pytest.raises(TypeError, match="the first parameter of flow 'nothing' must be its runner"):
 
         @flow
         async def nothing() -> None: ...
@@ -393,7 +393,7 @@ async def test_what_a_flow_cant_be_is_told_where_it_is_made() -> None:
     @flow
     async def pay(runner: Runner) -> None: ...
 
-    with pytest.raises(TypeError, match=r"flow 'pay' is called with a Runner, not .*\.run\(store, run_id="):
+    with pytest.raises(TypeError, match=r"flow 'pay' must be called with a Runner, not .*\.run\(store, run_id="):
         pay(MemoryStore())  # type: ignore[arg-type]
 
 

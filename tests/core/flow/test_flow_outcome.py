@@ -359,4 +359,4 @@ async def test_a_replayed_failure_says_how_to_go_on(store: FailingStore) -> None
         assert re.search(f"^recorded at .*; nothing was run again; .*{notes}", note)
     with pytest.raises(StepFailed) as replayed:
         await Runner(store, "False").step("pay", fail)
-    assert replayed.value.__notes__[0].endswith("to let it run anew: durable_core.control.retry(store, 'False', 'pay')")
+    assert replayed.value.__notes__[0].endswith("to run it again: durable_core.control.retry(store, 'False', 'pay')")

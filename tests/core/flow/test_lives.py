@@ -490,7 +490,7 @@ async def test_a_run_may_be_asked_for_later(store: FlakyStore, clock: FakeClock)
     assert asked.until == clock.now() + timedelta(hours=2)
     with pytest.raises(TypeError, match="takes its input"):
         await pays.options().start(store, "other", None, None, 5)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="caller's transaction"):
+    with pytest.raises(TypeError, match="can't join a transaction"):
         await pays.start(store, "third", connection=object())
 
 
@@ -590,7 +590,7 @@ async def test_who_finds_another_runner_driving_the_run_has_lost_it(clock: FakeC
         await runner.step("freeze", rival)
         await runner.step("charge", told.append, 1)
 
-    with pytest.raises(DurableError, match="another runner drives"):
+    with pytest.raises(DurableError, match="another runner now works on"):
         await pays.run(store, run_id="run")
     assert not told
 
@@ -635,7 +635,7 @@ async def test_a_rival_that_is_first_has_taken_the_run(store: FlakyStore) -> Non
             await store.append(StepRecord(run_id="run", step_id="$flow", revision=2, status="started", kind="flow", name="pays"))
 
     store.before = rival
-    with pytest.raises(DurableError, match="another runner drives"):
+    with pytest.raises(DurableError, match="another runner now works on"):
         await pays.run(store, run_id="run")
 
 
@@ -919,7 +919,7 @@ async def test_a_rival_that_takes_the_slot_of_the_outcome_has_taken_the_run(stor
             await store.append(StepRecord(run_id="run", step_id="$flow", revision=1, status="started", kind="flow", name="pays"))
 
     store.before = rival
-    with pytest.raises(DurableError, match="another runner drives"):
+    with pytest.raises(DurableError, match="another runner now works on"):
         await pays.run(store, run_id="run")
     assert await entries(store) == ["started", "started"]
 

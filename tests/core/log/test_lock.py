@@ -116,7 +116,7 @@ async def test_a_runner_that_was_left_starts_no_step(store: FlakyStore, effects:
     """Its lock is another's by now."""
     async with Runner(store, "run") as runner:
         await runner.step("a", effects.happen)
-    with pytest.raises(LockLost, match="was left"):
+    with pytest.raises(LockLost, match="was closed"):
         await runner.step("b", effects.happen, "b")
     assert await runner.step("a", effects.happen) == "effect"
     assert effects == {"effect": 1}
@@ -126,7 +126,7 @@ async def test_a_runner_is_entered_once_at_a_time(store: FlakyStore) -> None:
     """It may be used again after it was left."""
     runner = Runner(store, "run")
     async with runner:
-        with pytest.raises(DurableError, match="in use already"):
+        with pytest.raises(DurableError, match="already in use"):
             async with runner:
                 raise AssertionError
     async with runner:
@@ -307,7 +307,7 @@ async def test_while_a_runner_is_left_no_step_starts(store: FlakyStore, effects:
     await started.wait()
     for _ in range(5):
         await asyncio.sleep(0)
-    with pytest.raises(LockLost, match="was left"):
+    with pytest.raises(LockLost, match="was closed"):
         await runner.step("late", effects.happen, "late")
     go.set()
     assert await (await ending) == "effect"

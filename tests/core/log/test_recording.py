@@ -137,7 +137,7 @@ async def test_leaving_the_runner_while_the_store_is_away_tells_what_is_lost(
         with pytest.raises(ResultNotRecorded):
             await left.step("last", effects.happen)
         caplog.clear()
-    assert "step 'last' of run 'run' ran (success), but the store did not take its outcome" in caplog.text
+    assert "step 'last' of run 'run' ran (success), but the store could not record its outcome" in caplog.text
     outage.times = 0
     async with left:
         assert await left.step("last", effects.happen) == "effect"

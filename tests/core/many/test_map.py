@@ -254,7 +254,7 @@ async def test_an_error_that_is_no_failure_stops_the_map(store: FlakyStore, effe
             raise StoreError("away")
 
     store.before = away
-    with pytest.raises(Exception, match="the store did not take its outcome"):
+    with pytest.raises(Exception, match="the store could not record its outcome"):
         async with Runner(store, "run", store_timeout=0.1) as runner:
             await runner.map("work", lambda number: effects.happen(str(number)), range(50), limit=2)
     assert 4 <= len(effects) < 10
@@ -423,15 +423,15 @@ class TestBadInput:
         ("options", "error", "match"),
         [
             ({"key": lambda user: "same"}, ValueError, "two items of map 'mail' have the key 'same'"),
-            ({"key": lambda user: 1.5}, TypeError, "must return a text or a whole number"),
-            ({"key": lambda user: ""}, TypeError, "must return a text or a whole number"),
+            ({"key": lambda user: 1.5}, TypeError, "must return a str or an int"),
+            ({"key": lambda user: ""}, TypeError, "must return a str or an int"),
             ({"key": lambda user: "x" * 600}, ValueError, "bytes"),
             ({"key": "id"}, TypeError, "key must be a function"),
-            ({"limit": 0}, ValueError, "limit must be a whole number from 1"),
-            ({"limit": 1.5}, TypeError, "limit must be a whole number from 1"),
-            ({"limit": True}, TypeError, "limit must be a whole number from 1"),
-            ({"tolerate": -1}, ValueError, "tolerate must be a whole number from 0"),
-            ({"tolerate": None}, TypeError, "tolerate must be a whole number from 0"),
+            ({"limit": 0}, ValueError, "limit must be a whole number, at least 1"),
+            ({"limit": 1.5}, TypeError, "limit must be a whole number, at least 1"),
+            ({"limit": True}, TypeError, "limit must be a whole number, at least 1"),
+            ({"tolerate": -1}, ValueError, "tolerate must be a whole number, at least 0"),
+            ({"tolerate": None}, TypeError, "tolerate must be a whole number, at least 0"),
             ({"max_attempts": 0}, ValueError, "max_attempts"),
             ({"attempts": 3}, TypeError, "did you mean 'max_attempts'"),
             ({"returns": 7}, TypeError, "7"),
@@ -463,7 +463,7 @@ class TestBadInput:
     async def test_no_items(self, store: MemoryStore, effects: Effects) -> None:
         """Nor what can't be gone through."""
         wrong: Any = 7
-        with pytest.raises(TypeError, match="items of map 'mail' must be a list or another iterable, not 7"):
+        with pytest.raises(TypeError, match="items of map 'mail' must be an iterable, such as a list, not 7"):
             await Runner(store, "run").map("mail", effects.happen, wrong)
 
     async def test_ids_used_twice(self, store: MemoryStore) -> None:

@@ -105,7 +105,7 @@ async def test_names(store: MemoryStore, name: str) -> None:
 async def test_ids_in_a_scope_are_checked(store: MemoryStore) -> None:
     """A name of the library's own is refused inside a scope as well, and so is what is no text."""
     scope = Runner(store, "run").scope("triage")
-    with pytest.raises(ValueError, match="library's own"):
+    with pytest.raises(ValueError, match="reserved for the library"):
         await scope.step("$flow", lambda: 1)
     with pytest.raises(ValueError, match="bytes"):
         await scope.step("x" * 510, lambda: 1)

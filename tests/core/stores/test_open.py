@@ -144,7 +144,7 @@ async def test_the_environment_names_the_store(monkeypatch: pytest.MonkeyPatch) 
         else:
             monkeypatch.setenv("DURABLE_STORE", value)
         with pytest.raises(
-            StoreError, match=r"^no store is named: give open_store a URL such as 'sqlite:./runs.db', or set DURABLE_STORE"
+            StoreError, match=r"^no store is given: pass open_store a URL such as 'sqlite:./runs.db', or set DURABLE_STORE"
         ):
             open_store()
 

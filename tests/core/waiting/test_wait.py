@@ -257,7 +257,7 @@ async def test_what_another_runner_showed_at_the_same_time_is_not_decided_here(c
             return await super().append(record)
 
     store = Rival()
-    with pytest.raises(StepDrift, match="something else to show"):
+    with pytest.raises(StepDrift, match="now shows something else"):
         await runner(store, clock, wait_limit=0).approval("refund", {"amount": 90})
     assert [record.note["show"] for record in await store.list("run")] == [{"amount": 900}]
 
@@ -621,16 +621,16 @@ async def test_a_wait_hears_of_its_decision_while_a_sibling_runs_past_the_limit(
         (lambda run: run.sleep("a", float("nan")), ValueError, "not nan"),
         (lambda run: run.sleep("a", float("inf")), ValueError, "not inf"),
         (lambda run: run.sleep("a", "1 day"), TypeError, "'1 day'"),
-        (lambda run: run.sleep("a", datetime(2026, 1, 1)), ValueError, "no zone"),
+        (lambda run: run.sleep("a", datetime(2026, 1, 1)), ValueError, "no time zone"),
         (lambda run: run.sleep("a", timedelta.max), ValueError, "duration"),
         (lambda run: run.sleep("", 1), ValueError, "step_id ''"),
-        (lambda run: run.sleep("$a", 1), ValueError, "library's own"),
+        (lambda run: run.sleep("$a", 1), ValueError, "reserved for the library"),
         (lambda run: run.approval("a", timeout=-1), ValueError, "timeout.*not -1"),
         (lambda run: run.approval("a", timeout=float("nan")), ValueError, "not nan"),
         (lambda run: run.approval("a", quorum=0), ValueError, "not 0"),
         (lambda run: run.approval("a", quorum=True), TypeError, "not True"),
-        (lambda run: run.approval("a", quorum=2, approvers=["alice"]), ValueError, "to 1.*not 2"),
-        (lambda run: run.approval("a", quorum=2, approvers=["alice", "alice"]), ValueError, "to 1.*not 2"),
+        (lambda run: run.approval("a", quorum=2, approvers=["alice"]), ValueError, "at most 1.*not 2"),
+        (lambda run: run.approval("a", quorum=2, approvers=["alice", "alice"]), ValueError, "at most 1.*not 2"),
         (lambda run: run.approval("a", approvers=["alice", ""]), TypeError, "not ''"),
         (lambda run: run.approval("a", approvers="alice"), TypeError, r"\['alice'\]"),
         (lambda run: run.approval("a", approvers=[]), ValueError, "approvers"),
@@ -741,7 +741,7 @@ async def test_nobody_waits_on_once_the_runner_was_left(store: MemoryStore, cloc
         async with runner(store, clock) as run:
             waiting = asyncio.ensure_future(run.approval("ask"))
             await asyncio.gather(waiting, run.step("fail", fail))
-    with pytest.raises(LockLost, match="was left"):
+    with pytest.raises(LockLost, match="was closed"):
         await waiting
 
 
@@ -762,7 +762,7 @@ async def test_a_wait_that_was_reopened_elsewhere_asks_again(store: MemoryStore,
 
 
 async def test_a_reopened_step_is_not_asked_for_as_another_kind(store: MemoryStore, clock: FakeClock) -> None:
-    """Nor is a decision asked for again with something else to show."""
+    """Nor is a decision asked for again with now shows something else."""
 
     def fail() -> None:
         raise OSError
@@ -775,7 +775,7 @@ async def test_a_reopened_step_is_not_asked_for_as_another_kind(store: MemorySto
         await control.retry(store, "run", step_id, clock=clock)
     with pytest.raises(StepDrift, match="'step'.*'approval'"):
         await runner(store, clock, wait_limit=0).approval("a")
-    with pytest.raises(StepDrift, match="something else to show"):
+    with pytest.raises(StepDrift, match="now shows something else"):
         await runner(store, clock, wait_limit=0).approval("b", {"amount": 9000})
 
 

@@ -1,4 +1,4 @@
-"""What a step's function may know of the step it runs in."""
+"""What a step's function can find out about its step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class StepContext(msgspec.Struct):
-    """The step that is running: its ids, which attempt this is, and a key for the services that it calls."""
+    """The running step: its ids, the number of the attempt, and an idempotency key for the services that it calls."""
 
     run_id: str
     step_id: str
@@ -28,7 +28,7 @@ class StepContext(msgspec.Struct):
 
     @property
     def idempotency_key(self) -> str:
-        """A key to send along, so that the service recognises a repetition.
+        """A key to send with a request, so that the service recognises a repeated one.
 
         It is the same for every attempt and after a crash. It changes when the step is reopened, because services repeat
         their earlier answer for a key, even a failure.
@@ -40,11 +40,11 @@ class StepContext(msgspec.Struct):
         return f"StepContext(run_id={self.run_id!r}, step_id={self.step_id!r}, attempt={self.attempt})"
 
     def refuse(self, runner: object, step_id: str) -> None:
-        """Raise `NestedStep` if `runner` is this step's own; a task that the step left behind may start steps."""
+        """Raise `NestedStep` if `runner` runs this step. A task that outlives the step may start steps."""
         if self._active and self._runner is runner:
             raise NestedStep(
-                f"step {step_id!r} was started inside step {self.step_id!r} of the same runner; call it after that one,"
-                " or make it a plain function call"
+                f"step {step_id!r} was started inside step {self.step_id!r} of the same runner; start it after that step,"
+                " or call its function directly"
             )
 
 
@@ -52,7 +52,7 @@ running: Final[ContextVar[StepContext | None]] = ContextVar("durable_step", defa
 
 
 def current_step() -> StepContext:
-    """Return the step in whose function this is called. Raises `DurableError` outside a step."""
+    """Return the running step. Raises `DurableError` outside a step's function."""
     context = running.get()
     if context is None or not context._active:
         raise DurableError("current_step() was called outside a step; it works inside the function given to runner.step()")
@@ -60,7 +60,7 @@ def current_step() -> StepContext:
 
 
 def in_step() -> bool:
-    """Return True inside the function of a step."""
+    """Return True inside a step's function."""
     context = running.get()
     return context is not None and context._active
 
@@ -80,7 +80,7 @@ def flow_of(runner: Runner) -> Iterator[None]:
 
 
 def driven_run() -> str | None:
-    """Return the id of the run whose flow is driven here; None outside of one, and in a step's function."""
+    """Return the id of the run whose flow is running here; None outside a flow, and in a step's function."""
     runner = _flow_runner.get()
     return None if runner is None or runner._run.flow is None or running.get() is not None else runner.run_id
 
@@ -88,10 +88,10 @@ def driven_run() -> str | None:
 def current_runner() -> Runner:
     """Return the runner whose flow or step is running here. Raises `DurableError` outside both.
 
-    Inside a step, use it only to read from it, such as its `run_id`: a step can't start another step.
+    Inside a step, only read from it, for example its `run_id`: a step can't start another step.
     """
     context = running.get()
     runner: Runner | None = context._runner.face() if context is not None and context._active else _flow_runner.get()
     if runner is None:
-        raise DurableError("current_runner() was called outside a flow and outside a step, or nothing holds its runner any more")
+        raise DurableError("current_runner() was called outside a flow or a step, or the runner no longer exists")
     return runner

@@ -117,7 +117,7 @@ async def send_failure(
     """
     check_own(store, run_id, step_id)
     if not isinstance(error, str | BaseException):
-        raise TypeError(f"error must be a text or an exception, not {error!r}")
+        raise TypeError(f"error must be a str or an exception, not {error!r}")
     failure = StepError.from_exception(SentFailure(error) if isinstance(error, str) else error)
     return await give(store, run_id, step_id, clock, error=failure, said=signed(None, by))
 
@@ -210,7 +210,7 @@ async def clear(store: Store, run_id: str) -> Sequence[str]:
     check(store, run_id=run_id)
     if (flow := await store.get(run_id, FLOW)) is None:
         await known_run(store, run_id)
-        raise Refused(f"run {run_id!r} has no flow, so nothing tells that it has ended; Runner.reset clears it all the same")
+        raise Refused(f"run {run_id!r} has no flow, so its end is not recorded; clear it with Runner.reset")
     return await clear_one(store, flow)
 
 
@@ -301,9 +301,9 @@ async def runs(
             raise ValueError(f"status {state!r} is not one of {', '.join(RUN_STATES)}")
     for what, moment in (("since", since), ("before", before[0] if before else None)):
         if moment is not None and moment.tzinfo is None:
-            raise ValueError(f"{what} {moment!r} has no zone; give an aware datetime, such as datetime.now(UTC)")
+            raise ValueError(f"{what} {moment!r} has no time zone; give an aware datetime, such as datetime.now(UTC)")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit must be a number of runs from 1, not {limit!r}")
+        raise ValueError(f"limit must be a number of runs, at least 1, not {limit!r}")
     wanted = Wanted(prefix=prefix, states=states, flow=flow, since=since, before=before, only_flows=only_flows)
     damage = Damage()
     count = 0

@@ -1,6 +1,6 @@
-"""For those who write workers and other tools: looking at runs, and driving them as they were recorded.
+"""For authors of workers and other tools: looking at runs, and driving them as they were recorded.
 
-A worker takes a wake-up, asks `could_go_on`, holds the run, and drives it; `Standing` says how it stands then.
+A worker takes a wake-up, asks `could_go_on`, holds the run, and drives it. `Standing` is the state of the run then.
 """
 
 from __future__ import annotations
@@ -82,17 +82,17 @@ __all__ = [
 ]
 
 AnyFlow = Flow[Any, Any] | Blocking[Flow[Any, Any]]
-"""A flow, or one of `durable_core.sync`, which `asynchronous` makes one of."""
+"""A flow of `durable_core`, or one of `durable_core.sync`, which `asynchronous` converts."""
 
 
 async def could_go_on(store: Store, flows: Collection[StepRecord], now: datetime) -> Mapping[str, bool]:
-    """Tell of each run, given as the newest entry of its flow, whether it could go on now; nothing is locked or run.
+    """Say for each run, given as the newest entry of its flow, whether it could continue now. Nothing is locked or run.
 
-    A run could go on that waits for its turn, or crashed, and whose time has come; that waits for something which came, or
-    whose child was cancelled or mended; that was reopened by hand or cancelled; or that was started, where nobody may drive it
-    any more: its lock tells. One that has ended, or that is parked with nothing mended, could not.
+    A run could continue if it waits for its turn or crashed, and its time has come; if what it waits for has come, or its
+    child was cancelled or repaired; if it was reopened by hand or cancelled; or if it was started and its process may have
+    died, which its lock shows. A run that has ended, or is parked and was not repaired, could not.
 
-    What all of them wait for is looked at in one request, on a store that can.
+    What all of them wait for is read in one request, if the store can do that.
     """
     pairs = {flow.run_id: _looked_at(flow) for flow in flows if flow.status == "waiting"}
     found = await newest(store, {pair for several in pairs.values() for pair in several})
@@ -100,21 +100,21 @@ async def could_go_on(store: Store, flows: Collection[StepRecord], now: datetime
 
 
 def check_input(flow: Flow[Any, Any], input: Mapping[str, Any]) -> None:
-    """Raise `TypeError` for input that a flow doesn't take, or that can't be recorded."""
+    """Raise `TypeError` for input that a flow doesn't accept, or that can't be recorded."""
     flow._take(input)
 
 
 def with_handler(flow: Flow[P, T], handler: Handler) -> Flow[P, T]:
-    """Return the same flow, whose events reach one more handler besides those that it has."""
+    """Return the same flow with another handler of events, besides those that it has."""
     there = flow._options.get("on_event")
     return flow.options(on_event=[*([] if there is None else [there] if callable(there) else there), handler])
 
 
 def _looked_at(flow: StepRecord) -> list[tuple[str, str]]:
-    """Return what a run waits for, the flows of the children that do so for it, and its cancellation."""
+    """Return the pairs to read for a run: what it waits for, the flows of its waiting children, and its cancellation."""
     pairs = waits_of(flow)
     children = [(run_id, FLOW) for run_id, _ in pairs if run_id != flow.run_id]
-    # Who cancels a run that is about to be asked for may die before its flow says so.
+    # A process that cancels a run just before it is asked for may die before `$flow` says so.
     asked = [] if cancelled(flow) else [(flow.run_id, CANCEL)]
     return [*dict.fromkeys((*pairs, *children, *asked))]
 
@@ -132,7 +132,7 @@ def _could_go_on(flow: StepRecord, newest: Sequence[StepRecord | None], now: dat
 
 
 def _has_come(flow: StepRecord, record: StepRecord, now: datetime) -> bool:
-    """Tell whether something that a run waits for came, given as its newest entry."""
+    """Return True if something that a run waits for has come, given as its newest entry."""
     if decided(record):
         return True
     if record.step_id == FLOW:  # a child that is driven by itself is waited for until it has ended
@@ -142,7 +142,7 @@ def _has_come(flow: StepRecord, record: StepRecord, now: datetime) -> bool:
 
 
 async def newest(store: Store, pairs: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], StepRecord]:
-    """Return the newest entry of each run and step that has any, in one request on a store that can."""
+    """Return the newest entry of each run and step that has any, in one request if the store can do that."""
     polling = polling_of(store)
     if polling is None:
         found = [await store.get(*pair) for pair in pairs]
@@ -160,11 +160,11 @@ class Counts(msgspec.Struct, frozen=True):
     """How many runs and approvals a store holds."""
 
     runs: Mapping[tuple[str, str], int]
-    """By flow and state. `started` are those that run, wait in a process, or were interrupted."""
+    """The number of runs by flow and state. `started` includes runs that run, wait in a process, or were interrupted."""
     approvals: int
-    """How many approvals wait for people."""
+    """The number of approvals that wait for people."""
     oldest: datetime | None
-    """When the one was asked that has waited longest."""
+    """When the approval that has waited longest was asked for; None if none waits."""
 
 
 async def count(store: Store) -> Counts:
@@ -195,7 +195,7 @@ async def _count_logs(store: Store, runs: Counter[tuple[str, str]]) -> None:
 
 
 class HeldRun:
-    """A run whose lock is held, as its log was read then."""
+    """A run whose lock is held, with its log as it was read then."""
 
     def __init__(self, runner: Runner, flow: Flow[Any, Any]) -> None:
         self._runner = runner
@@ -204,18 +204,18 @@ class HeldRun:
 
     @property
     def record(self) -> StepRecord | None:
-        """The newest entry of the run's flow; None where nobody has asked for the run."""
+        """The newest entry of the run's flow; None if nobody has asked for the run."""
         return self._runner._run.log.latest(FLOW)
 
     async def drive(self) -> Standing:
-        """Call the flow's function with the recorded input, and return how the run stands then.
+        """Call the flow's function with the recorded input, and return the state of the run then.
 
-        Raises only what says nothing of the run: a lost lock, a store that stays away, the caller's own cancellation.
+        Raises only errors that say nothing about the run: a lost lock, an unreachable store, the caller's own cancellation.
         """
         return await self._flow._stand(self._runner, None, {})
 
     def misfit(self) -> str | None:
-        """Say why the flow's function can't take the recorded input any more; None if it can."""
+        """Return why the flow's function no longer accepts the recorded input; None if it does."""
         try:
             self._flow.take_recorded(self.record)
         except (StepDrift, TypeError, ValueError) as error:  # an `UnrecordableValue` is a `TypeError`
@@ -223,9 +223,9 @@ class HeldRun:
         return None
 
     async def park(self, by: str, why: str, mend: str) -> StepRecord:
-        """Record that the run goes on only after somebody acted; return that entry, or what somebody was first with.
+        """Park the run: record that it continues only after somebody acts. Return that entry, or the rival's that came first.
 
-        `by` says what parks it: "drift" or "crashes".
+        `by` is the cause: "drift" or "crashes".
         """
         run, latest = self._runner._run, self.record
         assert latest is not None, "only a run that was asked for is parked"
@@ -246,10 +246,10 @@ async def hold(
     limits: Collection[str] = (),
     **options: Any,
 ) -> AsyncIterator[HeldRun]:
-    """Hold a run's lock and read its log, so that its flow can be driven; raises `RunBusy` where another holds it.
+    """Hold a run's lock and read its log, so that its flow can be driven. Raises `RunBusy` if another runner holds it.
 
-    `name` is the one that the run was recorded under, if that is not the flow's. `limits` are those whose places are held for
-    the run. `options` are a runner's, for a flow that doesn't set its own.
+    `name` is the flow's name in the log, if it differs from the flow's. `limits` are the names of the limits in which a place
+    is held for the run. `options` are a runner's, and apply if the flow doesn't set its own.
     """
     flow = flow if name is None else flow.named(name)
     merged: RunnerOptions = {**options, **runner_options(flow._options)}  # type: ignore[typeddict-item]  # a runner checks them

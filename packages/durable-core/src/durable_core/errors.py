@@ -35,21 +35,23 @@ class RunBusy(DurableError):
 
 
 class LockLost(DurableError):
-    """The runner lost the run's lock, so another runner may be working on the run. No further step is started."""
+    """The runner lost the run's lock, so another runner may be working on the run. It starts no further step."""
 
 
 class StepFailed(DurableError):
     """A step failed for good, and its failure is recorded.
 
-    It is raised from the original exception in the run in which the step failed, and raised equal on every replay.
+    In the run in which the step failed, it is raised from the original exception. Every replay raises an equal one.
     `error` is the recorded `StepError`: branch on it with `failed.error.matches(TimeoutError)`.
     """
 
     def __init__(self, record: StepRecord) -> None:
         if record.error is None and record.status == "failure":
-            raise CorruptLog(f"{record.step_id!r} of run {record.run_id!r}, revision {record.revision}, failed without an error")
+            raise CorruptLog(
+                f"step {record.step_id!r} of run {record.run_id!r}, revision {record.revision}, has status 'failure' but no error"
+            )
         if record.error is None:
-            raise ValueError(f"{record!r} holds no error; StepFailed is made from a record with status 'failure'")
+            raise ValueError(f"StepFailed needs a record with status 'failure', not {record!r}")
         super().__init__(_failure(record, record.error))
         self.record = record
         self.error: StepError = record.error
@@ -71,16 +73,16 @@ def _failure(record: StepRecord, error: StepError) -> str:
 
 
 class StepInterrupted(DurableError):
-    """An at-most-once step was started and left no outcome. It may have happened or not, and is not run again.
+    """An at-most-once step was started and has no outcome. It may or may not have happened, so it is not run again.
 
-    Find out, and then `resolve` or `retry` it (`durable_core.control`); or give the step `recover=`.
+    Find out what happened, then call `resolve` or `retry` of `durable_core.control`, or give the step `recover=`.
     """
 
     def __init__(self, record: StepRecord, *, unlocked: bool = False) -> None:
         hint = (
-            "recover= is asked only by a runner that holds the lock: use `async with Runner(...)`"
+            "recover= is called only by a runner that holds the lock: use `async with Runner(...)`"
             if unlocked
-            else ("find out what came of it, then use durable_core.control.resolve or retry, or give the step recover=")
+            else ("find out whether it happened, then call durable_core.control.resolve or retry, or give the step recover=")
         )
         super().__init__(
             f"step {record.step_id!r} of run {record.run_id!r} was started at {record.started_at.isoformat(timespec='seconds')}"
@@ -144,7 +146,7 @@ class ChildStopped(BaseException):
     """
 
     def __init__(self, record: StepRecord, error: BaseException) -> None:
-        super().__init__(f"run {record.run_id!r}, a child, {'crashed' if record.status == 'reopened' else 'is parked'}: {error}")
+        super().__init__(f"child run {record.run_id!r} {'crashed' if record.status == 'reopened' else 'is parked'}: {error}")
         self.record = record
         self.run_id: str = record.run_id
         self.error = error
@@ -178,7 +180,7 @@ class Withdrawn(DurableError):
 
 
 class SentFailure(DurableError):
-    """What `send_failure` records for a text: somebody reported from outside that an event failed."""
+    """Somebody reported from outside that an event failed. `send_failure` records this error if it is given a str."""
 
 
 class Refused(DurableError):
@@ -216,8 +218,8 @@ class ResultNotRecorded(DurableError):
 
     def __init__(self, record: StepRecord, result: object) -> None:
         super().__init__(
-            f"step {record.step_id!r} of run {record.run_id!r} ran ({record.status}), but the store did not take its outcome;"
-            " it is in `.result` and `.record`, and the next step of this runner appends it first"
+            f"step {record.step_id!r} of run {record.run_id!r} ran ({record.status}), but the store could not record its outcome;"
+            " the outcome is in `.result` and `.record`, and the next step of this runner tries to record it first"
         )
         self.record = record
         self.result = result
@@ -228,9 +230,9 @@ class StepReused(DurableError):
 
 
 class StepDrift(DurableError, UserWarning):
-    """The code doesn't fit what an earlier run recorded under the same step id.
+    """The code doesn't match what an earlier run recorded under the same step id.
 
-    A warning if the recorded outcome can still be used, an error if it can't. `step_id` is the step, or None.
+    It is a warning if the recorded outcome can still be used, and an error if it can't. `step_id` is the step, or None.
     """
 
     def __init__(self, message: str, *, step_id: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a runner tells about its steps while they happen."""
+"""The events of a runner: what happens to its steps and its run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LEVELS: Final = {"step:retry": logging.INFO, "step:replay": logging.DEBUG, "run
 
 
 class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that happened to one step, or to a run: then `step_id` is `$flow` and `name` its flow's."""
+    """Something that happened to a step or to a run. For a run, `step_id` is `$flow` and `name` is the name of its flow."""
 
     type: EventType
     run_id: str
@@ -44,43 +44,43 @@ class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     attempt: int
     record: StepRecord | None = None
-    """The recorded entry; none for `step:start`, `step:retry`, `step:stop` and `run:ask`. For `run:visit` the one before it, if
-    any."""
+    """The recorded entry; None for `step:start`, `step:retry`, `step:stop` and `run:ask`. For `run:visit`: the entry before it,
+    or None."""
     error: BaseException | None = None
-    """What the attempt or the flow raised, for `step:retry`, `step:failure`, `run:crash` and `run:end`; what stopped it, for
-    `step:stop` and `run:stop`."""
+    """The exception that the attempt or the flow raised, for `step:retry`, `step:failure`, `run:crash` and `run:end`; the
+    exception that stopped it, for `step:stop` and `run:stop`."""
     delay: float | None = None
     """Seconds until the next attempt, for `step:retry`."""
     at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
     """When it happened, by the runner's clock."""
     carry: dict[str, str] = msgspec.field(default_factory=dict)
-    """For `run:ask` and `run:visit`: the texts that a handler puts here are recorded with the run's being asked for, or as the
-    visit begins, in `record.notes["carried"]`. So the next visit finds them, in whatever process and however this one ends."""
+    """For `run:ask` and `run:visit`: strings that a handler puts here are recorded in `record.notes["carried"]`, when the run is
+    asked for or when the visit begins. The next visit finds them, in any process, however this visit ends."""
 
 
 _ENDS: Final = frozenset(
     {"step:success", "step:failure", "step:retry", "step:stop", "run:suspend", "run:crash", "run:end", "run:stop"}
 )
-"""What reaches several handlers in the reverse of their order: what the first one has begun, such as a span, it ends last."""
+"""Several handlers get these events in reverse order, so that the first one ends what it began, such as a span, last."""
 
 Handler = Callable[[StepEvent], Awaitable[Any] | Any]
 OnEvent = Handler | Sequence[Handler]
 
 
 def check_handlers(on_event: object) -> None:
-    """Raise `TypeError` for what is neither a handler of events, nor several, nor None."""
+    """Raise `TypeError` unless `on_event` is a handler, several handlers, or None."""
     several = on_event if isinstance(on_event, list | tuple) else [on_event]
     if on_event is not None and not all(map(callable, several)):
-        raise TypeError(f"on_event must be a function of one StepEvent, or a list of such, not {on_event!r}")
+        raise TypeError(f"on_event must be a function of one StepEvent, or a list of such functions, not {on_event!r}")
 
 
 def is_logged(type_: EventType) -> bool:
-    """Tell whether events of this type go to the log of this program."""
+    """Return True if events of this type are logged."""
     return (level := _LEVELS.get(type_)) is not None and _logger.isEnabledFor(level)
 
 
 async def tell(on_event: OnEvent | None, event: StepEvent) -> None:
-    """Log the event, then call each handler and await what it returns; what it raises is logged and does no harm."""
+    """Log the event, then call each handler and await what it returns. An exception of a handler is logged and ignored."""
     if is_logged(event.type):
         text, ids = f"{event.type} {event.step_id!r} of run {event.run_id!r}", {"run_id": event.run_id, "step_id": event.step_id}
         if event.type == "run:crash":
@@ -102,6 +102,6 @@ async def tell(on_event: OnEvent | None, event: StepEvent) -> None:
 
 
 async def ask_to_carry(on_event: OnEvent | None, event: StepEvent) -> dict[str, str]:
-    """Tell an event that an entry is about to be recorded for; return the texts that handlers want to find in its note."""
+    """Send an event before its entry is recorded, and return the strings that handlers want in the entry's note."""
     await tell(on_event, event)
     return {key: text for key, text in event.carry.items() if type(key) is type(text) is str}

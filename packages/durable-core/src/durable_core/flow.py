@@ -41,7 +41,7 @@ class Flow(Generic[P, T]):
 
     def __init__(self, fn: Callable[Concatenate[Runner, P], Awaitable[T]], name: str | None, options: FlowOptions) -> None:
         if not inspect.iscoroutinefunction(fn):
-            raise TypeError(f"a flow is an async function (runner, **input), not {fn!r}")
+            raise TypeError(f"a flow must be an async function (runner, **input), not {fn!r}")
         self._timeout, self._fails_on, self._concurrency = _checked(options)
         self.name: Final = check_id("the name of a flow", name or name_of(fn))  # recorded, and compared with what is recorded
         self._parameters: Final = Parameters(fn, self.name)
@@ -59,7 +59,7 @@ class Flow(Generic[P, T]):
 
     def __call__(self, runner: Runner, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
         if not hasattr(runner, "step"):
-            raise TypeError(f"flow {self.name!r} is called with a Runner, not {runner!r}; or write .run(store, run_id=…)")
+            raise TypeError(f"flow {self.name!r} must be called with a Runner, not {runner!r}; or write .run(store, run_id=…)")
         return self._called(runner, *args, **kwargs)
 
     async def _called(self, runner: Runner, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -88,8 +88,8 @@ class Flow(Generic[P, T]):
             raise TypeError(f"flow {self.name!r} takes its input by name")
         if (outer := driven_run()) is not None:
             raise DurableError(
-                f"flow {self.name!r} is run inside run {outer!r}, which would not know of it: write"
-                f" `await runner.flow(step_id, {self.name}, …)`, with wait=False and `runner.result` where it is not waited for"
+                f"flow {self.name!r} was run inside run {outer!r}, which would not record it; write"
+                f" `await runner.flow(step_id, {self.name}, …)`, with wait=False to continue without waiting for it"
             )
         taken = self._parameters.read(input) if input else None
         async with Runner(store, run_id, **runner_options(self._options)) as runner:
@@ -137,7 +137,7 @@ class Flow(Generic[P, T]):
         if connection is not None:
             joins = connection_of(store)
             if joins is None:
-                raise TypeError(f"{store!r} can't take part in a caller's transaction: leave connection= out")
+                raise TypeError(f"{store!r} can't join a transaction of the caller: leave out connection=")
             within = joins.within(connection)
             append, get, wakeups = within.append, within.get, None
             if wakeups_of(store) is not None:
@@ -218,7 +218,7 @@ class Flow(Generic[P, T]):
             )
         if lineage and note.get("parent") != lineage["parent"]:
             raise StepDrift(
-                f"run {record.run_id!r} is there already, and is no child of step {lineage['parent']['step']!r} of run"
+                f"run {record.run_id!r} already exists and is not a child of step {lineage['parent']['step']!r} of run"
                 f" {lineage['parent']['run']!r}; give the step another id"
             )
         if taken is not None and not self._parameters.is_same(taken, note):
@@ -263,7 +263,9 @@ def name_of(fn: Callable[..., Any]) -> str:
 def _note_of(flow: StepRecord) -> Mapping[str, Any]:
     """Return the note of an entry of a flow. Raises `CorruptLog` where it can't hold the flow's input."""
     if not all(isinstance(flow.notes.get(name, {}), dict) for name in ("input", "defaults")):
-        raise CorruptLog(f"the note of '$flow' of run {flow.run_id!r}, revision {flow.revision}, holds no input: {flow.note!r}")
+        raise CorruptLog(
+            f"the note of '$flow' of run {flow.run_id!r}, revision {flow.revision}, contains no input: {flow.note!r}"
+        )
     return flow.notes
 
 
@@ -273,8 +275,8 @@ def _tell_unasked(run: Run) -> None:
         return  # a failure, or its mending, may take a flow another way
     if unasked := run.unasked():
         run.tell_drift(
-            f"run {run.id!r} recorded steps that its flow did not ask for: {', '.join(map(repr, unasked[:10]))}; were they"
-            " renamed, or taken out? A renamed step runs anew under its new id",
+            f"run {run.id!r} has recorded steps that its flow did not call: {', '.join(map(repr, unasked[:10]))}; were they"
+            " renamed or removed? A renamed step runs again under its new id",
             stacklevel=5,
         )
 
@@ -287,7 +289,7 @@ def _checked(options: FlowOptions) -> tuple[float | None, tuple[type[BaseExcepti
     timeout, fails_on = options.get("timeout"), options.get("fails_on", ())
     kinds = fails_on if isinstance(fails_on, tuple) else (fails_on,)
     if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
-        raise TypeError(f"fails_on must be subclasses of Exception, one or a tuple of them, not {fails_on!r}")
+        raise TypeError(f"fails_on must be a subclass of Exception or a tuple of them, not {fails_on!r}")
     concurrency = options.get("concurrency")
     if concurrency is not None and not callable(concurrency):
         _checked_limit(concurrency, "concurrency")
@@ -299,7 +301,7 @@ def _checked_limit(limit: object, what: str) -> Limit:
     match limit:
         case (str(name), int(number)) if isinstance(limit, tuple) and not isinstance(number, bool):
             if number < 1:
-                raise ValueError(f"{what} must let at least one run go on, not {number}: {limit!r}")
+                raise ValueError(f"{what} must allow at least one run, not {number}: {limit!r}")
             return check_name(f"the name in {what}", name), number
     raise TypeError(f'{what} must give a name and a number, such as ("pdf", 4), or a function of the input, not {limit!r}')
 

@@ -1,4 +1,4 @@
-"""When a failed attempt is followed by another, and after how long."""
+"""The options of steps, maps, runners and flows."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ RetryOn = type[BaseException] | tuple[type[BaseException], ...] | Callable[[Base
 def exponential(
     initial: float | timedelta = 0.5, *, factor: float = 2, limit: float | timedelta = 60, jitter: bool = False
 ) -> Callable[[int], float]:
-    """Make a delay that grows: `initial` seconds after the first attempt, `factor` times longer after each, at most `limit`.
+    """Make a growing delay: `initial` seconds after the first attempt, then `factor` times longer each time, at most `limit`.
 
-    With `jitter` each delay is a random part of that, so that many runs that failed together don't come back together.
+    With `jitter`, each delay is a random part of that, so that runs that failed together don't all retry together.
     """
     first, most = duration("initial", initial), duration("limit", limit)
     if not (isinstance(factor, int | float) and 1 <= factor < math.inf):
@@ -53,34 +53,34 @@ class StepOptions(TypedDict, total=False):
     """The options of one step: its name, and options that replace the runner's."""
 
     name: str | None
-    """What people read; by default the step id."""
+    """The name that people read; by default the step id."""
     max_attempts: int
-    """The number of all attempts, from 1."""
+    """The total number of attempts, at least 1."""
     retry_delay: Delay
     """Seconds between attempts: a number, a timedelta, or a function of the failed attempt's number, or of that and its error."""
     retry_on: RetryOn
     """Exception types, or a predicate; any other exception fails the step at once."""
     timeout: float | timedelta | None
-    """Seconds that one attempt may wait; only for functions that are awaited."""
+    """Time limit of one attempt, in seconds or as a timedelta; only for functions that are awaited."""
     at_most_once: bool
     """Record the intent before each attempt, so that a crash never leads to a second one; `max_attempts` is 1 by default."""
     recover: Callable[[], object] | None
-    """For an attempt that left no outcome: returns `Recovered(value)` to record that, or None to let the step start again."""
+    """Called for an attempt without outcome; returns `Recovered(value)` to record that value, or None to start the step again."""
     when_cancelled: bool
-    """Run the step in a cancelled run too: for steps that undo something in `except RunCancelled`."""
+    """Run the step in a cancelled run too; for steps that undo something in `except RunCancelled`."""
 
 
 class MapOptions(StepOptions, Generic[Item], total=False):
     """The options of a map, besides those of its steps."""
 
     key: Callable[[Item], str | int] | None
-    """Returns a text or a number that only this item has; without it items are numbered from 0."""
+    """Returns a str or an int that identifies the item; without it, items are numbered from 0."""
     limit: int
-    """How many items are tried at the same time; 20 by default."""
+    """How many items run at the same time; 20 by default."""
 
 
 class RunnerOptions(TypedDict, total=False):
-    """The options of a `Runner`, which explains them."""
+    """The options of a `Runner`, as described there."""
 
     max_attempts: int
     retry_delay: Delay
@@ -97,29 +97,29 @@ class FlowOptions(RunnerOptions, total=False):
     """The options of a flow: those of its runner, and three more."""
 
     timeout: float | timedelta | None
-    """Seconds from the run's first start, after which it is cancelled; None for no limit."""
+    """Seconds from the run's first start until it is cancelled; None for no limit."""
     concurrency: tuple[str, int] | Callable[..., tuple[str, int] | None] | None
-    """A name, and how many runs with it workers run at the same time; or a function of the input, which it gets by name."""
+    """A name and how many runs with that name workers run at the same time; or a function of the input, passed by name."""
     fails_on: type[Exception] | tuple[type[Exception], ...]
-    """Exceptions that end the run as failed when they leave the function, besides the failures of its steps."""
+    """Exception types that end the run as failed when they leave the function, besides the failures of its steps."""
 
 
 FLOW_ONLY: Final = frozenset({"timeout", "fails_on", "concurrency"})
 
 
 def runner_options(options: FlowOptions) -> RunnerOptions:
-    """Return those of a flow's options that are its runner's."""
+    """Return the options of a flow that belong to its runner."""
     return {name: value for name, value in options.items() if name not in FLOW_ONLY}  # type: ignore[return-value]
 
 
 class Recovered(msgspec.Struct, Generic[T], frozen=True):
-    """What `recover` returns if the step had happened, with the value that the step would have returned."""
+    """The answer of `recover` if the step had happened, with the value that the step would have returned."""
 
     value: T
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """The options in force for a step, checked."""
+    """The options of a step, checked."""
 
     max_attempts: int = 1
     retry_delay: Delay = 0.0
@@ -130,15 +130,15 @@ class Policy(msgspec.Struct, frozen=True):
     when_cancelled: bool = False
 
     def override(self, options: Mapping[str, Any]) -> Policy:
-        """Return this policy with `options` in place. Raises `TypeError` or `ValueError` for one that can't be."""
+        """Return this policy with `options` replaced. Raises `TypeError` or `ValueError` for an invalid option."""
         for name, value in options.items():
             if name not in _OPTIONS:
-                raise unknown_option(name, ("name", "returns", *_OPTIONS), "what fn takes by name goes through functools.partial")
+                raise unknown_option(name, ("name", "returns", *_OPTIONS), "pass fn its keyword arguments with functools.partial")
             suits, expected = _OPTIONS[name]
             if not suits(value):
                 raise TypeError(f"{name} must be {expected}, not {value!r}")
         if (attempts := options.get("max_attempts", 1)) < 1:
-            raise ValueError(f"max_attempts counts all attempts, so it starts at 1, not {short(attempts)}")
+            raise ValueError(f"max_attempts must be at least 1, because it counts the first attempt too, not {short(attempts)}")
         if not callable(delay := options.get("retry_delay", 0)):
             duration("retry_delay, unless it is a function of the attempt,", delay)
         if (timeout := options.get("timeout")) is not None:
@@ -146,16 +146,16 @@ class Policy(msgspec.Struct, frozen=True):
         if options.get("at_most_once"):
             options = {"max_attempts": 1, **options}
         elif options.get("recover") is not None:
-            raise TypeError("recover= is for steps with at_most_once=True: others simply run again after a crash")
+            raise TypeError("recover= needs at_most_once=True: other steps run again after a crash")
         return msgspec.structs.replace(self, **options)
 
     def retries(self, error: BaseException, attempt: int) -> bool:
-        """Tell whether another attempt follows this one, which ended in `error`. Raises what a predicate raises, from `error`."""
+        """Return True if another attempt follows this one, which raised `error`. Raises what a predicate raises, from `error`."""
         if attempt >= self.max_attempts or isinstance(error, UnrecordableValue):
             return False
         if isinstance(self.retry_on, type | tuple):
             kinds = self.retry_on if isinstance(self.retry_on, tuple) else (self.retry_on,)
-            # A task that somebody else cancelled fails whoever awaits it like any other exception.
+            # If somebody else cancelled an awaited task, that is a failure like any other exception.
             return isinstance(error, kinds) or (isinstance(error, CancelledError) and Exception in kinds)
         try:
             return bool(self.retry_on(error))
@@ -163,7 +163,7 @@ class Policy(msgspec.Struct, frozen=True):
             raise failure from error
 
     def delay(self, attempt: int, error: BaseException) -> float:
-        """Return the seconds between this attempt and the next. Raises what goes wrong with them from `error`."""
+        """Return the seconds between this attempt and the next. Raises what the delay function raises, from `error`."""
         given: Any = self.retry_delay
         if not callable(given):
             return duration("retry_delay", given)
@@ -175,21 +175,21 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 def check_step_options(options: StepOptions) -> StepOptions:
-    """Return options of a step as they are, for code that takes them long before a step runs.
+    """Check the options of a step before it runs, and return them unchanged.
 
-    Raises what `Runner.step` would: `TypeError` for an unknown option or another type, `ValueError` for what is out of range.
+    Raises what `Runner.step` would: `TypeError` for an unknown option or a wrong type, `ValueError` for a value out of range.
     """
     if not isinstance(options, Mapping):
         raise TypeError(f"options of a step must be a dict, such as StepOptions(max_attempts=3), not {options!r}")
     name = options.get("name")
     if name is not None and not isinstance(name, str):
-        raise TypeError(f"name must be a text, not {name!r}")
+        raise TypeError(f"name must be a str, not {name!r}")
     Policy().override({option: value for option, value in options.items() if option != "name"})
     return options
 
 
 def _takes_error(fn: Callable[..., Any]) -> bool:
-    """Tell whether a function of the attempt needs the error, too."""
+    """Return True if a delay function takes the error besides the attempt."""
     try:
         parameters = signature(fn).parameters.values()
     except (TypeError, ValueError):  # some builtins tell nothing of theirs
@@ -199,7 +199,7 @@ def _takes_error(fn: Callable[..., Any]) -> bool:
 
 
 def unknown_option(name: str, known: Collection[str], advice: str = "") -> TypeError:
-    """Make the error of an option that there isn't."""
+    """Make the error for an unknown option."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, known, n=1)
@@ -208,12 +208,14 @@ def unknown_option(name: str, known: Collection[str], advice: str = "") -> TypeE
 
 
 def duration(what: str, value: object, *, zero: bool = True) -> float:
-    """Return a number of seconds, or a timedelta, as seconds. Raises for one that is negative, endless or not a number."""
+    """Return a number of seconds or a timedelta as seconds. Raises if it is negative, infinite or not a number."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(f"{what} must be a number of seconds or a timedelta, not {value!r}")
     if not 0 <= seconds <= sys.float_info.max or (seconds == 0 and not zero):
-        raise ValueError(f"{what} must be a finite number of seconds {'from' if zero else 'above'} 0, not {short(value)}")
+        raise ValueError(
+            f"{what} must be a finite number of seconds, {'at least' if zero else 'more than'} 0, not {short(value)}"
+        )
     return float(seconds)
 
 
@@ -225,12 +227,12 @@ def _is_retry_on(value: object) -> bool:
 
 
 _OPTIONS: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
-    "max_attempts": (lambda value: isinstance(value, int) and not isinstance(value, bool), "a whole number from 1"),
+    "max_attempts": (lambda value: isinstance(value, int) and not isinstance(value, bool), "a whole number, at least 1"),
     "retry_delay": (lambda value: not iscoroutinefunction(value), "seconds, a timedelta or a plain function of the attempt"),
-    "retry_on": (_is_retry_on, "exception types, one or a tuple of them, or a plain function of the exception"),
+    "retry_on": (_is_retry_on, "an exception type, a tuple of them, or a plain function of the exception"),
     "timeout": (lambda value: not isinstance(value, bool), "seconds, a timedelta or None"),
     "at_most_once": (lambda value: isinstance(value, bool), "True or False"),
     "recover": (lambda value: value is None or callable(value), "a function without arguments"),
     "when_cancelled": (lambda value: isinstance(value, bool), "True or False"),
 }
-"""Of each option what it has to be, in code and in words; how large a number may be is looked at after that."""
+"""For each option: a check of its type, and what was expected, in words. The range of numbers is checked later."""

@@ -1,4 +1,4 @@
-"""One entry of a run's log, and its one wire form."""
+"""One entry of a run's log, and its only wire form."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ _ExceptionType = type[BaseException]  # in StepError the field `type` hides the 
 
 
 class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """What is recorded of an exception: text and JSON, so that reading a log never imports or runs anything.
+    """The recorded form of an exception: text and JSON only, so that reading a log never imports or runs anything.
 
-    Lone surrogates, and control characters other than newline and tab, are escaped: no text of an error moves a terminal.
+    Lone surrogates and control characters other than newline and tab are escaped, so that an error can't control a terminal.
     """
 
     type: str
-    """The class, with its module unless it is a builtin: `TimeoutError`, `stripe.error.CardError`.
+    """The name of the class, with its module unless it is a builtin: `TimeoutError`, `stripe.error.CardError`.
 
-    The module that a program was started with, `__main__`, goes by the name that others import it by.
+    The module `__main__` is replaced by the name under which other modules import it.
     """
     message: str = ""
     traceback: str = ""
     bases: tuple[str, ...] = ()
-    """The names of the classes it derives from, nearest first."""
+    """The names of the classes from which it derives, nearest first."""
     data: Any = None
-    """JSON that the exception offers as `__durable_data__`, an attribute or a property; None for anything else or over 4 kB."""
+    """JSON that the exception offers as the attribute or property `__durable_data__`; None if none or over 4 kB."""
 
     def __post_init__(self) -> None:
         for field in ("type", "message", "traceback"):
@@ -56,7 +56,7 @@ class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     @classmethod
     def from_exception(cls, error: BaseException) -> StepError:
-        """Describe `error` in at most 16 kB of UTF-8; of a long traceback the end is kept."""
+        """Describe `error` in at most 16 kB of UTF-8. A long traceback keeps its end."""
         names = [class_name(base) for base in type(error).__mro__[:-1]]
         try:
             message = str(error)
@@ -74,7 +74,7 @@ class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         return cls(name, text, clip(lines, _ERROR_BYTES - used, end=True), bases, data)
 
     def matches(self, *types: _ExceptionType) -> bool:
-        """Return True if the exception was an instance of one of `types`, by the recorded names."""
+        """Return True if the exception was an instance of one of `types`, compared by name."""
         recorded = {self.type, *self.bases}
         return any(safe(class_name(type_)) in recorded for type_ in types)
 
@@ -84,25 +84,25 @@ class StepError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One entry of one step's history: who, which revision, what came out, when.
+    """One entry of a step's history: the step, its revision, its outcome, and when.
 
-    Raises `ValueError` for an id that is empty, longer than 512 bytes of UTF-8, or holds control characters or lone surrogates,
-    for an unknown status or kind, and for a datetime without a zone or outside the years 1 to 9999.
+    Raises `ValueError` for an id that is empty, longer than 512 bytes of UTF-8, or contains control characters or lone
+    surrogates; for an unknown status or kind; and for a datetime without a time zone or outside the years 1 to 9999.
     """
 
     run_id: str
     step_id: str
     revision: int = 0
-    """0 for the step's first entry, then 1, 2, …; a store gives each `(run_id, step_id, revision)` away once."""
+    """0 for the step's first entry, then 1, 2, …. A store accepts each `(run_id, step_id, revision)` once."""
     status: Status = "success"
     kind: Kind = "step"
     name: str = ""
-    """What people read; the step id unless given. Escaped as an error's text is."""
+    """The name that people read; by default the step id. It is escaped like an error's text."""
     result: bytes | None = None
-    """The value as JSON on one line, or None where no value was recorded; `value()` decodes it."""
+    """The value as JSON on one line, or None if no value was recorded. `value()` decodes it."""
     error: StepError | None = None
     note: Any = None
-    """JSON that says who acted and why."""
+    """JSON with more about the entry, such as who acted and why."""
     until: datetime | None = None
     """A wake-up time or a deadline."""
     attempt: int = 1
@@ -124,7 +124,7 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
                 raise TypeError(f"name must be a str, not {name!r}")
             force_setattr(self, "name", safe(name) if name else self.step_id)
         if self.revision < 0 or self.attempt < 1:
-            raise ValueError(f"revision counts from 0 and attempt from 1, not {self.revision} and {self.attempt}")
+            raise ValueError(f"revision must be at least 0 and attempt at least 1, not {self.revision} and {self.attempt}")
         for field, known in _KNOWN.items():
             if getattr(self, field) not in known:
                 raise ValueError(f"{field} {getattr(self, field)!r} is not one of {', '.join(known)}")
@@ -139,17 +139,17 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     @property
     def duration(self) -> timedelta:
-        """How long it took."""
+        """The time from `started_at` to `ended_at`."""
         return self.ended_at - self.started_at
 
     @property
     def notes(self) -> Mapping[str, Any]:
-        """The members of `note`; none where it is no JSON object."""
+        """The members of `note`; empty if `note` is not a JSON object."""
         return self.note if isinstance(self.note, dict) else {}
 
     @property
     def answered(self) -> bool:
-        """Whether the step was called while its flow handled an exception, as its note says."""
+        """True if the step was called while its flow handled an exception, according to its note."""
         return "answered" in self.notes
 
     @overload
@@ -157,24 +157,24 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     @overload
     def value(self, type_: Any = Any) -> Any: ...
     def value(self, type_: Any = Any) -> Any:
-        """Decode the recorded value as `type_`, or as plain JSON; None where no value was recorded.
+        """Decode the recorded value as `type_`, or as plain JSON; None if no value was recorded.
 
-        Raises `TypeError` for a type that can't be decoded, `msgspec.ValidationError` for a value that isn't one.
+        Raises `TypeError` for a type that can't be decoded, and `msgspec.ValidationError` if the value is not of that type.
         """
         return None if self.result is None else codec_for(type_).decode(self.result)
 
     def to_json(self) -> bytes:
-        """Encode as the one wire form: JSON on a single line, with a format version."""
+        """Encode the record in its only wire form: JSON on a single line, with a format version."""
         fields: list[Any] = [FORMAT, *astuple(self)]
         fields[_RESULT] = msgspec.UNSET if self.result is None else msgspec.Raw(self.result)
         return _encode(_Wire(*fields))
 
     @classmethod
     def from_json(cls, line: bytes | bytearray | memoryview | str, *, where: str = "") -> StepRecord:
-        """Decode what `to_json` wrote; keys that this version does not know are ignored.
+        """Decode what `to_json` wrote. Unknown keys are ignored.
 
-        `where` is the place of `line`, for the error. Raises `CorruptLog` where `line` is no record, or none that this version
-        reads: a newer one wrote it in another format, or with an unknown status or kind.
+        `where` names the place of `line` in errors. Raises `CorruptLog` if `line` is not a record that this version can read: also
+        if a newer version wrote it, with another format or an unknown status or kind.
         """
         try:
             fields = asdict(_decode(line))
@@ -189,7 +189,7 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class _Wire(msgspec.Struct, gc=False, omit_defaults=True):
-    """A record as it is written, field by field: `result` stands in it as JSON, not as text that holds JSON."""
+    """A record as it is written, field by field. `result` is embedded as JSON, not as a string that contains JSON."""
 
     v: int
     run_id: str
@@ -218,7 +218,7 @@ _UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
 
 
 def _on_one_line(result: bytes) -> bytes:
-    """Return JSON on one line, and without the space around it that the wire form drops."""
+    """Return JSON on one line, without surrounding space, which the wire form drops."""
     if type(result) is not bytes:
         raise TypeError(f"result must be JSON as bytes, not {result!r}")
     try:
@@ -232,7 +232,7 @@ def _on_one_line(result: bytes) -> bytes:
 
 def _utc(field: str, moment: datetime) -> datetime:
     if moment.tzinfo is None:
-        raise ValueError(f"{field} {moment!r} has no zone; give an aware datetime, such as datetime.now(UTC)")
+        raise ValueError(f"{field} {moment!r} has no time zone; give an aware datetime, such as datetime.now(UTC)")
     try:
         return moment.astimezone(UTC)
     except OverflowError as error:
@@ -240,7 +240,7 @@ def _utc(field: str, moment: datetime) -> datetime:
 
 
 class _Version(msgspec.Struct):
-    """What tells who wrote a line, whatever else stands in it."""
+    """The fields of a line that tell which version wrote it."""
 
     v: int = 0
     status: str = "success"
@@ -261,7 +261,7 @@ def _refusal(line: bytes | bytearray | memoryview | str, error: Exception, place
 
 
 def _data_of(error: BaseException) -> tuple[Any, int]:
-    """Return what the exception offers as JSON, and its size; None where that would not come back equal."""
+    """Return the JSON that the exception offers, and its size; None if it would not come back equal."""
     with suppress(Exception):  # whatever a property raises: the failure itself is what has to be recorded
         offered = getattr(error, "__durable_data__", None)
         encoded = msgspec.json.encode(offered)

@@ -191,14 +191,16 @@ class Runner:
         """
         in_thread, store = transact_of(self.store), transaction_of(self.store)
         if options.get("at_most_once"):
-            raise TypeError("at_most_once= means nothing for a transaction: it happens exactly once anyhow")
+            raise TypeError("leave out at_most_once=: a transaction always happens exactly once")
         if in_thread is not None:
             if callable(fn) and is_async(fn):
                 raise TypeError(f"fn of transaction {step_id!r} is async, {NOT_AWAITED}")
             once = committing_in_thread(in_thread)
         elif store is not None:
             if callable(fn) and not may_be_awaited(fn):
-                raise TypeError(f"fn of transaction {step_id!r} must be async, not {fn!r}: a connection belongs to the loop")
+                raise TypeError(
+                    f"fn of transaction {step_id!r} must be async, not {fn!r}: its connection belongs to the event loop"
+                )
             once = committing_in(store)
         else:
             raise TypeError(
@@ -227,7 +229,7 @@ class Runner:
         seconds = duration("every", every, zero=False)
         limit = None if timeout is None else duration("timeout", timeout, zero=False)
         if returns is None:
-            raise TypeError(f"until {step_id!r} needs what the check returns: leave returns=None out")
+            raise TypeError(f"until {step_id!r} needs the value that check returns: leave out returns=None")
         call = prepare(self._run, self._scoped(step_id), check, args, returns, self._policy, options, self._thread)
         return run_step(self._run, call, asking_again(seconds, limit))
 

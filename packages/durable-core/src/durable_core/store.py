@@ -1,4 +1,4 @@
-"""What a store is: four methods and one guarantee, and the abilities that it may add."""
+"""The contract of a store: four methods, one guarantee, and optional abilities."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ A = TypeVar("A")
 class Store(Protocol):
     """A place that keeps the logs of runs. These docstrings are the specification; `durable_core.testing.StoreTests` checks it.
 
-    A method either does what it says or raises; it does not wait for ever, and it never blocks the event loop. A store with
-    connections belongs to one event loop; the others serve any.
+    A method either does its work or raises an exception. It doesn't wait forever, and it never blocks the event loop. A store
+    with connections belongs to one event loop; other stores serve any.
     """
 
     @abstractmethod
@@ -34,8 +34,8 @@ class Store(Protocol):
 
         If the slot is empty, `record` is durable before this returns, and is returned. If it is taken, nothing is written and
         the record that holds it is returned. Among any number of concurrent appends to one slot, from any number of processes
-        and machines, exactly one wins and all get the same record back. What has been returned, to the winner or to a loser, is
-        durable and is seen by every later `get` and `list`, from anywhere.
+        and machines, exactly one wins and all get the same record back. A record that was returned, to the winner or to a loser,
+        is durable, and every later `get` and `list` sees it, from anywhere.
 
         When it raises or is cancelled, the record may be there or not: append the same record again and compare `id`.
         """
@@ -57,16 +57,16 @@ class Store(Protocol):
 
 
 def check_store(store: object) -> None:
-    """Raise `TypeError` for what is no store, before anything is done with it."""
+    """Raise `TypeError` for an object that is not a store, before it is used."""
     if isinstance(store, str):
         raise TypeError(
-            "a store is needed, not its URL: write `async with open_store(url) as store:`, or `with` that of durable_core.sync"
+            "store must be an open store, not its URL: write `async with open_store(url) as store:` (`with` in durable_core.sync)"
         )
     if isinstance(store, type):
-        raise TypeError(f"a store is needed, not the class {store.__name__}: make one first")
+        raise TypeError(f"store must be a store, not the class {store.__name__}: make an instance first")
     if hasattr(store, "__durable_async__"):
         raise TypeError(
-            f"{store!r} is a blocking store of durable_core.sync: use durable_core.sync.Runner and its control, or give the"
+            f"{store!r} is a blocking store of durable_core.sync: use durable_core.sync.Runner and its control, or pass the"
             " asynchronous store, durable_core.engine.asynchronous(store)"
         )
     for method in ("append", "get", "list", "clear"):
@@ -87,29 +87,29 @@ class SupportsScan(Protocol):
 
     @abstractmethod
     def scan(self, run_id: str) -> AsyncIterator[StepRecord]:
-        """Yield what `list` returns, in the same order, in memory bounded however long the log is."""
+        """Yield what `list` returns, in the same order. Memory is bounded, however long the log is."""
 
 
 class Lease(Protocol):
-    """What holding a run's lock gives."""
+    """A run's lock while it is held."""
 
     @abstractmethod
     def check(self) -> None:
-        """Raise `LockLost` once the lock may no longer be held. Asked before every step, from any thread; never waits."""
+        """Raise `LockLost` if the lock may be lost. It is called before every step, from any thread, and never waits."""
 
 
 class SupportsLock(Protocol):
-    """A store that can let one runner at a time work on a run."""
+    """A store with locks, so that only one runner at a time works on a run."""
 
     lease_seconds: float | None = None
-    """How long a lock may outlive its holder's process; None where it is gone with it."""
+    """How long a lock may outlive its holder's process, in seconds; None if it ends with the process."""
 
     @abstractmethod
     def lock(self, run_id: str) -> AbstractAsyncContextManager[Lease]:
-        """Hold the run exclusively, among all processes and machines, until the context ends or its process dies.
+        """Hold the run exclusively, among all processes and machines, until the context ends or the process dies.
 
-        Entering raises `RunBusy` at once where another holds it. The lock keeps nobody from appending: it saves work, while the
-        slots keep the log right. The context may be left in another task than it was entered in.
+        Entering raises `RunBusy` at once if another holder has the lock. The lock doesn't prevent anybody from appending: it
+        saves work, and the slots keep the log correct. The context may be left in another task than it was entered in.
         """
 
 
@@ -117,9 +117,9 @@ class Holder(msgspec.Struct, frozen=True):
     """Who holds a run's lock."""
 
     name: str
-    """A process and its machine, as far as the store knows."""
+    """The process and its machine, as far as the store knows."""
     since: datetime | None
-    """When the lock was taken, or None where that is not known."""
+    """When the lock was taken, or None if that is unknown."""
 
 
 class SupportsHolder(Protocol):
@@ -131,40 +131,40 @@ class SupportsHolder(Protocol):
 
     @abstractmethod
     async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
-        """Return the holders of those of the runs that are held, in one request where the store can."""
+        """Return the holder of each of the runs that is held, in one request if the store can do that."""
 
 
 class SupportsPolling(Protocol):
-    """A store that can look at many steps in one request: the runs that wait in a process share their looks."""
+    """A store that can look up many steps in one request, which all runs that wait in a process share."""
 
     poll_seconds: float
-    """How often who waits should look: seconds between two rounds of `newer`."""
+    """Seconds between two calls of `newer` while runs wait."""
 
     @abstractmethod
     async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
         """Return the newest entry of each `(run_id, step_id, revision)` whose newest revision is above the one given.
 
-        A revision of -1 stands for a step without entries. The order of what is returned means nothing.
+        A revision of -1 stands for a step without entries. The entries are returned in no particular order.
         """
 
 
 class SupportsMarks(Protocol):
-    """A store that can tell cheaply which runs changed: a worker looks at those again, where a store has no wake-ups."""
+    """A store that can tell cheaply which runs changed. If a store has no wake-ups, a worker looks at these runs again."""
 
     @abstractmethod
     async def marks(self, prefix: str = "") -> Mapping[str, Hashable]:
-        """Return for each run a mark that is another one whenever something was appended to its log since.
+        """Return a mark for each run; the mark changes whenever something is appended to the run's log.
 
-        No run is missed that has an entry and whose id starts with `prefix`; one without entries may be among them. Reading
-        changes no mark, and what is damaged in one run's log hides no other run where each has a log of its own.
+        Every run that has an entry and whose id starts with `prefix` is included; runs without entries may be too. Reading
+        doesn't change marks. If each run has its own log, a damaged log doesn't hide other runs.
         """
 
 
 class SupportsFlows(Protocol):
-    """A store that finds runs by how they stand, without reading their logs."""
+    """A store that finds runs by their state, without reading their logs."""
 
     flow_states: Collection[FlowState] | None = None
-    """The states in which runs are found, None for all; on S3 those of runs that have not ended."""
+    """The states in which this store finds runs; None for all. On S3: the states of runs that have not ended."""
 
     @abstractmethod
     async def flows(
@@ -177,16 +177,16 @@ class SupportsFlows(Protocol):
         before: tuple[datetime, str] | None = None,
         limit: int = 50,
     ) -> Sequence[StepRecord]:
-        """Return the newest `$flow` entry of runs in `flow_states`, those that began last first, and no more than `limit`.
+        """Return the newest `$flow` entry of at most `limit` runs in `flow_states`; the run that began last comes first.
 
-        They are ordered by `(started_at, run_id)` of that entry, downwards, and ids by their code points. `prefix` is what their
-        run ids start with, `names` are names of flows, `states` what `state_of` makes of the entry; None stands for all. `since`
-        leaves out what began earlier, and `before` all but what comes after that `(started_at, run_id)`: the last one of a page
-        asks for the next page. Fewer than `limit` are returned only where there are no more. Entries that can't be read are left
-        out; `CorruptLog` is raised where there are no others.
+        The order is descending by `(started_at, run_id)` of that entry, and ids compare by their code points. `prefix` is the
+        start of their run ids, `names` are names of flows, and `states` are results of `state_of` for the entry; None means all.
+        `since` leaves out runs that began earlier. `before` leaves out all runs up to that `(started_at, run_id)`: pass those of
+        the last entry of a page to get the next page. Fewer than `limit` entries are returned only if there are no more.
+        Entries that can't be read are left out; if there are no others, `CorruptLog` is raised.
 
-        No run is missed whose `append` has returned. An index that is written before the log may name a run that isn't there, or
-        that stands otherwise: who asks looks into the log.
+        Every run whose `append` has returned is included. An index that is written before the log may contain a run that
+        doesn't exist or has another state, so callers check the log.
         """
 
 
@@ -195,54 +195,54 @@ class WakeUp(msgspec.Struct, frozen=True):
 
     run_id: str
     flow: str
-    """The name of the run's flow: only workers that have it take the message."""
+    """The name of the run's flow. Only workers that have this flow take the message."""
     at: datetime
     token: str
-    """Tells this message from others of the same run; it stays the same when the message is shown again."""
+    """Identifies this message among those of the same run. It stays the same when the message is shown again."""
     now: datetime
     """The store's clock when the message was set, or when it was taken."""
 
 
 class SupportsWakeups(Protocol):
-    """A store that keeps messages which say when to look at a run again.
+    """A store that keeps messages that say when to look at a run again.
 
-    One that can't hide them from others says so by `hides_wakeups = False`: only who took a wake-up doesn't get it again within
-    the visibility timeout.
+    If a store can't hide messages from others, it sets `hides_wakeups = False`. Then only the caller that took a wake-up is
+    kept from getting it again within the visibility timeout.
     """
 
     hides_wakeups: bool = True
-    """Whether `take_wakeups` hides what it returns from everybody."""
+    """True if `take_wakeups` hides the wake-ups that it returns from everybody."""
 
     @abstractmethod
     async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
-        """Set one more wake-up for the run; durable once this returns. A run may have several, and need not be there.
+        """Set another wake-up for the run. It is durable once this returns. A run may have several, and need not exist.
 
-        Raises `ValueError` for a time without a zone.
+        Raises `ValueError` for a time without a time zone.
         """
 
     @abstractmethod
     async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
-        """Return wake-ups of these flows that are due by the store's clock, those that are due longest first, at most `limit`.
+        """Return at most `limit` wake-ups of these flows that are due by the store's clock, the oldest first.
 
-        They are hidden from everybody for `visibility_timeout`, and shown again after that unless they were cleared. Two callers
-        never get the same one meanwhile; fewer than `limit` may be returned while others take some.
+        They are hidden from everybody for `visibility_timeout`, and shown again after that unless they are cleared. Until then
+        no other caller gets them. Fewer than `limit` may be returned while others take some.
         """
 
     @abstractmethod
     async def clear_wakeups(self, wakeups: Sequence[WakeUp]) -> None:
-        """Remove wake-ups, known by their tokens, whether they are due, hidden or neither; those that are gone do no harm."""
+        """Remove wake-ups by their tokens, whether they are due, hidden or neither. Those that no longer exist are ignored."""
 
 
 class SupportsWatch(Protocol):
-    """A store that tells when somebody acts on a run, so that who waits need not look every two seconds."""
+    """A store that notifies waiting runners when somebody acts on a run, so that they need not look every two seconds."""
 
     @abstractmethod
     def watch(self, run_id: str) -> AsyncIterator[None]:
-        """Yield once when this begins to listen, once after every reconnection, and whenever somebody acted on the run.
+        """Yield once when listening begins, once after every reconnection, and whenever somebody acted on the run.
 
-        That is an append by a process that does not hold the run's lock, or the end of the run's flow by anybody. A runner's own
-        steps notify nobody. Several acts may be told as one, and one may be told for nothing. It ends at once on a server that
-        can't tell, and goes on through an outage; who waits still looks into the store every 30 seconds.
+        To act is to append without holding the run's lock, or to end the run's flow. A runner's own steps notify nobody. One
+        notification may stand for several acts, and some may come without any. The iterator ends at once if the server can't
+        notify, and continues after an outage. Runners that wait still look into the store every 30 seconds.
         """
 
 
@@ -252,7 +252,7 @@ class StoreTransaction(Protocol):
     @property
     @abstractmethod
     def connection(self) -> Any:
-        """The driver's connection, inside the transaction, for SQL of one's own."""
+        """The driver's connection inside the transaction, for the caller's own SQL."""
 
     @abstractmethod
     async def append(self, record: StepRecord) -> StepRecord:
@@ -260,34 +260,35 @@ class StoreTransaction(Protocol):
 
 
 class SupportsTransaction(Protocol):
-    """A store in which a step's own writes and its record can commit together."""
+    """A store that can commit a step's own writes together with its record."""
 
     @abstractmethod
     def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
-        """Open a transaction: committed at the end of the context if its record won its slot, rolled back else or on an error."""
+        """Open a transaction. The end of the context commits it if its record won its slot, and otherwise rolls it back."""
 
     @abstractmethod
     def is_retryable(self, error: BaseException) -> bool:
-        """Tell whether `error` out of a transaction means that all of it should be run again."""
+        """Return True if the whole transaction should run again after `error`."""
 
 
 class SupportsTransact(Protocol):
-    """A store in which a step's own writes and its record can commit together, in a thread that only the store has.
+    """A store that can commit a step's own writes together with its record, in the store's own thread.
 
-    There is one writer at a time, and an `await` would keep all others waiting: so what is done is a plain function.
+    There is one writer at a time, and an `await` would block all others. So the work is a plain function.
     """
 
     @abstractmethod
     async def transact(self, work: Callable[[Any], StepRecord | None]) -> StepRecord | None:
-        """Call `work(connection)` in the store's thread, within a transaction that also appends the record that it returns.
+        """Call `work(connection)` in the store's thread, in a transaction that also appends the record that it returns.
 
-        Returns the holder of the record's slot. All is committed if that is the record itself, and rolled back if another holds
-        the slot, or if `work` returned None or raised. When it raises or is cancelled, look: all is there, or nothing.
+        Returns the holder of the record's slot. The transaction commits if that is the record itself. It is rolled back if
+        another record holds the slot, or if `work` returned None or raised. When this raises or is cancelled, either everything
+        was committed or nothing was: read the log to find out.
         """
 
 
 class Joined(Protocol):
-    """A caller's own transaction, as a store may read and append in it."""
+    """A caller's own transaction, in which the store reads and appends."""
 
     @abstractmethod
     async def append(self, record: StepRecord) -> StepRecord:
@@ -299,27 +300,28 @@ class Joined(Protocol):
 
     @abstractmethod
     async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
-        """Set a wake-up that is there if the transaction commits."""
+        """Set a wake-up that exists if the transaction commits."""
 
 
 class SupportsConnection(Protocol):
-    """A store that can append within a transaction which the caller began on a connection of its own."""
+    """A store that can append in a transaction that the caller began on its own connection."""
 
     @abstractmethod
     def within(self, connection: Any) -> Joined:
-        """Take part in the caller's transaction: what is appended is there if it commits.
+        """Join the caller's transaction. What is appended exists if the transaction commits.
 
-        Raises `TypeError` for what is no connection of the store's driver, and `StoreError` for one outside a transaction.
+        Raises `TypeError` for an object that isn't a connection of the store's driver, and `StoreError` for a connection that is
+        not in a transaction.
         """
 
 
 class OpenableStore(Store, Protocol):
-    """A store that `open_store` can make: what an entry point in the group `durable_core.stores` names."""
+    """A store that `open_store` can make. Entry points in the group `durable_core.stores` name such a class."""
 
     @classmethod
     @abstractmethod
     def from_url(cls, url: str) -> Self:
-        """Make a store from its URL without connecting; options are query parameters, and an unknown one is a `StoreError`."""
+        """Make a store from its URL without connecting. Options are query parameters; an unknown one raises `StoreError`."""
 
     @abstractmethod
     async def __aenter__(self) -> Self:
@@ -329,15 +331,15 @@ class OpenableStore(Store, Protocol):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        """Close what this store opened, and nothing that it was given."""
+        """Close what this store opened, but nothing that it was given."""
 
 
 def _finder(ability: Callable[..., A]) -> Callable[[Store], A | None]:
-    """Make the function that returns a store if it has all methods of an ability, else None."""
+    """Make a function that returns a store if it has all methods of an ability, and otherwise None."""
     methods: frozenset[str] = ability.__abstractmethods__  # type: ignore[attr-defined]  # it is a protocol
 
     def find(store: Any) -> A | None:
-        # A wrapper may pass abilities on through `__getattr__`, which `isinstance` with a protocol does not see.
+        # A wrapper may forward abilities with `__getattr__`, which `isinstance` with a protocol doesn't see.
         found: A | None = store if all(callable(getattr(store, method, None)) for method in methods) else None
         return found
 

@@ -195,7 +195,7 @@ def _hidden_for(store: Store, given: float | timedelta | None) -> float:
 
 def _number(what: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{what} must be a whole number from 1, not {value!r}")
+        raise ValueError(f"{what} must be a whole number, at least 1, not {value!r}")
     return value
 
 

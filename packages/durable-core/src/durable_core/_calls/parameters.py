@@ -49,11 +49,16 @@ class Parameters:
         self._signature: Final = inspect.signature(fn)
         parameters = [*self._signature.parameters.values()]
         if not parameters or parameters[0].kind not in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD):
-            raise TypeError(f"flow {flow!r} takes its runner first: write `async def {fn.__name__}(runner, …)`")
+            raise TypeError(
+                f"the first parameter of flow {flow!r} must be its runner: write `async def {fn.__name__}(runner, …)`"
+            )
         for parameter in parameters[1:]:
             if parameter.name in _RESERVED or parameter.kind is parameter.VAR_POSITIONAL:
                 reserved = ", ".join(_RESERVED)
-                raise TypeError(f"flow {flow!r} can't take '{parameter}': input is passed by name, beside {reserved}; rename it")
+                raise TypeError(
+                    f"flow {flow!r} can't have the parameter '{parameter}': input is passed by name, and {reserved} are taken;"
+                    " rename it"
+                )
         self._input: Final = self._signature.replace(parameters=parameters[1:], return_annotation=inspect.Signature.empty)
         self._defaults: Final = {each.name: each.default for each in parameters[1:] if each.default is not each.empty}
 
@@ -100,8 +105,8 @@ class Parameters:
                     values[name] = self._decode(name, began)
                 except msgspec.DecodeError as error:
                     raise StepDrift(
-                        f"the run of flow {self._flow!r} began with {name}={began!r}, its default then, which {name!r} can't be"
-                        f" any more: {error}; give it by name, or let its type read the old default too"
+                        f"the run of flow {self._flow!r} began with {name}={began!r}, the default at that time, which the type of"
+                        f" {name!r} rejects: {error}; pass {name!r} by name, or let its type accept the old default too"
                     ) from error
         return values
 

@@ -1,1 +1,1 @@
-"""A run's log as the library reads and writes it."""
+"""Reading and writing a run's log."""

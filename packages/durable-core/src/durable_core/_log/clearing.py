@@ -1,4 +1,4 @@
-"""Clearing runs that ended long ago, each with the children that its steps called for."""
+"""Clearing runs that have ended, with their children."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ENDED: Final[frozenset[FlowState]] = frozenset({"succeeded", "failed", "cancell
 
 
 async def clear_before(store: Store, prefix: str, moment: datetime, damage: Damage, *, dry_run: bool) -> list[str]:
-    """Clear the runs that ended before `moment`, children first; return their ids. With `dry_run` they stay."""
+    """Clear the runs that ended before `moment`, children first; return their ids. With `dry_run`, nothing is cleared."""
     cleared: list[str] = []
     async for flow in find_flows(store, prefix, _ENDED, damage):
         if not decided(flow) or flow.ended_at >= moment:
@@ -30,23 +30,23 @@ async def clear_before(store: Store, prefix: str, moment: datetime, damage: Dama
             if parent is None or await store.get(parent[0], FLOW) is None:  # a child goes with its parent
                 cleared += await _clear_family(store, flow, dry_run=dry_run)
         except RunBusy:
-            continue  # somebody is at work on it, or mends it
+            continue  # somebody is working on it, or repairing it
         except StoreError as error:
             damage.take(error)
     return cleared
 
 
 async def clear_one(store: Store, flow: StepRecord) -> list[str]:
-    """Clear one run that has ended, children first; return their ids. Raises `Refused` for one that has to stay."""
+    """Clear one run that has ended, children first; return their ids. Raises `Refused` for a run that must stay."""
     if (parent := parent_of(flow)) is not None and await store.get(parent[0], FLOW) is not None:
-        raise Refused(f"run {flow.run_id!r} was called for by run {parent[0]!r}; clear that one, and it goes with it")
+        raise Refused(f"run {flow.run_id!r} is a child of run {parent[0]!r}; clear that run, and its children are cleared too")
     if not (family := await _clear_family(store, flow, dry_run=False)):
-        raise Refused(f"run {flow.run_id!r}, or a run that its steps called for, has not ended; cancel it first")
+        raise Refused(f"run {flow.run_id!r} or one of its children has not ended; wait for its end, or cancel it first")
     return family
 
 
 async def _clear_family(store: Store, flow: StepRecord, *, dry_run: bool) -> list[str]:
-    """Clear a run that has ended, children first; return their ids. Nothing is cleared where a child has not ended."""
+    """Clear a run that has ended, children first; return their ids. If a child has not ended, nothing is cleared."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(holding(store, flow.run_id))
         if not decided(await store.get(flow.run_id, FLOW)):
@@ -59,15 +59,15 @@ async def _clear_family(store: Store, flow: StepRecord, *, dry_run: bool) -> lis
 
 
 async def hold_children(store: Store, run_id: str, stack: AsyncExitStack, *, ended: bool) -> list[str] | None:
-    """Hold the children of a run, and theirs, and name them, children first.
+    """Lock the children of a run, and their children; return their ids, children first.
 
-    Returns None where they have to have `ended` and one of them has not.
+    Returns None if they must have `ended` and one of them has not.
     """
     names: list[str] = []
     for child in children_of(await store.list(run_id)):
         parent = parent_of(await store.get(child, FLOW))
         if parent is None or parent[0] != run_id:
-            continue  # it was cleared, or is the child of the run that this one was forked from
+            continue  # it was cleared, or is a child of the run from which this one was forked
         await stack.enter_async_context(holding(store, child))
         if ended and not decided(await store.get(child, FLOW)):
             return None

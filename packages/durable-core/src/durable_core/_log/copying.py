@@ -1,4 +1,4 @@
-"""Another run, or another place, with the same entries."""
+"""Copying a run to another store, and forking it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .wakeups import asking
 async def copy(store: Store, run_id: str, to_store: Store, *, dry_run: bool = False) -> int:
     """Copy a run to another store, entry for entry and in order; return how many entries it has.
 
-    Holds the run's lock in `store` meanwhile, so that a live run can be moved: `RunBusy` is raised if another holds it. The
-    original stays as it is. Safe to repeat after a crash. Raises `CopyConflict` if `to_store` holds anything else under this run
-    id, and `NotFound` for a run that isn't there. With `dry_run` nothing is appended: only what would be raised is.
+    The run's lock in `store` is held meanwhile, so that a live run can be moved. The original stays as it is. Safe to repeat
+    after a crash. Raises `RunBusy` if another runner holds the lock, `CopyConflict` if `to_store` has other entries under this
+    run id, and `NotFound` for a run that doesn't exist. With `dry_run`, nothing is appended, and the same errors are raised.
     """
     check_store(store)
     check_store(to_store)
@@ -41,13 +41,13 @@ async def copy(store: Store, run_id: str, to_store: Store, *, dry_run: bool = Fa
 async def fork(
     store: Store, run_id: str, new_run_id: str, *, before: str, by: str | None = None, clock: Clock | None = None
 ) -> int:
-    """Begin a new run with what was decided before the step `before` began, so that this step and all after it run anew.
+    """Begin a new run with the outcomes of the steps that began before the step `before`. That step and all later ones run again.
 
-    Whole chains of entries are taken, of the steps that began before it; undecided steps are left out, and so are those that
-    called for a child which has not ended. A flow goes along: its new run waits for its turn, with the same input, and its
-    `$flow` says whence it came, and who forked it, if `by` is given. Returns how many entries of steps were taken. The original
-    stays as it is. Safe to repeat after a crash, until the new run itself has gone on. Raises `CopyConflict` if the new run
-    holds anything else, and `NotFound` for a run or step that isn't there.
+    The new run gets all entries of these steps. Steps without an outcome are left out, and so are steps whose child has not
+    ended. If the run has a flow, the new run waits for its turn with the same input, and its `$flow` records its origin, and
+    `by` if that is given. Returns the number of step entries that were copied. The original stays as it is. Safe to repeat
+    after a crash, until the new run has continued. Raises `CopyConflict` if the new run has other entries, and `NotFound` for a
+    run or step that doesn't exist.
     """
     check_store(store)
     check_id("run_id", run_id)
@@ -120,6 +120,6 @@ async def _append_all(
 
 def _conflict(record: StepRecord) -> CopyConflict:
     return CopyConflict(
-        f"run {record.run_id!r} holds another entry for {record.step_id!r}, revision {record.revision}, already; choose"
-        " another run id, or clear that run"
+        f"the target already has a different entry for step {record.step_id!r}, revision {record.revision}, of run"
+        f" {record.run_id!r}; choose another run id, or clear that run"
     )

@@ -1,4 +1,4 @@
-"""Finding runs: by an index where the store has one, and else by reading every log."""
+"""Finding runs: with the store's index if it has one, and otherwise by reading every log."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _STATES: Final[dict[RunState, set[FlowState]]] = {
     "failed": {"failed"},
     "cancelled": {"cancelled"},
 }
-"""What the newest entry of its flow may say of a run that stands so."""
+"""For each status of a run: the states that the newest entry of its flow may have."""
 _WITHOUT_FLOW: Final[frozenset[RunState]] = frozenset({"open", "failed", "cancelled"})
-"""How a run without a flow may stand."""
+"""The statuses of a run without a flow."""
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """Which runs are looked for."""
+    """The runs to find."""
 
     prefix: str = ""
     states: frozenset[RunState] | None = None
@@ -54,7 +54,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     only_flows: bool = False
 
     def takes(self, run: RunStatus) -> bool:
-        """Tell whether it is one of them."""
+        """Return True if the run is one of them."""
         return (
             (self.states is None or run.status in self.states)
             and (self.flow is None or run.flow == self.flow)
@@ -73,20 +73,20 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Damage:
-    """What is wrong with some logs; told after the others were read."""
+    """The errors of damaged logs, which are raised after the other logs were read."""
 
     def __init__(self) -> None:
         self._found: Final[list[StoreError]] = []
         self._away = False
 
     def take(self, log: Sequence[StepRecord] | BaseException) -> Sequence[StepRecord]:
-        """Return the entries that were read; none where a log is damaged. Raises what is wrong with the store itself."""
+        """Return the entries that were read; none if the log is damaged. Raises errors of the store itself."""
         if not isinstance(log, BaseException):
             self._away = False
             return log
         if not isinstance(log, StoreError):
             raise log
-        # Once it may be this log alone that can't be read; twice in a row it is the store that is away.
+        # Once, this log alone may be unreadable. Twice in a row, the store itself is unreachable.
         if self._away and not isinstance(log, CorruptLog):
             raise log
         self._away = not isinstance(log, CorruptLog)
@@ -94,7 +94,7 @@ class Damage:
         return ()
 
     def tell(self) -> None:
-        """Raise what was found."""
+        """Raise the first error that was found."""
         if self._found:
             first, *others = self._found
             for other in others[:9]:
@@ -112,14 +112,14 @@ async def read_logs(store: Store, run_ids: Sequence[str], damage: Damage) -> Asy
 
 
 async def statuses(store: Store, run_ids: Sequence[str], damage: Damage) -> AsyncIterator[RunStatus]:
-    """Yield how each of the runs stands."""
+    """Yield the status of each run."""
     for some in _some(run_ids, _PAGE):
         for status in await statuses_of(store, [log async for log in read_logs(store, some, damage)], damage):
             yield status
 
 
 async def statuses_of(store: Store, logs: Sequence[Log], damage: Damage | None = None) -> list[RunStatus]:
-    """Return how the runs stand whose logs were read; their holders are asked for in one request."""
+    """Return the statuses of runs whose logs were read. Their holders are read in one request."""
     reader = holder_of(store)
     found: dict[str, RunStatus] = {}
     for run_id, entries in logs:
@@ -139,18 +139,18 @@ async def statuses_of(store: Store, logs: Sequence[Log], damage: Damage | None =
         if holder := holders.get(run_id):
             found[run_id] = status_of(run_id, entries, holder)
         elif found[run_id].status == "interrupted" and await _has_moved(store, run_id, entries):
-            found[run_id] = status_of(run_id, await store.list(run_id) or entries)  # it may have ended between the two looks
+            found[run_id] = status_of(run_id, await store.list(run_id) or entries)  # it may have ended between the two reads
     return [*found.values()]
 
 
 async def _has_moved(store: Store, run_id: str, entries: Sequence[StepRecord]) -> bool:
-    """Tell whether the run's flow has another newest entry than the one that was read."""
+    """Return True if the newest entry of the run's flow is no longer the one that was read."""
     flow = await store.get(run_id, FLOW)
     return flow is not None and not any(entry.id == flow.id for entry in reversed(entries) if entry.step_id == FLOW)
 
 
 async def find_runs(store: Store, wanted: Wanted, damage: Damage, limit: int | None = None) -> AsyncGenerator[RunStatus, None]:
-    """Yield the runs that are wanted, those that began last first; nobody asks for more than `limit`."""
+    """Yield the wanted runs; the run that began last comes first. The caller takes at most `limit`."""
     index = _index_for(store, wanted.flow_states)
     others: list[RunStatus] = []
     if index is None or wanted.may_have_no_flow:
@@ -173,9 +173,9 @@ async def find_runs(store: Store, wanted: Wanted, damage: Damage, limit: int | N
 async def find_logs(
     store: Store, prefix: str, states: Collection[FlowState], damage: Damage, *, only_flows: bool = False
 ) -> AsyncGenerator[Log, None]:
-    """Yield the logs of runs that may wait for a person: whose flow stands so, and those without; all where there is no index.
+    """Yield the logs of runs that may wait for a person: those in these states and those without a flow; without an index, all.
 
-    Of suspended runs it may be the newest entries alone, of the flow and of what it waits for.
+    For suspended runs, these may be only the newest entries of the flow and of what it waits for.
     """
     index = _index_for(store, states)
     if index is not None:
@@ -194,9 +194,9 @@ async def find_logs(
 
 
 async def _suspended(store: Store, page: Sequence[StepRecord]) -> dict[str, list[StepRecord]]:
-    """Return the newest entries of the suspended runs of a page: of the flow, and of what it says it waits for.
+    """Return the newest entries of the suspended runs of a page: of the flow, and of what its entry says it waits for.
 
-    Thousands may wait: their waits are looked at in one request, and their logs are not read.
+    Thousands may wait, so all waits are read in one request, and the logs are not read.
     """
     suspended: dict[str, tuple[StepRecord, list[str]]] = {}
     for flow in page:
@@ -208,19 +208,19 @@ async def _suspended(store: Store, page: Sequence[StepRecord]) -> dict[str, list
     asked = [(run_id, step_id, -1) for run_id, (_, own) in suspended.items() for step_id in (FLOW, CANCEL, *own)]
     try:
         found = {(entry.run_id, entry.step_id): entry for entry in await polling.newer(asked)}
-    except StoreError:  # the look at each log tells of which run
+    except StoreError:  # reading each log tells which run it is
         return {}
     told: dict[str, list[StepRecord]] = {}
     for run_id, (flow, own) in suspended.items():
         entries = [found[run_id, step_id] for step_id in (FLOW, *own) if (run_id, step_id) in found]
-        is_known = len(entries) == 1 + len(own) and entries[0].id == flow.id  # and what the index said is what the log says
+        is_known = len(entries) == 1 + len(own) and entries[0].id == flow.id  # and the index agrees with the log
         if is_known and (run_id, CANCEL) not in found:
             told[run_id] = entries
     return told
 
 
 async def find_flows(store: Store, prefix: str, states: Collection[FlowState], damage: Damage) -> AsyncIterator[StepRecord]:
-    """Yield the newest `$flow` entries of runs that stand so, as their logs say; of more runs where there is no index."""
+    """Yield the newest `$flow` entries of runs in these states, from their logs; without an index, those of other runs too."""
     index = _index_for(store, states)
     if index is not None:
         async for page in _pages(index, prefix, states, _PAGE, damage):
@@ -238,7 +238,7 @@ async def find_flows(store: Store, prefix: str, states: Collection[FlowState], d
 
 
 def _index_for(store: Store, states: Collection[FlowState]) -> SupportsFlows | None:
-    """Return the store's index if it holds runs in all of these states."""
+    """Return the store's index if it contains runs in all of these states."""
     index = flows_of(store)
     held = getattr(index, "flow_states", None)
     return index if held is None or all(state in held for state in states) else None
@@ -269,7 +269,7 @@ async def _pages(
     since: datetime | None = None,
     before: tuple[datetime, str] | None = None,
 ) -> AsyncIterator[Sequence[StepRecord]]:
-    """Read the index page by page; runs of the library's own are left out."""
+    """Read the index page by page, without the library's own runs."""
     while True:
         try:
             page = await index.flows(prefix, names=names, states=states, since=since, before=before, limit=limit)
@@ -279,14 +279,14 @@ async def _pages(
         if not page:
             return
         last = (page[-1].started_at, page[-1].run_id)
-        if before is not None and last >= before:  # or this would go on for ever
-            raise CorruptLog(f"the index of flows is damaged: it has run {page[-1].run_id!r} at another time than its log")
+        if before is not None and last >= before:  # or this would never end
+            raise CorruptLog(f"the index of flows is damaged: it gives run {page[-1].run_id!r} another start time than its log")
         yield [flow for flow in page if not flow.run_id.startswith("$")]
         before = last
 
 
 async def _unindexed(store: Store, index: SupportsFlows | None, prefix: str, damage: Damage) -> list[str]:
-    """Name the runs that the index doesn't name, as far as the store can; without an index all."""
+    """Yield the ids of runs that are not in the index, if the store can list its runs; without an index, all ids."""
     if index is None:
         return await _names(store, prefix, damage)
     if runs_of(store) is None:

@@ -1,4 +1,4 @@
-"""What has to be there before anybody acts on it: a store, a run, a step."""
+"""Checks before acting on a run: the store, the run and the step must exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .chain import newest
 
 
 def check(store: Store, *, run_id: str, step_id: str | None = None) -> None:
-    """Refuse what is no store and no id, before anything is asked of the store."""
+    """Check the store and the ids before the store is used."""
     check_store(store)
     check_id("run_id", run_id)
     if step_id is not None:
@@ -23,14 +23,14 @@ def check(store: Store, *, run_id: str, step_id: str | None = None) -> None:
 
 
 def check_own(store: Store, run_id: str, step_id: str) -> None:
-    """Refuse what is no store, and ids that are none or the library's."""
+    """Check the store and the ids, and refuse ids that are reserved for the library."""
     check_store(store)
     check_own_id("run_id", run_id)
     check_own_id("step_id", step_id)
 
 
 async def known_run(store: Store, run_id: str) -> Sequence[StepRecord]:
-    """Return the entries of a run. Raises `NotFound` where there are none."""
+    """Return the entries of a run. Raises `NotFound` if there are none."""
     check(store, run_id=run_id)
     if entries := await store.list(run_id):
         return entries
@@ -38,7 +38,7 @@ async def known_run(store: Store, run_id: str) -> Sequence[StepRecord]:
 
 
 async def known_step(store: Store, run_id: str, step_id: str) -> StepRecord:
-    """Return the newest entry of a step. Raises `NotFound` where there is none."""
+    """Return the newest entry of a step. Raises `NotFound` if there is none."""
     check(store, run_id=run_id, step_id=step_id)
     latest = await store.get(run_id, step_id)
     if latest is None:
@@ -49,7 +49,7 @@ async def known_step(store: Store, run_id: str, step_id: str) -> StepRecord:
 
 
 async def no_run(store: Store, run_id: str) -> NotFound:
-    """Return the error for a run that isn't there, which names some that are."""
+    """Return the error for a run that doesn't exist, with the ids of some that do."""
     there = ""
     if listing := runs_of(store):
         found: list[str] = []
@@ -63,25 +63,25 @@ async def no_run(store: Store, run_id: str) -> NotFound:
 
 
 def describe(record: StepRecord) -> str:
-    """Say what a step is and how it stands."""
+    """Describe a step: its kind and status."""
     return f"{'an' if record.kind in ('approval', 'event') else 'a'} {record.kind} with status {record.status!r}"
 
 
 def now_by(clock: Clock | None) -> datetime:
-    """Return the time of day, the machine's unless a clock is given."""
+    """Return the time of day, by the machine's clock unless another is given."""
     return datetime.now(UTC) if clock is None else clock.now()
 
 
 def person(by: object) -> str:
-    """Return the name of who acts. Raises `TypeError` for what is no name, `ValueError` for one that is the library's."""
+    """Return the name of the person who acts. Raises `TypeError` if it is not a name, `ValueError` if it is reserved."""
     if not isinstance(by, str) or not by:
-        raise TypeError(f"by must be the name of who acts, not {by!r}")
+        raise TypeError(f"by must be the name of the person who acts, not {by!r}")
     if by.startswith("$"):
-        raise ValueError(f"by {by!r} starts with '$'; such names are the library's own")
+        raise ValueError(f"by {by!r} starts with '$', which is reserved for the library; choose another name")
     return by
 
 
 def signed(reason: str | None, by: str | None) -> dict[str, str]:
-    """Return what a note says of who acted and why."""
+    """Return the part of a note that says who acted and why."""
     said = {"reason": reason, "by": None if by is None else person(by)}
     return {name: value for name, value in said.items() if value is not None}

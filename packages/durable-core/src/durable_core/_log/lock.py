@@ -1,4 +1,4 @@
-"""Holding a run: the store's lock, waited for, and given back."""
+"""Holding a run: taking the store's lock, waiting for it, and releasing it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _lock_delay: Final = exponential(0.05, limit=1)
 
 
 def holding(store: Store, run_id: str) -> AbstractAsyncContextManager[Lease | None]:
-    """Hold a run's lock if its store has any, else give None; entering raises `RunBusy` at once where another holds it."""
+    """Hold a run's lock if the store has locks; yield None if it has none. Entering raises `RunBusy` at once if it is held."""
     locks = lock_of(store)
     return nullcontext() if locks is None else locks.lock(run_id)
 
 
 def driven_elsewhere(run_id: str) -> LockLost:
-    """Return the error for a run whose flow's next entry is another runner's."""
-    return LockLost(f"another runner drives run {run_id!r} by now; run it again, or leave it to that one")
+    """Return the error for a run whose next `$flow` entry belongs to another runner."""
+    return LockLost(f"another runner now works on run {run_id!r}; run it again, or leave it to that runner")
 
 
 class RunLock(AbstractAsyncContextManager["RunLock"]):
-    """The lock of one run, if its store has any; entering waits up to `wait` seconds and then raises `RunBusy`."""
+    """The lock of one run, if the store has locks. Entering waits up to `wait` seconds and then raises `RunBusy`."""
 
     def __init__(self, store: Store, run_id: str, clock: Clock, wait: float) -> None:
         self._store: Final = store
@@ -43,23 +43,25 @@ class RunLock(AbstractAsyncContextManager["RunLock"]):
 
     @property
     def is_held(self) -> bool:
-        """Whether the lock was taken and not given back."""
+        """True from when the lock was taken until it is released."""
         return self._context is not None
 
     def check(self) -> None:
-        """Raise `LockLost` if a step must not be started any more; nothing where no lock was taken. For any thread."""
+        """Raise `LockLost` if no further step may start. Does nothing if no lock was taken. Works from any thread."""
         if self._left:
-            raise LockLost(f"the runner of run {self._run_id!r} was left, and its lock given back: no further step is started")
+            raise LockLost(f"the runner of run {self._run_id!r} was closed and its lock released, so it can't start another step")
         if self._lease is not None:
             self._lease.check()
 
     def close(self) -> None:
-        """Let no further step start."""
+        """Prevent further steps from starting."""
         self._left = True
 
     async def __aenter__(self) -> Self:
         if self._entered:
-            raise DurableError(f"the runner of run {self._run_id!r} is in use already; make a second Runner for a second use")
+            raise DurableError(
+                f"the runner of run {self._run_id!r} is already in use; make another Runner to use it a second time"
+            )
         self._entered = True
         try:
             if locks := lock_of(self._store):

@@ -1,4 +1,4 @@
-"""Mending what failed or was interrupted: a step, the flow that ended by it, and the flows that called for that one."""
+"""Repairing what failed or was interrupted: a step, the flow that ended because of it, and the parents of that flow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .notes import child_of, failed_parts, ids_in, lasting, parent_of, waits_of
 
 
 class Mending:
-    """One act of mending: who acts and why, and when."""
+    """One repair: who acts, why, and when."""
 
     def __init__(self, store: Store, append: Append, signed: dict[str, str], now: datetime) -> None:
         self._store = store
@@ -28,20 +28,20 @@ class Mending:
         self._now = now
 
     async def step(self, run_id: str, step_id: str, mended: Callable[[StepRecord], StepRecord | None]) -> StepRecord:
-        """Append what `mended` makes of the step's newest entry, and let its flow go on."""
+        """Append what `mended` returns for the step's newest entry, and let its flow continue."""
         latest = await known_step(self._store, run_id, step_id)
         if step_id != FLOW:
             await self._refuse_flow_that_is_over(run_id, step_id)
         async with self._held(latest) as latest:
             holder = await self._advance(latest, mended)
             goes_on = await self._let_flows_go_on(holder)
-            # The same again, after a crash between the two entries, lets the flow go on.
+            # Repeated after a crash between the two entries, this lets the flow continue.
             if not goes_on and holder is latest and holder.status != "waiting":
                 refuse_unless_stuck(holder)
         return holder
 
     async def reopen(self, run_id: str, step_id: str) -> StepRecord:
-        """Let a step run anew, and what it stands for: the child that it called for, the items of a map."""
+        """Reopen a step, and what it stands for: the child that it called, or the items of a map."""
         latest = await known_step(self._store, run_id, step_id)
         if step_id == FLOW:
             refuse_what_is_over(latest)
@@ -57,7 +57,7 @@ class Mending:
         return await self.step(run_id, step_id, self.reopened)
 
     def reopened(self, latest: StepRecord) -> StepRecord | None:
-        """Return the entry that lets the step run anew, None if there is one."""
+        """Return the entry that reopens the step; None if it is already reopened."""
         if latest.step_id == FLOW:
             return self._flow_reopened(latest)
         if latest.status == "reopened":
@@ -71,11 +71,11 @@ class Mending:
         return successor(latest, self._now, status="reopened", note=note)
 
     async def run(self, run_id: str) -> StepRecord:
-        """Let a run go on that failed, crashed, is parked or was interrupted; return the entry of its flow."""
+        """Let a run continue that failed, crashed, is parked or was interrupted; return the entry of its flow."""
         flow = await self._store.get(run_id, FLOW)
         if flow is None:
             await known_run(self._store, run_id)
-            raise Refused(f"run {run_id!r} has no flow, so nothing says which of its steps to retry: name the step")
+            raise Refused(f"run {run_id!r} has no flow, so its log doesn't say which step to retry; pass step_id")
         async with self._held(flow) as flow:
             refuse_what_is_over(flow)
             await self._refuse_parents_that_are_over(flow)
@@ -98,17 +98,17 @@ class Mending:
             return None
         if state in ("waiting", "cancelling") and not is_parked(flow):
             waits = "is being cancelled" if state == "cancelling" else "waits: retry the step that it waits for, or run it"
-            raise Refused(f"run {flow.run_id!r} neither failed nor is it stuck; it {waits}")
+            raise Refused(f"run {flow.run_id!r} can't be retried: it neither failed nor is it stuck; it {waits}")
         return successor(flow, self._now, status="reopened", until=None, note={**lasting(flow), **self._signed})
 
     @asynccontextmanager
     async def _held(self, latest: StepRecord) -> AsyncIterator[StepRecord]:
-        """Hold the run of a step that was started, lest it be running now; yield the step's newest entry."""
+        """If the step was started, hold its run, because the step might be running now. Yield the step's newest entry."""
         if latest.status != "started":
             yield latest
             return
         async with holding(self._store, latest.run_id):
-            yield await known_step(self._store, latest.run_id, latest.step_id)  # the run may have ended it just now
+            yield await known_step(self._store, latest.run_id, latest.step_id)  # the run may just have recorded its outcome
 
     async def _advance(self, latest: StepRecord, mended: Callable[[StepRecord], StepRecord | None]) -> StepRecord:
         mine = ""
@@ -127,7 +127,7 @@ class Mending:
         return await advance(self._append, latest, propose)
 
     async def _failed_steps(self, flow: StepRecord) -> list[str]:
-        """Name the steps whose failures ended the flow; in an older log those that failed last."""
+        """Return the steps whose failures ended the flow; in an older log, the steps that failed last."""
         if "failed" in flow.notes or flow.error is None:
             return ids_in(flow, "failed")
         if not (flow.error.matches(StepFailed) or flow.error.matches(BaseExceptionGroup)):
@@ -150,13 +150,13 @@ class Mending:
         await self._advance(await known_step(self._store, run_id, step_id), self.reopened)  # it may have gone on with its child
 
     async def _reopen_parts(self, latest: StepRecord) -> None:
-        """Reopen the items of a map, or the contenders of a race, that failed it."""
+        """Reopen the items or contenders whose failures made a map or a race fail."""
         if latest.status == "failure":
             for step_id in failed_parts(latest):
                 await self._reopen_if_failed(latest.run_id, step_id)
 
     async def _reopen_child(self, child: str) -> bool:
-        """Let a child go on; False where it needs nobody for that."""
+        """Let a child continue. Return False if it can do so without help."""
         flow = await self._store.get(child, FLOW)
         if flow is None or (state_of(flow) not in ("failed", "crashed", "cancelled") and not is_parked(flow)):
             return False
@@ -164,7 +164,7 @@ class Mending:
         return True
 
     async def _reopen_what_parks(self, flow: StepRecord) -> None:
-        """Reopen the steps that a run is parked by, or let the children go on that stopped it."""
+        """Reopen the steps that parked a run, or let the children continue that stopped it."""
         for run_id, step_id in _parked_by(flow):
             if run_id != flow.run_id:
                 await self._reopen_child(run_id)
@@ -176,7 +176,7 @@ class Mending:
                         await self._advance(step, self.reopened)
 
     async def _let_flows_go_on(self, mended: StepRecord) -> bool:
-        """Reopen the flow that ended or is parked by a step which was mended, and its parents; tell whether there was one."""
+        """Reopen the flow that failed or is parked because of a repaired step, and its parents; return True if there was one."""
         if mended.step_id == FLOW:
             return await self._let_parents_go_on(mended)
         flow = await self._store.get(mended.run_id, FLOW)
@@ -188,7 +188,7 @@ class Mending:
         return await self._let_parents_go_on(flow) or stopped
 
     async def _let_parents_go_on(self, flow: StepRecord) -> bool:
-        """Reopen the runs that failed by a child, or are parked by it, one after the other; tell whether there was any."""
+        """Reopen the parents that failed or are parked because of a child, one by one; return True if there was any."""
         found = False
         if flow.status == "reopened":
             async for parent, stopped in self._parents(flow):
@@ -209,7 +209,7 @@ class Mending:
         )
 
     async def _parents(self, flow: StepRecord) -> AsyncIterator[tuple[StepRecord, list[str]]]:
-        """Yield the flows, upwards, that stopped by this one, each with the steps that it stopped by."""
+        """Yield the parents that stopped because of this flow, upwards, each with the steps that stopped it."""
         below = {flow.run_id}
         while (named := parent_of(flow)) is not None:
             run_id, step_id = named
@@ -219,13 +219,13 @@ class Mending:
             stopped = await self._stopped_by(parent, step_id)
             if stopped or any(run in below for run, _ in _parked_by(parent)):
                 yield parent, stopped
-            elif parent.status != "reopened":  # by the same act, which was cut off before it had gone all the way up
+            elif parent.status != "reopened":  # by an earlier call of the same act that was interrupted
                 return
             flow = parent
             below.add(parent.run_id)
 
     async def _stopped_by(self, parent: StepRecord, step_id: str) -> list[str]:
-        """Return the step that called for a child, and the map or race that it is a part of, if the parent stopped by them."""
+        """Return the step that called a child, and the map or race around it, if they stopped the parent."""
         for failed in ids_in(parent, "failed") if parent.status == "failure" else ():
             if failed == step_id:
                 return [step_id]
@@ -246,36 +246,36 @@ class Mending:
 
 
 def mending_note(latest: StepRecord, signed: dict[str, str]) -> Any:
-    """Return the note of the entry that mends `latest`: the same, but for who acts and why."""
+    """Return the note of the entry that repairs `latest`: the same, with who acts and why."""
     if not signed and not {"reason", "by"} & latest.notes.keys():
         return latest.note
     return {**{name: value for name, value in latest.notes.items() if name not in ("reason", "by")}, **signed}
 
 
 def refuse_what_is_over(flow: StepRecord, *, by_step: str | None = None) -> None:
-    """Raise `Refused` for a run that can't go on: it was undone, or has ended and did not fail.
+    """Raise `Refused` for a run that can't continue: it was undone, or ended without having failed.
 
-    A step that undid something, and failed, may be mended by itself: the run goes on with the undoing.
+    A step that failed while it undid something may be repaired alone: the run then continues to undo.
     """
     state = state_of(flow)
     if state == "cancelled":
         raise Refused(
-            f"run {flow.run_id!r} ended cancelled, and stays so; fork(store, {flow.run_id!r}, …, before=…) begins a new run"
+            f"run {flow.run_id!r} was cancelled and can't continue; fork(store, {flow.run_id!r}, …, before=…) begins a new run"
         )
     if state == "succeeded" and by_step is None:
-        raise Refused(f"run {flow.run_id!r} neither failed nor is it stuck: it succeeded")
+        raise Refused(f"run {flow.run_id!r} succeeded, so there is nothing to retry")
     if state == "failed" and (answers := ids_in(flow, "answered_by")) and by_step not in answers:
         raise Refused(
-            f"the flow of run {flow.run_id!r} answered its failure with {', '.join(map(repr, answers))}, so what it had done"
-            f" may be undone, and it can't go on from there; fork(store, {flow.run_id!r}, …, before=…) the first step undone"
+            f"the flow of run {flow.run_id!r} answered its failure with {', '.join(map(repr, answers))}, which may have undone"
+            f" earlier steps, so it can't continue; call fork(store, {flow.run_id!r}, …, before=…) with the first step undone"
         )
 
 
 def refuse_unless_stuck(latest: StepRecord) -> None:
-    """Raise `Refused` for a step that neither failed nor was interrupted, and for a wait that nobody needs any more."""
+    """Raise `Refused` for a step that neither failed nor was interrupted, and for a wait that is no longer needed."""
     what = f"{latest.step_id!r} of run {latest.run_id!r}"
     if is_withdrawn(latest):
-        raise Refused(f"{what} lost to another contender: nobody needs it any more")
+        raise Refused(f"{what} lost to another contender, so its outcome is no longer needed")
     stuck = latest.status in ("failure", "started")
     if latest.step_id == FLOW:
         stuck = state_of(latest) in ("failed", "started", "crashed") or is_parked(latest)
@@ -284,10 +284,10 @@ def refuse_unless_stuck(latest: StepRecord) -> None:
 
 
 def is_withdrawn(latest: StepRecord) -> bool:
-    """Tell whether the step is a wait that lost to another contender of `first`."""
+    """Return True if the step is a wait that lost to another contender of `first`."""
     return latest.status == "failure" and latest.error is not None and latest.error.matches(Withdrawn)
 
 
 def _parked_by(flow: StepRecord) -> list[tuple[str, str]]:
-    """Return the runs and steps that a run is parked by."""
+    """Return the runs and steps that parked a run."""
     return waits_of(flow) if is_parked(flow) else []

@@ -1,4 +1,4 @@
-"""Who acts on a run in this process tells the runner that works on it here, so that nobody waits for the next look."""
+"""News within this process: an act on a run notifies the runner that works on it here, which then needn't poll."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class News:
-    """What anybody did to one run in this process: how often, and who listens for the next time. Lives as long as a runner."""
+    """The acts on one run in this process: their number, and who listens for the next. Lives as long as a runner."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -33,7 +33,7 @@ class News:
 
     @contextmanager
     def calling(self, listener: Callable[[], None]) -> Iterator[None]:
-        """Have `listener` called on the running loop whenever the waits are woken, for as long as the context lasts."""
+        """Call `listener` on the running loop whenever the waits are woken, until the context ends."""
         with _mutex:
             self._listeners[listener] = asyncio.get_running_loop()
         try:
@@ -48,13 +48,13 @@ _mutex: Final = threading.Lock()
 
 
 def news_of(run_id: str) -> News:
-    """Return the news that all runners of the run in this process share."""
+    """Return the news of a run, which all its runners in this process share."""
     with _mutex:
         return _news.setdefault(run_id, News())
 
 
 def tell(run_id: str) -> None:
-    """Tell every runner of the run in this process that there is something to look for. Works from any thread."""
+    """Notify every runner of the run in this process. Works from any thread."""
     with _mutex:
         news = _news.get(run_id)
         if news is not None:
@@ -64,12 +64,12 @@ def tell(run_id: str) -> None:
 
 
 def published(run_id: str) -> str:
-    """Return the name under which those are woken who follow what the run publishes; no run has such an id."""
+    """Return the name under which followers of what the run publishes are woken. No run can have this id."""
     return f"{run_id}\0published"
 
 
 def telling(store: Store) -> Append:
-    """Return the store's `append`, which tells a runner of the run in this process, too."""
+    """Return the store's `append` as one that also notifies runners of the run in this process."""
 
     async def append(record: StepRecord) -> StepRecord:
         holder = await store.append(record)

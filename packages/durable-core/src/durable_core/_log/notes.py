@@ -1,4 +1,4 @@
-"""What the notes of entries say: what `$flow` hands on, whose child a run is, and what it waits for or failed by."""
+"""Reading the notes of entries: lasting members of `$flow`, parents and children, waits and failures."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any, Final
 from durable_core.record import StepRecord
 
 _LASTING: Final = ("input", "defaults", "asked", "parent", "root", "origin", "deadline", "cancelled", "carried")
-"""What each entry of `$flow` carries on in its note. Anything else in a note is of its own entry."""
+"""The members that each entry of `$flow` copies from the note of the one before. Others belong to one entry."""
 
 
 def lasting(flow: StepRecord) -> dict[str, Any]:
-    """Return what the next entry of `$flow` carries on in its note."""
+    """Return the members of the note that the next entry of `$flow` copies."""
     return {name: flow.notes[name] for name in _LASTING if name in flow.notes}
 
 
 def parent_of(flow: StepRecord | None) -> tuple[str, str] | None:
-    """Return the run and the step that called for this run."""
+    """Return the parent run and the step that called this run."""
     return _pair(flow, "parent", "run", "step")
 
 
 def origin_of(flow: StepRecord | None) -> tuple[str, str] | None:
-    """Return the run that this one was forked from, and the step it was forked before."""
+    """Return the run from which this one was forked, and the step before which it was forked."""
     return _pair(flow, "origin", "run", "before")
 
 
@@ -32,25 +32,25 @@ def root_of(flow: StepRecord | None) -> tuple[str, str] | None:
 
 
 def child_of(step: StepRecord) -> str | None:
-    """Return the run that a step called for."""
+    """Return the child that a step called."""
     child = step.notes.get("run") if step.kind == "flow" and not step.step_id.startswith("$") else None
     return child if isinstance(child, str) and child else None
 
 
 def children_of(entries: Iterable[StepRecord]) -> list[str]:
-    """Return the runs that a run's steps called for, each once, in the order of their calls."""
+    """Return the children that a run's steps called, each once, in the order of the calls."""
     return [*dict.fromkeys(child for record in entries if (child := child_of(record)) is not None)]
 
 
 def waits_of(flow: StepRecord | None) -> list[tuple[str, str]]:
-    """Return the runs and steps that a run waits for, or is parked by, as its flow's entry names them."""
+    """Return the runs and steps for which a run waits, or which parked it, from its flow's entry."""
     listed = flow.notes.get("waiting_for") if flow is not None else None
     pairs = [tuple(pair) for pair in listed if isinstance(pair, list)] if isinstance(listed, list) else []
     return [pair for pair in pairs if len(pair) == 2 and all(isinstance(each, str) for each in pair)]
 
 
 def ids_in(record: StepRecord, member: str) -> list[str]:
-    """Return the ids that a member of a note lists."""
+    """Return the ids in a member of a note."""
     listed = record.notes.get(member)
     return [each for each in listed if isinstance(each, str)] if isinstance(listed, list) else []
 
@@ -64,7 +64,7 @@ def _pair(flow: StepRecord | None, member: str, one: str, other: str) -> tuple[s
 
 
 def failed_parts(record: StepRecord) -> list[str]:
-    """Return the ids of the steps by which a race or a map failed; none for anything else, which failed by itself."""
+    """Return the ids of the steps that made a race or a map fail; none for other steps."""
     if record.kind not in ("first", "map"):
         return []
     names = ids_in(record, "failed")

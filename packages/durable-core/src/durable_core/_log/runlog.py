@@ -1,4 +1,4 @@
-"""A run's log as its runner holds it: read once, then looked up, and appended to until the store takes it."""
+"""A run's log in its runner: read once, then looked up; appends are repeated until the store accepts them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _logger: Final = logging.getLogger("durable_core")
 
 
 class RunLog:
-    """The newest entry of each step, and what happened but could not be appended yet.
+    """The newest entry of each step, and the outcomes that could not be appended yet.
 
-    Entries stay in the sequence that the store gave, which may decode them only when asked.
+    Entries stay in the store's sequence, which may decode them only on access.
     """
 
     def __init__(self, store: Store, run_id: str, clock: Clock, store_timeout: float) -> None:
@@ -43,23 +43,23 @@ class RunLog:
         self.timeout: Final = store_timeout
         self._limit: TimeLimit | None = None
         self.kept: Final[dict[str, tuple[StepRecord, Any]]] = {}
-        """What happened and the store has not taken yet."""
+        """Outcomes that the store has not accepted yet."""
         self.load(())
 
     def load(self, entries: Sequence[StepRecord]) -> None:
-        """Begin with `entries`: what the store holds now."""
+        """Start with `entries`, the store's current ones."""
         self.entries = entries
-        """What was loaded, in the order of append."""
+        """The loaded entries, in the order in which they were appended."""
         self._newest: dict[str, int | StepRecord] = {}
-        """Where each step's newest entry stands among those that were loaded; an entry itself that came later."""
+        """Each step's newest entry: its index among the loaded ones, or the entry itself if it came later."""
         self.reopened: dict[str, int] = {}
-        """At which revision steps were last reopened."""
+        """The revision at which a step was last reopened."""
         self._restarts: dict[str, int] | None = None
-        """How often each step was started again; None until somebody asks."""
+        """How often each step was restarted; None until it is needed."""
         self.answers: list[str] = []
-        """The steps by which an earlier run answered an exception."""
+        """The steps with which an earlier run answered an exception."""
         self.told_at: set[str] = set()
-        """The steps at which an earlier run was told of its cancellation, before it undid something."""
+        """The steps at which an earlier run learned of its cancellation, before it undid something."""
         revisions: dict[str, int] = {}  # only of steps with more than one entry
         for index, record in enumerate(heads_of(entries)):
             step_id, revision = record.step_id, record.revision
@@ -78,10 +78,10 @@ class RunLog:
                     self.answers.append(step_id)
         flow = self.latest(FLOW)
         self.cancelled = flow if cancelled(flow) is not None else self.latest(CANCEL)
-        """The entry that says the run is to stop."""
+        """The entry that asks the run to stop."""
 
     def __len__(self) -> int:
-        """Return how many steps have an entry."""
+        """Return the number of steps that have an entry."""
         return len(self._newest)
 
     def __iter__(self) -> Iterator[str]:
@@ -89,7 +89,7 @@ class RunLog:
         return iter([*self._newest])
 
     def forget(self) -> None:
-        """Begin anew, after the run was cleared."""
+        """Start again, after the run was cleared."""
         self.kept.clear()
         self.load(())
 
@@ -99,10 +99,10 @@ class RunLog:
         return self.entries[newest] if type(newest) is int else newest  # type: ignore[return-value]  # mypy narrows no else here
 
     def attempts(self, latest: StepRecord) -> tuple[int, int]:
-        """Return the number of a step's last attempt, and how many of its attempts raised, since it was last reopened."""
+        """Return the number of a step's last attempt and how many attempts raised, since it was last reopened."""
         if latest.status not in ("started", "waiting"):
             return 0, 0
-        if latest.status == "waiting" and latest.error is None:  # a round of `until`, which is no attempt
+        if latest.status == "waiting" and latest.error is None:  # a round of `until`, which is not an attempt
             return latest.attempt - 1, latest.attempt - 1
         if self._restarts is None:
             self._restarts = self._count_restarts()
@@ -110,7 +110,7 @@ class RunLog:
         return latest.attempt, latest.attempt - restarts - (latest.status == "started")
 
     def _count_restarts(self) -> dict[str, int]:
-        """Count each step's intents without an error that follow an intent: nobody knew, and it was started again."""
+        """Count each step's intents that follow an intent and have no error: restarts after an unknown outcome."""
         restarts: dict[str, int] = {}
         before: dict[str, str] = {}
         for record in self.entries:
@@ -123,7 +123,7 @@ class RunLog:
         return restarts
 
     def crashes(self) -> int:
-        """Return how often the flow's own code raised since a step last had an outcome."""
+        """Return how often the flow's own code raised since the last outcome of a step."""
         if any(isinstance(record, StepRecord) and record.step_id != FLOW and decided(record) for record in self._newest.values()):
             return 0
         number = 0
@@ -135,7 +135,7 @@ class RunLog:
         return number
 
     def add(self, record: StepRecord) -> StepRecord:
-        """Take in an entry that the store holds."""
+        """Add an entry that the store holds."""
         known = self.latest(record.step_id)
         if known is None or known.revision <= record.revision:
             self._newest[record.step_id] = record
@@ -146,21 +146,21 @@ class RunLog:
         return record
 
     async def claim(self, record: StepRecord) -> StepRecord:
-        """Append `record` and return the slot's holder. A store that stays away is a `StoreError`."""
+        """Append `record` and return the slot's holder. Raises `StoreError` if the store is unreachable."""
         return await self._answer(partial(self._store.append, record), "append", record.step_id)
 
     async def look(self, step_id: str, run_id: str = "") -> StepRecord | None:
-        """Ask the store for the step's newest entry, which another process may have appended. Raises what `claim` raises.
+        """Read the step's newest entry from the store; another process may have appended it. Raises what `claim` raises.
 
-        `run_id` is that of another run.
+        `run_id` reads a step of another run.
         """
         return await self._answer(partial(self._store.get, run_id or self._run_id, step_id), "look for", step_id)
 
     async def outcome(self, record: StepRecord, value: Any, cancelled: asyncio.CancelledError | None = None) -> StepRecord:
-        """Record an outcome and return the one that counts: this one, or another that was there first.
+        """Record an outcome and return the valid one: this one, or another that came first.
 
-        If the caller is cancelled, or was `cancelled` before, recording completes first, within 5 s. An outcome that the store
-        does not take is kept for the next step. Raises `ResultNotRecorded` then.
+        If the caller is cancelled, or was `cancelled` before, recording completes first, within 5 s. If the store doesn't accept
+        the outcome, it is kept for the next step, and `ResultNotRecorded` is raised.
         """
         try:
             if cancelled is not None:
@@ -176,32 +176,32 @@ class RunLog:
             raise ResultNotRecorded(record, value) from failure
 
     async def outcome_if_possible(self, record: StepRecord, value: Any = None) -> None:
-        """Record an outcome within 5 s, whoever is cancelled meanwhile; keep it for the next step if the store is away."""
+        """Record an outcome within 5 s, despite cancellations; keep it for the next step if the store is unreachable."""
         try:
             try:
                 await undisturbed(self._settle(record, _CANCELLED_WITHIN))
-            except asyncio.CancelledError:  # a loop that shuts down cancels that task, too; of a new one it knows nothing
+            except asyncio.CancelledError:  # a loop that shuts down cancels that task too, but doesn't know a new one
                 await undisturbed(self._settle(record, _CANCELLED_WITHIN))
         except (Exception, asyncio.CancelledError) as error:
             self.kept[record.step_id] = record, value
             _logger.error("%s", ResultNotRecorded(record, value), exc_info=error)
 
     async def settle(self) -> None:
-        """Append what was kept. Raises `ResultNotRecorded` if the store is still away."""
+        """Append the kept outcomes. Raises `ResultNotRecorded` if the store is still unreachable."""
         for record, value in [*self.kept.values()]:
             await self.outcome(record, value)
 
     async def settle_if_possible(self) -> None:
-        """Append what was kept, if the store is back: in another process these steps would run again."""
+        """Append the kept outcomes if the store is back. Otherwise these steps would run again in another process."""
         kept, within = [*self.kept.values()], min(self.timeout, _CANCELLED_WITHIN)
-        # All at once: one that is refused, or a store that hangs, holds up none of the others.
+        # All at the same time, so that one that is refused, or a store that hangs, doesn't delay the others.
         outcomes = await asyncio.gather(*(self._settle(record, within) for record, _ in kept), return_exceptions=True)
         for (record, value), outcome in zip(kept, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 _logger.error("%s", ResultNotRecorded(record, value), exc_info=outcome)
 
     async def _settle(self, record: StepRecord, within: float) -> StepRecord:
-        """Append an outcome. Its effect has happened: it goes on to the next revision until it or another outcome has a slot."""
+        """Append an outcome. Its effect has happened, so it moves to the next revision until it or another outcome has a slot."""
         holder = await self._persistently(partial(self._store.append, record), within, "append", record.step_id)
         while not decided(holder):
             if record.step_id == FLOW:
@@ -212,7 +212,7 @@ class RunLog:
         return holder
 
     async def _answer(self, ask: Callable[[], Awaitable[T]], verb: str, step_id: str) -> T:
-        """Ask the store, whose failure is a `StoreError` whatever the driver raised: it must not pass for one of the flow."""
+        """Call the store. Any error becomes a `StoreError`, so that it isn't taken for an error of the flow."""
         try:
             return await self._persistently(ask, self.timeout, verb, step_id)
         except StoreError:
@@ -222,9 +222,9 @@ class RunLog:
             raise StoreError(f"the store could not {verb} step {step_id!r} of run {self._run_id!r}: {problem}") from error
 
     async def _persistently(self, ask: Callable[[], Awaitable[T]], within: float, verb: str, step_id: str) -> T:
-        """Ask the store until it answers, for so many seconds, and take the entry in; raise what it said last.
+        """Call the store until it answers, for at most so many seconds, and add the entry; raise its last error.
 
-        Appending again is harmless: the same record has the same id, whether it was written or not.
+        Appending again is harmless: the same record has the same id, whether it was written before or not.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -246,11 +246,11 @@ class RunLog:
                 return answer
             tries += 1
             remaining = began + within - self._clock.monotonic()
-            pause = min(_append_delay(tries), remaining / 2)  # so that the last try comes near the end
+            pause = min(_append_delay(tries), remaining / 2)  # so that the last attempt comes near the end
             remaining -= pause
             if pause < _SHORTEST:
                 if reason is not None and isinstance(failure, TimeoutError):
-                    raise reason from failure  # what the store said before says more
+                    raise reason from failure  # the store's earlier error says more
                 raise failure
             reason = failure
             _logger.warning("could not %s step %r of run %r, trying again: %r", verb, step_id, self._run_id, failure)
@@ -258,7 +258,7 @@ class RunLog:
 
 
 def _failure(error: BaseException, deadline: Deadline, within: float, *, alone: bool) -> Exception:
-    """Return what the store may be asked again after, and raise anything else, as a cancellation that was meant for the run."""
+    """Return an error after which the store may be called again; raise any other, such as the run's own cancellation."""
     if isinstance(error, asyncio.CancelledError) and alone:
         failure: Exception = StoreError("the store gave it up, though nobody cancelled it")
         if deadline.expired:

@@ -1,4 +1,4 @@
-"""How a run stands, read off its entries and its lock."""
+"""The status of a run, from its entries and its lock."""
 
 from __future__ import annotations
 
@@ -23,51 +23,51 @@ RUN_STATES: Final = get_args(RunState)
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How one run stands."""
+    """The status of one run."""
 
     run_id: str
     flow: str | None
     """The name of its flow, or None for a run without one."""
     status: RunState
-    """`waiting`: for its turn, a time, an event or a person, in a live process too. `running`: somebody holds its lock.
-    `interrupted`: it was started, and nobody holds its lock. `crashed`: its own code raised; the next run goes on. `parked`:
-    somebody must act. `cancelling`: it is to stop. `succeeded`, `failed`, `cancelled`: how it ended.
+    """`waiting`: it waits for its turn, a time, an event or a person, perhaps in a live process. `running`: a process holds its
+    lock. `interrupted`: it was started, and nobody holds its lock. `crashed`: its own code raised; the next run continues.
+    `parked`: somebody must act. `cancelling`: it was asked to stop. `succeeded`, `failed`, `cancelled`: it has ended.
 
-    A run without a flow is `open`, `failed` where a step's failure is its newest entry, or `cancelled` from the request on."""
+    A run without a flow is `open`, `failed` if its newest entry is a step's failure, or `cancelled` as soon as that is asked."""
     input: Any
-    """What the flow was called with, as JSON."""
+    """The flow's input, as JSON."""
     result: Any
-    """What the flow returned, as JSON; None unless it succeeded."""
+    """The flow's value, as JSON; None unless the run succeeded."""
     error: StepError | None
-    """What it failed by, or crashed with."""
+    """The error by which it failed or crashed."""
     failed: tuple[str, ...]
-    """The ids of the steps whose failures ended it, or of the one that it is parked by."""
+    """The ids of the steps whose failures ended it, or of the step that parked it."""
     why: str | None
-    """Why it is parked, or is to stop."""
+    """Why it is parked or was cancelled."""
     mend: str | None
-    """What would let a parked run go on."""
+    """How to continue a parked run."""
     waiting_for: tuple[str, ...]
-    """The ids of its waits that have no outcome."""
+    """The ids of its waits without an outcome."""
     until: datetime | None
-    """The earliest time at which it goes on by itself: a wake-up time, a deadline, or the next try."""
+    """The earliest time at which it continues by itself: a wake-up time, a deadline, or the next attempt."""
     holder: Holder | None
-    """Who works on it, where the store can tell; None for a run that has ended."""
+    """Who holds its lock, if the store can tell; None for a run that has ended."""
     started_at: datetime
     changed_at: datetime
     parent: tuple[str, str] | None
-    """The run and the step that called for this run."""
+    """The parent run and the step that called this run as a child, or None."""
     children: tuple[str, ...]
-    """The runs that its steps called for."""
+    """The children that its steps called."""
     origin: tuple[str, str] | None
-    """The run that this one was forked from, and the step it was forked before."""
+    """The run from which this one was forked and the step before which it was forked, or None."""
     steps: int
-    """How many steps have an entry."""
+    """The number of steps that have an entry."""
 
 
 def status_of(
     run_id: str, entries: Sequence[StepRecord], holder: Holder | None = None, *, tells_holder: bool = True
 ) -> RunStatus:
-    """Read a run's status off its entries, and off who holds its lock, where the store `tells_holder`."""
+    """Return a run's status from its entries and from the holder of its lock, if the store `tells_holder`."""
     latest = newest(entries)
     flow = latest.get(FLOW)
     steps = [record for record in latest.values() if not record.step_id.startswith("$")]
@@ -115,7 +115,7 @@ def _result(flow: StepRecord) -> Any:
 
 
 def open_waits(latest: Mapping[str, StepRecord]) -> list[StepRecord]:
-    """Return the waits without an outcome, but for those that lost to another contender and are about to be withdrawn."""
+    """Return the waits without an outcome, except those that lost to another contender and will be withdrawn."""
     races = [record for record in latest.values() if record.kind == "first" and decided(record)]
     lost = {step_id for race in races for step_id in ids_in(race, "lost")} | {FLOW}
     return [record for record in latest.values() if record.status == "waiting" and record.step_id not in lost]
@@ -141,7 +141,7 @@ def _state(
         return state
     if tells_holder and holder is None:
         return "interrupted"
-    # What a child waits for stands in the child's own log.
+    # A child's own log says what the child waits for.
     if any(record.kind != "flow" for record in waits):
         return "waiting"
     return "running" if holder is not None else "interrupted"

@@ -1,4 +1,4 @@
-"""Wake-ups around what lets a run go on: a worker looks at it soon, whatever dies in between."""
+"""Wake-ups around acts that let a run continue: a worker looks at the run soon, even if the actor dies in between."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .news import telling
 from .notes import parent_of, root_of
 
 NET: Final = timedelta(minutes=1)
-"""How far ahead the wake-up is that stays if whoever acts on a run dies before it could set one for now."""
+"""How far ahead the first wake-up is. It remains if the actor dies before it sets one for now."""
 
 
 @asynccontextmanager
 async def waking(store: Store, run_id: str, clock: Clock | None) -> AsyncIterator[Append]:
-    """Yield the `append` of an act from outside, which may let runs go on: workers look at each run that it appended to.
+    """Yield an `append` for acts from outside, which may let runs continue: workers look at each run that it appended to.
 
-    A wake-up a minute ahead comes before the first append to each run; it stays where the act is cut off. After the act, and
-    where it is refused too, this looks for the flows, which may have begun meanwhile, sets wake-ups for now, and clears the
-    first ones.
+    A wake-up for a minute ahead is set before the first append to each run, and remains if the act is interrupted. After the
+    act, even if it was refused, this looks for the flows, which may have begun meanwhile, sets wake-ups for now, and clears
+    the first ones.
     """
     append = telling(store)
     wakeups = wakeups_of(store)
@@ -53,7 +53,7 @@ async def waking(store: Store, run_id: str, clock: Clock | None) -> AsyncIterato
         yield noting
     except Refused as error:
         refusal = error
-    now = nets[0].now if nets else now_by(clock)  # the store's clock, where it is known
+    now = nets[0].now if nets else now_by(clock)  # the store's clock, if it is known
     targets = [await whom_to_wake(store, await store.get(each, FLOW)) for each in acted_on]
     for target in dict.fromkeys(targets):
         if target is not None:
@@ -66,7 +66,7 @@ async def waking(store: Store, run_id: str, clock: Clock | None) -> AsyncIterato
 
 @asynccontextmanager
 async def asking(wakeups: SupportsWakeups | None, run_id: str, flow: str, now: datetime, at: datetime) -> AsyncIterator[None]:
-    """Set the wake-ups of a run that is asked for in the context, to be run not before `at`."""
+    """Set the wake-ups of a run that is asked for in this context, to run no earlier than `at`."""
     if wakeups is None:
         yield
         return
@@ -77,9 +77,9 @@ async def asking(wakeups: SupportsWakeups | None, run_id: str, flow: str, now: d
 
 
 async def whom_to_wake(store: Store, flow: StepRecord | None) -> tuple[str, str] | None:
-    """Return the run to look at after something happened to this one, and its flow's name; None where nobody waits for it.
+    """Return the run to look at after something happened to this one, and its flow's name; None if nothing waits for it.
 
-    That is the topmost run that drives it. Of a run that has ended it is the one that waits for it.
+    That is the topmost run that drives it; if this run has ended, the run that waits for it.
     """
     if flow is None:
         return None
@@ -92,7 +92,7 @@ async def whom_to_wake(store: Store, flow: StepRecord | None) -> tuple[str, str]
 
 
 async def _driver_of(store: Store, flow: StepRecord) -> tuple[str, str]:
-    """Return the topmost run that drives this one, and its flow's name: itself where that one has ended without it."""
+    """Return the topmost run that drives this one, and its flow's name; if that run has ended, this one."""
     root = root_of(flow)
     if root is not None:
         top = await store.get(root[0], FLOW)
@@ -102,6 +102,6 @@ async def _driver_of(store: Store, flow: StepRecord) -> tuple[str, str]:
 
 
 async def wake(store: Store, flow: StepRecord, at: datetime) -> None:
-    """Have a worker look at a run, or at the one that drives it or waits for it, at a time."""
+    """Make a worker look at a run, or at the run that drives it or waits for it, at a given time."""
     if (wakeups := wakeups_of(store)) is not None and (target := await whom_to_wake(store, flow)) is not None:
         await wakeups.set_wakeup(*target, at)

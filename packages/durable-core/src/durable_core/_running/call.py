@@ -87,8 +87,8 @@ def prepare(
         policy = policy.override(options)
         if policy.timeout is not None and not may_be_awaited(fn):
             raise TypeError(
-                f"timeout={policy.timeout:g} for step {step_id!r}, but {fn!r} is a plain function: its thread can't be stopped."
-                " Make it async, or give the time limit to what it calls"
+                f"step {step_id!r} has timeout={policy.timeout:g}, but {fn!r} is a plain function, whose thread can't be stopped."
+                " Make it async, or set a time limit in what it calls"
             )
     first = run.calls.get(step_id) if type(step_id) is str else None
     if first is None:
@@ -140,8 +140,8 @@ def check_variables(run: Run, step_id: str, closure: Closure) -> None:
     """Raise `StepReused` if a variable holds another value than when `closure` was read."""
     if closure and (name := changed_variable(closure)):
         raise StepReused(
-            f"step {step_id!r} of run {run.id!r} was called when the variable {name!r}, which its function closes over, held"
-            f" another value; nothing was run. Pass it as an argument, or fix it with a default: `lambda {name}={name}: …`"
+            f"the function of step {step_id!r} of run {run.id!r} uses the variable {name!r}, whose value has changed since the"
+            f" step was called; nothing was run. Pass it as an argument, or as a default: `lambda {name}={name}: …`"
         )
 
 

@@ -45,7 +45,7 @@ def first(
                     given.close()  # or Python would say that nobody awaited it
             raise TypeError(
                 f"contender {name!r} of {step_id!r} must be a function without arguments, not {fn!r}; write"
-                f" {name}=lambda: runner.step(…), so that it is called only where it is needed"
+                f" {name}=lambda: runner.step(…), so that it is called only if it is needed"
             )
     use_id(run, step_id, ("first", [(name, identity_of(fn, ())[0]) for name, fn in contenders.items()]))
     closure = [each for fn in contenders.values() for each in closure_of(fn)]
@@ -190,7 +190,7 @@ async def _recorded(run: Run, contenders: Contenders, record: StepRecord) -> tup
     name = record.value()
     if not isinstance(name, str) or name not in contenders:
         raise StepDrift(
-            f"first {record.step_id!r} of run {run.id!r} was won by {name!r}, which is no contender any more; there are:"
+            f"first {record.step_id!r} of run {run.id!r} was won by {name!r}, which is no longer a contender; the contenders are"
             f" {', '.join(contenders)}. Keep that contender, or give the race another id",
             step_id=record.step_id,
         )

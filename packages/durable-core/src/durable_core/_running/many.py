@@ -70,7 +70,7 @@ def prepare_map(
     if key is not None and not callable(key):
         raise TypeError(f"key must be a function of an item, or None to number the items, not {key!r}")
     if not isinstance(items, Iterable):
-        raise TypeError(f"items of map {step_id!r} must be a list or another iterable, not {items!r}")
+        raise TypeError(f"items of map {step_id!r} must be an iterable, such as a list, not {items!r}")
     items = [*items]
     step_ids = [check_own_id("step_id", f"{step_id}/{number}") for number in range(len(items))]
     if key is not None:
@@ -78,21 +78,23 @@ def prepare_map(
         if len({*step_ids}) < len(step_ids):
             seen: set[str] = set()
             twice = next(each for each in step_ids if each in seen or seen.add(each))  # type: ignore[func-returns-value]
-            raise ValueError(f"two items of map {step_id!r} have the key {twice[len(step_id) + 1 :]!r}; give each its own")
+            raise ValueError(
+                f"two items of map {step_id!r} have the key {twice[len(step_id) + 1 :]!r}; give each item its own key"
+            )
     call = prepare(run, step_id, fn, (_digest(step_ids, items),), returns, policy, options)
     return MapCall(call, items, step_ids, limit, tolerate)
 
 
 def _check_number(what: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} must be a whole number from {least}, not {value!r}")
+        raise TypeError(f"{what} must be a whole number, at least {least}, not {value!r}")
     if value < least:
-        raise ValueError(f"{what} must be a whole number from {least}, not {value}")
+        raise ValueError(f"{what} must be a whole number, at least {least}, not {value}")
 
 
 def _key(step_id: str, key: object) -> str:
     if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
-        raise TypeError(f"key of map {step_id!r} must return a text or a whole number for each item, not {key!r}")
+        raise TypeError(f"key of map {step_id!r} must return a str or an int for each item, not {key!r}")
     return str(key)
 
 
@@ -219,7 +221,7 @@ def _recorded(run: Run, each: MapCall, record: StepRecord) -> list[Any]:
         if entry is None:
             raise StepDrift(
                 f"map {record.step_id!r} of run {run.id!r} has ended, and {step_id!r} was not among its items; nothing was run."
-                " Give the map another id to run it anew",
+                " To run the map for new items, give it another id",
                 step_id=record.step_id,
             )
         run.check_kind(entry, "step")

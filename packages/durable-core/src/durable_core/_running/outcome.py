@@ -27,7 +27,7 @@ def outcome_of(run: Run, record: StepRecord, call: Call, *, ran: bool = False) -
     if call.fingerprint != record.fingerprint:
         run.tell_drift(
             f"step {record.step_id!r} of run {run.id!r} was recorded with other arguments than it is now called with; the"
-            " recorded outcome is used. Give it another id to run it anew",
+            " recorded outcome is used. To run it again, give it another id",
             record.step_id,
         )
     if record.status == "failure":
@@ -73,7 +73,7 @@ def ended_by(flow: StepRecord, step: StepRecord | None) -> StepFailed:
 def to_retry(record: StepRecord) -> str:
     """Say how a failure is taken back."""
     step = "" if record.step_id == FLOW else f", {record.step_id!r}"
-    return f"to let it run anew: durable_core.control.retry(store, {record.run_id!r}{step})"
+    return f"to run it again: durable_core.control.retry(store, {record.run_id!r}{step})"
 
 
 def value_or_failure(record: StepRecord, codec: Codec[Any] | None) -> Any:
@@ -89,7 +89,7 @@ def value_of(record: StepRecord, codec: Codec[Any]) -> Any:
         return codec.decode(record.result or b"null")
     except msgspec.DecodeError as error:
         raise StepDrift(
-            f"the recorded value of step {record.step_id!r} of run {record.run_id!r} is no {codec.type!r} any more ({error});"
-            " nothing was run. Let the type read the old value too, or give the step another id",
+            f"the recorded value of step {record.step_id!r} of run {record.run_id!r} can't be read as {codec.type!r} ({error});"
+            " nothing was run. Let the type accept the old value too, or give the step another id",
             step_id=record.step_id,
         ) from error

@@ -200,7 +200,7 @@ class Run:
         """Raise `DurableError` while anything runs or waits: its outcome would be lost, or land in the cleared run."""
         if self.running or self.waiting:
             busy = ", ".join(map(repr, [*self.running, *(each.step_id for each in self.waiting)]))
-            raise DurableError(f"run {self.id!r} can't be reset while it is at {busy}")
+            raise DurableError(f"run {self.id!r} can't be reset while these steps run: {busy}")
 
     async def load(self, *, again: bool = False) -> None:
         """Read the log, once."""
@@ -335,8 +335,8 @@ class Run:
                     break
                 known = len(self.calls)
         raise StepDrift(
-            f"run {self.id!r} asks for the new step {step_id!r}, but it had answered an exception with step {missing[0]!r}, which"
-            " was not asked for: what was undone can't be continued. To begin anew from before it: durable_core.control.fork("
+            f"run {self.id!r} called the new step {step_id!r}, but not step {missing[0]!r}, with which it answered an exception"
+            " before: what was undone can't be continued. To start again from before it: durable_core.control.fork("
             f"store, {self.id!r}, new_run_id, before={missing[0]!r})",
             step_id=missing[0],
         )
@@ -432,8 +432,8 @@ class Run:
         """Raise `StepDrift` if an earlier run recorded something of another kind under the id."""
         if record.kind != kind:
             drift = StepDrift(
-                f"{record.step_id!r} of run {self.id!r} was recorded by an earlier run as {record.kind!r}, and is now asked for"
-                f" as {kind!r}; give it another id",
+                f"{record.step_id!r} of run {self.id!r} was recorded as {record.kind!r}, and is now called as {kind!r}; give it"
+                " another id",
                 step_id=record.step_id,
             )
             if self.replay is not None:

@@ -22,7 +22,7 @@ from .race import in_thread
 from .run import Run
 from .step import Tried, TryOnce, tried_of, try_fn
 
-NOT_AWAITED: Final = "but this store has one writer, which an await would keep from all others: make it a plain function"
+NOT_AWAITED: Final = "but this store has one writer, and an await would block all others: make it a plain function"
 
 _rollback_delay: Final = exponential(0.02, limit=1, jitter=True)
 

@@ -23,7 +23,7 @@ def check_id(what: str, value: object) -> str:
         return plain
     fault = f"has {size} bytes"
     if unfit is not None:
-        fault = f"holds a {'lone surrogate' if unfit['surrogate'] else 'control character'}"
+        fault = f"contains a {'lone surrogate' if unfit['surrogate'] else 'control character'}"
     raise ValueError(f"{what} {plain if len(plain) <= 80 else plain[:60] + '…'!r} {fault}; {rule}")
 
 
@@ -31,7 +31,7 @@ def check_own_id(what: str, value: object) -> str:
     """Return an id as a plain str; refuse one that `check_id` refuses, or that is the library's."""
     value = check_id(what, value)
     if value[0] == "$":
-        raise ValueError(f"{what} {value!r} starts with '$'; such ids are the library's own, choose another")
+        raise ValueError(f"{what} {value!r} starts with '$', which is reserved for the library; choose another id")
     return value
 
 
@@ -39,7 +39,7 @@ def check_name(what: str, value: object) -> str:
     """Return a name that other ids are made of as a plain str; refuse one that `check_own_id` refuses, or that holds a slash."""
     value = check_own_id(what, value)
     if "/" in value:
-        raise ValueError(f"{what} {value!r} holds a '/'; other ids are made of it, as in {value.replace('/', '-') + '/1'!r}")
+        raise ValueError(f"{what} {value!r} contains a '/', which separates it from other ids; write {value.replace('/', '-')!r}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The errors that the lowest floors raise. Users know them from `durable_core.errors`, and logs hold that name."""
+"""The errors that the lowest floors raise. Users import them from `durable_core.errors`, and logs contain that name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copyreg
 
 
 def reduced(error: BaseException) -> tuple[object, ...]:
-    """Return what pickle and copy make the error of: its message and its attributes, not the arguments it was made with."""
+    """Return what pickle and copy need: the error's message and attributes, not the arguments of its constructor."""
     return copyreg.__newobj__, (type(error), *error.args), vars(error)  # type: ignore[attr-defined]  # typeshed lacks it
 
 
@@ -25,10 +25,10 @@ class CorruptLog(StoreError):
 
 
 class UnrecordableValue(DurableError, TypeError):
-    """A value would not come back from the log unchanged; the message has the path to the first such field."""
+    """A value would not come back from the log unchanged. The message has the path to the first field that would change."""
 
     reason = ""
-    """Where and why, without what to do about it."""
+    """Where the value would change and why, without advice."""
 
 
 class NestedStep(DurableError):

@@ -1,4 +1,4 @@
-"""What a person is asked, and what the person decided."""
+"""Approvals: what people are asked, and what they decide."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from durable_core.options import duration, unknown_option
 from durable_core.record import StepError, StepRecord
 
 DEADLINE: Final = "$deadline"
-"""Who rejects what nobody decided in time."""
+"""The name under which an approval is rejected when its time is over."""
 
 OnTimeout = Literal["fail", "reject"]
 
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The outcome of an approval. The record's note holds what was shown and every vote."""
+    """The outcome of an approval. The record's note contains what was shown and every vote."""
 
     approved: bool
     by: str
-    """Who cast the vote that decided: recorded as given, not authenticated."""
+    """Who cast the deciding vote. The name is recorded as given, not authenticated."""
     reason: str | None
     at: datetime
     value: Any = None
-    """What the person changed, as JSON."""
+    """The value with the person's changes, as JSON; None if nothing was changed."""
 
     def __bool__(self) -> bool:
-        """Tell whether it approves, so that `if await runner.approval(...):` means what it says."""
+        """Return True if it was approved, so that `if await runner.approval(...):` works."""
         return self.approved
 
 
 class Approvals(TypedDict, total=False):
-    """Who decides what an agent wants to do: options of `Runner.approval`, for code that says them before anybody is asked."""
+    """Options of `Runner.approval` that are set before a person is asked, such as for an agent's tools."""
 
     quorum: int
-    """How many different people have to approve, with the same arguments; 1 unless given. One rejection decides."""
+    """The number of different people who must approve, with the same arguments; by default 1. One rejection decides."""
     approvers: Collection[str] | None
-    """The names of those who may decide; anyone unless given."""
+    """The names of the people who may decide; by default anyone."""
     timeout: float | timedelta | None
-    """Seconds to decide in."""
+    """The time to decide, in seconds or as a timedelta."""
     on_timeout: OnTimeout
-    """What nobody decided in time is rejected, and the model is told so; with `fail` the run fails instead."""
+    """By default, an approval that nobody decides in time is rejected, and the model learns that. "fail" makes the run fail."""
 
 
 def check_approvals(options: Approvals) -> Approvals:
-    """Return options of approvals as they are, for code that takes them long before a person is asked.
+    """Check options of approvals before a person is asked, and return them unchanged.
 
-    Raises `TypeError` for an unknown option or another type, `ValueError` for what is out of range.
+    Raises `TypeError` for an unknown option or a wrong type, and `ValueError` for a value out of range.
     """
     if not isinstance(options, Mapping):
         raise TypeError(f"approvals must be a dict, such as Approvals(quorum=2), not {options!r}")
@@ -67,32 +67,32 @@ def check_approvals(options: Approvals) -> Approvals:
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an approval's entries carry as their note."""
+    """The note of an approval's entries."""
 
     show: Any = None
     quorum: int = 1
     approvers: tuple[str, ...] | None = None
     votes: tuple[Decision, ...] = ()
-    """What each person said, last the one who spoke last."""
+    """The vote of each person; the newest vote comes last."""
     on_timeout: OnTimeout = "fail"
 
     @classmethod
     def make(
         cls, step_id: str, show: object, quorum: int, approvers: Iterable[str] | None, on_timeout: OnTimeout = "fail"
     ) -> Request:
-        """Check what is asked for. Raises `ValueError` for a quorum out of reach, `TypeError` for what can't be shown."""
+        """Check the arguments. Raises `ValueError` for an impossible quorum, `TypeError` for a value that can't be recorded."""
         if isinstance(approvers, str):
-            raise TypeError(f"approvers must be several names, not one text; write [{approvers!r}]")
+            raise TypeError(f"approvers must be a list of names, not one str; write [{approvers!r}]")
         names = None if approvers is None else tuple(dict.fromkeys(approvers))
         for name in names or ():
             if not isinstance(name, str) or not name:
-                raise TypeError(f"approvers must be names, not {name!r}")
+                raise TypeError(f"each of approvers must be a name, not {name!r}")
         if isinstance(quorum, bool) or not isinstance(quorum, int):
-            raise TypeError(f"quorum must be a whole number of people from 1, not {quorum!r}")
+            raise TypeError(f"quorum must be a whole number of people, at least 1, not {quorum!r}")
         most = None if names is None else len(names)
         if quorum < 1 or (most is not None and quorum > most):
-            limit = "" if most is None else f" to {most}, the number of approvers"
-            raise ValueError(f"quorum must be from 1{limit}, not {quorum!r}")
+            limit = "" if most is None else f" and at most {most}, the number of approvers"
+            raise ValueError(f"quorum must be at least 1{limit}, not {quorum!r}")
         if on_timeout not in ("fail", "reject"):
             raise ValueError(f"on_timeout must be 'fail' or 'reject', not {on_timeout!r}")
         shown = msgspec.json.decode(record_any(show, f"what approval {step_id!r} shows"))
@@ -100,7 +100,7 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def of(cls, record: StepRecord) -> Request:
-        """Return what an approval's entry carries. Raises `CorruptLog` for a note that no approval has."""
+        """Return the request in the note of an approval's entry. Raises `CorruptLog` if the note isn't one."""
         try:
             return msgspec.convert(record.note or {}, cls)
         except msgspec.ValidationError as error:
@@ -109,7 +109,7 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def fingerprint(self) -> str | None:
-        """A hash of what is shown: a decision holds for that alone."""
+        """A hash of what is shown. A decision is valid only for that."""
         return fingerprint_of((self.show,))
 
     def note(self) -> Any:
@@ -117,7 +117,7 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
         return msgspec.json.decode(msgspec.json.encode(self))
 
     def decision(self) -> Decision | None:
-        """Return what the votes amount to: one rejection decides, and so do `quorum` people who approve the same value."""
+        """Return the decision of the votes, or None. One rejection decides, as do `quorum` people who approve the same value."""
         last = self.votes[-1] if self.votes else None
         if last is None or not last.approved:
             return last
@@ -125,12 +125,12 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def agreeing(self) -> int:
-        """How many people approve the same value as the last one who approved."""
+        """The number of people who approve the same value as the last one who approved."""
         values = [msgspec.json.encode(value, order="deterministic") for value in self._values()]
         return values.count(values[-1]) if values else 0
 
     def _values(self) -> list[Any]:
-        """Return the value that each person approves: without one of their own, what the last one before them made of it."""
+        """Return the value that each person approves: their own, or else the one that the previous person approved."""
         values: list[Any] = []
         for vote in self.votes:
             if vote.approved:
@@ -138,17 +138,17 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
         return values
 
     def holds(self, vote: Decision) -> bool:
-        """Tell whether the same person said the same before."""
+        """Return True if the same person gave the same vote before."""
         return any((vote.by, vote.approved, vote.value) == (other.by, other.approved, other.value) for other in self.votes)
 
     def with_vote(self, vote: Decision) -> Request:
-        """Return this with one more vote, in place of what the same person said before."""
+        """Return this with one more vote, which replaces an earlier one of the same person."""
         others = tuple(other for other in self.votes if other.by != vote.by)
         return msgspec.structs.replace(self, votes=(*others, vote))
 
 
 def overdue(waiting: StepRecord, now: datetime) -> StepRecord:
-    """Return the entry that ends a wait whose time has come: a sleep is over, an approval may be rejected, the rest fails."""
+    """Return the entry that ends a wait whose time has come: a sleep succeeds, an approval may be rejected, others fail."""
     if waiting.kind == "sleep":
         return successor(waiting, now, status="success")
     assert waiting.until is not None

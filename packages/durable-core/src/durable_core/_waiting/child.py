@@ -103,7 +103,7 @@ async def result_of(run: Run, step_id: str, name: str, child: str, codec: Codec[
     """Wait until a child that nobody waited for has ended, and return its value; None where no type of it is given."""
     step_id = check_own_id("step_id", step_id)
     if child not in run.asked:
-        raise ValueError(f"result {step_id!r} takes a run id that flow(…, wait=False) of this run returned, not {child!r}")
+        raise ValueError(f"result {step_id!r} needs a run id that flow(…, wait=False) returned in this run, not {child!r}")
     use_id(run, step_id, ("result", child))
     await run.ready()
     with run.telling(step_id):
@@ -113,8 +113,8 @@ async def result_of(run: Run, step_id: str, name: str, child: str, codec: Codec[
             end = await run.arriving(run.log.look(FLOW, child))
             if end is None:
                 raise StepDrift(
-                    f"step {step_id!r} of run {run.id!r} waits for run {child!r}, which is not there any more: it was cleared."
-                    " fork the run before the step that asked for it, so that it is asked for anew"
+                    f"step {step_id!r} of run {run.id!r} waits for run {child!r}, which no longer exists: it was cleared."
+                    " To start it again, fork the run before the step that started it"
                 )
             if decided(end):
                 record = await run.arriving(_end(run, record, end))
@@ -242,8 +242,8 @@ def _check(run: Run, child: Child, record: StepRecord) -> None:
     name = record.notes.get("flow")
     if name != child.flow.name:
         raise StepDrift(
-            f"{record.step_id!r} of run {run.id!r} was recorded for flow {name!r}, and is now asked for as"
-            f" {child.flow.name!r}; give it another id",
+            f"step {record.step_id!r} of run {run.id!r} was recorded for flow {name!r}, not {child.flow.name!r}; give it"
+            " another id",
             step_id=record.step_id,
         )
     if record.fingerprint != child.taken.fingerprint:

@@ -23,7 +23,7 @@ async def cast(store: Store, run_id: str, step_id: str, vote: Decision, clock: C
     def propose(latest: StepRecord | None) -> StepRecord | None:
         assert latest is not None
         if latest.kind != "approval" or latest.status in ("started", "reopened"):
-            raise Refused(f"{step_id!r} of run {run_id!r} doesn't wait for an approval: it is {describe(latest)}")
+            raise Refused(f"{step_id!r} of run {run_id!r} is not waiting for an approval: it is {describe(latest)}")
         request = Request.of(latest)
         if decided(latest):
             decision = request.decision()
@@ -68,9 +68,9 @@ async def give(
         if latest is None:
             return new_entry(run_id, step_id, now, kind="event", note=dict(said) or None, **outcome)
         if error is None and latest.kind != "event":
-            raise Refused(f"{step_id!r} of run {run_id!r} is no event but {describe(latest)}")
+            raise Refused(f"{step_id!r} of run {run_id!r} is not an event: it is {describe(latest)}")
         if latest.kind not in ("event", "approval") or (latest.kind == "approval" and latest.status == "reopened"):
-            raise Refused(f"{step_id!r} of run {run_id!r} waits for nobody: it is {describe(latest)}")
+            raise Refused(f"{step_id!r} of run {run_id!r} can't be answered: it is {describe(latest)}")
         if decided(latest):
             if (latest.status, latest.result, _told(latest.error)) == (outcome["status"], result, _told(error)):
                 return None

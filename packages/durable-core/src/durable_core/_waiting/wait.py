@@ -28,7 +28,7 @@ def moment(clock: Clock, what: str, when: float | timedelta | datetime) -> datet
         except OverflowError as error:
             raise ValueError(f"{what} {when!r} ends after the year 9999; give a shorter one") from error
     if when.tzinfo is None:
-        raise ValueError(f"{what} {when!r} has no zone; give an aware datetime, a timedelta or seconds")
+        raise ValueError(f"{what} {when!r} has no time zone; give an aware datetime, a timedelta or seconds")
     return when.astimezone(UTC)
 
 
@@ -98,8 +98,8 @@ def _check(run: Run, asked: Wait, record: StepRecord) -> None:
     run.check_kind(record, asked.kind)
     if asked.kind == "approval" and record.fingerprint != asked.fingerprint:
         raise StepDrift(
-            f"approval {record.step_id!r} of run {run.id!r} was asked for with something else to show; a decision holds for"
-            " what was shown. Ask under another id",
+            f"approval {record.step_id!r} of run {run.id!r} now shows something else than the recorded one; a decision is valid"
+            " only for what was shown. Ask under another id",
             step_id=record.step_id,
         )
 

@@ -1,4 +1,4 @@
-"""Waiting from outside for what a run does: its end, and what it publishes."""
+"""Watching a run from outside: its end, and what it publishes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from durable_core.stores.flows import state_of
 
 
 async def the_end(store: Store, run_id: str, timeout: float | None, clock: Clock | None) -> StepRecord:
-    """Wait until the run has ended, and return the entry that says so; raise its failure, as `run` does."""
+    """Wait until the run has ended, and return its last `$flow` entry; raise its failure, as `run` does."""
     clock = clock or SystemClock()
     deadline = None if timeout is None else clock.monotonic() + timeout
     heard, run_news = asyncio.Event(), news.news_of(run_id)
@@ -30,7 +30,7 @@ async def the_end(store: Store, run_id: str, timeout: float | None, clock: Clock
         while not decided(flow := await store.get(run_id, FLOW)):
             if flow is None:
                 await known_run(store, run_id)
-                raise Refused(f"run {run_id!r} has no flow, so nothing tells when it has ended")
+                raise Refused(f"run {run_id!r} has no flow, so its end is not recorded")
             pause = WATCHED_SECONDS if watch.listens else poll_seconds(store)
             if deadline is not None and (pause := min(pause, deadline - clock.monotonic())) <= 0:
                 raise TimeoutError(f"run {run_id!r} has not ended within {timeout:g} s: its flow is {state_of(flow)}")
@@ -45,18 +45,18 @@ async def the_end(store: Store, run_id: str, timeout: float | None, clock: Clock
 async def published(store: Store, run_id: str, step_id: str) -> StepRecord | None:
     """Return the newest entry that the run has published under `step_id`, or None if it has published nothing yet.
 
-    `record.value()` is what was published. Raises `Refused` where the id is a step's or a wait's.
+    `record.value()` is the published value. Raises `Refused` if the id belongs to a step or a wait.
     """
     check_own(store, run_id, step_id)
     return _checked(await store.get(run_id, step_id))
 
 
 async def follow(store: Store, run_id: str, step_id: str) -> AsyncIterator[StepRecord]:
-    """Yield each entry that the run publishes under `step_id`, from the first one, and end when the run has ended.
+    """Yield each entry that the run publishes under `step_id`, beginning with the first, until the run has ended.
 
-    The run need not have begun. A run without a flow has no end: this goes on until nobody asks any more. An entry of a run in
-    this process comes at once; one of another process within the store's polling: two seconds, on S3 twenty. The end of the run
-    comes at once where the store has `watch`. Raises `Refused` where the id is a step's or a wait's.
+    The run need not exist yet. A run without a flow has no end, so leave the loop yourself. Entries of a run in this process
+    come at once, those of another process within two seconds, on S3 within twenty. If the store has `watch`, the end of the
+    run is noticed at once. Raises `Refused` if the id belongs to a step or a wait.
     """
     check_own(store, run_id, step_id)
     seconds = poll_seconds(store)  # also where the store has `watch`, which doesn't tell what the run itself appends
@@ -78,11 +78,11 @@ async def follow(store: Store, run_id: str, step_id: str) -> AsyncIterator[StepR
 
 
 async def looks(store: Store, run_id: str, *, clock: Clock | None = None) -> AsyncIterator[Sequence[StepRecord]]:
-    """Yield the run's entries at once and at every later look, whether there is anything new or not, until its flow has ended.
+    """Yield the run's entries now and at every later look, whether they are new or not, until its flow has ended.
 
-    The last ones hold its end. A run without a flow has none: this goes on until nobody asks any more. Looks come when somebody
-    acted on the run, as far as the store tells, and after the store's polling: two seconds, on S3 twenty; a long log is read no
-    more than a tenth of the time. Raises `NotFound` for a run that isn't there.
+    The last entries contain its end. A run without a flow has no end, so leave the loop yourself. A look comes when somebody
+    acts on the run, if the store has `watch`, and every two seconds, on S3 every twenty. Reading a long log takes at most a tenth
+    of the time. Raises `NotFound` for a run that doesn't exist.
     """
     clock = clock or SystemClock()
     with _hearing(store, run_id) as heard:
@@ -101,7 +101,7 @@ async def looks(store: Store, run_id: str, *, clock: Clock | None = None) -> Asy
 
 @contextmanager
 def _hearing(store: Store, run_id: str) -> Iterator[asyncio.Event]:
-    """Have an event set whenever somebody acted on the run, or it published something, as far as anybody tells."""
+    """Set an event whenever somebody acts on the run or it publishes something, as far as that is notified."""
     heard = asyncio.Event()
     with ExitStack() as stack:
         for name in (run_id, news.published(run_id)):
@@ -111,7 +111,7 @@ def _hearing(store: Store, run_id: str) -> Iterator[asyncio.Event]:
 
 
 async def _between(store: Store, newest: StepRecord, last: int) -> Sequence[StepRecord]:
-    """Return the entries up to the newest one that come after `last`."""
+    """Return the entries after `last`, up to the newest one."""
     if newest.revision == last + 1:
         return [newest]
     entries = [record for record in await store.list(newest.run_id) if record.step_id == newest.step_id]
@@ -120,5 +120,5 @@ async def _between(store: Store, newest: StepRecord, last: int) -> Sequence[Step
 
 def _checked(record: StepRecord | None) -> StepRecord | None:
     if record is not None and record.kind != "published":
-        raise Refused(f"{record.step_id!r} of run {record.run_id!r} is nothing that was published, but of kind {record.kind!r}")
+        raise Refused(f"{record.step_id!r} of run {record.run_id!r} was not published: it is of kind {record.kind!r}")
     return record

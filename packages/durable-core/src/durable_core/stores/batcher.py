@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 class _Batch(Generic[Item, Result]):
-    """Items that are flushed together, and who waits for each."""
+    """Items that are flushed together, and the caller that waits for each."""
 
     __slots__ = ("callers", "items", "size")
 
@@ -26,19 +26,19 @@ class _Batch(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Combines concurrent calls of `submit` into calls of `flush`, one at a time, each with the items that gathered meanwhile.
+    """Combines concurrent calls of `submit` into batches: one call of `flush` at a time, with the items that came meanwhile.
 
-    While nothing is in flight, `submit` awaits its own flush: no task, no delay. While a flush is in flight, the next batch
-    gathers, up to `max_items` items and `max_bytes` bytes by `size` (one item may be larger than that). A full batch is sent
-    before the callers of the previous one resume.
+    If no flush is in flight, `submit` awaits its own, without a task and without a delay. While a flush is in flight, the next
+    batch collects up to `max_items` items and `max_bytes` bytes, measured by `size` (one item may be larger than that). A full
+    batch is sent before the callers of the previous one resume.
 
     A batcher serves one event loop at a time.
 
-    `flush` takes the items in the order in which they were submitted and returns as many results. When it raises one of
-    `refused` for a batch, each item of that batch is flushed alone, so that one bad item harms no other; any other exception
-    goes to every caller of the batch.
+    `flush` gets the items in the order in which they were submitted and returns as many results. If it raises one of `refused`
+    for a batch, each item of the batch is flushed alone, so that one bad item doesn't affect the others. Any other exception is
+    raised to every caller of the batch.
 
-    A cancelled `submit` takes no other item along: its own item may have been written or not.
+    Cancelling a `submit` doesn't cancel other items. Its own item may have been written or not.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class Batcher(Generic[Item, Result]):
         self._drain, self._busy = None, False
 
     def _drained(self, drain: asyncio.Task[None]) -> None:
-        """Be idle again if the task was cancelled, as when the loop shuts down: nobody waits for ever."""
+        """Answer all callers if the task was cancelled, as when the loop shuts down, so that nobody waits forever."""
         if not drain.cancelled():
             return
         self._drain, self._busy = None, False
-        given_up = StoreError("given up: the task that writes batches was cancelled")
+        given_up = StoreError("the write was cancelled, together with the task that writes batches")
         for callers in (self._flying, *(batch.callers for batch in self._waiting)):
             _answer(callers, given_up)
         self._flying = ()
@@ -131,7 +131,7 @@ class Batcher(Generic[Item, Result]):
     async def _results(
         self, items: Sequence[Item], callers: Sequence[asyncio.Future[Result]] = ()
     ) -> Sequence[Result] | Exception:
-        """Flush the items; those of a batch that is refused are flushed one by one, and their callers answered."""
+        """Flush the items. If the batch is refused, flush them one by one and answer their callers."""
         try:
             results = await self._flush(items)
             if len(results) != len(items):
@@ -149,7 +149,7 @@ class Batcher(Generic[Item, Result]):
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            return StoreError("given up: the write was cancelled from within")
+            return StoreError("the write was cancelled, though its caller was not")
 
 
 def _answer(callers: Sequence[asyncio.Future[Result]], results: Sequence[Result] | Exception) -> None:

@@ -178,7 +178,7 @@ class Lock:
         """Say why this process doesn't hold the lock any more; empty while it does. Looks for its file every 50 ms at most."""
         _notice_fork()
         if self._file.locks.get(self._position) is not self:  # a forked child inherits none
-            return f"this process ({os.getpid()}) does not hold its lock, which was given back, or is a parent process's"
+            return f"this process ({os.getpid()}) does not hold its lock: it was released, or it belongs to a parent process"
         now = time.monotonic()
         if now < self._file.sure_until:
             return ""
@@ -186,7 +186,7 @@ class Lock:
             if self._file.is_there():
                 self._file.sure_until = now + _LOOK_AGAIN
                 return ""
-        return f"its lock file {self._file.path} was removed or replaced, and others may take the lock"
+        return f"its lock file {self._file.path} was removed or replaced, so other processes may take the lock"
 
     def release(self) -> None:
         """Give the lock back."""

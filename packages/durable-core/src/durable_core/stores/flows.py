@@ -1,4 +1,4 @@
-"""How a run stands by the newest entry of its flow, `$flow`: what an index of runs keeps, for those who write stores."""
+"""The state of a run by the newest entry of its flow, `$flow`. Stores keep an index of it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from durable_core.errors import RunCancelled
 from durable_core.record import StepRecord
 
 FLOW: Final = "$flow"
-"""The step that stands for the whole run: its input, and how it ended."""
+"""The step that represents the whole run: its input and its end."""
 
 FlowState = Literal["waiting", "started", "crashed", "parked", "cancelling", "succeeded", "failed", "cancelled"]
 FLOW_STATES: Final = frozenset(get_args(FlowState))
 
 
 def state_of(flow: StepRecord) -> FlowState:
-    """Tell how a run stands by the newest entry of `$flow`; `started` until its lock tells whether anybody runs it."""
+    """Return the state of a run by the newest entry of `$flow`. `started` includes runs whose process may have died."""
     if flow.status == "success":
         return "succeeded"
     if flow.status == "failure":
-        # The failure of a step may be that its child was cancelled.
+        # A step may have failed because its child was cancelled.
         is_cancelled = flow.error is not None and flow.error.matches(RunCancelled) and "failed" not in flow.notes
         return "cancelled" if is_cancelled else "failed"
     if cancelled(flow) is not None:
@@ -34,12 +34,12 @@ def state_of(flow: StepRecord) -> FlowState:
 
 
 def has_ended(flow: StepRecord) -> bool:
-    """Tell whether the entry says that the run has ended."""
+    """Return True if the run has ended, by this entry."""
     return flow.status in ("success", "failure")
 
 
 def sortable(moment: datetime) -> str:
-    """Write a time as 18 digits, which sort as times do."""
+    """Return a time as 18 digits, which sort like times."""
     return f"{(moment - datetime.min.replace(tzinfo=UTC)) // timedelta(microseconds=1):018d}"
 
 
@@ -50,12 +50,12 @@ def cancelled(flow: StepRecord | None) -> Mapping[str, Any] | None:
 
 
 def is_crash(flow: StepRecord) -> bool:
-    """Tell whether the entry says that the flow's own code raised."""
+    """Return True if the flow's own code raised, by this entry."""
     return flow.status == "reopened" and flow.error is not None
 
 
 def is_parked(flow: StepRecord) -> bool:
-    """Tell whether somebody must act before the run goes on; a run that is being cancelled may need that, too."""
+    """Return True if the run continues only after somebody acts; a run that is being cancelled may need that too."""
     return flow.status == "waiting" and "parked" in flow.notes
 
 
@@ -68,7 +68,7 @@ def is_among(
     since: datetime | None = None,
     before: tuple[datetime, str] | None = None,
 ) -> bool:
-    """Tell whether an entry is one that `SupportsFlows.flows` is asked for."""
+    """Return True if `SupportsFlows.flows` with these arguments should return the entry."""
     return (
         flow.run_id.startswith(prefix)
         and (names is None or flow.name in names)

@@ -143,7 +143,7 @@ class RenewedLease(Lease):
     def check(self) -> None:
         if reason := self._reason():
             raise LockLost(
-                f"the lock of run {self._run_id!r} is lost: {reason}; another runner may be at work, so start the run again"
+                f"the lock of run {self._run_id!r} is lost: {reason}; another runner may be working on the run, so start it again"
             )
 
     def _reason(self) -> str:

@@ -1,4 +1,4 @@
-"""A long log in little memory."""
+"""Long logs in little memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Head(msgspec.Struct, gc=False):
-    """Where an entry stands in its step's chain."""
+    """The place of an entry in its step's chain."""
 
     step_id: str
     revision: int
@@ -28,11 +28,11 @@ class Head(msgspec.Struct, gc=False):
 
 
 class RecordLines(Sequence[StepRecord]):
-    """Entries as the lines that `StepRecord.to_json` wrote, each decoded when it is asked for.
+    """Entries as the lines that `StepRecord.to_json` wrote. Each is decoded when it is accessed.
 
-    What a store's `list` may return: 100,000 entries take a third of the memory that as many records take, and `heads` tells a
-    runner where each stands without decoding it whole. `lines` may carry further members, such as a checksum. `where` names the
-    place of the n-th entry, counted from 1, in errors.
+    A store's `list` may return this: 100,000 entries take a third of the memory of as many records, and a runner uses `heads` to
+    find each entry's place without decoding all of it. The JSON in `lines` may have more members, such as a checksum. `where`
+    returns the place of the n-th entry, counted from 1, for errors.
     """
 
     __slots__ = ("_lines", "_where")
@@ -42,7 +42,7 @@ class RecordLines(Sequence[StepRecord]):
         self._where: Final = where
 
     def heads(self) -> Iterator[Head]:
-        """Yield the head of each entry, in order. A damaged entry is `CorruptLog`."""
+        """Yield the head of each entry, in order. Raises `CorruptLog` for a damaged entry."""
         return (self._decoded(index, _head) for index in range(len(self)))
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ class RecordLines(Sequence[StepRecord]):
 
 
 def heads_of(entries: Sequence[StepRecord]) -> Iterable[Head | StepRecord]:
-    """Return the heads of lines, and records themselves, for they are decoded already."""
+    """Return the heads of lines; return records as they are, because they are already decoded."""
     return entries.heads() if isinstance(entries, RecordLines) else entries
 
 

@@ -1,4 +1,4 @@
-"""The event loop that a store's connections belong to."""
+"""The event loop to which a store's connections belong."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from durable_core.errors import StoreError
 
 
 class OneLoop:
-    """Lets a store be used from one event loop at a time: each of its methods passes `enter`.
+    """Allows a store to be used from one event loop at a time. Each of its methods calls `enter`.
 
-    `given` says that the store was built around a client that the caller made: it can't be connected anew.
+    `given` means that the store was built around the caller's client, so it can't connect again.
     """
 
     def __init__(self, store: str, *, given: bool) -> None:
@@ -25,7 +25,7 @@ class OneLoop:
         self._changing = threading.Lock()
 
     def enter(self) -> bool:
-        """Return True if connections have to be made anew: the loop or process that they belonged to has ended, or `leave` came.
+        """Return True if the store must connect again: its loop or process has ended, or `leave` was called.
 
         Raises `StoreError` where no loop is running, if another loop uses the store, or if a given client belongs to a loop that
         has ended.
@@ -46,7 +46,7 @@ class OneLoop:
             before = self._loop
             runs = before is not None and before.is_running() and not forked
             if before is not None and (runs or self._given):
-                advice = "give it a client made on this loop" if self._given else "open a store of its own on this one"
+                advice = "give it a client made on this loop" if self._given else "open another store on this loop"
                 state = "is running" if runs else "has ended"
                 raise StoreError(f"{self._store} belongs to another event loop, which {state}: {advice}")
             anew = self._is_new or before is not None
@@ -54,5 +54,5 @@ class OneLoop:
             return anew
 
     def leave(self) -> None:
-        """Let any loop be the next; nothing that belongs to this one is left."""
+        """Allow any loop to use the store next. Nothing that belongs to this loop is left."""
         self._loop, self._is_new = None, True

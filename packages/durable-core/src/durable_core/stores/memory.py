@@ -1,4 +1,4 @@
-"""The store for tests and for trying things: a dictionary."""
+"""A store for tests and experiments: a dictionary."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from .wakeups import Wakeups
 class MemoryStore(
     OpenableStore, SupportsRuns, SupportsLock, SupportsHolder, SupportsPolling, SupportsFlows, SupportsWakeups, SupportsWatch
 ):
-    """Keeps runs for as long as the process lives; its locks hold within the process.
+    """Keeps runs in memory until the process ends. Its locks work within the process.
 
-    `clock` tells when wake-ups are due, in place of the machine's clock.
+    `clock` replaces the machine's clock for deciding when wake-ups are due.
     """
 
     poll_seconds: float = 30.0  # only this process can append, and who acts in it tells those who wait

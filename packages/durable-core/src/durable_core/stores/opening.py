@@ -25,15 +25,15 @@ _FAMILY: Final = {
 
 
 def open_store(url: str | None = None) -> OpenableStore:
-    """Make the store that `url` names, such as `sqlite:./runs.db` or `s3://bucket/prefix`; it connects when first used.
+    """Make the store for `url`, such as `sqlite:./runs.db` or `s3://bucket/prefix`. It connects when it is first used.
 
-    Without an argument the environment variable `DURABLE_STORE` names it. Use it as `async with open_store(url) as store:`.
-    The installed distributions say which class serves a scheme, through the entry-point group `durable_core.stores`.
-    Raises `StoreError` for a scheme that nobody or more than one distribution serves, or an option that the store doesn't know.
-    An error raised by importing the store's own module passes through.
+    Without an argument, the URL is that of the environment variable `DURABLE_STORE`. Use the store in a context:
+    `async with open_store(url) as store:`. Installed distributions register their schemes in the entry-point group
+    `durable_core.stores`. Raises `StoreError` if no installed distribution or more than one serves the scheme, and for an
+    unknown option. Errors from importing the store's module are not caught.
     """
     if url is None and not (url := os.environ.get("DURABLE_STORE")):
-        raise StoreError("no store is named: give open_store a URL such as 'sqlite:./runs.db', or set DURABLE_STORE to one")
+        raise StoreError("no store is given: pass open_store a URL such as 'sqlite:./runs.db', or set DURABLE_STORE to one")
     from importlib.metadata import entry_points  # a third of what importing the library would take
 
     points = entry_points(group=GROUP)

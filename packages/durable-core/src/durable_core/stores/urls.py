@@ -16,9 +16,9 @@ _DRIVE: Final = re.compile(r"/[A-Za-z]:(?:[/\\]|$)")
 
 
 class StoreURL:
-    """A store's URL, split. `repr()`, `str()` and every error show its scheme, its host and the names of its options.
+    """A store's URL, parsed. `repr()`, `str()` and errors show only its scheme, its host and the names of its options.
 
-    Raises `StoreError` where `url` has no scheme, holds a `#` or what is no UTF-8, or can't be split.
+    Raises `StoreError` if `url` has no scheme, contains a `#` or bytes that are not UTF-8, or can't be parsed.
     """
 
     def __init__(self, url: str) -> None:
@@ -28,7 +28,7 @@ class StoreURL:
             raise TypeError(f"a store's URL must be a str such as 'file:./runs', not {url!r}")
         match = _SCHEME.match(url)
         if match is None:
-            raise StoreError(  # without the URL: it may be an address, and nothing tells which part of it is a secret
+            raise StoreError(  # without the URL: it may be an address, and any part of it may be a secret
                 "the store's URL has no scheme; begin it with one such as redis:// or postgresql://, or write file: before a"
                 " path, as in file:./runs"
             )
@@ -36,13 +36,13 @@ class StoreURL:
         self.scheme: Final = match["scheme"].lower()
         if "#" in url:
             raise StoreError(
-                f"the URL that begins with '{self.scheme}:' holds a '#', which ends its path; percent-encode it: write it as %23"
+                f"the URL that begins with '{self.scheme}:' contains a '#', which would end its path; write it as %23"
             )
         try:
             url.encode()
         except UnicodeEncodeError:  # whose message holds all of it
             raise StoreError(
-                f"the URL that begins with '{self.scheme}:' holds bytes that are no UTF-8; percent-encode them, such as %FF"
+                f"the URL that begins with '{self.scheme}:' contains bytes that are not UTF-8; percent-encode them, such as %FF"
             ) from None
         try:
             self.parts: Final = urlsplit(url)
@@ -57,10 +57,10 @@ class StoreURL:
         """The path, percent-decoded."""
 
     def options(self, known: Mapping[str, Callable[[str], Any]], *, also: frozenset[str] = frozenset()) -> dict[str, Any]:
-        """Convert the query parameters by `known`; those in `also` belong to the driver and are left to `without`.
+        """Convert the query parameters with the converters in `known`. Those in `also` belong to the driver and are skipped.
 
-        Raises `StoreError` for an option that is neither, given twice, or refused by its converter with a `ValueError`, whose
-        message says what was expected and not what was given.
+        Raises `StoreError` for an option that is in neither, is given twice, or is refused by its converter. A converter raises
+        `ValueError` with a message that says what was expected, but doesn't repeat the value.
         """
         found: dict[str, Any] = {}
         for name, text in self.query:
@@ -81,18 +81,18 @@ class StoreURL:
         return found
 
     def require_server(self) -> None:
-        """Raise `StoreError` where a driver would take part of the server's address for a path.
+        """Raise `StoreError` if a driver would take a part of the server's address for a path.
 
-        That is where no `//` follows the scheme, or an `@` follows the host: a password that its owner forgot to escape. In the
-        query an `@` may stand where one ends the user and password, too.
+        That happens if no `//` follows the scheme, or if an `@` follows the host, as with a password that is not escaped. The
+        query may contain an `@` if another one ends the user and password.
         """
         if not self._text.startswith("//", len(self.scheme) + 1):
-            raise StoreError(f"{self} names no server; write {self.scheme}://host with two slashes")
+            raise StoreError(f"{self} has no server; write {self.scheme}://host with two slashes")
         if "@" in self.parts.path or ("@" in self.parts.query and "@" not in self.parts.netloc):
             raise self._unreadable()
 
     def without(self, names: Mapping[str, object]) -> str:
-        """Return the URL, secrets included, less the options in `names`: what the driver gets."""
+        """Return the URL for the driver: with its secrets, and without the options in `names`."""
         from urllib.parse import urlencode
 
         # Not through `urlunsplit`, which turns `postgresql:///db` into `postgresql:/db`.
@@ -110,7 +110,7 @@ class StoreURL:
 
     def _unreadable(self) -> StoreError:
         return StoreError(
-            f"the URL that begins with '{self.scheme}:' can't be read; percent-encode what is special in a password"
+            f"the URL that begins with '{self.scheme}:' can't be read; percent-encode special characters in a password"
         )
 
     def __repr__(self) -> str:
@@ -145,8 +145,8 @@ def seconds(text: str) -> float:
 def local_path(url: StoreURL, *, example: str, advice: str) -> str:
     """Return the path of a file or folder of this machine, percent-decoded.
 
-    Raises `StoreError` for a URL that names none, saying `advice`, and for another machine's. `example` is a path that stands in
-    messages.
+    Raises `StoreError` for a URL without a path, with `advice` on what to write, and for a URL of another machine. `example` is
+    a path for messages.
     """
     from urllib.parse import unquote_to_bytes
 
@@ -154,19 +154,19 @@ def local_path(url: StoreURL, *, example: str, advice: str) -> str:
     machine = parts.netloc.rpartition("@")[2]
     name = (machine + parts.path).lstrip("/")
     if unquote_to_bytes(name).startswith(b"~"):
-        # Only a shell makes a home of it: somebody would one day remove a folder called '~' with `rm -rf ~`.
+        # Only a shell expands it. Somebody who has a folder called '~' might remove it with `rm -rf ~`.
         literal = f"{scheme}:{'/' if parts.path.endswith('/' + name) else ''}./{name}"
         raise StoreError(
             f"{url}: '~' is not expanded; write the home folder out, as in '{scheme}:/home/ann/{example}',"
-            f" or {literal!r} for one of that name"
+            f" or {literal!r} for a path of that name"
         )
     if parts.netloc not in ("", "localhost"):
         raise StoreError(f"{url} names the machine {machine!r}; write '{scheme}:./{machine}{parts.path}' or '{scheme}:///…'")
     path = os.fsdecode(unquote_to_bytes(parts.path))
     if not path:
-        raise StoreError(f"{url} names no path; write {advice}")
+        raise StoreError(f"{url} has no path; write {advice}")
     if "\0" in path:
-        raise StoreError(f"{url} holds a NUL, which no path can")
+        raise StoreError(f"{url} contains a NUL character, which a path can't")
     if os.name == "nt" and _DRIVE.match(path):  # file:///C:/runs
         return path[1:]
     return path

@@ -1,4 +1,4 @@
-"""Wake-ups in memory: a heap of those that will show, for stores whose messages live in one process; and a check for all."""
+"""Wake-ups in memory, for stores whose messages live in one process; and a check for all stores."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from durable_core.store import SupportsWakeups, WakeUp
 
 
 def check_time(at: datetime) -> None:
-    """Raise `ValueError` for a wake-up's time that has no zone."""
+    """Raise `ValueError` if a wake-up's time has no time zone."""
     if at.tzinfo is None:
-        raise ValueError(f"at {at!r} has no zone; give an aware datetime, such as datetime.now(UTC)")
+        raise ValueError(f"at {at!r} has no time zone; give an aware datetime, such as datetime.now(UTC)")
 
 
 class Wakeups(SupportsWakeups):
-    """Keeps wake-ups for as long as the process lives; for any thread."""
+    """Keeps wake-ups in memory until the process ends. Works from any thread."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock: Final = clock
         self._kept: Final[dict[str, WakeUp]] = {}
-        """Of each token its wake-up, until it is cleared."""
+        """Each wake-up by its token, until it is cleared."""
         self._shown: Final[dict[str, list[tuple[datetime, datetime, int, str]]]] = {}
-        """Of each flow a heap: when each wake-up shows next, when it was due, its number, and its token."""
+        """For each flow a heap: when each wake-up shows next, when it was due, its number, and its token."""
         self._numbers: Final = count()
         self._mutex: Final = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""The same library for programs without asyncio: the same names, arguments and semantics, and calls that block."""
+"""The library for programs without asyncio: the same names, arguments and semantics, with calls that block."""
 
 from . import control
 from .flow import Flow, flow

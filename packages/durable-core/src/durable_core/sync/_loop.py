@@ -89,16 +89,16 @@ def why_not() -> str | None:
     """Say why this thread may not wait for a loop; None if it may."""
     if asyncio._get_running_loop() is not None:
         return (
-            "a call of durable_core.sync would block the event loop that runs here: use `from durable_core import Runner` and"
-            " await it; likewise flow, open_store and control"
+            "a call of durable_core.sync would block the event loop that runs here: instead of its Runner, flow, open_store and"
+            " control, await those of durable_core"
         )
     if in_stores_thread.get():
         return (
-            "a call of durable_core.sync inside the function of a transaction would wait for the store's thread, which is this"
-            " one: use the connection that the function gets, and call the rest in a step of its own"
+            "a call of durable_core.sync inside the function of a transaction would wait for its own thread, the store's: use the"
+            " connection that the function gets, and make the call in another step"
         )
     if sys.is_finalizing():  # the thread of the loop has stopped
-        return "a call of durable_core.sync came when the interpreter had shut down: leave runners and iterators before that"
+        return "durable_core.sync was called after the interpreter began to shut down: close runners and iterators before that"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Acting on a run from outside: the functions of `durable_core.control`, which block."""
+"""Acting on a run from outside: the functions of `durable_core.control`, as calls that block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A flow whose function is a plain one, and the blocking face of one that is not."""
+"""Flows whose functions are plain functions, and blocking calls for flows that are written with asyncio."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ T = TypeVar("T")
 
 
 class Flow(Generic[P, T]):
-    """A flow function that blocks; call it with a runner of your own, or let `run` make one and record how the run ends.
+    """A flow function that blocks. Call it with your own runner, or let `run` make one and record how the run ends.
 
-    A worker takes it as it takes any flow, and calls its function in a thread of its own.
+    A worker runs it like any flow, and calls its function in a thread of its own.
     """
 
     def __init__(self, flow: AsyncFlow[P, T], fn: Callable[..., T] | None) -> None:
@@ -45,8 +45,8 @@ class Flow(Generic[P, T]):
     def _plain(cls, fn: Callable[..., T], name: str | None, options: FlowOptions) -> Flow[P, T]:
         if not callable(fn) or isinstance(fn, AsyncFlow | Flow) or any(is_kind(fn) for is_kind in _NOT_PLAIN):
             raise TypeError(
-                f"a flow of durable_core.sync is a plain function (runner, **input), not {fn!r}; durable_core.flow makes one of"
-                " an async function, and `flow` of that blocks"
+                f"a flow of durable_core.sync must be a plain function (runner, **input), not {fn!r}; to an async function, apply"
+                " durable_core.flow first, and this to the result"
             )
         return cls(AsyncFlow(_driving(fn, in_new_thread), name or name_of(fn), options), fn)
 
@@ -68,7 +68,8 @@ class Flow(Generic[P, T]):
     def __call__(self, runner: Runner, *args: P.args, **kwargs: P.kwargs) -> T:
         if not isinstance(runner, Runner):
             raise TypeError(
-                f"flow {self.name!r} is called with a Runner of durable_core.sync, not {runner!r}; or write .run(store, run_id=…)"
+                f"flow {self.name!r} must be called with a Runner of durable_core.sync, not {runner!r}; or write"
+                " .run(store, run_id=…)"
             )
         if self._fn is None:
             return runner._call(lambda inner: self._flow._called(inner, *args, **kwargs))
@@ -76,15 +77,15 @@ class Flow(Generic[P, T]):
             return self._fn(runner, *args, **kwargs)
 
     def options(self, **options: Unpack[FlowOptions]) -> Flow[P, T]:
-        """Return the same flow with other options, such as `onboard.options(wait_limit=0)`; those that are left out stay."""
+        """Return the same flow with other options, such as `onboard.options(wait_limit=0)`. Options that you leave out stay."""
         if self._fn is None:
             return Flow(self._flow.options(**options), None)
         return Flow._plain(self._fn, self.name, {**self._flow._options, **options})
 
     def run(self, store: AnyStore, run_id: str, *args: P.args, **input: P.kwargs) -> T:
-        """Run the flow as `run_id`, resume it, or return its recorded outcome; its function is called in this thread.
+        """Run the flow as `run_id`, resume it, or return its recorded outcome. Its function is called in this thread.
 
-        Raises what `durable_core.Flow.run` raises, and holds the run's lock as that does.
+        The run's lock is held meanwhile. Raises what `durable_core.Flow.run` raises.
         """
 
         def running(send: Send) -> AsyncFlow[P, T]:
@@ -101,10 +102,10 @@ class Flow(Generic[P, T]):
         *args: P.args,
         **input: P.kwargs,
     ) -> StepRecord:
-        """Ask for a run, without running it: record its input and return the entry of `$flow` that holds it.
+        """Start a run without running it here: record its input and return the entry of `$flow` that holds it.
 
-        `run` takes it up, and so does a worker, not before `at`. The same id and input again change nothing. `connection` is one
-        of the store's driver, as `durable_core.Flow.start` says.
+        `run` takes it up. A worker does so no earlier than `at`. The same id and input again change nothing. `connection` is a
+        connection of the store's driver, as for `durable_core.Flow.start`.
         """
         return call(
             lambda _: self._flow.start(asynchronous(store), run_id, at, connection, *args, **input),
@@ -113,7 +114,7 @@ class Flow(Generic[P, T]):
 
 
 def _driving(fn: Callable[..., T], send: Send) -> Callable[..., Awaitable[T]]:
-    """Return the asynchronous function of a flow, which has a thread call the plain one."""
+    """Return an async function for a flow, which calls the plain function in a thread."""
 
     @wraps(fn)
     async def drive(runner: AsyncRunner, /, *args: Any, **input: Any) -> T:
@@ -135,9 +136,9 @@ def flow(
     *, name: str | None = None, **options: Unpack[FlowOptions]
 ) -> Callable[[Callable[Concatenate[Runner, P], T]], Flow[P, T]]: ...
 def flow(fn: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
-    """Make a flow of a plain function `(runner, **input)`, with the options of `durable_core.flow`.
+    """Make a flow from a plain function `(runner, **input)`, with the options of `durable_core.flow`.
 
-    Of a flow that is written with asyncio, `flow(onboard)` is the same flow with `run` and `start` that block.
+    If `onboard` is a flow that is written with asyncio, `flow(onboard)` is the same flow with `run` and `start` that block.
     """
     if isinstance(fn, AsyncFlow):
         return Flow(fn, None)

@@ -1,4 +1,4 @@
-"""The runner of a program without asyncio: the verbs of the asynchronous one, which block."""
+"""The runner for programs without asyncio: the methods of the asynchronous runner, as calls that block."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ Ts = TypeVarTuple("Ts")
 
 
 class Runner:
-    """Runs the steps of one run, each once, as `durable_core.Runner` does, with the same options; each call blocks.
+    """Runs the steps of one run, each once, like `durable_core.Runner` and with the same options. Each call blocks.
 
-    `with Runner(store, run_id) as runner:` holds the run's lock. The store is a blocking one, or an asynchronous one that serves
-    any event loop. Several threads may share a runner.
+    `with Runner(store, run_id) as runner:` holds the run's lock. The store is a blocking store, or an asynchronous store that
+    serves any event loop. Several threads may share a runner.
 
-    A plain function of a step is called in the thread that called `step`, so that it may use what belongs to that thread, such
-    as Django's connections; those of a `map` are called in worker threads. An `async def` function runs on the event loop that
-    the library has in a thread of its own. Handlers of events are called there, too.
+    A plain function of a step is called in the thread that called `step`, so it can use what belongs to that thread, such as
+    Django's connections. A plain function of a `map` is called in worker threads. An `async def` function runs on the library's
+    event loop, in a thread of its own. Handlers of events are called there too.
 
-    Ctrl-C, and whatever else is raised in a thread while it waits, cancels what it waits for, and leaves the log right. A call
-    raises `DurableError` where an event loop runs in its thread, which it would block.
+    Ctrl-C, or any other exception that is raised in a waiting thread, cancels what it waits for; the log stays correct. A call
+    raises `DurableError` if an event loop runs in its thread, because it would block that loop.
     """
 
     def __init__(self, store: AnyStore, run_id: str, **options: Unpack[RunnerOptions]) -> None:
@@ -100,10 +100,10 @@ class Runner:
     def step(  # type: ignore[misc]  # mypy doesn't match `*args: *Ts` with `*args: Any`
         self, step_id: str, fn: Callable[..., Any], *args: Any, returns: Any = ANNOTATED, **options: Any
     ) -> Any:
-        """Run `fn(*args)` once and record its outcome; return the recorded value, now and on every later run.
+        """Call `fn(*args)` once and record its outcome under `step_id`; return the recorded value, now and on every later run.
 
-        A plain `fn` is called in this thread, an `async def` on the library's event loop. Raises what `durable_core.Runner.step`
-        raises. What an interrupt cuts short is not recorded.
+        A plain `fn` is called in this thread, an `async def` on the library's event loop. Nothing is recorded if an interrupt
+        stops `fn`. Raises what `durable_core.Runner.step` raises.
         """
         return self._call(lambda runner: runner.step(step_id, fn, *args, returns=returns, **options))
 
@@ -120,11 +120,11 @@ class Runner:
         self, step_id: str, fn: Callable[..., T], *args: Any, returns: Any = ..., **options: Unpack[StepOptions]
     ) -> T: ...
     def transaction(self, step_id: str, fn: Callable[..., Any], *args: Any, returns: Any = ANNOTATED, **options: Any) -> Any:
-        """Run `fn(connection, *args)` in a transaction of the store that also holds the step's record: exactly once.
+        """Call `fn(connection, *args)` in a transaction of the store that also contains the step's record: exactly once.
 
         With durable-postgres `fn` is async and runs on the library's event loop; with durable-sqlite it is a plain function and
-        is called in the store's own thread, where a call of durable_core.sync is refused. All else is as
-        `durable_core.Runner.transaction` says.
+        is called in the store's own thread, where calls of durable_core.sync raise `DurableError`. Everything else is as in
+        `durable_core.Runner.transaction`.
         """
         return self._call(lambda runner: runner.transaction(step_id, fn, *args, returns=returns, **options))
 
@@ -138,18 +138,18 @@ class Runner:
         returns: Any = ANNOTATED,
         **options: Any,
     ) -> Any:
-        """Ask `check` until it returns something true, `every` so many seconds, and return that, recorded.
+        """Call `check` every `every` seconds until it returns something true; record and return that.
 
-        A plain `check` is called in this thread. All else is as `durable_core.Runner.until` says.
+        A plain `check` is called in this thread. Everything else is as in `durable_core.Runner.until`.
         """
         return self._call(
             lambda runner: runner.until(step_id, check, *args, every=every, timeout=timeout, returns=returns, **options)
         )
 
     def sleep(self, step_id: str, duration: float | timedelta | datetime, *, name: str | None = None) -> None:
-        """Wait for `duration`, in seconds or as a timedelta, from when this was first reached; or until an aware datetime.
+        """Wait for `duration`, in seconds or as a timedelta, counted from the first call; or until an aware datetime.
 
-        The wake-up time is recorded and holds for every later run. Raises `RunSuspended` after `wait_limit` seconds.
+        The wake-up time is recorded, and every later run uses it. Raises `RunSuspended` after `wait_limit` seconds.
         """
         self._call(lambda runner: runner.sleep(step_id, duration, name=name))
 
@@ -166,8 +166,8 @@ class Runner:
     ) -> Decision:
         """Show something to people and wait for their decision, given with `control.approve` or `reject`.
 
-        `quorum` different people approve, or one rejects; `approvers` names those who may. `timeout` and all else are as
-        `durable_core.Runner.approval` says. Raises `RunSuspended` after `wait_limit` seconds.
+        One rejection decides, and so do `quorum` different people who approve the same value. `approvers` are the names of the
+        people who may decide. Everything else is as in `durable_core.Runner.approval`.
         """
         options: Any = {"quorum": quorum, "approvers": approvers, "on_timeout": on_timeout, "name": name}
         return self._call(lambda runner: runner.approval(step_id, show, timeout=timeout, **options))
@@ -183,10 +183,10 @@ class Runner:
     def event(
         self, step_id: str, *, returns: Any = Any, timeout: float | timedelta | datetime | None = None, name: str | None = None
     ) -> Any:
-        """Wait for a value sent with `control.send`, which may have come before; return it as `returns`.
+        """Wait for a value sent with `control.send`, even earlier than this call; return it as `returns`.
 
-        When `timeout` passes first, that is a failure: `StepFailed`, whose error matches `TimeoutError`. Raises `RunSuspended`
-        after `wait_limit` seconds, and `StepDrift` if the value that was sent is no `returns`.
+        If `timeout` passes first, raises `StepFailed`, whose error matches `TimeoutError`. Raises `RunSuspended` after
+        `wait_limit` seconds, and `StepDrift` if the value that was sent can't be decoded as `returns`.
         """
         return self._call(lambda runner: runner.event(step_id, returns=returns, timeout=timeout, name=name))
 
@@ -197,15 +197,15 @@ class Runner:
     def flow(  # type: ignore[misc]  # `wait` is no input, which the types of P can't say
         self, step_id: str, flow: Any, /, *args: Any, wait: bool = True, **input: Any
     ) -> Any:
-        """Run another flow as a child, and return its value; with `wait=False` ask for it, and return its run id at once.
+        """Run another flow as a child, and return its value. With `wait=False`, start it and return its run id at once.
 
-        The flow may be a blocking one, which is called in a thread of its own, or an asynchronous one. Raises what
+        The flow may be blocking or asynchronous. The function of a blocking flow is called in a thread of its own. Raises what
         `durable_core.Runner.flow` raises.
         """
         return self._call(lambda runner: runner.flow(step_id, flow, *args, wait=wait, **input))
 
     def result(self, step_id: str, child: str, *, returns: Any = Any, name: str | None = None) -> Any:
-        """Wait for the end of a child that `flow(…, wait=False)` of this run asked for, and return its value as `returns`.
+        """Wait for the end of a child that `flow(…, wait=False)` of this run started, and return its value as `returns`.
 
         Raises `StepFailed` if the child failed or was cancelled, `ValueError` for a run id that no such call returned, and
         `RunSuspended` after `wait_limit` seconds.
@@ -213,11 +213,11 @@ class Runner:
         return self._call(lambda runner: runner.result(step_id, child, returns=returns, name=name))
 
     def first(self, step_id: str, /, **contenders: Callable[[], T]) -> tuple[str, T]:
-        """Let contenders race, and return the name and the value of the first that succeeds, now and on every later run.
+        """Let contenders race; return the name and the value of the first that succeeds, now and on every later run.
 
-        A contender is a plain function without arguments, `rail=lambda: runner.step("rail", ask, "rail")`, and is called in a
-        thread of its own. In those that lost, the blocking call that they are in raises `CancelledError`, and so does every
-        later one. All else is as `durable_core.Runner.first` says.
+        A contender is a plain function without arguments, `rail=lambda: runner.step("rail", ask, "rail")`. It is called in a
+        thread of its own. When a contender has lost, its current blocking call raises `CancelledError`, and so does every later
+        one. Everything else is as in `durable_core.Runner.first`.
         """
 
         def racing(runner: AsyncRunner) -> Coroutine[Any, Any, tuple[str, Any]]:
@@ -308,24 +308,24 @@ class Runner:
         returns: Any = ANNOTATED,
         **options: Any,
     ) -> list[Any]:
-        """Run `fn(item)` once for each item, at most `limit` at a time; return the values in the order of the items.
+        """Call `fn(item)` once for each item, at most `limit` at a time; return the values in the order of the items.
 
-        A plain `fn` is called in worker threads. All else is as `durable_core.Runner.map` says.
+        A plain `fn` is called in worker threads. Everything else is as in `durable_core.Runner.map`.
         """
         how: Any = {"key": key, "limit": limit, "tolerate": tolerate, "returns": returns, **options}
         return self._call(lambda runner: runner.map(step_id, fn, items, **how))
 
     def publish(self, step_id: str, value: object) -> None:
-        """Tell others how far the run is: append `value` as the next entry of `step_id`.
+        """Report progress: append `value` as the next entry of `step_id`.
 
-        On a replay the n-th call of an id finds the n-th entry, as with `durable_core.Runner.publish`.
+        Everything else is as in `durable_core.Runner.publish`.
         """
         self._call(lambda runner: runner.publish(step_id, value))
 
     def scope(self, name: str) -> Self:
-        """Return this runner with all ids prefixed: the step `ask` of the scope `triage` is the step `triage/ask` of the run.
+        """Return this runner with a prefix for all ids: the step `ask` in the scope `triage` is the run's step `triage/ask`.
 
-        Scopes nest. Raises `ValueError` for a name that holds a "/" or begins with "$".
+        Scopes nest. Raises `ValueError` for a name that contains a "/" or begins with "$".
         """
         scoped = copy(self)
         scoped._runner = self._runner.scope(name)
@@ -337,7 +337,7 @@ class Runner:
         return self._runner.prefix
 
     def recorded(self, step_id: str) -> StepRecord | None:
-        """Return the newest entry of a step that this runner knows, or None. It asks no store, and reads no log."""
+        """Return the newest entry of a step that this runner knows, or None, without asking the store."""
         return self._runner.recorded(step_id)
 
     def history(self) -> Sequence[StepRecord]:
@@ -347,8 +347,8 @@ class Runner:
     def reset(self) -> None:
         """Clear the run, children first, so that every step and every child runs again.
 
-        Takes the locks of the run and its children. Raises `RunBusy` where another holds one, and `DurableError` while a step of
-        this runner is running.
+        Takes the locks of the run and its children. Raises `RunBusy` if another runner holds one of them, and `DurableError`
+        while a step of this runner is running.
         """
         self._call(lambda runner: runner.reset())
 
@@ -360,15 +360,15 @@ def _contend(fn: Callable[[], Any]) -> Awaitable[Any]:
         if isawaitable(value := fn()):
             if iscoroutine(value):
                 value.close()
-            raise TypeError(f"a contender of durable_core.sync is a plain function that blocks, but {fn!r} returned {value!r}")
+            raise TypeError(f"a contender of durable_core.sync must be a plain, blocking function, but {fn!r} returned {value!r}")
         return value
 
     return Function().outcome(in_new_thread, contend)
 
 
 def current_runner() -> Runner:
-    """Return the runner whose flow, or whose step, is running where this is called, with calls that block.
+    """Return the blocking runner whose flow or step is running here.
 
-    Raises `DurableError` outside of both. Inside a step it is there to be asked: a step can't start another one.
+    Raises `DurableError` outside both. Inside a step, only read from it: a step can't start another step.
     """
     return Runner._of(context.current_runner())

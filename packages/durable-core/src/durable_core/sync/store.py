@@ -20,9 +20,10 @@ T = TypeVar("T")
 
 
 class Store:
-    """An asynchronous store, with methods that block: any number of threads may share it.
+    """An asynchronous store as one whose methods block. Any number of threads may share it.
 
-    `with open_store(url) as store:` opens and closes it. `durable_core.engine.asynchronous(store)` is the asynchronous one.
+    `with open_store(url) as store:` opens and closes it. `durable_core.engine.asynchronous(store)` returns the asynchronous
+    store.
     """
 
     def __init__(self, store: AsyncStore) -> None:
@@ -54,7 +55,7 @@ class Store:
             leave(lambda _: exit_(kind, error, trace), self._home)
 
     def append(self, record: StepRecord) -> StepRecord:
-        """Claim the slot of the record, as `durable_core.Store.append` does; return who holds it."""
+        """Claim the record's slot, as `durable_core.Store.append` does, and return the record that holds it."""
         return call(lambda _: self._store.append(record), self._home)
 
     def get(self, run_id: str, step_id: str) -> StepRecord | None:
@@ -70,14 +71,14 @@ class Store:
         call(lambda _: self._store.clear(run_id), self._home)
 
     def runs(self, prefix: str = "") -> Generator[str, None, None]:
-        """Yield the id of each run that starts with `prefix`. Raises `Refused` on a store that can't list its runs."""
+        """Yield each run id that starts with `prefix`. Raises `Refused` on a store that can't list its runs."""
         if (runs := runs_of(self._store)) is None:
             raise Refused(f"{self._store!r} can't list its runs: it has no method runs(prefix)")
         return iterate(runs.runs(prefix), self._home)
 
 
 AnyStore = Store | AsyncStore
-"""A blocking store, or an asynchronous one that serves any event loop: of memory, a file or SQLite."""
+"""A blocking store, or an asynchronous store that serves any event loop: memory, file or SQLite."""
 
 
 def open_store(url: str | None = None) -> Store:

@@ -30,7 +30,7 @@ async def second(runner: Runner) -> None: ...
     [
         ({"app": "orders"}, TypeError, "app must be a Celery application, not 'orders'"),
         ({"store_url": "nonsense:runs"}, StoreError, "no store is installed for the scheme 'nonsense'"),
-        ({"store_url": "memory:"}, StoreError, "a store in memory is another one in each process"),
+        ({"store_url": "memory:"}, StoreError, "each process would have its own store in memory"),
         ({"flows": []}, ValueError, "flows is empty"),
         ({"flows": [first, second]}, ValueError, "two flows of this worker have the name 'first'"),
         ({"flows": [print]}, TypeError, "flows must be functions decorated with @flow"),
@@ -52,7 +52,7 @@ def test_an_application_has_one_store(tmp_path: Path) -> None:
     """A second call would take the first one's tasks away."""
     app = Celery("orders", broker="memory://")
     attach(app, f"sqlite:{tmp_path}/runs.db", [first])
-    with pytest.raises(ValueError, match="attach was called for .* before"):
+    with pytest.raises(ValueError, match="attach was already called for"):
         attach(app, f"sqlite:{tmp_path}/others.db", [first])
 
 

@@ -189,7 +189,7 @@ def test_a_value_comes_from_a_file_or_a_pipe(durable: Durable, local: str, tmp_p
     ("value", "match"),
     [
         ("yes", "a text needs its quotes"),
-        ("NaN", "no number of JSON"),
+        ("NaN", "not a JSON number"),
         ("[" * 100_000, "is no JSON"),
         ("@nowhere.json", "can't be read"),
     ],

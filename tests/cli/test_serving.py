@@ -162,7 +162,7 @@ def test_webhooks_are_answered_beside_the_runs(tmp_path: Path) -> None:
             check=False,
         )
         assert taken.returncode == 2
-        assert "leave --store out" in taken.stderr
+        assert "leave out --store" in taken.stderr
 
 
 def test_health_is_answered_where_a_port_is_given(local: str) -> None:
@@ -190,7 +190,7 @@ def test_ctrl_c_on_a_terminal_stops_the_worker(terminal: Start, local: str) -> N
     ("worker", "match"),
     [
         ("number", "is of type int: name a flow or a list of flows, a Worker, or a function of a store"),
-        ("no_worker", "returned 'int', no durable_worker.Worker"),
+        ("no_worker", "returned 'int', not a durable_worker.Worker"),
         ("nothing", "has no 'nothing'"),
     ],
 )

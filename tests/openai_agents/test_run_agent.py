@@ -434,9 +434,9 @@ async def test_bad_input_is_refused_before_anything_runs(store: MemoryStore) -> 
             await run_agent(runner, "one", agent, "Go.", tools={"refnud": {"at_most_once": True}})
         with pytest.raises(TypeError, match="takes a Runner, not None"):
             await run_agent(None, "one", agent, "Go.")  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="a text, or a list of the SDK's input items, not None"):
+        with pytest.raises(TypeError, match="a str, or a list of the SDK's input items, not None"):
             await run_agent(runner, "one", agent, None)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="or False for a tool that is no step, not True"):
+        with pytest.raises(TypeError, match="or False for a tool that is not a step, not True"):
             await run_agent(runner, "one", agent, "Go.", tools={"refund": True})  # type: ignore[dict-item]
         with pytest.raises(TypeError, match="need approval"):
             await run_agent(runner, "two", boss, "Go.")

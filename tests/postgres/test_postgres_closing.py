@@ -91,7 +91,7 @@ async def test_first_use_of_a_pool_that_is_used_up(postgres_server_url: str, pos
     async with asyncpg.create_pool(postgres_server_url, min_size=5, max_size=5) as pool, asyncio.timeout(10):
         taken = [await pool.acquire() for _ in range(5)]
         async with with_limits(turn=0.2)(pool, schema=schema) as store:
-            with pytest.raises(StoreError, match=r"none of the pool's 5 connections came free within 0\.2 seconds"):
+            with pytest.raises(StoreError, match=r"none of the pool's 5 connections became free within 0\.2 seconds"):
                 await store.list("run")
             for connection in taken:
                 await pool.release(connection)

@@ -67,7 +67,7 @@ async def test_a_server_that_does_not_answer() -> None:
             with pytest.raises(StoreError) as refused:
                 await store.list("run")
     assert str(refused.value).endswith(
-        f" at {place}: no answer in time; is the server up? check host and port in the URL, PGHOST or PGPORT"
+        f" at {place}: the server did not answer in time; is the server up? check host and port in the URL, PGHOST or PGPORT"
     )
 
 
@@ -129,8 +129,7 @@ async def test_an_unknown_role(postgres_server: PostgresServer) -> None:
     """A user that the server doesn't know, or doesn't let in, is told with where it may come from."""
     url = postgres_server.url.replace("//postgres@", f"//nouser:{SECRET}@")
     advice = (
-        "; check user and password in the URL, PGUSER, PGPASSWORD or ~/.pgpass,"
-        " and that the server's pg_hba.conf lets the user in"
+        "; check user and password in the URL, PGUSER, PGPASSWORD or ~/.pgpass, and that the server's pg_hba.conf allows the user"
     )
     assert f'role "nouser" does not exist{advice}' in await refusal(url)
     rules = postgres_server.folder / "data" / "pg_hba.conf"
@@ -207,7 +206,7 @@ async def test_more_connections_at_least_than_at_most(postgres_server_url: str) 
 async def test_a_pool_that_is_too_small(postgres_server_url: str) -> None:
     """A pool whose connections the store would use up is refused at first use."""
     async with asyncpg.create_pool(postgres_server_url, min_size=0, max_size=4) as pool, PostgresStore(pool) as store:
-        with pytest.raises(StoreError, match="max_size is 4; the store needs 5 connections at least"):
+        with pytest.raises(StoreError, match="max_size is 4; the store needs at least 5 connections"):
             await store.list("run")
 
 

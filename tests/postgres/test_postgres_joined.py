@@ -135,12 +135,12 @@ async def test_what_is_no_asyncpg_connection_is_refused(postgres_url: str, postg
 async def test_outside_a_transaction(postgres_url: str, orders: Orders, mine: asyncpg.Connection) -> None:
     """Before one began, after it ended and on a closed connection it is a `StoreError`, and nothing is written."""
     async with PostgresStore.from_url(postgres_url) as store:
-        with pytest.raises(StoreError, match=r"in no transaction; begin one"):
+        with pytest.raises(StoreError, match=r"not in a transaction; begin one"):
             await ship.start(store, "ship-1", order=1, connection=mine)
         async with mine.transaction():
             within = store.within(mine)
         for late in (within.append(flow_entry()), within.get("run", FLOW)):
-            with pytest.raises(StoreError, match=r"in no transaction; begin one"):
+            with pytest.raises(StoreError, match=r"not in a transaction; begin one"):
                 await late
         await mine.close()
         with pytest.raises(StoreError):

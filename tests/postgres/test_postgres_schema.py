@@ -192,7 +192,7 @@ async def test_a_database_of_another_encoding(postgres_server_url: str) -> None:
     await connection.execute("create database latin encoding 'LATIN1' template template0 locale 'C'")
     url = urlsplit(postgres_server_url)._replace(path="/latin").geturl()
     async with PostgresStore.from_url(url) as store:
-        with pytest.raises(StoreError, match="encoding is LATIN1; the store needs one created with encoding 'UTF8'"):
+        with pytest.raises(StoreError, match="encoding is LATIN1; the store needs a database created with encoding 'UTF8'"):
             await store.list("run")
     await connection.execute("drop database latin with (force)")
     await connection.close()

@@ -183,7 +183,7 @@ async def test_an_answer_that_never_comes(postgres_url: str, accounts: Accounts,
                 async with store.transaction():
                     pass
                 proxy.hold_answers()
-            with pytest.raises(StoreError, match="no answer in time") as lost:
+            with pytest.raises(StoreError, match="the server did not answer in time") as lost:
                 async with store.transaction() as transaction:
                     await transaction.connection.execute(accounts.add, "ann", 5)
                     await transaction.append(mine)
@@ -201,7 +201,7 @@ async def test_an_append_without_an_answer(postgres_url: str) -> None:
     async with with_limits(statement=0.2).from_url(postgres_url) as store, PostgresStore.from_url(postgres_url) as other:
         async with other.transaction() as rival:
             await rival.append(theirs := record())
-            with pytest.raises(StoreError, match="lost within a transaction") as lost:
+            with pytest.raises(StoreError, match="lost during a transaction") as lost:
                 async with store.transaction() as transaction:
                     await transaction.append(record())
         assert store.is_retryable(lost.value)

@@ -123,7 +123,7 @@ async def test_the_callers_transaction(postgres_server_url: str, postgres_url: s
         (taken,) = await take(store)
         assert (taken.run_id, taken.flow, taken.at, taken.token) == ("run-2", "pay", at, set_.token)
         assert set_.now < taken.now
-        with pytest.raises(StoreError, match=r"in no transaction; begin one"):
+        with pytest.raises(StoreError, match=r"not in a transaction; begin one"):
             await store.within(mine).set_wakeup("run", "pay", at)
     await mine.close()
 

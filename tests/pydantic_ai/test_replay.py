@@ -172,7 +172,7 @@ async def test_a_record_that_no_longer_decodes_is_drift(memory: MemoryStore) -> 
         await other.append(record)
     asked.clear()
     async with Runner(other, "sums") as runner:
-        with pytest.raises(StepDrift, match="'sum/add-1-call_0' recorded is no result today") as drift:
+        with pytest.raises(StepDrift, match="the recorded result of step 'sum/add-1-call_0' can't be read") as drift:
             await run_agent(runner, "sum", agent, "go")
     assert drift.value.step_id == "sum/add-1-call_0"
     assert not asked

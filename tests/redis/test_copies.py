@@ -142,7 +142,7 @@ async def test_a_server_without_waitaof() -> None:
     with redis_server(*KEEPING, "--rename-command", "WAITAOF", "") as server:
         async with open_store(f"{server.url}?waitaof=1,0,500") as store:
             for _ in range(2):
-                with pytest.raises(StoreError, match=r"no WAITAOF, which came with Redis 7\.2"):
+                with pytest.raises(StoreError, match=r"no WAITAOF, which Redis 7\.2"):
                     await store.append(entry())
 
 

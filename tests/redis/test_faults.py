@@ -144,7 +144,7 @@ async def test_a_key_that_holds_something_else(server: RedisServer) -> None:
     server.command("HSET", "durable:{hash}:log", "their", "precious")
     async with open_store(server.url) as store:
         for run_id in ("text", "hash"):
-            key = f"durable:{{{run_id}}}:log holds something that is not a run's"
+            key = f"durable:{{{run_id}}}:log contains something that this store did not write"
             with pytest.raises(StoreError, match=key):
                 await store.append(entry(run_id=run_id))
             with pytest.raises(StoreError, match=key):

@@ -216,7 +216,7 @@ async def test_a_lock_key_set_by_something_else(server: RedisServer) -> None:
     server.command("DEL", LOCK)
     server.command("HSET", LOCK, "a", "b")
     async with opened(server.port) as store:
-        with pytest.raises(StoreError, match="holds something that is not a run's"):
+        with pytest.raises(StoreError, match="contains something that this store did not write"):
             async with store.lock("run"):
                 pass
 

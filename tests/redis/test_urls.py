@@ -35,7 +35,7 @@ RECORD = StepRecord(run_id="run", step_id="step")
         ("redis://localhost/0?max_connections=0", "at least 1"),
         ("redis://localhost/0?lease=0", "a positive number of seconds"),
         ("redis://localhost/0?cluster=yes", "expected true or false"),
-        ("redis://localhost/0?socket_timeout=soon", "not a URL for redis-py"),
+        ("redis://localhost/0?socket_timeout=soon", "not a URL that redis-py accepts"),
         ("redis://localhost/3?cluster=true", "a cluster has no database 3"),
         ("redis:app:secret@cache:6379/0", r"has no server; write redis://host"),
         ("rediss:/:secret@cache:6379/0?ttl=5", r"has no server; write rediss://host"),
@@ -105,7 +105,7 @@ async def test_the_least_rights() -> None:
                 lease.check()
             await store.clear("run")
         async with open_store(f"{url}?prefix=theirs") as store:
-            with pytest.raises(StoreError, match="the documentation lists the rights"):
+            with pytest.raises(StoreError, match="the rights that the store's documentation lists"):
                 await store.append(RECORD)
 
 

@@ -228,7 +228,7 @@ async def test_a_key_that_holds_something_else(server: RedisServer) -> None:
         calls = [store.set_wakeup("run", flow, past()) for flow in ("flow", "other", "flow", "another", "other")]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert [isinstance(outcome, StoreError) for outcome in outcomes] == [True, False, True, False, False]
-        with pytest.raises(StoreError, match=r"durable:\{flow\}:wakeups holds something"):
+        with pytest.raises(StoreError, match=r"durable:\{flow\}:wakeups contains something"):
             await take(store)
         assert len(await take(store, flow="other")) == 2
     assert server.command("GET", KEY) == b"precious"

@@ -51,7 +51,7 @@ async def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPat
     endpoint = f"http://127.0.0.1:{free_port()}"
     async with open_at(endpoint, "logs", probe=False) as store:
         store._bucket.patience = 0.2
-        with pytest.raises(StoreError, match=rf"{endpoint} stays away: Could not connect"):
+        with pytest.raises(StoreError, match=rf"{endpoint} can't be reached, or does not answer: Could not connect"):
             await store.list("run")
 
 
@@ -59,10 +59,14 @@ async def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("status", "code", "said"),
     [
-        (403, "AccessDenied", r"AccessDenied: s3:PutObject is not allowed; the store's documentation has the policy"),
+        (
+            403,
+            "AccessDenied",
+            r"AccessDenied: s3:PutObject is not allowed; grant the policy that the store's documentation shows",
+        ),
         (403, "InvalidAccessKeyId", "refuses the credentials; check the profile or environment"),
         (403, "SignatureDoesNotMatch", "refuses the credentials; check the profile or environment"),
-        (403, "RequestTimeTooSkewed", "this machine's clock is off; set it"),
+        (403, "RequestTimeTooSkewed", "this machine's clock is wrong; set it"),
         (301, "PermanentRedirect", r"the bucket is in another region; write \?region="),
         (400, "AuthorizationHeaderMalformed", r"the bucket is in another region; write \?region="),
         (400, "InvalidArgument", "InvalidArgument"),
@@ -87,7 +91,7 @@ async def test_an_endpoint_that_redirects_for_ever_is_explained(moto_server: S3S
         proxy.fault = faults.refused(301, "PermanentRedirect")
         opened = open_store(f"{proxy.url('logs')}&probe=false") if owned else open_at(proxy.endpoint, "logs", probe=False)
         async with opened as store:
-            with pytest.raises(StoreError, match="sends every request elsewhere"):
+            with pytest.raises(StoreError, match="redirects every request"):
                 await store.append(entry())
 
 
@@ -144,8 +148,8 @@ async def test_a_profile_that_is_not_there_is_named(moto_server: S3Server, tmp_p
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("s3://", "names no bucket"),
-        ("s3:///prefix", "names no bucket"),
+        ("s3://", "has no bucket"),
+        ("s3:///prefix", "has no bucket"),
         ("s3:bucket", "^a URL of the scheme 's3' begins with s3://bucket"),
         ("s3:/key:hush@bucket/prefix?region=x", "^a URL of the scheme 's3' begins with s3://bucket"),
         ("s3://bucket:9000/prefix", r"an address as \?endpoint_url="),
@@ -162,7 +166,7 @@ async def test_a_profile_that_is_not_there_is_named(moto_server: S3Server, tmp_p
         ("s3://bucket?max_connections=0", "whole number of at least 1"),
         ("s3://bucket?probe=maybe", "expected true or false"),
         ("s3://bucket?lease=0.1", "too short"),
-        ("s3://bucket?storage_class=GLACIER", "can't be read at once"),
+        ("s3://bucket?storage_class=GLACIER", "can't be read immediately"),
         ("s3://bucket/a/../b", "prefix"),
     ],
 )

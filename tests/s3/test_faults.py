@@ -105,7 +105,9 @@ async def test_a_store_that_stays_away_is_a_clear_error(proxy: Proxy, store: S3S
     """Within bounded time, from the last error, and saying who did not answer; afterwards everything works again."""
     store._bucket.patience = 1.0
     proxy.fault = faults.refused(503, "SlowDown")
-    with pytest.raises(StoreError, match=r"s3:PutObject on s3://.*step.*127\.0\.0\.1.* stays away: .*SlowDown") as caught:
+    with pytest.raises(
+        StoreError, match=r"s3:PutObject on s3://.*step.*127\.0\.0\.1.* can't be reached, or does not answer: .*SlowDown"
+    ) as caught:
         await store.append(entry())
     assert caught.value.__cause__ is not None
     proxy.fault = None

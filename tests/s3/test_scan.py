@@ -62,7 +62,7 @@ async def test_a_run_that_is_written_anew_during_a_scan(moto_server: S3Server) -
             await store.clear("run")
             if again:
                 await asyncio.gather(*(store.append(entry(f"{number}", name="again")) for number in range(40)))
-            with pytest.raises(StoreError, match="has gone or changed while its run was read; was that cleared"):
+            with pytest.raises(StoreError, match="was changed or deleted while its run was read; was the run cleared"):
                 [record async for record in scanned]
 
 

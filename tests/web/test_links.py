@@ -294,7 +294,7 @@ async def test_a_link_that_can_not_be_made(memory: MemoryStore) -> None:
     with pytest.raises(ValueError, match="16 characters"):
         decision_link(HOST, waiting, by="alice", secret="short")
     decided = await control.approve(memory, "payout-1", "approve", by="alice")
-    with pytest.raises(ValueError, match="not an approval that waits"):
+    with pytest.raises(ValueError, match="not a pending approval"):
         decision_link(HOST, decided, by="alice", secret=SECRET)
 
 

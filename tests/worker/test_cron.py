@@ -84,14 +84,14 @@ def test_the_ticks_of_an_expression(expression: str, following: list[str]) -> No
         ("", "has 0 fields; write five"),
         ("@reboot", "'@reboot' is unknown; known: @hourly, @daily"),
         ("@every 5m", "'@every 5m' is unknown; known: @hourly"),
-        ("60 * * * *", "'60 * * * *' is no cron expression: Bad minute"),
+        ("60 * * * *", "'60 * * * *' is not a cron expression: Bad minute"),
         ("0 9 * * mon-funday", "Bad day-of-week"),
         ("0 9 * * */0", "Bad day-of-week"),
-        ("0 0 30 2 *", "'0 0 30 2 *' is no cron expression: Bad day-of-month"),
+        ("0 0 30 2 *", "'0 0 30 2 *' is not a cron expression: Bad day-of-month"),
         ("0 0 31 2,4,6 *", "Bad day-of-month"),
-        ("0 0 */5 2 MON#5", "names a time that never comes"),
-        (f"{'9' * 5000} * * * *", "is no cron expression"),
-        ("\0 * * * *", "is no cron expression"),
+        ("0 0 */5 2 MON#5", "describes a time that never comes"),
+        (f"{'9' * 5000} * * * *", "is not a cron expression"),
+        ("\0 * * * *", "is not a cron expression"),
     ],
 )
 def test_an_expression_that_is_none_is_refused(worker: Worker, expression: str, complaint: str) -> None:
@@ -114,8 +114,8 @@ def test_an_unknown_time_zone_is_refused(worker: Worker) -> None:
     ("arguments", "options", "error", "complaint"),
     [
         ((5, beat), {}, TypeError, "expression must be a str such as '0 9 * * 1-5', not 5"),
-        (("@daily", print), {}, TypeError, "a schedule starts a function decorated with @flow, not <built-in"),
-        (("@daily", beat), {"timezone": UTC}, TypeError, "timezone must be the name of a time zone"),
+        (("@daily", print), {}, TypeError, "a schedule needs a function decorated with @flow, not <built-in"),
+        (("@daily", beat), {"timezone": UTC}, TypeError, "timezone must be a time zone's name"),
         (("@daily", beat), {"catch_up": "all"}, ValueError, "catch_up must be 'none' or 'last', not 'all'"),
         (("@daily", beat), {"name": "a/b"}, ValueError, "name of a schedule 'a/b' contains a '/'"),
         (("@daily", with_a_slash), {}, ValueError, "name of a schedule 'a/b' contains a '/'"),
@@ -159,7 +159,7 @@ def test_two_schedules_of_one_name_are_refused(worker: Worker) -> None:
 
 def test_a_flow_of_another_worker_is_refused(store: MemoryStore) -> None:
     """Nobody would run what such a schedule asks for."""
-    with pytest.raises(ValueError, match=r"<flow 'settle'> is none of this worker's flows, 'beat': add it to Worker"):
+    with pytest.raises(ValueError, match=r"<flow 'settle'> is not one of this worker's flows, 'beat': add it to Worker"):
         Worker(store, [beat]).cron("@daily", settle, input={"day": "x"})
 
 

@@ -167,9 +167,9 @@ async def test_a_worker_works_again(store: MemoryStore, clock: FakeClock) -> Non
         await quick.start(store, f"run-{number}")
         async with worker:
             await control.result(store, f"run-{number}", clock=clock)
-            with pytest.raises(DurableError, match="this worker works already"):
+            with pytest.raises(DurableError, match="this worker is already running"):
                 await worker.__aenter__()
-            with pytest.raises(DurableError, match="this worker works already"):
+            with pytest.raises(DurableError, match="this worker is already running"):
                 await worker.sweep()
 
 

@@ -228,7 +228,7 @@ async def test_a_body_that_is_no_json_is_400(body: bytes) -> None:
     for path in ("/push", "/paid"):
         answer = await post(worker.app, path, body, {"x-id": "1"})
         assert (answer.status_code, await ids(worker.store)) == (400, [])
-        assert answer.json() == {"error": "the body is no JSON; have deliveries sent as application/json"}
+        assert answer.json() == {"error": "the body is not JSON; have deliveries sent as application/json"}
 
 
 @pytest.mark.parametrize(
@@ -503,16 +503,16 @@ async def test_a_worker_that_does_not_poll_is_not_well() -> None:
         ("/a b", {"flow": on_push}, ValueError, "path must be like"),
         ("/a\n", {"flow": on_push}, ValueError, "path must be like"),
         (None, {"flow": on_push}, ValueError, "path must be like"),
-        ("/healthz", {"flow": on_push}, ValueError, "'/healthz' tells whether the worker works; choose another"),
-        ("/there", {"flow": on_push}, ValueError, "'/there' is a webhook of this worker already"),
-        ("/push", {}, TypeError, "takes either a flow, whose runs it asks for, or send_to="),
-        ("/push", {"flow": on_push, "send_to": lambda payload: ("a", "b")}, TypeError, "takes either a flow"),
+        ("/healthz", {"flow": on_push}, ValueError, "'/healthz' is reserved for the worker's health check; choose another"),
+        ("/there", {"flow": on_push}, ValueError, "'/there' is already a webhook of this worker"),
+        ("/push", {}, TypeError, "needs either a flow to start, or send_to="),
+        ("/push", {"flow": on_push, "send_to": lambda payload: ("a", "b")}, TypeError, "needs either a flow"),
         ("/push", {"flow": lambda runner: None}, TypeError, "flow must be a function decorated with @flow, not <function"),
         (
             "/push",
             {"flow": flow(name="else")(on_push.__wrapped__)},
             ValueError,
-            "flow 'else' is none of this worker's, 'on_push',",
+            "flow 'else' is not one of this worker's flows, 'on_push',",
         ),
         ("/push", {"flow": build}, TypeError, r"flow 'build' doesn't take the parsed body as `payload` .*give input="),
         ("/push", {"flow": on_push, "input": {"a": 1}}, TypeError, "input must be a plain function of the payload, not {'a': 1}"),
@@ -522,8 +522,8 @@ async def test_a_worker_that_does_not_poll_is_not_well() -> None:
         ("/push", {"flow": on_push, "verify": "hunter2"}, TypeError, "verify must be github.* or a function, not a str$"),
         ("/push", {"flow": on_push, "verify": None}, TypeError, "verify must be"),
         ("/push", {"flow": on_push, "verify": github}, TypeError, "verify must be github.* or a function, not github$"),
-        ("/push", {"flow": on_push, "max_body": 0}, ValueError, "max_body must be a number of bytes from 1, not 0"),
-        ("/push", {"flow": on_push, "max_body": True}, ValueError, "max_body must be a number of bytes from 1, not True"),
+        ("/push", {"flow": on_push, "max_body": 0}, ValueError, "max_body must be a number of bytes, at least 1, not 0"),
+        ("/push", {"flow": on_push, "max_body": True}, ValueError, "max_body must be a number of bytes, at least 1, not True"),
         ("/push", {"flow": on_push, "max_body": 1.5}, ValueError, "max_body must be"),
     ],
 )

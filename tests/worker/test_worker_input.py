@@ -36,7 +36,7 @@ class Bare:
 @pytest.mark.parametrize(
     ("flows", "options", "said"),
     [
-        ([greet], {"aliases": {"": greet}}, "aliases must be flows by names that they had, not by ''"),
+        ([greet], {"aliases": {"": greet}}, "aliases must map former names to flows; a name can't be ''"),
         ([greet], {"visibility_timeout": 1e300}, "visibility_timeout must be at most 31536000 seconds, a year, not 1e"),
         ([], {}, "flows is empty: a worker needs the flows whose runs it drives"),
         ([greet, other], {}, "two flows of this worker have the name 'greet'"),
@@ -69,7 +69,7 @@ def test_what_is_no_flow(flows: list[Any]) -> None:
     [
         ({"flows": greet}, "flows must be a list of functions decorated with @flow, such as [greet], not <flow 'greet'>"),
         ({"flows": print}, "flows must be a list of functions decorated with @flow, such as [onboard], not <built-in"),
-        ({"aliases": [other]}, "aliases must be flows by names that they had, {\"old-name\": flow}, not [<flow 'greet'>]"),
+        ({"aliases": [other]}, "aliases must map former names to flows, {\"old-name\": flow}, not [<flow 'greet'>]"),
         ({"on_event": "print"}, "on_event must be a function of one StepEvent, or a list of such functions, not 'print'"),
     ],
 )
@@ -81,7 +81,7 @@ def test_what_is_of_another_kind(options: dict[str, Any], said: str) -> None:
 
 def test_on_end_takes_a_function() -> None:
     """What can't be called is refused at once, and not when the first run ends."""
-    with pytest.raises(TypeError, match="on_end takes a function of the run's status, not 'print'"):
+    with pytest.raises(TypeError, match="on_end needs a function of the run's status, not 'print'"):
         Worker(MemoryStore(), [greet]).on_end("print")  # type: ignore[arg-type]
 
 

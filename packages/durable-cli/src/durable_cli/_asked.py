@@ -39,7 +39,7 @@ class Asked:
         if len(there) == 1:
             return there[0]
         why = f"both {' and '.join(map(str, _USUAL.values()))} are here" if there else "there is no durable.db and no ./runs here"
-        raise click.UsageError(f"which store? {why}: name one by --store or DURABLE_STORE, such as --store sqlite:durable.db")
+        raise click.UsageError(f"which store? {why}: give one with --store or DURABLE_STORE, such as --store sqlite:durable.db")
 
     def command(self, name: str, *names: str, options: Sequence[str] = ()) -> str:
         """Return a command to type next, on the same store; a URL that may hold a secret is not shown again."""

@@ -53,7 +53,7 @@ class JsonObject(JsonValue):
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 class Span(click.ParamType[timedelta]):

@@ -71,7 +71,7 @@ def not_leaving() -> Iterator[None]:
     try:
         yield
     except SystemExit as left:
-        raise click.ClickException(f"the program called sys.exit({left.code!r}) while it was at work") from None
+        raise click.ClickException(f"the program called sys.exit({left.code!r}) while it was running") from None
 
 
 def _flows_of(module: ModuleType) -> str:

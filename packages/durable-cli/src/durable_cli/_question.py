@@ -21,7 +21,7 @@ def agree(question: str, *, shown: Sequence[str] = ()) -> None:
     It is asked outside of any event loop, so that Ctrl-C ends the program at once, and nothing is held while a person thinks.
     """
     if not sys.stdin.isatty():
-        raise click.UsageError("this asks first, and there is no terminal to ask on: say --yes")
+        raise click.UsageError("this command asks for confirmation, and there is no terminal to ask on: pass --yes")
     for line in shown:
         say(line)
     try:
@@ -42,4 +42,4 @@ def system_user() -> str:
     try:
         return getuser()
     except (OSError, KeyError, ImportError):
-        raise click.UsageError("the system doesn't say who you are: name yourself by --by") from None
+        raise click.UsageError("the system doesn't say who you are: give your name with --by") from None

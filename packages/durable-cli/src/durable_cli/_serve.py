@@ -78,7 +78,7 @@ async def _worker(asked: Asked, spec: str, named: Any) -> AsyncIterator[Worker]:
 
     if isinstance(named, Worker):
         if asked.is_named:
-            raise click.UsageError(f"{spec!r} is a worker with a store of its own: leave --store out")
+            raise click.UsageError(f"{spec!r} is a worker with a store of its own: leave out --store")
         async with _opened(named.store):
             yield named
         return
@@ -94,7 +94,7 @@ async def _worker(asked: Asked, spec: str, named: Any) -> AsyncIterator[Worker]:
         if isawaitable(made):
             made = await made
         if not isinstance(made, Worker):
-            raise click.UsageError(f"{spec!r} returned {type(made).__name__!r}, no durable_worker.Worker")
+            raise click.UsageError(f"{spec!r} returned {type(made).__name__!r}, not a durable_worker.Worker")
         yield made
 
 

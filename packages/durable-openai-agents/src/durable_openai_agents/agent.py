@@ -52,7 +52,7 @@ async def run_agent(
     if not isinstance(runner, Runner):
         raise TypeError(f"run_agent takes a Runner, not {runner!r}; in a flow that is its first parameter")
     if not isinstance(prompt, str | list):
-        raise TypeError(f"run_agent takes a prompt that is a text, or a list of the SDK's input items, not {prompt!r}")
+        raise TypeError(f"the prompt of run_agent must be a str, or a list of the SDK's input items, not {prompt!r}")
     model = {} if model is None else model
     tool = {} if tool is None else tool
     tools = {} if tools is None else tools
@@ -60,7 +60,7 @@ async def run_agent(
     if in_step() and current_step().run_id == runner.run_id:
         raise NestedStep(
             f"run_agent({name!r}) was called inside step {current_step().step_id!r}, where it can't make steps of its own;"
-            " if that is the call of a tool, say tools={'its_name': False}"
+            " if the step is the call of a tool, pass tools={'its_name': False}"
         )
     calls = Calls(runner.scope(name), model, tool, tools)
     durable = Wrapping(calls).agent(agent)

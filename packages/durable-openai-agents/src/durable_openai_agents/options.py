@@ -25,12 +25,12 @@ def check_options(model: StepOptions, tool: StepOptions, tools: Mapping[str, Too
             raise ValueError(f"{option} is for tools: a model request has no effect that must not happen twice")
     _check("tool", check_step_options, tool)
     if not isinstance(tools, Mapping):
-        raise TypeError(f"tools must be a dict of options by the names of tools, not {tools!r}")
+        raise TypeError(f"tools must be a dict from names of tools to their options, not {tools!r}")
     for name, options in tools.items():
         if options is False:
             continue
         if not isinstance(options, Mapping):
-            raise TypeError(f"tools[{name!r}] must be a dict of options, or False for a tool that is no step, not {options!r}")
+            raise TypeError(f"tools[{name!r}] must be a dict of options, or False for a tool that is not a step, not {options!r}")
         own = {option: value for option, value in options.items() if option != APPROVALS}
         _check(f"tools[{name!r}]", check_step_options, {**tool, **own})
         _check(f"tools[{name!r}]", check_approvals, options.get(APPROVALS, {}))

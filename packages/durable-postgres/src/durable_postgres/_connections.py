@@ -120,7 +120,7 @@ class Connections:
                 async with asyncio.timeout(within):
                     await work
             except TimeoutError as error:
-                raise ConnectionLost(f"{self}: no answer in time; whether the server did the work is not known") from error
+                raise ConnectionLost(f"{self}: the server did not answer in time; it may have done the work or not") from error
 
     @property
     def can_spare_one(self) -> bool:
@@ -153,10 +153,10 @@ class Connections:
                 return cast("Connection", await pool.acquire(timeout=within))
             except TimeoutError as error:
                 if within is None or pool.get_idle_size() or pool.get_size() < pool.get_max_size():
-                    raise StoreError(f"{self}: no answer in time; {AWAY}") from error
+                    raise StoreError(f"{self}: the server did not answer in time; {AWAY}") from error
                 raise StoreError(
-                    f"{self}: none of the pool's {pool.get_max_size()} connections came free within {within:g} seconds; each scan"
-                    " and transaction that is open holds one: close some, or have more of them (pool_max in the URL)"
+                    f"{self}: none of the pool's {pool.get_max_size()} connections became free within {within:g} seconds; each"
+                    " open scan and transaction holds one: close some, or allow more connections (pool_max in the URL)"
                 ) from error
 
     async def _open(self) -> None:
@@ -167,11 +167,11 @@ class Connections:
                 raise closed(self)
             self._pool = pool = self._make()
             if cast("Any", pool)._loop is not asyncio.get_running_loop():
-                raise StoreError(f"{self} belongs to another event loop, the pool's: give it a client made on this loop")
+                raise StoreError(f"{self} belongs to another event loop, that of its pool: give it a pool made on this loop")
             if pool.get_max_size() < LEAST_CONNECTIONS:
                 raise StoreError(
-                    f"{self}: the pool's max_size is {pool.get_max_size()}; the store needs {LEAST_CONNECTIONS} connections at"
-                    " least: two for appends, one for locks, one for reading, and others for transactions"
+                    f"{self}: the pool's max_size is {pool.get_max_size()}; the store needs at least {LEAST_CONNECTIONS}"
+                    " connections: two for appends, one for locks, one for reading, and the rest for transactions"
                 )
             try:
                 await self._prepare(pool)

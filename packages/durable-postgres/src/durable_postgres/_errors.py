@@ -41,27 +41,27 @@ _MEANINGS: Final[tuple[tuple[Any, type[StoreError], str], ...]] = (
     (_CONFLICTS, TransactionConflict, ""),
     (_READ_ONLY, ConnectionLost, "if you made the pool, give asyncpg.create_pool target_session_attrs='read-write'"),
     ((*_ENDED, asyncpg.TargetServerAttributeNotMatched, asyncpg.InternalClientError), ConnectionLost, ""),
-    (TimeoutError, StoreError, "no answer in time; whether the server did the work is not known"),
+    (TimeoutError, StoreError, "the server did not answer in time; it may have done the work or not"),
     (OSError, ConnectionLost, AWAY),
     (_REFUSED, RowRefused, ""),
     (
         asyncpg.InvalidAuthorizationSpecificationError,
         StoreError,
-        "check user and password in the URL, PGUSER, PGPASSWORD or ~/.pgpass, and that the server's pg_hba.conf lets the user in",
+        "check user and password in the URL, PGUSER, PGPASSWORD or ~/.pgpass, and that the server's pg_hba.conf allows the user",
     ),
     (asyncpg.InvalidCatalogNameError, StoreError, "create the database first: the store creates only its schema and table"),
     (
         asyncpg.InsufficientPrivilegeError,
         StoreError,
         "the store needs USAGE on its schema, SELECT, INSERT and DELETE on its table and those of its locks, flows and wake-ups,"
-        " there UPDATE too, and CREATE where they are missing: grant them, or apply what durable_postgres.schema_sql() returns as"
-        " another role",
+        " UPDATE on these three, and CREATE if they don't exist: grant these rights, or apply the SQL that"
+        " durable_postgres.schema_sql() returns as another role",
     ),
     (
         (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError),
         StoreError,
-        "a pooler gives each transaction another connection: add statement_cache_size=0 to the URL (to asyncpg.create_pool, where"
-        " you made the pool)",
+        "a pooler gives each transaction another connection: add statement_cache_size=0 to the URL, or to asyncpg.create_pool if"
+        " you made the pool",
     ),
 )
 # asyncpg says this of a connection that is gone, or still busy with work that was given up.

@@ -26,7 +26,7 @@ class JoinedTransaction(Joined):
     def __init__(self, connections: Connections, statements: Statements, holds: Callable[[str], bool], connection: Any) -> None:
         if not isinstance(connection, Connection):
             raise TypeError(
-                f"connection must be an asyncpg connection, not {connection!r}: this store shares no other transaction"
+                f"connection must be an asyncpg connection, not {connection!r}: this store can't join any other transaction"
             )
         self._connections: Final = connections
         self._statements: Final = statements
@@ -63,5 +63,5 @@ class JoinedTransaction(Joined):
             is_begun = self._connection.is_in_transaction()
         if not is_begun:
             raise StoreError(
-                f"{self._connections}: the connection is in no transaction; begin one, `async with connection.transaction():`"
+                f"{self._connections}: the connection is not in a transaction; begin one: `async with connection.transaction():`"
             )

@@ -223,7 +223,7 @@ class HeldLock(Lease):
     def check(self) -> None:
         if not self.is_held:
             raise LockLost(
-                f"the lock of run {self.run_id!r} was lost with its connection to PostgreSQL: another runner may hold it by now"
+                f"the lock of run {self.run_id!r} was lost with its connection to PostgreSQL; another runner may hold it now"
             )
 
 

@@ -196,8 +196,8 @@ class Statements:
             )
         except (msgspec.DecodeError, ValueError, TypeError, OverflowError, RecursionError) as refusal:
             raise RowDamaged(
-                f"{self._table}: the row of run {run!r}, step {step!r}, revision {revision} is no step record ({refusal}):"
-                " it was written by something else, or by a newer durable-postgres: then upgrade this one"
+                f"{self._table}: the row of run {run!r}, step {step!r}, revision {revision} is not a step record ({refusal});"
+                " if a newer durable-postgres wrote it, upgrade this one; otherwise another program did"
             ) from refusal
 
 

@@ -79,7 +79,7 @@ class Table:
         for name in (schema, table):
             if not _NAME.fullmatch(name):
                 raise StoreError(
-                    f"schema and table cannot be {name!r}: expected up to 57 letters, digits and underscores, no digit first"
+                    f"schema and table cannot be {name!r}: expected up to 57 letters, digits and underscores, but no digit first"
                 )
         self.schema: Final = schema
         self.name: Final = table
@@ -108,7 +108,7 @@ class Table:
             " 'off' in (current_setting('fsync'), current_setting('synchronous_commit'))"
         )
         if encoding != "UTF8":
-            raise StoreError(f"the database's encoding is {encoding}; the store needs one created with encoding 'UTF8'")
+            raise StoreError(f"the database's encoding is {encoding}; the store needs a database created with encoding 'UTF8'")
         if careless:
             _log.warning("fsync or synchronous_commit is off: a crash of the server can lose steps that have been recorded")
         if await self._layout(connection) == LAYOUT:

@@ -64,7 +64,7 @@ class Transaction:
                 yield transaction
             except Exception as error:
                 if not is_open(connection):
-                    raise ConnectionLost(f"{connections}: the connection was lost within a transaction") from error
+                    raise ConnectionLost(f"{connections}: the connection was lost during a transaction") from error
                 await connections.timed(connection, sql.rollback(), within=limits.statement)
                 # Perhaps the error was that the server is a standby: the next connection may reach the primary.
                 if await _is_read_only(connection, limits.statement):

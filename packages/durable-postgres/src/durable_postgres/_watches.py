@@ -105,7 +105,7 @@ class Watches:
         if self._listens:
             self._tell_all()
         elif self._has_listened or not is_open(connection):
-            raise ConnectionLost(f"{self._connections}: the connection that listens hears nothing")
+            raise ConnectionLost(f"{self._connections}: the listening connection receives nothing")
         else:
             _log.info("%s: a message to itself did not come, so nothing is watched; is a pooler in between?", self._connections)
             self._end()

@@ -60,8 +60,8 @@ class RecordedCodec(ResultCodec[Any]):
             return self._codec.load(recorded.payload)
         except (ValidationError, ValueError, TypeError, LookupError) as error:
             raise StepDrift(
-                f"what step {recorded.step_id!r} recorded is no result today: {error}; run it with the code, and the version of"
-                " pydantic-ai, that recorded it",
+                f"the recorded result of step {recorded.step_id!r} can't be read: {error}; run it with the code and the version"
+                " of pydantic-ai that recorded it",
                 step_id=recorded.step_id,
             ) from error
 

@@ -45,7 +45,7 @@ APPROVALS: Final = "approvals"
 
 
 def _unrecordable(error: Exception) -> BaseException:
-    return UnrecordableValue(f"what a model or a tool returned has no JSON, so it can't be recorded: {error}")
+    return UnrecordableValue(f"a model or a tool returned a value that has no JSON form, so it can't be recorded: {error}")
 
 
 class Durability(BaseDurabilityCapability[AgentDepsT]):
@@ -187,6 +187,6 @@ def _refuse_in_flow(name: str | None) -> None:
     except DurableError:
         return
     raise DurableError(
-        f"agent {name!r} runs in the flow of run {runner.run_id!r} outside agent_scope, where nothing of it is recorded;"
+        f"agent {name!r} runs in the flow of run {runner.run_id!r} outside agent_scope, where its steps are not recorded;"
         " use run_agent(runner, 'a-name', agent, prompt)"
     )

@@ -31,8 +31,8 @@ def agent_scope(runner: Runner, name: str) -> Generator[None]:
     scope = AgentScope(runner, name)
     if in_step() and current_step().run_id == runner.run_id:
         raise NestedStep(
-            f"an agent was to run as {name!r} inside step {current_step().step_id!r}, where it can't make steps of its own;"
-            " if that is the call of a tool, give the tool metadata={'durable': False}"
+            f"agent {name!r} was called inside step {current_step().step_id!r}, where it can't make steps of its own;"
+            " if the step is the call of a tool, give the tool metadata={'durable': False}"
         )
     with entered(scope):
         yield
@@ -54,7 +54,7 @@ async def run_agent(
     `RunSuspended` while it waits for a person longer than the runner's `wait_limit`.
     """
     if not isinstance(agent, AbstractAgent):
-        raise TypeError(f"run_agent takes an agent of pydantic-ai, not {agent!r}")
+        raise TypeError(f"run_agent needs an agent of pydantic-ai, not {agent!r}")
     if Durability.from_agent(agent) is None:
         raise TypeError(f"agent {agent.name!r} is not durable; make it with Agent(…, capabilities=[Durability()])")
     with agent_scope(runner, name):

@@ -40,7 +40,7 @@ class Copies:
             if any(got < want for got, want in zip(found, wanted, strict=True)):
                 return StoreError(
                     f"{name} found {_counted(found)} of {_counted(wanted)} copies within {ms} ms;"
-                    " what was appended may be there or not: append again"
+                    " the record may have been stored or not: append it again"
                 )
         return None
 

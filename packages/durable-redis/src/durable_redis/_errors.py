@@ -30,13 +30,15 @@ def store_error(error: Exception, keys: str, *, appends: bool = False) -> StoreE
             f"the server refused the user name or password ({said}); put the right ones into the URL: redis://user:password@host"
         )
     if isinstance(error, NoPermissionError):
-        return StoreError(f"the server's user may not do this ({said}); the documentation lists the rights that a store needs")
+        return StoreError(f"the server's user may not do this ({said}); grant it the rights that the store's documentation lists")
     if isinstance(error, OutOfMemoryError) or said.startswith("OOM"):
         return StoreError(f"the server is full ({said}); nothing was written: raise its maxmemory or make room, and try again")
     if said.startswith("WRONGTYPE") or FOREIGN in said:
-        return StoreError(f"{keys} holds something that is not a run's; use another prefix, or remove that key")
+        return StoreError(f"{keys} contains something that this store did not write; use another prefix, or remove that key")
     if HOLE in said:
-        return CorruptLog(f"{keys} lacks a field that another counts on ({said}); nothing was skipped and nothing was changed")
+        return CorruptLog(
+            f"{keys} lacks a field that another field refers to ({said}); nothing was skipped and nothing was changed"
+        )
     if isinstance(error, MovedError):
         return StoreError("the server is a node of a cluster; add cluster=true to the URL, or use RedisStore(RedisCluster(...))")
     if isinstance(error, (AskError, TryAgainError)):
@@ -51,9 +53,9 @@ def store_error(error: Exception, keys: str, *, appends: bool = False) -> StoreE
             advice = "what was being appended may be there or not: append again"
         return StoreError(f"no answer from the server ({said}); {advice}")
     if "WAITAOF" in said and "unknown command" in said.lower():
-        return StoreError("the server has no WAITAOF, which came with Redis 7.2; leave out waitaof=, or upgrade the server")
+        return StoreError("the server has no WAITAOF, which Redis 7.2 introduced; leave out waitaof=, or upgrade the server")
     if "WAITAOF" in said:
-        return StoreError(f"the server can't do what waitaof= asks for ({said}); switch its appendonly on, or leave waitaof= out")
+        return StoreError(f"the server can't do what waitaof= asks for ({said}); turn on its appendonly, or leave out waitaof=")
     if isinstance(error, ResponseError):
         return StoreError(f"the server refused to work on {keys}: {said}")
     return StoreError(f"redis-py could not reach {keys}: {said or type(error).__name__}")

@@ -73,7 +73,7 @@ def parse(url: str) -> tuple[Callable[[], Redis | RedisCluster], dict[str, Any]]
 def _check_path(parsed: StoreURL, *, cluster: bool) -> None:
     if parsed.scheme == "unix":
         if cluster:
-            raise StoreError(f"{parsed}: a cluster is reached over TCP, so cluster=true goes with redis: or rediss:")
+            raise StoreError(f"{parsed}: a cluster is reached over TCP, so cluster=true needs redis: or rediss:")
         if not parsed.path:
             raise StoreError(f"{parsed} lacks the socket's path; write unix:///run/redis.sock?db=0")
         return

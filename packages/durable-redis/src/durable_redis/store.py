@@ -112,7 +112,7 @@ class RedisStore(
         try:
             store = cls(connect(), **options)
         except ValueError as error:
-            raise StoreError(f"{StoreURL(url)} is not a URL for redis-py: {error}") from None
+            raise StoreError(f"{StoreURL(url)} is not a URL that redis-py accepts: {error}") from None
         store._connect = connect
         store._loop = OneLoop(cls.__name__, given=False)
         store._server = store._new_server()

@@ -57,9 +57,9 @@ def head(body: bytes, key: str) -> Head:
     except UNREADABLE as error:
         if not body.strip():
             raise CorruptLog(
-                f"the object {key!r} is empty, and should hold a step record; restore it, or clear the run"
+                f"the object {key!r} is empty, but should contain a step record; restore it, or clear the run"
             ) from error
-        raise CorruptLog(f"the object {key!r} holds no step record ({error}): {body[:200]!r}") from error
+        raise CorruptLog(f"the object {key!r} contains no step record ({error}): {body[:200]!r}") from error
 
 
 def _microseconds() -> int:

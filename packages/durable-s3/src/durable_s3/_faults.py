@@ -102,16 +102,16 @@ def _advice(error: Exception, right: str, endpoint: str) -> str:
     if name in _REFUSED:
         return f"{name}: {endpoint} refuses the credentials; check the profile or environment that boto3 takes them from"
     if isinstance(error, RecursionError):
-        return f"{endpoint} sends every request elsewhere (301) and does not say where; write the bucket's own endpoint or region"
+        return f"{endpoint} redirects every request (301) without saying where to; write the bucket's own endpoint or region"
     if name in _ELSEWHERE and isinstance(error, ClientError):
         region = error.response["Error"].get("Region", "")
         return f"{name}: the bucket is in another region; write ?region={region} in the store's URL"
     if name == "RequestTimeTooSkewed":
-        return f"{name}: this machine's clock is off; set it"
+        return f"{name}: this machine's clock is wrong; set it"
     if status(error) == 403:
-        return f"{name}: {right} is not allowed; the store's documentation has the policy that it needs"
+        return f"{name}: {right} is not allowed; grant the policy that the store's documentation shows"
     if isinstance(error, _CREDENTIALS):
         return f"{error}; give credentials where boto3 looks for them: the environment, a profile, or a role of the machine"
     if transient(error):
-        return f"{endpoint} stays away: {error}"
+        return f"{endpoint} can't be reached, or does not answer: {error}"
     return str(error)

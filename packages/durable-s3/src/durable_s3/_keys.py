@@ -103,7 +103,9 @@ def number(key: str) -> int:
     """Return the number that `key` ends in, such as 7 for `…/9999999992.n7.json`."""
     digits = key.rpartition("/")[2].partition(".")[0]
     if not (digits.isascii() and digits.isdecimal()):
-        raise StoreError(f"the object {key!r} stands where only the store's own may: move it elsewhere, or delete it")
+        raise StoreError(
+            f"the object {key!r} is in a folder of the store, which did not write it: move it elsewhere, or delete it"
+        )
     return _HIGHEST - int(digits)
 
 

@@ -144,7 +144,7 @@ async def highest_of(bucket: Bucket, keys: Keys, run_id: str) -> tuple[int, Hold
         if claim is not None:  # else it was renewed or given back since
             free = claim.released or claim.is_dead or _age(page) >= claim.seconds + _ROUNDING_SECONDS
             return number(key), None if free else claim.told()
-    raise StoreError(f"{keys.leases(run_id)!r} lists lock objects that are gone when they are read; try again")
+    raise StoreError(f"{keys.leases(run_id)!r} lists lock objects that no longer exist when they are read; try again")
 
 
 async def read(bucket: Bucket, key: str) -> RunClaim | None:
@@ -154,10 +154,12 @@ async def read(bucket: Bucket, key: str) -> RunClaim | None:
     try:
         return msgspec.json.decode(content.body, type=RunClaim)
     except UNREADABLE as error:
-        raise StoreError(f"the lock object {key!r} can't be read ({error}); if nothing runs the run, delete it") from error
+        raise StoreError(
+            f"the lock object {key!r} can't be read ({error}); if no process is running the run, delete it"
+        ) from error
 
 
 def _age(page: Page) -> float:
     if page.date is None:
-        raise StoreError("the endpoint's answers carry no Date header, so the age of a lock is unknown; use another endpoint")
+        raise StoreError("the endpoint's answers have no Date header, so the age of a lock is unknown; use another endpoint")
     return (page.date - page.objects[0].modified).total_seconds()

@@ -38,5 +38,5 @@ async def refuse_careless(bucket: Bucket, key: str, honoured: set[tuple[str, str
         cause = None
     raise StoreError(
         f"{place[0]} ignores If-None-Match on PUT (seen in bucket {bucket.name!r}), so two writers could win one step;"
-        " use an endpoint that has conditional writes, or another store. ?probe=false leaves this check out"
+        " use an endpoint that has conditional writes, or another store. ?probe=false skips this check"
     ) from cause

@@ -73,7 +73,9 @@ class Reader:
             await self._fetch_all(page)
             for etag, entry in zip(etags, page.values(), strict=True):
                 if not entry.body or entry.etag != etag:
-                    raise StoreError(f"{entry.key!r} has gone or changed while its run was read; was that cleared? read it again")
+                    raise StoreError(
+                        f"{entry.key!r} was changed or deleted while its run was read; was the run cleared? Read it again"
+                    )
                 yield entry
                 entry.body = b""
 

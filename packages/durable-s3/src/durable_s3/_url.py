@@ -39,7 +39,7 @@ def parse(text: str) -> Place:
     _refuse_credentials(url)
     bucket, prefix = url.parts.netloc, url.path.strip("/")
     if not bucket or ":" in bucket:
-        raise StoreError(f"{url} names no bucket; write s3://bucket/prefix, and an address as ?endpoint_url=")
+        raise StoreError(f"{url} has no bucket; write s3://bucket/prefix, and an address as ?endpoint_url=")
     options = url.options(
         {
             "region": str,

@@ -75,7 +75,7 @@ class S3Store(
         probe: bool = True,
     ) -> None:
         if storage_class in _NOT_AT_ONCE:
-            raise StoreError(f"objects of storage class {storage_class!r} can't be read at once; choose another")
+            raise StoreError(f"objects of storage class {storage_class!r} can't be read immediately; choose another class")
         if lease < _LEAST_LEASE_SECONDS:
             raise StoreError(f"a lease of {lease:g} s is too short to be renewed in time; give at least {_LEAST_LEASE_SECONDS:g}")
         writes = {}
@@ -126,7 +126,7 @@ class S3Store(
             held = await self._bucket.read(key)
             if held is not None:
                 return self._seen(key, held.body)
-        raise StoreError(f"{key!r} is taken whenever it is claimed and gone when it is read; is the run being cleared?")
+        raise StoreError(f"{key!r} exists when it is written, but not when it is read; is the run being cleared?")
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
         await self._ready()

@@ -30,7 +30,7 @@ def value_of(visit: Visit, name: str) -> Any:
     try:
         return msgspec.json.decode(text)  # as it comes back from a log: there is no NaN, and no half of a character
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise HTTPException(400, f'{name} is no JSON: {error}; write a text in quotes, such as "yes"; nothing was done') from None
+        raise HTTPException(400, f'{name} is not JSON: {error}; write text in quotes, such as "yes"; nothing was done') from None
 
 
 def reason_of(visit: Visit) -> str | None:

@@ -32,7 +32,7 @@ class Form:
 async def read_form(request: Request) -> Form:
     """Read what was posted. Raises `HTTPException` for anything but a form of at most 1 MiB."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _TYPE:
-        raise HTTPException(415, "only a form can be posted here")
+        raise HTTPException(415, "only a form can be posted here; nothing was done")
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or int(declared) > _MOST_BYTES:
         raise HTTPException(413, "the form is larger than 1 MiB; nothing was done")
@@ -43,7 +43,7 @@ async def read_form(request: Request) -> Form:
             if len(body) > _MOST_BYTES:
                 raise HTTPException(413, "the form is larger than 1 MiB; nothing was done")
     except ClientDisconnect:
-        raise HTTPException(400, "the form was cut off; nothing was done") from None
+        raise HTTPException(400, "the form is incomplete; nothing was done") from None
     try:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS)
     except ValueError:  # no UTF-8, or too many fields

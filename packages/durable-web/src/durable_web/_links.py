@@ -38,7 +38,7 @@ def decision_link(url: str, approval: StepRecord, *, by: str, secret: str, lasts
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-        raise ValueError(f"url must be where the page is found, such as 'https://ops.example.com/durable', not {url!r}")
+        raise ValueError(f"url must be the page's address, such as 'https://ops.example.com/durable', not {url!r}")
     if not isinstance(approval, StepRecord):
         raise TypeError(f"approval must be an entry, as control.pending and notify= give it, not a {type(approval).__name__}")
     if not isinstance(lasts, timedelta):
@@ -46,7 +46,7 @@ def decision_link(url: str, approval: StepRecord, *, by: str, secret: str, lasts
     asked = asked_by(approval)
     what = f"{approval.step_id!r} of run {approval.run_id!r}"
     if not asked.is_open:
-        raise ValueError(f"{what} is not an approval that waits; make the link before it is decided")
+        raise ValueError(f"{what} is not a pending approval; make the link before it is decided")
     if not by or not by.isprintable() or by.startswith("$") or not asked.may_decide(by):
         raise ValueError(f"{by!r} may not decide {what}; name one of its approvers")
     if lasts <= timedelta(0):

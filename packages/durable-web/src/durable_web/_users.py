@@ -47,7 +47,7 @@ class Users:
         if not isinstance(user, User):
             raise TypeError(f"user= must return a durable_web.User or None, not a {type(user).__name__}")
         if not isinstance(user.name, str) or not user.name or user.name.startswith("$") or not user.name.isprintable():
-            raise ValueError(f"user= must return a User whose name is printable and starts with no '$', not {user.name!r}")
+            raise ValueError(f"user= must return a User whose name is printable and doesn't start with '$', not {user.name!r}")
         return user
 
     async def access(self, user: User) -> Access | None:

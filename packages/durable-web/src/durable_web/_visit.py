@@ -38,7 +38,7 @@ class Visit:
     def asked(self, name: str) -> str:
         """Return a field of the query, or an empty text. Raises `HTTPException` for NUL, which some stores can't look for."""
         if "\0" in (given := self.request.query_params.get(name, "")):
-            raise HTTPException(400, f"{name} must be a text without control characters, not {given!r}")
+            raise HTTPException(400, f"{name} must be text without control characters, not {given!r}")
         return given
 
     def id(self, name: str) -> str:

@@ -114,9 +114,9 @@ def app(
         if given is not None and not callable(given):
             raise TypeError(f"{what} must be a function, not {given!r}")
     if access is not None and user is None:
-        raise TypeError("access= tells what a user may, so it needs user=, a function of the request that returns who it is")
+        raise TypeError("access= says what a user may do, so it needs user=, a function of the request that returns the user")
     if not isinstance(title, str) or not title:
-        raise TypeError(f"title must be a text, not {title!r}")
+        raise TypeError(f"title must be a str, not {title!r}")
     tokens = Tokens(secrets.token_urlsafe(32) if secret is None else check_secret(secret))
     people = Local(tokens) if user is None else Users(user, access)
     return Page(Site(store, title, Showing(redact), tokens, people), Notifier(store, notify))

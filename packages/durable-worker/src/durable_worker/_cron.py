@@ -40,9 +40,9 @@ class Cron:
         try:
             comes = self.after(_SOME_DAY) is not None
         except (CronSimError, ValueError) as error:  # the latter for a number of thousands of digits
-            raise ValueError(f"expression {_short(expression)} is no cron expression: {error}; {_EXAMPLE}") from error
+            raise ValueError(f"expression {_short(expression)} is not a cron expression: {error}; {_EXAMPLE}") from error
         if not comes:
-            raise ValueError(f"expression {_short(expression)} names a time that never comes; {_EXAMPLE}")
+            raise ValueError(f"expression {_short(expression)} describes a time that never comes; {_EXAMPLE}")
 
     def ticks(self, moment: datetime) -> Iterator[datetime]:
         """Yield the ticks later than `moment`, in UTC. They end where the next one is more than 50 years away."""
@@ -88,13 +88,13 @@ def _plain(expression: object) -> str:
 
 def _zone(timezone: object) -> ZoneInfo:
     if not isinstance(timezone, str):
-        raise TypeError(f"timezone must be the name of a time zone, such as 'Europe/Berlin', not {timezone!r}")
+        raise TypeError(f"timezone must be a time zone's name, such as 'Europe/Berlin', not {timezone!r}")
     try:
         return ZoneInfo(timezone)
     except (KeyError, ValueError, OSError) as error:  # unknown, no name of a zone at all, or that of a folder of zones
         raise ValueError(
-            f"timezone {_short(timezone)} is unknown here; write a name such as 'Europe/Berlin' or 'UTC'. On Windows, and"
-            " wherever the system has no time zones, Python takes them from the package tzdata"
+            f"timezone {_short(timezone)} is unknown here; write a name such as 'Europe/Berlin' or 'UTC'. If the system has"
+            " no time zones, as on Windows, install the package tzdata"
         ) from error
 
 

@@ -63,7 +63,9 @@ class Loop:
         on_event: OnEvent | None,
     ) -> None:
         if wakeups_of(store) is None and runs_of(store) is None:
-            raise TypeError(f"{store!r} has neither wake-ups nor a list of its runs: a worker finds nothing to do there")
+            raise TypeError(
+                f"{store!r} has neither wake-ups nor a list of its runs, and a worker needs one of them to find its work"
+            )
         self.store: Final = store
         self.flows: Final = flows
         self.settings: Final = settings
@@ -106,7 +108,7 @@ class Loop:
     async def begin(self) -> None:
         """Work in the background."""
         if self._main is not None:
-            raise DurableError("this worker works already; make a second one for more")
+            raise DurableError("this worker is already running; make another Worker to run a second one")
         self._renew()
         self._next_sweep = -float("inf")
         self._main = asyncio.create_task(self._work(), name="durable-worker")
@@ -137,7 +139,7 @@ class Loop:
     async def sweep(self) -> SweepReport:
         """Do one round over all that is due."""
         if self._main is not None:
-            raise DurableError("this worker works already, and sweeps by itself")
+            raise DurableError("this worker is already running, and sweeps by itself")
         self._renew()
         report = SweepReport(started=await self._schedules.tick())
         await self._sweep()

@@ -121,10 +121,10 @@ class Schedules:
     ) -> None:
         """Declare a schedule. Raises `TypeError` or `ValueError` for what can't be one."""
         if not isinstance(flow, Flow):
-            raise TypeError(f"a schedule starts a function decorated with @flow, not {flow!r}")
+            raise TypeError(f"a schedule needs a function decorated with @flow, not {flow!r}")
         if flow.name not in self._flows:
             known = ", ".join(map(repr, self._flows))
-            raise ValueError(f"{flow!r} is none of this worker's flows, {known}: add it to Worker(store, [...])")
+            raise ValueError(f"{flow!r} is not one of this worker's flows, {known}: add it to Worker(store, [...])")
         name = check_name("name of a schedule", flow.name if name is None else name)
         cron = Cron(expression, timezone)
         if catch_up not in ("none", "last"):

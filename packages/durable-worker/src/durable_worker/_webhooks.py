@@ -55,15 +55,15 @@ class Webhooks:
         if not isinstance(path, str) or not _PATH.fullmatch(path):
             raise ValueError(f"path must be like '/github': letters, digits and '-._~', each part after a '/', not {path!r}")
         if path == _HEALTH:
-            raise ValueError(f"path {path!r} tells whether the worker works; choose another")
+            raise ValueError(f"path {path!r} is reserved for the worker's health check; choose another")
         if path in self.paths:
-            raise ValueError(f"path {path!r} is a webhook of this worker already; choose another")
+            raise ValueError(f"path {path!r} is already a webhook of this worker; choose another")
         if (flow is None) == (send_to is None):
-            raise TypeError(f"webhook {path!r} takes either a flow, whose runs it asks for, or send_to=, the event that it sends")
+            raise TypeError(f"webhook {path!r} needs either a flow to start, or send_to= for the event to send; give exactly one")
         if flow is not None:
             self._check_flow(flow, takes_payload=input is None)
         if run_id is not None and flow is None:
-            raise TypeError(f"webhook {path!r} starts no run, so it takes no run_id=; send_to= returns the run's id")
+            raise TypeError(f"webhook {path!r} sends an event, so it takes no run_id=; send_to= returns the run's id")
         for what, function in (("run_id", run_id), ("input", input), ("send_to", send_to)):
             if function is not None and (not callable(function) or inspect.iscoroutinefunction(function)):
                 raise TypeError(f"{what} must be a plain function of the payload, not {function!r}")
@@ -71,7 +71,7 @@ class Webhooks:
             given = getattr(verify, "__name__", f"a {type(verify).__name__}")  # never a secret
             raise TypeError(f"verify must be github(secret), stripe(secret), standard(secret) or a function, not {given}")
         if isinstance(max_body, bool) or not isinstance(max_body, int) or max_body < 1:
-            raise ValueError(f"max_body must be a number of bytes from 1, not {max_body!r}")
+            raise ValueError(f"max_body must be a number of bytes, at least 1, not {max_body!r}")
         webhook = _Webhook(self._store, path, flow, verify, run_id, input, send_to, max_body)
         self.app.router.routes.append(Route(path, webhook.answer, methods=["POST"]))
 
@@ -85,14 +85,14 @@ class Webhooks:
             raise TypeError(f"flow must be a function decorated with @flow, not {flow!r}")
         if flow.name not in self._flows:
             known = ", ".join(map(repr, self._flows))
-            raise ValueError(f"flow {flow.name!r} is none of this worker's, {known}; add it to its flows")
+            raise ValueError(f"flow {flow.name!r} is not one of this worker's flows, {known}; add it to them")
         if takes_payload:
             try:
                 inspect.signature(flow).bind(None, payload=None)
             except TypeError as error:
                 raise TypeError(
-                    f"flow {flow.name!r} doesn't take the parsed body as `payload` ({error}): name its parameter so, or give"
-                    " input=, a function of the payload that returns the flow's input"
+                    f"flow {flow.name!r} doesn't take the parsed body as `payload` ({error}): give it a parameter of that name or"
+                    " give the webhook input=, a function of the payload that returns the flow's input"
                 ) from None
 
     async def _health(self, request: Request) -> Response:
@@ -119,7 +119,7 @@ class _Webhook(msgspec.Struct, frozen=True):
         try:
             payload = msgspec.json.decode(delivery.body)
         except (msgspec.DecodeError, RecursionError):
-            raise HTTPException(400, "the body is no JSON; have deliveries sent as application/json") from None
+            raise HTTPException(400, "the body is not JSON; have deliveries sent as application/json") from None
         try:
             if self.flow is None:
                 return await self._send(payload)
@@ -128,14 +128,14 @@ class _Webhook(msgspec.Struct, frozen=True):
             raise
         except StepDrift:
             self._log("the run that it asks for has other input, or another flow")
-            raise HTTPException(409, "the run has other input, or another flow") from None
+            raise HTTPException(409, "the run exists with other input, or with another flow") from None
         except Refused:
             self._log("the event that it sends has another outcome already, or is none")
-            raise HTTPException(409, "the event has another outcome already, or is none") from None
+            raise HTTPException(409, "the event already has another outcome, or the step is not an event") from None
         except (TypeError, ValueError, RecursionError) as error:
             takes = "" if self.flow is None else f"; flow {self.flow.name!r} takes {inspect.signature(self.flow)}"
             self._log(f"what is made of the payload can't be recorded: {_place(error)}{takes}")
-            raise HTTPException(400, "what is made of the payload can't be recorded") from None
+            raise HTTPException(400, "the value made from the payload can't be recorded") from None
         except Exception as error:
             self._log(f"nothing can be recorded now: {error if isinstance(error, StoreError) else _place(error)}")
             raise HTTPException(503, "try again later", {"Retry-After": _RETRY_AFTER}) from None
@@ -148,7 +148,7 @@ class _Webhook(msgspec.Struct, frozen=True):
                 if len(body) > self.max_body:
                     raise HTTPException(413, f"the body is larger than {self.max_body} bytes")
         except ClientDisconnect:
-            raise HTTPException(400, "the body is cut off") from None
+            raise HTTPException(400, "the body is incomplete") from None
         return bytes(body)
 
     async def _verified(self, delivery: Delivery) -> str | None:

@@ -63,9 +63,9 @@ def attach(
     if not isinstance(app, Celery):
         raise TypeError(f"app must be a Celery application, not {app!r}")
     if app in _attached:
-        raise ValueError(f"attach was called for {app!r} before; its workers serve one store, so make a second application")
+        raise ValueError(f"attach was already called for {app!r}; its workers serve one store, so make a second application")
     if isinstance(open_store(store_url), MemoryStore):
-        raise StoreError("a store in memory is another one in each process; give attach the URL of one that processes share")
+        raise StoreError("each process would have its own store in memory; give attach the URL of a store that processes share")
     interval = duration("sweep_every", sweep_every, zero=False)
 
     def worker(store: OpenableStore) -> Worker:

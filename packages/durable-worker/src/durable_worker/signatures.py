@@ -62,7 +62,7 @@ def stripe(secret: str, *, tolerance: float | timedelta = 300) -> Callable[[Deli
         parts = [part.strip().partition("=") for part in _header(delivery, "Stripe-Signature").split(",")]
         times = [value for name, _, value in parts if name == "t"]
         if len(times) != 1 or not (times[0].isascii() and times[0].isdigit() and len(times[0]) < 20):
-            raise BadSignature("Stripe-Signature doesn't hold one time, t=…")
+            raise BadSignature("Stripe-Signature doesn't contain exactly one time, t=…")
         expected = _hex(key, times[0].encode() + b"." + delivery.body)
         if not any(_is_same(value, expected) for name, _, value in parts if name == "v1"):
             raise BadSignature("no v1 of Stripe-Signature matches the time, the body and the secret")
@@ -104,7 +104,7 @@ def _text(scheme: str, secret: object) -> str:
     if not isinstance(secret, str):
         raise TypeError(f"the secret of {scheme}() must be a str, not a {type(secret).__name__}")
     if not secret.strip():
-        raise ValueError(f"the secret of {scheme}() is empty: anybody could sign with it; is a variable not set?")
+        raise ValueError(f"the secret of {scheme}() is empty, so anybody could sign with it; is an environment variable not set?")
     return secret
 
 
@@ -112,7 +112,7 @@ def _header(delivery: Delivery, name: str) -> str:
     try:
         return delivery.headers[name.lower()]
     except KeyError:
-        raise BadSignature(f"there is no {name}; was the sender given the secret?") from None
+        raise BadSignature(f"the header {name} is missing; does the sender have the secret?") from None
 
 
 def _hex(key: bytes, message: bytes) -> str:

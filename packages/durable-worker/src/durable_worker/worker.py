@@ -96,7 +96,7 @@ class Worker:
     def on_end(self, fn: Callable[[RunStatus], Awaitable[object] | object]) -> Callable[[RunStatus], Awaitable[object] | object]:
         """Have `fn` called with the status of each run that ended in this worker's hands, at least once; a decorator, too."""
         if not callable(fn):
-            raise TypeError(f"on_end takes a function of the run's status, not {fn!r}")
+            raise TypeError(f"on_end needs a function of the run's status, not {fn!r}")
         self._loop.ends.handlers.append(fn)
         return fn
 
@@ -128,8 +128,8 @@ class Worker:
         settings = self._loop.settings
         if settings.poll >= settings.visibility_timeout:
             raise ValueError(
-                f"poll is {settings.poll:g} s and visibility_timeout {settings.visibility_timeout:g} s: a time may be older than"
-                " that when it is seen, and would be left out. Give a shorter poll or a longer visibility_timeout"
+                f"poll is {settings.poll:g} s and visibility_timeout {settings.visibility_timeout:g} s; a schedule would miss"
+                " times unless poll is shorter. Give a shorter poll or a longer visibility_timeout"
             )
         self._schedules.add(expression, asynchronous(flow), name=name, timezone=timezone, catch_up=catch_up, input=input)
 
@@ -187,8 +187,8 @@ def _hidden_for(store: Store, given: float | timedelta | None) -> float:
         raise ValueError(f"visibility_timeout must be at most {_LONGEST} seconds, a year, not {given!r}")
     if seconds < lease:
         raise ValueError(
-            f"visibility_timeout is {seconds:g} s, but the locks of {store!r} outlive a dead worker by {lease:g} s: others would"
-            f" take its wake-ups for nothing. Give {lease:g} s or more, or the store a shorter `lease`"
+            f"visibility_timeout is {seconds:g} s, but the locks of {store!r} outlive a dead worker by {lease:g} s: other workers"
+            f" would take its wake-ups too early. Give {lease:g} s or more, or give the store a shorter `lease`"
         )
     return seconds
 
@@ -206,14 +206,14 @@ def _by_name(flows: Collection[AnyFlow], aliases: Mapping[str, AnyFlow]) -> dict
         example = getattr(given, "name", "onboard")
         raise TypeError(f"flows must be a list of functions decorated with @flow, such as [{example}], not {given!r}")
     if not isinstance(aliases, Mapping):
-        raise TypeError(f'aliases must be flows by names that they had, {{"old-name": flow}}, not {aliases!r}')
+        raise TypeError(f'aliases must map former names to flows, {{"old-name": flow}}, not {aliases!r}')
     named: dict[str, Flow[Any, Any]] = {}
     for name, each in [*((getattr(listed, "name", ""), listed) for listed in flows), *aliases.items()]:
         flow = asynchronous(each)
         if not isinstance(flow, Flow):
             raise TypeError(f"flows must be functions decorated with @flow, not {flow!r}")
         if not isinstance(name, str) or not name:
-            raise ValueError(f"aliases must be flows by names that they had, not by {name!r}")
+            raise ValueError(f"aliases must map former names to flows; a name can't be {name!r}")
         if named.setdefault(name, flow) is not flow:
             raise ValueError(
                 f"two flows of this worker have the name {name!r}: {named[name]!r} and {flow!r}; give one another name"

@@ -94,7 +94,7 @@ def check(
     from durable_cli._load import load_flow, not_leaving
 
     if run_ids and (states or since):
-        raise click.UsageError("name runs, or choose them by --status and --since, not both")
+        raise click.UsageError("name runs, or select them with --status and --since, not both")
     found = load_flow(flow)
     checked = Checked(found, run_ids, states, since, expected)
     with not_leaving():

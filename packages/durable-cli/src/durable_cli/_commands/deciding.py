@@ -85,7 +85,7 @@ def send(asked: Asked, run_id: str, step_id: str, value: Any, error: str | None)
     from durable_cli._give import send
 
     if error is not None and value is not None:
-        raise click.UsageError("an event has a --value or an --error, not both")
+        raise click.UsageError("give an event either --value or --error, not both")
     asked.run(lambda store: send(store, run_id, step_id, value, error, as_json=asked.as_json))
 
 

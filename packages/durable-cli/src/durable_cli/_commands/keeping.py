@@ -23,7 +23,7 @@ def _on_runs(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check_named(run_ids: Sequence[str], prefix: str | None) -> None:
     if bool(run_ids) == (prefix is not None):
-        raise click.UsageError("name runs, or all whose ids begin alike by --prefix, which is '' for all")
+        raise click.UsageError("name runs, or select them with --prefix ('' selects all)")
 
 
 @click.command()

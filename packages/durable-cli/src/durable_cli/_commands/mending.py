@@ -54,7 +54,7 @@ def _act(
     from durable_cli._mend import Signed, act_on_many, act_on_one
 
     if (run_id is not None) == bool(flow or states or since):
-        raise click.UsageError(f"name a run, or many by --flow, --status or --since: durable {act} refund-1004")
+        raise click.UsageError(f"name a run, or select many with --flow, --status or --since: durable {act} refund-1004")
     if run_id is None:
         act_on_many(asked, act, Chosen(flow, [*(states or usual)], since), Signed(by, reason), yes=yes)
     else:

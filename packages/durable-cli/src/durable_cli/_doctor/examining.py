@@ -27,7 +27,7 @@ CHECKS: Final = (
 
 @check("lives", "Memory", danger="every run is gone when the process ends")
 async def lives(scratch: Scratch) -> Safe:
-    raise Unsafe("a store in memory lives in its process alone; it is for tests, and nothing else was checked")
+    raise Unsafe("a store in memory exists in one process only; it is for tests, and nothing else was checked")
 
 
 async def examine(

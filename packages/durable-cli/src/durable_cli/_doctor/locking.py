@@ -37,27 +37,27 @@ async def lock(scratch: Scratch) -> Safe:
         if await _takes(locks, run_id):
             raise Unsafe("this process was given a lock that another one held")
         if holders is not None and await holders.holder(run_id) is None:
-            raise Unsafe("a lock that is held is told to be free: a run that is worked on would look interrupted")
+            raise Unsafe("a lock that is held is reported as free, so a run in progress would look interrupted")
         await asyncio.gather(*(process.ask("release") for process in await scratch.processes(scratch.rivals)))
         if holders is not None and await holders.holder(run_id) is not None:
-            raise Unsafe("a lock that was given back is told to be held")
+            raise Unsafe("a lock that was released is reported as held")
         if not await _takes(locks, run_id):
-            raise Unsafe("a lock that was given back is not free")
+            raise Unsafe("a lock that was released is not free")
     other = lock_of(scratch.another)
     assert other is not None
     async with locks.lock(run_id) as lease:
         if await _takes(other, run_id):
             raise Unsafe("two connections of this process held one lock")
         lease.check()
-    told = ", and it is told who holds it" if holders else ""
-    return Safe(f"of {scratch.rivals} processes that asked at once one got it, {times} times{told}")
+    told = ", and its holder is reported" if holders else ""
+    return Safe(f"of {scratch.rivals} processes that asked at the same time, one got it, {times} times{told}")
 
 
 @check(
     "dead-lock",
     "Lock of the dead",
     promise="a run whose process died is free again",
-    danger="a run whose process died would never go on",
+    danger="a run whose process died would never continue",
 )
 async def dead_lock(scratch: Scratch) -> Safe:
     run_id = scratch.run_id("dead")
@@ -70,7 +70,9 @@ async def dead_lock(scratch: Scratch) -> Safe:
     while not await _takes(locks, run_id):
         if monotonic() - killed > _PATIENCE:
             if lease is not None and lease > _PATIENCE - 1:
-                raise Note(f"the lock of a process that died stays taken for its lease of {lease:g} s, longer than was waited")
+                raise Note(
+                    f"the lock of a process that died stays taken for its lease of {lease:g} s, longer than this check waits"
+                )
             raise Unsafe(f"the lock of a process that was killed is still taken {_PATIENCE:g} s later")
         await asyncio.sleep(_AGAIN)
     return Safe(f"the lock of a process that was killed was free {_soon(monotonic() - killed)}")

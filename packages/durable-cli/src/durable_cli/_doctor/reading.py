@@ -35,8 +35,8 @@ _STATES: Final[Sequence[FlowState]] = ("started", "waiting", "failed", "succeede
 @check(
     "fresh",
     "Reads",
-    promise="everybody sees at once what was written",
-    danger="a run could go on without what was decided, or run a step again",
+    promise="everybody sees immediately what was written",
+    danger="a run could continue without seeing a decision, or run a step again",
 )
 async def fresh(scratch: Scratch) -> Safe:
     run_id = scratch.run_id("fresh")
@@ -56,17 +56,17 @@ async def fresh(scratch: Scratch) -> Safe:
         entries.append(record.id)
         for who, reader in readers:
             if ids([await reader.get(run_id, "step")]) != [record.id]:
-                raise Unsafe(f"a write was not there when {who} read its step right after it")
+                raise Unsafe(f"a write was missing when {who} read its step right after it")
             if ids(await reader.list(run_id)) != entries:
-                raise Unsafe(f"a write was not there, or not in its place, when {who} read the log right after it")
-    return Safe(f"{len(entries)} writes were each seen at once, by other connections and other processes")
+                raise Unsafe(f"a write was missing or out of place when {who} read the log right after it")
+    return Safe(f"each of {len(entries)} writes was seen immediately, by other connections and other processes")
 
 
 @check("runs", "List of runs", danger="a run could be overlooked when you search, clean up or move runs")
 async def runs(scratch: Scratch) -> Safe:
     listing = runs_of(scratch.another)
     if listing is None:
-        raise Note("this store can't list its runs, so nobody finds a run whose id is forgotten")
+        raise Note("this store can't list its runs, so a run whose id is forgotten can't be found")
     made = [scratch.run_id(f"listed-{number}") for number in range(6)]
     for run_id in made:
         await scratch.store.append(StepRecord(run_id=run_id, step_id="step"))
@@ -74,7 +74,7 @@ async def runs(scratch: Scratch) -> Safe:
     found = [run_id async for run_id in listing.runs(f"{scratch.flow}-listed-")]
     missing = {*made[1:]} - {*found}
     if missing or len(found) > len(made) - 1:
-        raise Unsafe(f"of {len(made) - 1} runs {len(missing)} are not listed, and {len(found)} entries are")
+        raise Unsafe(f"{len(missing)} of {len(made) - 1} runs are not in the list, which has {len(found)} lines")
     return Safe("each run once, and no run that was cleared")
 
 
@@ -90,13 +90,13 @@ async def index(scratch: Scratch) -> Safe:
         found = await flows.flows(names=[scratch.flow], states=[state])
         logs = [record for record in shown.values() if state_of(record) == state]
         if [record.run_id for record in found] != [record.run_id for record in logs]:
-            raise Unsafe(f"by the logs {len(logs)} runs are {state}, by the index {len(found)}, or in another order")
+            raise Unsafe(f"{len(logs)} runs are {state} in their logs, but {len(found)} in the index, or in another order")
         if ids(found) != ids(logs):
-            raise Unsafe(f"of runs that are {state} the index shows older entries than the logs")
+            raise Unsafe(f"for runs that are {state}, the index shows older entries than the logs")
     paged = await _by_page(flows, scratch.flow)
     if ids(paged) != ids(shown.values()):
-        raise Unsafe(f"page by page the index shows {len(paged)} runs of {len(shown)}, or in another order")
-    return Safe(f"{len(newest)} runs are found by their state, and page by page, as their logs say")
+        raise Unsafe(f"page by page, the index shows {len(paged)} runs of {len(shown)}, or in another order")
+    return Safe(f"{len(newest)} runs are found by state and page by page, as in their logs")
 
 
 async def _flows_in_logs(scratch: Scratch) -> Mapping[str, StepRecord]:

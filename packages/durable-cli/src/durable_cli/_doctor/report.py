@@ -27,13 +27,13 @@ _WORDS: Final[Mapping[Verdict, Text]] = {
     "note": Text("note", "yellow"),
 }
 _COLUMNS: Final = (8, 19)
-"""How wide the word and the title are."""
+"""The widths of the verdict and the title."""
 _LONGEST: Final = 1_000
-_NOT_TRIED: Final = "a power cut, a full disk, a failover: they can't be made from here"
+_NOT_TRIED: Final = "a power cut, a full disk, a failover: the doctor can't cause them"
 
 
 def doctor(asked: Asked, *, processes: int) -> None:
-    """Check the store, and leave with exit code 1 where something is not safe."""
+    """Check the store, and exit with code 1 if something is not safe."""
     report = JsonReport() if asked.as_json else Report(asked.url)
     with report:
         left = asyncio.run(examine(asked.url, begin=report.begin, tell=report.tell, rivals=processes))
@@ -59,7 +59,7 @@ class JsonReport(ExitStack):
         self._show(check, finding)
 
     def end(self) -> bool:
-        """Tell whether all is safe."""
+        """Return True if everything is safe."""
         return all(finding.verdict != "unsafe" for _, finding in self._found)
 
     def _show(self, check: Check, finding: Finding) -> None:
@@ -95,7 +95,7 @@ class Report(JsonReport):
         return super().end()
 
     def _show(self, check: Check, finding: Finding) -> None:
-        self.close()  # it is no longer being looked at
+        self.close()  # the check has ended
         self._row(_COLUMNS, _WORDS[finding.verdict], Text(check.title), Text(cut(finding.says, _LONGEST)))
 
     def _list(self, heading: str, style: str, points: Sequence[str]) -> None:
@@ -106,7 +106,7 @@ class Report(JsonReport):
             self._row((1,), Text("-"), Text(point))
 
     def _row(self, widths: Sequence[int], *cells: Text) -> None:
-        """Print cells side by side; the last one has the rest of the line, and goes on below itself."""
+        """Print cells side by side. The last cell gets the rest of the line, and wraps."""
         row = Table.grid(padding=(0, 2, 0, 0))
         for width in widths:
             row.add_column(width=width)

@@ -28,7 +28,7 @@ _OFF: Final = 10.0  # seconds that two clocks may differ
     "wakeups",
     "Wake-ups",
     promise="no wake-up of a worker is lost",
-    danger="a run could wait for ever, or be taken by two workers at once",
+    danger="a run could wait forever, or be taken by two workers at once",
 )
 async def once(scratch: Scratch) -> Safe:
     wakeups, flow = _wakeups(scratch), f"{scratch.flow}-once"
@@ -71,15 +71,15 @@ async def again(scratch: Scratch) -> Safe:
         raise Unsafe(f"a wake-up that was hidden for {span(_SHORT)} came again after {span(second.now - first.now)}")
     if shown[early.token][0].now < early.at:
         raise Unsafe(f"a wake-up came {span(early.at - shown[early.token][0].now)} before it was due")
-    return Safe("none came before it was due; what was taken and not cleared came again, what was cleared did not")
+    return Safe("none came too early; those that were taken and not cleared came again, those that were cleared did not")
 
 
 @check("clock", "Clock", danger="sleeps and deadlines of runs would end at a wrong time")
 async def clock(scratch: Scratch) -> Safe:
     if wakeups_of(scratch.store) is None:
-        raise Note("this store has no clock of its own that could be asked")
+        raise Note("this store has no clock of its own to compare")
     trips: list[tuple[float, float]] = []
-    """Of each request how long it took, and how far the store's clock was ahead."""
+    """For each request, how long it took and how far ahead the store's clock was."""
     is_whole = True
     for _ in range(5):
         sent = datetime.now(UTC)

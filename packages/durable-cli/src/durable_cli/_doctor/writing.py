@@ -26,7 +26,9 @@ async def opens(scratch: Scratch) -> Safe:
     return Safe(f"by two connections of this process, and by {scratch.rivals} other processes")
 
 
-@check("kept", "Writes", promise="what was written outlives its process", danger="a step that has run would run again")
+@check(
+    "kept", "Writes", promise="what was written survives the process that wrote it", danger="a step that has run would run again"
+)
 async def kept(scratch: Scratch) -> Safe:
     run_id = scratch.run_id("kept")
     records = [StepRecord(run_id=run_id, step_id=f"step {number}", result=b'"\xc3\xa9"') for number in range(2 * _KEPT)]
@@ -51,10 +53,10 @@ async def kept(scratch: Scratch) -> Safe:
     for who, listed in listings.items():
         found = {record.step_id: record for record in listed}
         if missing := [record.step_id for record in records if record.step_id not in found]:
-            raise Unsafe(f"{len(missing)} of {len(records)} writes that were confirmed are not there for {who}")
+            raise Unsafe(f"{len(missing)} of {len(records)} confirmed writes are missing for {who}")
         if changed := [record.step_id for record in records if found[record.step_id] != record]:
-            raise Unsafe(f"{len(changed)} of {len(records)} writes came back changed for {who}")
-    return Safe(f"{len(records)} writes of a process that was killed, and of a connection that was closed, are all there")
+            raise Unsafe(f"{len(changed)} of {len(records)} confirmed writes are changed for {who}")
+    return Safe(f"all {len(records)} writes of a killed process and of a closed connection are there")
 
 
 @check(
@@ -75,17 +77,17 @@ async def slot(scratch: Scratch) -> Safe:
         }
         for who, answer in answers.items():
             if ids(answer) != [first.id]:
-                raise Unsafe(f"a slot that was taken was given away again, to {who}")
+                raise Unsafe(f"a slot that was taken was given to another record, for {who}")
     if ids(await scratch.another.list(run_id)) != [first.id]:
-        raise Unsafe("a write that lost its slot stands in the log")
-    return Safe("a later write gets the first one's record, and leaves no trace")
+        raise Unsafe("a write that lost its slot is in the log")
+    return Safe("a later write gets the record of the first one, and is not stored")
 
 
 @check(
     "race",
     "A race",
     promise="a step has one outcome, however many processes write it",
-    danger="a step could run twice, and a run go on with two outcomes",
+    danger="a step could run twice, and a run could continue with two outcomes",
 )
 async def race(scratch: Scratch) -> Safe:
     run_id = scratch.run_id("race")
@@ -119,10 +121,10 @@ async def clear(scratch: Scratch) -> Safe:
     await scratch.store.clear(run_id)
     left = [await scratch.store.list(run_id), await scratch.another.list(run_id), await process.list(run_id)]
     if any(left):
-        raise Unsafe(f"of 10 entries {max(map(len, left))} are there after their run was cleared")
+        raise Unsafe(f"{max(map(len, left))} of 10 entries are still there after their run was cleared")
     new = StepRecord(run_id=run_id, step_id="step 0")
     if ids([await scratch.another.append(new)]) != [new.id] or ids(await scratch.store.list(run_id)) != [new.id]:
-        raise Unsafe("a slot of a cleared run is not free again")
+        raise Unsafe("a slot of a cleared run is not free")
     if ids(await scratch.another.list(neighbour)) != [kept.id]:
-        raise Unsafe("clearing one run took entries of another one")
-    return Safe("for everybody, its slots are free again, and no other run was touched")
+        raise Unsafe("clearing one run removed entries of another run")
+    return Safe("the slots of a cleared run are free again for everybody, and no other run was touched")

@@ -43,5 +43,5 @@ def number_of(visit: Visit, name: str, most: int) -> int | None:
     if not text:
         return None
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not int(text):
-        raise HTTPException(400, f"{name} must be a number from 1, not {text!r}")
+        raise HTTPException(400, f"{name} must be a whole number, at least 1, not {text!r}")
     return min(int(text), most)

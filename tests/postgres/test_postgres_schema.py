@@ -288,6 +288,6 @@ async def test_a_row_that_cannot_be_read(postgres_server_url: str, postgres_url:
         ):
             refusal = results.pop(3)
             assert isinstance(refusal, StoreError)
-            assert "the row of run 'run-3', step 'step', revision 0 is no step record (status 'unheard-of'" in str(refusal)
+            assert "the row of run 'run-3', step 'step', revision 0 is not a step record (status 'unheard-of'" in str(refusal)
             assert not any(isinstance(result, BaseException) for result in results)
     await connection.close()

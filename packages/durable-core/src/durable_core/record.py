@@ -173,8 +173,8 @@ class StepRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     def from_json(cls, line: bytes | bytearray | memoryview | str, *, where: str = "") -> StepRecord:
         """Decode what `to_json` wrote. Unknown keys are ignored.
 
-        `where` names the place of `line` in errors. Raises `CorruptLog` if `line` is not a record that this version can read: also
-        if a newer version wrote it, with another format or an unknown status or kind.
+        `where` names the place of `line` in errors. Raises `CorruptLog` if `line` is not a record, or one that a newer version
+        wrote, with another format or an unknown status or kind.
         """
         try:
             fields = asdict(_decode(line))

@@ -1,4 +1,4 @@
-"""Agents of the OpenAI Agents SDK that survive: model requests and tool calls are steps, approvals wait for people."""
+"""Durable agents of the OpenAI Agents SDK: model requests and tool calls are steps, and approvals wait for people."""
 
 from durable_core import Approvals
 

@@ -1,4 +1,4 @@
-"""Running an agent in a run: what it did before a crash is not done again."""
+"""Running an agent in a run, so that what it did before a crash is not repeated."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ async def run_agent(
     hooks: RunHooks[Any] | None = None,
     run_config: RunConfig | None = None,
 ) -> RunResult:
-    """Run an agent, and those that it hands over to, so that every model request and every tool call is a step of the run.
+    """Run an agent and the agents to which it hands over. Every model request and every tool call is a step of the run.
 
-    The steps stand in the scope `name`, which must be another one for each agent run of a run. `model` are the options of all
-    model requests, `tool` those of all tool calls; `tools` are those of single tools by name, and stand before `tool`. False
-    makes no step of a tool: it runs again on every replay, and may use the runner itself. A call that needs approval is an
-    approval of the run, which shows agent, tool and arguments. What a person gives as `value` replaces the arguments; the reason
-    of a rejection is what the model is told.
+    The steps are in the scope `name`, which must differ for each agent run in a run. `model` are the options of all model
+    requests, and `tool` those of all tool calls. `tools` has the options of single tools by name, which replace `tool`; with
+    False, a tool's calls are not steps: it runs again on every replay, and may use the runner itself. A call that needs approval
+    is an approval of the run, which shows agent, tool and arguments. A `value` that a person gives replaces the arguments. The
+    model gets the reason of a rejection.
 
-    On a replay the SDK runs again and finds what was recorded; `context` and what tools change in it are not recorded. The
+    On a replay, the SDK runs again with the recorded outcomes. `context`, and what tools change in it, is not recorded. The
     agents of the result are copies: compare them by name. `context`, `max_turns`, `hooks` and `run_config` are the SDK's.
 
-    Raises what the SDK raises; `StepFailed` for a model request that failed, for a tool call that failed where its tool has
-    `failure_error_function=None`, and for an approval that nobody decided in time; `StepDrift` if what was recorded can't be
-    read any more; other `DurableError`s of the runner, which the model never hears of. Before anything runs, `TypeError` or
-    `ValueError` for options that can't be, for a tool that can't be a step, and for one in `tools` that no agent has.
+    Raises what the SDK raises. Raises `StepFailed` if a model request failed, if a tool call failed and its tool has
+    `failure_error_function=None`, or if nobody decided an approval in time; `StepDrift` if a recorded response can no longer be
+    read; and other `DurableError`s of the runner, which the model doesn't see. Before anything runs, raises `TypeError` or
+    `ValueError` for invalid options, for a tool that can't be a step, and for a name in `tools` that no agent's tool has.
     """
     if not isinstance(runner, Runner):
         raise TypeError(f"run_agent takes a Runner, not {runner!r}; in a flow that is its first parameter")

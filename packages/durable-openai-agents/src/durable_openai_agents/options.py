@@ -1,4 +1,4 @@
-"""What may be said of an agent's tools: how their steps run, and who decides their calls."""
+"""The options of an agent's tools: how their steps run, and who decides their calls."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ APPROVALS: Final = "approvals"
 
 
 class ToolOptions(StepOptions, total=False):
-    """What one tool may set: the options of its steps, and who decides on its calls."""
+    """The options of one tool: those of its steps, and who decides on its calls."""
 
     approvals: Approvals
-    """Who decides. A tool that doesn't say itself which calls need approval then needs it for all."""
+    """Who decides. If the tool itself doesn't say which calls need approval, all of them do."""
 
 
 def check_options(model: StepOptions, tool: StepOptions, tools: Mapping[str, ToolOptions | Literal[False]]) -> None:

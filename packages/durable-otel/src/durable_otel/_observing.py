@@ -1,4 +1,4 @@
-"""What a store holds, as gauges: runs by state, and the approvals that wait."""
+"""Gauges of a store: runs by state, and pending approvals."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _logger: Final = logging.getLogger("durable_otel")
 async def observe(
     store: Store, meter_provider: MeterProvider | None = None, *, every: float | timedelta = 60
 ) -> AsyncIterator[None]:
-    """Count the runs of a store now and every so many seconds, and report them until the block is left.
+    """Count the runs of a store now and every `every` seconds, and report them until the block ends.
 
-    Gauges are `durable.runs` by flow and state, `durable.approvals.waiting`, and `durable.approvals.oldest_age` in seconds. They
-    are of the whole store: one process that observes it is enough. Of several stores that are observed with one provider the
-    gauges report the sum. Counting reads the logs of the runs that have not ended; 100,000 runs take a second or two. While a
-    store can't be read, that is logged and nothing is reported of it.
+    The gauges are `durable.runs` by flow and state, `durable.approvals.waiting`, and `durable.approvals.oldest_age` in seconds.
+    They cover the whole store, so one process that observes it is enough. If several stores are observed with one provider, the
+    gauges report the sum. Counting reads the logs of runs that have not ended; 100,000 runs take a second or two. While a store
+    can't be read, that is logged, and nothing is reported for it.
 
-    Raises `TypeError` for what is no store or no provider, `ValueError` for an `every` of 0 or less.
+    Raises `TypeError` for an invalid store or provider, and `ValueError` if `every` is 0 or less.
     """
     check_store(store)
     check_provider("meter_provider", meter_provider, MeterProvider)
@@ -54,7 +54,7 @@ async def observe(
 
 
 class _Observed:
-    """A store, and what was counted in it last; None while that is not known."""
+    """A store and its last counts; None while they are unknown."""
 
     def __init__(self, store: Store) -> None:
         self._store: Final = store
@@ -74,7 +74,7 @@ class _Observed:
 
 
 class _Gauges:
-    """The gauges of one provider: an SDK takes an instrument of one name once, and no callback later."""
+    """The gauges of one provider. An SDK accepts one instrument for each name, and no callbacks later."""
 
     def __init__(self, meter: Meter) -> None:
         self.observed: Final[list[_Observed]] = []
@@ -109,7 +109,7 @@ _known: Final[WeakKeyDictionary[MeterProvider, _Gauges]] = WeakKeyDictionary()
 
 
 def _gauges_of(provider: MeterProvider) -> _Gauges:
-    """Return the gauges of a provider, made once."""
+    """Return the gauges of a provider. They are made once."""
     if (gauges := _known.get(provider)) is None:
         gauges = _known[provider] = _Gauges(get_meter(NAME, VERSION, provider))
     return gauges

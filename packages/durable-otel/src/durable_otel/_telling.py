@@ -1,4 +1,4 @@
-"""What a runner tells, made into spans and measures."""
+"""A handler that turns a runner's events into spans and metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._measures import Measures
 from ._spans import Spans
 
 NAME: Final = "durable_otel"
-"""The scope of instrumentation that spans and measures carry."""
+"""The instrumentation scope of spans and metrics."""
 VERSION: Final = version("durable-otel")
 
 
@@ -25,19 +25,19 @@ def instrument(
     *,
     payloads: bool = False,
 ) -> Callable[[StepEvent], None]:
-    """Return a handler for `on_event` that makes spans and metrics of what a runner, a flow or a worker tells.
+    """Return a handler for `on_event` that makes spans and metrics from the events of a runner, a flow or a worker.
 
-    A span for each visit of a run, which is one call of its flow's function, linked to the visit before, in whatever process
-    that was. In it, or in the span that is current where there is no flow, a span for each attempt of a step, current inside the
-    step's function; waits are events. A step that is replayed makes nothing. Times are those of the runner's clock.
+    Each visit of a run, which is one call of its flow's function, is a span, linked to the visit before, in any process. Each
+    attempt of a step is a span inside it, or inside the current span if there is no flow, and is current in the step's function.
+    Waits are span events. A replayed step makes nothing. Times are those of the runner's clock.
 
-    Metrics are `durable.step.duration`, in seconds, and `durable.step.attempts`. They never hold the id of a run or a step.
+    The metrics are `durable.step.duration`, in seconds, and `durable.step.attempts`. They never contain ids of runs or steps.
 
-    The providers are the global ones unless given. With `payloads`, spans also hold a flow's input, the values of steps and
-    flows, what approvals show, and the messages of exceptions, 4,000 characters of each; without it, of these only the types
-    of exceptions. Raises `TypeError` for what is no provider.
+    The providers are the global ones by default. With `payloads`, spans also contain a flow's input, the values of steps and
+    flows, what approvals show, and the messages of exceptions, up to 4,000 characters each. Without it, they contain only the
+    types of exceptions. Raises `TypeError` for an invalid provider.
 
-    One handler may serve any number of runs, stores and threads, as long as no two runs of the same id go on at once.
+    One handler may serve any number of runs, stores and threads, unless two runs with the same id run at the same time.
     """
     if isinstance(tracer_provider, StepEvent):
         raise TypeError("instrument makes the handler: write on_event=instrument(), not on_event=instrument")
@@ -57,6 +57,6 @@ def instrument(
 
 
 def check_provider(name: str, provider: object, expected: type) -> None:
-    """Raise `TypeError` for what is neither a provider nor None."""
+    """Raise `TypeError` unless it is a provider or None."""
     if provider is not None and not isinstance(provider, expected):
         raise TypeError(f"{name} must be a {expected.__name__} of OpenTelemetry, or None for the global one, not {provider!r}")

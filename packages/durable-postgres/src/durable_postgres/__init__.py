@@ -1,4 +1,4 @@
-"""The step log of `durable-core` in PostgreSQL."""
+"""A store for `durable-core` in PostgreSQL."""
 
 from ._schema import schema_sql
 from ._transaction import Transaction

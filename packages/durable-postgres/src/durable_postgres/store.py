@@ -1,4 +1,4 @@
-"""The store: its tables, four methods, and the abilities that PostgreSQL adds."""
+"""The PostgreSQL store: four methods, and the abilities that PostgreSQL adds."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class PostgresStore(
     SupportsTransaction,
     SupportsConnection,
 ):
-    """Keeps runs in one table of a PostgreSQL database, created at first use; `open_store("postgresql://…")` makes one.
+    """Keeps runs in a table of a PostgreSQL database, created at first use. `open_store("postgresql://…")` makes such a store.
 
-    `pool` is an asyncpg pool of at least five connections, which the caller closes, after the store. An append is durable when
-    its commit has returned, as the server is set. Raises `StoreError` for everything that the server or the connection refuses.
+    `pool` is an asyncpg pool of at least five connections, which the caller closes after the store. An append is durable when its
+    commit has returned, as far as the server's settings make it so. Raises `StoreError` for all errors of server and connection.
     """
 
     poll_seconds: float = 2.0
@@ -85,7 +85,7 @@ class PostgresStore(
         self._is_closed = False
 
     def _here(self) -> Parts:
-        """Return what belongs to the running loop; every method goes through here."""
+        """Return the connections of the running loop. Every method calls this."""
         is_new = self._loop.enter()
         if self._is_closed:
             raise closed(self._name)
@@ -128,9 +128,9 @@ class PostgresStore(
                 return
 
     def lock(self, run_id: str) -> AbstractAsyncContextManager[Lease]:
-        """Hold the run's advisory lock, which goes with its connection: as the process dies, or when the server ends it.
+        """Hold the run's advisory lock. It ends with its connection: when the process dies, or when the server closes it.
 
-        Two runs share a lock if 64 bits of a hash of their ids are equal: one of them then waits for the other for no reason.
+        Two runs share a lock if 64 bits of a hash of their ids are equal. Then one of them waits for the other needlessly.
         """
         return self._here().locks.hold(run_id)
 
@@ -165,34 +165,34 @@ class PostgresStore(
         await self._here().wakeups.clear_wakeups(wakeups)
 
     def watch(self, run_id: str) -> AsyncIterator[None]:
-        """Listen on one connection of the pool for all runs that are watched, as long as the pool has six or more.
+        """Listen for all watched runs on one connection of the pool, if the pool has six or more.
 
-        It ends at once on a smaller pool, behind a pooler that passes nothing on, and when the store is closed.
+        It ends at once on a smaller pool, behind a pooler that doesn't forward notifications, and when the store is closed.
         """
         return self._here().watches.watch(run_id)
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """Open a transaction on a connection of its own, at the isolation level that is the role's default.
+        """Open a transaction on its own connection, at the role's default isolation level.
 
-        It is committed at the end of the context if `append` was called on it and won the slot, and else rolled back.
+        The end of the context commits it if `append` was called and won the slot, and otherwise rolls it back.
         """
         parts = self._here()
         return Transaction.open(parts.connections, parts.statements, parts.locks.holds)
 
     def within(self, connection: Any) -> Joined:
-        """Take part in the caller's transaction on an asyncpg connection, of a pool or not: what is appended commits with it.
+        """Join the caller's transaction on an asyncpg connection, from a pool or not. What is appended commits with it.
 
-        Raises `TypeError` for another driver's connection, and `StoreError` for one outside a transaction. An error of the
-        server leaves the transaction to be rolled back, as one of the caller's own SQL does.
+        Raises `TypeError` for another driver's connection, and `StoreError` for a connection that is not in a transaction. After
+        an error of the server the transaction must be rolled back, as after an error of the caller's own SQL.
         """
         parts = self._here()
         return JoinedTransaction(parts.connections, parts.statements, parts.locks.holds, connection)
 
     def is_retryable(self, error: BaseException) -> bool:
-        """Tell whether `error` out of a transaction means: run all of it again.
+        """Return True if the whole transaction should run again after `error`.
 
-        So do a serialisation failure (40001), a deadlock (40P01) and a lost connection, also as the cause of another exception.
-        After a connection lost while committing, the second try finds the first one's record, if it was committed.
+        That is the case for a serialisation failure (40001), a deadlock (40P01) and a lost connection, also as the cause of
+        another exception. If the connection was lost while committing, the second attempt finds the record if it was committed.
         """
         return is_retryable(error)
 
@@ -211,18 +211,18 @@ class PostgresStore(
 
 
 class Parts:
-    """What belongs to one event loop: connections, and whatever waits for them."""
+    """The state that belongs to one event loop: connections, and what waits for them."""
 
     def __init__(self, connections: Connections) -> None:
         self.connections: Final = connections
         self.statements: Final = Statements(connections.table)
         self.locks: Final = Locks(connections)
-        # Of two writers one prepares rows while the server inserts for the other.
+        # With two writers, one prepares rows while the server inserts for the other.
         self.writers: Final = tuple(Writer(connections, self.statements, self.locks.holds) for _ in range(2))
         self.reads: Final = Reads(connections, self.statements)
         self.wakeups: Final = Wakeups(connections, self.statements)
         self.watches: Final = Watches(connections)
-        # At its end a loop closes the generators that were begun on it, and so these connections, if nobody else did.
+        # When a loop ends, it closes the generators that began on it, and so these connections, if nobody closed them before.
         self._guard: Final = self._closing()
         with suppress(StopIteration):
             self._guard.asend(None).send(None)

@@ -1,4 +1,4 @@
-"""Agents of pydantic-ai that survive: each model request and tool call is a step, and approvals wait for people."""
+"""Durable agents of pydantic-ai: model requests and tool calls are steps, and approvals wait for people."""
 
 from durable_core import Approvals
 

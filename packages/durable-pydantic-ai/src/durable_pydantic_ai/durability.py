@@ -49,16 +49,16 @@ def _unrecordable(error: Exception) -> BaseException:
 
 
 class Durability(BaseDurabilityCapability[AgentDepsT]):
-    """Makes each model request, tool call and MCP call of an agent a step, where the agent runs in `agent_scope`.
+    """Makes each model request, tool call and MCP call of an agent a step, if the agent runs in `agent_scope`.
 
-    `Agent(…, capabilities=[Durability()])`; the agent needs a name, and its toolsets need ids. `model` and `tool` are options of
-    the steps: attempts, delays, timeouts. A tool's metadata says what holds for it alone, in place of `tool`:
-    `{"durable": {"at_most_once": True}}`; `{"durable": False}` calls it as it is, for a tool that uses `current_runner()` itself;
-    `{"durable": {"approvals": Approvals(quorum=2)}}` says who decides on its calls, in place of `approvals`. `models` are models
-    that runs may choose by name. `event_stream_handler` gets events as they come, on the first run.
+    Write `Agent(…, capabilities=[Durability()])`. The agent needs a name, and its toolsets need ids. `model` and `tool` are
+    options of the steps, such as attempts, delays and timeouts. The metadata of a tool replaces `tool` for this tool, as in
+    `{"durable": {"at_most_once": True}}`. With `{"durable": False}`, its calls are not steps, so that it can use
+    `current_runner()` itself. `{"durable": {"approvals": Approvals(quorum=2)}}` replaces `approvals` for this tool. `models` are
+    models that runs may choose by name. `event_stream_handler` gets events as they come, on the first run.
 
-    What tools change on the dependencies is not recorded, and doesn't happen on a replay. Raises `TypeError` or `ValueError` for
-    an option that can't be. Outside `agent_scope` the agent is an ordinary one, except in a flow: `DurableError`.
+    Changes that tools make to the dependencies are not recorded, and don't happen on a replay. Raises `TypeError` or `ValueError`
+    for an invalid option. Outside `agent_scope` the agent is an ordinary agent, but in a flow it raises `DurableError`.
     """
 
     engine_spec: ClassVar[DurabilityEngineSpec] = DurabilityEngineSpec(
@@ -163,7 +163,7 @@ def _now() -> datetime:
 
 
 def _said_by(tool: ToolDefinition | None) -> tuple[StepOptions, Approvals | None] | Literal[False]:
-    """Return what a tool says of its steps and its approvals, or False. Raises `TypeError` and `ValueError` for what can't be."""
+    """Return a tool's options of steps and approvals, or False. Raises `TypeError` or `ValueError` for invalid ones."""
     metadata = None if tool is None else (tool.metadata or {}).get(KEY)
     if tool is None or metadata is None:
         return {}, None
@@ -179,7 +179,7 @@ def _said_by(tool: ToolDefinition | None) -> tuple[StepOptions, Approvals | None
 
 
 def _refuse_in_flow(name: str | None) -> None:
-    """Refuse an agent that was made to be durable and runs in a flow, but in no scope: nothing of it would be recorded."""
+    """Refuse a durable agent that runs in a flow but in no scope, because none of its steps would be recorded."""
     if in_step():
         return
     try:

@@ -1,4 +1,4 @@
-"""Where an agent runs so that what it does is recorded."""
+"""The scope in which an agent's steps are recorded."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ OutputT = TypeVar("OutputT")
 
 @contextmanager
 def agent_scope(runner: Runner, name: str) -> Generator[None]:
-    """Make what agents do in this block steps of `runner`, with ids that begin with `name`: `triage/model-1`.
+    """Make what agents do in this block steps of `runner`, with ids that begin with `name`, such as `triage/model-1`.
 
-    For `agent.run`, `agent.iter` and the like of an agent that has the capability `Durability`; others are as ever. Two runs of
-    agents at once need a scope each: `DurableError`. Raises `ValueError` for a name that holds a "/" or begins with "$".
+    It applies to `agent.run`, `agent.iter` and so on of agents with the capability `Durability`, and not to other agents. Raises
+    `DurableError` if two agents run at the same time in one scope, and `ValueError` for a name that contains a "/" or begins
+    with "$".
     """
     if not isinstance(runner, Runner):
         raise TypeError(f"agent_scope takes a Runner, not {runner!r}; in a flow that is its first parameter")
@@ -49,9 +50,9 @@ async def run_agent(
 ) -> AgentRunResult[OutputT]:
     """Run an agent whose model requests and tool calls are steps of `runner`, with ids that begin with `name`.
 
-    A replay returns an equal result, and asks no model. `options` are those of `agent.run`. Raises `TypeError` for an agent
-    without the capability `Durability`, before anything runs; `StepFailed` once a model request or a tool has failed for good;
-    `RunSuspended` while it waits for a person longer than the runner's `wait_limit`.
+    A replay returns an equal result without asking a model. `options` are those of `agent.run`. Raises `TypeError` before
+    anything runs if the agent lacks the capability `Durability`, `StepFailed` if a model request or a tool has failed for good,
+    and `RunSuspended` if it waits for a person longer than the runner's `wait_limit`.
     """
     if not isinstance(agent, AbstractAgent):
         raise TypeError(f"run_agent needs an agent of pydantic-ai, not {agent!r}")

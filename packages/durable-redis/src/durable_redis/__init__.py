@@ -1,4 +1,4 @@
-"""Runs in Redis or Valkey: `open_store("redis://localhost:6379/0")`, or `RedisStore` around a client of redis-py."""
+"""A store in Redis or Valkey: `open_store("redis://localhost:6379/0")`, or `RedisStore` with a client of redis-py."""
 
 from ._durability import DataLossWarning
 from .store import RedisStore

@@ -1,4 +1,4 @@
-"""The store: each run is one hash, each append one call of a script."""
+"""The Redis store: each run is one hash, and each append is one call of a script."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ class RedisStore(
     SupportsWakeups,
     SupportsWatch,
 ):
-    """Keeps runs in Redis 7 or later, or in Valkey, through a client of `redis.asyncio`: single, Sentinel's or a cluster's.
+    """Keeps runs in Redis 7 or later, or in Valkey, with a client of `redis.asyncio` for a single server, Sentinel or a cluster.
 
-    `ttl` is how many seconds a run is kept after its last append; a run that waits, or whose lock is held, does not expire.
-    With `wait=(replicas, ms)` or `waitaof=(local, replicas, ms)` an append returns once that many copies exist, and raises
-    `StoreError` when they don't within that time: the record may be there then. `lease` is how many seconds a lock outlives a
-    holder that was killed. `max_connections` bounds the calls in flight, and so the connections in use. Give a ready client a
-    `socket_timeout` longer than the waits; the store does not close it.
+    `ttl` is the number of seconds that a run is kept after its last append; a run that waits, or whose lock is held, doesn't
+    expire. With `wait=(replicas, ms)` or `waitaof=(local, replicas, ms)`, an append returns once that many copies exist. If they
+    don't exist within that time, it raises `StoreError`, and the record may be stored or not. `lease` is the number of seconds
+    after which the lock of a killed holder is free. `max_connections` limits the calls in flight, and so the connections in use.
+    A client of your own needs a `socket_timeout` longer than these waits. The store doesn't close it.
     """
 
     poll_seconds: float = 2.0
@@ -87,7 +87,7 @@ class RedisStore(
     ) -> None:
         self._client = client
         self._connect: Callable[[], Redis | RedisCluster] | None = None
-        """What makes a client, where none was given."""
+        """Makes a client, if none was given."""
         self._keys: Final = Keys(prefix)
         self._copies: Final = Copies(wait, waitaof)
         self._touch: Final = int(bool(self._copies))
@@ -104,7 +104,7 @@ class RedisStore(
         self._held: Final[set[str]] = set()
         """The runs whose locks are held through this store."""
         self._locks: Server | None = None
-        """The server as the thread knows it that renews leases: by a client of its own."""
+        """The server for the thread that renews leases, with a client of its own."""
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -153,7 +153,7 @@ class RedisStore(
             number += len(page)
 
     async def clear(self, run_id: str) -> None:
-        # Not what is added from now on: that is of a log begun anew.
+        # Not what is added from now on: that belongs to a new log.
         entries = await self._flows.of_run(run_id)
         await self._serving().ask(CLEAR, [(self._keys.log(run_id), self._touch)])
         await self._flows.drop(entries)
@@ -170,12 +170,12 @@ class RedisStore(
 
     @asynccontextmanager
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
-        await self._serving().reach()  # where that fails, no lock can have been given
+        await self._serving().reach()  # if that fails, no lock can have been given
         if self._locks is None or self._locks.pid != os.getpid():
             self._locks = Server(self._connect() if self._connect else another(self._client), copies=self._copies)
         keys = {"lock": self._keys.lock(run_id), "log": self._keys.log(run_id)}
         requests = RunLease(self._locks, run_id, **keys, seconds=self._lease, clock=self._leases.clock)
-        # Renewals keep the log from expiring too, so they come often enough for its `ttl`.
+        # Renewals also keep the log from expiring, so they come often enough for its `ttl`.
         every = max(min(self._lease, self._ttl or self._lease) / 3, _SHORTEST_PAUSE)
         async with self._leases.hold(run_id, requests, seconds=self._lease, every=every) as lease:
             self._held.add(run_id)
@@ -253,14 +253,14 @@ class RedisStore(
         return Server(self._client, copies=self._copies, limit=self._limit, expires=expires, holds=holds)
 
     def _serving(self) -> Server:
-        """Return the server, connected anew where the loop is another than before."""
+        """Return the server, with a new connection if the loop is another than before."""
         if self._loop.enter() and self._connect is not None:
             self._client = self._connect()
             self._server = self._new_server()
         return self._server
 
     async def _pages(self, run_id: str) -> AsyncIterator[Page]:
-        """Read the records that are there at the first page; it is the one that waits for their copies."""
+        """Read the records that exist when the first page is read; the first page waits for their copies."""
         key = self._keys.log(run_id)
         server = self._serving()
         ((log, count, lines),) = await server.ask(READ, [(key, 1, _PAGE_BYTES, "", self._touch)])
@@ -277,7 +277,7 @@ class RedisStore(
 
 
 class _Rewritten(StoreError):
-    """The log was cleared, and perhaps begun anew, between two pages."""
+    """The log was cleared between two pages, and perhaps begun again."""
 
 
 def _records(key: str, lines: Sequence[bytes], *, before: int = 0) -> RecordLines:

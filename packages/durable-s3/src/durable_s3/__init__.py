@@ -1,4 +1,4 @@
-"""Durable runs with nothing but a bucket: a step log in S3, one object an entry."""
+"""A store that needs only a bucket: logs in S3, one object for each entry."""
 
 from .store import S3Store
 

@@ -1,4 +1,4 @@
-"""The store: one object an entry, one conditional PUT an append."""
+"""The S3 store: one object for each entry, one conditional PUT for each append."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ _log: Final = logging.getLogger("durable_s3")
 class S3Store(
     OpenableStore, SupportsRuns, SupportsScan, SupportsLock, SupportsHolder, SupportsPolling, SupportsFlows, SupportsWakeups
 ):
-    """Keeps runs in a bucket, below `prefix`. An append is durable once S3 has answered 200.
+    """Keeps runs in a bucket, under `prefix`. An append is durable once S3 has answered 200.
 
-    `client` is a boto3 S3 client: it stays yours and is not closed. It serves as many requests at a time as it has connections,
-    and does best to leave retries to the store: `Config(retries={"total_max_attempts": 1})`. `sse` and `kms_key_id` go with
-    every object that is written, `storage_class` with entries and snapshots. `lease` is the time in seconds after which the lock
-    of a holder that died may be taken over. `probe=False` leaves out the check that the endpoint honours `If-None-Match`.
+    `client` is a boto3 S3 client, which the store doesn't close. It handles as many requests at a time as it has connections, and
+    should leave retries to the store: `Config(retries={"total_max_attempts": 1})`. `sse` and `kms_key_id` apply to all objects,
+    `storage_class` to entries and snapshots. `lease` is the number of seconds after which the lock of a dead holder may be taken
+    over. `probe=False` skips the check that the endpoint honours `If-None-Match`.
     """
 
     poll_seconds: float = 20.0
@@ -97,7 +97,7 @@ class S3Store(
         self.lease_seconds: float | None = lease
         self._probe = probe
         self._honoured = HONOURED
-        self._loop: Final = OneLoop(type(self).__name__, given=False)  # boto3's clients know no loops
+        self._loop: Final = OneLoop(type(self).__name__, given=False)  # boto3's clients belong to no loop
         self._probing = asyncio.Lock()
 
     @classmethod
@@ -139,7 +139,7 @@ class S3Store(
                 return self._seen(newest.key, content.body)
             if newest == missing:
                 raise listed_but_missing(self._bucket, newest)
-            missing = newest  # cleared since, or else it is listed again
+            missing = newest  # it was cleared since, or it is listed again
         return None
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
@@ -184,7 +184,7 @@ class S3Store(
         await self._ready()
         seconds = self._lease
         requests = RunLease(self._lease_bucket, self._keys, run_id, seconds, self._leases.clock)
-        # Each renewal is a request that is paid for; a third of the lease is left for those that fail.
+        # Each renewal is a paid request. A third of the lease is left for failed ones.
         async with self._leases.hold(run_id, requests, seconds=seconds, every=seconds * 2 / 3) as lease:
             yield lease
 
@@ -209,7 +209,7 @@ class S3Store(
         newest = await self._reader.newest(run_id, steps)
         keys = [at.key for step_id, at in newest if number(at.key) > steps[step_id]]
         contents = await together(map(self._bucket.read, keys))
-        # What was cleared since is not there any more.
+        # What was cleared since no longer exists.
         return [self._seen(key, content.body) for key, content in zip(keys, contents, strict=True) if content]
 
     async def flows(
@@ -222,7 +222,7 @@ class S3Store(
         before: tuple[datetime, str] | None = None,
         limit: int = 50,
     ) -> Sequence[StepRecord]:
-        """Return what the protocol says of runs that have not ended: one LIST for each 1,000 marks, two requests for each run."""
+        """Return runs that have not ended, as the protocol says: one LIST for each 1,000 marks, two requests for each run."""
         await self._ready()
         return await self._flows.find(prefix, names, states, since, before, limit)
 
@@ -232,7 +232,7 @@ class S3Store(
         return await self._wakeups.set(run_id, flow, at)
 
     async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
-        """Return what the protocol says, and hide it from this store alone: by one LIST a flow, up to what is not due yet."""
+        """Return due wake-ups, as the protocol says, and hide them only from this store: one LIST for each flow."""
         await self._ready()
         return await self._wakeups.take(flows, limit, visibility_timeout)
 

@@ -1,4 +1,4 @@
-"""A page where people see runs and decide: an ASGI app to mount or serve."""
+"""A web page where people see runs and decide approvals: an ASGI app to mount or serve."""
 
 from ._links import decision_link
 from ._notifying import Notify

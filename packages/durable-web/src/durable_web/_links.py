@@ -1,4 +1,4 @@
-"""Links for e-mails and chats, by which one person answers one question once."""
+"""Links for e-mails and chats, with which one person answers one question once."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from ._tokens import Tokens, check_secret
 
 
 class Link(msgspec.Struct, frozen=True):
-    """What a link carries."""
+    """The content of a link."""
 
     run: str
     step: str
     by: str
     mark: str
-    """The question that it answers, and no other."""
+    """Identifies the question that the link answers."""
     expires: int
-    """In seconds since 1970."""
+    """The time of expiry, in seconds since 1970."""
 
 
 def decision_link(url: str, approval: StepRecord, *, by: str, secret: str, lasts: timedelta = timedelta(days=3)) -> str:
-    """Return a link by which `by` answers an approval once, without signing in where `access=` allows that.
+    """Return a link with which `by` answers an approval once, without signing in if `access=` allows that.
 
-    `url` is where people find the page, such as `https://ops.example.com/durable`, and `secret` the one that `app` has.
-    `approval` is its newest entry, as `control.pending` and `notify=` give it. The link holds for what is shown, until it was
-    used, the person has answered in another way, or `lasts` is over. Opening it shows the question and decides nothing.
+    `url` is the address of the page, such as `https://ops.example.com/durable`, and `secret` is the secret of `app`. `approval`
+    is the approval's newest entry, as `control.pending` and `notify=` give it. The link is valid only for what was shown, until
+    it was used, the person has answered in another way, or `lasts` is over. Opening it shows the question and decides nothing.
 
-    Whoever holds the link can answer as `by`, so send it to that person alone. Raises `ValueError` for something that is
-    not a URL, for an entry that is not a waiting approval, and for somebody who may not decide it.
+    Whoever has the link can answer as `by`, so send it only to that person. Raises `ValueError` if `url` is not a URL, if the
+    entry is not a pending approval, and if `by` may not decide it.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
@@ -58,7 +58,7 @@ def decision_link(url: str, approval: StepRecord, *, by: str, secret: str, lasts
 
 
 def link_of(tokens: Tokens, token: str) -> Link:
-    """Read a link. Raises `HTTPException` for one that was changed, or that has expired."""
+    """Read a link. Raises `HTTPException` if it was changed or has expired."""
     try:
         link = msgspec.convert(tokens.link_of(token), Link)
     except msgspec.ValidationError:

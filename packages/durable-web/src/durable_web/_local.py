@@ -1,4 +1,4 @@
-"""Without accounts: who sits at this machine, by a link that works once."""
+"""Pages without accounts: the person at this machine, who opens a link that works once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _logger: Final = logging.getLogger("durable_web")
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host's name or address is this machine's own."""
+    """Return True if a host's name or address is this machine's own."""
     if host == "localhost":
         return True
     try:
@@ -37,13 +37,13 @@ def is_loopback(host: str) -> bool:
 
 
 def refuse_unless_loopback(host: str) -> None:
-    """Raise `ValueError` for an address that others can reach."""
+    """Raise `ValueError` for an address that other machines can reach."""
     if not is_loopback(host):
         raise ValueError(f"host {host!r} can be reached from other machines: {_WHY}")
 
 
 class Local:
-    """The visitors of a page without accounts: one person, who holds the link that the server printed."""
+    """The visitors of a page without accounts: one person, who has the link that the server printed."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens: Final = tokens
@@ -56,7 +56,7 @@ class Local:
         return f"{base_url}/enter?key={self._key}"
 
     async def of(self, request: Request) -> User | None:
-        """Return who sits here, or None where the link was not used. Raises `HTTPException` for anybody from elsewhere."""
+        """Return the person at this machine, or None if the link was not used. Raises `HTTPException` for other machines."""
         self.refuse_others(request)
         if self._tokens.is_session(request.cookies.get(_cookie(request), "")):
             return User(_name())
@@ -66,13 +66,13 @@ class Local:
         return None
 
     async def access(self, user: User) -> Access | None:
-        """Let who sits here do everything."""
+        """Let the person at this machine do everything."""
         return "all"
 
     async def enter(self, request: Request) -> Response:
-        """Let in who holds the link, and make it void. Raises `HTTPException` for one that was used or changed."""
+        """Let the person with the link in, and invalidate it. Raises `HTTPException` if it was used or changed."""
         self.refuse_others(request)
-        if request.method != "GET":  # a look at the link is no use of it
+        if request.method != "GET":  # looking at the link doesn't use it
             raise HTTPException(405, "open the link with GET")
         base = base_of(request)
         answer = RedirectResponse(f"{base}/", 303)
@@ -89,15 +89,15 @@ class Local:
         return answer
 
     def refuse_others(self, request: Request) -> None:
-        """Raise `HTTPException` unless this machine asks itself, by a name of its own."""
+        """Raise `HTTPException` unless the request comes from this machine, to one of its own names."""
         server, client = request.scope.get("server"), request.scope.get("client")
         asked = [_asked_for(request)[0], server[0] if server else "", client[0] if client else ""]
-        if not all(map(is_loopback, asked)):  # by another name: a page elsewhere that had it lead here
+        if not all(map(is_loopback, asked)):  # another name: a page elsewhere made it resolve to this machine
             raise HTTPException(403, _WHY)
 
 
 def _asked_for(request: Request) -> tuple[str, int | None]:
-    """Return the name and the port by which the page was asked for; no name where `Host` is none."""
+    """Return the name and the port in the request's `Host`; no name if it has none."""
     try:
         host = urlsplit(f"//{request.headers.get('host', '')}")
         return host.hostname or "", host.port
@@ -106,12 +106,12 @@ def _asked_for(request: Request) -> tuple[str, int | None]:
 
 
 def _cookie(request: Request) -> str:
-    """Name the cookie of a session: browsers send cookies to each port of a machine, and each may have a page of its own."""
+    """Return the name of a session's cookie. It contains the port, because browsers send cookies to all ports of a machine."""
     return f"durable_session_{_asked_for(request)[1] or 80}"
 
 
 def _name() -> str:
-    """Return the name of who runs the server."""
+    """Return the name of the user who runs the server."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, as in some containers

@@ -1,4 +1,4 @@
-"""Serving the page, on this machine unless told otherwise."""
+"""Serving the page, by default on this machine only."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _logger: Final = logging.getLogger("durable_web")
 async def serve(
     store: Store, *, host: str = "127.0.0.1", port: int = 8000, ready: Callable[[str], object] | None = None, **options: Any
 ) -> None:
-    """Serve the page of a store with uvicorn until SIGTERM or SIGINT; `options` are those of `app`.
+    """Serve the page of a store with uvicorn until SIGTERM or SIGINT. `options` are those of `app`.
 
-    `ready` is called with the URL to open once the page answers: the one-time link, where there is no `user=`. Without it the
-    URL is logged. Port 0 takes one that is free. Raises `ValueError` for a host that others can reach where there is no `user=`,
-    `OSError` where the port can't be had, and `ModuleNotFoundError` without uvicorn.
+    Once the page answers, `ready` is called with the URL to open, or with the one-time link if there is no `user=`. Without
+    `ready`, the URL is logged. Port 0 takes a free port. Raises `ValueError` if there is no `user=` and others can reach the
+    host, `OSError` if the port is not available, and `ModuleNotFoundError` without uvicorn.
     """
     page = app(store, **options)
     if options.get("user") is None:

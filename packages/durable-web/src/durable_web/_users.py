@@ -1,4 +1,4 @@
-"""Who a visitor is, and what they may: asked of the application on every request."""
+"""The user of a request and their access, which the application decides on every request."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from starlette.requests import Request
 T = TypeVar("T")
 
 Access = Literal["all", "decide", "read"]
-"""What a user may: `read` sees everything, `decide` also approves and rejects, `all` also retries, cancels and the like."""
+"""A user's access: `read` sees everything, `decide` also approves and rejects, `all` also retries, cancels and so on."""
 ACCESSES: Final = get_args(Access)
 
 
 class User(msgspec.Struct, frozen=True):
-    """Who visits the page."""
+    """A visitor of the page."""
 
     name: str
-    """What is recorded as `by`, and what approvals name in `approvers`."""
+    """The name that is recorded as `by`, and that approvals list in `approvers`."""
     data: Any = None
-    """Anything that `access=` goes by, such as roles."""
+    """Anything that `access=` needs, such as roles."""
     by_link: bool = False
-    """Whether all that is known of the person is that they hold a decision link made out to this name."""
+    """True if the person is known only by a decision link that was made for this name."""
 
 
 GetUser = Callable[[Request], User | None] | Callable[[Request], Awaitable[User | None]]
@@ -33,14 +33,14 @@ GetAccess = Callable[[User], Access | None] | Callable[[User], Awaitable[Access 
 
 
 class Users:
-    """What the application says of visitors."""
+    """The application's functions `user=` and `access=`."""
 
     def __init__(self, user: GetUser, access: GetAccess | None) -> None:
         self._user: Final = user
         self._access: Final = access
 
     async def of(self, request: Request) -> User | None:
-        """Return who visits, or None. Raises `TypeError` where `user=` returns anything else."""
+        """Return the visitor, or None. Raises `TypeError` if `user=` returns anything else."""
         user: Any = await _ask(self._user, request)
         if user is None:
             return None
@@ -51,7 +51,7 @@ class Users:
         return user
 
     async def access(self, user: User) -> Access | None:
-        """Return what a user may. Raises `TypeError` where `access=` returns anything else."""
+        """Return a user's access. Raises `TypeError` if `access=` returns anything else."""
         if self._access is None:
             return "all"
         access: Any = await _ask(self._access, user)
@@ -61,12 +61,12 @@ class Users:
 
 
 def may(access: Access, needs: Access) -> bool:
-    """Tell whether who has `access` may do what needs `needs`."""
+    """Return True if `access` is enough for what needs `needs`."""
     return ACCESSES.index(access) <= ACCESSES.index(needs)
 
 
 async def _ask(function: Callable[[Any], Any], about: Any) -> Any:
-    """Call a function of the application's; a plain one in a thread, since it may ask a database."""
+    """Call a function of the application; a plain one in a thread, because it may query a database."""
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004  # whether it is a coroutine's
         return await function(about)
     found = await run_in_threadpool(function, about)

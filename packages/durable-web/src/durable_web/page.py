@@ -1,4 +1,4 @@
-"""The page: made by `app`, mounted or served."""
+"""The page, as an ASGI app."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ._views import PAGES, STREAMS
 
 
 class Page:
-    """An ASGI app that shows the runs of a store and lets people decide: mount it, or serve it."""
+    """An ASGI app that shows the runs of a store and lets people decide. Mount it or serve it."""
 
     def __init__(self, site: Site, notifier: Notifier) -> None:
         self._site: Final = site
@@ -64,20 +64,20 @@ class Page:
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
-        """Call `notify=` for new approvals as long as the context lasts.
+        """Call `notify=` for new approvals until the context ends.
 
-        A server does this for an app that it serves, and not for one that is mounted: pass it on, such as
-        `FastAPI(lifespan=page.lifespan)`, or enter it in a lifespan of your own. Any number of processes may do so at once.
+        A server does this for an app that it serves, but not for one that is mounted. Pass it to the outer app, as in
+        `FastAPI(lifespan=page.lifespan)`, or enter it in your own lifespan. Any number of processes may do so at the same time.
         """
         async with self._notifier.running():
             yield
 
     async def notify_once(self) -> int:
-        """Call `notify=` for each new approval, and return how many calls went well: for cron and the like."""
+        """Call `notify=` for each new approval, and return how many calls succeeded. For cron and similar."""
         return await self._notifier.round()
 
     def one_time_link(self, url: str) -> str | None:
-        """Return the link that lets one browser in, on a page without `user=`; `url` is where the page is. Else None."""
+        """Return the link that lets one browser in, if the page has no `user=`; otherwise None. `url` is the page's address."""
         return self._site.people.link(url.rstrip("/")) if isinstance(self._site.people, Local) else None
 
     async def _refused(self, request: Request, error: Exception) -> Response:
@@ -95,19 +95,19 @@ def app(
     secret: str | None = None,
     title: str = "Durable",
 ) -> Page:
-    """Make the page of a store, an ASGI app to mount or to serve.
+    """Make the page of a store, as an ASGI app to mount or serve.
 
-    `user` tells who makes a request, as a `User`, or None for somebody who may see nothing; it may raise Starlette's
-    `HTTPException`, such as one that redirects to where people sign in. `access` tells what a user may: "read", "decide", "all",
-    or None for nothing; without it whoever `user` names may do all. Both are asked on every request, may be async, and get a
-    thread otherwise. Without `user` the page answers this machine's loopback address alone, to whoever opens the link that is
-    printed to the log and works once.
+    `user` is a function of the request that returns the visitor as a `User`, or None for somebody who may see nothing. It may
+    raise Starlette's `HTTPException`, for example to redirect to a sign-in page. `access` is a function of the user that returns
+    "read", "decide", "all", or None for nothing; without it, every user may do everything. Both are called on every request and
+    may be async; a plain function runs in a thread. Without `user`, the page answers only on this machine's loopback address, and
+    only to a browser that opened the link that is printed to the log and works once.
 
     `redact` returns what is shown in place of a value. `notify` is called at least once for each new approval, while the page is
-    served or `lifespan` is entered. `secret` signs forms, sessions and decision links: give one where several processes serve
-    the page, where it outlives restarts, or for `decision_link`; else each start makes its own.
+    served or `lifespan` is entered. `secret` signs forms, sessions and decision links. Pass one if several processes serve the
+    page, if sessions should survive restarts, or for `decision_link`; otherwise each start makes its own.
 
-    Raises `TypeError` or `ValueError` for what can't be used.
+    Raises `TypeError` or `ValueError` for an invalid argument.
     """
     check_store(store)
     for what, given in (("user", user), ("access", access), ("redact", redact), ("notify", notify)):

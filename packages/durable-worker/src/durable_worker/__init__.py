@@ -1,4 +1,4 @@
-"""Runs that start, resume and finish by themselves: workers, schedules and webhooks for durable."""
+"""Workers, schedules and webhooks for durable: runs that start, resume and finish by themselves."""
 
 from .report import SweepReport
 from .signatures import BadSignature, Delivery, Verify, github, standard, stripe

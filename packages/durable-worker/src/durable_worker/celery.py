@@ -1,4 +1,4 @@
-"""Celery carries the wake-ups: its workers drive the runs, and nobody polls the store but a sweep."""
+"""Wake-ups as Celery tasks: Celery's workers drive the runs, and only a sweep polls the store."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def attach(
     aliases: Mapping[str, AnyFlow] | None = None,
     on_event: OnEvent | None = None,
 ) -> Carrier:
-    """Have the workers of a Celery application drive the runs of these flows, and return what opens the store for the others.
+    """Let the workers of a Celery application drive the runs of these flows. Return an object that opens the store elsewhere.
 
-    Call it once, where the application is made and after it was configured. It adds two tasks: `durable.go_on(flow, run_id)`
-    looks at one run and drives it as far as it goes; `durable.sweep()` finds what no task was sent for, or whose task was lost,
-    and stands in beat's schedule, `sweep_every` seconds apart. So let beat run.
+    Call it once, where the application is made, after it is configured. It adds two tasks. `durable.go_on(flow, run_id)` looks
+    at one run and drives it as far as it can. `durable.sweep()` finds runs for which no task was sent or whose task was lost; it
+    is added to beat's schedule, every `sweep_every` seconds, so beat must run.
 
-    A run that another process drives is looked at again, at the latest after `visibility_timeout` seconds. The other arguments
-    are those of `Worker`; how many runs are driven at the same time is `--concurrency` of Celery's own.
+    A run that another process drives is looked at again after `visibility_timeout` seconds at the latest. The other arguments
+    are those of `Worker`. Celery's own `--concurrency` sets how many runs are driven at the same time.
     """
     if not isinstance(app, Celery):
         raise TypeError(f"app must be a Celery application, not {app!r}")
@@ -80,13 +80,13 @@ def attach(
             on_event=on_event,
         )
 
-    worker(open_store(store_url))  # refuses what is wrong now, and not in the first task
+    worker(open_store(store_url))  # raises now if something is wrong, instead of in the first task
     _attached.add(app)
     return Carrier(app, store_url, worker, interval)
 
 
 class Carrier:
-    """What `attach` returns: it opens the store so that wake-ups go out as tasks."""
+    """The result of `attach`, which opens the store so that wake-ups are sent as tasks."""
 
     def __init__(self, app: Celery, store_url: str, worker: Callable[[OpenableStore], Worker], sweep_every: float) -> None:
         self._app: Final = app
@@ -99,7 +99,7 @@ class Carrier:
         self._mutex: Final = threading.Lock()
         self._pipe: tuple[int, int] | None = None
         """What the processes of a pool share: something stands in it once they should stop."""
-        # Early, doubled and lost tasks do no harm, so a task is acknowledged after it was done, whatever came of it.
+        # Early, repeated and lost tasks do no harm, so a task is acknowledged after it ended, in whatever way.
         options = {
             "shared": False,  # with other applications of the same process
             "acks_late": True,
@@ -118,7 +118,7 @@ class Carrier:
 
         self._go_on: Final = app.task(go_on, name=GO_ON, **options)
         app.task(sweep, name=SWEEP, **options)
-        # One that waited for so long in the queue is dropped: what stands there would only be sent twice.
+        # A sweep that waited in the queue for so long is dropped: it would only send tasks twice.
         app.add_periodic_task(sweep_every, app.signature(SWEEP), name=SWEEP, expires=sweep_every)
         signals.worker_init.connect(self._on_start, weak=False)
         signals.worker_shutting_down.connect(self._on_stop, weak=False)
@@ -126,15 +126,15 @@ class Carrier:
         signals.worker_shutdown.connect(self._on_exit, weak=False)
 
     def open_store(self) -> OpenableStore:
-        """Make the store, for `async with`: a run that is asked for or let go on with it is gone on with at once, by a task.
+        """Make the store, for `async with`. A run that is started with it, or can continue because of it, gets a task at once.
 
-        It is the store of the URL in everything else. Where the broker is away the wake-up stands in the store, or the sweep
-        finds the run: no call fails for that.
+        Otherwise it is the store of the URL. If the broker is unreachable, no call fails: the wake-up remains in the store, or
+        the sweep finds the run.
         """
         return self._new_store()
 
     def on_end(self, fn: OnEnd) -> OnEnd:
-        """Have `fn` called, in the worker, with the status of each run that ended there, at least once; a decorator, too."""
+        """Call `fn` in the worker, at least once, with the status of each run that ends there. Also a decorator."""
         self._handlers.append(fn)
         return fn
 
@@ -148,22 +148,22 @@ class Carrier:
         self._go_on.apply_async((flow, run_id), eta=at if later else None)
 
     def _look(self, flow: str, run_id: str) -> None:
-        """Look at one run; the body of a task."""
+        """Look at one run. This is the body of a task."""
         try:
             process = self._here()
             process.wait(process.loop.look(run_id, flow))
         except Exception:
-            # As far as is known nothing was done: look again before this task is acknowledged.
+            # As far as we know, nothing was done, so look again before this task is acknowledged.
             self._send(flow, run_id, datetime.now(UTC) + timedelta(seconds=SOON * self._sweep_every))
             raise
 
     def _sweep(self) -> None:
-        """Send tasks for all runs that could go on; the body of a task."""
+        """Send tasks for all runs that could continue. This is the body of a task."""
         process = self._here()
         process.wait(process.sweep(self._send))
 
     def _here(self) -> _Process:
-        """Return this process's thread and store, made when they are first needed, and anew after a fork."""
+        """Return this process's thread and store. They are made when they are first needed, and again after a fork."""
         with self._mutex:
             if self._process is None or self._process.pid != os.getpid():
                 store = self._new_store()
@@ -192,7 +192,7 @@ class Carrier:
 
 
 class _Process:
-    """What one process of a worker has: a thread with an event loop, and in that an open store."""
+    """The state of one worker process: a thread with an event loop, and an open store in it."""
 
     def __init__(self, loop: OnDemand, store: CarriedStore, stop_pipe: int | None) -> None:
         self.pid: Final = os.getpid()
@@ -210,7 +210,7 @@ class _Process:
             raise
 
     def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Do some work in the thread, and wait for it. Where the caller is interrupted, the work is cancelled."""
+        """Do some work in the thread, and wait for it. If the caller is interrupted, the work is cancelled."""
         future = asyncio.run_coroutine_threadsafe(work, self._events)
         try:
             return future.result()
@@ -218,14 +218,14 @@ class _Process:
             future.cancel()
 
     def close(self) -> None:
-        """Hand back what is in hand, and close the store."""
+        """Hand back the runs, and close the store."""
         self.wait(self._end())
         self._events.call_soon_threadsafe(self._events.stop)
         self._thread.join()
         self._events.close()
 
     async def sweep(self, send: Send) -> None:
-        """Send a task for each wake-up that is due in the store, and then for each run that could go on."""
+        """Send a task for each wake-up that is due in the store, and then for each run that could continue."""
         loop, now = self.loop, self.loop.clock.now()
         hidden = timedelta(seconds=loop.settings.visibility_timeout)
         while taken := await self._store.take_wakeups(loop.flows.keys(), limit=_PAGE, visibility_timeout=hidden):

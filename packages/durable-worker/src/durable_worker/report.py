@@ -1,4 +1,4 @@
-"""What one round of a worker did."""
+"""The report of one round of a worker."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import msgspec
 
 
 class SweepReport(msgspec.Struct):
-    """How the runs stand that a worker looked at in one round, by number."""
+    """The number of runs in each state that a worker looked at in one round."""
 
     started: int = 0
-    """Runs that schedules asked for."""
+    """Runs that schedules started."""
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0
     suspended: int = 0
-    """Runs that went on and wait now, for a time, an event or a person."""
+    """Runs that continued and now wait for a time, an event or a person."""
     crashed: int = 0
-    """Runs whose own code raised; they are tried again later."""
+    """Runs whose own code raised. They are tried again later."""
     parked: int = 0
-    """Runs that somebody has to act on."""
+    """Runs that need somebody to act."""
     busy: int = 0
-    """Runs that another worker drives, or for which there was no place."""
+    """Runs that another worker drives, or for which a limit left no place."""
     unknown: int = 0
-    """Runs about which nothing could be said, such as those with a damaged log."""
+    """Runs whose state is unknown, such as those with a damaged log."""

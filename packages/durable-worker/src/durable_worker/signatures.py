@@ -1,4 +1,4 @@
-"""Checking that a delivery comes from who it says it does."""
+"""Verifying the sender of a delivery."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from durable_core.options import duration
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """A request as it came in, before anything of it was parsed."""
+    """A request as it arrived, before parsing."""
 
     body: bytes
     headers: Mapping[str, str]
-    """By their names in lower case; the values of a header that came twice are joined by `, `."""
+    """The headers by their names in lower case. The values of a repeated header are joined by `, `."""
 
 
 class BadSignature(DurableError):
-    """A delivery is not signed as its sender would, or was signed too long ago. The message holds nothing of the delivery."""
+    """The signature of a delivery is wrong or too old. The message contains nothing of the delivery."""
 
 
 Verify = Callable[[Delivery], Awaitable[str | None] | str | None]
-"""Returns the delivery's id, or None where it has none; raises for a delivery that is not to be trusted."""
+"""Returns the delivery's id, or None if it has none. Raises for a delivery that can't be trusted."""
 
 
 def github(secret: str) -> Callable[[Delivery], str | None]:
-    """Return what checks GitHub's deliveries: `X-Hub-Signature-256` over the body; the id is `X-GitHub-Delivery`.
+    """Return a function that verifies GitHub's deliveries: `X-Hub-Signature-256` signs the body; the id is `X-GitHub-Delivery`.
 
-    GitHub signs neither a time nor the id. Who has seen one delivery can send it again for ever, under another id: where that
-    matters, give the webhook a `run_id=` that is made of what the payload says.
+    GitHub signs neither a time nor the id. Anybody who has seen a delivery can repeat it at any time, under another id. If that
+    matters, give the webhook a `run_id=` that depends only on the payload.
     """
     key = _text("github", secret).encode()
 
@@ -50,10 +50,10 @@ def github(secret: str) -> Callable[[Delivery], str | None]:
 
 
 def stripe(secret: str, *, tolerance: float | timedelta = 300) -> Callable[[Delivery], str | None]:
-    """Return what checks Stripe's deliveries: `Stripe-Signature` over a time and the body; the id is that of the event.
+    """Return a function that verifies Stripe's deliveries: `Stripe-Signature` signs a time and the body; the id is the event's.
 
-    `secret` is the endpoint's, with its `whsec_`. A delivery that was signed more than `tolerance` seconds ago, or as far in the
-    future, is refused. Of several signatures any one may match, as while a secret is replaced.
+    `secret` is the endpoint's secret, including `whsec_`. A delivery is refused if it was signed more than `tolerance` seconds
+    ago, or that far in the future. If there are several signatures, as while a secret is replaced, one of them must match.
     """
     key = _text("stripe", secret).encode()
     seconds = duration("tolerance", tolerance, zero=False)
@@ -74,10 +74,10 @@ def stripe(secret: str, *, tolerance: float | timedelta = 300) -> Callable[[Deli
 
 
 def standard(secret: str) -> Callable[[Delivery], str | None]:
-    """Return what checks deliveries by the Standard Webhooks scheme: `webhook-signature` over id, time and body.
+    """Return a function that verifies Standard Webhooks: `webhook-signature` signs id, time and body.
 
-    `secret` is base64, with or without `whsec_`; the id is `webhook-id`. A delivery that was signed more than five minutes ago,
-    or as far in the future, is refused. Of several signatures any one may match; those by an asymmetric key are not looked at.
+    `secret` is base64, with or without `whsec_`; the id is `webhook-id`. A delivery is refused if it was signed more than five
+    minutes ago, or that far in the future. If there are several signatures, one of them must match; asymmetric ones are ignored.
     """
     text = _text("standard", secret).removeprefix("whsec_")
     try:
@@ -120,7 +120,7 @@ def _hex(key: bytes, message: bytes) -> str:
 
 
 def _is_same(given: str, expected: str) -> bool:
-    """Compare in constant time; a `str` that isn't ASCII can't be compared so."""
+    """Compare in constant time. A `str` that isn't ASCII can't be compared like that."""
     return hmac.compare_digest(given.encode(errors="surrogatepass"), expected.encode())
 
 

@@ -1,4 +1,4 @@
-"""A worker: takes the wake-ups of its flows, and drives each run as far as it goes."""
+"""The worker, which takes the wake-ups of its flows and drives each run as far as it can."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _LONGEST: Final = 365 * 86_400
 class Worker:
     """Starts, resumes and finishes the runs of its flows, with any number of other workers on the same store.
 
-    `async with worker:` works in the background; `await worker.serve()` works until SIGTERM or SIGINT; `await worker.sweep()`
-    does one round and returns. Runs of flows that it doesn't have stay for other workers.
+    `async with worker:` works in the background, `await worker.serve()` works until SIGTERM or SIGINT, and `await worker.sweep()`
+    does one round and returns. Runs of other flows are left to other workers.
 
-    `concurrency` is how many runs are driven at the same time. A wake-up that was taken is hidden from other workers for
-    `visibility_timeout` seconds: so long after a worker died others go on with its runs. That is a minute unless given, and no
-    shorter than the store's locks outlive a process. `poll` is how many seconds pass between two looks for wake-ups: half a
-    second unless given, on a store that can't hide wake-ups ten. After `max_crashes` crashes
-    without progress a run is parked. The sweep takes up runs whose process died, unless that was longer ago than `adopt`.
-    On a stop, running steps have `shutdown_timeout` seconds to end before they are cancelled. `aliases` are flows by names that
-    they had: `{"old-name": flow}`. `on_event` is told what happens, as a runner's; `clock` replaces the machine's in tests.
+    `concurrency` is the number of runs that are driven at the same time. A wake-up that a worker has taken is hidden from other
+    workers for `visibility_timeout` seconds; if a worker dies, others continue its runs after that time. The default is a minute,
+    or longer if the store's locks outlive a process for longer. `poll` is the number of seconds between two looks for wake-ups:
+    by default half a second, or ten on a store that can't hide wake-ups. After `max_crashes` crashes without progress, a run is
+    parked. The sweep takes up runs whose process died, unless that was longer ago than `adopt`. When the worker stops, running
+    steps have `shutdown_timeout` seconds to end before they are cancelled. `aliases` maps former names to flows:
+    `{"old-name": flow}`. `on_event` gets events, like that of a runner. `clock` replaces the machine's clock in tests.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class Worker:
         await self._loop.stop()
 
     async def serve(self) -> None:
-        """Work until SIGTERM or SIGINT, and stop gracefully: steps that run may end, and all runs are handed to others."""
+        """Work until SIGTERM or SIGINT, then stop gracefully: running steps may end, and all runs are handed to other workers."""
         await self._loop.serve()
 
     async def sweep(self) -> SweepReport:
-        """Do one round over all that is due, ticks of schedules too, and return; for cron, timers and functions in a cloud."""
+        """Do everything that is due once, including schedules, and return. For cron, timers and cloud functions."""
         return await self._loop.sweep()
 
     def on_end(self, fn: Callable[[RunStatus], Awaitable[object] | object]) -> Callable[[RunStatus], Awaitable[object] | object]:
-        """Have `fn` called with the status of each run that ended in this worker's hands, at least once; a decorator, too."""
+        """Call `fn` at least once with the status of each run that ends in this worker. Also a decorator."""
         if not callable(fn):
             raise TypeError(f"on_end needs a function of the run's status, not {fn!r}")
         self._loop.ends.handlers.append(fn)
@@ -110,20 +110,20 @@ class Worker:
         catch_up: CatchUp = "none",
         input: Mapping[str, Any] | Callable[[datetime], Mapping[str, Any]] | None = None,
     ) -> None:
-        """Ask for a run of one of this worker's flows at each time that a cron expression names.
+        """Start a run of one of this worker's flows at each time that a cron expression describes.
 
-        `expression` has five fields, or is `@hourly`, `@daily`, `@midnight`, `@weekly`, `@monthly`, `@yearly` or `@annually`. It
-        is read in `timezone`. When clocks change, a fixed time comes once: the first of two in autumn, the next minute that
+        `expression` has five fields, or is `@hourly`, `@daily`, `@midnight`, `@weekly`, `@monthly`, `@yearly` or `@annually`. Its
+        times are in `timezone`. When clocks change, a fixed time comes once: the first of two in autumn, and the next minute that
         exists in spring. An hourly time comes in both hours.
 
-        `name`, the flow's unless given, names the schedule: the run id is the name and the time in UTC, such as
-        `settle@2026-03-29T01:00Z`. So each of the workers that declare the schedule may ask for a run, and it is started once.
+        `name` is the name of the schedule; by default the flow's. The run id consists of the name and the time in UTC, such as
+        `settle@2026-03-29T01:00Z`, so each run is started once, however many workers declare the schedule.
 
-        A time that no worker was there for is left out once it is `visibility_timeout` old; with `catch_up="last"` the newest
-        such time is made up for. Times from before the schedule was first seen in the store never are.
+        A time that passed while no worker ran is skipped once it is older than `visibility_timeout`. With `catch_up="last"`, a
+        run is started for the newest skipped time. Times before the schedule was first recorded in the store are always skipped.
 
-        `input` is what the flow is given: a mapping, or a function that returns one for the time, an aware datetime in
-        `timezone`. A run for which that function fails is logged and left out.
+        `input` is the flow's input: a mapping, or a function that returns one for the time, an aware datetime in `timezone`. If
+        that function raises, the error is logged and the run is skipped.
         """
         settings = self._loop.settings
         if settings.poll >= settings.visibility_timeout:
@@ -144,41 +144,42 @@ class Worker:
         send_to: Callable[[Any], tuple[str, str]] | None = None,
         max_body: int = _MAX_BODY,
     ) -> None:
-        """Ask for a run of `flow` at each POST to `path` of `app` that `verify` trusts.
+        """Start a run of `flow` for each POST to `path` of `app` that `verify` accepts.
 
-        `verify` is `github(secret)`, `stripe(secret)`, `standard(secret)` or a function of the `Delivery`, which may be async:
-        it raises for what is not to be trusted, and returns the delivery's id, or None where that has none. `input` and `run_id`
-        are functions of the payload, the parsed JSON: they return the flow's input by name and the run's id. Without them the
-        flow gets the payload as `payload`, and the id is made of the path and the delivery's id. So a delivery that comes again
-        starts nothing.
+        `verify` is `github(secret)`, `stripe(secret)`, `standard(secret)` or a function of the `Delivery`, which may be async.
+        It raises an exception for a delivery that can't be trusted, and returns the delivery's id, or None if there is none.
+        `input` and `run_id` are functions of the payload, which is the parsed JSON. They return the flow's input by name and the
+        run's id. Without them, the flow gets the payload as `payload`, and the run id consists of the path and the delivery's id,
+        so a repeated delivery starts nothing.
 
-        With `send_to` instead of a flow the delivery sends an event: that function of the payload returns the ids of the run and
-        of the event, and `input` the event's value, which is the payload unless given.
+        With `send_to` instead of a flow, the delivery sends an event. `send_to` is a function of the payload that returns the ids
+        of the run and of the event; `input` returns the event's value, by default the payload.
 
-        A sender gets 202 with the run's id; 200 where the run has ended, with its status and, if it succeeded, its result. Else
-        nothing began: 400 for a body, an id or an input that can't be read, 401 where `verify` raised, 404, 405, 409 if the run
-        has other input or the event another outcome, 413 for a body of more than `max_body` bytes. At 503 the store was away:
-        the delivery may have been recorded or not, and is to be sent again.
+        The response is 202 with the run's id, or 200 if the run has ended, with its status and, if it succeeded, its result. With
+        other codes nothing was started: 400 if the body, an id or the input can't be read, 401 if `verify` raised, 404, 405, 409
+        if the run has other input or the event another outcome, 413 if the body is larger than `max_body` bytes. 503 means that
+        the store was unreachable: the delivery may have been recorded or not, and should be sent again.
         """
         taken = None if flow is None else asynchronous(flow)
         self._webhooks.add(path, taken, verify=verify, run_id=run_id, input=input, send_to=send_to, max_body=max_body)
 
     @property
     def paths(self) -> Sequence[str]:
-        """The paths of its webhooks."""
+        """The paths of this worker's webhooks."""
         return self._webhooks.paths
 
     @property
     def app(self) -> Starlette:
-        """The worker's webhooks as an ASGI application, to mount under a prefix or to serve; it doesn't make the worker work.
+        """The worker's webhooks as an ASGI application, to mount under a prefix or to serve. It doesn't run the worker.
 
-        `GET /healthz` is 200 while the worker works in this process and its last poll is younger than three polls, else 503.
+        `GET /healthz` returns 200 while the worker runs in this process and its last poll is younger than three polls, otherwise
+        503.
         """
         return self._webhooks.app
 
 
 def _hidden_for(store: Store, given: float | timedelta | None) -> float:
-    """Return for how many seconds a wake-up is hidden. Raises `ValueError` where the lock of a dead worker would outlive that."""
+    """Return how many seconds a wake-up is hidden. Raises `ValueError` if a dead worker's lock would last longer."""
     lease: float = getattr(lock_of(store), "lease_seconds", None) or 0
     if given is None:
         return max(_VISIBILITY_SECONDS, lease)
@@ -200,7 +201,7 @@ def _number(what: str, value: object) -> int:
 
 
 def _by_name(flows: Collection[AnyFlow], aliases: Mapping[str, AnyFlow]) -> dict[str, Flow[Any, Any]]:
-    """Return the flows by the names under which runs are recorded. Raises for what is no flow, and for two of one name."""
+    """Return the flows by the names in the logs. Raises if one is not a flow, or if two have the same name."""
     given: object = flows
     if not isinstance(given, Collection):
         example = getattr(given, "name", "onboard")

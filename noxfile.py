@@ -219,6 +219,13 @@ def benchmarks(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def peers(session: nox.Session) -> None:
+    """Measure durable beside its peers, each in an environment of its own, and write the page about it; about 8 minutes."""
+    session.install(*editable(), *group("tests"), *group("peers"))
+    session.run("python", "-m", "benchmarks.peers", *session.posargs)
+
+
+@nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """Kill and freeze workers, restart servers and cut connections, two minutes a store; takes stores, `--seconds`, `--seed`."""
     session.install(*editable(), *group("tests"))

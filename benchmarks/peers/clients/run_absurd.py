@@ -1,0 +1,62 @@
+"""Absurd: tasks of ten steps, spawned into a queue that asyncio workers of this process pull from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
+
+from absurd_sdk import AsyncAbsurd
+from harness import MANY, STEPS, Peer, flows, main, work
+
+WORKERS = 10  # each has a connection of its own: one alone would run the statements of all tasks one by one
+QUEUE = "peers"
+
+
+async def ten(params: Any, context: Any) -> None:
+    name = params["name"]
+    flows.begin(name)
+    for number in range(STEPS):
+        await context.step(f"step-{number}", partial(work, number))
+    if name.startswith("resumed"):  # these give their workers back, and wait for the next process
+        flows.hold()
+        await context.await_event("go")
+    flows.end(name)
+
+
+class Runs:
+    def __init__(self, client: AsyncAbsurd) -> None:
+        self._client = client
+
+    async def run(self, names: Sequence[str]) -> None:
+        for name in names:
+            await self._client.spawn("ten", {"name": name}, queue=QUEUE)
+        await flows.all_ended.wait()
+
+    async def resume(self, names: Sequence[str]) -> None:
+        await self._client.emit_event("go")
+        await flows.all_ended.wait()
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Peer]:
+    async with AsyncExitStack() as stack:
+        client, *workers = (AsyncAbsurd(url, queue_name=QUEUE) for _ in range(1 + WORKERS))
+        await client.create_queue(QUEUE)
+        working = []
+        for number, worker in enumerate(workers):
+            worker.register_task("ten")(ten)
+            pulling = worker.start_worker(f"w{number}", concurrency=max(MANY) // WORKERS)
+            working.append(asyncio.create_task(pulling))
+        for one in (client, *workers):
+            stack.push_async_callback(one.close)
+        yield Runs(client)
+        for worker in workers:
+            worker.stop_worker()
+        await asyncio.gather(*working)
+
+
+if __name__ == "__main__":
+    main(opened)

@@ -1,0 +1,74 @@
+"""Temporal: a workflow of ten activities, with a client and a worker in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from temporalio import activity, workflow
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+with workflow.unsafe.imports_passed_through():
+    from harness import MANY, STEPS, Peer, flows, main, work
+
+QUEUE = "peers"
+
+
+@activity.defn
+async def step(number: int) -> str:
+    return await work(number)
+
+
+@workflow.defn
+class Ten:
+    released = False
+
+    @workflow.run
+    async def run(self, name: str) -> None:
+        flows.begin(name)
+        for number in range(STEPS):
+            await workflow.execute_activity(step, number, start_to_close_timeout=timedelta(seconds=60))
+        if name.startswith("resumed"):
+            flows.hold()
+            await workflow.wait_condition(lambda: self.released)
+        flows.end(name)
+
+    @workflow.signal
+    def release(self) -> None:
+        self.released = True
+
+
+class Runs:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def run(self, names: Sequence[str]) -> None:
+        await asyncio.gather(*(self._client.start_workflow(Ten.run, name, id=name, task_queue=QUEUE) for name in names))
+        await flows.all_ended.wait()
+
+    async def resume(self, names: Sequence[str]) -> None:
+        await asyncio.gather(*(self._client.get_workflow_handle(name).signal(Ten.release) for name in names))
+        await flows.all_ended.wait()
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Peer]:
+    client = await Client.connect(url)
+    most = max(MANY)
+    worker = Worker(
+        client,
+        task_queue=QUEUE,
+        workflows=[Ten],
+        activities=[step],
+        max_concurrent_activities=most,
+        max_concurrent_workflow_tasks=most,
+    )
+    async with worker:
+        yield Runs(client)
+
+
+if __name__ == "__main__":
+    main(opened)

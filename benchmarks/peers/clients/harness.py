@@ -30,8 +30,18 @@ class Peer(Protocol):
     async def run(self, names: Sequence[str]) -> None:
         """Run the flow under each of these names, all at once, until all have ended."""
 
+    async def settle(self) -> None:
+        """Return once the runs whose steps are recorded are as their process can be killed, if the system needs that."""
+
     async def resume(self, names: Sequence[str]) -> None:
         """Continue runs whose ten steps another process recorded, until all have ended."""
+
+
+class Settled:
+    """A system whose runs can be killed at any time."""
+
+    async def settle(self) -> None:
+        return
 
 
 class Flows:
@@ -115,7 +125,7 @@ async def record(peer: Peer, names: Sequence[str]) -> None:
     await asyncio.wait([running, asyncio.ensure_future(flows.all_held.wait())], return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         running.result()
-    await asyncio.sleep(0.5)  # for systems that take a run that waits out of the process
+    await peer.settle()
     tell({"held": len(names)})
     await held()
 

@@ -29,11 +29,17 @@ async def ten(params: Any, context: Any) -> None:
 class Runs:
     def __init__(self, client: AsyncAbsurd) -> None:
         self._client = client
+        self._tasks: list[str] = []
 
     async def run(self, names: Sequence[str]) -> None:
         for name in names:
-            await self._client.spawn("ten", {"name": name}, queue=QUEUE)
+            self._tasks.append((await self._client.spawn("ten", {"name": name}, queue=QUEUE))["task_id"])
         await flows.all_ended.wait()
+
+    async def settle(self) -> None:
+        for task_id in self._tasks:
+            while (task := await self._client.fetch_task_result(task_id, QUEUE)) is None or task.state != "sleeping":
+                await asyncio.sleep(0.05)
 
     async def resume(self, names: Sequence[str]) -> None:
         await self._client.emit_event("go")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from dbos import DBOS, SetWorkflowID
-from harness import STEPS, Peer, flows, held, main, work
+from harness import STEPS, Peer, Settled, flows, held, main, work
 
 step = DBOS.step()(work)
 
@@ -22,7 +22,7 @@ async def ten(name: str) -> None:
     flows.end(name)
 
 
-class Runs:
+class Runs(Settled):
     async def _one(self, name: str) -> None:
         with SetWorkflowID(name):
             await ten(name)

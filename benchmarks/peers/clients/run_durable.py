@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from harness import STEPS, Peer, flows, held, main, work
+from harness import STEPS, Peer, Settled, flows, held, main, work
 
 from durable_core import Runner, Store, open_store
 
 
-class Runs:
+class Runs(Settled):
     def __init__(self, store: Store) -> None:
         self._store = store
 

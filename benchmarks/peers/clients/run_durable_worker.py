@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from harness import STEPS, Peer, flows, held, main, work
+from harness import STEPS, Peer, Settled, flows, held, main, work
 
 from durable_core import Runner, Store, flow, open_store
 from durable_worker import Worker
@@ -22,7 +22,7 @@ async def ten(runner: Runner, name: str) -> None:
     flows.end(name)
 
 
-class Runs:
+class Runs(Settled):
     def __init__(self, store: Store) -> None:
         self._store = store
 

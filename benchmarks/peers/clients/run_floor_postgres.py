@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import asyncpg
-from harness import STEPS, Peer, flows, main, work
+from harness import STEPS, Peer, Settled, flows, main, work
 
 CONNECTIONS = 20
 TABLE = "create table if not exists floor (run text, step text, result text, primary key (run, step))"
 
 
-class Runs:
+class Runs(Settled):
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from harness import STEPS, Peer, flows, main, work
+from harness import STEPS, Peer, Settled, flows, main, work
 
 TABLE = "create table if not exists floor (run text, step text, result text, primary key (run, step))"
 
 
-class Runs:
+class Runs(Settled):
     def __init__(self, path: str) -> None:
         self._path = path
         self._thread = ThreadPoolExecutor(1)

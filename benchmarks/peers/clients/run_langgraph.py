@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from harness import STEPS, Peer, flows, main, work
+from harness import STEPS, Peer, Settled, flows, main, work
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.func import entrypoint, task
@@ -21,7 +21,7 @@ class Killed(Exception):
     """Ends an entrypoint whose tasks are recorded: LangGraph saves them by the time that it raises this."""
 
 
-class Runs:
+class Runs(Settled):
     def __init__(self, saver: Any, durability: str) -> None:
         @entrypoint(checkpointer=saver)
         async def ten(name: str) -> None:

@@ -18,8 +18,8 @@ import hypercorn.asyncio
 import restate
 from harness import STEPS, Peer, flows, main, work
 
-# A run that is to be resumed gives its process back as soon as it waits; others keep the default, a minute.
-SOON = timedelta(milliseconds=100) if sys.argv[2] == "record" else None
+# A run that is to be resumed gives its process back a second after it waits; others keep the default, a minute.
+SOON = timedelta(seconds=1) if sys.argv[2] == "record" else None
 service = restate.Service("peers", inactivity_timeout=SOON)
 
 
@@ -42,6 +42,9 @@ async def tell(id_: str) -> None:
         file.write(f"{id_}\n")
 
 
+JSON = {"accept": "application/json"}
+
+
 class Runs:
     def __init__(self, ingress: httpx.AsyncClient) -> None:
         self._ingress = ingress
@@ -52,6 +55,11 @@ class Runs:
     async def run(self, names: Sequence[str]) -> None:
         await asyncio.gather(*(self._post("/peers/ten/send", name) for name in names))
         await flows.all_ended.wait()
+
+    async def settle(self) -> None:
+        query = {"query": "select id from sys_invocation where status != 'suspended' and status != 'completed'"}
+        while (await self._ingress.post(f"{os.environ['RESTATE_ADMIN']}/query", json=query, headers=JSON)).json()["rows"]:
+            await asyncio.sleep(0.1)
 
     async def resume(self, names: Sequence[str]) -> None:
         ids = Path(os.environ["RESTATE_IDS"]).read_text(encoding="utf-8").split()

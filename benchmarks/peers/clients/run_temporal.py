@@ -12,7 +12,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 with workflow.unsafe.imports_passed_through():
-    from harness import MANY, STEPS, Peer, flows, main, work
+    from harness import MANY, STEPS, Peer, Settled, flows, main, work
 
 QUEUE = "peers"
 
@@ -41,7 +41,7 @@ class Ten:
         self.released = True
 
 
-class Runs:
+class Runs(Settled):
     def __init__(self, client: Client) -> None:
         self._client = client
 

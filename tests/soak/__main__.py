@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -67,8 +68,10 @@ _CUT_EVERY: Final = 4
 _CUT_OFF_EVERY: Final = 8
 """To how many kills there is one freeze, one cut, and one worker that is cut off."""
 _ALL_ANSWERS: Final = 1_000_000_000
-_AIM_SECONDS: Final = 2.0
-"""For how long a freeze waits for a worker in the middle of a step."""
+_AIM_SECONDS: Final = 3.0
+"""For how long a freeze waits for a worker in the middle of steps, and what cuts one off,"""
+_AIMS: Final = (0, 1, 1, 10)
+"""and of how many that have just begun: by chance one of these."""
 _POLL_S3: Final = 2.0
 _RESTART_EVERY: Final = 20.0
 """Seconds between two restarts of the server; there are four at least."""
@@ -294,9 +297,9 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
     """Kill, stop and freeze processes at random, cut connections and workers off, and restart the server, until the time is over.
 
     Most kills strike a process that has done something, and none one that has not begun, however slow the machine is. Most
-    freezes strike a worker in the middle of a step, which is where another takes its run over; so does what cuts a worker off.
+    freezes strike a worker in the middle of steps, which is where another takes its run over; so does what cuts a worker off.
     """
-    random, seen, aims = Random(asked.seed), Side(side.path, "reader"), True
+    random, seen, aim = Random(asked.seed), Side(side.path, "reader"), 1
     proxies = [life.proxy for life in lives if life.proxy]
     ready, busy, lazy, has_struck = set[str](), set[str](), False, False
     until = plan.began + asked.seconds
@@ -309,7 +312,7 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
         news = seen.news()
         ready |= {line.who for line in news if line.what == "ready"}
         busy |= {line.who for line in news if line.what in ("enter", "asked", "decided")}
-        in_step = {line.who for line in news if line.what == "begin"}
+        begun = Counter(line.who for line in news if line.what == "begin")
         at_work = [life for life in lives if life.who in ready and not (life.is_frozen or life.is_stopping or life.is_cut_off)]
         targets = [life for life in at_work if lazy or life.who in busy]
         if targets and now >= next_kill:
@@ -320,14 +323,16 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
             else:
                 victim.kill()
                 has_struck = True
-        aims &= now < next_freeze + _AIM_SECONDS
-        victims = [life for life in at_work if life is not lives[-1] and (life.who in in_step or not aims)]
+        workers = [life for life in at_work if life is not lives[-1]]
+        victims = [life for life in workers if begun[life.who] >= aim or now > next_freeze + _AIM_SECONDS]
         if victims and now >= next_freeze and not any(life.is_frozen for life in lives):
             random.choice(victims).freeze(seconds := random.uniform(1.5, 2.5) * max(asked.lease, asked.visibility_timeout))
             next_freeze = now + seconds + random.uniform(0.5, 1.5) * asked.every * _FREEZE_EVERY
-            aims = random.random() < 0.7
-        victims = [life for life in at_work if life.who in in_step and life is not lives[-1]]
-        if proxies and victims and now >= next_cut_off and not any(life.is_frozen or life.is_cut_off for life in lives):
+            aim = random.choice(_AIMS)
+        victims = [
+            life for life in workers if not life.is_frozen and (begun[life.who] >= aim or now > next_cut_off + _AIM_SECONDS)
+        ]
+        if proxies and victims and now >= next_cut_off and not any(life.is_cut_off for life in lives):
             random.choice(victims).cut_off(seconds := random.uniform(1.5, 2.5) * max(asked.lease, asked.visibility_timeout))
             next_cut_off = now + seconds + random.uniform(0.5, 1.5) * asked.every * _CUT_OFF_EVERY
         if proxies and now >= next_cut:

@@ -74,7 +74,7 @@ FAULTS: Final = [
         for store in ("redis", "postgres", "s3")
     ),
     *(
-        Fault("steps that wait for a thread start after the lock was lost", *(store, _THREADS), _TWICE, "crowd,steps", runs=60)
+        Fault("steps that wait for a thread start after the lock was lost", *(store, _THREADS), _TWICE, "crowd", runs=24)
         for store in ("redis", "postgres")
     ),
     Fault(
@@ -84,7 +84,7 @@ FAULTS: Final = [
         "crowd,steps",
         runs=40,
     ),
-    Fault("steps that wait for a thread are recorded", *("sqlite", _THREADS[:1]), "had not begun", "crowd,steps", runs=40),
+    Fault("steps that wait for a thread are recorded", *("sqlite", _THREADS[:1]), "had not begun", "crowd", runs=24),
     Fault("a step that runs is resolved by hand", "sqlite", ("a step that runs is decided by hand",), "by hand while it ran"),
     Fault("a task that somebody else cancelled", "sqlite", ("a CancelledError of another task is taken for one's own",)),
     Fault("one bad run stops the others: listing them", "sqlite", ("a damaged run hides others",)),
@@ -111,7 +111,7 @@ def apply(fault: Fault, tree: Path) -> None:
 def found(fault: Fault, tree: Path, seed: int, patience: float) -> tuple[list[str], str]:
     """Let a soak run; return the violations that tell of the fault, and what it printed."""
     sources = os.pathsep.join(str(path) for path in sorted(tree.glob("packages/*/src")))
-    options = {"seconds": fault.seconds, "runs": fault.runs, "seed": seed, "every": 1, "patience": patience}
+    options = {"seconds": fault.seconds, "runs": fault.runs, "seed": seed, "every": 1.5, "patience": patience}
     done = subprocess.run(
         [
             *(sys.executable, "-m", "tests.soak", fault.store, "--flows", fault.flows),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 from collections.abc import AsyncIterable, Awaitable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -47,13 +48,18 @@ class Good(NamedTuple):
     logs: Mapping[str, Sequence[StepRecord]]
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
-    """A database of small pages, so that a few entries fill trees of some levels and a result takes pages of its own."""
-    path = tmp_path_factory.mktemp("good") / "runs.db"
+def small_pages(path: Path) -> Path:
+    """Make an empty database of pages so small that a few entries fill trees of some levels."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"pragma page_size = {PAGE}")
         connection.execute("vacuum")
+    return path
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
+    """Runs that wait, a result that takes pages of its own, and free pages."""
+    path = small_pages(tmp_path_factory.mktemp("good") / "runs.db")
 
     async def fill() -> Mapping[str, Sequence[StepRecord]]:
         async with SqliteStore(path) as store:
@@ -200,6 +206,81 @@ async def test_a_database_cut_off_anywhere(folder: Path, good: Good) -> None:
     for size in places(len(good.data), 397)[1:]:
         refusals = await check(put(folder / "runs.db", good.data[:size]), good.logs)
         assert refusals or size > len(good.data) - PAGE
+
+
+async def test_an_entry_that_one_index_has_lost(folder: Path, good: Good) -> None:
+    """Who relies on that index is refused, so that no step runs again; others read what is right."""
+    lost = re.sub(rb"run-1charge(?!success)", b"run-1chargf", good.data)
+    async with SqliteStore(put(folder / "runs.db", lost)) as store:
+        for way in (store.get("run-1", "charge"), store.append(StepRecord(run_id="run-1", step_id="charge"))):
+            with pytest.raises(CorruptLog, match=r"the indexes of durable_steps don't agree on the entries of run 'run-1'"):
+                await way
+        assert await store.list("run-1") == good.logs["run-1"]
+    with closing(sqlite3.connect(put(folder / "runs.db", good.data))) as connection:
+        ((root,),) = connection.execute("select rootpage from sqlite_master where name = 'durable_steps_in_order'")
+    lost = re.sub(rb"run-1(?=[\x00-\x1f])", b"run-8", good.data[(root - 1) * PAGE :], count=1)
+    async with SqliteStore(put(folder / "runs.db", good.data[: (root - 1) * PAGE] + lost)) as store:
+        for question in (store.list("run-1"), all_of(store.scan("run-1")), all_of(store.runs())):
+            with pytest.raises(
+                CorruptLog, match=r"the indexes of durable_steps don't agree on the (entries of run 'run-1'|run after)"
+            ):
+                await question
+
+
+async def test_a_column_with_another_type(folder: Path, good: Good) -> None:
+    """It is refused: SQLite would look for the number 7 where the run is '7', and find nothing."""
+    bad = good.data.replace(b"run_id text", b"run_id uext", 1)
+    async with SqliteStore(put(folder / "runs.db", bad)) as store:
+        with pytest.raises(CorruptLog, match="its tables should have the columns"):
+            await store.list("7")
+
+
+class Unfinished(NamedTuple):
+    """A database whose last process was killed: much of it is in the write-ahead log."""
+
+    data: bytes
+    wal: bytes
+    log: Sequence[StepRecord]
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Unfinished:
+    path = tmp_path_factory.mktemp("unfinished") / "runs.db"
+
+    async def write() -> Unfinished:
+        async with SqliteStore(small_pages(path)) as store:
+            for number in range(5):
+                await store.append(StepRecord(run_id="run", step_id=str(number)))
+            return Unfinished(path.read_bytes(), path.with_name("runs.db-wal").read_bytes(), await store.list("run"))
+
+    return asyncio.run(write())
+
+
+async def check_prefix(path: Path, unfinished: Unfinished) -> None:
+    """The appends before the damage are there, none after it, and the log goes on."""
+    async with SqliteStore(path) as store:
+        found = [*await store.list("run")]
+        assert found == unfinished.log[: len(found)]
+        more = await store.append(StepRecord(run_id="run", step_id="more"))
+        assert [*await store.list("run")] == [*found, more]
+
+
+async def test_a_write_ahead_log_with_a_changed_byte_anywhere(folder: Path, unfinished: Unfinished) -> None:
+    """SQLite drops it from there on when it is opened: its frames have checksums. That loses the appends after the damage."""
+    for at in places(len(unfinished.wal), 307):
+        bad = bytearray(unfinished.wal)
+        bad[at] ^= 0x10
+        path = put(folder / "runs.db", unfinished.data)
+        path.with_name("runs.db-wal").write_bytes(bad)
+        await check_prefix(path, unfinished)
+
+
+async def test_a_write_ahead_log_cut_off_anywhere(folder: Path, unfinished: Unfinished) -> None:
+    """So it is with one that was cut off, which is what a power cut leaves of an append that never returned."""
+    for size in places(len(unfinished.wal), 307):
+        path = put(folder / "runs.db", unfinished.data)
+        path.with_name("runs.db-wal").write_bytes(unfinished.wal[:size])
+        await check_prefix(path, unfinished)
 
 
 KEYS = {"durable_steps": "run_id", "durable_flows": "run_id", "durable_wakeups": "token", "durable_layout": "version"}

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from durable_core import CorruptLog, RunBusy, StepRecord, StoreError
@@ -273,11 +274,11 @@ DAMAGE = {
 
 @pytest.mark.parametrize("column", DAMAGE)
 async def test_damaged_rows(path: Path, column: str) -> None:
-    """Whatever stands in a row, its reader is told where; other runs are read as ever."""
+    """Whatever stands in a row without a checksum, as of an earlier version, its reader is told where; other runs are read."""
     async with SqliteStore(path) as store:
         await store.append(step("a", result=b"1"))
         await store.append(step("a", "other"))
-        outside(path, f"update durable_steps set {column} = {DAMAGE[column]} where run_id = 'run'")
+        outside(path, f"update durable_steps set crc = null, {column} = {DAMAGE[column]} where run_id = 'run'")
         place = r"runs\.db: the row of run 'run', step .*, revision .* (is no step record|was written by a newer version)"
         with pytest.raises(CorruptLog, match=place):
             await store.list("run")
@@ -293,11 +294,64 @@ async def test_damaged_rows(path: Path, column: str) -> None:
         assert len(await store.list("other")) == 1
 
 
+CHANGES = {
+    "status": "'failure'",
+    "kind": "'flow'",
+    "name": "'b'",
+    "result": "'2'",
+    "error": """'{"type":"OSError"}'""",
+    "note": "'{}'",
+    "until": "'2026-01-01T00:00:00.000000+00:00'",
+    "attempt": "2",
+    "started_at": "'2026-01-01T00:00:00.000000+00:00'",
+    "ended_at": "'2026-01-01T00:00:00.000000+00:00'",
+    "id": "'0'",
+    "fingerprint": "'0'",
+    "crc": "0",
+}
+
+
+@pytest.mark.parametrize("column", CHANGES)
+async def test_changed_rows(path: Path, column: str) -> None:
+    """A row that would be a record, but is not the one that was written, is refused by each reader; other runs are read."""
+    async with SqliteStore(path) as store:
+        await store.append(step("a", result=b"1"))
+        await store.append(step("a", "other"))
+        outside(path, f"update durable_steps set {column} = {CHANGES[column]} where run_id = 'run'")
+        ways: list[Callable[[], Coroutine[Any, Any, object]]] = [
+            lambda: store.list("run"),
+            lambda: store.get("run", "a"),
+            lambda: store.append(step("a")),
+            lambda: anext(store.scan("run")),  # type: ignore[arg-type, return-value]
+            lambda: store.newer([("run", "a", -1)]),
+        ]
+        for way in ways:
+            with pytest.raises(
+                CorruptLog, match=r"runs\.db: the row of run 'run', step 'a', revision 0: its checksum doesn't match"
+            ):
+                await way()
+        assert len(await store.list("other")) == 1
+
+
+async def test_a_row_without_a_checksum(path: Path) -> None:
+    """An earlier version goes on with the same file, and this one reads what it wrote."""
+    async with SqliteStore(path) as store:
+        written = await store.append(step("a", result=b"1"))
+        columns = ", ".join(StepRecord.__struct_fields__)
+        values = columns.replace("run_id", "'old'")
+        outside(path, f"insert into durable_steps ({columns}) select {values} from durable_steps")
+        assert await store.list("old") == [msgspec.structs.replace(written, run_id="old")]
+
+
 async def test_text_that_is_no_utf8(path: Path) -> None:
-    """It is damage, too."""
+    """It is damage, too; where the row has no checksum, only the column is named."""
     async with SqliteStore(path) as store:
         await store.append(step("a"))
         outside(path, "update durable_steps set name = cast(x'ff' as text)")
+        for way in (store.list("run"), store.get("run", "a")):
+            with pytest.raises(CorruptLog, match=r"runs\.db: the row of run 'run', step 'a', revision 0: its checksum"):
+                await way
+        outside(path, "update durable_steps set crc = null")
         with pytest.raises(CorruptLog, match=r"runs\.db is damaged: Could not decode to UTF-8 column 'name'"):
             await store.list("run")
 
@@ -331,7 +385,34 @@ async def test_one_damaged_run_hides_no_other(path: Path, caplog: pytest.LogCapt
         with pytest.raises(CorruptLog, match="run 'three'"):
             await store.flows("three")
         outside(path, "delete from durable_steps where run_id = 'three'")
-        assert await store.flows("three") == []
+        with pytest.raises(CorruptLog, match="the table durable_flows has run 'three' at revision 0, and durable_steps hasn't"):
+            await store.flows("three")
+
+
+async def test_a_damaged_wakeup_hides_no_other(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is passed over for as long as one that was taken, and told."""
+    clock = FakeClock()
+    async with SqliteStore(path, clock=clock) as store:
+        for run_id in ("one", "two", "three"):
+            await store.set_wakeup(run_id, "pay", clock.now())
+        outside(path, "update durable_wakeups set at = 'soon' where run_id = 'two'")
+        outside(path, "update durable_wakeups set run_id = x'00' where run_id = 'three'")
+        with caplog.at_level(logging.WARNING, "durable_sqlite"):
+            taken = await store.take_wakeups(["pay"], limit=9, visibility_timeout=HOUR)
+        assert [wakeup.run_id for wakeup in taken] == ["one"]
+        assert "of run 'two' is damaged" in caplog.text
+        assert len(caplog.records) == 2
+        assert await store.take_wakeups(["pay"], limit=9, visibility_timeout=HOUR) == ()
+
+
+async def test_tables_that_are_not_ours(path: Path) -> None:
+    """Tables that lack a column, or have one of another type, are not touched."""
+    async with SqliteStore(path) as store:
+        await store.append(step("a"))
+    outside(path, "alter table durable_steps rename column note to remark")
+    async with SqliteStore(path) as store:
+        with pytest.raises(CorruptLog, match=r"its tables should have the columns \[\('durable_steps', 'note', 'TEXT'\)\]"):
+            await read_all(store)
 
 
 async def test_what_no_row_can_hold(path: Path) -> None:

@@ -18,7 +18,9 @@ _RUN: Final = f"""
         (select count(*) from {_IN_ORDER.format("")} where run_id = ?1),
         (select count(*) from {_IN_ORDER.format("as entry")} where run_id = ?1
             and seq = (select seq from {_BY_SLOT} where run_id = ?1 and step_id = entry.step_id and revision = entry.revision)
-            and revision <= (select max(revision) from {_BY_SLOT} where run_id = ?1 and step_id = entry.step_id))"""
+            and revision <= (
+                select revision from {_BY_SLOT} where run_id = ?1 and step_id = entry.step_id and revision > -1
+                order by revision desc limit 1))"""
 _RUN_AFTER: Final = (
     f"select (select min(run_id) from {_BY_SLOT} where run_id {{0}} ?1),"
     f" (select min(run_id) from {_IN_ORDER.format('')} where run_id {{0}} ?1)"
@@ -36,10 +38,10 @@ class Checked(Connection):
         self.runs: Final[set[str]] = set()
 
 
-def check_run(connection: Connection, run_id: str, *, again: bool = False) -> None:
-    """Raise `CorruptLog` unless both indexes have the same entries of the run; looks at a run once, or `again`."""
+def check_run(connection: Connection, run_id: str) -> None:
+    """Raise `CorruptLog` unless each entry of the run is found by its slot; a connection looks at a run once."""
     checked = cast("Checked", connection).runs
-    if run_id in checked and not again:
+    if run_id in checked:
         return
     by_slot, in_order, in_both = connection.execute(_RUN, (run_id,)).fetchone()
     if not by_slot == in_order == in_both:
@@ -60,12 +62,16 @@ def next_run(connection: Connection, question: str, after: str) -> str | None:
     """Return the first run from a place on; None where there is none."""
     by_slot, in_order = connection.execute(question, (after,)).fetchone()
     if by_slot != in_order:
-        raise CorruptLog(damage_of(connection, in_order if by_slot is None else by_slot))
+        raise CorruptLog(_differ(connection, f"the run after {after!r}"))
     if not isinstance(in_order, str | None):
         raise CorruptLog(f"{file_of(connection)} is damaged: a row has the run id {in_order!r}")
     return in_order
 
 
-def damage_of(connection: Connection, run_id: object) -> str:
-    """Say that the indexes differ."""
-    return f"{file_of(connection)}: the indexes of durable_steps don't agree on the entries of run {run_id!r}; {ADVICE}"
+def damage_of(connection: Connection, run_id: str) -> str:
+    """Say that the indexes have other entries of the run."""
+    return _differ(connection, f"the entries of run {run_id!r}")
+
+
+def _differ(connection: Connection, what: str) -> str:
+    return f"{file_of(connection)}: the indexes of durable_steps don't agree on {what}; {ADVICE}"

@@ -77,7 +77,7 @@ def row_of(record: StepRecord) -> tuple[Any, ...]:
 
 def record_of(connection: Connection, row: Sequence[Any]) -> StepRecord:
     """Make a record of the values of the columns. Raises `CorruptLog` for what this version can't read."""
-    *said, crc = row
+    said, crc = row[:-1], row[-1]
     if crc is not None and crc != _checksum(said):  # null: a version wrote it that had no checksums
         raise CorruptLog(f"{_place(connection, row)}: its checksum doesn't match; {ADVICE}")
     run, step, revision, status, kind, name, result, error, note, until, attempt, started, ended, id_, fingerprint = said

@@ -80,13 +80,11 @@ def page(
     found: list[StepRecord] = []
     last = after
     with reading(connection):
-        if not after:
-            check_run(connection, run_id, again=True)
-        for seq, *row in connection.execute(_RUN, (run_id, after, limit)):
-            if seq <= last:
+        for row in connection.execute(_RUN, (run_id, after, limit)):
+            if row[0] <= last:
                 raise CorruptLog(damage_of(connection, run_id))
-            last = seq
-            found.append(record_of(connection, row))
+            last = row[0]
+            found.append(record_of(connection, row[1:]))
         if len(found) != limit and before + len(found) < count(connection, run_id):
             raise CorruptLog(damage_of(connection, run_id))
     return last, found

@@ -73,7 +73,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
             await store.set_wakeup("run-1", "order", datetime(2026, 1, 1, tzinfo=UTC))
             return {run_id: await store.list(run_id) for run_id in RUNS}
 
-    return Good(data=(logs := asyncio.run(fill())) and path.read_bytes(), logs=logs)
+    logs = asyncio.run(fill())
+    return Good(path.read_bytes(), logs)
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,10 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
                 "a run of a newer version hides others",
                 "runs that began first and can't be read hide all others",
                 "sqlite: a damaged row takes other appends along",
+                "sqlite: no row is checked",
+                "sqlite: a damaged row names its column alone",
+                "sqlite: a log may lack an entry that an index has lost",
+                "sqlite: a slot that an index has lost is given away again",
             ),
         ),
         Guarantee(
@@ -78,6 +82,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
                 "arguments have other fingerprints than in old logs",
                 "the library's errors have other names than in old logs",
                 "file: runs have other files than in old folders",
+                "sqlite: a database of an earlier version gets no checksums",
             ),
         ),
         Guarantee(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -93,7 +94,7 @@ class TestRightFlows:
         report = world.crash(body)
         appends = ["'$flow' (started)", "'pack' (success)", "'ship' (success)", "'$flow' (success)"]
         lock = [f"{when} the lock is {what}" for what in ("taken", "given back") for when in ("before", "after")]
-        killed = {point.place for point in report.points if point.killed}
+        killed = {point.place.removesuffix(", resumed after another run") for point in report.points if point.killed}
         assert killed == {
             *(f"{when} append of {append}" for append in appends for when in ("before", "after")),
             *(f"as '{name}' begins" for name in ("pack", "ship")),
@@ -250,6 +251,27 @@ class TestRightFlows:
         report = crash_everywhere(pack, open_store=world.url, input=lambda run_id: {"place": run_id}, effects=world.effects)
         assert "as 'pack' begins" in {point.place for point in report.points if point.killed}
 
+    def test_processes_that_the_flow_leaves_behind(self, world: World) -> None:
+        """They keep nobody waiting, and end with the test."""
+        pids = world.place / "pids"
+
+        async def body(runner: Runner) -> None:
+            if (pid := os.fork()) == 0:
+                time.sleep(600)
+                os._exit(0)
+            with pids.open("a", encoding="utf-8") as file:
+                file.write(f"{pid}\n")
+            await runner.step("pack", world.do, runner.run_id, "pack")
+
+        report = world.crash(body, timeout=60)
+        assert report.kills
+        assert report.seconds < 60
+        for pid in map(int, pids.read_text(encoding="utf-8").split()):
+            with pytest.raises(ProcessLookupError):
+                while True:  # whoever has adopted it may take a moment to take note of its end
+                    os.kill(pid, 0)
+                    time.sleep(0.01)
+
     def test_twenty_steps(self, world: World) -> None:
         """Some 70 kills take seconds, since processes are forked from one that has imported everything."""
 
@@ -298,7 +320,7 @@ class TestWrongFlows:
             await runner.step("pack", world.do, runner.run_id, "pack")
             return time.time_ns()
 
-        with pytest.raises(NotCrashSafe, match=r"before append of '\$flow' \(success\) .*the value of '\$flow' was") as caught:
+        with pytest.raises(NotCrashSafe, match=r"before append of '\$flow' \(success\), .*the value of '\$flow' was") as caught:
             world.crash(body)
         assert len(caught.value.report.different) == 1
 
@@ -327,6 +349,24 @@ class TestWrongFlows:
 
         with pytest.raises(NotCrashSafe, match=r"not killed, suspended .*effect 'give-back' happened 1 times, and undisturbed 0"):
             world.crash(body, decide=say_yes)
+
+    def test_what_a_module_keeps(self, world: World) -> None:
+        """A process that has had another run goes on with this one: a counter or a cache of the module's is another there."""
+        numbers, tokens = count(1), dict[str, str]()
+
+        async def counts(runner: Runner) -> None:
+            await runner.step(f"charge-{next(numbers)}", world.do, runner.run_id, "charge")
+
+        async def caches(runner: Runner) -> str:
+            if "token" not in tokens:
+                tokens["token"] = await runner.step("draw", world.do, runner.run_id, "token")
+            return tokens["token"]
+
+        for body, step_id in ((counts, "charge-1"), (caches, "draw")):
+            with pytest.raises(NotCrashSafe, match=f"did not ask for: '{step_id}'") as caught:
+                world.crash(body)
+            [point] = caught.value.report.different
+            assert point.place == "before append of '$flow' (success), resumed after another run"
 
     def test_a_lock_that_only_finally_gives_back(self, world: World) -> None:
         """No `finally` runs in a process that is killed."""
@@ -442,8 +482,12 @@ class TestUndisturbed:
         def broken(run_id: str) -> dict[str, Any]:
             raise LookupError(f"no input for {run_id}")
 
-        with pytest.raises(DurableError, match="could not follow a run of flow 'tried'(?s:.*)no input for crash-"):
-            world.crash(body, input=broken)
+        def fails(run_id: str) -> dict[str, Any]:
+            pytest.fail(f"no input for {run_id}")
+
+        for given in (broken, fails):
+            with pytest.raises(DurableError, match="could not follow a run of flow 'tried'(?s:.*)no input for crash-"):
+                world.crash(body, input=given)
 
     def test_it_hangs(self, world: World) -> None:
         async def body(runner: Runner) -> None:
@@ -459,9 +503,10 @@ async def test_inside_a_running_loop(world: World) -> None:
     async def body(runner: Runner) -> str:
         return await runner.step("pack", world.do, runner.run_id, "pack")
 
-    assert world.crash(body).kills
+    report = world.crash(body)
     async with open_by_url(world.url) as store:
-        assert [run.status async for run in control.runs(store)].count("succeeded") == 16 - 3 + 1
+        statuses = [run.status async for run in control.runs(store)]
+    assert statuses.count("succeeded") == report.kills + 3 + 1  # the undisturbed ones, and the one after which another resumed
 
 
 _SHOWN = """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NoReturn
@@ -289,6 +291,61 @@ async def test_code_that_awaits_something_of_its_own_between_steps_is_waited_for
     assert replayed.stops_at == ("d",)
 
 
+async def test_an_interrupted_step_keeps_no_sibling_from_replaying() -> None:
+    """A task group ends the others at the first error; what they had recorded is asked for before that."""
+
+    @flow(name="two")
+    async def two(runner: Runner) -> None:
+        async def slow() -> None:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            await runner.step("plain", work_async, "plain")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(runner.step("dies", die_later, at_most_once=True))
+            group.create_task(slow())
+
+    store = MemoryStore()
+    with suppress(BaseExceptionGroup):
+        await two.run(store, "r")
+    assert [(each.step_id, each.status) for each in await store.list("r")][1:] == [("dies", "started"), ("plain", "success")]
+    replayed = await one(two, store)
+    assert (replayed.differences, replayed.stops_at) == ((), ("dies",))
+
+
+async def die_later() -> NoReturn:
+    while "plain" not in called:
+        await asyncio.sleep(0)
+    for _ in range(20):  # it is recorded
+        await asyncio.sleep(0)
+    raise Killed
+
+
+@pytest.mark.parametrize("entries", range(1, 12))
+async def test_a_race_fits_at_each_of_its_entries(entries: int) -> None:
+    """A run that died before those who lost were withdrawn, or a child of theirs had ended, goes on with that."""
+
+    @flow(name="race", wait_limit=0)
+    async def race(runner: Runner) -> None:
+        await runner.first(
+            "quickest", nap=lambda: runner.sleep("nap", 60), mail=lambda: runner.approval("mail"), bill=lambda: bill(runner)
+        )
+        await runner.step("after", work, "after")
+
+    async def bill(runner: Runner) -> None:
+        await runner.flow("bill", child, waits=True)
+
+    clock, whole, store = FakeClock(), MemoryStore(), MemoryStore()
+    for _ in range(2):
+        await go(race.options(clock=clock).run(whole, "r"))
+        clock.advance(60)
+    records = await whole.list("r")
+    assert len(records) == 12
+    for record in records[:entries]:
+        await store.append(record)
+    assert (await one(race, store)).differences == ()
+
+
 async def test_what_an_earlier_life_asked_for_may_be_left_out() -> None:
     """A step that failed took the flow another way; after it was mended the flow does not go there any more."""
 
@@ -492,6 +549,36 @@ async def test_code_that_hangs_is_told() -> None:
 
     assert await differences(hangs, await ordered(), seconds=0.05) == [("hangs", None)]
     assert await differences(stops_and_hangs, await ordered("waits"), seconds=0.5) == []
+
+
+async def test_a_blocking_flow_that_hangs_is_left_behind() -> None:
+    """Nothing ends its thread; the loop, and the program that checks, can end all the same."""
+    goes_on = threading.Event()
+
+    @sync.flow(name="order")
+    def hangs(runner: sync.Runner, item: str) -> None:
+        runner.step("look-up", work, item)
+        goes_on.wait(60)
+
+    before = asyncio.all_tasks()
+    assert await differences(asynchronous(hangs), await ordered(), seconds=0.05) == [("hangs", None)]
+    assert asyncio.all_tasks() == before
+    goes_on.set()
+
+
+async def test_code_that_leaves_the_program_is_told() -> None:
+    """It ends neither the loop nor the replay of other runs."""
+
+    @flow(name="order")
+    async def leaves(runner: Runner, item: str) -> None:
+        await runner.step("look-up", work, item)
+        sys.exit(0)
+
+    store = await ordered()
+    await go(order.run(store, "s", item="table"))
+    report = await replay_check(leaves, store)
+    assert [[each.what for each in run.differences] for run in report.runs] == [["raises"], ["raises"]]
+    assert "SystemExit: 0" in report.runs[0].differences[0].why
 
 
 async def test_all_runs_of_the_flow_are_replayed_and_counted() -> None:

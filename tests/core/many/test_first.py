@@ -356,6 +356,39 @@ async def test_a_kill_before_the_withdrawal_is_made_good_by_a_replay(store: Flak
     assert len(await store.list("run")) == 6
 
 
+async def test_a_loser_that_is_at_something_new_still_replays_the_rest(store: FlakyStore) -> None:
+    """A process died after a contender had won, and before that was recorded: what the other waits for is withdrawn."""
+
+    async def race(runner: Runner) -> str:
+        async def ask() -> None:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            await runner.approval("boss")
+
+        async def other() -> None:
+            await asyncio.gather(runner.step("air", forever), ask())
+
+        name, _ = await runner.first("quickest", mail=lambda: runner.event("mail"), other=other)
+        return name
+
+    def kill(record: StepRecord) -> None:
+        if record.step_id == "quickest":
+            raise Killed
+
+    store.before = kill
+    with pytest.raises(Killed):
+        async with Runner(store, "run") as runner:
+            racing = asyncio.create_task(race(runner))
+            while await store.get("run", "boss") is None:
+                await asyncio.sleep(0)
+            await control.send(store, "run", "mail", "yes")
+            await racing
+    store.before = None
+    async with Runner(store, "run") as runner:
+        assert await race(runner) == "mail"
+    assert (await newest(store, "boss")).status == "failure"
+
+
 async def test_a_vote_between_the_winner_and_the_withdrawal_counts_for_itself(store: FlakyStore) -> None:
     """What was decided meanwhile is left as it is; the winner is who was recorded."""
 

@@ -195,6 +195,8 @@ async def _recorded(run: Run, contenders: Contenders, record: StepRecord) -> tup
             step_id=record.step_id,
         )
     lost = [entry for step_id in ids_in(record, "lost") if (entry := run.log.latest(step_id)) is not None and not decided(entry)]
+    if run.replay is not None:
+        lost = []  # who goes on with the run ends them
     if any(entry.kind == "flow" for entry in lost):
         race = Race(run, record.step_id, {other: fn for other, fn in contenders.items() if other != name})
         await race.look_for_children()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 _TURNS: Final = 20  # of the loop, in which what is recorded has long replayed
+_STILL: Final = 5  # turns in which nothing more is asked for: a contender may have steps side by side, one of them at its gate
 _LOOK_SECONDS: Final = 0.02  # between two looks at which contenders are in a thread
 _THREAD_TURN: Final = 0.001  # seconds that each turn is longer than the one before, where a thread replays it
 
@@ -176,9 +177,12 @@ class Race:
         """
         for contender in self.contenders:
             contender.start()
+        asked, still = -1, 0
         for turn in range(_TURNS):
             await self._turn(turn)
-            if all(each.is_at_gate or each.waiting or each.task.done() for each in self.contenders):
+            still = still + 1 if asked == len(self.run.calls) else 0
+            asked = len(self.run.calls)
+            if still >= _STILL and all(each.is_at_gate or each.waiting or each.task.done() for each in self.contenders):
                 break
         for contender in self.contenders:
             if any(each.task.done() and not each.has_lost for each in self.contenders):  # the race is over

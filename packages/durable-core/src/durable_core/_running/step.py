@@ -249,6 +249,8 @@ async def _recover(run: Run, call: Call, started: StepRecord) -> StepRecord | No
     """Ask what came of an attempt that left no outcome; return one to record it, None to let the step start again."""
     recover = call.policy.recover
     if recover is None or not run.lock.is_held:
+        if run.replay is not None:  # an error would end its siblings of a task group before they have replayed
+            await run.replay.stop(run, call.step_id)
         run.check(undoes=call.policy.when_cancelled)
         raise StepInterrupted(started, unlocked=recover is not None)
     # A cancelled run asks, too: what had happened is recorded, and the next step is told.

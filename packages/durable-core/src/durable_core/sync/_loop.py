@@ -220,12 +220,21 @@ class Function:
         self._calls: Final[set[asyncio.Task[Any]]] = set()
         self._count_in_thread: Callable[[int], None] = lambda more: None
 
-    async def outcome(self, send: Send, fn: Callable[[], T]) -> T:
-        """Have `fn` called, and return what it returns. Where the task is cancelled, `fn` is told and waited for."""
+    async def outcome(self, send: Send, fn: Callable[[], T], *, abandons: bool = False) -> T:
+        """Have `fn` called, and return what it returns.
+
+        Where the task is cancelled, `fn` is told and waited for; who `abandons` it doesn't wait.
+        """
         context = copy_context()
         context.run(_function.set, self)
         with in_thread() as self._count_in_thread:
             future = send(partial(context.run, fn))
+            if abandons:
+                try:
+                    await asyncio.wait((future,))
+                except asyncio.CancelledError:
+                    self._cancel()
+                    raise
             cancelled = await finished(future, on_cancel=self._cancel)
         value, error = future.result()
         try:

@@ -122,7 +122,8 @@ def _driving(fn: Callable[..., T], send: Send) -> Callable[..., Awaitable[T]]:
             runner._run.outside |= frozenset(map(id, behind(sys.exception())))
             return fn(Runner._of(runner), *args, **input)
 
-        return await Function().outcome(send, called)
+        # What is only replayed records nothing: a function that hangs there keeps no loop from being closed.
+        return await Function().outcome(send, called, abandons=runner._run.replay is not None)
 
     return drive
 

@@ -259,10 +259,14 @@ class _Replay(Replay):
     async def _call(self, input: Any) -> tuple[BaseException | None, bool]:
         """Call the flow's function; return what it raised, and whether it hung."""
 
-        async def call() -> None:
-            returned = await self._flow._called(self._runner, **input)
+        async def call() -> SystemExit | None:
+            try:
+                returned = await self._flow._called(self._runner, **input)
+            except SystemExit as left:  # which would end the loop, and all that is checked
+                return left
             if run.suspended is None and not run.told:
                 self._flow._codec.record(returned)
+            return None
 
         run = self._run
         run.outside = frozenset(map(id, behind(None)))
@@ -274,7 +278,7 @@ class _Replay(Replay):
             return None, not self._stopped_at
         await run.idle()  # steps that go on in tasks of the flow's own
         try:
-            return task.exception(), False
+            return task.exception() or task.result(), False
         except asyncio.CancelledError as cancelled:
             return cancelled, False
 

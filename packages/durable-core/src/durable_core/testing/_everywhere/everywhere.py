@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from time import perf_counter, sleep
@@ -138,16 +140,22 @@ def _follow_all(job: Job, plans: Sequence[Plan], at_once: int, progress: Progres
             for connection in wait(open_):
                 assert isinstance(connection, Connection)
                 try:
-                    plan, told = connection.recv()
+                    message = connection.recv()
                 except EOFError:
+                    message = None
+                if message is None:
                     open_.remove(connection)
                     continue
+                plan, told = message
                 if isinstance(told, str):
                     raise DurableError(f"crash_everywhere could not follow a run of flow {job.flow.name!r}:\n{told}")
                 found[plan] = told
                 progress.advance()
     finally:
         for process, connection in lanes:
+            assert process.pid is not None
+            with suppress(ProcessLookupError):  # it has not come so far as to have a group
+                os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             process.join()
             connection.close()

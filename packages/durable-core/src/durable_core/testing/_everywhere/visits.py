@@ -64,7 +64,16 @@ class Plan(NamedTuple):
     def __str__(self) -> str:
         if self.moment is None:
             return "not killed, once more" if self.whole else "not killed, suspended at each wait"
-        return self.moment + (f", in visit {self.visit + 1}" if self.visit else "")
+        visit = f", in visit {self.visit + 1}" if self.visit else ""
+        return self.moment + visit + (", resumed after another run" if self.resumes_after_another else "")
+
+    @property
+    def resumes_after_another(self) -> bool:
+        """Whether the next process runs another run first, as a worker does, and only then goes on with this one.
+
+        All steps are recorded by then: only what the flow keeps in the process, such as in a module, can make a difference.
+        """
+        return self.moment in ("before append of '$flow' (success)", "before append of '$flow' (failure)")
 
 
 class Stand(NamedTuple):
@@ -144,12 +153,13 @@ def forked(work: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Con
 
 def _work(work: Callable[..., None], connection: Connection, arguments: Sequence[Any]) -> None:
     work(connection.send, *arguments)
-    connection.close()
+    connection.send(None)  # the pipe's end may never come: processes that the flow has started may hold it open
     os._exit(0)  # nothing that this process registered to be done at its end is the copy's
 
 
 def follow(send: Callable[[Any], None], job: Job, plans: Sequence[Plan]) -> None:
     """Follow runs to their ends, one after another; send what became of each, or the text of what went wrong."""
+    os.setpgid(0, 0)  # whoever ends this process ends all that it has started
     for plan in plans:
         try:
             followed = _follow(job, plan)
@@ -157,7 +167,7 @@ def follow(send: Callable[[Any], None], job: Job, plans: Sequence[Plan]) -> None
                 if followed.last.is_hindered:
                     followed = _follow(job, plan._replace(run_id=f"{plan.run_id}-{number}"))
             send((plan, followed))
-        except Exception:
+        except BaseException:  # such as pytest's own
             send((plan, traceback.format_exc()))
 
 
@@ -168,7 +178,9 @@ def _follow(job: Job, plan: Plan) -> Followed:
     goes_on = True
     while goes_on:
         deadly = plan.moment if len(visits) == plan.visit else None
-        visit = _visited(job, plan, input, before, visits[-1].ahead if visits else timedelta(), deadly)
+        is_after_another = plan.resumes_after_another and len(visits) == plan.visit + 1
+        other = Plan(f"{plan.run_id}-other", whole=True) if is_after_another else None
+        visit = _visited(job, plan, input, before, visits[-1].ahead if visits else timedelta(), deadly, other)
         visits.append(visit)
         before = visit.stand
         waits = before is not None and before.state in ("waiting", "parked")
@@ -177,14 +189,26 @@ def _follow(job: Job, plan: Plan) -> Followed:
     return Followed(plan, visits, Counter(job.effects(plan.run_id) if job.effects else ()))
 
 
-def _visited(job: Job, plan: Plan, input: Mapping[str, Any], before: Stand | None, ahead: timedelta, deadly: str | None) -> Visit:
+def _visited(
+    job: Job,
+    plan: Plan,
+    input: Mapping[str, Any],
+    before: Stand | None,
+    ahead: timedelta,
+    deadly: str | None,
+    other: Plan | None,
+) -> Visit:
     visit = Visit(ahead=ahead)
-    process, connection = forked(_visit, job, plan, input, before, ahead, deadly)
+    process, connection = forked(_visit, job, plan, input, before, ahead, deadly, other)
     end = monotonic() + job.timeout
     try:
-        while connection.poll(max(end - monotonic(), 0)):
-            visit.hear(*connection.recv())
-        visit.trouble = f"its process had not ended after {job.timeout:g} s, at {visit.moments[-1:] or 'its beginning'}"
+        while not visit.killed and connection.poll(max(end - monotonic(), 0)):
+            if (told := connection.recv()) is None:
+                break
+            visit.hear(*told)
+        else:
+            if not visit.killed:
+                visit.trouble = f"its process had not ended after {job.timeout:g} s, at {visit.moments[-1:] or 'its beginning'}"
     except EOFError:
         process.join()
         if not (visit.stand or visit.trouble or visit.killed):
@@ -204,14 +228,20 @@ def _visit(
     before: Stand | None,
     ahead: timedelta,
     deadly: str | None,
+    other: Plan | None,
 ) -> None:
-    """Visit a run in this process, and tell of it."""
+    """Visit a run in this process, after another one if there is one, and tell of it."""
 
     def tell(what: str, value: Any) -> None:
         send((what, value))
 
+    async def drive() -> None:
+        if other is not None:
+            await _drive(lambda *_: None, job, other, job.input(other.run_id), None, JumpingClock(timedelta()), None)
+        await _drive(tell, job, plan, input, before, JumpingClock(ahead), deadly)
+
     try:
-        asyncio.run(_drive(tell, job, plan, input, before, JumpingClock(ahead), deadly))
+        asyncio.run(drive())
     except BaseException as error:
         tell("is_hindered", isinstance(error, LockLost | StoreError | RunBusy | ResultNotRecorded))
         tell("trouble", "".join(traceback.format_exception(error)))

@@ -77,7 +77,7 @@ async def test_an_append_without_its_copies_raises(pair: tuple[RedisServer, Redi
             lambda: four.list("run"),
             lambda: four.newer([("run", "step", -1)]),  # type: ignore[attr-defined]  # every store of Redis has it
         ):
-            with pytest.raises(StoreError, match=r"WAIT found 0 of 1 copies within 100 ms.*append again"):
+            with pytest.raises(StoreError, match=r"WAIT found 0 of 1 copies within 100 ms.*append it again"):
                 await attempt()
         # Who waits for what isn't there goes on waiting.
         assert await four.newer([("run", "step", 0), ("run", "nothing", -1)]) == []  # type: ignore[attr-defined]  # as above

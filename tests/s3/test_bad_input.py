@@ -51,7 +51,7 @@ async def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPat
     endpoint = f"http://127.0.0.1:{free_port()}"
     async with open_at(endpoint, "logs", probe=False) as store:
         store._bucket.patience = 0.2
-        with pytest.raises(StoreError, match=rf"{endpoint} can't be reached, or does not answer: Could not connect"):
+        with pytest.raises(StoreError, match=rf"{endpoint} is unavailable: Could not connect"):
             await store.list("run")
 
 

@@ -64,7 +64,7 @@ def test_a_password_that_breaks_the_url(password: str) -> None:
 )
 def test_a_fragment_is_refused(url: str) -> None:
     """No store has any: the rest of the path, or of a password, would be lost."""
-    with pytest.raises(StoreError, match=r"contains a '#', which would end its path; write it as %23$") as refused:
+    with pytest.raises(StoreError, match=r"contains a '#', which would end its path; percent-encode it as %23$") as refused:
         StoreURL(url)
     assert not any(part in str(refused.value) for part in ("SEC", "RET"))
 

@@ -50,7 +50,7 @@ def store_error(error: Exception, keys: str, *, appends: bool = False) -> StoreE
     if isinstance(error, (ConnectionError, TimeoutError, OSError)):
         advice = "is it up? check its address in the URL, and try again"
         if appends:
-            advice = "what was being appended may be there or not: append again"
+            advice = "the record may have been stored or not: append it again"
         return StoreError(f"no answer from the server ({said}); {advice}")
     if "WAITAOF" in said and "unknown command" in said.lower():
         return StoreError("the server has no WAITAOF, which Redis 7.2 introduced; leave out waitaof=, or upgrade the server")

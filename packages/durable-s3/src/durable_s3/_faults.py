@@ -113,5 +113,5 @@ def _advice(error: Exception, right: str, endpoint: str) -> str:
     if isinstance(error, _CREDENTIALS):
         return f"{error}; give credentials where boto3 looks for them: the environment, a profile, or a role of the machine"
     if transient(error):
-        return f"{endpoint} can't be reached, or does not answer: {error}"
+        return f"{endpoint} is unavailable: {error}"
     return str(error)

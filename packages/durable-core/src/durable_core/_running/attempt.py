@@ -22,31 +22,31 @@ from .run import Run
 _THREADS: Final = 40
 
 Failure = Exception | asyncio.CancelledError
-"""What a function raised. A `CancelledError` that nobody meant for the task is a failure like any other."""
+"""An exception that a function raised. A `CancelledError` that wasn't meant for the task is a failure like any other."""
 
 
 class Outcome(msgspec.Struct):
-    """What came of calling a function once."""
+    """The outcome of calling a function once."""
 
     value: Any = None
     error: Failure | None = None
     cancelled: asyncio.CancelledError | None = None
-    """The caller's own cancellation, which waits until a thread's outcome is recorded."""
+    """The caller's own cancellation, which is raised after a thread's outcome is recorded."""
 
 
 class Caller(Protocol):
-    """A thread that a step's function can be called in."""
+    """A thread in which a step's function can be called."""
 
     async def call(self, run: Run, call: Call, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
-        """Call `check` and then `fn` there. It can't be cancelled: it is waited for."""
+        """Call `check` and then `fn` in the thread. The call can't be cancelled, so this waits for it."""
 
     def give(self) -> None:
-        """Give the thread back to those who wait for one, if they do."""
+        """Release the thread for calls that wait for one."""
         return
 
 
 class Threads:
-    """Worker threads for the synchronous steps of one loop, whose own executor stays free for stores and name look-ups."""
+    """Worker threads for synchronous steps of one loop. Its own executor stays free for stores and name look-ups."""
 
     def __init__(self) -> None:
         self.free: Final = asyncio.Semaphore(_THREADS)
@@ -57,7 +57,7 @@ _threads: Final[dict[asyncio.AbstractEventLoop, Threads]] = {}
 
 
 class Thread(Caller):
-    """A worker thread for one call. A step takes it before it begins, so that it waits for nothing once it has begun."""
+    """A worker thread for one call. A step takes it before it begins, so that it needn't wait after it has begun."""
 
     def __init__(self, threads: Threads) -> None:
         self._threads: Final = threads
@@ -76,7 +76,7 @@ class Thread(Caller):
         return cls(threads)
 
     async def call(self, run: Run, call: Call, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
-        """Call `check` and then `fn` in the thread. It can't be cancelled: it is waited for."""
+        """Call `check` and then `fn` in the thread. The call can't be cancelled, so this waits for it."""
         try:
             future = asyncio.wrap_future(self._threads.pool.submit(copy_context().run, called, run, call, fn, args))
             with in_thread():
@@ -88,21 +88,21 @@ class Thread(Caller):
         return outcome
 
     def give(self) -> None:
-        """Give the thread back, once."""
+        """Release the thread, once."""
         if self._taken:
             self._taken = False
             self._threads.free.release()
 
 
 async def thread_for(call: Call) -> Caller:
-    """Return the thread that the call says, or wait until a worker thread is free, and take it."""
+    """Return the call's thread, or wait until a worker thread is free, and take it."""
     return call.thread or await Thread.take()
 
 
 def called(run: Run, call: Call, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
-    """Call `check` and then `fn`; return what came of that."""
+    """Call `check` and then `fn`, and return the outcome."""
     check(run, call)
-    try:  # a future refuses to carry StopIteration, and would never be done
+    try:  # a future can't hold StopIteration, and would never be done
         return Outcome(fn(*args))
     except (Exception, asyncio.CancelledError) as error:
         return _failed(error)
@@ -118,10 +118,10 @@ async def attempt(
     thread: Caller | None = None,
     timeout: float | None = None,
 ) -> Outcome:
-    """Call `fn` once, as attempt `number` of the step: in `thread`, or on the loop where that is None.
+    """Call `fn` once, as attempt `number` of the step: in `thread`, or on the loop if that is None.
 
-    In a thread all is checked once more, just before; on the loop by the caller. Raises what these checks raise, and what ends a
-    program: a cancellation of the caller, KeyboardInterrupt, SystemExit.
+    In a thread, everything is checked again just before; on the loop, the caller does that. Raises what these checks raise, and
+    what ends a program: the caller's cancellation, KeyboardInterrupt, SystemExit.
     """
     if run.replay is not None:
         await run.replay.stop(run, call.step_id)
@@ -129,7 +129,7 @@ async def attempt(
     token = running.set(context)
     task = run.running[call.step_id]
     before = cancellations(task)
-    if fn is call.fn:  # and not what it recovers with
+    if fn is call.fn:  # and not the value with which it recovers
         run.driver.begins(context)
     try:
         awaitable: Any = None
@@ -153,7 +153,7 @@ async def attempt(
                 raise
             return Outcome(error=error)
     finally:
-        context._active = False  # for the tasks that the function left behind
+        context._active = False  # for tasks that outlive the function
         running.reset(token)
 
 
@@ -166,7 +166,7 @@ async def _within(timeout: float, awaitable: Awaitable[Any]) -> Any:
 
 
 def _failed(error: Failure) -> Outcome:
-    """Return the failure, or raise it where a step was started inside the function, perhaps by a task group of it."""
+    """Return the failure, or raise it if a step was started inside the function, perhaps in its task group."""
     if isinstance(error, NestedStep) or (isinstance(error, ExceptionGroup) and error.subgroup(NestedStep) is not None):
         raise error
     return Outcome(error=error)

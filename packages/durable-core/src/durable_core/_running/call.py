@@ -1,4 +1,4 @@
-"""One call of a step: checked when it is made, and held until its turn comes."""
+"""One call of a step: checked when it is made, and kept until it runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .attempt import Caller
 
 ANNOTATED: Final = msgspec.UNSET
-"""Stands for the type that a function's annotation tells."""
+"""Stands for the type in a function's return annotation."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -39,24 +39,24 @@ class Call(msgspec.Struct, frozen=True):
     args: tuple[Any, ...]
     fingerprint: str | None
     codec: Codec[Any] | None
-    """How the value is recorded; None to record none."""
+    """The codec of the value; None to record no value."""
     policy: Policy
     reuses_id: bool
-    """Whether the id was used before for another call."""
+    """True if the id was used before for another call."""
     is_async: bool
-    """Whether `fn` is called on the loop, and not in a thread."""
+    """True if `fn` is called on the loop, and not in a thread."""
     closure: Closure
-    """The variables that `fn` closes over, as they were when `step` was called; empty where nothing will run."""
+    """The variables that `fn` closes over, as they were when `step` was called; empty if nothing will run."""
     note: dict[str, Any] | None
-    """What its entries say besides: the exception that the flow was handling when it called the step."""
+    """The note of its entries: the exception that the flow was handling when it called the step."""
     thread: Caller | None = None
-    """Where plain functions are called; None for a worker thread."""
+    """The thread that calls plain functions; None for a worker thread."""
 
 
 _ASYNC: Final = CO_COROUTINE | CO_ITERABLE_COROUTINE
 _REMEMBERED: Final = 4096
 _plain: Final[dict[FunctionType, tuple[CodeType, Identity, Codec[Any] | None, bool]]] = {}
-"""Of functions that are nothing but their code, as most are: that, their identity, how values are recorded, if it is async."""
+"""For functions that consist only of code, as most do: code, identity, codec, and whether the function is async."""
 
 
 def prepare(
@@ -69,12 +69,12 @@ def prepare(
     options: dict[str, Any],
     thread: Caller | None = None,
 ) -> Call:
-    """Check the call and note what it is, now: by the time that its coroutine runs, a loop's variable has moved on."""
+    """Check the call and note its identity now, because a loop's variable may have changed when its coroutine runs."""
     if running.get() is not None:
         refuse_nested(run, step_id)
     note_step(run, step_id)
     known = _plain.get(fn) if type(fn) is FunctionType and returns is ANNOTATED else None
-    if known is not None and known[0] is fn.__code__:  # which tools that reload code replace
+    if known is not None and known[0] is fn.__code__:  # tools that reload code replace it
         _, function, codec, runs_on_loop = known
         identity, fingerprint = with_arguments(function, args)
     else:
@@ -123,14 +123,15 @@ def _look_at(step_id: str, fn: Callable[..., Any], returns: Any) -> tuple[Codec[
 
 
 def _not_callable(step_id: object, fn: object) -> TypeError:
-    check_id("step_id", step_id)  # the two may have changed places
+    check_id("step_id", step_id)  # the two may be swapped
     return TypeError(f"fn of step {step_id!r} must be a function, not {fn!r}; pass the function, not its result")
 
 
 def check(run: Run, call: Call) -> None:
-    """Raise what keeps the function from being called: what keeps anything from beginning, or a loop that went on meanwhile.
+    """Raise if the function must not be called: nothing may begin any more, or a loop's variable has changed meanwhile.
 
-    For any thread. Raises `StepReused` if a variable that the function closes over is another than when `step` was called.
+    Works from any thread. Raises `StepReused` if a variable that the function closes over has another value than when `step` was
+    called.
     """
     run.check(undoes=call.policy.when_cancelled)
     check_variables(run, call.step_id, call.closure)
@@ -146,7 +147,7 @@ def check_variables(run: Run, step_id: str, closure: Closure) -> None:
 
 
 def may_change_its_variables(call: Call) -> None:
-    """Note that the function was called: unless it is a lambda, it may change the variables that it closes over."""
+    """Note that the function was called. Unless it is a lambda, it may change the variables that it closes over."""
     if call.closure and not is_lambda(call.fn):
         call.closure.clear()
 
@@ -158,7 +159,7 @@ def refuse_nested(run: Run, step_id: str) -> None:
 
 
 def use_id(run: Run, step_id: str, identity: Identity) -> None:
-    """Note what an id is used for. Raises `NestedStep` inside a step, `StepReused` if it was used for something else."""
+    """Note the call of an id. Raises `NestedStep` inside a step, and `StepReused` if the id was used for another call."""
     refuse_nested(run, step_id)
     note_step(run, step_id)
     if run.calls.setdefault(step_id, identity) != identity:
@@ -166,7 +167,7 @@ def use_id(run: Run, step_id: str, identity: Identity) -> None:
 
 
 def reused(run: Run, step_id: str) -> StepReused:
-    """Make the error of an id that was used for something else."""
+    """Make the error for an id that was used for another call."""
     return StepReused(
         f"step {step_id!r} of run {run.id!r} was called before with another function, other arguments, or other values of the"
         " variables that it uses; nothing was run. In a loop, number the steps: f'charge-{order.id}'"
@@ -174,23 +175,23 @@ def reused(run: Run, step_id: str) -> StepReused:
 
 
 def code_of(fn: Callable[..., Any]) -> CodeType | None:
-    """Return the code that calling `fn` runs, through partials, methods and callable objects; None for builtins."""
+    """Return the code that runs when `fn` is called, through partials, methods and callable objects; None for builtins."""
     code = getattr(called_by(fn), "__code__", None)
     return code if isinstance(code, CodeType) else None
 
 
 def is_async(fn: Callable[..., Any]) -> bool:
-    """Tell whether calling `fn` makes a coroutine, so that it is called on the loop."""
+    """Return True if calling `fn` makes a coroutine, so that it is called on the loop."""
     code = code_of(fn)
     return code is not None and bool(code.co_flags & _ASYNC)
 
 
 def may_be_awaited(fn: Callable[..., Any]) -> bool:
-    """Tell whether a time limit can mean anything for `fn`: it is async, or a lambda, which may return an awaitable."""
+    """Return True if `fn` can have a time limit: it is async, or a lambda, which may return an awaitable."""
     return is_async(fn) or is_lambda(fn)
 
 
 def is_lambda(fn: Callable[..., Any]) -> bool:
-    """Tell whether `fn` is a lambda, which can't assign the variables that it closes over."""
+    """Return True if `fn` is a lambda, which can't assign the variables that it closes over."""
     code = code_of(fn)
     return code is not None and code.co_name == "<lambda>"

@@ -1,4 +1,4 @@
-"""Who drives a run, as the run sees it: a program that calls its flow once, or a worker."""
+"""The driver of a run, as the run sees it: a program that calls its flow once, or a worker."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
     from .run import Run
 
 Limit = tuple[str, int]
-"""A name, and how many runs of that name may be driven at the same time."""
+"""A name, and how many runs with that name may be driven at the same time."""
 
 
 class Driver:
-    """What a program does that drives a run by itself; a worker overrides it."""
+    """The behaviour of a program that drives a run by itself. A worker overrides it."""
 
     async def suspends(self, store: Store, flow: StepRecord, until: datetime) -> None:
-        """See that somebody looks at the run at `until`, before an entry says that it waits until then."""
+        """Make sure that somebody looks at the run at `until`. Called before an entry says that it waits until then."""
         await wake(store, flow, until)
 
     def hands_back(self) -> bool:
-        """Tell whether a run that is cancelled now is handed to others, since the program shuts down."""
+        """Return True if a run that is cancelled now is handed to others because the program shuts down."""
         return False
 
     def limited(self, store: Store, limit: Limit) -> AbstractAsyncContextManager[object]:
-        """Hold one of the places of a limit while a child is driven; entering raises `RunBusy` where all are taken."""
+        """Hold one place of a limit while a child is driven. Entering raises `RunBusy` if all places are taken."""
         return nullcontext()
 
     def begins(self, step: StepContext) -> None:
-        """Hear that the function of a step is about to be called, in this run or in a child."""
+        """Called before the function of a step is called, in this run or in a child."""
         return
 
     async def stays(self, store: Store, pairs: Sequence[tuple[str, str]], until: datetime | None) -> bool:
-        """Tell whether a run stays in this process in which all that goes on waits; it is suspended else.
+        """Return True if a run in which everything waits stays in this process; otherwise it is suspended.
 
-        `pairs` are the runs and steps that are waited for. Who returns True has acted on one of them, or let time pass.
+        `pairs` are the runs and steps for which it waits. If this returns True, it has acted on one of them, or time has passed.
         """
         return False
 
@@ -51,10 +51,10 @@ ALONE = Driver()
 
 
 class Replay(Protocol):
-    """Who replays a run to see what today's code makes of its log."""
+    """A replay of a run, which checks today's code against its log."""
 
     async def stop(self, run: Run, step_id: str) -> NoReturn:
         """Suspend the run, before a step's function is called."""
 
     def drifts(self, what: Literal["kind", "arguments"], drift: StepDrift) -> None:
-        """Take note that a step is asked for as another kind, or with other arguments, than was recorded."""
+        """Note that a step was called as another kind, or with other arguments, than recorded."""

@@ -1,4 +1,4 @@
-"""Driving a run: its flow's function is called once, and how the run stands then is recorded."""
+"""Driving a run: calling its flow's function once, and recording the state of the run then."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _next_try: Final = exponential(1, limit=300)
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What is driven: a flow's function with its input, how its value is recorded, and what it fails on."""
+    """The work of a run: a flow's function with its input, the codec of its value, and the exceptions that fail it."""
 
     call: Callable[[], Awaitable[Any]]
     codec: Codec[Any]
@@ -50,15 +50,15 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """How a run stands: the newest entry of its flow, and what its caller gets."""
+    """The state of a run: the newest entry of its flow, and the error for its caller."""
 
     record: StepRecord
     error: BaseException | None = None
-    """What is raised to callers; None where the run succeeded."""
+    """The exception for callers; None if the run succeeded."""
 
 
 async def begin(run: Run, name: str, note: dict[str, Any], fingerprint: str | None, timeout: float | None) -> StepRecord:
-    """Claim the first entry of the run's flow for this runner, and return the newest one: another may have asked for the run."""
+    """Claim the first entry of the run's flow for this runner, and return the newest; others may have asked for the run."""
     note = {**note, **_deadline(run, {}, timeout), **await run.visit(name, None)}
     started = run.entry(FLOW, None, status="started", kind="flow", name=name, note=note, fingerprint=fingerprint)
     try:
@@ -74,22 +74,22 @@ async def begin(run: Run, name: str, note: dict[str, Any], fingerprint: str | No
 
 
 async def _cancelled_by(run: Run, latest: StepRecord, asked: StepRecord) -> StepRecord:
-    """Cancel a run as `$cancel` asks for, unless it has ended; return the newest entry of its flow."""
+    """Cancel a run if `$cancel` asks for that, unless it has ended; return the newest entry of its flow."""
     request = cancellation(latest, run.clock.now(), asked.notes.get("reason"), asked.notes.get("by"))
     return latest if request is None else await run.log.claim(request)
 
 
 def _deadline(run: Run, note: Mapping[str, Any], timeout: float | None) -> dict[str, Any]:
-    """Return when the time of a run is over that starts now for the first time."""
+    """Return the deadline of a run that starts now for the first time."""
     if timeout is None or "deadline" in note:
         return {}
     return {"deadline": (run.clock.now() + timedelta(seconds=timeout)).isoformat()}
 
 
 async def claim(run: Run, latest: StepRecord, **fields: Any) -> StepRecord:
-    """Append the next entry of the run's flow; return it, or what somebody from outside was first with.
+    """Append the next entry of the run's flow; return it, or an entry that somebody from outside appended first.
 
-    Raises `LockLost` where another runner was first: it drives the run.
+    Raises `LockLost` if another runner was first, because that runner drives the run.
     """
     note = {**lasting(latest), **fields.pop("note", {})}
     record = successor(latest, run.clock.now(), **{"error": None, "until": None, **fields, "note": note})
@@ -100,14 +100,14 @@ async def claim(run: Run, latest: StepRecord, **fields: Any) -> StepRecord:
 
 
 def _is_from_outside(record: StepRecord) -> bool:
-    """Tell whether somebody else ended the run, cancelled it or took it up by hand: no runner that drives it does."""
+    """Return True if somebody from outside ended the run, cancelled it or reopened it; a driving runner does none of these."""
     return decided(record) or (record.status == "reopened" and not is_crash(record))
 
 
 async def drive(run: Run, latest: StepRecord, work: Work) -> Standing:
-    """Drive a run, `latest` being the newest entry of its flow, and return how it stands then.
+    """Drive a run, given the newest entry of its flow, and return its state then.
 
-    It is driven again as long as somebody cancels or mends it meanwhile. Raises only what says nothing of the run.
+    It is driven again while somebody cancels or repairs it meanwhile. Raises only errors that say nothing about the run.
     """
     try:
         standing = await _drive(run, latest, work)
@@ -119,14 +119,16 @@ async def drive(run: Run, latest: StepRecord, work: Work) -> Standing:
 
 
 async def _emit_stop(run: Run, latest: StepRecord, error: BaseException | None = None) -> None:
-    """Tell that a visit ended without an entry of its own, where handlers were told of the visit and of no end."""
+    """Emit the end of a visit that recorded no entry, if handlers got its beginning and no end."""
     if run.carried is not None and not isinstance(error, GeneratorExit):  # a coroutine that is closed can't wait
         await run.emit_visited("run:stop", run.flow or latest, error)
 
 
 async def _drive(run: Run, latest: StepRecord, work: Work) -> Standing:
     while not decided(latest):
-        if (asked := run.log.cancelled) is not None and asked.step_id == CANCEL:  # who asked died before the flow said so
+        if (
+            asked := run.log.cancelled
+        ) is not None and asked.step_id == CANCEL:  # the process that asked died before the flow said so
             latest = await _cancelled_by(run, latest, asked)
             if decided(latest):
                 break
@@ -140,8 +142,8 @@ async def _drive(run: Run, latest: StepRecord, work: Work) -> Standing:
 
 
 async def _drive_once(run: Run, latest: StepRecord, work: Work) -> Standing:
-    """Call the flow's function, and record how the run stands then: without an error where it has to be driven again."""
-    while latest is not run.flow:  # twice where it is cancelled just now
+    """Call the flow's function, and record the state of the run; without an error if it must be driven again."""
+    while latest is not run.flow:  # twice if it is cancelled just now
         note = {**_deadline(run, latest.notes, work.timeout), **await run.visit(latest.name, latest)}
         latest = run.flow = await claim(run, latest, status="started", note=note)
         if decided(latest):  # it was only asked for, and is cancelled
@@ -152,8 +154,8 @@ async def _drive_once(run: Run, latest: StepRecord, work: Work) -> Standing:
     run.drive(latest, datetime.fromisoformat(deadline) if isinstance(deadline, str) else None)
     await run.emit("run:start", latest)
     error, value, result, is_own = await _call(run, work)
-    await run.idle()  # a step that was left running in a task may still fail, or never be recorded
-    while run.told and run.waiting:  # siblings of the same gather are told next, and may undo what they did
+    await run.idle()  # a step that still runs in a task may fail, or never be recorded
+    while run.told and run.waiting:  # siblings of the same gather learn it next, and may undo what they did
         await run.an_end()
         await run.idle()
     if run.log.kept:
@@ -191,13 +193,13 @@ async def _drive_once(run: Run, latest: StepRecord, work: Work) -> Standing:
 
 
 async def _call(run: Run, work: Work) -> tuple[BaseException | None, Any, bytes | None, bool]:
-    """Call the function; return what it raised or its value, as it is and as JSON, and whether the exception is its own."""
+    """Call the function; return its exception or its value, also as JSON, and whether the exception is its own."""
     run.outside = frozenset(map(id, behind(sys.exception())))
     before = cancellations()
     try:
         returned = await work.call()
     except asyncio.CancelledError as error:
-        return error, None, None, cancellations() <= before  # of a task that the flow awaited and somebody else cancelled
+        return error, None, None, cancellations() <= before  # from a task that the flow awaited and somebody else cancelled
     except BaseException as error:
         return error, None, None, False
     if run.suspended is not None or run.told:
@@ -212,10 +214,10 @@ async def _call(run: Run, work: Work) -> tuple[BaseException | None, Any, bytes 
 async def _recorded(
     run: Run, latest: StepRecord, verdict: Verdict, error: BaseException | None, value: Any, result: bytes | None
 ) -> Standing:
-    """Record how the run stands, unless it was mended or cancelled meanwhile."""
+    """Record the state of the run, unless it was repaired or cancelled meanwhile."""
     note: dict[str, Any] = {}
     if verdict.end == "succeeded":
-        asked = cancelled(latest)  # and no step was left to be told of it
+        asked = cancelled(latest)  # and no step was left to raise it
         note |= {} if asked is None else {"cancelled": {**asked, "late": True}}
         return await _end(run, latest, value, note, None, status="success", result=result)
     if verdict.end == "failed":
@@ -250,7 +252,7 @@ async def _recorded(
         else:
             until = run.clock.now() + timedelta(seconds=_next_try(run.log.crashes() + 1))
             fields = {"status": "reopened", "error": StepError.from_exception(stopped_by), "until": until}
-        if len(stopped) == len([*leaves(error)]):  # callers know nothing of the child: they get what stopped that
+        if len(stopped) == len([*leaves(error)]):  # callers don't know the child, so they get the error that stopped it
             error = stopped_by
     if fields.get("until") is not None and not run.is_child:
         await run.driver.suspends(run.store, latest, fields["until"])
@@ -263,14 +265,14 @@ async def _recorded(
 
 
 def _handed_back(run: Run) -> dict[str, Any]:
-    """Return what the entry of a run says that others go on with, since this program shuts down."""
+    """Return the fields of the entry that hands a run to others because this program shuts down."""
     return {"handed_back": {"at": run.clock.now().isoformat()}}
 
 
 async def _end(
     run: Run, latest: StepRecord, value: Any, note: dict[str, Any], cause: BaseException | None, **fields: Any
 ) -> Standing:
-    """Record the outcome, or find another's."""
+    """Record the outcome, or find the one that somebody else recorded."""
     outcome = successor(latest, run.clock.now(), **{"until": None, **fields, "note": {**lasting(latest), **note}})
     recorded = await run.log.outcome(outcome, value)
     if parent_of(recorded) is not None and not run.is_child:
@@ -289,13 +291,13 @@ def _failed_step(run: Run, flow: StepRecord) -> StepRecord | None:
 
 
 async def _still_failed(run: Run, failed: StepFailed | SomeFailed) -> bool:
-    """Look once more at a failure that is about to end the run: somebody may have mended it."""
+    """Read a failure again that is about to end the run, because somebody may have repaired it."""
     newest = await run.log.look(failed.step_id)
     return newest is None or newest.id == failed.record.id
 
 
 def _parked(run: Run, error: BaseException | None) -> dict[str, Any]:
-    """Return what the entry of a parked run says: the step, why, and the call that mends it."""
+    """Return the note of a parked run: the step, the reason, and the call that repairs it."""
     parked = next(each for each in leaves(error) if isinstance(each, (StepInterrupted, StepDrift, ChildStopped)))
     if isinstance(parked, ChildStopped):
         pairs = parked.record.notes.get("waiting_for") or [[parked.run_id, FLOW]]

@@ -1,4 +1,4 @@
-"""What ends a run: one pure function of what left its flow."""
+"""What ends a run, decided by one pure function of the exception that left its flow."""
 
 from __future__ import annotations
 
@@ -35,37 +35,37 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Left(msgspec.Struct, frozen=True, kw_only=True):
-    """What left a flow's function, and what is known besides."""
+    """The end of a flow's function, and what else is needed to judge it."""
 
     run_id: str
     error: BaseException | None
-    """What it raised; None where it returned."""
+    """The exception that it raised; None if it returned."""
     is_own: bool = False
-    """Whether it is the flow's own failure whatever its class, such as a `CancelledError` that was not meant for the run."""
+    """True if it is the flow's own failure, whatever its class, such as a `CancelledError` that wasn't meant for the run."""
     suspended: bool = False
-    """Whether a wait of the run raised `RunSuspended`, which the flow may have swallowed."""
+    """True if a wait of the run raised `RunSuspended`, which the flow may have swallowed."""
     told: bool = False
-    """Whether `RunCancelled` was raised in it."""
+    """True if `RunCancelled` was raised in it."""
     undoing: Collection[str] = ()
     """The steps with `when_cancelled=True`."""
     fails_on: tuple[type[BaseException], ...] = ()
     answers: Sequence[Answer] = ()
     outside: Collection[int] = ()
-    """The identities of exceptions that were being handled where the flow was called."""
+    """The ids of exceptions that were being handled where the flow was called."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """How the run stands now, and by what."""
+    """The state of the run now, and its cause."""
 
     end: End
     failed: tuple[StepFailed | SomeFailed, ...] = ()
     """The failures of its steps that left the flow."""
     answered_by: tuple[str, ...] = ()
-    """The steps that the flow answered what left it with."""
+    """The steps with which the flow answered the exception that left it."""
 
 
 def judge(left: Left) -> Verdict | None:
-    """Tell what it means for the run, in the order of what counts; None where it says nothing of the run."""
+    """Return what it means for the run, by priority; None if it says nothing about the run."""
     error = left.error
     if not left.is_own and any(_says_nothing(each, left.run_id) for each in leaves(error)):
         return None
@@ -88,12 +88,12 @@ def judge(left: Left) -> Verdict | None:
 
 
 def only_suspends(error: BaseException | None) -> bool:
-    """Tell whether nothing but a suspension was raised."""
+    """Return True if only a suspension was raised."""
     return all(isinstance(each, RunSuspended) for each in leaves(error))
 
 
 def leaves(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception, or those that a group consists of."""
+    """Yield an exception, or the members of a group."""
     if isinstance(error, BaseExceptionGroup):
         for each in error.exceptions:
             yield from leaves(each)
@@ -102,7 +102,7 @@ def leaves(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def behind(error: BaseException | None) -> list[BaseException]:
-    """Return an exception, the members of groups, and what any of these was raised from or while handling, each once."""
+    """Return an exception, the members of groups, and their causes and contexts, each once."""
     found: dict[int, BaseException] = {}
     waiting = [] if error is None else [error]
     while waiting:
@@ -115,7 +115,7 @@ def behind(error: BaseException | None) -> list[BaseException]:
 
 
 def _says_nothing(error: BaseException, run_id: str) -> bool:
-    """Tell whether what was raised says nothing of the run: of its lock or store, or of another run, or what ends a program."""
+    """Return True if it says nothing about the run: it is about the lock, its store or another run, or ends a program."""
     own = isinstance(error, (RunSuspended, RunCancelled)) and error.run_id == run_id
     if own or isinstance(error, ChildStopped):
         return False

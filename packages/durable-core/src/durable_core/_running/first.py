@@ -1,4 +1,4 @@
-"""Racing contenders: the first that succeeds wins, one entry says which, and what the others wait for is withdrawn."""
+"""Races: the first contender that succeeds wins, one entry records the winner, and the waits of the others are withdrawn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Contenders = Mapping[str, Callable[[], Awaitable[Any]]]
 def first(
     run: Run, step_id: str, contenders: Mapping[str, Any], call: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None
 ) -> Coroutine[Any, Any, tuple[str, Any]]:
-    """Check the call and note what it is, before anything runs; return what lets the contenders race.
+    """Check the call and note its identity before anything runs; return a coroutine that lets the contenders race.
 
     `call` calls contenders that are plain functions.
     """
@@ -42,7 +42,7 @@ def first(
         if not callable(fn):
             for given in contenders.values():
                 if iscoroutine(given):
-                    given.close()  # or Python would say that nobody awaited it
+                    given.close()  # or Python would warn that nobody awaited it
             raise TypeError(
                 f"contender {name!r} of {step_id!r} must be a function without arguments, not {fn!r}; write"
                 f" {name}=lambda: runner.step(…), so that it is called only if it is needed"
@@ -55,7 +55,7 @@ def first(
 
 
 async def _first(run: Run, step_id: str, contenders: Contenders, closure: Closure) -> tuple[str, Any]:
-    """Return the name and the value of the contender that won; let them race if none has."""
+    """Return the name and the value of the winner; let the contenders race if none has won."""
     async with run.alone(step_id):
         latest = await newest_of(run, step_id, "first")
         if decided(latest):
@@ -64,7 +64,7 @@ async def _first(run: Run, step_id: str, contenders: Contenders, closure: Closur
         return await _race(run, step_id, contenders, latest)
 
 
-_first.__qualname__ = "Runner.first"  # which is what Python says of one that was never awaited
+_first.__qualname__ = "Runner.first"  # Python raises this for a coroutine that was never awaited
 
 
 async def _race(run: Run, step_id: str, contenders: Contenders, latest: StepRecord | None) -> tuple[str, Any]:
@@ -83,7 +83,7 @@ async def _race(run: Run, step_id: str, contenders: Contenders, latest: StepReco
             raise
         await run.emit_outcome(recorded)
         await race.end()
-        if recorded.id != record.id:  # of another runner, whose entries this one has not seen
+        if recorded.id != record.id:  # from another runner, whose entries this one has not seen
             for entry in await answered(run.store.list(run.id)):
                 run.log.add(entry)
             return await _recorded(run, contenders, recorded)
@@ -95,7 +95,7 @@ async def _race(run: Run, step_id: str, contenders: Contenders, latest: StepReco
 
 
 async def _winner(run: Run, race: Race) -> Contender | None:
-    """Wait until one succeeds, and return it; or until all have failed. Raises what is no failure of a step."""
+    """Wait until one succeeds, and return it, or until all have failed. Raises anything that isn't a step's failure."""
     while True:
         if winner := next((each for each in race.ended if each.has_won), None):
             return winner
@@ -113,7 +113,7 @@ async def _winner(run: Run, race: Race) -> Contender | None:
 
 
 async def _let_them_hear(run: Run, race: Race) -> None:
-    """Let contenders go on that are at a step or a wait: their run was cancelled, and each is told, and may undo what it did."""
+    """Let contenders continue that are in a step or a wait. Their run was cancelled; each gets that, and may undo what it did."""
     for contender in race.contenders:
         contender.gate.set()
     while True:
@@ -133,7 +133,7 @@ def _is_at_a_step(run: Run, contender: Contender) -> bool:
 
 
 def _entry(run: Run, race: Race, latest: StepRecord | None, started_at: datetime, winner: Contender | None) -> StepRecord:
-    """Return the entry that says who won and what the others asked for, or that all have failed."""
+    """Return the entry that records the winner and what the others asked for, or that all have failed."""
     others = [each for each in race.contenders if each is not winner]
     won = winner.step_ids if winner is not None else {}
     asked = {step_id: None for each in others for step_id in [*each.step_ids] if step_id not in won}  # a thread may add some
@@ -152,13 +152,13 @@ def _entry(run: Run, race: Race, latest: StepRecord | None, started_at: datetime
 
 
 def _left_waiting(run: Run, race: Race, winner: Contender) -> list[Wait]:
-    """Return the waits that only those who lost asked for, and that have no outcome."""
+    """Return the waits without an outcome that only losers asked for."""
     asked = {wait.step_id: wait for each in race.contenders if each is not winner for wait in each.waits.values()}
     return [wait for step_id, wait in asked.items() if step_id not in winner.waits and not decided(run.log.latest(step_id))]
 
 
 async def _end_children(contenders: Iterable[Contender], winner: Contender | None = None) -> None:
-    """End the children of those who lost, one after the other."""
+    """End the children of the losers, one after the other."""
     for contender in contenders:
         for step_id, wait in contender.waits.items():
             if wait.end is not None and contender is not winner and (winner is None or step_id not in winner.waits):
@@ -166,7 +166,7 @@ async def _end_children(contenders: Iterable[Contender], winner: Contender | Non
 
 
 async def _withdraw(run: Run, waits: Iterable[Wait]) -> None:
-    """End waits that nobody needs any more, unless they were decided meanwhile."""
+    """End waits that are no longer needed, unless they were decided meanwhile."""
     await asyncio.gather(
         *(advance(run.log.claim, run.log.latest(wait.step_id), partial(_withdrawal, run, wait)) for wait in waits)
     )
@@ -178,12 +178,12 @@ def _withdrawal(run: Run, wait: Wait, latest: StepRecord | None) -> StepRecord |
     error = StepError.from_exception(Withdrawn(f"nobody needs {wait.step_id!r} any more: another contender was first"))
     if latest is not None:
         return successor(latest, run.clock.now(), status="failure", error=error)
-    # Its first entry was under way when it lost, and may still reach the store: this one takes its place.
+    # Its first entry was being appended when it lost, and may still reach the store. This one takes its place.
     return run.entry(wait.step_id, None, status="failure", kind=wait.kind, name=wait.name, error=error)
 
 
 async def _recorded(run: Run, contenders: Contenders, record: StepRecord) -> tuple[str, Any]:
-    """Return what was recorded: the winner's name, and its value, which replays. The others are not begun."""
+    """Return the recorded winner's name and its value, which replays. The others don't begin."""
     run.passed_over.update(ids_in(record, "begun"))
     if record.status == "failure":
         raise failed_before(record, to_retry(record))

@@ -1,6 +1,7 @@
-"""Looking for decisions on behalf of all that wait: the waits of one store share one request a round.
+"""Polling for decisions: all waits of one store share one request in each round.
 
-A round comes every few seconds, and at once when the store tells of an act; waits that it tells are looked for every 30 seconds.
+A round comes every few seconds, and at once when the store reports an act. Waits that the store notifies are polled every 30
+seconds.
 """
 
 from __future__ import annotations
@@ -32,34 +33,34 @@ Pair = tuple[str, str]
 
 
 class Listener:
-    """One wait that hears when there is something to look at."""
+    """A wait that is woken when there may be something new."""
 
     def __init__(self, run: Run, step_id: str, pairs: Sequence[Pair], tell: Callable[[Listener], None]) -> None:
         self.run: Final = run
         self.step_id: Final = step_id
         self.pairs: Final = pairs
-        """What it waits for: its step, or those that a child waits for."""
+        """The steps for which it waits: its own, or those for which a child waits."""
         self.until: datetime | None = None
-        """When it goes on by itself."""
+        """When it continues by itself."""
         self.heard: Final = asyncio.Event()
-        """Set when somebody acted, or the runner must stop."""
+        """Set when somebody acted or the runner must stop."""
         self.must_look = False
-        """Whether the wait has to ask the store itself: somebody acted in this process, or a log is damaged."""
+        """True if the wait must read the store itself: somebody acted in this process, or a log is damaged."""
         self._others: Final[dict[Pair, StepRecord]] = {}
         """The newest entries of other runs."""
         self._tell: Final = tell
         """Called when the store may hold something new."""
         self._watches: Final[list[Watch]] = []
         self.until_the_end: Final = ExitStack()
-        """What ends with this wait."""
+        """The contexts that end with this wait."""
 
     @property
     def run_ids(self) -> Sequence[str]:
-        """The runs in which others act for this wait: its own, in which a cancellation may come, and those of its pairs."""
+        """The runs in which acts concern this wait: its own, which may be cancelled, and those of its pairs."""
         return [*dict.fromkeys((self.run.id, *(run_id for run_id, _ in self.pairs)))]
 
     def watch(self) -> None:
-        """Have the store tell of acts from now on: the wait is not over at once."""
+        """Ask the store to report acts from now on, because the wait didn't end at once."""
         if not self._watches:
             tell = partial(self._tell, self)
             watches = (watching(self.run.store, run_id, tell) for run_id in self.run_ids)
@@ -67,28 +68,28 @@ class Listener:
 
     @property
     def is_watched(self) -> bool:
-        """Whether the store tells of all acts that this waits for."""
+        """True if the store reports all acts that concern this wait."""
         return bool(self._watches) and all(watch.listens for watch in self._watches)
 
     def hear(self) -> None:
-        """Wake the wait, which then asks the store."""
+        """Wake the wait, which then reads the store."""
         self.must_look = True
         self.heard.set()
 
     def newest(self, pair: Pair) -> StepRecord | None:
-        """Return the newest entry that is known of a pair."""
+        """Return the newest known entry of a pair."""
         run_id, step_id = pair
         return self.run.log.latest(step_id) if run_id == self.run.id else self._others.get(pair)
 
     def add(self, record: StepRecord) -> None:
-        """Take in an entry that the store holds."""
+        """Add an entry that the store holds."""
         if record.run_id == self.run.id:
             self.run.log.add(record)
         else:
             self._others[record.run_id, record.step_id] = record
 
     async def look(self) -> None:
-        """Ask the store for what is waited for, and for a cancellation of the run."""
+        """Read from the store what this waits for, and the run's cancellation."""
         self.must_look = False
         await self.run.look_for_cancellation()
         for run_id, step_id in self.pairs:
@@ -96,14 +97,14 @@ class Listener:
                 self.add(record)
 
     def known(self) -> list[tuple[str, str, int]]:
-        """Return what this wait knows of what it waits for, and of the run's cancellation."""
+        """Return what this wait knows about what it waits for, and about the run's cancellation."""
         pairs = (*self.pairs, (self.run.id, self.run.cancelled_by))
         found = [(pair, self.newest(pair)) for pair in pairs]
         return [(*pair, -1 if record is None else record.revision) for pair, record in found]
 
 
 class Looker:
-    """Looks for the waits of one store on one event loop."""
+    """Polls for the waits of one store on one event loop."""
 
     def __init__(self, store: Store) -> None:
         self._store: Final = store
@@ -114,11 +115,11 @@ class Looker:
         self._told: Final = asyncio.Event()
         """which comes at once when this is set."""
         self._is_away = False
-        # In a context of its own: that of the first wait would keep its run alive for as long as any other waits.
+        # In a context of its own, because that of the first wait would keep its run alive while any other waits.
         self.task: Final = asyncio.create_task(self._rounds(), name="durable-looks", context=Context())
 
     def tell(self, listener: Listener) -> None:
-        """Look for a wait at once."""
+        """Poll for a wait at once."""
         self._due[listener] = None
         self._told.set()
 
@@ -146,20 +147,20 @@ class Looker:
         for listener in (listeners := [*self.listeners]):
             try:
                 listener.run.lock.check()
-            except DurableError:  # its lock was lost: the wait raises that itself
+            except DurableError:  # its lock was lost, which the wait raises itself
                 listener.heard.set()
             if listener.run.log.cancelled is not None:
                 listener.heard.set()
         return listeners
 
     async def _look(self, due: Sequence[Listener]) -> None:
-        """Ask the store for what these wait for, in one request, and wake those for which something came."""
+        """Read what these wait for in one request, and wake those for which something came."""
         before = cancellations()
         try:
             async with asyncio.timeout(_LONGEST):
                 found = await self._newer([*{pair: None for listener in due for pair in listener.known()}])
         except CorruptLog:
-            for listener in due:  # whichever waits in the damaged run raises that itself
+            for listener in due:  # a wait in the damaged run raises that itself
                 listener.hear()
             return
         except (Exception, asyncio.CancelledError) as error:
@@ -193,7 +194,7 @@ _lookers: Final[dict[tuple[asyncio.AbstractEventLoop, int], Looker]] = {}
 
 @contextmanager
 def listening(run: Run, step_id: str, pairs: Sequence[Pair] | None = None) -> Iterator[Listener]:
-    """Hear of what others append to a step of the run, or to those of `pairs` that it waits for, or to cancel the run."""
+    """Wake when others append to a step of the run or to one of `pairs`, or cancel the run."""
     pairs = [(run.id, step_id)] if pairs is None else pairs
     key = asyncio.get_running_loop(), id(run.store)
     looker = _lookers.get(key)

@@ -1,4 +1,4 @@
-"""One step for each of many items, a few at a time, and one entry that says that all were tried."""
+"""Maps: a step for each of many items, a few at a time, and one entry that records that all were tried."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MapCall(msgspec.Struct, frozen=True):
     """One call of `Runner.map`, checked."""
 
     call: Call
-    """What the calls of all items have in common; its id is the map's."""
+    """The common part of the calls of all items. Its id is the map's."""
     items: Sequence[Any]
     step_ids: Sequence[str]
     """The id of each item's step."""
@@ -99,7 +99,7 @@ def _key(step_id: str, key: object) -> str:
 
 
 def _digest(step_ids: Sequence[str], items: Sequence[Any]) -> str:
-    """Return a hash of the items and their keys, whatever their order."""
+    """Return a hash of the items and their keys that doesn't depend on their order."""
     total = 0
     for step_id, item in zip(step_ids, items, strict=True):
         each = blake2b(f"{step_id}\0{fingerprint_of((item,))}".encode(), digest_size=8)
@@ -130,13 +130,13 @@ async def run_map(run: Run, each: MapCall) -> list[Any]:
                 run.end_step(step_id)
 
 
-run_map.__qualname__ = "Runner.map"  # which is what Python says of one that was never awaited
+run_map.__qualname__ = "Runner.map"  # Python raises this for a coroutine that was never awaited
 
 
 async def _end(
     run: Run, each: MapCall, latest: StepRecord | None, started_at: datetime, values: list[Any], failed: Mapping[int, StepError]
 ) -> list[Any]:
-    """Record that all items were tried, and return their values or raise."""
+    """Record that all items were tried, and return their values, or raise."""
     failures = {each.key(number): failed[number] for number in sorted(failed)}
     record = run.entry(
         each.call.step_id,
@@ -206,7 +206,7 @@ async def _try_all(run: Run, each: MapCall) -> tuple[list[Any], dict[int, StepEr
 
 
 def _recorded(run: Run, each: MapCall, record: StepRecord) -> list[Any]:
-    """Return the values that are recorded for the items, or raise the failure."""
+    """Return the recorded values of the items, or raise the failure."""
     if record.fingerprint != each.call.fingerprint:
         run.tell_drift(
             f"map {record.step_id!r} of run {run.id!r} was recorded with other items than it is now called with; the recorded"
@@ -239,6 +239,6 @@ def _recorded(run: Run, each: MapCall, record: StepRecord) -> list[Any]:
 
 
 def _some_failed(each: MapCall, record: StepRecord, values: Sequence[Any], failures: Mapping[str, StepError]) -> SomeFailed:
-    """Make the error of a map, with the values of the items that succeeded."""
+    """Make the error of a map, with the values of items that succeeded."""
     keys = map(each.key, range(len(each.items)))
     return SomeFailed(record, {key: value for key, value in zip(keys, values, strict=True) if key not in failures}, failures)

@@ -1,4 +1,4 @@
-"""What a recorded outcome gives back: its value, or its failure."""
+"""Replaying a recorded outcome: its value or its failure."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from durable_core.stores.flows import state_of
 from .call import Call
 from .run import Run
 
-_RETRY_THE_STEP: Final = (  # of an older log, whose flow names no step
+_RETRY_THE_STEP: Final = (  # in an older log, whose flow names no step
     "find the step that failed in the message above, and reopen it with durable_core.control.retry or resolve"
 )
 
 
 def outcome_of(run: Run, record: StepRecord, call: Call, *, ran: bool = False) -> Any:
-    """Return the value of a recorded outcome, or raise its failure. Raises `StepDrift` where it doesn't fit the code."""
+    """Return the value of a recorded outcome, or raise its failure. Raises `StepDrift` if it doesn't match the code."""
     run.check_kind(record, "step")
     if call.fingerprint != record.fingerprint:
         run.tell_drift(
@@ -36,7 +36,7 @@ def outcome_of(run: Run, record: StepRecord, call: Call, *, ran: bool = False) -
 
 
 async def newest_of(run: Run, step_id: str, kind: Kind) -> StepRecord | None:
-    """Return the newest entry of a race or a map; one that had failed is reopened where somebody mended what it failed by."""
+    """Return the newest entry of a race or a map. If it failed and the failed parts were repaired, reopen it."""
     record = run.log.latest(step_id)
     if record is None:
         return None
@@ -50,19 +50,19 @@ async def newest_of(run: Run, step_id: str, kind: Kind) -> StepRecord | None:
 
 
 def failed_before(record: StepRecord, advice: str) -> StepFailed:
-    """Return the failure that is recorded, with a note that says why it is raised although nothing ran, and what to do."""
+    """Return the recorded failure, with a note that says why it is raised although nothing ran, and what to do."""
     failed = StepFailed(record)
     failed.add_note(f"recorded at {record.ended_at.isoformat(timespec='seconds')}; nothing was run again; {advice}")
     return failed
 
 
 def failure_of(flow: StepRecord, step: StepRecord | None) -> StepRecord:
-    """Return what a flow failed by: the first step whose failure left it, if `step`, its newest entry, still says so."""
+    """Return what made a flow fail: the first step whose failure left it, if `step`, its newest entry, is still a failure."""
     return flow if step is None or step.status != "failure" or step.error is None else step
 
 
 def ended_by(flow: StepRecord, step: StepRecord | None) -> StepFailed:
-    """Return the failure by which a run had ended; `step` is the newest entry of the first step whose failure left its flow."""
+    """Return the failure that ended a run. `step` is the newest entry of the first step whose failure left its flow."""
     if state_of(flow) == "cancelled":
         return StepFailed(flow)
     failure = failure_of(flow, step)
@@ -71,7 +71,7 @@ def ended_by(flow: StepRecord, step: StepRecord | None) -> StepFailed:
 
 
 def to_retry(record: StepRecord) -> str:
-    """Say how a failure is taken back."""
+    """Return the advice on how to retry a failure."""
     step = "" if record.step_id == FLOW else f", {record.step_id!r}"
     return f"to run it again: durable_core.control.retry(store, {record.run_id!r}{step})"
 
@@ -84,7 +84,7 @@ def value_or_failure(record: StepRecord, codec: Codec[Any] | None) -> Any:
 
 
 def value_of(record: StepRecord, codec: Codec[Any]) -> Any:
-    """Decode a recorded value. Raises `StepDrift` if today's type can't."""
+    """Decode a recorded value. Raises `StepDrift` if today's type doesn't accept it."""
     try:
         return codec.decode(record.result or b"null")
     except msgspec.DecodeError as error:

@@ -1,4 +1,4 @@
-"""Pausing a run until somebody acts or a time comes: in the process for so long, and suspended then."""
+"""Pausing a run until somebody acts or a time comes: first in the process, and then suspended."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from .run import Run
 
 
 def can_go_on(record: StepRecord | None, now: datetime) -> bool:
-    """Tell whether what is waited for has come: an outcome, a reopening, or the time of its deadline."""
+    """Return True if what a run waits for has come: an outcome, a reopening, or its deadline."""
     if record is None or record.step_id == FLOW:  # a child is waited for until it has ended
         return decided(record)
     return decided(record) or record.status == "reopened" or (record.until is not None and record.until <= now)
 
 
 async def pause(run: Run, listener: Listener, until: datetime | None, limit: float | None, *, undoes: bool = False) -> None:
-    """Return once something that is waited for can go on, or it is `until`.
+    """Return when something that this waits for can continue, or at `until`.
 
-    Raises `RunSuspended` when the clock's monotonic time is `limit` and nothing else of this runner goes on; what ends the wait,
-    such as a cancellation of the run, is raised as well. What `undoes` something is waited for in a cancelled run, too.
+    Raises `RunSuspended` when the clock's monotonic time is `limit` and nothing else of this runner is running. Also raises what
+    ends the wait, such as the run's cancellation. If `undoes`, it waits in a cancelled run too.
     """
     clock, listener.until = run.clock, until
     with waiting(run, listener):
@@ -67,16 +67,16 @@ async def wait_for_first(run: Run, until: datetime | None, listener: Listener, o
 
 
 async def _stays(run: Run) -> bool:
-    """Ask who drives the run whether it stays here, in which nothing goes on but waits."""
+    """Ask the driver whether a run in which everything waits stays in this process."""
     pairs = dict.fromkeys(pair for each in run.waiting for pair in each.pairs)
     return await run.driver.stays(run.store, [*pairs], min(_times(run), default=None))
 
 
 def _suspension(run: Run, mine: Listener) -> RunSuspended:
-    """Name all that is waited for; a sibling may have been suspended a moment before."""
+    """Return everything for which the run waits. A sibling may have been suspended a moment before."""
     earlier = run.suspended
     if earlier is not None and mine in run.named:
-        return copy(earlier)  # to name all of them once more for each of them would take for ever
+        return copy(earlier)  # naming all of them again for each of them would take forever
     run.named.update(run.waiting)
     names = dict.fromkeys((*(earlier.waiting_for if earlier else ()), *(each.step_id for each in run.waiting)))
     pairs = dict.fromkeys((*(earlier.pairs if earlier else ()), *(pair for each in run.waiting for pair in each.pairs)))
@@ -88,7 +88,7 @@ def _suspension(run: Run, mine: Listener) -> RunSuspended:
 
 
 def _times(run: Run) -> list[datetime]:
-    """Return when something in the run can go on by itself."""
+    """Return the earliest time at which something in the run can continue by itself."""
     times = [each.until for each in run.waiting if each.until is not None]
     if run.deadline is not None and run.log.cancelled is None:
         times.append(run.deadline)

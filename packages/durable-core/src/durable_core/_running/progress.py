@@ -1,4 +1,4 @@
-"""Publishing how far a run is: each call adds an entry, which others follow."""
+"""Publishing progress: each call adds an entry, which others follow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .run import Run
 
 
 async def publish(run: Run, step_id: str, value: object) -> None:
-    """Append the value as the next entry of the id, unless an earlier run has appended the entry of this call."""
+    """Append the value as the next entry of the id, unless an earlier run appended the entry of this call."""
     step_id = check_own_id("step_id", step_id)
     use_id(run, step_id, "published")
     result = record_any(value, f"what is published as {step_id!r}")

@@ -1,4 +1,4 @@
-"""A race of contenders, as the steps and waits inside it know it: whether it is lost, and whether all contenders wait."""
+"""A race of contenders, as seen by the steps and waits inside it: which contender has lost, and whether all of them wait."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from .run import Run
 
 _TURNS: Final = 20  # of the loop, in which what is recorded has long replayed
-_STILL: Final = 5  # turns in which nothing more is asked for: a contender may have steps side by side, one of them at its gate
-_LOOK_SECONDS: Final = 0.02  # between two looks at which contenders are in a thread
-_THREAD_TURN: Final = 0.001  # seconds that each turn is longer than the one before, where a thread replays it
+_STILL: Final = 5  # turns without anything new: a contender may have steps side by side, one of them at its gate
+_LOOK_SECONDS: Final = 0.02  # between two checks for contenders that are in a thread
+_THREAD_TURN: Final = 0.001  # seconds by which each turn is longer than the one before, if a thread replays it
 
 LOSING: Final = (StepFailed, SomeFailed)
-"""What a contender loses by."""
+"""The exceptions by which a contender loses."""
 
 _here: Final[ContextVar[Contender | None]] = ContextVar("durable_contender", default=None)
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """What a run waits for, as it is recorded first."""
+    """A wait of a run, as it is first recorded."""
 
     step_id: str
     name: str
@@ -42,7 +42,7 @@ class Wait(msgspec.Struct, frozen=True):
     note: Any = None
     fingerprint: str | None = None
     end: Callable[[], Awaitable[None]] | None = None
-    """Of a child what cancels it and drives it to its end, where another contender of a race wins."""
+    """For a child: cancels it and drives it to its end if another contender wins."""
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "step_id", check_own_id("step_id", self.step_id))
@@ -51,13 +51,13 @@ class Wait(msgspec.Struct, frozen=True):
 
 
 class Contender:
-    """One of the functions that race, and what it has asked for."""
+    """One of the racing functions, and the steps and waits that it asked for."""
 
     def __init__(self, race: Race, name: str, fn: Callable[[], Awaitable[Any]]) -> None:
         self.race: Final = race
         self.name: Final = name
         self.is_out = False
-        """Whether it may begin nothing more: another has won, or the race was given up."""
+        """True if it may begin nothing more, because another has won or the race was given up."""
         self.gate: Final = asyncio.Event()
         """Set once it may begin something new."""
         self.is_at_gate = False
@@ -66,14 +66,14 @@ class Contender:
         self.waits: Final[dict[str, Wait]] = {}
         """The waits that it asked for while they had no outcome."""
         self.waiting = 0
-        """How many of its waits go on now."""
+        """The number of its waits that are in progress."""
         self.in_threads = 0
-        """How many of its steps are in threads now, which can't be cancelled."""
+        """The number of its steps in threads, which can't be cancelled."""
         self._fn: Final = fn
         self.task: asyncio.Task[Any]
 
     def start(self) -> None:
-        """Begin to run it, in a task of its own."""
+        """Start it in a task of its own."""
 
         async def contend() -> Any:
             _here.set(self)
@@ -86,25 +86,25 @@ class Contender:
         self.race.ended.append(self)
         self.race.settle()
         if not task.cancelled():
-            task.exception()  # which nobody may ask for any more
+            task.exception()  # which may never be awaited
 
     @property
     def has_won(self) -> bool:
-        """Whether it has returned."""
+        """True if it has returned."""
         return self.task.done() and not self.task.cancelled() and self.task.exception() is None
 
     @property
     def has_lost(self) -> bool:
-        """Whether it ended by what a contender loses by."""
+        """True if it ended with an exception by which a contender loses."""
         return self.task.done() and not self.task.cancelled() and isinstance(self.task.exception(), LOSING)
 
     @property
     def was_told(self) -> bool:
-        """Whether it ended because the run is to stop."""
+        """True if it ended because the run must stop."""
         return self.task.done() and not self.task.cancelled() and isinstance(self.task.exception(), RunCancelled)
 
     def outward(self, run: Run | None = None) -> Iterator[Contender]:
-        """Yield this one, and those of outer races that it is part of; of one run alone, if that is not None.
+        """Yield this contender, and those of outer races around it; only those of one run, if that is not None.
 
         A flow that a contender calls is another run, whose steps run inside that contender.
         """
@@ -115,12 +115,12 @@ class Contender:
             each = each.race.outer
 
     def count_wait(self, more: int) -> None:
-        """Note that a wait of this contender began, or ended."""
+        """Note that a wait of this contender began or ended."""
         self.waiting += more
         self.race.settle()
 
     async def admitted(self) -> None:
-        """Wait until the race has begun in earnest. Raises `CancelledError` in a contender that is out."""
+        """Wait until the race has really begun. Raises `CancelledError` in a contender that has lost."""
         for each in self.outward():
             each.is_at_gate = True
             if not each.gate.is_set() and not each.is_out:
@@ -130,23 +130,23 @@ class Contender:
 
 
 class Race:
-    """Some contenders, of which the first that succeeds wins."""
+    """Contenders of which the first that succeeds wins."""
 
     def __init__(self, run: Run, step_id: str, fns: Mapping[str, Callable[[], Awaitable[Any]]]) -> None:
         self.step_id: Final = step_id
         self.outer: Final = _here.get()
-        """The contender of another race in which this one takes place."""
+        """The contender of another race inside which this race runs."""
         self.run: Final = run
         self._task: Final = asyncio.current_task()
         self._stands = False
         self._is_over = True
         self.contenders: Final = [Contender(self, name, fn) for name, fn in fns.items()]
         self.ended: Final[list[Contender]] = []
-        """Those that returned or raised, in the order of time."""
+        """The contenders that returned or raised, in that order."""
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
-        """Be one of the run's running steps, so that no wait suspends the run, but for times in which all contenders wait."""
+        """Count as a running step of the run, so that no wait suspends the run, except while all contenders wait."""
         self._is_over = self._stands = False
         self.run.running[self.step_id] = self._task
         try:
@@ -157,7 +157,7 @@ class Race:
             self.run.end_step(self.step_id)
 
     def settle(self) -> None:
-        """Stand still if all contenders that are left wait, so that the run may be suspended; go on if one doesn't."""
+        """Pause if all remaining contenders wait, so that the run may be suspended; resume if one doesn't."""
         left = [] if self._is_over else [each for each in self.contenders if not (each.has_lost or each.was_told)]
         stands = bool(left) and all(each.waiting for each in left)
         if stands == self._stands:
@@ -171,9 +171,9 @@ class Race:
             self.outer.count_wait(1 if stands else -1)
 
     async def start(self) -> None:
-        """Begin to run the contenders. None begins anything new while one may still win by what is recorded of it.
+        """Start the contenders. None begins anything new while one may still win by its recorded outcomes.
 
-        Then each has a turn of the loop to itself, so that of several that are done at once only the first has happened.
+        After that, each gets its own turn of the loop, so that if several end immediately, only the first has had an effect.
         """
         for contender in self.contenders:
             contender.start()
@@ -191,7 +191,7 @@ class Race:
             await asyncio.sleep(0)
 
     async def look_for_children(self) -> None:
-        """Let contenders that lost replay what is recorded of them, and nothing else, so that their children are known."""
+        """Let losers replay their recorded outcomes, and nothing else, so that their children are known."""
         for contender in self.contenders:
             contender.is_out = True
             contender.start()
@@ -202,26 +202,26 @@ class Race:
         await self.end()
 
     async def _turn(self, turn: int) -> None:
-        """Let others go on for a turn of the loop, or for longer each time where a contender is in a thread."""
+        """Let others run for a turn of the loop, or longer each time if a contender is in a thread."""
         await self.run.turn()
         if any(each.in_threads for each in self.contenders):
             await asyncio.sleep(_THREAD_TURN * turn)
 
     def call_off(self, contenders: Sequence[Contender]) -> None:
-        """Cancel contenders, each once, and let them begin nothing more."""
+        """Cancel contenders, each once, and prevent them from beginning anything more."""
         for contender in contenders:
             if not contender.is_out and not contender.task.done():
                 contender.task.cancel()
             contender.is_out = True
 
     async def end(self, *, wait_for_threads: bool = False) -> None:
-        """Wait until the contenders have ended, but for those that are in a thread."""
+        """Wait until the contenders have ended, except those in a thread."""
         if self._going_on(wait_for_threads):
             await to_the_end(self._end(wait_for_threads))
 
     async def _end(self, wait_for_threads: bool) -> None:
         while tasks := self._going_on(wait_for_threads):
-            await asyncio.wait(tasks, timeout=_LOOK_SECONDS)  # meanwhile one may be in a thread again, which nothing stops
+            await asyncio.wait(tasks, timeout=_LOOK_SECONDS)  # meanwhile one may be in a thread again, and can't be stopped
 
     def _going_on(self, wait_for_threads: bool) -> list[asyncio.Task[Any]]:
         left = [each for each in self.contenders if wait_for_threads or not each.in_threads]
@@ -229,7 +229,7 @@ class Race:
 
 
 def called(step_id: str, name: str, fn: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
-    """Call a contender. Raises `TypeError` for one that returns nothing to await."""
+    """Call a contender. Raises `TypeError` if it doesn't return an awaitable."""
     awaitable = fn()
     if not isawaitable(awaitable):
         raise TypeError(
@@ -240,7 +240,7 @@ def called(step_id: str, name: str, fn: Callable[[], Awaitable[Any]]) -> Awaitab
 
 
 def is_within(step_id: str, ids: Container[str]) -> bool:
-    """Tell whether an id is one of `ids`, or begins with one of them and a slash."""
+    """Return True if an id is one of `ids`, or begins with one of them and a slash."""
     while step_id:
         if step_id in ids:
             return True
@@ -249,28 +249,28 @@ def is_within(step_id: str, ids: Container[str]) -> bool:
 
 
 def note_step(run: Run, step_id: str) -> None:
-    """Note that the contender of the run which runs here, if one does, asks for a step or a wait."""
+    """Note that the contender that runs here, if any, asks for a step or a wait."""
     if (here := _here.get()) is not None:
         for contender in here.outward(run):
             contender.step_ids[step_id] = None
 
 
 def note_wait(run: Run, wait: Wait) -> None:
-    """Note that the contender of the run which runs here, if one does, is about to wait: it is withdrawn if that one loses."""
+    """Note that the contender that runs here, if any, is about to wait. The wait is withdrawn if that contender loses."""
     if (here := _here.get()) is not None:
         for contender in here.outward(run):
             contender.waits[wait.step_id] = wait
 
 
 async def admitted() -> None:
-    """Wait until the contender which runs here, if one does, may begin something new. Raises `CancelledError` if it lost."""
+    """Wait until the contender that runs here, if any, may begin something new. Raises `CancelledError` if it lost."""
     if (here := _here.get()) is not None:
         await here.admitted()
 
 
 @contextmanager
 def waiting(run: Run, wait: Listener) -> Iterator[None]:
-    """Be one of the waits of the run."""
+    """Count as one of the waits of the run."""
     here = _here.get()
     contender = None if here is None else next(here.outward(run), None)
     run.waiting[wait] = None
@@ -288,9 +288,9 @@ def waiting(run: Run, wait: Listener) -> Iterator[None]:
 
 @contextmanager
 def in_thread() -> Iterator[Callable[[int], None]]:
-    """Note that what the contender does here can't be cancelled.
+    """Note that the contender is in a thread, where it can't be cancelled.
 
-    What is given notes with -1 that it can for a while, as when the thread waits for the loop, and with 1 that it can't again.
+    Yields a function to note changes: -1 if it can be cancelled for a while, as when the thread waits for the loop, and then 1.
     """
     contenders = [] if (here := _here.get()) is None else [*here.outward()]
 

@@ -1,4 +1,4 @@
-"""State shared by all steps and waits of one run: its log, its lock, its clock, and who is at work."""
+"""State shared by all steps and waits of one run: its log, its lock, its clock, and what is running."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ _logger: Final = logging.getLogger("durable_core")
 
 
 def poll_seconds(store: Store) -> float:
-    """Return how often a run should look into its store for what others did."""
+    """Return the seconds between two looks of a run into its store for the acts of others."""
     polling = polling_of(store)
     return _POLL_SECONDS if polling is None else polling.poll_seconds
 
 
 class Run:
-    """One run, as one runner works on it."""
+    """One run, as seen by one runner."""
 
     def __init__(
         self,
@@ -65,9 +65,9 @@ class Run:
         self.store: Final = store
         self.id: Final = run_id
         self.face: Callable[[], Any] = lambda: None
-        """Returns the `Runner` that users have, as long as they do."""
+        """Returns the user's `Runner`, while it exists."""
         self.home: Home | None = None
-        """Where blocking calls go that are made for the run: the loop it was entered on; None for that of `durable_core.sync`."""
+        """The loop for blocking calls of the run: the one on which it was entered; None for that of `durable_core.sync`."""
         self.clock: Final = clock
         self.log: Final = RunLog(store, run_id, clock, store_timeout)
         self.lock: Final = RunLock(store, run_id, clock, lock_wait)
@@ -76,75 +76,75 @@ class Run:
         self.on_drift: Final = on_drift
 
         self.loading: Final = asyncio.Lock()
-        """Held while the log is read or cleared: steps that begin meanwhile wait."""
+        """Held while the log is read or cleared. Steps that begin meanwhile wait."""
         self.loaded = False
         self.calls: Final[dict[str, Identity]] = {}
-        """What each id was used for on this runner."""
+        """The call for which each id was used on this runner."""
         self.passed_over: Final[set[str]] = set()
-        """What losers of a race asked for in an earlier life: they are not begun again. It stands for what is below it, too."""
+        """Ids that losers of a race used in an earlier process, including all ids below them. They don't begin again."""
 
         self.running: Final[dict[str, asyncio.Task[object] | None]] = {}
-        """The steps that are at work, and their tasks. While one is, no wait suspends the run and the runner is not left."""
+        """The running steps and their tasks. While there is one, no wait suspends the run, and the runner isn't closed."""
         self.delayed: Final[set[str]] = set()
-        """Those of the running steps that wait for their next attempt, or for a child: they don't keep the run from that."""
+        """Running steps that wait for their next attempt or for a child. They don't prevent a suspension."""
         self.waiting: Final[dict[Listener, None]] = {}
-        """The waits that go on,"""
+        """The waits in progress,"""
         self.named: Final[set[Listener]] = set()
-        """and those of them that the suspension names already."""
+        """and those that the suspension already names."""
         self._arriving = 0
-        """How many waits ask their store or a handler for something, and are none of those that go on now."""
+        """The number of waits that ask their store or a handler for something, and are not among those in progress."""
         self._replaying = 0
-        """How many handlers are being told of a replay."""
+        """The number of handlers that are getting a replay's event."""
         self._replayed: Final = asyncio.Event()
-        """Set whenever one of them has been told, in which it may take its time."""
+        """Set whenever one of them has returned, which may take a while."""
         self._end: asyncio.Future[None] | None = None
-        """Done when the next step ends, where somebody waits for that."""
+        """Done when the next step ends, if something waits for that."""
         self.under_way: Final[dict[str, asyncio.Future[None]]] = {}
-        """The races and maps that go on, each with what is done when it ends."""
+        """The races and maps in progress, each with a future that is done when it ends."""
         self.published: Final[dict[str, int]] = {}
-        """How often this runner has published under each id."""
+        """The number of entries that this runner has published under each id."""
         self.publishing: Final = asyncio.Lock()
-        """Held while an entry is published: the next one has to follow it."""
+        """Held while an entry is published, because the next one must follow it."""
         self.suspended: RunSuspended | None = None
-        """What a wait has raised to suspend the run: every later step raises it again."""
+        """The exception with which a wait suspended the run. Every later step raises it again."""
 
         self.news: Final = news_of(run_id)
-        """What others in this process do to the run."""
+        """The acts of others in this process on the run."""
         self._seen = 0
-        """How much of the news the last look for a cancellation saw."""
+        """The number of acts that the last look for a cancellation saw."""
         self._poll_seconds: Final = poll_seconds(store)
         self._next_poll = 0.0
 
         self.flow: StepRecord | None = None
-        """The entry of `$flow` by which this runner drives the run; None where it drives no flow."""
+        """The entry of `$flow` with which this runner drives the run; None if it drives no flow."""
         self.deadline: datetime | None = None
-        """When the whole run is cancelled."""
+        """The deadline of the whole run."""
         self.told = False
-        """Whether `RunCancelled` was raised in the flow."""
+        """True if `RunCancelled` was raised in the flow."""
         self.told_at: Final[dict[str, None]] = {}
         """The steps and waits that raised it."""
         self.undoing: Final[set[str]] = set()
         """The steps with `when_cancelled=True`."""
         self.trying: Final[dict[str, int]] = {}
-        """The attempts that handlers were told of, and of no end yet."""
+        """The attempts whose start handlers got, but not yet their end."""
         self.carried: dict[str, str] | None = None
-        """What handlers had recorded with the visit that they were told of; None where they were told of its end, or of none."""
+        """What handlers recorded with the current visit; None if they got its end, or no visit has begun."""
         self._answers: Final[list[tuple[str, Callable[[], BaseException | None]]]] = []
-        """The steps that the flow called while it handled an exception, which isn't kept alive for that."""
+        """The steps that the flow called while it handled an exception. The exception isn't kept alive."""
         self.outside: frozenset[int] = frozenset()
-        """The identities of exceptions that were being handled where the flow was called: they are none of its own."""
+        """The ids of exceptions that were being handled where the flow was called, so they aren't the flow's own."""
         self.driver: Driver = ALONE
-        """Who drives the run, and the children that are called for."""
+        """The driver of the run and its children."""
         self.replay: Replay | None = None
-        """Set where the run is only replayed, to see what today's code makes of its log: no step's function is called then."""
+        """Set if the run is only replayed to check today's code against its log. No step's function is called then."""
         self.is_child = False
-        """Whether a step of another run drives it here, which tells those who wait, and suspends with it."""
+        """True if a step of another run drives it here. That step notifies waits and suspends with it."""
         self.limits: frozenset[str] = frozenset()
-        """The names of the limits that hold for the run, in which a place is taken for it."""
+        """The names of the limits in which a place is taken for the run."""
         self.children: Final[dict[str, Any]] = {}
-        """The flows of the children that were called for, by their run ids."""
+        """The flows of the children that were called, by their run ids."""
         self.asked: Final[set[str]] = set()
-        """The run ids of children that were asked for without waiting for them."""
+        """The run ids of children that were started without waiting for them."""
 
     async def enter(self) -> None:
         """Take the lock, then read the log."""
@@ -160,12 +160,12 @@ class Run:
             _logger.info("resuming run %r: %d steps are recorded", self.id, len(self.log), extra={"run_id": self.id})
 
     async def leave(self, *, cancel: bool = False) -> None:
-        """Let no further step start, wait for those that run, and give the lock back.
+        """Prevent further steps, wait for the running ones, and release the lock.
 
-        `cancel` them first where a cancellation or an interrupt ends the program; one that comes meanwhile does the same.
+        `cancel` them first if a cancellation or an interrupt ends the program; one that comes meanwhile does the same.
         """
         self.lock.close()
-        self.news.wake()  # waits that nobody awaits any more end, and who waits for this run's end hears of it
+        self.news.wake()  # ends waits that nobody awaits any more, and notifies those who wait for the end of this run
         if cancel:
             self._cancel_steps()
         await to_the_end(self._leave(), on_cancel=self._cancel_steps)
@@ -177,27 +177,27 @@ class Run:
                 try:
                     await self.idle()
                     idle = True
-                except asyncio.CancelledError:  # of the loop, which shuts down, and cancels its tasks once
+                except asyncio.CancelledError:  # by the loop, which shuts down and cancels its tasks once
                     self._cancel_steps()
             await self.log.settle_if_possible()
         finally:
             await self.lock.__aexit__(None, None, None)
 
     def _cancel_steps(self) -> None:
-        """Cancel each running step once; a scope that cancels anew on every turn would keep it from recording its outcome."""
+        """Cancel each running step once. A scope that cancels on every turn would prevent it from recording its outcome."""
         for task in self.running.values():
             if task is not None and not task.cancelling():
                 task.cancel()
 
     def forget(self) -> None:
-        """Begin anew with what the store then holds: the run is about to be cleared."""
+        """Forget the log, because the run is about to be cleared, and read it again later."""
         self.log.forget()
         self.loaded = False
         self._forget_calls()
         self.suspended = None
 
     def refuse_reset(self) -> None:
-        """Raise `DurableError` while anything runs or waits: its outcome would be lost, or land in the cleared run."""
+        """Raise `DurableError` while anything runs or waits. Its outcome would be lost, or be recorded in the cleared run."""
         if self.running or self.waiting:
             busy = ", ".join(map(repr, [*self.running, *(each.step_id for each in self.waiting)]))
             raise DurableError(f"run {self.id!r} can't be reset while these steps run: {busy}")
@@ -210,20 +210,20 @@ class Run:
                 self.loaded = True
 
     async def ready(self) -> None:
-        """Read the log and append what the store had not taken; raise what keeps this runner from going on."""
+        """Read the log, append outcomes that the store had not accepted, and raise if this runner can't continue."""
         if not self.loaded:
             await self.load()
         if self.log.kept:
             await self.log.settle()
         if self.suspended is None and self.driver.hands_back():
-            self.suspended = RunSuspended(self.id, waiting_for=(), until=None)  # others go on with it
+            self.suspended = RunSuspended(self.id, waiting_for=(), until=None)  # others continue it
         if self.suspended is not None:
             raise self.suspended
 
     def check(self, *, undoes: bool = False) -> None:
-        """Raise what is known to keep anything new from beginning: a lost lock, or the run's cancellation. For any thread.
+        """Raise if nothing new may begin, as far as is known: the lock is lost or the run is cancelled. Works from any thread.
 
-        What `undoes` something begins in a cancelled run, too.
+        What `undoes` something begins in a cancelled run too.
         """
         self.lock.check()
         if self.log.cancelled is not None and not undoes:
@@ -231,14 +231,14 @@ class Run:
             raise RunCancelled(self.log.cancelled)
 
     async def begin(self, *, undoes: bool = False) -> None:
-        """Raise what keeps anything new from beginning, after a look for the run's cancellation where that is due."""
+        """Raise if nothing new may begin, after a look for the run's cancellation if that is due."""
         await self.poll(undoes=undoes)
         self.check(undoes=undoes)
 
     async def poll(self, *, undoes: bool = False) -> None:
-        """Look for the run's cancellation where that is due: every few seconds, and at once when somebody acted on the run.
+        """Look for the run's cancellation if that is due: every few seconds, and at once when somebody acted on the run.
 
-        In a contender of a race it waits first until that may begin something new.
+        In a contender of a race, it first waits until that contender may begin something new.
         """
         await admitted()
         if self.clock.monotonic() >= self._next_poll or self.has_news or self.is_late:
@@ -247,23 +247,23 @@ class Run:
 
     @property
     def has_news(self) -> bool:
-        """Whether somebody in this process acted on the run since the last look."""
+        """True if somebody in this process acted on the run since the last look."""
         return self._seen != self.news.count
 
     @property
     def cancelled_by(self) -> str:
-        """The step whose entry says that the run is to stop: its flow, or where it has none `$cancel`."""
+        """The step whose entry asks the run to stop: `$flow`, or `$cancel` if the run has no flow."""
         return CANCEL if self.flow is None else FLOW
 
     @property
     def is_late(self) -> bool:
-        """Whether the time of the whole run is over, and nobody has cancelled it yet."""
+        """True if the deadline of the whole run has passed, and nobody has cancelled it yet."""
         return self.deadline is not None and self.log.cancelled is None and self.clock.now() >= self.deadline
 
     async def look_for_cancellation(self) -> None:
-        """Ask the store whether somebody cancelled the run, and cancel it where its time is over.
+        """Read from the store whether somebody cancelled the run, and cancel it if its deadline has passed.
 
-        Raises `LockLost` where another runner drives the run by now: this one may have been frozen for longer than its lease.
+        Raises `LockLost` if another runner now drives the run, because this one was frozen for longer than its lease.
         """
         newest = await self._ask(self.log.look(self.cancelled_by))
         if self.flow is None or newest is None:
@@ -279,7 +279,7 @@ class Run:
                 self.flow = await self.log.claim(request)
 
     def drive(self, flow: StepRecord, deadline: datetime | None) -> None:
-        """Begin to drive the run's flow, by this entry: its function is called anew, and so are the steps."""
+        """Begin to drive the run's flow, with this entry. Its function and its steps are called again."""
         self.flow, self.deadline = flow, deadline
         self.suspended, self.told = None, False
         self.told_at.clear()
@@ -293,7 +293,7 @@ class Run:
 
     @contextmanager
     def telling(self, step_id: str) -> Iterator[None]:
-        """Note where the flow is told of its cancellation."""
+        """Note the steps at which the flow learns of its cancellation."""
         try:
             yield
         except RunCancelled:
@@ -301,30 +301,30 @@ class Run:
             raise
 
     def tell_again(self, step_id: str) -> None:
-        """Raise `RunCancelled` where an earlier run had raised it and undone something, though the step has an outcome by now."""
+        """Raise `RunCancelled` if an earlier run raised it here and undid something, though the step now has an outcome."""
         if step_id in self.log.told_at:
             self.check()
 
     def answer(self, step_id: str, error: BaseException) -> str | None:
-        """Note that the flow called a step while it handled an exception of its own; say which, for the step's entry."""
+        """Note that the flow called a step while it handled its own exception; return that exception for the step's entry."""
         if not isinstance(error, Exception) or id(error) in self.outside:
             return None
-        # `except*` handles a group of its own making, whose members are those of the group that leaves.
+        # `except*` handles a new group, whose members are those of the group that leaves.
         self._answers.extend((step_id, _reference(each)) for each in leaves(error))
         return str(StepError.from_exception(error))
 
     @property
     def answers(self) -> list[Answer]:
-        """The steps that the flow called while it handled an exception that is still there."""
+        """The steps that the flow called while it handled an exception that still exists."""
         return [Answer(step_id, error) for step_id, found in self._answers if (error := found()) is not None]
 
     async def refuse_unanswered(self, step_id: str) -> None:
-        """Raise `StepDrift` for a new step if the run had answered an exception that this flow does not meet any more.
+        """Raise `StepDrift` for a new step if an earlier run answered an exception that this flow no longer raises.
 
-        What was undone then can't be continued: the run was killed before that failure was recorded, and mended.
+        Work that was undone can't be continued. The run was killed before that failure was recorded, and then repaired.
         """
         missing: list[str] = []
-        for _ in range(3):  # a sibling of the same gather may be about to ask for it
+        for _ in range(3):  # a sibling of the same gather may be about to call it
             known = len(self.calls)
             missing = [answer for answer in self.log.answers if not self.asked_for(answer)]
             if not missing:
@@ -342,31 +342,31 @@ class Run:
         )
 
     async def _ask(self, ask: Awaitable[T]) -> T:
-        """Ask the store for what tells of a cancellation, too, so that nobody else need look for a while."""
+        """Read something from the store that also shows a cancellation, so that no other look is needed for a while."""
         self._next_poll = self.clock.monotonic() + self._poll_seconds
         seen = self.news.count
         answer = await ask
-        self._seen = max(self._seen, seen)  # a look that was begun earlier may be answered later
+        self._seen = max(self._seen, seen)  # an earlier look may be answered later
         return answer
 
     def entry(self, step_id: str, latest: StepRecord | None, **fields: Any) -> StepRecord:
-        """Return the entry that follows `latest`, or is the step's first one, with these fields. It begins and ends now."""
+        """Return the entry after `latest`, or the step's first one, with these fields. It begins and ends now."""
         return new_entry(self.id, step_id, self.clock.now(), latest, **fields)
 
     def end_step(self, step_id: str) -> None:
-        """Take the step off those that run, and wake who waits for one to end."""
+        """Remove the step from the running ones, and wake what waits for a step to end."""
         del self.running[step_id]
         self.wake()
 
     def wake(self) -> None:
-        """Wake who waits for a step to end; a wait that ended may be what they wait for, too."""
+        """Wake what waits for a step to end. A wait that ended counts too."""
         end, self._end = self._end, None
         if end is not None and not end.done():
             end.set_result(None)
 
     @property
     def is_busy(self) -> bool:
-        """Whether a step's function is running."""
+        """True if a step's function is running."""
         return len(self.running) > len(self.delayed)
 
     @property
@@ -385,7 +385,7 @@ class Run:
 
     @contextmanager
     def delaying(self, step_id: str) -> Iterator[None]:
-        """Let a running step wait without keeping the run from being suspended."""
+        """Let a running step wait without preventing a suspension."""
         self.delayed.add(step_id)
         self.wake()
         try:
@@ -394,7 +394,7 @@ class Run:
             self.delayed.discard(step_id)
 
     def end_of_waiting(self) -> float | None:
-        """Return when, by the clock's monotonic time, a wait that begins now suspends the run; None for never."""
+        """Return the monotonic time at which a wait that begins now suspends the run; None for never."""
         return None if self.wait_limit is None else self.clock.monotonic() + self.wait_limit
 
     async def idle(self) -> None:
@@ -405,14 +405,14 @@ class Run:
             await asyncio.sleep(0)
 
     def an_end(self) -> Coroutine[Any, Any, object]:
-        """Wait until one of the running steps ends, counted from this call: the wait may begin a turn of the loop later."""
+        """Wait until one of the running steps ends, from this call on; the wait itself may begin a turn of the loop later."""
         if self._end is None:
             self._end = asyncio.get_running_loop().create_future()
         return asyncio.wait((self._end,))
 
     @asynccontextmanager
     async def alone(self, step_id: str) -> AsyncIterator[None]:
-        """Let the same race or map that was called twice go on once: the second one finds what the first recorded."""
+        """Run a race or map that was called twice only once. The second call finds what the first recorded."""
         await self.ready()
         while (other := self.under_way.get(step_id)) is not None:
             await asyncio.wait((other,))
@@ -425,7 +425,7 @@ class Run:
             mine.set_result(None)
 
     def asked_for(self, step_id: str) -> bool:
-        """Tell whether the flow asked for the step, now or in a race that another contender had won."""
+        """Return True if the flow called the step, now or in a race that another contender had won."""
         return step_id in self.calls or is_within(step_id, self.passed_over)
 
     def check_kind(self, record: StepRecord, kind: Kind) -> None:
@@ -441,13 +441,13 @@ class Run:
             raise drift
 
     def unasked(self) -> list[str]:
-        """Return the recorded steps that the flow has not asked for: they were renamed, or are not there any more."""
+        """Return the recorded steps that the flow has not called, because they were renamed or removed."""
         unasked = [step_id for step_id in self.log if not self.asked_for(step_id) and not step_id.startswith("$")]
-        # An event may be sent whether anybody waits for it or not.
+        # An event may be sent even if nothing waits for it.
         return [each for each in unasked if (step := self.log.latest(each)) and (step.kind != "event" or step.revision)]
 
     def tell_drift(self, message: str, step_id: str | None = None, *, stacklevel: int = 4) -> None:
-        """Tell what the code asks for that is not what was recorded: a warning or an error, as the runner's `on_drift` says."""
+        """Report that the code doesn't match the log: as a warning or an error, according to `on_drift`."""
         drift = StepDrift(message, step_id=step_id)
         if self.replay is not None:
             self.replay.drifts("arguments", drift)
@@ -461,7 +461,7 @@ class Run:
     async def emit(
         self, type_: EventType, step: Any, attempt: int = 0, error: BaseException | None = None, delay: float | None = None
     ) -> None:
-        """Tell the log and the listener what happened to a step, which is given as a call or as a record."""
+        """Log what happened to a step, and send it to the handlers. The step is given as a call or as a record."""
         if self.on_event is not None or is_logged(type_):
             record = step if isinstance(step, StepRecord) else None
             attempt = attempt or step.attempt
@@ -480,19 +480,19 @@ class Run:
                 self._replayed.set()
 
     async def turn(self) -> None:
-        """Let others go on for a turn of the loop; while handlers are told of what they replay, for as long as that takes."""
+        """Let others run for a turn of the loop, or until handlers have returned if they are getting replay events."""
         await asyncio.sleep(0)
         while self._replaying:
             self._replayed.clear()
             await self._replayed.wait()
 
     async def emit_stop(self, step: Any, error: BaseException | None = None) -> None:
-        """Tell that an attempt ended without an outcome of its own, where handlers were told of its start and of no end."""
+        """Emit the end of an attempt that has no outcome, if handlers got its start and no end."""
         if step.step_id in self.trying and not isinstance(error, GeneratorExit):  # a coroutine that is closed can't wait
             await self.emit("step:stop", step, self.trying[step.step_id], error=error)
 
     async def visit(self, name: str, latest: StepRecord | None) -> dict[str, Any]:
-        """Tell that the run of this flow is about to be visited, once a visit; return what its entry says for handlers."""
+        """Emit, once for each visit, that it is about to begin; return what handlers want in the note of its entry."""
         if self.on_event is not None and self.carried is None:
             event = StepEvent(
                 type="run:visit", run_id=self.id, step_id=FLOW, name=name, attempt=1, record=latest, at=self.clock.now()
@@ -501,18 +501,18 @@ class Run:
         return {"carried": self.carried} if self.carried else {}
 
     async def emit_visited(self, type_: EventType, flow: StepRecord, error: BaseException | None = None) -> None:
-        """Tell how a visit of the run ended."""
+        """Emit the end of a visit."""
         self.carried = None
         await self.emit(type_, flow, error=error)
 
     async def emit_outcome(self, record: StepRecord, error: BaseException | None = None) -> None:
-        """Tell of an outcome that was recorded just now."""
+        """Emit an outcome that was just recorded."""
         await self.emit("step:success" if record.status == "success" else "step:failure", record, error=error)
 
 
 def _reference(error: E) -> Callable[[], E | None]:
-    """Return what finds an exception for as long as anybody has it: its traceback holds frames, with all that these hold."""
+    """Return a weak reference to an exception, because its traceback would keep frames and all their objects alive."""
     try:
         return ref(error)
-    except TypeError:  # a builtin one can't be referred to weakly
+    except TypeError:  # builtin exceptions have no weak references
         return lambda: error

@@ -1,4 +1,4 @@
-"""Running one step: its attempts, its intent where it may happen only once, and its outcome."""
+"""Running one step: its attempts, its intent if it may happen only once, and its outcome."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from .run import Run
 
 
 class Tried(msgspec.Struct):
-    """What came of one attempt."""
+    """The result of one attempt."""
 
     record: StepRecord
     value: Any
     error: Failure | None
     cancelled: asyncio.CancelledError | None
     is_recorded: bool = False
-    """Whether the store holds the record already."""
+    """True if the store already holds the record."""
     is_last: bool = False
-    """Whether there is no other attempt whatever the policy says."""
+    """True if no other attempt follows, whatever the policy says."""
 
 
 TryOnce = Callable[[Run, Call, StepRecord | None, int, StepError | None], Awaitable[Tried | StepRecord]]
-"""A way to try once, after the newest entry, with the attempt's number and the error of the one before where no entry holds it.
+"""A way to try once: called with the newest entry, the attempt's number, and the error of the attempt before if not recorded.
 
-It returns what came of it, or the outcome of somebody else that was there first.
+It returns the result, or an outcome that somebody else recorded first.
 """
 
-_UNRECORDED: Final = 1.0  # seconds of a delay that is only waited for, and not recorded
+_UNRECORDED: Final = 1.0  # seconds; a shorter delay is not recorded
 
 
 async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
-    """Return the step's recorded value, or raise its failure; run it until it has an outcome, if it has none.
+    """Return the step's recorded value, or raise its failure; if it has no outcome, run it until it has one.
 
     `once` is another way to try once, such as a transaction's.
     """
@@ -57,8 +57,8 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
         raise reused(run, call.step_id)
     await run.ready()
     while call.step_id in run.running and not decided(run.log.latest(call.step_id)):
-        await run.an_end()  # the same call elsewhere; if that is cancelled, this one takes over
-        await run.ready()  # unless its outcome is kept, or the run was suspended meanwhile
+        await run.an_end()  # the same call is running elsewhere; if it is cancelled, this one takes over
+        await run.ready()  # unless its outcome is kept or the run was suspended meanwhile
     latest = run.log.latest(call.step_id)
     if latest is not None and decided(latest):
         run.tell_again(call.step_id)
@@ -94,18 +94,18 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
         run.end_step(call.step_id)
 
 
-run_step.__qualname__ = "Runner.step"  # which is what Python says of one that was never awaited
+run_step.__qualname__ = "Runner.step"  # Python raises this for a coroutine that was never awaited
 
 
 async def _attempts(run: Run, call: Call, latest: StepRecord | None, once: TryOnce) -> Tried | StepRecord:
-    """Try until nothing speaks for another attempt; return what came of the last one, or somebody else's outcome."""
+    """Try until no further attempt is due; return the result of the last one, or somebody else's outcome."""
     number, raised = (0, 0) if latest is None else run.log.attempts(latest)
     failed: StepRecord | None = None
     due: datetime | None = None
     try:
         while True:
             if latest is not None and latest.status == "waiting":
-                if raised >= call.policy.max_attempts:  # which were more when the attempt was recorded
+                if raised >= call.policy.max_attempts:  # the limit was higher when the attempt was recorded
                     return await run.log.outcome(successor(latest, run.clock.now(), status="failure", error=latest.error), None)
                 latest = await due_entry(run, call, latest)
                 if decided(latest):
@@ -139,7 +139,7 @@ async def _attempts(run: Run, call: Call, latest: StepRecord | None, once: TryOn
     except (Exception, asyncio.CancelledError, RunCancelled):
         intent = run.log.latest(call.step_id)
         if call.policy.at_most_once and failed is not None and intent is not None and intent.revision < failed.revision:
-            # Or the intent would say that nobody knows how the attempt ended.
+            # Otherwise the intent would mean that nobody knows how the attempt ended.
             if due is None:
                 await run.log.outcome_if_possible(failed)
             else:
@@ -148,12 +148,12 @@ async def _attempts(run: Run, call: Call, latest: StepRecord | None, once: TryOn
 
 
 def _next_try(failed: StepRecord, until: datetime) -> StepRecord:
-    """Return the entry that says what an attempt raised, and when the next one is due."""
+    """Return the entry with the error of an attempt and the time of the next one."""
     return msgspec.structs.replace(failed, id=new_id(), status="waiting", until=until)
 
 
 async def due_entry(run: Run, call: Call, waiting: StepRecord) -> StepRecord:
-    """Wait for the time of the next attempt, in this process or in another; return the step's newest entry then."""
+    """Wait until the next attempt is due, in this process or another; return the step's newest entry then."""
     limit = run.end_of_waiting()
     latest = waiting
     note_wait(run, Wait(call.step_id, call.name, "step"))
@@ -166,7 +166,7 @@ async def due_entry(run: Run, call: Call, waiting: StepRecord) -> StepRecord:
 
 
 async def try_once(run: Run, call: Call, latest: StepRecord | None, number: int, before: StepError | None) -> Tried | StepRecord:
-    """Call the function once. What could keep it from being called is checked last, when nothing is waited for any more."""
+    """Call the function once. Everything that could forbid the call is checked last, after all waiting."""
     thread = None if call.is_async else await thread_for(call)
     try:
         await run.poll(undoes=call.policy.when_cancelled)
@@ -179,7 +179,7 @@ async def try_once(run: Run, call: Call, latest: StepRecord | None, number: int,
         try:
             check(run, call)
             return await try_fn(run, call, intent, number, call.args, thread)
-        except StepReused:  # nothing was done for the intent
+        except StepReused:  # the intent had no effect
             await run.log.claim(successor(intent, run.clock.now(), status="reopened"))
             raise
     finally:
@@ -190,7 +190,7 @@ async def try_once(run: Run, call: Call, latest: StepRecord | None, number: int,
 async def try_fn(
     run: Run, call: Call, latest: StepRecord | None, number: int, args: tuple[Any, ...], thread: Caller | None = None
 ) -> Tried:
-    """Call the function with `args`, and make the record of what came of it, which follows `latest`."""
+    """Call the function with `args`, and make the record of the result, which follows `latest`."""
     started_at, began = run.clock.now(), run.clock.monotonic()
     outcome = await attempt(run, call, number, call.fn, args, thread=thread, timeout=call.policy.timeout)
     return tried_of(run, call, latest, number, outcome, started_at, run.clock.monotonic() - began)
@@ -199,7 +199,7 @@ async def try_fn(
 def tried_of(
     run: Run, call: Call, latest: StepRecord | None, number: int, outcome: Outcome, started_at: datetime, took: float
 ) -> Tried:
-    """Make the record of what came of calling the function, which follows `latest`. For any thread."""
+    """Make the record of the result of calling the function, which follows `latest`. Works from any thread."""
     value, error, result = None, outcome.error, None
     if error is None and call.codec is not None:
         try:
@@ -224,7 +224,7 @@ def tried_of(
 
 
 async def _intend(run: Run, call: Call, latest: StepRecord | None, number: int, before: StepError | None) -> StepRecord:
-    """Record that an attempt begins, and what the one before it raised; return that entry, or an outcome that was there first."""
+    """Record the start of an attempt, and the error of the one before; return that entry, or an outcome that came first."""
     intent: StepRecord | None = None
     while True:
         intent = run.entry(
@@ -246,14 +246,14 @@ async def _intend(run: Run, call: Call, latest: StepRecord | None, number: int, 
 
 
 async def _recover(run: Run, call: Call, started: StepRecord) -> StepRecord | None:
-    """Ask what came of an attempt that left no outcome; return one to record it, None to let the step start again."""
+    """Call `recover` for an attempt without an outcome; return an outcome to record, or None to start the step again."""
     recover = call.policy.recover
     if recover is None or not run.lock.is_held:
         if run.replay is not None:  # an error would end its siblings of a task group before they have replayed
             await run.replay.stop(run, call.step_id)
         run.check(undoes=call.policy.when_cancelled)
         raise StepInterrupted(started, unlocked=recover is not None)
-    # A cancelled run asks, too: what had happened is recorded, and the next step is told.
+    # A cancelled run calls it too: what happened is recorded, and the next step raises.
     call = msgspec.structs.replace(call, policy=msgspec.structs.replace(call.policy, when_cancelled=True))
     thread = None if is_async(recover) else await thread_for(call)
     try:
@@ -265,7 +265,7 @@ async def _recover(run: Run, call: Call, started: StepRecord) -> StepRecord | No
             thread.give()
     if asked.cancelled is not None:
         raise asked.cancelled from asked.error
-    if isinstance(asked.error, asyncio.CancelledError):  # raised as it is, a task group would take it for its own
+    if isinstance(asked.error, asyncio.CancelledError):  # if it were raised as it is, a task group would take it for its own
         raise StepInterrupted(started) from asked.error
     if asked.error is not None:
         raise asked.error

@@ -1,4 +1,4 @@
-"""A step whose own writes and whose record commit together, so that it happens exactly once."""
+"""Transactions: a step's own writes and its record commit together, so that it happens exactly once."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _rollback_delay: Final = exponential(0.02, limit=1, jitter=True)
 
 
 class _RolledBack(Exception):
-    """Leaves the transaction, so that nothing of it is committed."""
+    """Leaves the transaction, so that nothing is committed."""
 
     def __init__(self, result: Tried | StepRecord) -> None:
         self.result = result
 
 
 def committing_in(store: SupportsTransaction) -> TryOnce:
-    """Return a way to try a step once: `fn(connection, *args)` in a transaction that also holds the record."""
+    """Return a way to try a step once: `fn(connection, *args)` in a transaction that also contains the record."""
 
     async def once(run: Run, call: Call, latest: StepRecord | None, number: int, _before: StepError | None) -> Tried | StepRecord:
         deadline, tries = 0.0, 0
@@ -47,7 +47,7 @@ def committing_in(store: SupportsTransaction) -> TryOnce:
             try:
                 tried = await _transact(store, run, call, latest, number)
             except Exception as failure:
-                # Neither committed nor refused for good, or committed with its answer lost: look, then do all of it again.
+                # It was not committed but may be repeated, or its answer was lost. Look, then repeat the transaction.
                 if not store.is_retryable(failure):
                     raise
                 retried: BaseException = failure
@@ -60,7 +60,7 @@ def committing_in(store: SupportsTransaction) -> TryOnce:
                 retried = tried.error
             tries += 1
             now = run.clock.monotonic()
-            deadline = deadline or now + run.log.timeout  # the time that the function itself takes does not count
+            deadline = deadline or now + run.log.timeout  # the time of the function itself doesn't count
             if now >= deadline:
                 raise _given_up(run, call, tries, retried)
             await run.clock.sleep(_rollback_delay(tries))
@@ -74,7 +74,7 @@ def committing_in(store: SupportsTransaction) -> TryOnce:
 async def _transact(
     store: SupportsTransaction, run: Run, call: Call, latest: StepRecord | None, number: int
 ) -> Tried | StepRecord:
-    """Run one transaction; what it wrote is committed only with its own record of a success."""
+    """Run one transaction. Its writes are committed only with its own record of a success."""
     try:
         async with store.transaction() as transaction:
             check(run, call)
@@ -117,12 +117,12 @@ def committing_in_thread(store: SupportsTransact) -> TryOnce:
 
 
 class _StoreThread(Caller):
-    """The thread of a store, which has the connection, and where the record is made before the commit."""
+    """A store's thread, which has the connection, and where the record is made before the commit."""
 
     made: Tried
-    """What came of the function."""
+    """The result of the function."""
     holder: StepRecord | None
-    """Who holds the slot of its record, if it succeeded."""
+    """The record that holds the slot, if the function succeeded."""
 
     def __init__(self, store: SupportsTransact, latest: StepRecord | None, number: int) -> None:
         self._store: Final = store

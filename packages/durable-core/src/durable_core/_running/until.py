@@ -1,4 +1,4 @@
-"""A step that is asked again until it returns something true."""
+"""A step that is called again until it returns something true."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .step import Tried, TryOnce, due_entry, try_once
 
 
 def asking_again(every: float, timeout: float | None) -> TryOnce:
-    """Return a way to try a step: in rounds, `every` so many seconds, for at most `timeout` seconds from the first one.
+    """Return a way to try a step: in rounds, `every` seconds apart, for at most `timeout` seconds from the first one.
 
-    A round that is longer than the wait limit is recorded, and suspends the run; a shorter one leaves no entry.
+    A pause that is longer than the wait limit is recorded and suspends the run. A shorter one leaves no entry.
     """
 
     deadline: datetime | None = None
@@ -28,7 +28,7 @@ def asking_again(every: float, timeout: float | None) -> TryOnce:
     async def once(run: Run, call: Call, latest: StepRecord | None, number: int, before: StepError | None) -> Tried | StepRecord:
         nonlocal deadline
         recorded = None if latest is None else latest.notes.get("deadline")
-        if timeout is not None and deadline is None:  # which all attempts have in common
+        if timeout is not None and deadline is None:  # all attempts share it
             deadline = datetime.fromisoformat(recorded) if isinstance(recorded, str) else None
             deadline = deadline or run.clock.now() + timedelta(seconds=timeout)
         note = {**(call.note or {}), **({} if deadline is None else {"deadline": deadline.isoformat()})}

@@ -1,4 +1,4 @@
-"""A flow that a flow calls: a run of its own, whose outcome is recorded in both logs."""
+"""Children: a flow that a flow calls, as a run of its own, whose outcome is recorded in both logs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LONGEST_ID: Final = 512
 
 
 class ChildFlow(Protocol):
-    """What a run needs of a flow to have it as a child."""
+    """What a run needs from a flow to call it as a child."""
 
     name: str
     _codec: Codec[Any]
@@ -47,26 +47,26 @@ class ChildFlow(Protocol):
         """Check input, and return it as it is recorded."""
 
     async def _stand_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> Standing:
-        """Drive the run until it ends, waits or stops, and return how it stands. Raises `RunBusy` where another drives it."""
+        """Drive the run until it ends, waits or stops, and return its state. Raises `RunBusy` if another runner drives it."""
 
     async def _ask_as_child(self, parent: Run, run_id: str, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> StepRecord:
-        """Ask for the run, without driving it."""
+        """Start the run without driving it."""
 
 
 class Child(msgspec.Struct, frozen=True):
-    """A child that is asked for by a step."""
+    """A child that a step calls."""
 
     step_id: str
     flow: ChildFlow
     taken: Input
 
     def note(self, run: Run) -> dict[str, Any]:
-        """Return what the first entry of the step holds: the child's id, its flow, and its input, which is used ever after."""
+        """Return the note of the step's first entry: the child's id, its flow, and its input, which every repetition uses."""
         return {"run": child_id(run.id, self.step_id), "flow": self.flow.name, **self.taken.note()}
 
 
 def child_id(run_id: str, step_id: str) -> str:
-    """Return the id of the run that a step of a run has as its child; one that gets too long is hashed at its end."""
+    """Return the run id of a step's child. The end of an id that would be too long is hashed."""
     plain = f"{run_id}/{step_id}"
     if len(plain.encode()) <= _LONGEST_ID:
         return plain
@@ -75,7 +75,7 @@ def child_id(run_id: str, step_id: str) -> str:
 
 
 def lineage_of(run: Run, step_id: str, *, driven: bool) -> dict[str, Any]:
-    """Return what a child's flow records of where it comes from: its parent, and the topmost run, which drives it."""
+    """Return what a child's `$flow` records about its origin: its parent, and the topmost run, which drives it."""
     parent = {"run": run.id, "step": step_id}
     flow = run.flow
     root = {} if flow is None else flow.notes.get("root") or {"run": run.id, "flow": flow.name}
@@ -83,14 +83,14 @@ def lineage_of(run: Run, step_id: str, *, driven: bool) -> dict[str, Any]:
 
 
 async def call_child(run: Run, step_id: str, flow: Any, input: Mapping[str, Any], *, waits: bool) -> Any:
-    """Call a flow as a child: return its value, or its run id at once where nobody `waits` for it here."""
+    """Call a flow as a child: return its value if this `waits` for it, and otherwise its run id at once."""
     flow = asynchronous(flow)
     if not hasattr(flow, "_stand_as_child"):
         raise TypeError(f"flow {step_id!r} must be a function decorated with @flow, not {flow!r}")
     child = Child(step_id, flow, flow._take(input))
     use_id(run, step_id, ("flow", flow.name, child.taken.fingerprint, waits))
     await run.ready()
-    run.children[child_id(run.id, step_id)] = flow  # an earlier life may have asked for it, and recorded nothing here
+    run.children[child_id(run.id, step_id)] = flow  # an earlier process may have started it, and recorded nothing here
     if not waits:
         run_id = await _ask_for(run, child)
         run.asked.add(run_id)
@@ -100,7 +100,7 @@ async def call_child(run: Run, step_id: str, flow: Any, input: Mapping[str, Any]
 
 
 async def result_of(run: Run, step_id: str, name: str, child: str, codec: Codec[Any] | None) -> Any:
-    """Wait until a child that nobody waited for has ended, and return its value; None where no type of it is given."""
+    """Wait until a child that was started without waiting has ended, and return its value; None without a codec."""
     step_id = check_own_id("step_id", step_id)
     if child not in run.asked:
         raise ValueError(f"result {step_id!r} needs a run id that flow(…, wait=False) returned in this run, not {child!r}")
@@ -126,14 +126,14 @@ async def result_of(run: Run, step_id: str, name: str, child: str, codec: Codec[
 
 
 async def end_children(run: Run) -> None:
-    """Cancel the children of a cancelled run that have not ended, and drive those to their end whose flows are known here.
+    """Cancel the children of a cancelled run that have not ended, and drive those whose flows are known here to their end.
 
     Raises `ChildStopped` for one that crashed or was parked.
     """
     steps = (run.log.latest(step_id) for step_id in run.log)
     called = [child for step in steps if step is not None and (child := child_of(step)) is not None]
     for run_id in dict.fromkeys((*run.children, *called)):
-        if (flow := run.children.get(run_id)) is None:  # an earlier life called for it, and others drive it
+        if (flow := run.children.get(run_id)) is None:  # an earlier process called it, and others drive it
             if (newest := await _cancel(run, run_id, _asked(run))) is not None:
                 await wake(run.store, newest, run.clock.now())
         else:
@@ -143,8 +143,8 @@ async def end_children(run: Run) -> None:
 async def _driven(run: Run, child: Child) -> StepRecord:
     """Drive a child until it has an outcome, and return the entry that records it in this run.
 
-    Raises `RunSuspended` while the child waits, `ChildStopped` where it crashed or was parked, `RunCancelled` where this run was
-    cancelled and the child with it.
+    Raises `RunSuspended` while the child waits, `ChildStopped` if it crashed or was parked, and `RunCancelled` if this run was
+    cancelled, and with it the child.
     """
     latest = run.log.latest(child.step_id)
     note, fingerprint = child.note(run), child.taken.fingerprint
@@ -166,7 +166,7 @@ async def _driven(run: Run, child: Child) -> StepRecord:
 
 
 def _heard(run: Run, outcome: StepRecord) -> StepRecord:
-    """Return a child's outcome, unless it was cancelled because this run was: then the flow is told, on a replay too."""
+    """Return a child's outcome. If it was cancelled because this run was, raise `RunCancelled`, on a replay too."""
     if outcome.notes.get("told"):
         run.check()
     run.tell_again(outcome.step_id)
@@ -174,7 +174,7 @@ def _heard(run: Run, outcome: StepRecord) -> StepRecord:
 
 
 async def _outcome(run: Run, child: Child, record: StepRecord) -> StepRecord:
-    """Drive a child, and wait with it, until it has ended; record its outcome in this run, too."""
+    """Drive a child, and wait with it, until it has ended; record its outcome in this run too."""
     run_id, input, limit = str(record.notes["run"]), record.notes.get("input") or {}, run.end_of_waiting()
     while True:
         await run.begin(undoes=True)  # a cancellation is handed on first
@@ -188,7 +188,7 @@ async def _outcome(run: Run, child: Child, record: StepRecord) -> StepRecord:
 
 
 async def _stand(run: Run, run_id: str, flow: ChildFlow, input: Mapping[str, Any], lineage: Mapping[str, Any]) -> Standing | None:
-    """Drive the child as far as it goes now; None where another drives it. A cancellation of this run is handed on to it.
+    """Drive the child as far as it can go now; return None if another runner drives it. Cancelling this run cancels it too.
 
     Raises `ChildStopped` where it crashed or is parked.
     """
@@ -201,7 +201,7 @@ async def _stand(run: Run, run_id: str, flow: ChildFlow, input: Mapping[str, Any
         watcher.cancel()
         await asyncio.wait([watcher])
         if not watcher.cancelled():
-            watcher.exception()  # which this run meets itself when it looks for its cancellation
+            watcher.exception()  # this run meets that itself when it looks for its cancellation
     state = standing.record
     if standing.error is not None and (is_crash(state) or is_parked(state)):
         raise ChildStopped(state, standing.error)
@@ -209,7 +209,7 @@ async def _stand(run: Run, run_id: str, flow: ChildFlow, input: Mapping[str, Any
 
 
 async def _lose(run: Run, child: Child) -> None:
-    """Cancel a child because another contender of a race had won, drive it to its end, and record that in this run."""
+    """Cancel a child because another contender won the race, drive it to its end, and record that in this run."""
     record = run.log.latest(child.step_id)
     if record is not None and not decided(record):
         asked = {"reason": f"another contender was first in run {run.id!r}"}
@@ -219,7 +219,7 @@ async def _lose(run: Run, child: Child) -> None:
 
 
 async def _ask_for(run: Run, child: Child) -> str:
-    """Ask for a child that nobody waits for here, and return its run id."""
+    """Start a child without waiting for it, and return its run id."""
     latest = run.log.latest(child.step_id)
     note: Mapping[str, Any] = child.note(run) if latest is None else latest.notes
     if latest is not None:
@@ -264,10 +264,10 @@ def _check_result(run: Run, child: str, record: StepRecord) -> None:
 
 
 async def _wait_for(run: Run, step_id: str, run_id: str, standing: Standing | None, limit: float | None) -> None:
-    """Wait until a child can go on, or the cancellation of this run has to be handed on to it."""
+    """Wait until a child can continue, or this run is cancelled and must cancel the child."""
     state = None if standing is None else standing.record
     pairs = waits_of(state) or [(run_id, FLOW)]
-    # Whoever drives it elsewhere may leave it waiting.
+    # A runner that drives it elsewhere may leave it waiting.
     until = run.clock.now() + timedelta(seconds=poll_seconds(run.store)) if state is None else state.until
     if run.driver.hands_back():  # the child was suspended for that, and so is this run
         limit = run.clock.monotonic()
@@ -280,7 +280,7 @@ async def _wait_for(run: Run, step_id: str, run_id: str, standing: Standing | No
 
 
 async def _hand_on_cancellation(run: Run, run_id: str) -> None:
-    """Cancel a child once its parent is cancelled, for as long as it is driven."""
+    """While a child is driven, cancel it when its parent is cancelled."""
     while run.log.cancelled is None:
         with listening(run, run.cancelled_by) as listener:
             if not run.has_news:  # of before it listened
@@ -297,20 +297,20 @@ def _asked(run: Run) -> Mapping[str, Any]:
 
 
 async def _end_by_cancelling(run: Run, run_id: str, flow: ChildFlow, asked: Mapping[str, Any]) -> StepRecord | None:
-    """Cancel a child, drive it to its end, and return the entry that says how it ended; None where it never began.
+    """Cancel a child, drive it to its end, and return its last `$flow` entry; None if it never began.
 
     Raises `ChildStopped` where it crashed or is parked.
     """
     while not decided(end := await _cancel(run, run_id, asked)) and end is not None:
-        run.lock.check()  # or this runner would wait on for a run that another drives by now
+        run.lock.check()  # or this runner would keep waiting for a run that another now drives
         standing = await _stand(run, run_id, flow, {}, {})
-        if standing is None or not decided(standing.record):  # another drives it, or it waits between two attempts to undo
+        if standing is None or not decided(standing.record):  # another runner drives it, or it waits between two attempts to undo
             await run.clock.sleep(min(1.0, poll_seconds(run.store)))
     return end
 
 
 async def _cancel(run: Run, run_id: str, asked: Mapping[str, Any]) -> StepRecord | None:
-    """Cancel a child unless it has ended, and return the newest entry of its flow; None for what is no child of this run."""
+    """Cancel a child unless it has ended, and return the newest entry of its flow; None if it isn't a child of this run."""
 
     def propose(latest: StepRecord | None) -> StepRecord | None:
         assert latest is not None
@@ -325,14 +325,14 @@ async def _cancel(run: Run, run_id: str, asked: Mapping[str, Any]) -> StepRecord
 
 
 async def _flow_of(run: Run, run_id: str) -> StepRecord | None:
-    """Return the newest entry of a child's flow; None where it never began, or the id is that of a run which is none of its."""
+    """Return the newest entry of a child's flow; None if it never began, or if the run with this id isn't its child."""
     flow = await run.log.look(FLOW, run_id)
     parent = parent_of(flow)
     return flow if parent is not None and parent[0] == run.id else None
 
 
 async def _end(run: Run, record: StepRecord, end: StepRecord | None) -> StepRecord:
-    """Record a child's outcome in this run; one that never began was cancelled with it."""
+    """Record a child's outcome in this run. A child that never began was cancelled with it."""
     fields: dict[str, Any] = {"status": "failure", "until": None}
     if end is not None:
         fields |= {"status": end.status, "result": end.result, "error": end.error}

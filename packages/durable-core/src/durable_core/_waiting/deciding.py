@@ -1,4 +1,4 @@
-"""Deciding waits from outside: a person's vote, the value of an event, and what went wrong with one."""
+"""Deciding waits from outside: a person's vote, and the value or failure of an event."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .approval import DEADLINE, Decision, Request, overdue
 
 
 async def cast(store: Store, run_id: str, step_id: str, vote: Decision, clock: Clock | None) -> StepRecord:
-    """Append the vote, or the decision that it makes; return the entry that holds it."""
+    """Append the vote, or the decision that it completes; return the entry."""
 
     def propose(latest: StepRecord | None) -> StepRecord | None:
         assert latest is not None
@@ -57,9 +57,9 @@ async def give(
     error: StepError | None = None,
     said: Mapping[str, str],
 ) -> StepRecord:
-    """Append the value of an event; or with `error` what went wrong with one, or that an approval is taken back.
+    """Append the value of an event, or with `error` the failure of an event or the withdrawal of an approval.
 
-    The note tells what is `said` of who acts.
+    `said` goes into the note.
     """
     outcome = {"status": "success", "result": result} if error is None else {"status": "failure", "error": error}
 
@@ -84,7 +84,7 @@ async def give(
 
 
 def already_decided(record: StepRecord) -> Refused:
-    """Return the error for a decision that comes after another."""
+    """Return the error for a decision that came after another."""
     if record.status == "failure" and record.error is not None:
         if record.error.matches(DeadlinePassed):
             return DeadlinePassed(record.error.message)
@@ -102,5 +102,5 @@ def already_decided(record: StepRecord) -> Refused:
 
 
 def _told(error: StepError | None) -> object:
-    """Return what two reports of one failure have in common."""
+    """Return the part that two reports of one failure have in common."""
     return None if error is None else (error.type, error.message, error.data)

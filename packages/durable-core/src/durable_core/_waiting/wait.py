@@ -1,4 +1,4 @@
-"""Waiting for time, for people, for events: one chain of entries, whoever appends the next one."""
+"""Waiting for times, people and events: one chain of entries, to which any actor may append."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .approval import overdue
 
 
 def moment(clock: Clock, what: str, when: float | timedelta | datetime) -> datetime:
-    """Return the time of day that seconds from now, a timedelta or an aware datetime mean."""
+    """Convert seconds from now, a timedelta or an aware datetime to a time of day."""
     if not isinstance(when, datetime):
         try:
             return clock.now() + timedelta(seconds=duration(what, when))
@@ -50,7 +50,7 @@ async def wait(run: Run, asked: Wait) -> StepRecord:
 
 
 async def ask(run: Run, asked: Wait, check: Callable[[StepRecord], None]) -> StepRecord:
-    """Return the newest entry of a wait, after asking for it if no run has; `check` raises where it is another's."""
+    """Return the newest entry of a wait, after recording it if no run has. `check` raises if the entry is for something else."""
     record = run.log.latest(asked.step_id)
     if record is not None:
         check(record)
@@ -60,7 +60,7 @@ async def ask(run: Run, asked: Wait, check: Callable[[StepRecord], None]) -> Ste
             return record
         note_wait(run, asked)  # it may have lost already
     is_child = asked.end is not None and record is not None and record.status == "waiting"
-    await run.arriving(run.begin(undoes=is_child))  # a child that was asked for is cancelled first, and then the flow is told
+    await run.arriving(run.begin(undoes=is_child))  # a child that was started is cancelled first, and then the flow learns of it
     note_wait(run, asked)
     if record is None and run.log.answers:
         await run.arriving(run.refuse_unanswered(asked.step_id))
@@ -74,7 +74,7 @@ async def ask(run: Run, asked: Wait, check: Callable[[StepRecord], None]) -> Ste
 
 
 async def _append(run: Run, asked: Wait, reopened: StepRecord | None) -> StepRecord:
-    """Record what is waited for, and return the entry that holds its slot."""
+    """Record the wait, and return the entry that holds its slot."""
     record = run.entry(
         asked.step_id,
         reopened,
@@ -85,7 +85,7 @@ async def _append(run: Run, asked: Wait, reopened: StepRecord | None) -> StepRec
         until=asked.until,
         fingerprint=asked.fingerprint,
     )
-    while asked.step_id in run.running:  # the same wait elsewhere, which asks for both
+    while asked.step_id in run.running:  # the same wait is running elsewhere, and records for both
         await run.an_end()
     run.running[asked.step_id] = asyncio.current_task()  # a sibling that suspends lets this be recorded first
     try:
@@ -105,11 +105,11 @@ def _check(run: Run, asked: Wait, record: StepRecord) -> None:
 
 
 async def _decision(run: Run, asked: Wait, record: StepRecord, listener: Listener) -> StepRecord:
-    """Wait until the newest entry is an outcome, its time has come, or this process has waited for long enough."""
+    """Wait until the newest entry is an outcome, its time has come, or this process has waited long enough."""
     limit = run.end_of_waiting()
     while not decided(record):
         now = run.clock.now()
-        if record.status == "reopened":  # its deadline passed elsewhere, and somebody asks for another try
+        if record.status == "reopened":  # its deadline passed elsewhere, and somebody reopened it
             record = await _append(run, asked, record)
         elif record.until is not None and record.until <= now:
             record = await run.arriving(run.log.claim(overdue(record, now)))

@@ -36,7 +36,7 @@ class StoreURL:
         self.scheme: Final = match["scheme"].lower()
         if "#" in url:
             raise StoreError(
-                f"the URL that begins with '{self.scheme}:' contains a '#', which would end its path; write it as %23"
+                f"the URL that begins with '{self.scheme}:' contains a '#', which would end its path; percent-encode it as %23"
             )
         try:
             url.encode()

@@ -4843,13 +4843,6 @@ PATCHES = [
         ("tests/core/kit/test_crash_everywhere.py::test_a_store_that_forgets",),
     ),
     Patch(
-        "a thread does not look at the lock once more",
-        f"{CORE}/_running/attempt.py",
-        "    check(run, call)\n    try:",
-        "    try:",
-        ("tests/core/running/test_last_check.py::test_a_step_that_waited_for_a_thread_does_not_start_after_its_lock_was_lost",),
-    ),
-    Patch(
         "a run of a newer version hides others",
         f"{CORE}/record.py",
         '                return CorruptLog(f"{place}{field}',

@@ -29,7 +29,7 @@ class Proxy:
         """Whether a connection that the server closes stays open on the client's side."""
         self.fired = threading.Event()
         """Set once `cut_before` or `cut_after` has struck."""
-        self._lose = 0
+        self._lose = self._lose_then = 0
         self._before = self._after = b""
         self._doomed: tuple[socket.socket, socket.socket] | None = None
         self._silent: frozenset[tuple[socket.socket, socket.socket]] = frozenset()
@@ -55,9 +55,13 @@ class Proxy:
         """Reset the connection that next sends these bytes, before the server gets them."""
         self._before = request
 
-    def cut_after(self, request: bytes) -> None:
-        """Reset the connection that next sends these bytes once the server has answered, and pass the answer on to nobody."""
-        self._after = request
+    def cut_after(self, request: bytes, *, lose: int = 0) -> None:
+        """Reset the connection that next sends these bytes once the server has answered, and pass the answer on to nobody.
+
+        From then on as many answers are lost as `lose` says.
+        """
+        self.fired.clear()
+        self._after, self._lose_then = request, lose
 
     def hold_answers(self) -> None:
         """Let the connections that there are now get no more answers, without closing them; new ones work."""
@@ -106,7 +110,7 @@ class Proxy:
         with suppress(OSError):
             while data := server.recv(65536):
                 if self._doomed == pair:
-                    self._doomed = None
+                    self._doomed, self._lose = None, max(self._lose, self._lose_then)
                     self.fired.set()
                     break
                 if self._lost():

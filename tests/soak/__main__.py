@@ -63,15 +63,15 @@ _PATIENCE: Final = 150.0
 _QUIET_SECONDS: Final = 10.0
 """Seconds without any run's end after which the store is asked, too."""
 _STOP_SECONDS: Final = 30.0
-_FREEZE_EVERY: Final = 6
-_CUT_EVERY: Final = 4
-_CUT_OFF_EVERY: Final = 8
-"""To how many kills there is one freeze, one cut, and one worker that is cut off."""
+_LAST_REQUESTS: Final = 0.3
+"""Seconds in which what a worker asks for that is cut off still reaches the server."""
 _ALL_ANSWERS: Final = 1_000_000_000
 _AIM_SECONDS: Final = 3.0
-"""For how long a freeze waits for a worker in the middle of steps, and what cuts one off,"""
+"""For how long a freeze waits for a worker in the middle of steps, and what cuts one off for its request."""
 _AIMS: Final = (0, 1, 1, 10)
-"""and of how many that have just begun: by chance one of these."""
+"""How many steps of a worker have just begun when it is frozen: by chance one of these."""
+_REQUESTS: Final = (b"started", b'"started"', b"success")
+"""What a request holds whose answer is the first that is lost: a claim, as PostgreSQL or another gets it, or an outcome."""
 _POLL_S3: Final = 2.0
 _RESTART_EVERY: Final = 20.0
 """Seconds between two restarts of the server; there are four at least."""
@@ -97,7 +97,7 @@ class Life:
         self.proxy: Proxy | None = None
         """Its way to the server."""
         self._process: subprocess.Popen[bytes] | None = None
-        self._kill_at = self._thaw_at = self._back_at = 0.0
+        self._kill_at = self._thaw_at = self._back_at = self._reset_at = self._cut_off_for = self._cut_off_by = 0.0
         self._cut_off = ""
         self.broke: list[str] = []
         """How it ended by itself, which it never should."""
@@ -116,7 +116,7 @@ class Life:
 
     @property
     def is_cut_off(self) -> bool:
-        return self._back_at > 0
+        return self._back_at > 0 or self._cut_off_for > 0
 
     @property
     def is_stopping(self) -> bool:
@@ -126,8 +126,13 @@ class Life:
         """Start it unless it lives, and thaw it when it is time."""
         if self.is_frozen and time.monotonic() >= self._thaw_at:
             self.thaw()
-        if self.is_cut_off and time.monotonic() >= self._back_at:
+        if self._back_at and time.monotonic() >= self._back_at:
             self.come_back()
+        if self._cut_off_for and self.proxy and (self.proxy.fired.is_set() or time.monotonic() >= self._cut_off_by):
+            self._begin_cut_off(self.proxy)
+        if self._reset_at and time.monotonic() >= self._reset_at and self.proxy:
+            self.proxy.cut()
+            self._reset_at = 0.0
         if self._running() is None:
             self._lives += 1
             with (self._folder / f"{self.who}.log").open("wb") as log:
@@ -171,19 +176,31 @@ class Life:
             process.send_signal(signal.SIGCONT)
         self._thaw_at = 0.0
 
-    def cut_off(self, seconds: float) -> None:
-        """Let nothing that the server answers reach it from now on."""
+    def cut_off(self, seconds: float, after: bytes) -> None:
+        """Let nothing that the server answers reach it, from its next request on that holds `after`, or else in a while.
+
+        A little later all its connections are reset.
+        """
         if self._running() and self.proxy:
-            self._cut_off = self.who
-            self._side.note("cut-off", who=self.who)
-            self.proxy.lose_answers(_ALL_ANSWERS)
-            self._back_at = time.monotonic() + seconds
+            self.proxy.cut_after(after, lose=_ALL_ANSWERS)
+            self._cut_off_for, self._cut_off_by = seconds, time.monotonic() + _AIM_SECONDS
+
+    def _begin_cut_off(self, proxy: Proxy) -> None:
+        self._cut_off = self.who
+        self._side.note("cut-off", who=self.who)
+        proxy.cut_after(b"")
+        proxy.lose_answers(_ALL_ANSWERS)
+        self._reset_at = time.monotonic() + _LAST_REQUESTS
+        self._back_at = time.monotonic() + self._cut_off_for
+        self._cut_off_for = 0.0
 
     def come_back(self) -> None:
-        if self.is_cut_off and self.proxy:
+        if self.proxy:
+            self.proxy.cut_after(b"")
             self.proxy.lose_answers(0)
+        if self._back_at:
             self._side.note("back", who=self._cut_off)
-        self._back_at = 0.0
+        self._back_at = self._cut_off_for = self._reset_at = 0.0
 
     def _running(self) -> subprocess.Popen[bytes] | None:
         """Return the process while it lives; note how it ended where that is wrong, and kill it where it doesn't stop."""
@@ -236,6 +253,10 @@ class Soak(msgspec.Struct, frozen=True):
     """The names of the flows, with commas; all where there are none."""
     every: float = 1.5
     """Seconds between two kills, in the middle."""
+    freeze_every: float = 6
+    cut_every: float = 4
+    cut_off_every: float = 8
+    """To how many kills there is one freeze, one cut, and one worker that is cut off."""
     visibility_timeout: float = 5.0
     lease: float = 4.0
     poll: float = 0.2
@@ -297,7 +318,8 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
     """Kill, stop and freeze processes at random, cut connections and workers off, and restart the server, until the time is over.
 
     Most kills strike a process that has done something, and none one that has not begun, however slow the machine is. Most
-    freezes strike a worker in the middle of steps, which is where another takes its run over; so does what cuts a worker off.
+    freezes strike a worker in the middle of steps, which is where another takes its run over, and what cuts a worker off begins
+    with the answer to a claim or to an outcome.
     """
     random, seen, aim = Random(asked.seed), Side(side.path, "reader"), 1
     proxies = [life.proxy for life in lives if life.proxy]
@@ -327,16 +349,15 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
         victims = [life for life in workers if begun[life.who] >= aim or now > next_freeze + _AIM_SECONDS]
         if victims and now >= next_freeze and not any(life.is_frozen for life in lives):
             random.choice(victims).freeze(seconds := random.uniform(1.5, 2.5) * max(asked.lease, asked.visibility_timeout))
-            next_freeze = now + seconds + random.uniform(0.5, 1.5) * asked.every * _FREEZE_EVERY
+            next_freeze = now + seconds + random.uniform(0.5, 1.5) * asked.every * asked.freeze_every
             aim = random.choice(_AIMS)
-        victims = [
-            life for life in workers if not life.is_frozen and (begun[life.who] >= aim or now > next_cut_off + _AIM_SECONDS)
-        ]
+        victims = [life for life in workers if not life.is_frozen]
         if proxies and victims and now >= next_cut_off and not any(life.is_cut_off for life in lives):
-            random.choice(victims).cut_off(seconds := random.uniform(1.5, 2.5) * max(asked.lease, asked.visibility_timeout))
-            next_cut_off = now + seconds + random.uniform(0.5, 1.5) * asked.every * _CUT_OFF_EVERY
+            seconds = random.uniform(1.5, 2.5) * max(asked.lease, asked.visibility_timeout)
+            random.choice(victims).cut_off(seconds, random.choice(_REQUESTS))
+            next_cut_off = now + seconds + random.uniform(0.5, 1.5) * asked.every * asked.cut_off_every
         if proxies and now >= next_cut:
-            next_cut = now + random.uniform(0.5, 1.5) * asked.every * _CUT_EVERY
+            next_cut = now + random.uniform(0.5, 1.5) * asked.every * asked.cut_every
             _cut([life.proxy for life in lives if life.proxy and not life.is_cut_off], random, side)
         if server is not None and outages and now >= outages[0]:
             del outages[0]

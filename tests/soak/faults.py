@@ -21,6 +21,7 @@ from tests.broken.patches import CORE, PATCHES, POSTGRES, Patch
 from tests.broken.run import copy_to
 
 _ROUNDS: Final = 8
+_OFTEN: Final = {"every": 2, "freeze_every": 1, "cut_off_every": 1, "lease": 3, "visibility_timeout": 3}
 _VIOLATION: Final = re.compile(r"^  ([\w/-]*\d[\w/-]*): (.*)$", re.MULTILINE)
 
 
@@ -111,11 +112,11 @@ def apply(fault: Fault, tree: Path) -> None:
 def found(fault: Fault, tree: Path, seed: int, patience: float) -> tuple[list[str], str]:
     """Let a soak run; return the violations that tell of the fault, and what it printed."""
     sources = os.pathsep.join(str(path) for path in sorted(tree.glob("packages/*/src")))
-    options = {"seconds": fault.seconds, "runs": fault.runs, "seed": seed, "every": 1.5, "patience": patience}
+    options = {"seconds": fault.seconds, "runs": fault.runs, "seed": seed, "patience": patience, **_OFTEN}
     done = subprocess.run(
         [
             *(sys.executable, "-m", "tests.soak", fault.store, "--flows", fault.flows),
-            *(word for option, value in options.items() for word in (f"--{option}", str(value))),
+            *(word for option, value in options.items() for word in (f"--{option.replace('_', '-')}", str(value))),
         ],
         cwd=tree,
         env={**os.environ, "PYTHONPATH": sources, "PYTHONDONTWRITEBYTECODE": "1"},

@@ -24,7 +24,7 @@ from durable_sqlite import SqliteStore
 
 LONG = 100_000
 RESULT = b'{"account":"acct_19fK2","balance":{"amount":1250,"currency":"EUR"}}'
-COLUMNS = StepRecord.__struct_fields__
+COLUMNS = (*StepRecord.__struct_fields__, "crc")
 
 
 def record(run: str, step: int) -> StepRecord:
@@ -36,6 +36,7 @@ def bare(record: StepRecord) -> tuple[object, ...]:
     return (
         *(record.run_id, record.step_id, record.revision, record.status, record.kind, record.name, RESULT.decode(), None, None),
         *(None, record.attempt, record.started_at.isoformat(), record.ended_at.isoformat(), record.id, record.fingerprint),
+        2**31,
     )
 
 

@@ -211,21 +211,24 @@ async def test_a_database_cut_off_anywhere(folder: Path, good: Good) -> None:
 
 async def test_an_entry_that_one_index_has_lost(folder: Path, good: Good) -> None:
     """Who relies on that index is refused, so that no step runs again; others read what is right."""
+    differ = "the indexes of durable_steps don't agree on the entries of run 'run-1'"
     lost = re.sub(rb"run-1charge(?!success)", b"run-1chargf", good.data)
     async with SqliteStore(put(folder / "runs.db", lost)) as store:
-        for way in (store.get("run-1", "charge"), store.append(StepRecord(run_id="run-1", step_id="charge"))):
-            with pytest.raises(CorruptLog, match=r"the indexes of durable_steps don't agree on the entries of run 'run-1'"):
-                await way
+        with pytest.raises(CorruptLog, match=differ):
+            await store.get("run-1", "charge")
+        with pytest.raises(CorruptLog, match=differ):
+            await store.append(StepRecord(run_id="run-1", step_id="charge"))
         assert await store.list("run-1") == good.logs["run-1"]
     with closing(sqlite3.connect(put(folder / "runs.db", good.data))) as connection:
         ((root,),) = connection.execute("select rootpage from sqlite_master where name = 'durable_steps_in_order'")
     lost = re.sub(rb"run-1(?=[\x00-\x1f])", b"run-8", good.data[(root - 1) * PAGE :], count=1)
     async with SqliteStore(put(folder / "runs.db", good.data[: (root - 1) * PAGE] + lost)) as store:
-        for question in (store.list("run-1"), all_of(store.scan("run-1")), all_of(store.runs())):
-            with pytest.raises(
-                CorruptLog, match=r"the indexes of durable_steps don't agree on the (entries of run 'run-1'|run after)"
-            ):
-                await question
+        with pytest.raises(CorruptLog, match=differ):
+            await store.list("run-1")
+        with pytest.raises(CorruptLog, match=differ):
+            await all_of(store.scan("run-1"))
+        with pytest.raises(CorruptLog, match="don't agree on the run after 'run-"):
+            await all_of(store.runs())
 
 
 async def test_a_column_with_another_type(folder: Path, good: Good) -> None:

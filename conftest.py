@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from sybil import Document, Example, Region, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from sybil.sybil import SybilCollection
@@ -25,6 +26,9 @@ from sybil.sybil import SybilCollection
 pytest_plugins = ["tests.docs.servers"]
 # Some tests import parts of the contract before `StoreTests`, which would register it too late then.
 pytest.register_assert_rewrite("durable_core.testing._contract")
+
+settings.register_profile("busy", deadline=None)  # a machine with much to do is no fault
+settings.load_profile("busy")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background by a shell: programs would inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)

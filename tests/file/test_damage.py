@@ -201,7 +201,7 @@ def body(**members: object) -> bytes:
     return json.dumps({**json.loads(step("x").to_json()), **members}).encode()
 
 
-DEEP = body(result=0).replace(b'"result": 0', b'"result": ' + b"[" * 100_000 + b"]" * 100_000)
+DEEP = body(result=0).replace(b'"result": 0', b'"result": ' + b"[" * 1_000_000 + b"]" * 1_000_000)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ DEEP = body(result=0).replace(b'"result": 0', b'"result": ' + b"[" * 100_000 + b
 )
 async def test_line_that_is_no_record(log: Path, lines: list[bytes], content: bytes) -> None:
     """A line whose checksum is right but that holds no record is an error with file and line, however it is read."""
-    run_id = json.loads(content.replace(b"[" * 100_000, b"").replace(b"]" * 100_000, b"0"))["run_id"]
+    run_id = json.loads(content.replace(b"[" * 1_000_000, b"").replace(b"]" * 1_000_000, b"0"))["run_id"]
     log.write_bytes(lines[0] + seal(content) + b"\n" + lines[1])
     line, entry = r"all\.jsonl, line 2: ", r"all\.jsonl, (line 2|run 'run.*', entry [12]): "
     async with FileStore(log) as store:

@@ -125,8 +125,8 @@ DAMAGED = {
     "no JSON": b"{",
     "no text": b'{"v":1,"run_id":"\xff"}',
     "another type": b'{"v":1,"run_id":7}',
-    "deep": DEEP % (b"[" * 100_000 + b"]" * 100_000),
-    "deep note": DEEP.replace(b"result", b"note") % (b"[" * 100_000 + b"]" * 100_000),
+    "deep": DEEP % (b"[" * 1_000_000 + b"]" * 1_000_000),
+    "deep note": DEEP.replace(b"result", b"note") % (b"[" * 1_000_000 + b"]" * 1_000_000),
     "beyond the calendar": DEEP.replace(b"result", b"until") % b'"9999-12-31T23:59:59-05:00"',
 }
 

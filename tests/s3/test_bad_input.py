@@ -208,8 +208,8 @@ DEEP = (
     b'{"order":1,"v":1,"run_id":"run","step_id":"step","revision":0,"status":"success","kind":"step","name":"step","result":%s}'
 )
 DAMAGED = {
-    "deep": DEEP % (b"[" * 100_000 + b"]" * 100_000),
-    "deep note": DEEP.replace(b"result", b"note") % (b"[" * 100_000 + b"]" * 100_000),
+    "deep": DEEP % (b"[" * 1_000_000 + b"]" * 1_000_000),
+    "deep note": DEEP.replace(b"result", b"note") % (b"[" * 1_000_000 + b"]" * 1_000_000),
     "beyond the calendar": DEEP.replace(b"result", b"until") % b'"9999-12-31T23:59:59-05:00"',
     "another type": DEEP.replace(b'"kind":"step"', b'"kind":7') % b"1",
 }

@@ -162,7 +162,6 @@ def test_keys_without_a_type_are_text() -> None:
         (dict[str, int], {"\udfff": 1}, "$['\\udfff']"),
         (int, 10**5000, "$"),
         (Node, Node("a", data=10**5000), "$.data"),
-        (dict[int, int], {10**5000: 1}, "$[<int>]"),
         (Order, BigOrder(1, [], None, 5), "$"),
         (list[Order], [ORDER, BigOrder(1, [])], "$[1]"),
         (Account, Premium(email="x"), "$"),
@@ -214,6 +213,11 @@ def test_a_value_that_would_change_is_refused(type_: Any, value: Any, path: str 
         path = "$.__pydantic_private__._token"
     text = refused(type_, value)
     assert f"at `{path}`" in text
+
+
+def test_a_key_with_more_digits_than_python_writes_is_refused() -> None:
+    """Its place is told without its digits, which Python 3.14 counts in the text."""
+    assert "at `$[<int" in refused(dict[int, int], {10**5000: 1})
 
 
 def test_two_keys_that_become_one_are_refused() -> None:

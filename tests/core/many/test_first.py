@@ -228,6 +228,23 @@ async def test_losers_are_cancelled_and_begin_nothing_more(store: MemoryStore, e
     assert [record.step_id for record in await store.list("run")] == ["rail", "quickest", "next"]
 
 
+async def test_tasks_that_a_loser_has_made_begin_nothing_more(store: MemoryStore, effects: Effects) -> None:
+    """Nobody cancels those that it does not await when it loses; the run doesn't wait for them."""
+
+    async def quick() -> str:
+        return "quick"
+
+    async def slow(runner: Runner) -> None:
+        tasks = [asyncio.create_task(runner.step(name, effects.happen_async, name)) for name in ("left", "right")]
+        for task in tasks:
+            await task
+
+    async with asyncio.timeout(60), Runner(store, "run") as runner:
+        name, _ = await runner.first("quickest", quick=quick, slow=lambda: slow(runner))
+    assert name == "quick"
+    assert effects == {}
+
+
 async def test_a_thread_is_not_waited_for(store: MemoryStore) -> None:
     """A synchronous function goes on, the race returns, and the runner waits for it and records its outcome."""
     may_end, began = threading.Event(), asyncio.Event()

@@ -213,6 +213,7 @@ class Race:
             if not contender.is_out and not contender.task.done():
                 contender.task.cancel()
             contender.is_out = True
+            contender.gate.set()  # for tasks that it has made, and that are not cancelled with it
 
     async def end(self, *, wait_for_threads: bool = False) -> None:
         """Wait until the contenders have ended, except those in a thread."""

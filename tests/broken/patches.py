@@ -693,8 +693,8 @@ PATCHES = [
     Patch(
         "mending that was cut off is not taken up to the top",
         f"{CORE}/_log/mending.py",
-        'elif parent.status != "reopened":  # by the same act',
-        "else:  # by the same act",
+        'elif parent.status != "reopened":  # by an earlier call',
+        "else:  # by an earlier call",
         ("tests/core/control/test_retrying_runs.py::test_repairing_a_family_is_safe_to_repeat_after_a_crash",),
     ),
     Patch(
@@ -707,8 +707,8 @@ PATCHES = [
     Patch(
         "a run that was only asked for waits to be told of its cancellation",
         f"{CORE}/_log/cancelling.py",
-        'if flow.status == "waiting" and flow.revision == 0:  # nothing ever ran',
-        "if False:  # nothing ever ran",
+        'if flow.status == "waiting" and flow.revision == 0:  # nothing of it ever ran',
+        "if False:  # nothing of it ever ran",
         ("tests/core/control/test_asking_to_cancel.py::test_a_run_that_was_only_asked_for_is_ended_at_once",),
     ),
     Patch(
@@ -1118,8 +1118,8 @@ PATCHES = [
     Patch(
         "a runner that lost its lock waits for a child that another drives",
         f"{CORE}/_waiting/child.py",
-        "        run.lock.check()  # or this runner would wait",
-        "        # or this runner would wait",
+        "        run.lock.check()  # or this runner would keep waiting",
+        "        # or this runner would keep waiting",
         ("tests/core/flow/test_children.py::test_a_parent_that_lost_its_lock_does_not_wait_for_a_child_that_another_drives",),
     ),
     Patch(
@@ -1665,8 +1665,8 @@ PATCHES = [
     Patch(
         "a child whose asking was not recorded is not cancelled",
         f"{CORE}/_waiting/child.py",
-        "    run.children[child_id(run.id, step_id)] = flow  # an earlier life",
-        "    # an earlier life",
+        "    run.children[child_id(run.id, step_id)] = flow  # an earlier process",
+        "    # an earlier process",
         ("tests/core/flow/test_children.py::test_a_child_is_cancelled_whose_asking_was_not_recorded",),
     ),
     Patch(
@@ -1972,8 +1972,8 @@ PATCHES = [
     Patch(
         "who waits for the end of a run hears nothing of it",
         f"{CORE}/_running/run.py",
-        "        self.news.wake()  # waits",
-        "        # waits",
+        "        self.news.wake()  # ends waits",
+        "        # ends waits",
         ("tests/core/flow/test_lives.py::test_who_waits_for_the_end_in_this_process_hears_of_it_at_once",),
     ),
     Patch(
@@ -2125,7 +2125,7 @@ PATCHES = [
     Patch(
         "webhooks: half a body is a body",
         f"{WORKER}/_webhooks.py",
-        '            raise HTTPException(400, "the body is cut off") from None\n',
+        '            raise HTTPException(400, "the body is incomplete") from None\n',
         "            pass\n",
         ("tests/worker/test_webhooks.py::test_a_sender_that_goes_away_starts_nothing",),
     ),
@@ -2647,7 +2647,7 @@ PATCHES = [
         f"{WORKER}/_cron.py",
         "        if not comes:\n",
         "        if False:\n",
-        ("tests/worker/test_cron.py::test_an_expression_that_is_none_is_refused[0 0 */5 2 MON#5-names a time that never comes]",),
+        ("tests/worker/test_cron.py::test_an_expression_that_is_none_is_refused[0 0 */5 2 MON#5-a time that never comes]",),
     ),
     Patch(
         "cron: a missed tick is never made up for",

@@ -188,9 +188,9 @@ def test_a_value_comes_from_a_file_or_a_pipe(durable: Durable, local: str, tmp_p
 @pytest.mark.parametrize(
     ("value", "match"),
     [
-        ("yes", "a text needs its quotes"),
+        ("yes", "a string needs quotes"),
         ("NaN", "not a JSON number"),
-        ("[" * 100_000, "is no JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("@nowhere.json", "can't be read"),
     ],
 )

@@ -46,7 +46,7 @@ FOUND = [
     (broken_stores.OverlooksARun, "runs", r"1 of 5 runs are not in the list"),
     (broken_stores.WrongStates, "index", r"\d runs are waiting in their logs, but 0 in the index"),
     (broken_stores.OldStates, "index", r"the index shows older entries than the logs"),
-    (broken_stores.SamePage, "index", r"page by page the index shows \d+ runs of 12"),
+    (broken_stores.SamePage, "index", r"page by page, the index shows \d+ runs of 12"),
     (broken_stores.LockOfAProcess, "lock", r"4 of 4 processes got the lock of one run"),
     (broken_stores.LockInTwoSteps, "lock", r"[2-4] of 4 processes got the lock of one run"),
     (broken_stores.LockInTwoSteps, "dead-lock", r"the lock of a process that was killed is still taken"),

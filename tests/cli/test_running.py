@@ -72,7 +72,7 @@ def test_a_run_that_is_asked_for_twice(durable: Durable, local: str) -> None:
         (f"{HERE}:refund", '{"store": "7", "order": "7"}', 1, "unexpected keyword argument 'store'"),
         (f"{HERE}:refund", '{"order": 7}', 1, "'order' of flow 'refund'"),
         (f"{HERE}:refund", "[1]", 2, "by name"),
-        (f"{HERE}:refund", "{", 2, "is no JSON"),
+        (f"{HERE}:refund", "{", 2, "is not JSON"),
         (HERE, "{}", 2, "is not MODULE:FLOW, such as refund:refund"),
         (":refund", "{}", 2, "is not MODULE:FLOW"),
         (".acting:refund", "{}", 2, "is not MODULE:FLOW"),

@@ -514,7 +514,12 @@ async def test_a_worker_that_does_not_poll_is_not_well() -> None:
             ValueError,
             "flow 'else' is not one of this worker's flows, 'on_push',",
         ),
-        ("/push", {"flow": build}, TypeError, r"flow 'build' doesn't take the parsed body as `payload` .*give input="),
+        (
+            "/push",
+            {"flow": build},
+            TypeError,
+            r"flow 'build' doesn't take the parsed body as `payload` .*give the webhook input=",
+        ),
         ("/push", {"flow": on_push, "input": {"a": 1}}, TypeError, "input must be a plain function of the payload, not {'a': 1}"),
         ("/push", {"flow": on_push, "run_id": "a"}, TypeError, "run_id must be a plain function of the payload, not 'a'"),
         ("/push", {"send_to": ("a", "b")}, TypeError, "send_to must be a plain function of the payload"),

@@ -54,7 +54,7 @@ async def test_a_crash_and_its_end_are_logged(store: MemoryStore, clock: FakeClo
         (logging.WARNING, "run 'one' of flow 'typo' crashed, and is tried again in 2 s"),
         (
             logging.ERROR,
-            "run 'one' of flow 'typo' is parked: it crashed 2 times without getting on; the last error was NameError:"
+            "run 'one' of flow 'typo' is parked: it crashed 2 times without progress; the last error was NameError:"
             " name 'amont' is not defined. What helps: mend the flow and deploy it; or durable_core.control.retry(store, 'one')",
         ),
     ]
@@ -87,7 +87,7 @@ async def test_why_a_run_is_parked_names_deaths_and_crashes(store: MemoryStore, 
             await die.run(store, "one")
     await Worker(store, [die], clock=clock, max_crashes=2).sweep()
     run = await control.status(store, "one")
-    assert run.why == "its process died 2 times without getting on"
+    assert run.why == "its process died 2 times without progress"
 
 
 async def test_an_end_is_told_once_though_something_comes_later(store: MemoryStore, clock: FakeClock) -> None:

@@ -1,4 +1,4 @@
-"""What every command is asked: which store, and whether as JSON."""
+"""The options of every command: the store, and JSON output."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _USUAL: Final = {"sqlite:durable.db": Path("durable.db"), "file:./runs": Path("runs")}
-"""Stores that are taken where nobody names one, and what has to be there for that."""
+"""The default stores, and the paths that must exist for them."""
 
 
 class Asked:
-    """The options that all commands share. Nothing of the library is imported before a store is opened."""
+    """The options that all commands share. The library is not imported before a store is opened."""
 
     def __init__(self, store: str | None, *, as_json: bool) -> None:
         self.as_json: Final = as_json
@@ -27,12 +27,12 @@ class Asked:
 
     @property
     def is_named(self) -> bool:
-        """Whether a store was named by --store."""
+        """True if a store was given with --store."""
         return bool(self._store)
 
     @property
     def url(self) -> str:
-        """The store's URL. Raises `UsageError` where none is named, or two could be meant."""
+        """The store's URL. Raises `UsageError` if none is given, or if two defaults exist."""
         if url := self._store or os.environ.get("DURABLE_STORE"):
             return url
         there = [url for url, path in _USUAL.items() if path.exists()]
@@ -42,13 +42,13 @@ class Asked:
         raise click.UsageError(f"which store? {why}: give one with --store or DURABLE_STORE, such as --store sqlite:durable.db")
 
     def command(self, name: str, *names: str, options: Sequence[str] = ()) -> str:
-        """Return a command to type next, on the same store; a URL that may hold a secret is not shown again."""
+        """Return a command to type next, on the same store. A URL that may contain a secret is not shown again."""
         from ._text import quoted
 
         url = self._store
         if url:
             options = [*options, "--store", "URL" if "@" in url or "?" in url else url]
-        # Names that begin with a dash stand behind one that ends the options.
+        # Names that begin with a dash come after the dashes that end the options.
         words = [*options, "--", *names] if any(each.startswith("-") for each in names) else [*names, *options]
         return " ".join(map(quoted, ["durable", name, *words]))
 
@@ -64,7 +64,7 @@ class Asked:
                     return await work(store)
             except Exception as error:
                 task = asyncio.current_task()
-                if task is not None and task.cancelling():  # Ctrl-C, which a driver took for a timeout of its own
+                if task is not None and task.cancelling():  # Ctrl-C, which a driver took for its own timeout
                     raise asyncio.CancelledError from error
                 raise
 
@@ -72,11 +72,11 @@ class Asked:
 
 
 def on_store(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options --store and --json, as an `Asked` that its function takes first."""
+    """Give a command the options --store and --json, as an `Asked`, the first argument of its function."""
     from functools import wraps
 
-    @click.option("--store", metavar="URL", help="The store, else DURABLE_STORE, else durable.db or ./runs.")
-    @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+    @click.option("--store", metavar="URL", help="The store; by default DURABLE_STORE, durable.db or ./runs.")
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on each line.")
     @wraps(fn)
     def asked(store: str | None, as_json: bool, **options: Any) -> Any:
         return fn(Asked(store or named_before(click.get_current_context()), as_json=as_json), **options)
@@ -85,6 +85,6 @@ def on_store(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def named_before(ctx: click.Context) -> str | None:
-    """Return the store that was named in front of the command."""
+    """Return the store that was given before the command's name."""
     store: str | None = ctx.find_root().params.get("store")
     return store

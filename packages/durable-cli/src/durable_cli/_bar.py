@@ -1,4 +1,4 @@
-"""A bar for long work: on a terminal, on stderr, and gone when the work is done."""
+"""A progress bar for long work: on stderr, if that is a terminal, and removed at the end."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def bar(what: str, total: int | None = None, *, stopped: str = "") -> Iterator[Callable[[], None]]:
-    """Show how far the work is; call what is yielded for each thing that is done. Without a total it only moves.
+    """Show the progress of work. Call the yielded function for each finished thing. Without a total, the bar only moves.
 
-    `stopped` is told to who stops it half-way.
+    `stopped` is the message if the work is interrupted.
     """
     try:
         with _drawn(what, total) if sys.stderr.isatty() else nullcontext(lambda: None) as advance:
@@ -40,7 +40,7 @@ def _drawn(what: str, total: int | None) -> Iterator[Callable[[], None]]:
 
 
 def counted(store: Store, done: Callable[[], None]) -> Store:
-    """Return the same store, which tells of each entry that it appended and of each run that it cleared."""
+    """Return the same store, which reports each entry that it appended and each run that it cleared."""
     return cast("Store", _Counted(store, done))
 
 

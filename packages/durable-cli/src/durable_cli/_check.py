@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Checked(NamedTuple):
-    """What is checked: a flow, on the runs that are named, or that stand so and began since; and what is meant to differ."""
+    """The check: a flow, the named runs or those with a status that began since a time, and the expected differences."""
 
     flow: Flow[..., Any]
     run_ids: Sequence[str]
@@ -34,7 +34,7 @@ class Checked(NamedTuple):
 
 
 def check_files(checked: Checked, files: Sequence[IO[bytes]], *, as_json: bool) -> None:
-    """Replay the runs that `export` wrote to files. Raises `NotFound` where there is none of the flow."""
+    """Replay the runs that `export` wrote to files. Raises `NotFound` if there is no run of the flow."""
     from durable_core import MemoryStore, NotFound
 
     entries = [record for file in files for record in read(file, getattr(file, "name", "<stdin>"))]
@@ -50,7 +50,7 @@ def check_files(checked: Checked, files: Sequence[IO[bytes]], *, as_json: bool) 
 
 
 async def check_store(store: Store, checked: Checked, *, as_json: bool) -> int:
-    """Replay runs, tell what came of them, and return how many they were; exit code 1 if the code does not fit one."""
+    """Replay runs, report the results, and return the number of runs; exit with code 1 if the code doesn't fit one."""
     from durable_core.testing import replay_check
 
     run_ids, damage = checked.run_ids, None

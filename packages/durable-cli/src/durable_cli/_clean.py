@@ -19,7 +19,7 @@ _LISTED: Final = 10
 
 
 def clean(asked: Asked, prefix: str, older: timedelta, *, dry_run: bool, yes: bool) -> None:
-    """Clear runs that ended so long ago, with their children, after a question."""
+    """Clear runs that ended so long ago, with their children, after confirmation."""
     cleared: Sequence[str] = ()
     total = None
     if dry_run or not yes:

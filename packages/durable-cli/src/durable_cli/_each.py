@@ -1,4 +1,4 @@
-"""Doing the same with many runs: which they are, and what came of each."""
+"""Doing the same with many runs: which ones, and the result of each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LISTED: Final = 10
 
 
 class Chosen(NamedTuple):
-    """Which runs are meant: those of a flow, that stand so if that is said, and that began since."""
+    """The selection of runs: by flow, by status, and by when they began."""
 
     flow: str | None
     states: Collection[RunState]
@@ -29,7 +29,7 @@ class Chosen(NamedTuple):
 
 
 async def find(store: Store, chosen: Chosen) -> tuple[Sequence[RunStatus], CorruptLog | None]:
-    """Return the runs that are meant, and what is wrong with logs that are damaged: those hide no other."""
+    """Return the selected runs, and the errors of damaged logs, which don't hide other runs."""
     from durable_core import CorruptLog, control
 
     found: list[RunStatus] = []
@@ -42,7 +42,7 @@ async def find(store: Store, chosen: Chosen) -> tuple[Sequence[RunStatus], Corru
 
 
 def listed(runs: Sequence[RunStatus]) -> list[str]:
-    """Name the first of the runs, one a line."""
+    """List the first of the runs, one on each line."""
     wide = max(len(run.run_id) for run in runs[:_LISTED])
     lines = [f"  {run.run_id:<{wide}}  {run.status}  since {moment(run.changed_at)}" for run in runs[:_LISTED]]
     return [*lines, f"  and {len(runs) - _LISTED:,} more"] if len(runs) > _LISTED else lines
@@ -51,10 +51,10 @@ def listed(runs: Sequence[RunStatus]) -> list[str]:
 async def on_each(
     run_ids: Sequence[str], act: Callable[[str], Awaitable[object]], *, doing: str, done: str, as_json: bool
 ) -> None:
-    """Act on one run after the other, and say what came of it; exit code 1 if any was refused.
+    """Act on one run after the other, and report each result; exit with code 1 if any was refused.
 
-    `doing` and `done` are words for it, such as "copying" and "copied {}". A run that refuses, is busy or is damaged stops no
-    other; a store that is away does.
+    `doing` and `done` are words for it, such as "copying" and "copied {}". A run that is refused, busy or damaged doesn't stop
+    the others; an unreachable store does.
     """
     from durable_core import CorruptLog, Refused, RunBusy
 
@@ -73,7 +73,7 @@ async def on_each(
                 if as_json:
                     write_json({"run_id": run_id, "done": error is None, "error": error})
                 advance()
-    finally:  # also where it is interrupted: what was done stays
+    finally:  # also after an interrupt: what was done stays
         if not as_json:
             write(done.format(f"{count:,} of {number(len(run_ids), 'run')}"))
     if refused:

@@ -1,4 +1,4 @@
-"""How the command ends: one line for what went wrong, and an exit code that means something."""
+"""The end of the command: one line for an error, and a meaningful exit code."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ INTERRUPTED: Final = 130  # 128 + SIGINT, as shells say it
 PIPE_CLOSED: Final = 141  # 128 + SIGPIPE
 _PLAINER: Final = "durable_cli.plainer"
 _PLAIN: Final = str.maketrans("█░·…", "#=.~")
-"""What we draw with, and what stands for it where a terminal or a pipe takes ASCII only."""
+"""The characters for drawing, and their replacements if a terminal or a pipe takes only ASCII."""
 
 
 class PipeClosed(Exception):
-    """Nobody reads what the command prints any more."""
+    """The reader of the command's output has gone."""
 
 
 def _write_plainer(error: UnicodeError) -> tuple[str, int]:
@@ -40,10 +40,10 @@ codecs.register_error(_PLAINER, _write_plainer)
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Leave the program with an exit code, whatever happens inside; nothing but a fault of our own shows a traceback."""
+    """Exit with a code, whatever happens inside. Only an error of the command itself shows a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors=_PLAINER)  # a terminal that lacks a letter still shows the others
+            stream.reconfigure(errors=_PLAINER)  # a terminal without a character still shows the others
     try:
         yield
         sys.stdout.flush()
@@ -52,7 +52,7 @@ def ending() -> Iterator[None]:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     except (PipeClosed, BrokenPipeError):
-        # Python flushes stdout once more as it ends, and would complain.
+        # Python flushes stdout again at its end, and would report an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PIPE_CLOSED)
     except click.ClickException as error:
@@ -70,7 +70,7 @@ def ending() -> Iterator[None]:
 
 
 def fail(*lines: str) -> None:
-    """Write what went wrong to stderr, harmlessly."""
+    """Write an error to stderr, with escapes."""
     from ._output import say
 
     for number, line in enumerate(lines):
@@ -78,7 +78,7 @@ def fail(*lines: str) -> None:
 
 
 def _code_of(error: Exception) -> int | None:
-    """Return the exit code of an error that a user can do something about; None for others."""
+    """Return the exit code of an error that a user can fix; None for others."""
     from durable_core import DurableError, NotFound, Refused
 
     if isinstance(error, NotFound):

@@ -39,7 +39,7 @@ class JsonValue(click.ParamType[Any]):
             self.fail(f"{value!r} can't be read: {error.strerror}", param, ctx)
         except (ValueError, RecursionError) as error:
             shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
-            self.fail(f"{shown!r} is no JSON: {error}; a text needs its quotes, such as '\"yes\"'", param, ctx)
+            self.fail(f"{shown!r} is not JSON: {error}; a string needs quotes, such as '\"yes\"'", param, ctx)
 
 
 class JsonObject(JsonValue):
@@ -48,7 +48,7 @@ class JsonObject(JsonValue):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = super().convert(value, param, ctx)
         if not isinstance(found, dict):
-            self.fail('a flow takes its input by name: give a JSON object, such as \'{"order": "1004"}\'', param, ctx)
+            self.fail('the input of a flow must be a JSON object, such as \'{"order": "1004"}\'', param, ctx)
         return found
 
 
@@ -66,7 +66,7 @@ class Span(click.ParamType[timedelta]):
             return value
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", value)
         if found is None:
-            self.fail(f"{value!r} is no length of time; write 30d, 12h, 5m or 10s", param, ctx)
+            self.fail(f"{value!r} is not a length of time; write 30d, 12h, 5m or 10s", param, ctx)
         seconds = float(found[1]) * _UNITS[found[2] or "s"]
         if seconds > _LONGEST.total_seconds():
             self.fail(f"{value[:_SHOWN]!r} is longer than {_LONGEST.days}d, a hundred years", param, ctx)
@@ -93,7 +93,7 @@ class Moment(click.ParamType[datetime]):
             return datetime.now(UTC) + (span if self._ahead else -span)
         except click.BadParameter:
             how = "in how long" if self._ahead else "how long ago"
-            self.fail(f"{value!r} is no time; write 2026-03-29T09:00, or {how}, such as 2h", param, ctx)
+            self.fail(f"{value!r} is not a time; write 2026-03-29T09:00, or {how}, such as 2h", param, ctx)
 
 
 class RunState(click.ParamType[str]):

@@ -1,4 +1,4 @@
-"""What a command prints: JSON for programs, tables and words for people."""
+"""The output of commands: JSON for programs, tables and text for people."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from durable_core import StepRecord
 
-_WIDE = 10_000  # columns: who reads a pipe cuts for himself
+_WIDE = 10_000  # columns in a pipe, whose reader may cut lines
 
 
 def write_json(value: Any) -> None:
-    """Write a JSON value on a line of its own, in ASCII: nothing in it moves a terminal."""
+    """Write a JSON value on its own line, in ASCII, so that it can't control a terminal."""
     import json
 
     import msgspec
@@ -42,12 +42,12 @@ def write(line: str = "") -> None:
 
 
 def say(line: str) -> None:
-    """Write a line for people to stderr, harmlessly: what happens besides the result."""
+    """Write a line for people to stderr, with escapes: anything besides the result."""
     _echo(line, sys.stderr)
 
 
 def _echo(text: str, stream: TextIO) -> None:
-    """Write text; on a terminal, break its lines between words. What is indented, such as a command, stays as it is."""
+    """Write text. On a terminal, wrap its lines between words, except indented ones, such as commands."""
     from ._text import harmless
 
     lines = harmless(text, keep_lines=True).split("\n")
@@ -67,7 +67,7 @@ def _echo(text: str, stream: TextIO) -> None:
 
 
 def console() -> Console:
-    """Return what draws tables: in colours on a terminal, plain and as wide as need be in a pipe."""
+    """Return the console for tables: with colours on a terminal; plain, and as wide as necessary, in a pipe."""
     from rich.console import Console
 
     class Screen(Console):

@@ -1,4 +1,4 @@
-"""Asking before something is done that can't be taken back."""
+"""Asking for confirmation before something that can't be undone."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _NOTHING: Final = "Nothing was done."
 
 
 def agree(question: str, *, shown: Sequence[str] = ()) -> None:
-    """Show what it is about, and ask, on stderr; leave the program unless the answer is yes.
+    """Show what will be done, and ask, on stderr; exit unless the answer is yes.
 
-    It is asked outside of any event loop, so that Ctrl-C ends the program at once, and nothing is held while a person thinks.
+    This runs outside any event loop, so that Ctrl-C ends the program at once, and no lock is held while a person thinks.
     """
     if not sys.stdin.isatty():
         raise click.UsageError("this command asks for confirmation, and there is no terminal to ask on: pass --yes")
@@ -36,7 +36,7 @@ def agree(question: str, *, shown: Sequence[str] = ()) -> None:
 
 
 def system_user() -> str:
-    """Return the name of who is logged in. Raises `UsageError` where the system has none."""
+    """Return the name of the logged-in user. Raises `UsageError` if the system has none."""
     from getpass import getuser
 
     try:

@@ -1,4 +1,4 @@
-"""Why a run does not go on, in words, and the commands that would help."""
+"""Why a run doesn't continue, in words, and the commands that would help."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ._text import brief, cut, harmless, quoted, soon, span
 from ._words import age, error_text, styled
 
 _AT_MOST: Final = 20
-"""How many waits of a run are told of, and how deep its children are looked at."""
+"""How many waits of a run are shown, and how many levels of children are read."""
 _ENDED: Final = {"succeeded": "has succeeded", "failed": "has failed", "cancelled": "was cancelled"}
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that keeps a run, or one of its children, from going on."""
+    """One reason why a run, or one of its children, doesn't continue."""
 
     run_id: str
     step_id: str | None = None
@@ -32,11 +32,11 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
     since: datetime | None = None
     until: datetime | None = None
     commands: tuple[str, ...] = ()
-    """What would help, to be pasted; words in capitals stand for what only a person knows."""
+    """The commands that would help. Words in capitals stand for values that only a person knows."""
 
 
 class Run(msgspec.Struct, frozen=True):
-    """A run as it was found, and what is asked of it."""
+    """A run as it was found, and the options of the command."""
 
     asked: Asked
     status: RunStatus
@@ -44,11 +44,11 @@ class Run(msgspec.Struct, frozen=True):
     flow: StepRecord | None
     now: datetime
     depth: int
-    """How many runs are above it, of which the first is the one that was asked for."""
+    """The number of parents between it and the requested run, which is 0."""
 
     @property
     def it(self) -> str:
-        """Name the run at the beginning of a sentence."""
+        """Return the run's name for the beginning of a sentence."""
         return f"Its child {quoted(self.status.run_id)}" if self.depth else "It"
 
     def reason(
@@ -59,7 +59,7 @@ class Run(msgspec.Struct, frozen=True):
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> Reason:
-        """Return a reason that concerns this run, since its log changed unless told otherwise."""
+        """Return a reason that concerns this run; by default, since its log changed."""
         since = since or self.status.changed_at
         return Reason(run_id=self.status.run_id, step_id=step_id, text=text, since=since, until=until, commands=commands)
 
@@ -68,20 +68,20 @@ class Run(msgspec.Struct, frozen=True):
         return self.asked.command(name, self.status.run_id, *arguments, options=options)
 
     def since(self, at: datetime) -> str:
-        """Say since when something is."""
+        """Return since when something is."""
         return f"since {soon(at, self.now)} ({age(at, self.now)})"
 
     def run_here(self) -> str:
-        """Return the command that goes on with the run where it is typed."""
+        """Return the command that continues the run in this terminal."""
         return self.asked.command("run", "MODULE:FLOW", self.status.run_id)
 
     def serve(self) -> str:
-        """Return the command that lets a worker run."""
+        """Return the command that runs a worker."""
         return self.asked.command("serve", "MODULE:WORKER")
 
 
 async def why(store: Store, asked: Asked, run_id: str) -> None:
-    """Say why a run does not go on, since when, and what would help."""
+    """Show why a run doesn't continue, since when, and what would help."""
     run = await _look(store, asked, run_id)
     status = run.status
     reasons = [reason async for reason in _reasons(store, run)]
@@ -107,7 +107,7 @@ async def _look(store: Store, asked: Asked, run_id: str, depth: int = 0) -> Run:
 
 
 async def _reasons(store: Store, run: Run) -> AsyncIterator[Reason]:
-    """Yield what keeps the run, and then what keeps the children that it waits for."""
+    """Yield the reasons of the run, and then those of the children for which it waits."""
     status, flow = run.status, run.flow
     children: list[str] = []
     if (whole := _whole(run)) is not None:
@@ -138,7 +138,7 @@ async def _reasons(store: Store, run: Run) -> AsyncIterator[Reason]:
 
 
 def _whole(run: Run) -> Reason | None:
-    """Say what keeps the run as a whole; nothing where it waits."""
+    """Return the reason of the run as a whole; None if it waits."""
     status, now = run.status, run.now
     since, ago = run.since(status.changed_at), f"{age(status.changed_at, now)} ago"
     match status.status:
@@ -216,7 +216,7 @@ def _failed(run: Run, ago: str) -> Reason:
 
 
 def _wait(run: Run, wait: StepRecord) -> Reason:
-    """Say what one wait waits for, and who can end it."""
+    """Return what one wait waits for, and who can end it."""
     name, until, commands = quoted(wait.step_id), wait.until, []
     of_child = f"{run.it}: " if run.depth else ""
     is_over = until is not None and until <= run.now

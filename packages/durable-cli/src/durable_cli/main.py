@@ -1,4 +1,4 @@
-"""The command `durable`, whose commands are imported once they are asked for."""
+"""The command `durable`. Its subcommands are imported when they are used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "Run": {"running": ("start", "run", "serve", "sweep", "web")},
     "Keep": {"keeping": ("copy", "export", "import", "clean"), "checking": ("stores", "doctor", "check")},
 }
-"""The commands by what they are for, and the module of `_commands` that declares them."""
+"""The commands by purpose, and the modules of `_commands` that declare them."""
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def _pipe() -> Iterator[None]:
 
 
 class Durable(click.Group):
-    """The group of all commands: none is imported before it is named."""
+    """The group of all commands. A command is imported when it is named."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for modules in SECTIONS.values() for names in modules.values() for name in names]
@@ -68,12 +68,12 @@ class Durable(click.Group):
 
 
 @click.group(cls=Durable, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.option("--store", metavar="URL", help="The store; may stand behind the command, too.")
+@click.option("--store", metavar="URL", help="The store; may also come after the command.")
 @click.version_option(package_name="durable-cli", prog_name="durable", message="%(prog)s %(version)s")
 def durable(store: str | None) -> None:
-    """See the runs of a store, decide what waits for you, and mend what went wrong.
+    """See the runs of a store, decide what waits for you, and repair what went wrong.
 
-    A store is named by --store or DURABLE_STORE, such as sqlite:durable.db; else it is durable.db or ./runs, where one is.
+    Give the store with --store or DURABLE_STORE, such as sqlite:durable.db. By default it is durable.db or ./runs, if one exists.
 
     \b
     Exit codes:
@@ -86,7 +86,7 @@ def durable(store: str | None) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command with these arguments, the program's own unless given; raises `SystemExit` where it did not go well."""
+    """Run the command with these arguments, by default the program's own. Raises `SystemExit` if it didn't succeed."""
     with ending():
         if code := durable(args, prog_name="durable", standalone_mode=False):  # of an `Exit`, which click catches
             raise click.exceptions.Exit(code)

@@ -1,4 +1,4 @@
-"""Acting on runs as the user who is signed in: each verb once, for one run and for many."""
+"""Acting on runs as the signed-in user: each verb for one run and for many."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _AT_ONCE: Final = 10
 
 
 def value_of(visit: Visit, name: str) -> Any:
-    """Return a field that holds JSON; None for an empty one. Raises `HTTPException` for anything else."""
+    """Return the JSON of a field; None if it is empty. Raises `HTTPException` for anything else."""
     text = visit.form.text(name)
     if not text.strip():
         return None
     try:
-        return msgspec.json.decode(text)  # as it comes back from a log: there is no NaN, and no half of a character
+        return msgspec.json.decode(text)  # as a log would return it: without NaN and lone surrogates
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise HTTPException(400, f'{name} is not JSON: {error}; write text in quotes, such as "yes"; nothing was done') from None
 
 
 def reason_of(visit: Visit) -> str | None:
-    """Return why the user acts, or None where they gave no reason."""
+    """Return the user's reason, or None if there is none."""
     return visit.form.text("reason").strip() or None
 
 
@@ -53,7 +53,7 @@ async def cancel(site: Site, visit: Visit) -> Response:
 
 
 async def fork(site: Site, visit: Visit) -> Response:
-    """Begin a new run with what an old one recorded before a step."""
+    """Begin a new run with the outcomes of an old one before a step."""
     run, step, new = visit.id("run"), visit.id("step"), visit.id("new_run")
     await control.fork(site.store, run, new, before=step, by=visit.user.name)
     return back(visit, "forked", new)
@@ -82,7 +82,7 @@ async def clean(site: Site, visit: Visit) -> Response:
 
 
 async def bulk(site: Site, visit: Visit) -> Response:
-    """Do one thing to each of the runs that were chosen, and say of each what came of it."""
+    """Do one thing to each of the chosen runs, and report the result of each."""
     verb = BULK.get(visit.form.text("verb"))
     if verb is None:
         raise HTTPException(400, f"choose what to do: {', '.join(BULK)}; nothing was done")
@@ -131,10 +131,10 @@ VERBS: Final[Mapping[str, View]] = {
     "clean": clean,
     "bulk": bulk,
 }
-"""What needs access to all, by the last part of its path."""
+"""The acts that need the access "all", by the last part of their paths."""
 
 
 def back(visit: Visit, said: str, run: str, step: str | None = None) -> Response:
-    """Lead to the page of what was acted on; `said` chooses the words that it begins with."""
+    """Redirect to the page of the run or step. `said` chooses the message at its top."""
     path = visit.url("run", run=run, said=said) if step is None else visit.url("step", run=run, step=step, said=said)
     return RedirectResponse(path, 303)

@@ -1,4 +1,4 @@
-"""What an approval asks, read off its newest entry."""
+"""The question of an approval, from its newest entry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from durable_core.record import StepRecord
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A question to people, and what they have said so far."""
+    """A question to people, and their answers so far."""
 
     record: StepRecord
     show: Any
@@ -23,7 +23,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     approvers: Sequence[str] | None
     votes: Sequence[Decision]
     agreeing: int
-    """How many people approve the same value as the last one who spoke."""
+    """The number of people who approve the same value as the last one who answered."""
 
     @property
     def run_id(self) -> str:
@@ -43,40 +43,40 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_open(self) -> bool:
-        """Whether it waits for somebody; its run may be over all the same."""
+        """True if it waits for somebody. Its run may have ended nevertheless."""
         return self.record.kind == "approval" and self.record.status == "waiting"
 
     @property
     def takes_value(self) -> bool:
-        """Whether the flow asks for a value that people may change: the member `edit` of what it shows."""
+        """True if the flow asks for a value that people may change: the member `edit` of what it shows."""
         return isinstance(self.show, dict) and "edit" in self.show
 
     @property
     def proposed(self) -> Any:
-        """The value to approve: what the last one who changed it made of the one that the flow asks for."""
+        """The value to approve: the flow's, or that of the last person who changed it."""
         values = [vote.value for vote in self.votes if vote.approved and vote.value is not None]
         return values[-1] if values else self.show["edit"]
 
     @property
     def digest(self) -> str:
-        """Tells this question from any other, such as one that was asked under the same ids after the run was cleared.
+        """Identifies this question, for example against one with the same ids after the run was cleared.
 
-        Whoever sees it can guess what is shown, so it leaves this process only as `Tokens.mark`.
+        It allows guesses about what is shown, so it leaves this process only as `Tokens.mark`.
         """
         asked = [self.run_id, self.step_id, self.show, self.since]
         return hashlib.sha256(msgspec.json.encode(asked, order="sorted")).hexdigest()[:32]
 
     def may_decide(self, name: str) -> bool:
-        """Tell whether somebody of this name is asked."""
+        """Return True if a person of this name may decide."""
         return self.approvers is None or name in self.approvers
 
     def has_voted(self, name: str) -> bool:
-        """Tell whether somebody of this name has said something."""
+        """Return True if a person of this name has answered."""
         return any(vote.by == name for vote in self.votes)
 
 
 def asked_by(record: StepRecord) -> Asked:
-    """Read what an approval's entry asks. Raises `CorruptLog` for a note that no approval has."""
+    """Read the question of an approval's entry. Raises `CorruptLog` if its note isn't one of an approval."""
     request = Request.of(record)
     return Asked(
         record=record,

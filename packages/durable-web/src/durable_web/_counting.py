@@ -1,4 +1,4 @@
-"""How many runs there are, counted no more often than need be."""
+"""Counting runs, no more often than necessary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FRESH_SECONDS: Final = 15.0
 
 
 class Counting:
-    """Counts the runs of a store: 100,000 take a second or two, so all who ask within 15 seconds get the same answer."""
+    """Counts the runs of a store. 100,000 take a second or two, so all requests within 15 seconds get the same answer."""
 
     def __init__(self, store: Store) -> None:
         self._store: Final = store
@@ -22,7 +22,7 @@ class Counting:
         self._fresh_until = 0.0
 
     async def now(self) -> Counts:
-        """Return what was counted last, or count now; who no longer waits leaves the counting to go on."""
+        """Return the last counts, or count now. If a caller stops waiting, the counting continues."""
         if self._task is None or (self._task.done() and time.monotonic() >= self._fresh_until):
             self._task = asyncio.create_task(count(self._store))
             self._fresh_until = float("inf")
@@ -35,7 +35,7 @@ class Counting:
 
 
 def as_text(counted: Counts) -> str:
-    """Write what was counted as Prometheus reads it."""
+    """Return the counts in the format of Prometheus."""
     runs = [(_label(flow), state, number) for (flow, state), number in sorted(counted.runs.items())]
     age = 0.0 if counted.oldest is None else (datetime.now(UTC) - counted.oldest).total_seconds()
     lines = [

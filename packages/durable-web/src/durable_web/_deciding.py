@@ -1,4 +1,4 @@
-"""Approving and rejecting, from the inbox and by a link."""
+"""Approving and rejecting, in the inbox and with a link."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from ._site import SAID, Site
 from ._visit import Visit
 
 _SAID: Final = {"approve": "approved", "reject": "rejected"}
-"""The answers, and the words for them."""
+"""The answers and their labels."""
 _USED: Final = "this link was used: it answers once"
 
 
 async def decide(site: Site, visit: Visit) -> Response:
-    """Record the answer of who is signed in."""
+    """Record the answer of the signed-in user."""
     asked = await question(site, visit.id("run"), visit.id("step"))
     await record_answer(site, visit, asked, visit.user.name)
     return RedirectResponse(visit.url(said=_SAID[answer_of(visit)]), 303)
 
 
 async def show_link(site: Site, visit: Visit) -> Response:
-    """Show what a link asks, and nothing else."""
+    """Show only the question of a link."""
     token = visit.asked("link")
     asked = await _asked_by_link(site, link_of(site.tokens, token))
     return site.page(visit, "decide.html", asked=asked, link=token, done=None)
 
 
 async def answer_link(site: Site, visit: Visit) -> Response:
-    """Record the answer of who holds the link, once."""
+    """Record the answer of the person with the link, once."""
     link = link_of(site.tokens, visit.form.text("link"))
     asked = await _asked_by_link(site, link)
     if visit.form.text("mark") != link.mark:
         raise HTTPException(409, "this form was made for another question; nothing was done")
     said = {"by": link.by, "answer": answer_of(visit), "reason": reason_of(visit), "value": _changed(visit, asked)}
-    # Of what it carries, since a signature can be written in several ways; and of all links of one person to one question.
+    # Of its content, because a signature can be written in several ways; and of all links of one person to one question.
     used = hashlib.sha256(f"{link.mark} {link.by}".encode()).hexdigest()[:32]
     claim = StepRecord(run_id=link.run, step_id=f"$link/{used}", note=said)
     holder = await site.store.append(claim)
-    if holder.id != claim.id and holder.note != said:  # the same answer once more goes on, after a crash between the two
+    if holder.id != claim.id and holder.note != said:  # after a crash between the two, the same answer may be repeated
         raise HTTPException(410, f"{_USED}; nothing was done")
     await record_answer(site, visit, asked, link.by)
     asked = await question(site, link.run, link.step)
@@ -57,7 +57,7 @@ async def answer_link(site: Site, visit: Visit) -> Response:
 
 
 async def _asked_by_link(site: Site, link: Link) -> Asked:
-    """Return what the link asks. Raises `HTTPException` where it answers nothing any more."""
+    """Return the question of the link. Raises `HTTPException` if it can no longer be answered."""
     try:
         asked = await question(site, link.run, link.step)
     except NotFound:
@@ -72,7 +72,7 @@ async def _asked_by_link(site: Site, link: Link) -> Asked:
 
 
 async def record_answer(site: Site, visit: Visit, asked: Asked, by: str) -> StepRecord:
-    """Append what the form answers, as `by`; it holds for what the form had shown alone."""
+    """Append the answer of the form, as `by`. It is valid only for what the form showed."""
     answer, reason = answer_of(visit), reason_of(visit)
     value = _changed(visit, asked)
     if visit.form.text("mark") != site.tokens.mark(asked.digest):
@@ -83,7 +83,7 @@ async def record_answer(site: Site, visit: Visit, asked: Asked, by: str) -> Step
 
 
 def _changed(visit: Visit, asked: Asked) -> Any:
-    """Return what the person made of the value that the flow asks for; None where nobody made anything else of it."""
+    """Return the person's value; None if nobody changed the flow's value."""
     if not asked.takes_value:
         return None
     value = value_of(visit, "value")
@@ -92,7 +92,7 @@ def _changed(visit: Visit, asked: Asked) -> Any:
 
 
 async def question(site: Site, run_id: str, step_id: str) -> Asked:
-    """Return what is asked. Raises `NotFound` where nothing is."""
+    """Return the question. Raises `NotFound` if there is none."""
     record = await site.store.get(run_id, step_id)
     if record is None or record.kind != "approval":
         raise NotFound(f"there is no approval {step_id!r} in run {run_id!r}")

@@ -1,4 +1,4 @@
-"""The one way in: each request is checked here before a view sees it, whatever view that is."""
+"""The entrance: each request is checked here before any view sees it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _HEADERS: Final = {
     ),
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    # Not `no-referrer`, with which browsers post forms from the origin `null`.
+    # Not `no-referrer`, because browsers would then post forms from the origin `null`.
     "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -41,7 +41,7 @@ _logger: Final = logging.getLogger("durable_web")
 
 
 class Headers:
-    """Gives every answer the headers that keep a page to itself."""
+    """Adds security headers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app: Final = app
@@ -58,10 +58,10 @@ class Headers:
 
 
 class Door:
-    """Makes the endpoints of views. What it makes asks on every request who visits, and what they may."""
+    """Makes the endpoints of views. Each endpoint asks for the user and their access on every request."""
 
     seconds = 10.0
-    """How long a store may take before the page says that it is slow; three times that where something is done."""
+    """Seconds before the page says that the store is slow; three times as many for acts."""
 
     def __init__(self, site: Site) -> None:
         self._site: Final = site
@@ -77,7 +77,7 @@ class Door:
         return self._answered(endpoint)
 
     def acts(self, view: View, *, needs: Access = "all") -> Endpoint:
-        """Return the endpoint of a view that acts: on POST from the page's own form alone."""
+        """Return the endpoint of a view that acts, only on POST from the page's own form."""
 
         async def endpoint(request: Request) -> Response:
             refuse_foreign(request)
@@ -91,7 +91,7 @@ class Door:
         return self._answered(endpoint)
 
     def by_link(self, view: View, act: View) -> Endpoint:
-        """Return the endpoint of decision links: `view` shows on GET, `act` answers on POST, as the person it is made out to."""
+        """Return the endpoint of decision links: `view` shows on GET, `act` answers on POST, as the person of the link."""
 
         async def endpoint(request: Request) -> Response:
             is_post = request.method == "POST"
@@ -108,14 +108,14 @@ class Door:
         return self._answered(endpoint)
 
     def check_token(self, visit: Visit) -> None:
-        """Raise `HTTPException` for a form that was not made for this user, or too long ago."""
+        """Raise `HTTPException` for a form that was made for another user, or too long ago."""
         if not self._site.tokens.is_form_of(visit.form.text("token"), visit.user.name):
             raise HTTPException(
                 403, "this page is too old to act from, or was made for somebody else: reload it; nothing was done"
             )
 
     async def _admitted(self, request: Request) -> tuple[User, Access]:
-        """Return who visits and what they may. Raises `HTTPException` for those who may see nothing."""
+        """Return the visitor and their access. Raises `HTTPException` for visitors who may see nothing."""
         people = self._site.people
         user = await people.of(request)
         if user is None:
@@ -127,7 +127,7 @@ class Door:
         return user, access
 
     async def _holder_of(self, request: Request, link: Link) -> tuple[User, Access]:
-        """Return who holds a link: who is signed in if anybody is, else whom it is made out to, as far as `access=` allows."""
+        """Return the person with a link: the signed-in user if there is one, else the person of the link if `access=` allows."""
         people, holder = self._site.people, User(link.by, by_link=True)
         if isinstance(people, Local):
             people.refuse_others(request)
@@ -135,7 +135,7 @@ class Door:
         elsewhere = HTTPException(401, "you are not signed in: sign in first")
         try:
             user = await people.of(request)
-        except HTTPException as error:  # it sends people to where they sign in
+        except HTTPException as error:  # it redirects to a sign-in page
             user, elsewhere = None, error
         if user is not None and user.name != link.by:
             raise HTTPException(403, f"this link is for {link.by}, and you are signed in as {user.name}; nothing was done")
@@ -158,14 +158,14 @@ class Door:
         except (StoreError, Refused, RunBusy, OSError) as error:  # a TimeoutError is an OSError
             status, why = _told(error, is_action=visit.request.method == "POST")
             return self._site.refusal(visit.request, status, self._site.showing.text("error", why), visit)
-        except (TypeError, ValueError) as error:  # what was typed is no id, or no value that can be recorded
+        except (TypeError, ValueError) as error:  # what was typed isn't an id, or can't be recorded
             if visit.request.method != "POST":
                 raise
             why = self._site.showing.text("error", str(error))
             return self._site.refusal(visit.request, 400, f"{why}; nothing was done", visit)
 
     def _answered(self, endpoint: Endpoint) -> Endpoint:
-        """Answer with a page, whatever happens."""
+        """Always answer with a page."""
 
         async def answered(request: Request) -> Response:
             try:
@@ -180,14 +180,14 @@ class Door:
 
 
 def refuse_foreign(request: Request) -> None:
-    """Raise `HTTPException` for what was posted from another site."""
+    """Raise `HTTPException` for a form that was posted from another site."""
     if not is_from_own_page(request):
         origin, host = request.headers.get("origin", "unknown"), request.headers.get("host")
         raise HTTPException(403, f"this came from another site ({origin}), and this page is at {host}; nothing was done")
 
 
 def _told(error: Exception, *, is_action: bool) -> tuple[int, str]:
-    """Return the status and the words for what a store or `durable_core.control` raised."""
+    """Return the status and the text for an error of a store or of `durable_core.control`."""
     if isinstance(error, NotFound):
         return 404, str(error)
     if isinstance(error, Refused | RunBusy):

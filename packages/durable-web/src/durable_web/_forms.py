@@ -1,4 +1,4 @@
-"""What a visitor posts: a form of bounded size."""
+"""Posted forms, of bounded size."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Form:
         self._fields: Final = fields
 
     def text(self, name: str) -> str:
-        """Return a field as it was typed, or an empty text."""
+        """Return a field as it was typed, or an empty string."""
         return self.all(name)[-1] if self.all(name) else ""
 
     def all(self, name: str) -> Sequence[str]:
-        """Return each value of a field that stands in the form several times."""
+        """Return all values of a field that is in the form several times."""
         return self._fields.get(name, ())
 
 
 async def read_form(request: Request) -> Form:
-    """Read what was posted. Raises `HTTPException` for anything but a form of at most 1 MiB."""
+    """Read a posted form. Raises `HTTPException` for anything but a form of at most 1 MiB."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _TYPE:
         raise HTTPException(415, "only a form can be posted here; nothing was done")
     declared = request.headers.get("content-length", "0")
@@ -46,9 +46,9 @@ async def read_form(request: Request) -> Form:
         raise HTTPException(400, "the form is incomplete; nothing was done") from None
     try:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS)
-    except ValueError:  # no UTF-8, or too many fields
+    except ValueError:  # not UTF-8, or too many fields
         raise HTTPException(400, "the form can't be read; nothing was done") from None
     fields: dict[str, list[str]] = {}
     for name, value in pairs:
-        fields.setdefault(name, []).append(value.replace("\r\n", "\n"))  # as browsers send the lines of a text
+        fields.setdefault(name, []).append(value.replace("\r\n", "\n"))  # as browsers send line ends
     return Form(fields)

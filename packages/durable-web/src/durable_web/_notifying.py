@@ -1,4 +1,4 @@
-"""Telling of new approvals: a hook that is called at least once for each, whichever process sees it first."""
+"""Notifications of new approvals: a hook is called at least once for each, by the process that sees it first."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from durable_core.store import Store
 from ._asked import Asked, asked_by
 
 Notify = Callable[[StepRecord], object] | Callable[[StepRecord], Awaitable[object]]
-"""Called with the newest entry of an approval that waits. A plain function is called in a thread."""
+"""Called with the newest entry of a pending approval. A plain function is called in a thread."""
 
 SECONDS: Final = 5.0
-"""How soon a new approval is seen; later where the store is slow, since looking takes no more than a tenth of the time."""
+"""Seconds between two looks. On a slow store there are more, because looking takes at most a tenth of the time."""
 AGAIN: Final = timedelta(seconds=60)
-"""How long a call may take. One that has not ended by then, or that raised, is made again."""
+"""Seconds that a call may take. A call that takes longer or raises is repeated."""
 _AT_ONCE: Final = 10
 _logger: Final = logging.getLogger("durable_web")
 
@@ -43,7 +43,7 @@ class Notifier:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Look for new approvals as long as the context lasts."""
+        """Look for new approvals until the context ends."""
         if self._notify is None:
             yield
             return
@@ -60,12 +60,12 @@ class Notifier:
             began = self._clock.monotonic()
             try:
                 await self.round()
-            except Exception as error:  # such as a store that is away
+            except Exception as error:  # such as an unreachable store
                 _logger.warning("can't look for new approvals, trying again: %s", error)
             await self._clock.sleep(max(SECONDS, 9 * (self._clock.monotonic() - began)))
 
     async def round(self) -> int:
-        """Call the hook for each approval that waits and that nobody was told of; return how many calls went well."""
+        """Call the hook for each pending approval that was not yet reported; return how many calls succeeded."""
         asked = await self._asked()
         told = await newest(self._store, [(each.run_id, mark_id(each.step_id)) for each in asked])
         new = [(each, told.get((each.run_id, mark_id(each.step_id)))) for each in asked]
@@ -85,12 +85,12 @@ class Notifier:
         return found
 
     def _is_due(self, asked: Asked, latest: StepRecord | None) -> bool:
-        if latest is None or latest.notes.get("asked") != asked.since.isoformat():  # asked anew after a retry
+        if latest is None or latest.notes.get("asked") != asked.since.isoformat():  # asked again after a retry
             return True
         return latest.status == "started" and latest.ended_at + AGAIN <= self._clock.now()
 
     async def _tell(self, asked: Asked, latest: StepRecord | None) -> bool:
-        """Claim the call, make it, and mark it as made; return whether that went well."""
+        """Claim the call, make it, and mark it as made; return True if that succeeded."""
         claim = self._entry(asked, latest, "started")
         if (await self._store.append(claim)).id != claim.id:
             return False  # another process makes it
@@ -117,7 +117,7 @@ class Notifier:
 
 
 def mark_id(step_id: str) -> str:
-    """Return the step that says whether somebody was told of an approval; a long id is hashed."""
+    """Return the id of the step that records whether an approval was reported. A long id is hashed."""
     marked = f"$notified/{step_id}"
     return marked if len(marked.encode()) <= 512 else f"$notified/{hashlib.sha256(step_id.encode()).hexdigest()}"
 

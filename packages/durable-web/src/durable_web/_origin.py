@@ -1,4 +1,4 @@
-"""Where a request comes from: a page of our own, and under which path the page is found."""
+"""The origin of a request, and the path of the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
 def is_from_own_page(request: Request) -> bool:
-    """Tell whether a page of this origin posts: by `Sec-Fetch-Site`, which no page can forge, else by `Origin`."""
+    """Return True if a page of this origin posts, by `Sec-Fetch-Site`, which pages can't forge, or else by `Origin`."""
     if (site := request.headers.get("sec-fetch-site")) is not None:
         return site == "same-origin"
     origin = request.headers.get("origin", "")
@@ -24,7 +24,7 @@ def is_from_own_page(request: Request) -> bool:
 
 
 def base_of(request: Request) -> str:
-    """Return the path that all paths of the page begin with: where it is mounted, behind what a proxy cuts off."""
+    """Return the prefix of all paths of the page: what a proxy removes, and where the page is mounted."""
     mounted = str(request.scope.get("root_path", "")).rstrip("/")
     cut_off = request.headers.get("x-forwarded-prefix", "").rstrip("/")
     if not _PREFIX.fullmatch(cut_off) or mounted == cut_off or mounted.startswith(f"{cut_off}/"):
@@ -33,6 +33,6 @@ def base_of(request: Request) -> str:
 
 
 def url_under(base: str, path: str = "", /, **query: Any) -> str:
-    """Return the URL of a page or a static file; None and empty texts are left out of the query."""
+    """Return the URL of a page or a static file. None and empty strings are left out of the query."""
     given = {name: value for name, value in query.items() if value not in (None, "", [])}
     return f"{base}/{path}{'?' if given else ''}{urlencode(given, doseq=True)}"

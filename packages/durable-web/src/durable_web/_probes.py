@@ -1,4 +1,4 @@
-"""What programs ask: whether the page works, and how many runs there are."""
+"""Endpoints for programs: the health check and metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _logger: Final = logging.getLogger("durable_web")
 
 
 def health(site: Site) -> Callable[[Request], Awaitable[Response]]:
-    """Return the endpoint that tells whether the store answers: open to all, and tells nothing else."""
+    """Return the endpoint that reports whether the store answers. It is open to all, and reports nothing else."""
 
     async def endpoint(request: Request) -> Response:
         if isinstance(site.people, Local):
@@ -37,5 +37,5 @@ def health(site: Site) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def metrics(site: Site, visit: Visit) -> Response:
-    """Tell the numbers of runs and approvals, for Prometheus; whoever may read may ask."""
+    """Return the numbers of runs and approvals, for Prometheus. It needs read access."""
     return PlainTextResponse(as_text(await site.counts.now()), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,4 +1,4 @@
-"""Values as people are shown them: redacted, and bounded however large they are."""
+"""Values as people see them: redacted, and limited in size."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ _logger: Final = logging.getLogger("durable_web")
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """A value to show: a table, a list, a text or something short."""
+    """A value to show: a table, a list, a string or something short."""
 
     kind: Literal["table", "list", "text", "plain"]
     text: str = ""
-    """Of a text, or the JSON of something short, such as a number."""
+    """The string, or the JSON of something short, such as a number."""
     rows: tuple[tuple[str, Shown], ...] = ()
     """The members of a table or a list, by name or number."""
     left_out: int = 0
-    """How many characters or members are not shown."""
+    """The number of characters or members that are not shown."""
 
 
 class Showing:
-    """Makes values fit to be shown."""
+    """Prepares values for showing."""
 
     def __init__(self, redact: Redact | None) -> None:
         self._redact: Final = redact
 
     @property
     def redacts(self) -> bool:
-        """Whether something may be hidden, and so what would tell it, such as the fingerprint of arguments."""
+        """True if values may be redacted. Then what would reveal them, such as fingerprints of arguments, is hidden too."""
         return self._redact is not None
 
     def shown(self, what: str, value: Any) -> Shown:
-        """Return a JSON value as it is shown; `what` begins the path that `redact=` gets."""
+        """Return a JSON value as it is shown. `what` is the first part of the path that `redact=` gets."""
         return _Cut(self.redacted).shown((what,), value)
 
     def text(self, what: str, text: str | None) -> str:
-        """Return a text as it is shown, such as the message of an error or a reason, cut; empty where there is none."""
+        """Return a string as it is shown, such as an error's message or a reason, shortened; empty if there is none."""
         seen = "" if text is None else str(self.redacted((what,), text))
         return seen if len(seen) <= _LONGEST else f"{seen[:_LONGEST]}… and {len(seen) - _LONGEST:,} more"
 
     def is_editable(self, show: Mapping[str, Any], proposed: Any) -> bool:
-        """Tell whether nothing is redacted in the member `edit` of what an approval shows, so that people may change it.
+        """Return True if nothing is redacted in the member `edit` of what an approval shows, so that people may change it.
 
-        `proposed` is that, or what somebody made of it.
+        `proposed` is that value, or the value to which somebody changed it.
         """
         if self._redact is None:
             return True
@@ -70,7 +70,7 @@ class Showing:
         return is_whole and self._is_whole(("show", "edit"), proposed) and self._is_whole(("value",), proposed)
 
     def redacted(self, path: Path, value: Any) -> Any:
-        """Return what is shown in place of a value; its parts are not looked at."""
+        """Return what is shown in place of a value, without looking at its parts."""
         if self._redact is None:
             return value
         try:
@@ -86,7 +86,7 @@ class Showing:
 
 
 class _Cut:
-    """One value on its way to a page: so much of it as a page may hold."""
+    """One value for a page, as much of it as a page may contain."""
 
     def __init__(self, redacted: Callable[[Path, Any], Any]) -> None:
         self._redacted: Final = redacted

@@ -1,4 +1,4 @@
-"""What all views share: the store, how things are shown, and who is asked about visitors."""
+"""State shared by all views: the store, the templates, and the application's functions for visitors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAID: Final = {
     "sent": "The value is recorded.",
     "cleaned": "The run is deleted.",
 }
-"""What a page begins with after an action: chosen by the URL, and never a text of it."""
+"""The messages at the top of a page after an action. The URL chooses one, but never contains the text."""
 _HEADINGS: Final = {
     400: "Please check what you entered",
     401: "Sign in",
@@ -43,7 +43,7 @@ _HEADINGS: Final = {
 }
 _OTHER: Final = "That did not work"
 
-# Everything that a template prints is escaped, and made visible; `exact` is for fields that come back.
+# Everything that a template prints is escaped and made visible. `exact` is for fields that are posted back.
 _TEMPLATES: Final = Environment(
     loader=PackageLoader("durable_web"), autoescape=True, undefined=StrictUndefined, finalize=visible, trim_blocks=True,
     lstrip_blocks=True,
@@ -53,7 +53,7 @@ _TEMPLATES.globals["said_of"] = SAID.get
 
 
 class Site:
-    """One page, as it was made by `app`."""
+    """One page, made by `app`."""
 
     def __init__(self, store: Store, title: str, showing: Showing, tokens: Tokens, people: Users | Local) -> None:
         self.store: Final = store
@@ -65,20 +65,20 @@ class Site:
         self._shared: Final = {"showing": showing, "mark_of": lambda asked: tokens.mark(asked.digest)}
 
     def page(self, visit: Visit, template: str, status: int = 200, **context: Any) -> Response:
-        """Return a page made of a template."""
+        """Return a page from a template."""
         return self._answer(template, status, visit=visit, url=visit.url, **context)
 
     def part(self, visit: Visit, template: str, **context: Any) -> str:
-        """Return a part of a page made of a template."""
+        """Return a part of a page from a template."""
         return _TEMPLATES.get_template(template).render({"visit": visit, "url": visit.url, **self._shared, **context})
 
     def refusal(self, request: Request, status: int, why: str, visit: Visit | None = None) -> Response:
-        """Return a page that says why nothing is shown or was done."""
+        """Return a page that says why nothing is shown or nothing was done."""
         heading, url = _HEADINGS.get(status, _OTHER), partial(url_under, base_of(request))
         return self._answer("refused.html", status, visit=visit, url=url, heading=heading, why=why)
 
     def refused(self, request: Request, error: HTTPException, visit: Visit | None = None) -> Response:
-        """Return a page for an error that carries its status, and headers such as where people sign in."""
+        """Return a page for an error with its own status and headers, such as a redirect to a sign-in page."""
         answer = self.refusal(request, error.status_code, error.detail, visit)
         answer.headers.update(error.headers or {})
         return answer

@@ -1,4 +1,4 @@
-"""The files that pages need: read once, each served by its own name, so that no path leads to another one."""
+"""The static files of the pages. They are read once and served by name, so that no path reaches other files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-# Not by `mimetypes`, which goes by what the machine thinks; a script of another type is not run.
+# Not from `mimetypes`, which depends on the machine. Browsers don't run a script of another type.
 _TYPES: Final = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "txt": "text/plain"}
 
 
@@ -23,7 +23,7 @@ def static_routes() -> Iterator[Route]:
 
 
 def _route(name: str, content: bytes, media_type: str) -> Route:
-    # Asked about each time, so that a new version of the page has no old style.
+    # Revalidated each time, so that a new version of the page doesn't get an old style.
     headers = {"etag": f'"{hashlib.sha256(content).hexdigest()[:32]}"', "cache-control": "no-cache"}
 
     async def endpoint(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Text from logs, made harmless in a page: marks that hide or turn text are shown as what they are."""
+"""Text from logs, made harmless in a page. Characters that hide or reverse text are shown as escapes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from markupsafe import Markup, escape
 from ._showing import Shown
 
 _HIDDEN: Final = re.compile(
-    # Control characters but newline and tab, marks that turn the direction of text or show nothing, and lone surrogates.
+    # Control characters except newline and tab, characters that reverse text or are invisible, and lone surrogates.
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
     "\ud800-\udfff]"
 )
 
 
 def visible(value: Any) -> Any:
-    """Write as an escape what would turn or hide text; what is markup already is left as it is."""
+    """Escape characters that would reverse or hide text. Markup is returned as it is."""
     return _HIDDEN.sub(_escape, value) if type(value) is str else value
 
 
 def exact(text: str) -> Markup:
-    """Return a text as it is, escaped alone: for fields that are posted back."""
+    """Return a string that is only HTML-escaped, for fields that are posted back."""
     return escape(text)
 
 
@@ -41,12 +41,12 @@ def span(seconds: float | timedelta) -> str:
 
 
 def moment(at: datetime) -> Markup:
-    """Write a time in UTC, for programs too."""
+    """Return a time in UTC, also readable by programs."""
     return Markup('<time datetime="{}">{:%Y-%m-%d %H:%M:%S} UTC</time>').format(at.isoformat(), at.astimezone(UTC))
 
 
 def ago(at: datetime) -> Markup:
-    """Say how long ago a time is, or how far ahead; the time itself is its title."""
+    """Return how long ago or how far ahead a time is, with the time itself as its title."""
     seconds = (datetime.now(UTC) - at).total_seconds()
     words = "just now" if -2 < seconds < 60 else f"{span(seconds)} ago" if seconds > 0 else f"in {span(-seconds)}"
     html = Markup('<time datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{}</time>')
@@ -54,19 +54,19 @@ def ago(at: datetime) -> Markup:
 
 
 def clock(at: datetime, day_of: datetime | None = None) -> str:
-    """Write a time in UTC; without its day where that is another one's."""
+    """Return a time in UTC, without its day if that is the day of another time."""
     at = at.astimezone(UTC)
     return f"{at:%H:%M:%S}" if day_of is not None and at.date() == day_of.astimezone(UTC).date() else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def cut(text: str, most: int = 160) -> str:
-    """Return a text on one line, and no more than its beginning."""
+    """Return the beginning of a string on one line."""
     line = " ".join(text[: 4 * most].split())
     return line if len(line) <= most and len(text) <= 4 * most else f"{line[:most]}…"
 
 
 def brief(shown: Shown) -> str:
-    """Write the beginning of a value on one line."""
+    """Return the beginning of a value on one line."""
     return cut(_plain(shown, [40]))
 
 
@@ -81,12 +81,12 @@ def _plain(shown: Shown, left: list[int]) -> str:
 
 
 def as_json(value: Any) -> str:
-    """Write a value as JSON that people can edit, in which nothing hides or turns text."""
+    """Return a value as JSON that people can edit, without characters that hide or reverse text."""
     return _HIDDEN.sub(_escape_json, msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def columns(shown: Shown) -> list[str]:
-    """Return the names of the columns by which a list is a table: each of its members has the same few, short ones."""
+    """Return the columns of a list that is a table, because each of its members has the same few short ones."""
     names = [[name for name, _ in row.rows] for _, row in shown.rows if row.kind == "table" and not row.left_out]
     cells = [cell for _, row in shown.rows for _, cell in row.rows]
     is_plain = all(cell.kind not in ("table", "list") and len(cell.text) <= 100 for cell in cells)

@@ -1,4 +1,4 @@
-"""What the page signs: the tokens of its forms, sessions, and links."""
+"""The signed tokens of the page: those of its forms, sessions and links."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SIGNER: Final[dict[str, Any]] = {"key_derivation": "hmac", "digest_method": has
 
 
 def check_secret(secret: object) -> str:
-    """Return the secret. Raises `TypeError` or `ValueError` for what can't be one, without showing it."""
+    """Return the secret. Raises `TypeError` or `ValueError` if it is unsuitable, without showing it."""
     if not isinstance(secret, str):
         raise TypeError(f"secret must be a str, not a {type(secret).__name__}")
     if len(secret) < _SHORTEST:
@@ -27,7 +27,7 @@ def check_secret(secret: object) -> str:
 
 
 class Tokens:
-    """Signs what a page hands out and gets back. Each kind has a salt of its own: one is never taken for another."""
+    """Signs what a page hands out and gets back. Each kind has its own salt, so that one is never taken for another."""
 
     def __init__(self, secret: str) -> None:
         self._forms: Final = _serializer(secret, "form")
@@ -36,31 +36,31 @@ class Tokens:
         self._questions: Final = Signer(secret, salt="durable_web: question", **_SIGNER)
 
     def for_forms(self, name: str) -> str:
-        """Return the token that the forms of this user carry."""
+        """Return the token for this user's forms."""
         return self._forms.dumps(name)
 
     def is_form_of(self, token: str, name: str) -> bool:
-        """Tell whether a form was made for this user, within a day."""
+        """Return True if a form was made for this user, within a day."""
         return bool(_loaded(self._forms, token, _PAGE_LASTS) == name)
 
     def for_session(self) -> str:
-        """Return what the cookie holds of a visitor who came by the one-time link."""
+        """Return the cookie of a visitor who came with the one-time link."""
         return self._sessions.dumps("local")
 
     def is_session(self, token: str) -> bool:
-        """Tell whether the visitor came by the one-time link, within twelve hours."""
+        """Return True if the visitor came with the one-time link, within twelve hours."""
         return bool(_loaded(self._sessions, token, _SESSION_LASTS) == "local")
 
     def for_link(self, asked: dict[str, Any]) -> str:
-        """Return what a decision link carries."""
+        """Return the token of a decision link."""
         return self._links.dumps(asked)
 
     def mark(self, question: str) -> str:
-        """Return what stands for a question in forms and links: nobody can guess by it what `redact=` hides of the question."""
+        """Return a mark of a question for forms and links. It doesn't reveal what `redact=` hides."""
         return self._questions.get_signature(question).decode()
 
     def link_of(self, token: str) -> dict[str, Any] | None:
-        """Return what a link carries; None where it was changed. Its `expires` is the caller's to check."""
+        """Return the content of a link; None if it was changed. The caller must check its `expires`."""
         asked = _loaded(self._links, token, None)
         return asked if isinstance(asked, dict) else None
 
@@ -70,7 +70,7 @@ def _serializer(secret: str, what: str) -> URLSafeTimedSerializer:
 
 
 def _loaded(serializer: URLSafeTimedSerializer, token: str, lasts: timedelta | None) -> Any:
-    """Return what was signed; None where it was not, or too long ago."""
+    """Return the signed value; None if the signature is wrong or too old."""
     try:
         return serializer.loads(token, max_age=None if lasts is None else int(lasts.total_seconds()))
     except (BadData, UnicodeError):

@@ -1,4 +1,4 @@
-"""A store whose wake-ups go out as tasks of Celery."""
+"""A store that sends its wake-ups as Celery tasks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from durable_core.store import OpenableStore, SupportsWakeups, WakeUp, wakeups_o
 from ._on_demand import carried, is_carried
 
 SOON: Final = 0.9
-"""Which part of the time between two sweeps a task may be ahead of its time: what is due later waits in the store."""
+"""How far ahead a task may be sent, as a part of the time between two sweeps. Later wake-ups wait in the store."""
 Send = Callable[[str, str, datetime], None]
-"""Sends a task for a flow's run, not to be done before a time."""
+"""Sends a task for a flow's run, to be done no earlier than a given time."""
 _logger: Final = logging.getLogger("durable_worker")
 
 
 class CarriedStore(OpenableStore, SupportsWakeups):
-    """A store whose wake-ups go out as tasks where they are due soon; all else is the store's own."""
+    """A store that sends wake-ups as tasks if they are due soon. Everything else is passed to the original store."""
 
     def __init__(self, store: OpenableStore, send: Send, sweep_every: float) -> None:
         self._store: Final = store
@@ -78,7 +78,7 @@ class CarriedStore(OpenableStore, SupportsWakeups):
                 )
         if self._wakeups is None:
             return wakeup
-        # A sweep takes it before its time, so that the look which comes of it can send a task for the time itself.
+        # A sweep takes it before its time, so that the resulting look can send a task for the exact time.
         kept = await self._wakeups.set_wakeup(run_id, flow, at - self._ahead)
         return msgspec.structs.replace(kept, now=now)
 

@@ -1,4 +1,4 @@
-"""Counting how often a run crashed, or died with its process, without getting on."""
+"""Counting how often a run crashed, or its process died, without progress."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from durable_core.record import StepError, StepRecord
 from durable_core.store import Store
 
 _MOST_REPEATS: Final = 20
-"""After so many crashes with one error at one line a run is parked, whatever it recorded between them."""
+"""After so many crashes with the same error at the same line, a run is parked, even if it recorded outcomes between them."""
 
 
 class Crashes(msgspec.Struct):
-    """What went wrong since the last outcome of a step, while nobody helped."""
+    """The crashes of a run since the last outcome of a step or the last repair by hand."""
 
     errors: int = 0
-    """How often the flow's own code raised."""
+    """The number of times that the flow's own code raised."""
     deaths: int = 0
-    """How often the process died that drove the run."""
+    """The number of times that the driving process died."""
     repeats: int = 0
-    """How often the last error was raised in a row at the same line, outcomes or not."""
+    """How many times in a row the last error was raised at the same line, with outcomes between or not."""
     was_parked: bool = False
-    """Whether it was parked for that before, and is tried once more."""
+    """True if the run was parked for crashes before, and gets one more attempt."""
     last: StepError | None = None
-    """What the flow's own code raised last."""
+    """The last error of the flow's own code."""
 
     def too_many(self, most: int) -> bool:
-        """Tell whether the run should be parked."""
+        """Return True if the run should be parked."""
         return self.errors + self.deaths >= (1 if self.was_parked else most) or self.repeats >= _MOST_REPEATS
 
     def why(self) -> str:
-        """Say in words why the run is parked."""
+        """Return the reason for parking the run, in words."""
         if self.repeats >= _MOST_REPEATS:
-            return f"it crashed {self.repeats} times in a row at one line: {self.last}"
+            return f"it crashed {self.repeats} times in a row at the same line: {self.last}"
         crashed = f"it crashed {_times(self.errors)}" if self.errors else ""
         died = f"its process died {_times(self.deaths)}" if self.deaths else ""
         error = f"; the last error was {self.last}" if self.errors else ""
-        return f"{' and '.join(filter(None, (crashed, died)))} without getting on{error}"
+        return f"{' and '.join(filter(None, (crashed, died)))} without progress{error}"
 
 
 def _times(number: int) -> str:
@@ -50,7 +50,7 @@ def _times(number: int) -> str:
 
 
 async def count(store: Store, entries: Sequence[StepRecord]) -> Crashes:
-    """Count the crashes of a run that nobody drives: one that was started, and not left in an orderly way, has died."""
+    """Count the crashes of a run that nobody drives. If it was started and has no orderly end, its process has died."""
     flows = entries_of(entries, FLOW)
     since = [*_since_help(flows)]
     before = flows[-len(since) - 1] if len(since) < len(flows) else None
@@ -61,7 +61,7 @@ async def count(store: Store, entries: Sequence[StepRecord]) -> Crashes:
     first = _after_outcome(entries)
     while since and since[-1].revision < first:
         before = since.pop()
-    # A child gets on with the run; its log has another order, so that only its clock can be asked.
+    # A child's progress counts too. Its log has another order, so only times can be compared.
     times = [_last_outcome(await store.list(child)) for child in children_of(entries)]
     progress = max((each for each in times if each is not None), default=None)
     while since and progress is not None and since[-1].ended_at <= progress:
@@ -72,7 +72,7 @@ async def count(store: Store, entries: Sequence[StepRecord]) -> Crashes:
 
 
 def _since_help(flows: Sequence[StepRecord]) -> Iterator[StepRecord]:
-    """Yield the newest entries of a flow, upwards to where somebody reopened it by hand, or it was parked."""
+    """Yield the newest entries of a flow, back to where somebody reopened it by hand or it was parked."""
     for record, before in pairwise([*reversed(flows), None]):
         assert record is not None
         is_cancellation = cancelled(record) is not None and (before is None or cancelled(before) is None)
@@ -83,14 +83,14 @@ def _since_help(flows: Sequence[StepRecord]) -> Iterator[StepRecord]:
 
 
 def _deaths(flows: Sequence[StepRecord], before: StepRecord | None) -> int:
-    """Count how often a process died that drove the run, by its flow's entries, the newest first, and the one before these."""
+    """Count how often a driving process died, from the flow's entries, newest first, and the entry before them."""
     lives = [*flows, *([] if before is None else [before])]
     died = sum(record.status == "started" == earlier.status for record, earlier in pairwise(lives))
     return died + (bool(lives) and lives[0].status == "started")
 
 
 def _after_outcome(entries: Sequence[StepRecord]) -> int:
-    """Return the revision of the flow's first entry after the last outcome of a step; what others decide is no such outcome."""
+    """Return the revision of the flow's first entry after the last outcome of a step. Decisions from outside don't count."""
     first = 0
     for index, head in reversed([*enumerate(heads_of(entries))]):
         if head.step_id == FLOW:
@@ -101,19 +101,19 @@ def _after_outcome(entries: Sequence[StepRecord]) -> int:
 
 
 def _last_outcome(entries: Sequence[StepRecord]) -> datetime | None:
-    """Return when a step of the run last had an outcome; None if none had."""
+    """Return the time of the last outcome of a step; None if there is none."""
     ended = (record.ended_at for record in reversed(entries) if record.step_id != FLOW and decided(record))
     return next(ended, None)
 
 
 def _repeats(flows: Sequence[StepRecord]) -> int:
-    """Count how often in a row the flow's code raised the same error at the same line, by its entries, the newest first."""
+    """Count how many times in a row the flow's code raised the same error at the same line, from its entries, newest first."""
     lines = [_line(record.error) for record in flows if is_crash(record)]
     return next((number for number, line in enumerate(lines) if line != lines[0]), len(lines))
 
 
 def _line(error: StepError | None) -> tuple[str, str] | None:
-    """Return what an error was and where it was raised."""
+    """Return an error and the line at which it was raised."""
     if error is None:
         return None
     places = [line.strip() for line in (error.traceback or "").splitlines() if line.lstrip().startswith("File ")]

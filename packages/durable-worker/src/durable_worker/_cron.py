@@ -1,4 +1,4 @@
-"""Cron expressions: at which times something is due, in a time zone."""
+"""Cron expressions and their times in a time zone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Cron:
 
     def __init__(self, expression: str, timezone: str) -> None:
         self.expression: Final = _plain(expression)
-        """Without what makes no difference, so that it can be compared with another one."""
+        """The expression in normal form, for comparing it with another."""
         self.zone: Final = _zone(timezone)
         self.timezone: Final = timezone
         try:
@@ -45,18 +45,18 @@ class Cron:
             raise ValueError(f"expression {_short(expression)} describes a time that never comes; {_EXAMPLE}")
 
     def ticks(self, moment: datetime) -> Iterator[datetime]:
-        """Yield the ticks later than `moment`, in UTC. They end where the next one is more than 50 years away."""
+        """Yield the ticks after `moment`, in UTC. They end if the next one is more than 50 years away."""
         for tick in CronSim(self.expression, moment.astimezone(self.zone)):
             # Begun in the second of two equal hours, cronsim names a fixed time of the first.
             if (at := tick.astimezone(UTC)) > moment:
                 yield at
 
     def after(self, moment: datetime) -> datetime | None:
-        """Return the first tick later than `moment`."""
+        """Return the first tick after `moment`."""
         return next(self.ticks(moment), None)
 
     def newest(self, after: datetime, until: datetime) -> datetime | None:
-        """Return the last tick later than `after` and no later than `until`, without walking through all of them."""
+        """Return the last tick after `after` and not after `until`, without going through all of them."""
         newest = self.after(after)
         if newest is None or newest > until:
             return None
@@ -72,7 +72,7 @@ class Cron:
 
 
 def _plain(expression: object) -> str:
-    """Return five fields, in upper case and with one space between."""
+    """Return the five fields, in upper case, separated by one space."""
     if not isinstance(expression, str):
         raise TypeError(f"expression must be a str such as '0 9 * * 1-5', not {expression!r}")
     text = expression.strip()

@@ -14,22 +14,22 @@ from durable_core.record import StepRecord
 from durable_core.store import Store
 
 OnEnd = Callable[[RunStatus], Awaitable[object] | object]
-"""What is called with the status of a run that has ended."""
+"""Called with the status of a run that has ended."""
 _MOST: Final = 10_000
 _logger: Final = logging.getLogger("durable_worker")
 
 
 class Ends:
-    """The handlers, and which ends they know."""
+    """The handlers, and the ends that they already know."""
 
     def __init__(self, store: Store) -> None:
         self._store: Final = store
         self.handlers: Final[list[OnEnd]] = []
         self._told: Final[dict[str, str]] = {}
-        """Of each run whose end was told lately, the entry by which it ended."""
+        """The last entry of each run whose end was reported recently."""
 
     async def tell(self, flow: StepRecord) -> None:
-        """Call the handlers, unless they were told of this end; what they raise is logged and does no harm."""
+        """Call the handlers, unless they already know this end. Their exceptions are logged and ignored."""
         if not self.handlers or self._told.get(flow.run_id) == flow.id:
             return
         run = await status(self._store, flow.run_id)

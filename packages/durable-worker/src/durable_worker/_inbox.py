@@ -1,4 +1,4 @@
-"""The wake-ups that a worker takes: those in the store, and its own."""
+"""The wake-ups that a worker takes: those of the store, and its own."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from durable_core.stores.wakeups import Wakeups
 
 
 class Inbox(SupportsWakeups):
-    """Wake-ups of the store; and the worker's own, for the runs that its sweep found, and for all where the store has none."""
+    """Wake-ups of the store, and the worker's own: for runs that its sweep found, or for all if the store has no wake-ups."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._own: Final = Wakeups(clock)
         self._store: Final = wakeups_of(store)
         self._finds: Final[dict[str, WakeUp]] = {}
-        """Of each run that the sweep found, the worker's own wake-up, until it is cleared."""
+        """The worker's own wake-up of each run that the sweep found, until it is cleared."""
         self._store_first = False
 
     @property
     def is_shared(self) -> bool:
-        """Whether workers share the wake-ups of the store; each has only its own where the store has none."""
+        """True if workers share the wake-ups of the store. If the store has none, each worker has only its own."""
         return self._store is not None
 
     async def add(self, flow: StepRecord, now: datetime) -> None:
-        """Have a run taken next that the sweep found. The one that an earlier sweep added may be hidden, so it is replaced."""
+        """Add a wake-up for a run that the sweep found. It replaces that of an earlier sweep, which may be hidden."""
         if (before := self._finds.get(flow.run_id)) is not None:
             await self._own.clear_wakeups([before])
         self._finds[flow.run_id] = await self._own.set_wakeup(flow.run_id, flow.name, now)
@@ -37,7 +37,7 @@ class Inbox(SupportsWakeups):
         return await (self._own if self._store is None else self._store).set_wakeup(run_id, flow, at)
 
     async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
-        """Take first from the store and first from its own by turns, so that neither waits until the other has nothing due."""
+        """Take wake-ups, by turns from the store or the own ones first, so that neither waits for all of the other."""
         self._store_first = not self._store_first
         sources = [self._own] if self._store is None else [self._store, self._own]
         taken: list[WakeUp] = []

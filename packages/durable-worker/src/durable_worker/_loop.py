@@ -1,4 +1,4 @@
-"""The worker's loop: take what is due, sweep when it is time, and pause."""
+"""The worker's loop: take what is due, sweep when that is due, and pause."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from .report import SweepReport
 
 _SWEEP_SECONDS: Final = 600.0
 _SWEEP_SECONDS_AFTER_FAILURE: Final = 30.0
-_SWEEP_SECONDS_ALONE: Final = 2.0  # of a store without wake-ups, whose runs are found in no other way
-_PATIENCE: Final = 10  # visibility timeouts until a busy worker lets its runs end for the sake of one that keeps dying
-_MANY: Final = 10  # times as many runs as are driven may wait for a place of their limit
+_SWEEP_SECONDS_ALONE: Final = 2.0  # on a store without wake-ups, where only the sweep finds runs
+_PATIENCE: Final = 10  # visibility timeouts until a busy worker lets its runs end, to drive one that keeps dying alone
+_MANY: Final = 10  # how many times `concurrency` runs may wait for a place of their limit
 _logger: Final = logging.getLogger("durable_worker")
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """A worker's numbers, in seconds where they are times."""
+    """A worker's settings. Times are in seconds."""
 
     concurrency: int
     visibility_timeout: float
@@ -51,7 +51,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Loop:
-    """What one worker does, and what it has in hand."""
+    """The work of one worker, and the runs that it has taken."""
 
     def __init__(
         self,
@@ -79,11 +79,11 @@ class Loop:
         self._visits: Final[dict[str, Visit]] = {}
         self._tasks: Final[dict[asyncio.Task[None], Visit]] = {}
         self._waiting: Final[set[Visit]] = set()
-        """Those of the visits that wait for a place of a limit, or to be alone: they take no room here."""
+        """Visits that wait for a place of a limit, or to be alone. They don't count as driven."""
         self._full: Final[dict[str, float]] = {}
-        """Until when flows are left out of whose runs no more may wait for a place."""
+        """The times until which flows are skipped because too many of their runs wait for a place."""
         self._alone: Visit | None = None
-        """The one that lets no other in."""
+        """The visit that runs alone."""
         self._last_poll = -float("inf")
         self._next_sweep = -float("inf")
         self._main: asyncio.Task[None] | None = None
@@ -93,16 +93,16 @@ class Loop:
         self._renew()
 
     def _renew(self) -> None:
-        """Begin to work, in an event loop that may be another one than last time."""
+        """Begin to work, perhaps in another event loop than last time."""
         self.stopping = False
         self._began: datetime = self.clock.now()
         self._changed = asyncio.Event()
-        """Set when a visit ends, or frees its place in the worker."""
+        """Set when a visit ends or frees its place."""
         self._hurries = asyncio.Event()
-        """Set when a stop gives running steps no more time."""
+        """Set when running steps get no more time to stop."""
 
     def is_healthy(self) -> bool:
-        """Tell whether the last poll is younger than three polls."""
+        """Return True if the last poll is younger than three polls."""
         return self.clock.monotonic() - self._last_poll < 3 * max(self.settings.poll, 1.0)
 
     async def begin(self) -> None:
@@ -115,7 +115,7 @@ class Loop:
         _logger.info("working for %s, on %r", ", ".join(sorted(self.flows)), self.store)
 
     async def stop(self) -> None:
-        """Take no more, give running steps their time, and hand all runs to others."""
+        """Take no more runs, give running steps time to end, and hand all runs to others."""
         main, self._main = self._main, None
         if main is None:
             return
@@ -137,7 +137,7 @@ class Loop:
                 await self.stop()
 
     async def sweep(self) -> SweepReport:
-        """Do one round over all that is due."""
+        """Do everything that is due once."""
         if self._main is not None:
             raise DurableError("this worker is already running, and sweeps by itself")
         self._renew()
@@ -185,9 +185,9 @@ class Loop:
         return max(0, self.settings.concurrency - len(self._visits) + len(self._waiting))
 
     async def _take(self, stood: dict[str, str] | None = None) -> bool:
-        """Begin a visit for each run of which a due wake-up is taken; tell whether there may be more, and room for them.
+        """Take due wake-ups and begin a visit for each of their runs; return True if there may be more, and room for them.
 
-        How each run stands then is put into `stood`.
+        The state of each run afterwards goes into `stood`.
         """
         if not (room := self._room()):
             return False
@@ -196,7 +196,7 @@ class Loop:
         now = self.clock.monotonic()
         flows = [name for name in self.flows if self._full.get(name, now) <= now]
         taken = await self.wakeups.take_wakeups(flows, limit=room, visibility_timeout=hidden)
-        if self._alone is not None:  # by now: they are shown again
+        if self._alone is not None:  # meanwhile: they are shown again
             return False
         for wakeup in taken:
             if (visit := self._visits.get(wakeup.run_id)) is not None:
@@ -207,7 +207,7 @@ class Loop:
         return len(taken) >= room
 
     def _visit(self, wakeup: WakeUp, stood: dict[str, str] | None = None) -> tuple[Visit, asyncio.Task[None]]:
-        """Begin a visit, and put into `stood` how the run stands once it has ended."""
+        """Begin a visit. When it ends, the state of the run goes into `stood`."""
         visit = self._visits[wakeup.run_id] = Visit(self, wakeup)
         task = asyncio.create_task(visit.go(), name=f"durable-visit {wakeup.run_id}")
         self._tasks[task] = visit
@@ -221,21 +221,21 @@ class Loop:
             stood[visit.run_id] = names.get(visit.state, visit.state)
 
     def leave(self, visit: Visit) -> None:
-        """Know of a visit no more, since it takes no further wake-ups; those that it could not clear are shown again."""
+        """Forget a visit, because it takes no further wake-ups. Those that it could not clear are shown again."""
         del self._visits[visit.run_id]
         if self._alone is visit:
             self._alone = None
         self._changed.set()
 
     def _take_no_more(self) -> None:
-        """Stop: have the runs handed back that wait in this process, and those that run as soon as they may."""
+        """Stop: hand back the runs that wait in this process, and the running ones as soon as possible."""
         self.stopping = True
         self._changed.set()
         for run_id in self._visits:
             tell_run(run_id)
 
     async def _end_visits(self) -> None:
-        """Let the visits end, cancel those that take too long, and wait until all have handed back their runs."""
+        """Let the visits end, cancel those that take too long, and wait until all runs are handed back."""
         for task, visit in self._tasks.items():
             if visit in self._waiting:
                 task.cancel()
@@ -248,8 +248,8 @@ class Loop:
             await asyncio.wait(tasks)
 
     async def _sweep(self) -> None:
-        """Put the runs in line that could go on, unless another worker is at it."""
-        shared = self.wakeups.is_shared  # else each worker sweeps for itself
+        """Add wake-ups for the runs that could continue, unless another worker is sweeping."""
+        shared = self.wakeups.is_shared  # otherwise each worker sweeps for itself
         self._next_sweep = self.clock.monotonic() + (_SWEEP_SECONDS if shared else _SWEEP_SECONDS_ALONE)
         try:
             async with holding(self.store, "$sweep") if shared else nullcontext():
@@ -263,13 +263,13 @@ class Loop:
             _logger.warning("could not sweep, trying again in %g s: %r", _SWEEP_SECONDS_AFTER_FAILURE, error)
 
     def tries_once_more(self, flow: StepRecord) -> bool:
-        """Tell whether a run was parked by drift or crashes before this worker began: what is deployed now may mend it."""
+        """Return True if drift or crashes parked the run before this worker began, because new code may have fixed it."""
         parked = flow.notes.get("parked") if is_parked(flow) else None
         by = parked.get("by") if isinstance(parked, dict) else None
         return by in ("drift", "crashes") and flow.ended_at < self._began
 
     async def tell_damage(self, run_id: str, flow: str, error: Exception) -> None:
-        """Tell of a run whose log is damaged, and leave it alone for a while; nothing is told meanwhile."""
+        """Report a run whose log is damaged, and skip it for a while without further reports."""
         if self.memory.is_left_alone(run_id):
             return
         self.memory.leave_alone(run_id)
@@ -279,13 +279,13 @@ class Loop:
 
     @asynccontextmanager
     async def place_for(self, visit: Visit, limit: Limit) -> AsyncIterator[None]:
-        """Hold a place of a limit; a visit that waits for one lets another in meanwhile."""
+        """Hold a place of a limit. While a visit waits for one, another may begin."""
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(self.places.one(limit))
             except RunBusy:
                 if len(self._waiting) >= _MANY * self.settings.concurrency:
-                    # It comes again. Such runs, taken at once, would keep the worker from those of other flows.
+                    # It comes again. If such runs were taken at once, the worker would get to no other flows.
                     self._full[visit.wakeup.flow] = self.clock.monotonic() + self.settings.poll
                     raise
                 self._waiting.add(visit)
@@ -297,7 +297,7 @@ class Loop:
             yield
 
     async def isolate(self, visit: Visit) -> bool:
-        """Let no other run be driven here besides this one, whose processes keep dying; False where that can't be now."""
+        """Drive no other run here besides this one, whose processes keep dying. Return False if that is impossible now."""
         patience = _PATIENCE * self.settings.visibility_timeout if self._main is not None else 0  # one round ends soon
         waiting = self.memory.seconds_waiting(visit.run_id)
         if self._alone is not None or (len(self._visits) > 1 and waiting < patience):

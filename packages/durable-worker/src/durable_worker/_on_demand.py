@@ -1,4 +1,4 @@
-"""A loop that takes no wake-ups by itself: somebody else carries them, and has it look at one run for each."""
+"""A loop that takes no wake-ups by itself. Somebody else delivers them, and makes it look at one run for each."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ._visit import Visit
 
 _CARRIED: Final = "carried:"
 _SHORTEST: Final = 1.0
-_EARLY: Final = 0.5  # seconds before its time in which a look that was asked for may come
+_EARLY: Final = 0.5  # seconds by which a requested look may come early
 _logger: Final = logging.getLogger("durable_worker")
 
 
 def carried(run_id: str, flow: str, at: datetime, now: datetime) -> WakeUp:
-    """Return a wake-up that is in no store."""
+    """Return a wake-up that isn't in a store."""
     return WakeUp(run_id=run_id, flow=flow, at=at, token=_CARRIED + os.urandom(8).hex(), now=now)
 
 
@@ -34,9 +34,9 @@ def is_carried(wakeup: WakeUp) -> bool:
 
 
 class OnDemand(Loop):
-    """Looks at the runs that it is told of.
+    """Looks at runs on request.
 
-    It is made like a worker's own loop. `since` is when its code was deployed, `longest` the most seconds until another look.
+    It is made like a worker's loop. `since` is when its code was deployed; `longest` is the most seconds until another look.
     """
 
     def __init__(self, like: Loop, *, since: datetime, longest: float) -> None:
@@ -45,10 +45,10 @@ class OnDemand(Loop):
         self._began = since
         self._longest: Final = min(longest, self.settings.visibility_timeout)
         self._again: dict[str, float] = {}
-        """Until when another look at a run is asked for already."""
+        """The time of another look at a run that is already requested."""
 
     async def look(self, run_id: str, flow: str) -> None:
-        """Take a run as far as it goes. Where that isn't known then, another look is asked for before this returns."""
+        """Drive a run as far as it can. If its state is unknown then, this requests another look before it returns."""
         if self.memory.is_left_alone(run_id):
             return
         if flow not in self.flows or run_id in self._visits or self._alone is not None:
@@ -66,23 +66,23 @@ class OnDemand(Loop):
             await self._look_again(run_id, flow)
 
     def due(self) -> AsyncIterator[StepRecord]:
-        """Yield the newest entries of the flows whose runs could go on, though it may be that nobody was told to look at them."""
+        """Yield the newest entries of flows whose runs could continue, in case nobody was asked to look at them."""
         return self._sweeper.due()
 
     async def end(self) -> None:
-        """Give running steps their time, and hand all runs to others; from now on every run is handed on unseen."""
+        """Give running steps time to end, and hand all runs to others. From now on, every run is passed on without a look."""
         _logger.info("stopping: steps that run have %g s to end, and runs are handed to others", self.settings.shutdown_timeout)
         self._take_no_more()
         await self._end_visits()
 
     @asynccontextmanager
     async def place_for(self, visit: Visit, limit: Limit) -> AsyncIterator[None]:
-        """Hold a place of a limit; who finds none keeps no process waiting for it, but looks again."""
+        """Hold a place of a limit. If there is none, look again later instead of keeping a process waiting."""
         async with self.places.one(limit):
             yield
 
     async def _look_again(self, run_id: str, flow: str) -> None:
-        """Ask for another look, the later the longer the run has stood as it does; only one at a time for each run."""
+        """Request another look, later the longer the run's state hasn't changed; only one at a time for each run."""
         began = self.clock.monotonic()
         self._again = {each: until for each, until in self._again.items() if until > began}
         if run_id in self._again:
@@ -93,7 +93,7 @@ class OnDemand(Loop):
             if record is not None:
                 age = (self.clock.now() - record.ended_at).total_seconds()
                 delay = min(max(_SHORTEST, age / 4), self._longest)
-        except Exception:  # the store is away, and what asked for this look was logged
+        except Exception:  # the store is unreachable, and the cause of this look was logged
             pass
         delay = max(_SHORTEST, delay * uniform(0.7, 1))
         await self.wakeups.set_wakeup(run_id, flow, self.clock.now() + timedelta(seconds=delay))

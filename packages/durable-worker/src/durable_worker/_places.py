@@ -16,19 +16,19 @@ from durable_core.store import Store
 
 
 class Places:
-    """Takes places for the runs of one worker; those that wait for the same limit try one after the other."""
+    """Takes places for the runs of one worker. Runs that wait for the same limit try one after the other."""
 
     def __init__(self, store: Store, clock: Clock, poll: float) -> None:
         self._store: Final = store
         self._clock: Final = clock
-        self._poll: Final = poll / 5  # a place may get free anywhere
+        self._poll: Final = poll / 5  # a place may become free anywhere
         self._turns: Final = WeakValueDictionary[str, asyncio.Lock]()
         self._freed: Final = WeakValueDictionary[str, asyncio.Event]()
-        """Set when a place gets free here. Both are there while anybody waits: there may be a limit for each customer."""
+        """Set when a place becomes free here. They exist only while anybody waits: there may be many limits."""
 
     @asynccontextmanager
     async def one(self, limit: Limit) -> AsyncIterator[None]:
-        """Hold one of the places; entering raises `RunBusy` where all are taken."""
+        """Hold one of the places. Entering raises `RunBusy` if all are taken."""
         name, number = limit
         first, *others = sample(range(number), number)
         is_taken = False
@@ -48,7 +48,7 @@ class Places:
 
     @asynccontextmanager
     async def next(self, limit: Limit, gives_up: Callable[[], bool]) -> AsyncIterator[None]:
-        """Hold one of the places, waiting for it for as long as it takes; entering raises `RunBusy` where it `gives_up`."""
+        """Hold one of the places, and wait for it as long as it takes. Entering raises `RunBusy` if it `gives_up`."""
         freed = self._freed.setdefault(limit[0], asyncio.Event())
         turn = self._turns.setdefault(limit[0], asyncio.Lock())
         async with AsyncExitStack() as stack:

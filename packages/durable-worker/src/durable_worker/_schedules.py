@@ -31,23 +31,23 @@ Input = Mapping[str, Any] | Callable[[datetime], Mapping[str, Any]]
 
 _STEP: Final = "$cron"
 _MOST: Final = 500
-"""How many entries the log of a schedule may have before it begins anew."""
+"""How many entries the log of a schedule may have before it is cleared."""
 _PAUSE: Final = timedelta(seconds=2)
-"""How long a schedule is left alone after it failed."""
+"""How long a schedule is skipped after an error."""
 _AHEAD: Final = timedelta(minutes=1)
-"""How far another worker's clock may be ahead before that is worth a warning."""
+"""How far another worker's clock may be ahead before a warning is logged."""
 _MOMENT: Final = timedelta(microseconds=1)
 _logger: Final = logging.getLogger("durable_worker")
 
 
 class Version(msgspec.Struct, frozen=True):
-    """What is recorded of a schedule as one deploy declares it; while a deploy is under way there may be two."""
+    """The record of a schedule as one deploy declares it. During a deploy there may be two."""
 
     expression: str
     timezone: str
     first_seen: datetime
     next: datetime | None
-    """The first tick that nobody has asked for yet."""
+    """The first tick for which no run was started yet."""
 
 
 class Schedule:
@@ -65,11 +65,11 @@ class Schedule:
         self.failing = self.warned = False
 
     def is_time(self, now: datetime) -> bool:
-        """Tell whether it has to be looked at; also where the clock was set back since the last look."""
+        """Return True if it must be looked at, also if the clock was set back since the last look."""
         return self._looked is None or now < self._looked or (self._rests_until is not None and self._rests_until <= now)
 
     def rest(self, now: datetime, until: datetime | None) -> None:
-        """Need no look from now on until then; None stands for never."""
+        """Set the time of the next look; None means never."""
         self._looked, self._rests_until = now, until
 
     def run_id(self, tick: datetime) -> str:
@@ -77,7 +77,7 @@ class Schedule:
         return f"{self.name}@{tick:%Y-%m-%dT%H:%MZ}"
 
     def input(self, tick: datetime) -> dict[str, Any]:
-        """Return the input of a tick's run. Raises what goes wrong with it."""
+        """Return the input of a tick's run. Raises what the input function raises."""
         given = self._input(tick.astimezone(self.cron.zone)) if callable(self._input) else self._input
         if not isinstance(given, Mapping):
             raise TypeError(f"input of schedule {self.name!r} must be a mapping of the flow's parameters, not {given!r}")
@@ -85,12 +85,12 @@ class Schedule:
         return {**given}
 
     def version(self, versions: Collection[Version]) -> Version | None:
-        """Return what is recorded of the schedule as it is declared here."""
+        """Return the record of the schedule as it is declared here."""
         mine = (self.cron.expression, self.cron.timezone)
         return next((version for version in versions if (version.expression, version.timezone) == mine), None)
 
     def due(self, version: Version | None, now: datetime, young: timedelta) -> list[datetime]:
-        """Return the ticks to ask for: those that are younger than `young`, or the newest that was missed, if that is wanted."""
+        """Return the ticks to start: those younger than `young`, or the newest missed one, if that is wanted."""
         if version is None or version.next is None or version.next > now:
             return []
         before = version.next - _MOMENT
@@ -119,7 +119,7 @@ class Schedules:
         catch_up: CatchUp,
         input: Input | None,
     ) -> None:
-        """Declare a schedule. Raises `TypeError` or `ValueError` for what can't be one."""
+        """Declare a schedule. Raises `TypeError` or `ValueError` for an invalid argument."""
         if not isinstance(flow, Flow):
             raise TypeError(f"a schedule needs a function decorated with @flow, not {flow!r}")
         if flow.name not in self._flows:
@@ -144,9 +144,9 @@ class Schedules:
         self._schedules[name] = schedule
 
     async def tick(self) -> int:
-        """Ask for the runs whose times have come; return how many. Costs nothing while no time has come.
+        """Start the runs whose times have come, and return their number. Costs nothing while no time has come.
 
-        What goes wrong with a schedule is logged, and disturbs no other.
+        An error of one schedule is logged, and doesn't affect others.
         """
         now = self._clock.now()
         looks = [schedule for schedule in self._schedules.values() if schedule.is_time(now)]
@@ -171,7 +171,7 @@ class Schedules:
             schedule.failing = False
             return started
         except RunBusy:
-            return 0  # another worker is at it; should it die, the next look finds the tick due
+            return 0  # another worker does it; if that one dies, the next look finds the tick due
         except Exception as error:
             if not schedule.failing:
                 _logger.warning("schedule %r could not go on, trying again: %r", schedule.name, error)
@@ -180,7 +180,7 @@ class Schedules:
             return 0
 
     async def _go_on(self, schedule: Schedule, lease: Lease | None) -> tuple[int, Version]:
-        """Ask for what is due and record the next tick; return how many runs were asked for, and what is recorded now."""
+        """Start what is due and record the next tick; return the number of started runs, and the new record."""
         started = 0
         while True:
             latest = await self._store.get(schedule.log_id, _STEP)
@@ -193,7 +193,7 @@ class Schedules:
                 started += await self._start(schedule, tick)
             cron, first_seen = schedule.cron, now if mine is None else mine.first_seen
             new = Version(cron.expression, cron.timezone, first_seen, cron.after(now))
-            # One that nobody attends to any more was changed: it must find nothing to catch up with when it comes back.
+            # A declaration that no worker has any more was changed. If it comes back, it must have nothing to catch up with.
             others = [each for each in versions if each is not mine and (each.next is None or each.next > now - self._young)]
             if latest is not None and latest.revision >= _MOST:
                 _check(lease)
@@ -204,11 +204,11 @@ class Schedules:
                 return started, new
 
     async def _start(self, schedule: Schedule, tick: datetime) -> bool:
-        """Ask for a tick's run unless it is there; tell whether that was done."""
+        """Start a tick's run unless it exists; return True if it was started."""
         run_id = schedule.run_id(tick)
         try:
             if (known := await self._store.get(run_id, FLOW)) is not None:
-                if not decided(known):  # whoever asked for it may have died before it woke a worker
+                if not decided(known):  # the process that started it may have died before it woke a worker
                     await wake(self._store, known, self._clock.now())
                 return False
             try:
@@ -218,7 +218,7 @@ class Schedules:
                 return False
             await schedule.flow.start(self._store, run_id=run_id, **input)
         except StepDrift:
-            return False  # another was first, with an input of its own
+            return False  # another worker was first, with another input
         except CorruptLog as error:
             _logger.error("schedule %r: run %r is left out: %s", schedule.name, run_id, error)
             return False
@@ -245,7 +245,7 @@ def _versions(latest: StepRecord | None) -> list[Version]:
 
 
 def _entry(schedule: Schedule, latest: StepRecord | None, versions: Sequence[Version], now: datetime) -> StepRecord:
-    """Return the next entry of a schedule's log: of the kind that is published again and again, the newest of which counts."""
+    """Return the next entry of a schedule's log. Its kind is `published`, of which only the newest entry counts."""
     return StepRecord(
         run_id=schedule.log_id,
         step_id=_STEP,

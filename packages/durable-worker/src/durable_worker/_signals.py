@@ -14,12 +14,12 @@ from durable_core.errors import DurableError
 
 @contextmanager
 def stop_signals(on_signal: Callable[[], None]) -> Iterator[None]:
-    """Have `on_signal` called in the running loop at each SIGTERM, SIGINT and, on Windows, Ctrl-Break; nothing else is done."""
+    """Call `on_signal` in the running loop at each SIGTERM, SIGINT and, on Windows, Ctrl-Break, in place of what they do."""
     if threading.current_thread() is not threading.main_thread():
         raise DurableError("serve() must run in the main thread, where signals arrive; elsewhere write `async with worker:`")
     loop = asyncio.get_running_loop()
     before: dict[signal.Signals, Any] = {}
-    # By `signal.signal`, since a loop on Windows takes no handlers.
+    # With `signal.signal`, because a loop on Windows accepts no handlers.
     for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
         if (number := getattr(signal, name, None)) is not None:
             before[number] = signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal))

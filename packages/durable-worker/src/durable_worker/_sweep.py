@@ -1,4 +1,4 @@
-"""The sweep: finds the runs that could go on though no wake-up says so."""
+"""The sweep, which finds runs that could continue without a wake-up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OPEN: Final[Collection[FlowState]] = ("waiting", "started", "crashed", "parked"
 
 
 class Sweep:
-    """Looks at all runs of some flows that have not ended."""
+    """Looks at all runs of the given flows that have not ended."""
 
     def __init__(
         self,
@@ -37,10 +37,10 @@ class Sweep:
         self._tell_damage: Final = tell_damage
         self._marks: Mapping[str, Hashable] = {}
         self._open: Final[dict[str, StepRecord]] = {}
-        """Of a store without an index: the newest entries of flows that have not ended, as they were read last."""
+        """For a store without an index: the newest entries of flows that have not ended, as last read."""
 
     async def due(self) -> AsyncIterator[StepRecord]:
-        """Yield the flows of the runs that could go on now, but for those that another run drives or a process holds."""
+        """Yield the flows of runs that could continue now, except those that another run drives or a process holds."""
         async for page in self._pages():
             flows = await self._independent(page)
             able = await self._able(flows)
@@ -54,7 +54,7 @@ class Sweep:
                     yield flow
 
     async def _able(self, flows: Sequence[StepRecord]) -> Mapping[str, bool]:
-        """Tell which runs could go on now; a log that is damaged hides no other."""
+        """Return which runs could continue now. A damaged log doesn't hide others."""
         try:
             return await could_go_on(self._store, flows, self._clock.now())
         except CorruptLog as error:
@@ -64,7 +64,7 @@ class Sweep:
             return {run_id: able for flow in flows for run_id, able in (await self._able([flow])).items()}
 
     async def _independent(self, page: Sequence[StepRecord]) -> Sequence[StepRecord]:
-        """Leave out the runs that another run drives, unless that has ended without them."""
+        """Leave out runs that another run drives, unless that run has ended without them."""
         roots = {flow.run_id: root[0] for flow in page if (root := root_of(flow)) is not None}
         tops = await self._newest({(run_id, FLOW) for run_id in roots.values()})
         return [
@@ -74,7 +74,7 @@ class Sweep:
         ]
 
     async def _newest(self, pairs: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], StepRecord]:
-        """Return the newest entry of each that can be read."""
+        """Return the newest entry of each run that can be read."""
         try:
             return await newest(self._store, pairs)
         except CorruptLog:
@@ -87,7 +87,7 @@ class Sweep:
         return await holders.holders(run_ids) if holders is not None and run_ids else ()
 
     async def _pages(self) -> AsyncIterator[Sequence[StepRecord]]:
-        """Yield the newest entries of the flows that have not ended, some at a time."""
+        """Yield the newest entries of flows that have not ended, some at a time."""
         index = flows_of(self._store)
         if index is None:
             flows = await self._read()
@@ -106,7 +106,7 @@ class Sweep:
             return []
 
     async def _read(self) -> Sequence[StepRecord]:
-        """Read the flows of a store without an index: where it tells which logs have changed, of those alone."""
+        """Read the flows of a store without an index; only those of changed logs, if the store can tell."""
         if (marked := marks_of(self._store)) is not None:
             marks = await marked.marks()
             changed = [run_id for run_id, mark in marks.items() if self._marks.get(run_id) != mark]

@@ -1,4 +1,4 @@
-"""One run in the hands of a worker: it looks, drives the run as far as it goes, looks once more, and clears the wake-ups."""
+"""A worker's visit of a run: look, drive the run as far as it can, look once more, and clear the wake-ups."""
 
 from __future__ import annotations
 
@@ -32,40 +32,40 @@ if TYPE_CHECKING:
     from ._loop import Loop
 
 _WAIT_LIMIT: Final = 5.0
-"""How many seconds a run waits with its place in the worker, unless its flow says otherwise."""
+"""Seconds for which a waiting run keeps its place in the worker, unless its flow sets `wait_limit`."""
 _logger: Final = logging.getLogger("durable_worker")
 
 
 class Visit(Driver):
-    """Takes one run on, for as long as there is anything to do."""
+    """Drives one run while there is anything to do."""
 
     def __init__(self, loop: Loop, wakeup: WakeUp) -> None:
         self._loop: Final = loop
         self._store: Final = loop.store
         self.run_id: Final = wakeup.run_id
         self.wakeup = wakeup
-        """The one in hand."""
+        """The wake-up of this visit."""
         self._taken_at: Final = loop.clock.monotonic()
         self.taken: Final[dict[str, WakeUp]] = {wakeup.token: wakeup}
-        """Those that were taken and not cleared yet."""
+        """The wake-ups that were taken and not yet cleared."""
         self._has_driven = False
-        """Whether this pass has driven the run."""
+        """True if this pass has driven the run."""
         self.state = ""
-        """How the run stood after the last pass."""
+        """The state of the run after the last pass."""
 
     async def go(self) -> None:
-        """Go on with the run until nothing more can be done now; leave the wake-ups where nothing is known of it."""
+        """Drive the run until nothing more can be done now. If its state is unknown, keep the wake-ups."""
         try:
             while self.taken:
                 if self._loop.stopping:
                     await self._hand_back()
                     return
                 self._has_driven = False
-                noted = [*self.taken]  # none of those that this pass sets, or that come after it has looked
+                noted = [*self.taken]  # not those that this pass sets, or that come after it has looked
                 if await self._pass():
                     if not await self._came_meanwhile():
                         await self._clear(noted)
-                elif len(self.taken) == len(noted):  # else something may have come after this pass had looked
+                elif len(self.taken) == len(noted):  # otherwise something may have come after this pass looked
                     return
         except asyncio.CancelledError:
             await to_the_end(self._hand_back())
@@ -83,7 +83,7 @@ class Visit(Driver):
             self._loop.leave(self)
 
     async def _clear(self, noted: Collection[str]) -> None:
-        """Clear what was taken before this pass."""
+        """Clear the wake-ups that were taken before this pass."""
         await self._loop.wakeups.clear_wakeups([self.taken[token] for token in noted])
         for token in noted:
             del self.taken[token]
@@ -91,12 +91,12 @@ class Visit(Driver):
             self.wakeup = next(iter(self.taken.values()))
 
     async def _came_meanwhile(self) -> bool:
-        """Look once more, after the run was let go: something that it waits for may have come while it was driven."""
+        """Look once more after the run was released. What it waits for may have come while it was driven."""
         flow = await self._store.get(self.run_id, FLOW) if self._has_driven else None
         return flow is not None and flow.status != "started" and await self._is_due(flow)
 
     async def _hand_back(self) -> None:
-        """Let others go on with the run at once."""
+        """Let others continue the run at once."""
         try:
             await self._loop.wakeups.set_wakeup(self.run_id, self.wakeup.flow, self.wakeup.now)
             await self._loop.wakeups.clear_wakeups([*self.taken.values()])
@@ -109,7 +109,7 @@ class Visit(Driver):
             )
 
     async def _pass(self) -> bool:
-        """Look at the run, and drive it if it could go on; tell whether it is known how it stands."""
+        """Look at the run, and drive it if it could continue; return True if its state is known then."""
         flow = await self._store.get(self.run_id, FLOW)
         if flow is None:
             return True
@@ -132,7 +132,7 @@ class Visit(Driver):
         misfit: str | None = None
         try:
             limit = self._loop.flows[flow.name].limit(flow)
-        except Exception as error:  # a function that was given as `concurrency=` can't take the recorded input
+        except Exception as error:  # the function `concurrency=` doesn't accept the recorded input
             misfit = f"concurrency= of flow {flow.name!r} raised {type(error).__name__}: {error}"
         try:
             async with nullcontext() if limit is None else self._loop.place_for(self, limit):
@@ -142,7 +142,7 @@ class Visit(Driver):
         return False
 
     async def _drive(self, name: str, limit: Limit | None, misfit: str | None) -> bool:
-        """Drive the run under its lock, unless it can't go on by now; record that it is parked where that is due."""
+        """Drive the run under its lock, unless it can no longer continue; park it if that is due."""
         loop, settings = self._loop, self._loop.settings
         error: BaseException | None = None
         async with hold(
@@ -176,7 +176,7 @@ class Visit(Driver):
         return True
 
     async def _leave(self, flow: StepRecord | None, name: str) -> bool:
-        """Leave a run that somebody else has taken on, before its lock was held here."""
+        """Leave a run that somebody else took before its lock was held here."""
         if flow is not None and decided(flow):
             await self._end(flow)
         elif flow is not None and flow.name != name:
@@ -191,31 +191,31 @@ class Visit(Driver):
         return (await could_go_on(self._store, [flow], self._loop.clock.now()))[flow.run_id]
 
     async def _is_over(self, run_id: str) -> bool:
-        """Tell whether a run can't drive its children any more."""
+        """Return True if a run can no longer drive its children."""
         flow = await self._store.get(run_id, FLOW)
         return flow is None or decided(flow)
 
     async def _may_take_from_the_dead(self) -> bool:
-        """Tell whether to take a run whose process may have died; from its second death on it is driven alone."""
+        """Return True if a run whose process may have died should be driven; from its second death on, it is driven alone."""
         if (holders := holder_of(self._store)) is not None and await holders.holder(self.run_id) is not None:
             return False
         crashes = await count(self._store, await self._store.list(self.run_id))
         return crashes.deaths < 2 or await self._loop.isolate(self)
 
     async def _end(self, flow: StepRecord) -> None:
-        """Tell who wants to know that the run has ended, and have the run looked at that waits for it."""
+        """Report the end of the run to the handlers, and wake the run that waits for it."""
         self.state = state_of(flow)
         self._loop.memory.forget(self.run_id)
         await self._loop.ends.tell(flow)
         await wake(self._store, flow, self.wakeup.now)
 
     async def _set_for(self, flow: StepRecord) -> None:
-        """Have the run looked at when its time comes, if it waits for one."""
+        """Set a wake-up for the run's time, if it waits for one."""
         if flow.until is not None and not is_parked(flow):
             await self.suspends(self._store, flow, flow.until)
 
     async def suspends(self, store: Store, flow: StepRecord, until: datetime) -> None:
-        """Set a wake-up for `until`; a little later each time where the run was woken for that, by a clock that is ahead."""
+        """Set a wake-up for `until`; if a clock that is ahead woke the run too early, a little later each time."""
         at = until
         if until <= self.wakeup.now:
             passed = timedelta(seconds=self._loop.clock.monotonic() - self._taken_at)

@@ -1,4 +1,4 @@
-"""Webhooks: runs that a delivery asks for, and events that it sends."""
+"""Webhooks: deliveries that start runs or send events."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Webhooks:
         send_to: Callable[[Any], tuple[str, str]] | None,
         max_body: int,
     ) -> None:
-        """Check what is declared, and serve it from now on."""
+        """Check a declaration, and serve it from now on."""
         if not isinstance(path, str) or not _PATH.fullmatch(path):
             raise ValueError(f"path must be like '/github': letters, digits and '-._~', each part after a '/', not {path!r}")
         if path == _HEALTH:
@@ -77,7 +77,7 @@ class Webhooks:
 
     @property
     def paths(self) -> Sequence[str]:
-        """The paths that were declared."""
+        """The declared paths."""
         return [route.path for route in self.app.routes if isinstance(route, Route) and route.path != _HEALTH]
 
     def _check_flow(self, flow: object, *, takes_payload: bool) -> None:
@@ -101,7 +101,7 @@ class Webhooks:
 
 
 class _Webhook(msgspec.Struct, frozen=True):
-    """What is done with the deliveries to one path."""
+    """Handles the deliveries to one path."""
 
     store: Store
     path: str
@@ -113,7 +113,7 @@ class _Webhook(msgspec.Struct, frozen=True):
     max_body: int
 
     async def answer(self, request: Request) -> Response:
-        """Check a delivery, and do what it asks for. Raises `HTTPException` where nothing was done."""
+        """Verify a delivery, and act on it. Raises `HTTPException` if nothing was done."""
         delivery = Delivery(await self._body(request), _headers(request))
         delivery_id = await self._verified(delivery)
         try:
@@ -158,7 +158,7 @@ class _Webhook(msgspec.Struct, frozen=True):
             if inspect.isawaitable(found):
                 found = await found
             if found is not None and not isinstance(found, str):
-                # Such as a function that returns False for a bad delivery.
+                # For example, a function that returns False for a bad delivery.
                 kind = type(found).__name__
                 raise BadSignature(
                     f"verify= must return the delivery's id or None, and raise for a bad one; it returned a {kind}"
@@ -178,7 +178,7 @@ class _Webhook(msgspec.Struct, frozen=True):
         given = {"payload": payload} if self.input is None else self._of(self.input, "input", payload)
         if not isinstance(given, Mapping):
             raise TypeError(f"input= must return the flow's input by name, not a {type(given).__name__}")
-        # With all four by position, a member of the payload can't be one of them.
+        # All four are passed by position, so that a member of the payload can't replace one.
         newest = await flow.start(self.store, run_id, None, None, **given)
         if not decided(newest):
             return _json(202, {"run_id": run_id})
@@ -194,7 +194,7 @@ class _Webhook(msgspec.Struct, frozen=True):
         return _json(202, {"run_id": run_id})
 
     def _of(self, function: Callable[[Any], Any], what: str, payload: Any) -> Any:
-        """Call a function of the application's own with the payload."""
+        """Call a function of the application with the payload."""
         try:
             return function(payload)
         except Exception as error:
@@ -206,7 +206,7 @@ class _Webhook(msgspec.Struct, frozen=True):
 
 
 def _place(error: Exception) -> str:
-    """Tell an error's type and line, without its message, which may hold a part of the payload, or a secret."""
+    """Return an error's type and line, without its message, which may contain a part of the payload or a secret."""
     kind, trace = type(error).__name__, error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

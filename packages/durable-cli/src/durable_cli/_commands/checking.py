@@ -13,14 +13,14 @@ from durable_cli._kinds import Moment, RunId, RunState
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on each line.")
 def stores(as_json: bool) -> None:
-    """List the kinds of stores that are installed, and which distribution serves them.
+    """List the kinds of stores that are installed, and which distributions serve them.
 
-    Those of our own family that are not installed are listed with what installs them.
+    Stores of durable that are not installed are listed with the command that installs them.
 
-    As JSON, one object a scheme: scheme, distribution, version (null where it is not installed), install (the command that
-    installs it, else null).
+    As JSON, one object for each scheme: scheme, distribution, version (null if it is not installed), install (the command
+    that installs it, or null).
 
     \b
     Example:
@@ -36,17 +36,17 @@ def stores(as_json: bool) -> None:
 @click.option("--processes", type=click.IntRange(2, 64), default=8, show_default=True, help="How many other processes race.")
 @on_store
 def doctor(asked: Asked, url: str | None, processes: int) -> None:
-    """Test for real that a store keeps its promises.
+    """Test whether a store keeps its promises.
 
     It writes runs of its own, whose ids begin with doctor-, from this process and eight others, and removes them at the end.
-    No other run is touched. It takes ten to thirty seconds, on a store that is slow or hangs two minutes at most.
+    No other run is touched. It takes ten to thirty seconds, and at most two minutes if the store is slow or hangs.
 
-    Each process has connections of its own: take fewer --processes where a server allows few.
+    Each process has its own connections. Use fewer --processes if the server allows few.
 
-    The exit code is 0 where all is safe, and 1 where something is not. URL goes before --store.
+    The exit code is 0 if everything is safe, and 1 if something is not. URL overrides --store.
 
-    As JSON, one object a check: check, verdict (safe, unsafe or note), says, seconds (how long the check took), figures (numbers
-    that were measured, times in seconds, or null).
+    As JSON, one object for each check: check, verdict (safe, unsafe or note), says, seconds (how long the check took), figures
+    (measured numbers, times in seconds, or null).
 
     \b
     Example:
@@ -61,9 +61,9 @@ def doctor(asked: Asked, url: str | None, processes: int) -> None:
 @click.argument("flow", metavar="MODULE:FLOW")
 @click.argument("run_ids", metavar="[RUN]...", nargs=-1, type=RunId())
 @click.option("--from", "files", metavar="FILE", multiple=True, type=click.File("rb"), help="Runs as export wrote them.")
-@click.option("--status", "states", multiple=True, type=RunState(), help="Runs that stand so; may be given several times.")
-@click.option("--since", type=Moment(), help="Runs begun since then: 2026-03-29T09:00, or a span ago, such as 2h.")
-@click.option("--expect", "expected", metavar="STEP", multiple=True, help="A step that is meant to be new, or gone.")
+@click.option("--status", "states", multiple=True, type=RunState(), help="Runs with this status; may be repeated.")
+@click.option("--since", type=Moment(), help="Runs that began since: 2026-03-29T09:00, or a span ago, such as 2h.")
+@click.option("--expect", "expected", metavar="STEP", multiple=True, help="A step that is meant to be new or removed.")
 @on_store
 def check(
     asked: Asked,
@@ -74,15 +74,15 @@ def check(
     since: datetime | None,
     expected: Sequence[str],
 ) -> None:
-    """Replay recorded runs with today's code, before it is deployed, and say where the two part.
+    """Replay recorded runs with today's code before you deploy it, and say where the code doesn't match.
 
-    All runs of the flow are replayed unless some are named. No step's function is called and nothing is written; the flow's own
-    code between its steps does run. A run that has not ended may stop at a step without an outcome, such as an approval; one that
-    has ended must come to the same end.
+    All runs of the flow are replayed, unless you name some. No step's function is called and nothing is written, but the flow's
+    own code between its steps runs. A run that has not ended may stop at a step without an outcome, such as an approval. A run
+    that has ended must come to the same end.
 
-    Exit code 0: all runs fit, or there are none; 1: one doesn't; 3: there is no such run, or none of this flow in FILE.
+    Exit code 0: all runs fit, or there are none; 1: a run doesn't fit; 3: there is no such run, or none of this flow in FILE.
 
-    As JSON, one object a run: run_id, flow, ended, fits, replayed (how many steps), stops_at (steps without an outcome),
+    As JSON, one object for each run: run_id, flow, ended, fits, replayed (how many steps), stops_at (steps without an outcome),
     differences (each with what, step_id and why).
 
     \b

@@ -19,8 +19,8 @@ def _on_approval(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the arguments and options of a decision."""
     for option in (
         YES,
-        click.option("--value", type=JsonValue(), help="What you changed: JSON, @FILE or -, for the flow to read."),
-        click.option("--reason", metavar="TEXT", help="Why, for those who read the log."),
+        click.option("--value", type=JsonValue(), help="The value with your changes, for the flow: JSON, @FILE or -."),
+        click.option("--reason", metavar="TEXT", help="The reason, for readers of the log."),
         BY,
         click.argument("step_id", metavar="STEP", type=StepId("approval")),
         click.argument("run_id", metavar="RUN", type=RunId()),
@@ -39,10 +39,10 @@ def _decide(asked: Asked, approves: bool, run_id: str, step_id: str, by: str, re
 @_on_approval
 @on_store
 def approve(asked: Asked, **vote: Any) -> None:
-    """Approve what a run asks a person.
+    """Approve what a run asks people.
 
-    Shows what you are about to decide, and asks. The name is recorded, not authenticated. The same decision again changes
-    nothing; another one is refused, with who decided and when.
+    Shows what you are about to decide, and asks for confirmation. The name is recorded, not authenticated. The same decision
+    again changes nothing; another decision is refused, with who decided before and when.
 
     \b
     Example:
@@ -55,9 +55,9 @@ def approve(asked: Asked, **vote: Any) -> None:
 @_on_approval
 @on_store
 def reject(asked: Asked, **vote: Any) -> None:
-    """Reject what a run asks a person; one rejection decides.
+    """Reject what a run asks people; one rejection decides.
 
-    Shows what you are about to decide, and asks, as approve does.
+    Shows what you are about to decide, and asks for confirmation.
 
     \b
     Example:
@@ -69,8 +69,8 @@ def reject(asked: Asked, **vote: Any) -> None:
 @click.command()
 @click.argument("run_id", metavar="RUN", type=RunId())
 @click.argument("step_id", metavar="STEP", type=StepId("event"))
-@click.option("--value", type=JsonValue(), help="What the event brings: JSON, @FILE or -; null unless given.")
-@click.option("--error", metavar="TEXT", help="Say that it went wrong, or take back an approval that waits.")
+@click.option("--value", type=JsonValue(), help="The event's value: JSON, @FILE or -; by default null.")
+@click.option("--error", metavar="TEXT", help="Report that it failed, or withdraw a pending approval.")
 @on_store
 def send(asked: Asked, run_id: str, step_id: str, value: Any, error: str | None) -> None:
     """Send an event to a run, before it waits for the event or while it does.

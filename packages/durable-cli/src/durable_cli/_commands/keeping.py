@@ -13,7 +13,7 @@ from durable_cli._kinds import RunId, Span
 
 from .deciding import YES
 
-_DRY_RUN: Final = click.option("--dry-run", is_flag=True, help="Change nothing; say what would be.")
+_DRY_RUN: Final = click.option("--dry-run", is_flag=True, help="Change nothing; show what would happen.")
 
 
 def _on_runs(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,7 +36,7 @@ def copy(asked: Asked, run_ids: Sequence[str], to: str, prefix: str | None, dry_
     """Copy runs to another store, entry for entry.
 
     Each run's lock is held meanwhile. The original stays: clear it, or make sure that nothing runs it any more. Safe to repeat;
-    refused where the other store holds anything else of a run. Children of a run are runs of their own.
+    refused if the other store has other entries of a run. Children of a run are separate runs.
 
     \b
     Example:
@@ -54,9 +54,9 @@ def copy(asked: Asked, run_ids: Sequence[str], to: str, prefix: str | None, dry_
 @_on_runs
 @on_store
 def export(asked: Asked, run_ids: Sequence[str], prefix: str | None) -> None:
-    """Write the log of runs to stdout, one entry a line, as JSON.
+    """Write the logs of runs to stdout as JSON, one entry on each line.
 
-    The lines are what StepRecord.to_json() writes; import takes them. A run that is working may continue meanwhile.
+    The lines are those of StepRecord.to_json(), which import reads. A run may continue meanwhile.
 
     \b
     Example:
@@ -75,8 +75,8 @@ def export(asked: Asked, run_ids: Sequence[str], prefix: str | None) -> None:
 def import_(asked: Asked, file: IO[bytes], dry_run: bool) -> None:
     """Append runs that export wrote, from FILE or standard input.
 
-    All of it is read and checked before anything is appended: each line, and that no entry is missing. Safe to repeat; refused
-    where the store holds anything else of a run.
+    Each line is read and checked before anything is appended, and no entry may be missing. Safe to repeat; refused if the store
+    has other entries of a run.
 
     \b
     Example:
@@ -95,10 +95,10 @@ def import_(asked: Asked, file: IO[bytes], dry_run: bool) -> None:
 @YES
 @on_store
 def clean(asked: Asked, prefix: str, older: timedelta, dry_run: bool, yes: bool) -> None:
-    """Clear runs that ended long ago, with their children, for good.
+    """Delete runs that ended long ago, with their children.
 
-    Names them and asks first. Skips runs that somebody holds, and runs without a flow, because nobody knows whether they have
-    ended. A cleared run is a new run if its id is used again.
+    Lists them and asks for confirmation first. Skips runs that a process holds, and runs without a flow, whose end is not
+    recorded. If the id of a deleted run is used again, that is a new run.
 
     \b
     Example:

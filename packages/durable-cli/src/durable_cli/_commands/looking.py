@@ -23,15 +23,15 @@ _RUN: Final = click.argument("run_id", metavar="RUN", type=RunId())
 @click.argument("prefix", default="", type=RunId())
 @click.option("--status", "states", multiple=True, type=RunState(), help=_STATES)
 @click.option("--flow", type=FlowName(), help="The name of its flow.")
-@click.option("--since", type=Moment(), help="Begun since then: 2026-03-29T09:00, or a span ago, such as 2h.")
-@click.option("--before", metavar="RUN", type=RunId(), help="Begun before this run: the last one of a page asks for the next.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many a page shows.")
+@click.option("--since", type=Moment(), help="Runs that began since: 2026-03-29T09:00, or a span ago, such as 2h.")
+@click.option("--before", metavar="RUN", type=RunId(), help="Runs that began before this one, the last of a page.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="The number of runs on a page.")
 @on_store
 def runs(asked: Asked, states: Sequence[Any], **given: Any) -> None:
     """List runs, newest first: flow, state, and what each waits for or failed at.
 
-    PREFIX is what their ids begin with. Runs without a flow stand in no index: they are listed where `--status open` asks for
-    them, or where there is no run with a flow. The last line is the command for the next page.
+    PREFIX is the beginning of their ids. Runs without a flow are in no index: they are listed with `--status open`, or if there
+    is no run with a flow. The last line is the command for the next page.
 
     \b
     Example:
@@ -50,9 +50,9 @@ def runs(asked: Asked, states: Sequence[Any], **given: Any) -> None:
 @click.option("--all", "all_steps", is_flag=True, help="Every step of a long run.")
 @on_store
 def show(asked: Asked, run_id: str, step_id: str | None, all_steps: bool) -> None:
-    """Show a run: how it stands, and the timeline of its steps.
+    """Show a run: its state, and the timeline of its steps.
 
-    Of a run with more than sixty steps the first and the last twenty are shown, and between them those that did not succeed.
+    If a run has more than sixty steps, this shows the first and the last twenty, and between them those that did not succeed.
 
     \b
     Example:
@@ -94,10 +94,10 @@ def watch(asked: Asked, run_id: str) -> None:
 @click.option("--timeout", type=Span(), help="Give up after this long, such as 30s or 5m, with exit code 4.")
 @on_store
 def wait(asked: Asked, run_id: str, timeout: timedelta | None) -> None:
-    """Wait for a run to end, and print what it returned, as JSON.
+    """Wait for a run to end, and print its value as JSON.
 
     Exit code 0 if it succeeded, 1 if it failed or was cancelled, 3 if there is no such run, 4 if it did not end in time. With
-    --json the run's status is printed in each of these cases, but where there is no such run.
+    --json, the run's status is printed in all of these cases except 3.
 
     \b
     Example:
@@ -113,7 +113,7 @@ def wait(asked: Asked, run_id: str, timeout: timedelta | None) -> None:
 @_RUN
 @on_store
 def why(asked: Asked, run_id: str) -> None:
-    """Say why a run is stuck, since when, and what would help.
+    """Explain why a run is stuck, since when, and what would help.
 
     \b
     Example:
@@ -128,7 +128,7 @@ def why(asked: Asked, run_id: str) -> None:
 @click.argument("prefix", default="", type=RunId())
 @on_store
 def pending(asked: Asked, prefix: str) -> None:
-    """List what waits for a person, oldest first, and how to decide it.
+    """List what waits for people, oldest first, and how to decide it.
 
     \b
     Example:
@@ -141,7 +141,7 @@ def pending(asked: Asked, prefix: str) -> None:
 
 @contextmanager
 def _going_on(run_id: str) -> Iterator[None]:
-    """Say to who presses Ctrl-C that the run itself goes on."""
+    """Say after Ctrl-C that the run itself continues."""
     try:
         yield
     except KeyboardInterrupt:

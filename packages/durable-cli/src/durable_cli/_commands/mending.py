@@ -1,4 +1,4 @@
-"""Commands that let a run go on, stop it, or begin it anew."""
+"""Commands that continue a run, stop it, or fork it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from durable_cli._kinds import FlowName, JsonValue, Moment, RunId, RunState, Ste
 
 from .deciding import BY, YES
 
-_REASON: Final = click.option("--reason", metavar="TEXT", help="Why, for those who read the log.")
+_REASON: Final = click.option("--reason", metavar="TEXT", help="The reason, for readers of the log.")
 _STUCK: Final = ("failed",)
 _NOT_ENDED: Final = ("waiting", "running", "interrupted", "crashed", "parked")
 
 
 def _on_many(states: Sequence[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options that name many runs, and what they stand like unless that is said."""
+    """Give a command the options that select many runs, with a default for their status."""
 
     def give(fn: Callable[..., Any]) -> Callable[..., Any]:
         told = f"Of runs that stand so, may be given again; {', '.join(states)} unless given."
         for option in (
             YES,
-            click.option("--since", type=Moment(), help="Of runs that began since."),
+            click.option("--since", type=Moment(), help="For many runs: those that began since."),
             click.option("--status", "states", multiple=True, type=RunState(), help=told),
-            click.option("--flow", type=FlowName(), help="Of many runs: all of this flow."),
+            click.option("--flow", type=FlowName(), help="For many runs: all of this flow."),
         ):
             fn = option(fn)
         return fn
@@ -49,7 +49,7 @@ def _act(
     reason: str | None,
     by: str,
 ) -> None:
-    """Act on the run that is named, or on all that are described."""
+    """Act on the named run, or on all selected ones."""
     from durable_cli._each import Chosen
     from durable_cli._mend import Signed, act_on_many, act_on_one
 
@@ -72,8 +72,8 @@ def retry(asked: Asked, run_id: str | None, step_id: str | None, **options: Any)
     """Continue a run that failed, crashed, is parked or was interrupted.
 
     Without STEP, reopens the steps whose failures ended the run; failures that its flow caught stay. The run continues when a
-    worker takes it, or when it is run again. To retry many runs, name them by --flow, --status and --since: they are listed, and
-    retried after a question. A run that is refused doesn't stop the others.
+    worker takes it, or when it is run again. To retry many runs, select them with --flow, --status and --since: they are listed,
+    and retried after confirmation. A run that is refused doesn't stop the others.
 
     \b
     Example:
@@ -93,8 +93,8 @@ def cancel(asked: Asked, run_id: str | None, **options: Any) -> None:
     """Ask a run to stop; its flow can undo its work.
 
     A run that is working notices within two seconds, on S3 within twenty. A run without a process notices when it is run again.
-    A run that has not begun ends at once. Cancelling again changes nothing. To cancel many runs, name them by --flow, --status
-    and --since: they are listed, and cancelled after a question.
+    A run that has not begun ends at once. Cancelling again changes nothing. To cancel many runs, select them with --flow,
+    --status and --since: they are listed, and cancelled after confirmation.
 
     \b
     Example:
@@ -107,14 +107,14 @@ def cancel(asked: Asked, run_id: str | None, **options: Any) -> None:
 @click.command()
 @click.argument("run_id", metavar="RUN", type=RunId())
 @click.argument("step_id", metavar="STEP", type=StepId())
-@click.option("--value", type=JsonValue(), help="What the step returns: JSON, @FILE or -; null unless given.")
-@click.option("--reason", metavar="TEXT", required=True, help="Why, for those who read the log.")
+@click.option("--value", type=JsonValue(), help="The step's value: JSON, @FILE or -; by default null.")
+@click.option("--reason", metavar="TEXT", required=True, help="The reason, for readers of the log.")
 @BY
 @on_store
 def resolve(asked: Asked, run_id: str, step_id: str, value: Any, reason: str, by: str) -> None:
     """Set the outcome of a step that failed or was interrupted.
 
-    The value is what the step would have returned. Nothing checks that it has the type that the flow expects.
+    The value is what the step would have returned. It is not checked against the type that the flow expects.
 
     \b
     Example:
@@ -128,13 +128,13 @@ def resolve(asked: Asked, run_id: str, step_id: str, value: Any, reason: str, by
 @click.command()
 @click.argument("run_id", metavar="RUN", type=RunId())
 @click.argument("new", metavar="NEW")
-@click.option("--before", metavar="STEP", type=StepId(), required=True, help="The first step that runs anew.")
+@click.option("--before", metavar="STEP", type=StepId(), required=True, help="The first step that runs again.")
 @BY
 @on_store
 def fork(asked: Asked, run_id: str, new: str, before: str, by: str) -> None:
-    """Begin a new run with what another had decided before a step.
+    """Begin a new run with the outcomes of another run before a step.
 
-    That step and all after it run anew, with the same input. The original stays as it is, with everything that it did.
+    That step and all later ones run again, with the same input. The original run stays as it is.
 
     \b
     Example:

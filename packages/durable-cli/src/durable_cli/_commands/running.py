@@ -18,13 +18,13 @@ _INPUT: Final = "The flow's arguments by name: a JSON object, @FILE or -."
 @click.argument("flow", metavar="MODULE:FLOW")
 @click.argument("run_id", metavar="RUN")
 @click.option("--input", "given", type=JsonObject(), default="{}", show_default=False, help=_INPUT)
-@click.option("--at", type=Moment(ahead=True), help="Not before: a time, or in how long, such as 2h.")
+@click.option("--at", type=Moment(ahead=True), help="The earliest start: a time, or a span ahead, such as 2h.")
 @on_store
 def start(asked: Asked, flow: str, run_id: str, given: Mapping[str, Any], at: datetime | None) -> None:
-    """Ask for a run, without running it: a worker takes it up.
+    """Start a run without running it here: a worker takes it up.
 
-    The module is imported from the current folder, for the flow's name and the types of its input. The same run and input again
-    change nothing; other input is refused.
+    The module is imported from the current folder, because it has the flow's name and the types of its input. The same run and
+    input again change nothing; other input is refused.
 
     \b
     Example:
@@ -40,15 +40,15 @@ def start(asked: Asked, flow: str, run_id: str, given: Mapping[str, Any], at: da
 @click.command()
 @click.argument("flow", metavar="MODULE:FLOW")
 @click.argument("run_id", metavar="RUN", type=RunId())
-@click.option("--input", "given", type=JsonObject(), help=f"{_INPUT} A run that was begun has its own.")
+@click.option("--input", "given", type=JsonObject(), help=f"{_INPUT} A run that has begun keeps its input.")
 @on_store
 def run(asked: Asked, flow: str, run_id: str, given: Mapping[str, Any] | None) -> None:
     """Run or continue a flow here, and print its result.
 
-    Steps show on stderr as they happen, and so does what the program prints; the result on stdout, as JSON. A run that waits
-    for longer than its flow's wait_limit is suspended: that is exit code 0 and no result, with what it waits for on stderr.
-    With --json the object says how the run stands, whatever came of it. Exit code 1: it failed, was cancelled, crashed or is
-    parked. After Ctrl-C run it again: what is recorded stays.
+    Steps show on stderr as they happen, and so does what the program prints; the result is on stdout, as JSON. A run that waits
+    for longer than its flow's wait_limit is suspended: then the exit code is 0 without a result, and stderr says what it waits
+    for. With --json, the object is the run's status in any case. Exit code 1: it failed, was cancelled, crashed or is parked.
+    After Ctrl-C, run it again: what is recorded stays.
 
     \b
     Example:
@@ -65,16 +65,16 @@ def run(asked: Asked, flow: str, run_id: str, given: Mapping[str, Any] | None) -
 
 @click.command()
 @click.argument("worker", metavar="MODULE:WORKER")
-@click.option("--host", metavar="ADDRESS", help="Where webhooks are answered; 127.0.0.1 unless given.")
-@click.option("--port", type=click.IntRange(0, 65_535), help="The port; 8000 unless given.")
+@click.option("--host", metavar="ADDRESS", help="The address for webhooks; by default 127.0.0.1.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="The port; by default 8000.")
 @on_store
 def serve(asked: Asked, worker: str, host: str | None, port: int | None) -> None:
-    """Work: start, resume and finish runs, and answer webhooks, until SIGTERM or Ctrl-C.
+    """Run a worker: start, resume and finish runs, and answer webhooks, until SIGTERM or Ctrl-C.
 
     WORKER is a flow or a list of flows, for a worker on --store; a function of a store that returns a Worker; or a Worker that
-    has its store. Webhooks, if it has any, are answered over HTTP, and so is /healthz; with --port or --host that alone. A stop
-    lets running steps end and hands all runs to other workers; a second one doesn't wait. It needs durable-worker, and
-    durable-cli[serve] for HTTP.
+    has its store. If it has webhooks, or with --port or --host, it serves HTTP: the webhooks and /healthz. A stop lets running
+    steps end and hands all runs to other workers; a second stop doesn't wait. It needs durable-worker, and durable-cli[serve]
+    for HTTP.
 
     \b
     Example:
@@ -94,9 +94,9 @@ def serve(asked: Asked, worker: str, host: str | None, port: int | None) -> None
 @click.argument("worker", metavar="MODULE:WORKER")
 @on_store
 def sweep(asked: Asked, worker: str) -> None:
-    """Do one round over all runs that can continue; for cron and timers.
+    """Run everything that can continue once, and return; for cron and timers.
 
-    Prints what came of them. WORKER is what serve takes. It needs durable-worker.
+    Prints the number of runs by result. WORKER is the same as for serve. It needs durable-worker.
 
     \b
     Example:
@@ -114,15 +114,14 @@ def sweep(asked: Asked, worker: str) -> None:
 
 @click.command()
 @click.argument("url", metavar="[URL]", required=False)
-@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="An address of this machine alone.")
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="An address of this machine only.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="The port; 0 takes a free one.")
 @on_store
 def web(asked: Asked, url: str | None, host: str, port: int) -> None:
-    """Serve a page on which runs are seen and decided, until Ctrl-C.
+    """Serve a web page where you see and decide runs, until Ctrl-C.
 
-    It prints a link that opens the page once, in one browser of this machine; whoever opened it may do all. URL names the store
-    and goes before --store. It needs durable-web[serve]. For others than yourself mount the page into an application that knows
-    its users.
+    It prints a link that opens the page once, in one browser on this machine, with all rights. URL is the store, and overrides
+    --store. It needs durable-web[serve]. If other people need the page, mount it into an application that knows its users.
 
     As JSON, one object: url, the link.
 

@@ -29,7 +29,7 @@ SAID = {
     "charge-1": ("It is parked since", ["resolve charge-1 charge --value JSON --reason TEXT", "retry charge-1"]),
     "charge-2": ("its process is gone: nobody holds its lock", ["retry charge-2", "serve MODULE:WORKER"]),
     "asked": ("has been waiting for a worker since", ["run MODULE:FLOW asked", "serve MODULE:WORKER"]),
-    "dropped": ("It was cancelled .*'changed her mind', and stays so", ["fork dropped NEW --before STEP"]),
+    "dropped": ("It was cancelled .*'changed her mind', and can't continue", ["fork dropped NEW --before STEP"]),
     "stopping": ("It was asked to stop, because of 'too late'", ["serve MODULE:WORKER"]),
     "script": ("It has no flow", []),
 }  # fmt: skip

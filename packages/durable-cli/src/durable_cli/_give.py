@@ -1,4 +1,4 @@
-"""Telling a run from outside what came of something: an event, or a step that is set by hand."""
+"""Giving a run a value from outside: for an event, or for a step that is set by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 async def send(store: Store, run_id: str, step_id: str, value: Any, error: str | None, *, as_json: bool) -> None:
-    """Give an event its value, or say that it went wrong."""
+    """Give an event its value, or report that it failed."""
     from durable_core import control
 
     if error is None:

@@ -1,4 +1,4 @@
-"""The kinds of values that commands are given, and how a shell completes them."""
+"""The types of commands' values, and how a shell completes them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LOOKED_AT: Final = 1000  # runs, for the names of flows
 _LONGEST: Final = timedelta(days=36_500)
 _SHOWN: Final = 200  # characters of a value that is refused
 _PLAIN: Final = re.compile(r"(?!-)[\w@%+=:,./-]+", re.ASCII)
-"""What a shell takes as it is. Other names are not completed: in an id, `$(…)` would be run by who presses Enter."""
+"""Characters that a shell takes as they are. Other names are not completed, because a shell would run `$(…)` in an id."""
 
 
 class JsonValue(click.ParamType[Any]):
-    """A value given as JSON, or where that is read from: `-` for standard input, `@file` for a file."""
+    """A value given as JSON, or its source: `-` for standard input, `@file` for a file."""
 
     name = "JSON"
 
@@ -57,7 +57,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 class Span(click.ParamType[timedelta]):
-    """A length of time, such as `30d`, `12h`, `5m` or `10s`; a bare number is seconds."""
+    """A length of time, such as `30d`, `12h`, `5m` or `10s`. A number without a unit is seconds."""
 
     name = "SPAN"
 
@@ -97,7 +97,7 @@ class Moment(click.ParamType[datetime]):
 
 
 class RunState(click.ParamType[str]):
-    """How a run stands."""
+    """The status of a run."""
 
     name = "STATE"
 
@@ -115,10 +115,10 @@ class RunState(click.ParamType[str]):
 
 
 class InStore(click.ParamType[str]):
-    """A name that a shell completes from what the store holds."""
+    """A name that a shell completes from the store."""
 
     async def find(self, store: Any, ctx: click.Context, incomplete: str) -> Iterable[str]:
-        """Return some names that begin so."""
+        """Return some names with this beginning."""
         raise NotImplementedError
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -127,7 +127,7 @@ class InStore(click.ParamType[str]):
         asked = Asked(ctx.params.get("store") or named_before(ctx), as_json=False)
         try:
             found = asked.run(lambda store: self.find(store, ctx, incomplete))
-        except Exception:  # a shell has nowhere to show it
+        except Exception:  # a shell can't show it
             return []
         return [CompletionItem(name) for name in sorted({*found}) if name.startswith(incomplete) and _PLAIN.fullmatch(name)]
 
@@ -151,7 +151,7 @@ class RunId(InStore):
 
 
 class StepId(InStore):
-    """The id of a step of the run that was named before; with a kind only those that wait, such as for an `approval`."""
+    """The id of a step of the run that was named before; with a kind, only waits of that kind, such as `approval`."""
 
     name = "STEP"
 
@@ -159,7 +159,7 @@ class StepId(InStore):
         self._waits = waits
 
     async def find(self, store: Any, ctx: click.Context, incomplete: str) -> Iterable[str]:
-        # Behind an option the arguments are not parsed yet.
+        # After an option, the arguments are not parsed yet.
         run_id = ctx.params.get("run_id") or next(iter(ctx.args))
         steps = {record.step_id: record for record in await store.list(run_id)}
         wanted = [step for step in steps.values() if self._waits is None or (step.kind, step.status) == (self._waits, "waiting")]
@@ -167,7 +167,7 @@ class StepId(InStore):
 
 
 class FlowName(InStore):
-    """The name of a flow that runs of the store have."""
+    """The name of a flow of runs in the store."""
 
     name = "FLOW"
 

@@ -1,4 +1,4 @@
-"""Finding what a program calls by name: `MODULE:NAME`, imported from the current folder."""
+"""Finding an object by `MODULE:NAME`, imported from the current folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def load_flow(spec: str) -> Flow[Any, Any]:
-    """Return the flow that `MODULE:FLOW` names, a blocking one too. Raises `UsageError` where there is none."""
+    """Return the flow `MODULE:FLOW`, which may be a blocking one. Raises `UsageError` if there is none."""
     from durable_core import Flow
     from durable_core.engine import asynchronous
 
@@ -31,7 +31,7 @@ def load_flow(spec: str) -> Flow[Any, Any]:
 
 
 def load(spec: str, what: str) -> tuple[Any, Any]:
-    """Import the module and return it, with what is named there. Raises `UsageError` for a name that isn't there.
+    """Import the module and return it with the named object. Raises `UsageError` if the name doesn't exist.
 
     An error of the program itself shows its traceback, and ends the command.
     """
@@ -61,13 +61,13 @@ def load(spec: str, what: str) -> tuple[Any, Any]:
 
 
 def printing_to_stderr() -> AbstractContextManager[object]:
-    """Send to stderr what the program prints meanwhile: stdout is for the command's own result."""
+    """Send the program's output to stderr meanwhile, because stdout is for the command's own result."""
     return redirect_stdout(sys.stderr)
 
 
 @contextmanager
 def not_leaving() -> Iterator[None]:
-    """Take a `sys.exit` of the program for a failure, whatever its code: the work was not done."""
+    """Treat a `sys.exit` of the program as a failure, whatever its code, because the work was not done."""
     try:
         yield
     except SystemExit as left:

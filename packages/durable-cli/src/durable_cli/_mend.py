@@ -1,4 +1,4 @@
-"""Letting runs go on, stopping them, and beginning them anew."""
+"""Continuing runs, stopping them, and forking them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Act = Literal["retry", "cancel"]
 
 
 class Signed(NamedTuple):
-    """Who acts, and why."""
+    """The person who acts, and the reason."""
 
     by: str
     reason: str | None
 
 
 async def act_on_one(store: Store, asked: Asked, act: Act, run_id: str, step_id: str | None, signed: Signed) -> None:
-    """Retry or cancel a run, and say how it stands then."""
+    """Retry or cancel a run, and show its state then."""
     from durable_core import control
 
     await _act(store, act, signed, step_id)(run_id)
@@ -42,7 +42,7 @@ async def act_on_one(store: Store, asked: Asked, act: Act, run_id: str, step_id:
 
 
 def act_on_many(asked: Asked, act: Act, chosen: Chosen, signed: Signed, *, yes: bool) -> None:
-    """Retry or cancel the runs that are meant, after a question."""
+    """Retry or cancel the selected runs, after confirmation."""
     runs, damage = asked.run(lambda store: find(store, chosen))
     if runs and not yes:
         agree(f"{act.capitalize()} {number(len(runs), 'run')} as {signed.by}?", shown=listed(runs))
@@ -61,7 +61,7 @@ def act_on_many(asked: Asked, act: Act, chosen: Chosen, signed: Signed, *, yes: 
 
 
 async def fork(store: Store, asked: Asked, run_id: str, new: str, before: str, by: str) -> None:
-    """Begin a new run with what was decided before a step."""
+    """Begin a new run with the outcomes before a step."""
     from durable_core import Refused, control
 
     await control.fork(store, run_id, new, before=before, by=by)

@@ -1,4 +1,4 @@
-"""Runs as lines of text, and in other stores."""
+"""Exporting runs as lines of text, importing them, and copying them to other stores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HALF_WAY: Final = "Stopped half-way: the same command again completes it."
 
 
 async def named(store: Store, run_ids: Sequence[str], prefix: str | None) -> Sequence[str]:
-    """Return the ids that were given, or those in the store that begin so. Raises `Refused` where it can't list its runs."""
+    """Return the given ids, or those in the store with this prefix. Raises `Refused` if it can't list its runs."""
     from durable_core import Refused
     from durable_core.store import runs_of
 
@@ -53,7 +53,7 @@ async def copy(store: Store, run_ids: Sequence[str], prefix: str | None, to: str
 
 
 async def export(store: Store, run_ids: Sequence[str], prefix: str | None) -> None:
-    """Write the entries of runs to stdout, one a line, in the order in which they were appended."""
+    """Write the entries of runs to stdout, one on each line, in the order in which they were appended."""
     from durable_core import control
 
     on_terminal = sys.stdout.isatty()
@@ -84,7 +84,7 @@ async def _entries(store: Store, run_id: str) -> AsyncGenerator[StepRecord, None
 
 
 def read(file: IO[bytes], where: str) -> Sequence[StepRecord]:
-    """Return the entries that `export` wrote. Raises `ClickException`, with the number of the line, for what is no log."""
+    """Return the entries that `export` wrote. Raises `ClickException` with the line's number if the text is not a log."""
     from durable_core import StepRecord, StoreError
 
     found: list[StepRecord] = []
@@ -109,7 +109,7 @@ def read(file: IO[bytes], where: str) -> Sequence[StepRecord]:
 
 
 async def restore(store: Store, entries: Sequence[StepRecord], *, dry_run: bool, as_json: bool) -> None:
-    """Append what was read, run by run. Raises `CopyConflict` where the store holds anything else of one, before any is begun."""
+    """Append the entries, run by run. Raises `CopyConflict` before that if the store has other entries of a run."""
     from durable_core import MemoryStore, control
 
     runs = MemoryStore()

@@ -1,4 +1,4 @@
-"""What waits for a person."""
+"""The approvals that wait for people."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _row(record: StepRecord, now: datetime) -> Sequence[str]:
 
 
 def who(record: StepRecord) -> str:
-    """Say who may decide an approval, and how many have to."""
+    """Return who may decide an approval, and how many people must."""
     approvers, quorum = record.notes.get("approvers"), record.notes.get("quorum", 1)
     names = cut(", ".join(map(str, approvers)), 30) if isinstance(approvers, list) else "anybody"
     return names if quorum == 1 else f"{names}, {len(votes_of(record))} of {quorum}"

@@ -1,4 +1,4 @@
-"""What a person sees while a run is driven here: a line for each step that came to something, and what is under way."""
+"""The progress of a run that is driven here: a line for each step that ended, and the steps in progress."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MESSAGE: Final = 300
 
 
 class Progress:
-    """Takes what a runner tells, and writes it to stderr."""
+    """Writes a runner's events to stderr."""
 
     def __init__(self, run_id: str, asked: Asked) -> None:
         self._run_id: Final = run_id
@@ -34,11 +34,11 @@ class Progress:
         self._began: Final[dict[tuple[str, str], float]] = {}
         self._console: Console | None = None
         self.crash: BaseException | None = None
-        """What the flow's own code raised, if that ended the run."""
+        """The error of the flow's own code, if it ended the run."""
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """On a terminal, show beneath the lines what is under way."""
+        """On a terminal, show the steps in progress below the lines."""
         if not sys.stderr.isatty():
             yield
             self._tell_replayed()
@@ -55,7 +55,7 @@ class Progress:
             self._console = None
 
     def tell(self, event: StepEvent) -> None:
-        """Take one event."""
+        """Write one event."""
         key = event.run_id, event.step_id
         if event.type == "step:replay":
             self._replayed += 1
@@ -71,7 +71,7 @@ class Progress:
                 self._write(*told)
 
     def _told(self, event: StepEvent) -> tuple[str, str] | None:
-        """Return a word for what came of a step, and the rest of the line."""
+        """Return a word for a step's result, and the rest of the line."""
         step = self._step(event.run_id, event.step_id)
         record = event.record
         if event.type == "step:success" and record is not None:
@@ -116,7 +116,7 @@ class Progress:
 
 
 def how_to_help(wait: StepRecord, asked: Asked) -> str:
-    """Say how a wait ends: at a time, by a command."""
+    """Return how a wait ends: at a time, or with a command."""
     until = f"until {moment(wait.until)}" if wait.until is not None else ""
     if wait.kind not in ("approval", "event"):
         return until

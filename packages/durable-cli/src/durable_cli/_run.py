@@ -1,4 +1,4 @@
-"""Asking for a run, and running it here."""
+"""Starting a run, and running it here."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from durable_core import DurableError, Flow, RunSuspended, Store
 
 Input = Mapping[str, Any]
-_PATIENCE: Final = 0.5  # seconds until we say what we wait for
+_PATIENCE: Final = 0.5  # seconds before we say what we wait for
 
 
 async def start(store: Store, asked: Asked, flow: Flow[..., Any], run_id: str, input: Input, at: datetime | None) -> None:
-    """Ask for a run, and say how it stands."""
+    """Start a run, and show its state."""
     from durable_core import control
     from durable_core.engine import check_input
 
@@ -43,9 +43,9 @@ async def start(store: Store, asked: Asked, flow: Flow[..., Any], run_id: str, i
 
 
 async def run(store: Store, asked: Asked, flow: Flow[..., Any], run_id: str, input: Input | None, again: str) -> None:
-    """Run the flow to its end, or as far as it goes; write its result to stdout, and what happens meanwhile to stderr.
+    """Run the flow as far as it can; write its result to stdout, and what happens meanwhile to stderr.
 
-    `again` is the command that goes on with it.
+    `again` is the command that continues it.
     """
     from durable_core import ChildStopped, DurableError, RunSuspended, StepDrift, StepFailed, StepInterrupted, control
     from durable_core.engine import check_input, with_handler
@@ -82,7 +82,7 @@ async def run(store: Store, asked: Asked, flow: Flow[..., Any], run_id: str, inp
 
 
 async def _stop(task: asyncio.Task[Any], again: str) -> None:
-    """Let go of the run after Ctrl-C; a second one doesn't wait for a function that can't be interrupted."""
+    """Release the run after Ctrl-C. A second Ctrl-C doesn't wait for a function that can't be interrupted."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     task.cancel()
     _, running = await asyncio.wait([task], timeout=_PATIENCE)
@@ -103,7 +103,7 @@ async def _say_what_it_waits_for(store: Store, asked: Asked, suspended: RunSuspe
 
 
 def _mending(asked: Asked, error: DurableError) -> Sequence[str]:
-    """Return the commands that help where a step was interrupted."""
+    """Return the commands that help if a step was interrupted."""
     from durable_core import StepInterrupted
 
     if not isinstance(error, StepInterrupted):

@@ -19,7 +19,7 @@ PAGE: Final = 20
 
 
 class Filter(NamedTuple):
-    """Which runs are asked for, and which of them come first."""
+    """The runs to list, and where the page begins."""
 
     prefix: str
     states: Collection[RunState]
@@ -30,7 +30,7 @@ class Filter(NamedTuple):
 
 
 async def list_runs(store: Store, asked: Asked, wanted: Filter) -> None:
-    """Show a page of runs, those that began last first."""
+    """Show a page of runs, newest first."""
     before = None
     if wanted.before is not None:
         last = await control.status(store, wanted.before)

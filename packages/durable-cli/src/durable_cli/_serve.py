@@ -1,4 +1,4 @@
-"""A worker of the user's program, served: its runs, and over HTTP its webhooks."""
+"""Serving a worker of the user's program: its runs, and its webhooks over HTTP."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 HOST: Final = "127.0.0.1"
 PORT: Final = 8000
-_GRACE: Final = 5  # seconds for requests that are under way at the end
+_GRACE: Final = 5  # seconds for requests that are in progress at the end
 
 
 def need(module: str, distribution: str, what: str) -> None:
-    """Raise an error that says what to install, unless the module is there."""
+    """Raise an error that says what to install, unless the module exists."""
     if find_spec(module) is None:
         raise click.ClickException(f"{what} needs {distribution}, which is not installed: pip install '{distribution}'")
 
 
 def load_worker(spec: str) -> Any:
-    """Return what `MODULE:WORKER` names, before any event loop is there; the log goes to stderr from then on."""
+    """Return the object `MODULE:WORKER`, before any event loop exists. From then on, the log goes to stderr."""
     need("durable_worker", "durable-worker", "a worker")
     _, named = load(spec, "WORKER")
     log_to_stderr()
@@ -45,7 +45,7 @@ def load_worker(spec: str) -> Any:
 
 
 async def serve(asked: Asked, spec: str, named: Any, host: str | None, port: int | None) -> None:
-    """Work until SIGTERM or SIGINT, and answer webhooks meanwhile, if the worker has any or an address was given."""
+    """Work until SIGTERM or SIGINT. Also answer webhooks, if the worker has any or an address was given."""
     async with _worker(asked, spec, named) as worker:
         if worker.paths or host is not None or port is not None:
             need("uvicorn", "durable-cli[serve]", "serving webhooks")
@@ -56,7 +56,7 @@ async def serve(asked: Asked, spec: str, named: Any, host: str | None, port: int
 
 
 async def sweep(asked: Asked, spec: str, named: Any) -> None:
-    """Do one round, and say what came of it."""
+    """Do one round, and show its results."""
     import msgspec
 
     with printing_to_stderr():
@@ -71,7 +71,7 @@ async def sweep(asked: Asked, spec: str, named: Any) -> None:
 
 @asynccontextmanager
 async def _worker(asked: Asked, spec: str, named: Any) -> AsyncIterator[Worker]:
-    """Make the worker that was named: one that is there, or of flows, or by a function of the store."""
+    """Make the named worker: it exists, or is made from flows or by a function of the store."""
     from durable_core import Flow, open_store
     from durable_core.engine import asynchronous
     from durable_worker import Worker
@@ -107,7 +107,7 @@ def _opened(store: Store) -> AbstractAsyncContextManager[object]:
 
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Listen on an address. Raises `ClickException` where that can't be, before any run is taken."""
+    """Listen on an address. Raises `ClickException` if that is impossible, before any run is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
@@ -118,7 +118,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 async def _serve_both(worker: Worker, listener: socket.socket) -> None:
-    """Serve the worker and its application; the application ends last, so that deliveries are taken to the end."""
+    """Serve the worker and its application. The application ends last, so that it accepts deliveries until the end."""
     server = _server(worker.app)
     answering = asyncio.create_task(server.serve(sockets=[listener]))
     host, port = listener.getsockname()[:2]

@@ -1,4 +1,4 @@
-"""One run: how it stands, the timeline of its steps, and one step in full."""
+"""One run: its state, the timeline of its steps, and one step in full."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._steps import Step, Steps
 
 
 async def show(store: Store, asked: Asked, run_id: str, *, all_steps: bool) -> None:
-    """Show how a run stands, and its steps."""
+    """Show a run's state and its steps."""
     entries = await store.list(run_id)
     run = await control.status(store, run_id, entries=entries)
     steps = Steps(entries)

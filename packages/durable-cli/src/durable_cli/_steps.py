@@ -1,4 +1,4 @@
-"""The steps of a run as its log holds them: decoded one by one, when they are asked for."""
+"""The steps of a run from its log, decoded one by one on access."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._text import brief, cut, harmless, soon
 from ._words import error_text
 
 _ENDS: Final = 20
-"""How many steps of a long run are shown at its beginning, of those that stand out, and at its end."""
+"""How many steps of a long run are shown at its beginning, among the notable ones, and at its end."""
 
 
 class Step(NamedTuple):
@@ -33,7 +33,7 @@ class Step(NamedTuple):
         return self.latest.step_id
 
     def state(self, run: RunStatus) -> str:
-        """Return how it stands, in a word."""
+        """Return its state, in a word."""
         latest = self.latest
         if latest.status == "success" and latest.kind == "approval":
             return "approved" if _decision(latest).get("approved") else "rejected"
@@ -52,7 +52,7 @@ class Step(NamedTuple):
         return self.latest.ended_at if decided(self.latest) or self.latest.status == "reopened" else now
 
     def said(self, now: datetime) -> str:
-        """Say in short what came of it, what it waits for, or what went wrong, and who acted on it."""
+        """Return a short text on its result, its wait or its error, and who acted on it."""
         latest, notes = self.latest, self.latest.notes
         run_id = child_of(latest)
         child = "" if run_id is None else f"run {harmless(run_id)}"
@@ -107,7 +107,7 @@ class Steps:
         return [self[step_id] for step_id in self._first]
 
     def some(self) -> list[Step | int]:
-        """Return the first and last steps and those that stand out, between them the numbers of those left out."""
+        """Return the first, the last and the notable steps, and between them the numbers of those left out."""
         ids = [*self._first]
         if len(ids) <= 3 * _ENDS:
             return [*self.all()]
@@ -124,7 +124,7 @@ class Steps:
         return shown
 
     def one(self, run_id: str, step_id: str) -> list[StepRecord]:
-        """Return the entries of one step. Raises `NotFound` where there are none."""
+        """Return the entries of one step. Raises `NotFound` if there are none."""
         if found := entries_of(self.entries, step_id):
             return sorted(found, key=lambda record: record.revision)
         last = ", ".join(map(repr, [*self._first][-10:])) or "none"
@@ -149,7 +149,7 @@ def _approval(record: StepRecord) -> str:
     if not decided(record):
         shown = brief(msgspec.json.encode(record.notes.get("show")), 100) if "show" in record.notes else ""
         return shown if quorum == 1 else f"{len(votes)} of {quorum} votes, {shown}"
-    decision = _decision(record)  # by hand too, which is no vote
+    decision = _decision(record)  # also by hand, which isn't a vote
     who = ", ".join(cut(str(vote.get("by")), 40) for vote in votes or [decision])
     reason = decision.get("reason")
     return f"by {who}" + (f": {cut(str(reason), 100)}" if reason else "")

@@ -1,4 +1,4 @@
-"""The stores that are installed, as their distributions say: none of them is imported."""
+"""The installed stores, from the metadata of their distributions. None of them is imported."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FAMILY: Final = {
     "durable-redis": ("redis", "rediss", "unix"),
     "durable-s3": ("s3",),
 }
-"""Our own distributions that serve stores. Of no others is it said how to install them: a name that is free invites squatters."""
+"""Our own distributions that serve stores. We suggest no others, because an unregistered name invites squatters."""
 
 
 def stores(*, as_json: bool) -> None:
-    """Print each scheme, who serves it, and what of our own family is not installed."""
+    """Print each scheme and its distribution, and those of our own that are not installed."""
     found = [*_installed()]
     served = {each["scheme"] for each in found}
     found += [
@@ -42,7 +42,7 @@ def serving(scheme: str) -> str:
 
 
 def _installed() -> Iterator[dict[str, Any]]:
-    # An editable install beside an old copy is one distribution.
+    # An editable install and an old copy are one distribution.
     points = {(point.name, point.dist.name): point for point in reversed(tuple(entry_points(group=GROUP))) if point.dist}
     for (scheme, name), point in sorted(points.items()):
         assert point.dist is not None

@@ -1,4 +1,4 @@
-"""Rows in columns, on a screen of any width: ids stay whole, and the last column takes what is left."""
+"""Rows in columns, for any screen width: ids stay whole, and the last column takes the remaining space."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from rich.cells import cell_len
 from rich.text import Text
 
 _GAP: Final = 2
-_LEAST: Final = 12  # columns of the screen, which are left for the last cell before ids get a line of their own
+_LEAST: Final = 12  # screen columns that the last cell must have before ids get a line of their own
 
 Cell = str | Text
-"""A text with a style, or one without; harmless already."""
+"""A text with or without a style, already harmless."""
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]], width: int, *, ids: int = 1) -> Iterator[Text]:
-    """Lay rows out under their heads, as lines that are at most `width` wide where the ids are.
+    """Lay out rows under their heads, as lines that are at most `width` wide unless ids are wider.
 
-    The first `ids` cells of a row are never cut: where they are too wide, they get a line of their own.
+    The first `ids` cells of a row are never cut. If they are too wide, they get a line of their own.
     """
     cells = [[each if isinstance(each, Text) else Text(each) for each in row] for row in rows]
     cells.insert(0, [Text(head, style="dim") for head in heads])

@@ -1,4 +1,4 @@
-"""Text from logs, made harmless for a terminal, and cut."""
+"""Text from logs, made harmless for a terminal, and shortened."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from datetime import datetime, timedelta
 from typing import Final
 
 _HARMFUL: Final = re.compile(
-    # Control characters, marks that turn the direction of text or show nothing, line ends of Unicode, and lone surrogates.
+    # Control characters, characters that reverse text or are invisible, line ends of Unicode, and lone surrogates.
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
 )
 _HARMFUL_BUT_LINES: Final = re.compile(f"(?![\n\t]){_HARMFUL.pattern}")
 
 
 def harmless(text: str, *, keep_lines: bool = False) -> str:
-    """Write as an escape what would move a terminal or hide from a reader; `keep_lines` leaves newlines and tabs."""
+    """Escape characters that could control a terminal or are invisible. `keep_lines` keeps newlines and tabs."""
     return (_HARMFUL_BUT_LINES if keep_lines else _HARMFUL).sub(_escape, text)
 
 
 def harmless_json(text: str) -> str:
-    """Do the same in a text that is JSON, which means what it did."""
+    """Do the same in JSON, without changing its meaning."""
     return _HARMFUL_BUT_LINES.sub(_escape_in_json, text)
 
 
 def cut(text: str, limit: int) -> str:
-    """Return harmless text on one line of at most `limit` characters, with an ellipsis where something is left out."""
+    """Return harmless text on one line of at most `limit` characters, with an ellipsis if something is left out."""
     shown = harmless(text[: limit + 1])
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
 def brief(json: bytes | None, limit: int = 200) -> str:
-    """Return the beginning of encoded JSON on one line; nothing where there is none. The rest is not looked at."""
+    """Return the beginning of encoded JSON on one line; empty if there is none. The rest is not read."""
     return "" if json is None else cut(json[: 4 * limit + 4].decode(errors="ignore"), limit)
 
 
 def quoted(word: str) -> str:
-    """Write a word as a shell takes it; what would move a terminal as an escape, which bash and zsh read back."""
+    """Quote a word for a shell. Characters that could control a terminal become escapes, which bash and zsh understand."""
     import shlex
 
     if harmless(word) == word:
@@ -45,7 +45,7 @@ def quoted(word: str) -> str:
 
 
 def span(seconds: float | timedelta) -> str:
-    """Write a duration as people say it: `340 ms`, `2.1 s`, `4 min`, `3 h`, `12 d`."""
+    """Format a duration: `340 ms`, `2.1 s`, `4 min`, `3 h`, `12 d`."""
     seconds = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
     for limit, unit, name in ((60, 1.0, "s"), (3600, 60.0, "min"), (86_400, 3600.0, "h")):
         if seconds < 0.01:
@@ -58,12 +58,12 @@ def span(seconds: float | timedelta) -> str:
 
 
 def moment(at: datetime) -> str:
-    """Write a time in the machine's zone, to the second."""
+    """Format a time in the machine's time zone, to the second."""
     return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def soon(at: datetime, now: datetime) -> str:
-    """Write a time in the machine's zone: the day only where it isn't today, and the year only where it isn't near."""
+    """Format a time in the machine's time zone, with the day if it isn't today, and the year if it isn't near."""
     local, today = at.astimezone(), now.astimezone()
     if local.date() == today.date():
         return local.strftime("%H:%M:%S")
@@ -81,5 +81,5 @@ def _escape_in_json(found: re.Match[str]) -> str:
 
 
 def number(count: int, one: str, many: str | None = None) -> str:
-    """Write a number with its noun: `1 run`, `2 runs`, `1,200 entries`."""
+    """Format a number with its noun: `1 run`, `2 runs`, `1,200 entries`."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"

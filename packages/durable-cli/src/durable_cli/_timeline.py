@@ -1,4 +1,4 @@
-"""One run drawn: how it stands, the timeline of its steps, and one step in full."""
+"""Drawing a run: its state, the timeline of its steps, and one step in full."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ._words import STYLES, about, age, error_text, styled
 
 _BAR: Final = 12
 _WIDE_BAR: Final = 30  # on screens of more than a hundred columns
-_FULL: Final = 10_000  # characters of a value or a traceback on a screen; `--json` has all
+_FULL: Final = 10_000  # characters of a value or a traceback on a screen; `--json` shows all
 
 
 def drawn(run: RunStatus, steps: Steps, asked: Asked, width: int, *, all_steps: bool = False) -> Iterator[Text]:
-    """Draw a run as lines."""
+    """Return the lines of a run."""
     now = datetime.now(UTC)
     yield from _head(run, now, width)
     if not len(steps):
@@ -46,7 +46,7 @@ def drawn(run: RunStatus, steps: Steps, asked: Asked, width: int, *, all_steps: 
     if left_out:
         yield Text(f"\nAll {len(steps):,} steps:\n  {asked.command('show', run.run_id, options=['--all'])}", style="dim")
     if run.status in ("failed", "crashed", "parked", "interrupted", "waiting", "cancelling"):
-        yield Text(f"\nWhy it stands so, and what helps:\n  {asked.command('why', run.run_id)}", style="dim")
+        yield Text(f"\nWhy, and what would help:\n  {asked.command('why', run.run_id)}", style="dim")
 
 
 def _head(run: RunStatus, now: datetime, width: int) -> Iterator[Text]:
@@ -77,7 +77,7 @@ def _row(run: RunStatus, step: Step, now: datetime, width: int, of: tuple[dateti
 
 
 def _bar(began: datetime, ended: datetime, of: tuple[datetime, datetime], width: int, style: str, *, is_open: bool) -> Text:
-    """Draw when a step began and ended within the run, at least one mark wide; what goes on is drawn lighter."""
+    """Draw the time of a step within the run, at least one mark wide. What is in progress is lighter."""
     whole = max((of[1] - of[0]).total_seconds(), 1e-6)
     start, stop = (min(max((at - of[0]).total_seconds() / whole, 0), 1) * width for at in (began, ended))
     first = min(int(start), width - 1)
@@ -86,7 +86,7 @@ def _bar(began: datetime, ended: datetime, of: tuple[datetime, datetime], width:
 
 
 def in_full(run: RunStatus, step: Step, chain: Sequence[StepRecord]) -> Iterator[Text]:
-    """Draw one step with all of its entries as lines."""
+    """Return the lines of one step with all of its entries."""
     now, latest = datetime.now(UTC), step.latest
     yield Text.assemble(
         (harmless(latest.step_id), "bold"), "  ", styled(step.state(run)), f"  {latest.kind} of run {harmless(run.run_id)}"

@@ -1,4 +1,4 @@
-"""A run while it goes on: drawn anew on a terminal, line by line in a pipe."""
+"""A live run: redrawn on a terminal, line by line in a pipe."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _BEFORE: Final = 20
-"""How many of the entries that are there already are shown in a pipe."""
+"""How many of the existing entries are shown in a pipe."""
 
 
 async def watch(store: Store, asked: Asked, run_id: str) -> bool:
-    """Show a run until it ends; tell whether it succeeded."""
+    """Show a run until it ends; return True if it succeeded."""
     if asked.as_json or not sys.stdout.isatty():
         run = await _lines(store, asked, run_id)
     else:
@@ -34,7 +34,7 @@ async def watch(store: Store, asked: Asked, run_id: str) -> bool:
 
 
 async def wait(store: Store, asked: Asked, run_id: str, timeout: timedelta | None) -> None:
-    """Wait for a run's end, and print what it returned as JSON; raises what ended it else."""
+    """Wait for a run's end, and print its value as JSON; raise its failure if it didn't succeed."""
     try:
         value = await control.result(store, run_id, timeout=timeout)
     except (StepFailed, TimeoutError) as error:

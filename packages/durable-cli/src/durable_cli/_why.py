@@ -164,13 +164,11 @@ def _whole(run: Run) -> Reason | None:
             return _failed(run, ago)
         case "cancelled":
             fork = [run.command("fork", "NEW", options=("--before", "STEP"))] if run.flow is not None else []
-            return run.reason(f"{run.it} was cancelled {ago}{_because(run)}, and stays so.", *fork)
+            return run.reason(f"{run.it} was cancelled {ago}{_because(run)}, and can't continue.", *fork)
         case "succeeded":
             return run.reason(f"{run.it} succeeded {ago}: there is nothing left to do.", run.command("show"))
         case "open":
-            text = (
-                f"{run.it} has no flow, so nobody knows whether it has ended, and workers leave it alone. Its log has not changed"
-            )
+            text = f"{run.it} has no flow, so its end is not recorded, and workers leave it alone. Its log has not changed"
             return run.reason(f"{text} {since}.")
     return None
 

@@ -1,4 +1,4 @@
-"""How runs and steps stand, in words and colours."""
+"""The states of runs and steps, in words and colours."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STYLES: Final = {
     "cancelled": "dim",
     "withdrawn": "dim",
 }
-"""The colour of a state; others have none."""
+"""The colours of states; others have none."""
 
 
 def styled(state: str) -> Text:
@@ -44,14 +44,14 @@ def styled(state: str) -> Text:
 
 
 def age(at: datetime, now: datetime) -> str:
-    """Say how long ago something was, in whole units."""
+    """Return how long ago something was, in whole units."""
     seconds = max(0, int((now - at).total_seconds()))
     unit, name = next(((unit, name) for unit, name in _UNITS if seconds >= unit), (1, "s"))
     return f"{seconds // unit} {name}"
 
 
 def error_text(error: StepError | None) -> str:
-    """Return what is recorded of an exception, on one line."""
+    """Return a recorded exception on one line."""
     if error is None:
         return ""
     first = next((line for line in error.message[:1000].splitlines() if line.strip()), "")
@@ -60,7 +60,7 @@ def error_text(error: StepError | None) -> str:
 
 
 def about(run: RunStatus, now: datetime) -> str:
-    """Say in short what a run waits for, failed at, or came to."""
+    """Return a short text on what a run waits for, how it failed, or its value."""
     until = "" if run.until is None else f" until {soon(run.until, now)}"
     steps = ", ".join(map(harmless, run.waiting_for[:3])) + (
         f" and {len(run.waiting_for) - 3} more" if len(run.waiting_for) > 3 else ""

@@ -22,7 +22,7 @@ def _on_many(states: Sequence[str]) -> Callable[[Callable[..., Any]], Callable[.
     """Give a command the options that select many runs, with a default for their status."""
 
     def give(fn: Callable[..., Any]) -> Callable[..., Any]:
-        told = f"Of runs that stand so, may be given again; {', '.join(states)} unless given."
+        told = f"For many runs: those with this status; may be repeated; by default {', '.join(states)}."
         for option in (
             YES,
             click.option("--since", type=Moment(), help="For many runs: those that began since."),

@@ -210,7 +210,7 @@ def _recorded(run: Run, each: MapCall, record: StepRecord) -> list[Any]:
     if record.fingerprint != each.call.fingerprint:
         run.tell_drift(
             f"map {record.step_id!r} of run {run.id!r} was recorded with other items than it is now called with; the recorded"
-            " outcomes are used. Give it another id to run it anew",
+            " outcomes are used. To run it again, give it another id",
             record.step_id,
             stacklevel=5,
         )

@@ -249,7 +249,7 @@ def _check(run: Run, child: Child, record: StepRecord) -> None:
     if record.fingerprint != child.taken.fingerprint:
         run.tell_drift(
             f"flow {record.step_id!r} of run {run.id!r} was recorded with other input than it is now called with; the recorded"
-            " input is used. Give it another id to run it anew",
+            " input is used. To run it again, give it another id",
             record.step_id,
         )
 

@@ -102,18 +102,19 @@ def measure(contender: Contender, at: Place, round_: int, *, resuming: bool) -> 
     return found
 
 
-def traced(contender: Contender, at: Place, folder: Path) -> dict[str, Any]:
+def traced(contender: Contender, postgres: PostgresServer, folder: Path) -> dict[str, Any]:
     """Return how many syncs there were between one step and the next, on a disk whose syncs take 20 ms more."""
     output = folder / f"{contender.key}.trace"
+    tracing = syncs.command(output)
+    own_server = contender.store not in ("postgres", "sqlite")
     with ExitStack() as stack:
-        before = []
-        if at.syncing is None:
-            before = syncs.command(output)
-        else:
+        at = stack.enter_context(place(contender, postgres, folder, *tracing if own_server else ()))
+        if at.syncing is not None:
             stack.enter_context(syncs.attached(at.syncing, output))
-        process = stack.enter_context(started(contender, at, "trace", 0, *before))
+        in_client = contender.store == "sqlite"
+        process = stack.enter_context(started(contender, at, "trace", 0, *tracing if in_client else ()))
         found = told(process, "steps")
-    if "steps" not in found:
+    if "steps" not in found or not output.exists():
         return {}
     gaps = [began - ended for (_, ended), (began, _) in zip(found["steps"], found["steps"][1:], strict=False)]
     return {"between": syncs.between(found["steps"], syncs.ends(output)), "gap": median(gaps)}
@@ -171,6 +172,9 @@ def run(contenders: list[Contender], rounds: int, folder: Path, postgres: Postgr
         "contenders": {contender.key: {"rounds": []} for contender in contenders},
     }
     present = [contender for contender in contenders if contender.environment not in result["missing"]]
+    for contender in present if strace() else []:  # first, while nothing is left over that a peer would take up beside
+        result["contenders"][contender.key]["traced"] = found = traced(contender, postgres, folder)
+        print(f"syncs between steps: {contender.key:<26}{found}", flush=True)
     for round_ in range(rounds):
         result["sync_seconds"].append(sync_seconds(folder))
         for contender in present:
@@ -183,11 +187,6 @@ def run(contenders: list[Contender], rounds: int, folder: Path, postgres: Postgr
             figures.setdefault("seconds", time.monotonic() - began)
             figures["rounds"].append(found)
             print(f"round {round_ + 1}: {contender.key:<26}{_shown(found)}", flush=True)
-    for contender in present if strace() else []:
-        with place(contender, postgres, folder) as at:
-            if at.syncing != 0:
-                result["contenders"][contender.key]["traced"] = found = traced(contender, at, folder)
-                print(f"syncs between steps: {contender.key:<26}{found}", flush=True)
     return result
 
 

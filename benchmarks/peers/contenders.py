@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import urlopen
@@ -34,6 +35,11 @@ class Contender:
     environment: str = ""  # a file in requirements/; ours runs in the environment of the command
     query: str = ""
     resumes: bool = True
+
+    @property
+    def queues(self) -> bool:
+        """Whether runs are asked for and left to a worker or a server, as no library needs it."""
+        return "worker" in self.what or "service" in self.what
 
     @property
     def python(self) -> Path:
@@ -74,7 +80,7 @@ class Place:
     """Where a client finds what it talks to."""
 
     url: str
-    syncing: int | None  # the process whose syncs count; None where it is the client itself
+    syncing: int | None  # the process whose syncs count, if it runs already
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -100,8 +106,11 @@ def make_environments(names: set[str]) -> dict[str, str]:
 
 
 @contextmanager
-def place(contender: Contender, postgres: PostgresServer, folder: Path) -> Iterator[Place]:
-    """Yield the place of the contender's own data, which later rounds find as this one left it."""
+def place(contender: Contender, postgres: PostgresServer, folder: Path, *before: str) -> Iterator[Place]:
+    """Yield the place of the contender's own data, which later rounds find as this one left it.
+
+    `before` is put before the command of a system's own server.
+    """
     if contender.store == "postgres":
         name = contender.key.replace("-", "_")
         if not postgres.psql(f"select 1 from pg_database where datname = '{name}'"):
@@ -113,10 +122,10 @@ def place(contender: Contender, postgres: PostgresServer, folder: Path) -> Itera
     elif contender.store == "sqlite":
         yield Place(f"sqlite:{folder / contender.key}.db{contender.query}", None)
     elif contender.store == "restate":
-        with restate_server(contender, folder) as found:
+        with restate_server(contender, folder, *before) as found:
             yield found
     else:
-        with temporal_server(contender, folder) as found:
+        with temporal_server(contender, folder, *before) as found:
             yield found
 
 
@@ -127,7 +136,7 @@ def _make_absurd(contender: Contender, postgres: PostgresServer, database: str) 
 
 
 @contextmanager
-def restate_server(contender: Contender, folder: Path) -> Iterator[Place]:
+def restate_server(contender: Contender, folder: Path, *before: str) -> Iterator[Place]:
     ingress, admin, node, service = (free_port() for _ in range(4))
     (binary,) = (ENVIRONMENTS / contender.environment).glob("node_modules/@restatedev/restate-server-*/bin/restate-server")
     settings = {
@@ -141,31 +150,31 @@ def restate_server(contender: Contender, folder: Path) -> Iterator[Place]:
     }
     command = [str(binary), "--no-logo", "--node-name", "peers", "--base-dir", str(folder / "restate")]
     health = f"http://127.0.0.1:{admin}/health"
-    with server(command, folder / "restate.log", health, settings) as process:
+    with server([*before, *command], folder / "restate.log", health, settings):
         environment = {
             "RESTATE_ADMIN": f"http://127.0.0.1:{admin}",
             "RESTATE_SERVICE_PORT": str(service),
             "RESTATE_IDS": str(folder / f"restate-ids-{service}"),
         }
-        yield Place(f"http://127.0.0.1:{ingress}", process.pid, environment)
+        yield Place(f"http://127.0.0.1:{ingress}", None, environment)
 
 
 @contextmanager
-def temporal_server(contender: Contender, folder: Path) -> Iterator[Place]:
-    if given := os.environ.get("PEERS_TEMPORAL_ADDRESS"):  # a server that is running; its syncs are not counted
-        yield Place(given, 0)
+def temporal_server(contender: Contender, folder: Path, *before: str) -> Iterator[Place]:
+    if given := os.environ.get("PEERS_TEMPORAL_ADDRESS"):  # a server that is running; its syncs are not seen
+        yield Place(given, None)
         return
     port, http, metrics = (free_port() for _ in range(3))
     binary = os.environ.get("PEERS_TEMPORAL") or contender.python.with_name("temporal")
     command = [str(binary), "server", "start-dev", "--headless", "--log-level", "never", "--ip", "127.0.0.1"]
     command += ["--port", str(port), "--http-port", str(http), "--metrics-port", str(metrics)]
     command += ["--db-filename", str(folder / "temporal.db")]
-    with server(command, folder / "temporal.log", f"http://127.0.0.1:{metrics}/metrics", {}) as process:
-        yield Place(f"127.0.0.1:{port}", process.pid)
+    with server([*before, *command], folder / "temporal.log", f"http://127.0.0.1:{metrics}/metrics", {}):
+        yield Place(f"127.0.0.1:{port}", None)
 
 
 @contextmanager
-def server(command: list[str], log: Path, health: str, settings: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def server(command: list[str], log: Path, health: str, settings: dict[str, str]) -> Iterator[None]:
     """Start a server, wait until it answers, and stop it at the end."""
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -176,6 +185,7 @@ def server(command: list[str], log: Path, health: str, settings: dict[str, str])
             env={**os.environ, **settings},
             cwd=log.parent,
             preexec_fn=dies_with_parent(),
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -183,13 +193,14 @@ def server(command: list[str], log: Path, health: str, settings: dict[str, str])
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command[0]} did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.05)
-        yield process
+        yield
     finally:
-        process.terminate()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)  # also what strace started
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 

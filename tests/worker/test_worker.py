@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from itertools import pairwise
 
 import pytest
 
-from durable_core import Runner, control, flow
+from durable_core import Runner, StepRecord, control, flow
 from durable_core.stores.memory import MemoryStore
 from durable_core.testing import FakeClock
 from durable_worker import Worker
@@ -156,3 +157,20 @@ async def test_a_stop_hands_the_runs_back(store: MemoryStore, clock: FakeClock) 
     report = await Worker(store, [two_steps], clock=clock).sweep()
     assert report.succeeded == 1
     assert ran == ["slow", "next"]
+
+
+async def test_looks_at_single_runs_are_reads_that_stores_combine(clock: FakeClock) -> None:
+    """Runs that are taken up at once are read by `get`, of which a store sends many in one request, and by no request a run."""
+
+    class Counting(MemoryStore):
+        looks = 0
+
+        async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
+            self.looks += len(known) == 1
+            return await super().newer(known)
+
+    store = Counting(clock=clock)
+    for number in range(20):
+        await greet.options(clock=clock).start(store, f"run-{number}", name="Ada")
+    assert (await Worker(store, [greet], clock=clock).sweep()).succeeded == 20
+    assert store.looks == 0

@@ -144,7 +144,7 @@ def _has_come(flow: StepRecord, record: StepRecord, now: datetime) -> bool:
 async def newest(store: Store, pairs: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], StepRecord]:
     """Return the newest entry of each run and step that has any, in one request if the store can do that."""
     polling = polling_of(store)
-    if polling is None:
+    if polling is None or len(pairs) == 1:  # stores combine what many get at once
         found = [await store.get(*pair) for pair in pairs]
     else:
         found = [*await polling.newer([(*pair, -1) for pair in pairs])] if pairs else []

@@ -70,7 +70,7 @@ FAULTS: Final = [
             *(store, (_LAST_LOOK,)),
             _TWICE,
             "once",
-            runs=400,
+            runs=120,
         )
         for store in ("redis", "postgres", "s3")
     ),
@@ -82,8 +82,8 @@ FAULTS: Final = [
         "steps that wait for a thread start after the cancellation",
         *("sqlite", _THREADS),
         "had cancelled",
-        "crowd,steps",
-        runs=40,
+        "crowd",
+        runs=24,
     ),
     Fault("steps that wait for a thread are recorded", *("sqlite", _THREADS[:1]), "had not begun", "crowd", runs=24),
     Fault("a step that runs is resolved by hand", "sqlite", ("a step that runs is decided by hand",), "by hand while it ran"),

@@ -2841,6 +2841,8 @@ PATCHES = [
         f"{SQLITE}/_writing.py",
         '_transaction(connection, "begin immediate")',
         '_transaction(connection, "begin")',
+        '    with _transaction(connection, "begin immediate"):\n',
+        '    with _transaction(connection, "begin"):\n',
         ("tests/sqlite/test_sqlite_transactions.py::test_nobody_else_writes_meanwhile",),
     ),
     Patch(

@@ -1362,8 +1362,8 @@ PATCHES = [
     Patch(
         "first: a run waits for tasks that a loser has made",
         f"{CORE}/_running/race.py",
-        "            contender.gate.set()  # for tasks",
-        "            pass  # for tasks",
+        "            contender.gate.set()  # for tasks that it has made, and that are",
+        "            pass  # for tasks that it has made, and that are",
         ("tests/core/many/test_first.py::test_tasks_that_a_loser_has_made_begin_nothing_more",),
     ),
     Patch(

@@ -229,9 +229,12 @@ async def test_losers_are_cancelled_and_begin_nothing_more(store: MemoryStore, e
 
 
 async def test_tasks_that_a_loser_has_made_begin_nothing_more(store: MemoryStore, effects: Effects) -> None:
-    """Nobody cancels those that it does not await when it loses; the run doesn't wait for them."""
+    """Nobody cancels those that it does not await when it loses; the run doesn't wait for them. Those of the winner go on."""
 
-    async def quick() -> str:
+    left: list[asyncio.Task[str]] = []
+
+    async def quick(runner: Runner) -> str:
+        left.append(asyncio.create_task(runner.step("more", effects.happen_async, "more")))
         return "quick"
 
     async def slow(runner: Runner) -> None:
@@ -240,9 +243,10 @@ async def test_tasks_that_a_loser_has_made_begin_nothing_more(store: MemoryStore
             await task
 
     async with asyncio.timeout(60), Runner(store, "run") as runner:
-        name, _ = await runner.first("quickest", quick=quick, slow=lambda: slow(runner))
-    assert name == "quick"
-    assert effects == {}
+        name, _ = await runner.first("quickest", quick=lambda: quick(runner), slow=lambda: slow(runner))
+        assert name == "quick"
+        await left[0]
+    assert effects == {"more": 1}
 
 
 async def test_a_thread_is_not_waited_for(store: MemoryStore) -> None:

@@ -85,6 +85,8 @@ class Contender:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self.race.ended.append(self)
         self.race.settle()
+        if self.has_won:
+            self.gate.set()  # for tasks that it has made, and that go on
         if not task.cancelled():
             task.exception()  # which may never be awaited
 

@@ -20,7 +20,7 @@ from urllib.parse import urljoin, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, sync_playwright
 
 SITE = Path(os.environ["DURABLE_SITE"])
 BUILT = SITE / "durable"
@@ -90,6 +90,13 @@ def reader(browser: Browser, request: pytest.FixtureRequest) -> Iterator[tuple[B
     context.close()
 
 
+def open_search(page: Page) -> None:
+    """Press `/` once the page listens to it, and its index of the search is there."""
+    page.get_by_text("Type to start searching").wait_for(state="attached")
+    page.keyboard.press("/")
+    page.wait_for_function("document.activeElement.classList.contains('md-search__input')")
+
+
 @each_page
 def test_a_page_is_sound(reader: tuple[BrowserContext, str, int], address: str, path: str) -> None:
     """It fits, logs no error, asks no other server, shows its pictures and diagrams, and keeps to WCAG AA."""
@@ -148,8 +155,8 @@ def test_every_diagram_is_drawn(path: str) -> None:
 def test_search_finds_it_first(context: BrowserContext, address: str, words: str, expected: str) -> None:
     """The first result of a search is the page that tells about it."""
     page = context.new_page()
-    page.goto(address, wait_until="networkidle")
-    page.keyboard.press("/")
+    page.goto(address)
+    open_search(page)
     page.keyboard.type(words)
     page.locator(".md-search-result__link").first.wait_for()
     first = page.locator(".md-search-result__link").first.get_attribute("href")
@@ -195,7 +202,7 @@ def test_the_keyboard_is_enough(context: BrowserContext, address: str, width: in
         seen.add((focus["tag"], focus["text"]))
     assert len(seen) > 5
     in_search = "document.activeElement.classList.contains('md-search__input') && document.getElementById('__search').checked"
-    page.keyboard.press("/")
+    open_search(page)
     page.wait_for_function(in_search)
     page.keyboard.press("Escape")
     page.wait_for_function(f"!({in_search})")
@@ -269,7 +276,7 @@ def test_an_address_that_is_nowhere_helps(context: BrowserContext, published: st
     page.on("response", lambda response: missing.append(response.url) if not response.ok else None)
     page.goto(published + path, wait_until="networkidle")
     assert missing == [published + path]
-    page.keyboard.press("/")
+    open_search(page)
     page.keyboard.type("approval")
     assert page.locator(".md-search-result__link").first.get_attribute("href", timeout=20_000)
     page.keyboard.press("Escape")

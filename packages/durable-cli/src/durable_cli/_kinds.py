@@ -48,7 +48,9 @@ class JsonObject(JsonValue):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = super().convert(value, param, ctx)
         if not isinstance(found, dict):
-            self.fail('the input of a flow must be a JSON object, such as \'{"order": "1004"}\'', param, ctx)
+            self.fail(
+                'the input of a flow must be a JSON object of its arguments by name, such as \'{"order": "1004"}\'', param, ctx
+            )
         return found
 
 

@@ -68,7 +68,7 @@ async def _insert(
     connection: Connection, statements: Statements, records: Sequence[StepRecord], seconds: float, told: Collection[str]
 ) -> int:
     """Insert the records whose slots are empty, and return how many; flows also into the index. Tell the watches of `told`."""
-    # In the order of the key, as every other batch, so that no two of them wait for each other.
+    # In the order of the key, like every batch, so that no two of them wait for each other.
     rows = as_json(sorted(records, key=slot_of))
     flows = [record for record in records if record.step_id == FLOW]
     if not flows and not told:

@@ -114,7 +114,7 @@ class Connections:
             raise
 
     async def timed(self, connection: Connection, work: Awaitable[None], *, within: float) -> None:
-        """Await work that has no timeout in asyncpg, such as COMMIT, and drop the connection when the time is over."""
+        """Await work that has no timeout in asyncpg, such as COMMIT; after the time limit, drop the connection."""
         with self.guard(connection):
             try:
                 async with asyncio.timeout(within):

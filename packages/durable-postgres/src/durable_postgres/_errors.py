@@ -90,7 +90,7 @@ def is_retryable(error: BaseException | None) -> bool:
 async def retry(work: Callable[[], Awaitable[T]]) -> T:
     """Do `work` again when its connection was lost, once, and when it met another transaction, a few times.
 
-    Only for work that may be done twice. An idle connection that a firewall dropped is noticed no earlier than this.
+    Only for work that may be done twice. A connection that a firewall dropped while idle is noticed only here.
     """
     lost, conflicts = False, 0
     while True:

@@ -19,9 +19,9 @@ _log: Final = logging.getLogger("durable_postgres")
 
 
 async def fill(connection: Connection, table: Table) -> None:
-    """Write how each run with a flow stands, within the transaction that made the table."""
+    """Write the state of each run with a flow, in the transaction that made the table."""
     statements = Statements(table)
-    # Processes of an older version append meanwhile, and write no index.
+    # Meanwhile, processes of an older version may append, and don't write the index.
     await connection.execute(f"lock table {table.sql} in share row exclusive mode")
     last = ""
     while runs := [run_id for (run_id,) in await connection.fetch(statements.runs, "", last, _PAGE)]:

@@ -31,7 +31,7 @@ select (select count(*) from pg_locks where not fastpath and mode <> 'SIReadLock
         * (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint)
 """
 # All settings are local to the transaction that holds the locks, so that a pooler's other clients see nothing of them.
-# The server ends the session half a minute after it hears no more of this machine.
+# The server ends the session half a minute after it last heard from this machine.
 _BEGIN: Final = """
 select pg_backend_pid(), count(done) from (
     select set_config(name, '0', true) from pg_settings
@@ -97,7 +97,7 @@ class Locks:
         return lease is not None and lease.is_held
 
     async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
-        """Return who holds those of the runs that are held."""
+        """Return the holders of the runs that are held."""
         keys = {run_id: lock_key(self._table, run_id) for run_id in run_ids}
         others = [key for key in keys.values() if key not in self._held]
         found = dict(zip(others, await self._holders.find(others) if others else (), strict=True))
@@ -105,7 +105,7 @@ class Locks:
         return {run_id: holder for run_id, holder in holders.items() if holder}
 
     def close(self) -> None:
-        """Look after the locks no more; they go with their connection."""
+        """Stop managing the locks. They end with their connection."""
         if self._watcher is not None:
             self._watcher.cancel()
 
@@ -114,7 +114,7 @@ class Locks:
             with suppress(StoreError):  # the connection was cut, which gives it up just as well
                 await self._submit((lease, False))
         except asyncio.CancelledError:
-            # Once more, where no cancellation reaches it, which costs a task: giving a lock twice does nothing the second time.
+            # Repeat it in a task, which no cancellation reaches. Releasing a lock twice does nothing the second time.
             with suppress(StoreError):
                 await to_the_end(self._submit((lease, False)))
             raise
@@ -128,7 +128,7 @@ class Locks:
         return [None] * len(asked)
 
     async def _exchange(self, asked: Sequence[Change]) -> None:
-        """Take and give locks in one statement; a lock for which the server has no room is told in its `refusal`."""
+        """Take and release locks in one statement. A lock for which the server has no room gets a `refusal`."""
         takes = [lease for lease, take in asked if take]
         async with self._turn:
             if takes or any(lease.is_held for lease, _ in asked):
@@ -153,10 +153,10 @@ class Locks:
                 lease.connection = cast("Any", connection)._con if take else None
 
     async def _count(self, connection: Connection, takes: Sequence[HeldLock]) -> None:
-        """Count the server's locks, and refuse those of `takes` that have no room in the half that stores may use."""
+        """Count the server's locks, and refuse those of `takes` that exceed the half that stores may use."""
         ((used, total),) = await connection.fetch(_COUNT, timeout=self._limits.statement)
         free = max(total // 2 - used, 0)
-        # An eighth of what is left may be taken without counting again: other stores count too, and take theirs.
+        # An eighth of the rest may be taken without counting again, because other stores count and take theirs too.
         self._room = len(takes) + max(free - len(takes), 0) // 8
         for lease in takes[free:]:
             why = f"{used:,} of the server's {total:,} locks are in use, and half of them are left to its other clients"
@@ -169,8 +169,8 @@ class Locks:
         )
 
     async def _recover(self, connection: Connection, asked: Sequence[Change]) -> None:
-        """Go on with the locks that were held before; they outlive the transaction that failed."""
-        # Chained, so that a pooler has no moment to give the session to others.
+        """Continue with the locks that were held before. They outlive the failed transaction."""
+        # Chained, so that a pooler can't give the session to others in between.
         await connection.execute("rollback and chain", timeout=self._limits.statement)
         await self._set(connection)
         await connection.execute(_GIVE, [lease.key for lease, _ in asked], timeout=self._limits.statement)
@@ -198,7 +198,7 @@ class Locks:
                     lease.is_noted = True
             with suppress(StoreError):
                 async with self._turn, self._own.use() as connection:
-                    self._room = 0  # others may have taken it by now
+                    self._room = 0  # others may have taken it meanwhile
                     # A simple query: it also ends the portal of the statement before, whose snapshot would hold back vacuum.
                     await connection.execute("select 1", timeout=self._limits.statement)
         self._own.close()
@@ -228,7 +228,7 @@ class HeldLock(Lease):
 
 
 class Holders:
-    """Tells who holds a run's lock: the server knows that, and a table beside the log knows since when.
+    """Finds the holder of a run's lock. The server knows it, and a separate table knows since when.
 
     A lock gets its row there with the next ping after it was taken, so that short runs cost no write.
     """
@@ -250,7 +250,7 @@ class Holders:
             where key = any($1::bigint[])"""
 
     async def find(self, keys: Sequence[int]) -> Sequence[Holder | None]:
-        """Return the holder of each lock, or None where nobody holds it."""
+        """Return the holder of each lock, or None if nobody holds it."""
         found = {key: Holder(name, since) for key, name, since in await self._fetch(self._read, keys)}
         return [found.get(key) for key in keys]
 

@@ -17,7 +17,7 @@ from durable_core.stores.flows import FLOW
 from ._schema import Table
 from .errors import RowDamaged, RowRefused
 
-# JSON travels as text: a pool may have codecs of its own for json, and `null` is a value where NULL is none.
+# JSON is sent as text, because a pool may have its own codecs for json, and `null` is a value but NULL isn't.
 _COLUMNS: Final = {
     "run_id": "text",
     "step_id": "text",
@@ -36,7 +36,7 @@ _COLUMNS: Final = {
     "note": "json",
 }
 _NAMES: Final = ", ".join(_COLUMNS)
-# A time that Python has no datetime for is read as the nearest one that it has; the driver would refuse all rows for it.
+# A time that Python's datetime can't hold is read as the nearest one. Otherwise the driver would refuse all rows.
 READ_AS: Final = {
     "json": "t.{0}::text",
     "timestamptz": "case when t.{0} is not null then"
@@ -52,7 +52,7 @@ _decode_error: Final = msgspec.json.Decoder(StepError).decode
 def as_json(records: Iterable[StepRecord]) -> str:
     """Write records as the statement `insert` takes them: their fields are the columns, and bytes are base64.
 
-    Raises `RowRefused` where a record holds what is no JSON, so that it fails alone.
+    Raises `RowRefused` if a record contains something that isn't JSON, so that it fails alone.
     """
     try:
         return _encode([*map(_with_text, records)]).decode()
@@ -61,7 +61,7 @@ def as_json(records: Iterable[StepRecord]) -> str:
 
 
 def _with_text(record: StepRecord) -> StepRecord:
-    """Put JSON into the record as text: within the statement's own, the server takes no escaped NUL."""
+    """Put JSON into the record as text, because the server accepts no escaped NUL in its own JSON."""
     if record.error is None and record.note is None:
         return record
     error, note = (None if value is None else _encode(value).decode() for value in (record.error, record.note))
@@ -93,7 +93,7 @@ class Statements:
                 (select count(pg_notify('{table.channel}', run_id)) from added where run_id = any($2::text[]))
             from added"""
         self.insert_and_tell: Final = added + count
-        # The index stands beside the log in one statement: neither is ever there without the other.
+        # One statement writes the index and the log, so neither exists without the other.
         self.insert_flows: Final = f"""
             {added}, indexed as (
                 insert into {table.flows} as known (run_id, revision, name, state, started_at)
@@ -113,12 +113,12 @@ class Statements:
             " and revision > known.revision order by revision desc limit 1) as t"
         )
         self.read: Final = f"select {_SELECTED} from {table.sql} t where run_id = $1 order by seq"
-        # Without an order inside, so that a long run costs no sort only to be read another way.
+        # Without an inner order, so that a long run isn't sorted needlessly.
         self.read_short: Final = (
             f"select {_SELECTED} from unnest($1::text[]) as asked(run_id) cross join lateral"
             f" (select * from {table.sql} where run_id = asked.run_id limit $2) as t order by t.seq"
         )
-        # What is appended meanwhile stays, in the log and in the index.
+        # Entries that are appended meanwhile stay, in the log and in the index.
         self.clear: Final = f"""
             with cleared as (delete from {table.sql} where run_id = $1 returning step_id, revision)
             delete from {table.flows} where run_id = $1
@@ -173,7 +173,7 @@ class Statements:
         self.clear_wakeups: Final = f"delete from {table.wakes} where token = any($1::text[])"
 
     def record(self, row: Iterable[Any], /) -> StepRecord:
-        """Make a record of what the statements select; raises `RowDamaged` for what is none."""
+        """Make a record from a selected row. Raises `RowDamaged` if the row isn't a record."""
         (run, step, revision, status, kind, name, attempt, started, ended, until, id_, fingerprint, result, error, note) = row
         try:
             return StepRecord(

@@ -118,7 +118,7 @@ class Table:
         await connection.execute("select pg_advisory_xact_lock($1)", lock_key(f'"{self.schema}"', "migration"))
         layout = await self._layout(connection)
         if layout < LAYOUT:
-            # `create schema if not exists` asks for rights on the database even where the schema exists.
+            # `create schema if not exists` needs rights on the database even if the schema exists.
             if not await connection.fetchval("select to_regnamespace($1) is not null", f'"{self.schema}"'):
                 await connection.execute(f'create schema "{self.schema}"')
             await connection.execute(self.migration(layout))
@@ -156,5 +156,5 @@ def lock_key(owner: str, text: str) -> int:
 
 
 def schema_sql(schema: str = "durable", table: str = "steps") -> str:
-    """Return the SQL that creates the store's tables, for those who apply migrations themselves."""
+    """Return the SQL that creates the store's tables, for applying migrations yourself."""
     return f'create schema if not exists "{schema}";\n{Table(schema, table).migration(0)}'

@@ -1,4 +1,4 @@
-"""Wake-ups: a table of messages, which those who take them at the same time share without waiting for each other."""
+"""Wake-ups: a table of messages. Callers that take at the same time don't wait for each other."""
 
 from __future__ import annotations
 

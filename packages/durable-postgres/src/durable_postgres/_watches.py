@@ -35,7 +35,7 @@ class Watches:
         self._own: Final = connections.own(self._begin)
         self._watched: Final[dict[str, set[asyncio.Event]]] = {}
         self._listener: asyncio.Task[None] | None = None
-        self._token = ""  # with a line feed, which no run's id has
+        self._token = ""  # with a line feed, which run ids can't contain
         self._listens = False
         """The token came on this connection."""
         self._has_listened = False
@@ -109,7 +109,7 @@ class Watches:
         else:
             _log.info("%s: a message to itself did not come, so nothing is watched; is a pooler in between?", self._connections)
             self._end()
-            # Or the pooler would go on getting messages for nobody.
+            # Otherwise the pooler would keep getting messages for nobody.
             silence = connection.remove_listener(self._channel, self._hear)
             await self._connections.timed(connection, silence, within=self._limits.statement)
 

@@ -34,7 +34,7 @@ class Single:
         return await self.redis.execute_command(*command, **_RAW, **self._at(key))
 
     async def pipeline(self, commands: Sequence[tuple[object, ...]], key: str) -> list[Any]:
-        """Send commands in one go, to where `key` is; return the answers, errors among them."""
+        """Send commands in one request to the node of `key`; return the answers, including errors."""
         pipeline, options = self._pipeline()
         for command in commands:
             pipeline.execute_command(*command, **_RAW, **self._at(key))
@@ -46,7 +46,7 @@ class Single:
         return [calls]
 
     def has_moved(self, answer: object) -> bool:
-        """Tell whether an answer says that the key is at another node."""
+        """Return True if an answer says that the key is on another node."""
         return False
 
     async def connection(self) -> Any:
@@ -54,7 +54,7 @@ class Single:
         return self.redis.connection_pool.make_connection()
 
     async def leave(self) -> None:
-        """Drop idle connections to a server that became a replica: its address may lead to the new primary by now."""
+        """Drop idle connections to a server that became a replica. Its address may now lead to the new primary."""
         with suppress(RedisError):  # the reason to leave says more
             await self.redis.connection_pool.disconnect(inuse_connections=False)
 

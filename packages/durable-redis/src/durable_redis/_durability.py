@@ -8,7 +8,7 @@ from redis.exceptions import ResponseError
 
 
 class DataLossWarning(UserWarning):
-    """The server is set up in a way that loses runs: it writes no appendonly file, or may evict keys."""
+    """The server's settings may lose runs: it writes no appendonly file, or may evict keys."""
 
 
 async def loss(client: Any, *, expires: bool) -> str | None:

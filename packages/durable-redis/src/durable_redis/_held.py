@@ -20,7 +20,7 @@ class HeldConnection:
         self._closed = False
 
     async def execute(self, command: tuple[object, ...]) -> Any:
-        """Return the answer as bytes; raise it where it is an error."""
+        """Return the answer as bytes; raise it if it is an error."""
         try:
             try:
                 return await self._ask(command)

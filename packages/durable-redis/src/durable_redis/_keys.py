@@ -39,7 +39,7 @@ class Keys:
         return _GLOB.sub(r"\\\1", start) + "*}:log"
 
     def run_id(self, log_key: str | bytes) -> str | None:
-        """Return the id of the run whose log the key names, or None where it names none."""
+        """Return the id of the run whose log has this key, or None if the key isn't one of a log."""
         try:
             name = log_key if isinstance(log_key, str) else log_key.decode()
             run_id = check_id("run_id", unquote(name[len(self._prefix) + 2 : -len("}:log")], errors="strict"))

@@ -50,7 +50,7 @@ class RunLease(LeaseRequests):
 
 
 def holder_in(value: bytes) -> Holder | None:
-    """Return who holds the lock whose key has this value, or None if that process is known to be dead."""
+    """Return the holder of a lock, given its key's value, or None if that process is known to be dead."""
     try:
         claim = msgspec.json.decode(value, type=Claim)
     except (msgspec.DecodeError, ValueError, RecursionError):

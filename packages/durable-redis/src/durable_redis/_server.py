@@ -60,7 +60,7 @@ class Server:
         self.pid: Final = os.getpid()
 
     async def reach(self) -> None:
-        """Have the server answer once, about its settings. Where it doesn't, nothing else was sent to it."""
+        """Ask the server once for its settings. If it doesn't answer, nothing else was sent to it."""
         if not self._examined:
             await self._examine(None)  # one request for all that begin at once: a connection for each would be too many
 
@@ -69,7 +69,7 @@ class Server:
         node = ""
         if isinstance(self._client, Cluster):
             node = await self._try(partial(self._client.node, item[0]), item[0])
-        # One for each node, so that one that is away holds up no runs but its own.
+        # One for each node, so that an unreachable node delays only its own runs.
         if (script, node) not in self._batchers:
             self._batchers[script, node] = Batcher(partial(self.answers, script), size=lambda item: len(item[1]))
         return _sound(await self._batchers[script, node].submit(item))
@@ -174,7 +174,7 @@ class Server:
 
 
 async def _by_hash(execute: Callable[[tuple[object, ...]], Awaitable[Any]], call: Call) -> Any:
-    """Run a script by its hash, and with its source where the server doesn't have it; return an error that the server answers."""
+    """Run a script by its hash, or with its source if the server doesn't have it; return an error that the server answers."""
     try:
         try:
             return await execute(call.command())

@@ -1,4 +1,4 @@
-"""Who waits for a run hears of acts on it: all watches of a store share one connection, on which each run is a channel."""
+"""Notifications of acts on runs. All watches of a store share one connection, on which each run has a channel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Watches:
         self._listener: _Listener | None = None
 
     async def watch(self, channel: str) -> AsyncIterator[None]:
-        """Yield when this begins to listen, or listens anew, and after messages; end where the server can't tell."""
+        """Yield when listening begins or begins again, and after messages; end if the server can't notify."""
         if self._listener is None or self._listener.is_over:
             self._listener = _Listener(self._connect)
         listener, told = self._listener, asyncio.Event()

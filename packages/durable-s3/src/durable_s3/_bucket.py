@@ -1,4 +1,4 @@
-"""The requests that the store makes, each tried again where that is safe."""
+"""The requests of the store. Each is repeated if that is safe."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Content(NamedTuple):
 
 
 class Bucket:
-    """One bucket. Raises `StoreError` that says what is wrong and what to do; `patience` is how long to try again, in seconds."""
+    """One bucket. Raises `StoreError` with the cause and what to do. `patience` is how long to repeat requests, in seconds."""
 
     delete_batch = 1000
     patience = 15.0  # with one last request that times out, less than the 30 s that a runner gives its store
@@ -80,7 +80,7 @@ class Bucket:
         return _date(await self._call("s3:PutObject", key, lambda client: client.put_object(**put), patience))
 
     def _put(self, key: str, body: bytes, storage_class: str | None) -> dict[str, Any]:
-        # MD5 is the one checksum that every S3 server verifies; boto3 adds its own where configured.
+        # MD5 is the only checksum that every S3 server verifies. boto3 adds its own if configured.
         checksum = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
         put = {"Bucket": self.name, "Key": key, "Body": body, "ContentMD5": checksum, **self._writes}
         return put | ({"StorageClass": storage_class} if storage_class else {}) | {"ContentType": "application/json"}
@@ -103,7 +103,7 @@ class Bucket:
                 if not _faults.missing(error):
                     raise
                 return None
-            # Not `with`, which would give the raw stream, whose reads notice no end that comes too early.
+            # Not `with`, which would give the raw stream, whose reads don't notice a premature end.
             with closing(answer["Body"]):
                 return take(answer)
 

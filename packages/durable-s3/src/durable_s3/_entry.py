@@ -1,4 +1,4 @@
-"""What stands in an entry's object, and the order of a run's entries."""
+"""The content of an entry's object, and the order of a run's entries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Ov
 
 
 class Place(msgspec.Struct, gc=False):
-    """Where an entry stands in its run."""
+    """The place of an entry in its run."""
 
     order: int
     revision: int
@@ -37,7 +37,7 @@ class Entry(msgspec.Struct, gc=False):
     etag: str
     body: bytes = b""
     place: Place | None = None
-    """Where it stands, if the body came from a snapshot: it was checked before that was written."""
+    """The place of the entry, if its body came from a snapshot. It was checked before the snapshot was written."""
 
 
 place_of: Final = msgspec.json.Decoder(Place).decode
@@ -51,7 +51,7 @@ def encode(record: StepRecord, order: int) -> bytes:
 
 
 def head(body: bytes, key: str) -> Head:
-    """Raises `CorruptLog` where `body` is no entry."""
+    """Raises `CorruptLog` if `body` isn't an entry."""
     try:
         return _head(body)
     except UNREADABLE as error:

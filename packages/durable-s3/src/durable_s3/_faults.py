@@ -49,22 +49,22 @@ def code(error: BaseException) -> str:
 
 
 def taken(error: BaseException) -> bool:
-    """Tell whether a conditional PUT was refused because the key exists."""
+    """Return True if a conditional PUT was refused because the key exists."""
     return status(error) == 412 or code(error) == "PreconditionFailed"
 
 
 def missing(error: BaseException) -> bool:
-    """Tell whether the key does not exist, in a bucket that does."""
+    """Return True if the key doesn't exist, but its bucket does."""
     return status(error) == 404 and code(error) != "NoSuchBucket"
 
 
 def denied(error: StoreError) -> bool:
-    """Tell whether the request behind `error` was refused for want of rights."""
+    """Return True if the request was refused for lack of rights."""
     return error.__cause__ is not None and status(error.__cause__) == 403
 
 
 def away(error: StoreError) -> bool:
-    """Tell whether no answer came to the request behind `error`."""
+    """Return True if the request got no answer."""
     return error.__cause__ is not None and transient(error.__cause__)
 
 
@@ -73,7 +73,7 @@ def expired(error: BaseException) -> bool:
 
 
 def transient(error: BaseException) -> bool:
-    """Tell whether the request may be sent again; it may have taken effect all the same."""
+    """Return True if the request may be repeated. It may have taken effect nevertheless."""
     answer = status(error)
     if answer:
         return answer in (408, 409, 429) or (answer >= 500 and answer != 501) or code(error) in _TRANSIENT or expired(error)

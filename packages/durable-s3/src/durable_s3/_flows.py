@@ -55,7 +55,7 @@ class OpenRuns:
         await self._bucket.put(self._keys.mark(flow.run_id, flow.revision, sortable(flow.started_at), os.urandom(4).hex()), b"")
 
     async def end(self, run_id: str, revision: int) -> None:
-        """Remove the marks of a run that has ended by this revision; those that can't be removed do no harm."""
+        """Remove the marks of a run that has ended by this revision. Marks that can't be removed do no harm."""
         with _harmless(run_id):
             marks = await self._marks(self._keys.marks(run_id))
             await self._bucket.delete([mark.key for mark in marks if mark.revision <= revision])
@@ -65,7 +65,7 @@ class OpenRuns:
         return [mark.key for mark in await self._marks(self._keys.marks(run_id))]
 
     async def remove(self, run_id: str, marks: Sequence[str]) -> None:
-        """Remove marks of a run that was cleared; who began it anew meanwhile gets another one."""
+        """Remove marks of a cleared run. If the run was begun again meanwhile, it gets another mark."""
         if marks:
             await self._bucket.delete(marks)
             flow = await self._newest(run_id, FLOW)

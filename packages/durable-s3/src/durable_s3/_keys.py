@@ -39,7 +39,7 @@ class Keys:
         self.probe: Final = f"{root}probe.json"
 
     def run(self, run_id: str) -> str:
-        """Return what the keys of all entries of the run, and no others, start with."""
+        """Return the common prefix of the keys of the run's entries, and of no other keys."""
         return f"{self.root}runs/{segment(run_id)}/"
 
     def step(self, run_id: str, step_id: str) -> str:
@@ -70,7 +70,7 @@ class Keys:
         return f"{self.root}open/{_encoded(prefix)[:_HEAD_BYTES]}"
 
     def wakeups(self, flow: str) -> str:
-        """Return what the keys of all wake-ups of the flow, and no others, start with."""
+        """Return the common prefix of the keys of the flow's wake-ups, and of no other keys."""
         return f"{self.root}wakeups/{segment(flow)}/"
 
     def wakeup(self, flow: str, name: str) -> str:
@@ -115,7 +115,7 @@ def wakeup_name(run_id: str, at: datetime) -> str:
 
 
 def is_cut(name: str) -> bool:
-    """Tell whether `name`, which stands for an id, is only the beginning of that and a hash."""
+    """Return True if `name` is only the beginning of an id, with a hash."""
     return _CUT in name
 
 

@@ -33,7 +33,7 @@ _log: Final = logging.getLogger("durable_s3")
 
 
 class RunClaim(Claim, kw_only=True):
-    """What stands in a lease's object."""
+    """The content of a lease's object."""
 
     run_id: str
     seconds: float
@@ -57,7 +57,7 @@ class RunLease(LeaseRequests):
         self._old: Final[set[int]] = set()
 
     async def acquire(self) -> float:
-        """Take the lease with three requests, or with five where it was held before."""
+        """Take the lease with three requests, or with five if it was held before."""
         run_id = self._claim.run_id
         for _ in range(_TRIES):
             highest, holder = await highest_of(self._bucket, self._keys, run_id)
@@ -92,7 +92,7 @@ class RunLease(LeaseRequests):
         return self._next_tried
 
     async def release(self) -> None:
-        # A cancelled request goes on in its thread: whichever of the two comes first, the number is ours or another's.
+        # A cancelled request continues in its thread. Whichever of the two comes first, the number is ours or another's.
         if self._next > self._number and await self._create(self._next, _RELEASE_PATIENCE):
             self._old.add(self._number)
             self._number = self._next
@@ -134,7 +134,7 @@ class RunLease(LeaseRequests):
 
 
 async def highest_of(bucket: Bucket, keys: Keys, run_id: str) -> tuple[int, Holder | None]:
-    """Return the highest number that was given, 0 for none, and who holds the run by it, if anybody does."""
+    """Return the highest number, 0 if there is none, and the holder of the run by it, if there is one."""
     for _ in range(_TRIES):
         page = await bucket.first(keys.leases(run_id))
         if not page.objects:

@@ -26,7 +26,7 @@ class Reader:
     """Reads the entries of runs, in order of append."""
 
     smallest_snapshot = 100
-    """A run with fewer entries has no snapshot; one is written again when as many entries are not in it."""
+    """A run with fewer entries has no snapshot. It is rewritten when as many entries are missing in it."""
     largest_snapshot = 256 * 1024 * 1024
 
     def __init__(self, bucket: Bucket, keys: Keys, storage_class: str | None) -> None:
@@ -66,7 +66,7 @@ class Reader:
             yield StepRecord.from_json(entry.body, where=f"the object {entry.key!r}"), entry.place.order if entry.place else 0
 
     async def _one_by_one(self, entries: Sequence[Entry]) -> AsyncIterator[Entry]:
-        """Yield each entry while it has its body. Raises `StoreError` where one has gone or changed since it was listed."""
+        """Yield each entry while it has its body. Raises `StoreError` if one was deleted or changed since it was listed."""
         for start in range(0, len(entries), _WIDTH):
             page = {entry.key: entry for entry in entries[start : start + _WIDTH]}
             etags = [entry.etag for entry in page.values()]
@@ -157,7 +157,7 @@ class Reader:
         for entry in rest:
             content = await self._bucket.read(entry.key)
             if content is not None:
-                # What is no entry may be empty; it has been read all the same.
+                # An object that isn't an entry may be empty, but it was read.
                 entry.etag, entry.body = content.etag, content.body or b" "
 
     def _in_order(self, run_id: str, entries: Sequence[Entry]) -> tuple[Sequence[Entry], int]:
@@ -202,7 +202,7 @@ class Reader:
 
 
 async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Do works at the same time; where one fails, the others end too."""
+    """Do works at the same time. If one fails, the others end too."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         return await asyncio.gather(*tasks)

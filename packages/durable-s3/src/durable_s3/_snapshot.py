@@ -44,7 +44,7 @@ def encode(run_id: str, folder: str, entries: Iterable[Entry], largest: int) -> 
 
 
 def fill(chunks: Iterable[bytes], run_id: str, folder: str, listed: Mapping[str, Entry], *, bodies: bool = True) -> int:
-    """Fill in the places, and the `bodies`, of listed entries from a snapshot, where the ETags are equal; return how many.
+    """Fill in the places and the `bodies` of listed entries from a snapshot, if the ETags are equal; return how many.
 
     A damaged snapshot fills in none.
     """

@@ -22,7 +22,7 @@ _READ_SECONDS: Final = 10
 
 
 class Place(NamedTuple):
-    """What a URL says: how to make a client, where the logs are, and the rest of the store's options."""
+    """The content of a URL: how to make a client, where the logs are, and the other options of the store."""
 
     connect: Callable[[], Any]
     bucket: str

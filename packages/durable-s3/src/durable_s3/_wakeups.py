@@ -94,7 +94,7 @@ class Wakeups:
         return found
 
     async def _read(self, due: _Due) -> WakeUp | None:
-        """Return the wake-up, or None where it was cleared meanwhile or tells no run."""
+        """Return the wake-up, or None if it was cleared meanwhile or doesn't contain a run."""
         try:
             run_id = self._keys.run_id(self._keys.folder(due.run))
             if run_id is None:

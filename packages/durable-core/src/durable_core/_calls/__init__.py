@@ -1,1 +1,1 @@
-"""What makes two calls the same call: functions, arguments, a flow's input."""
+"""The identity of calls: functions, arguments, and a flow's input."""

@@ -1,4 +1,4 @@
-"""The fingerprint of arguments, which is recorded, and what their JSON hides."""
+"""The recorded fingerprint of arguments, and a hash of what their JSON hides."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from durable_core._values.difference import parts
 from durable_core._values.types import is_model, stems_from
 
 SCALARS: Final = frozenset({str, int, bool, type(None)})
-"""Types whose values JSON tells from those of all others."""
-_PYDANTIC: Final = ("pydantic", "pydantic_core", "pydantic_extra_types")  # whose other values are told by their text
+"""Types whose values JSON distinguishes from those of all others."""
+_PYDANTIC: Final = ("pydantic", "pydantic_core", "pydantic_extra_types")  # whose other values are distinguished by their text
 
 
 def fingerprint_of(args: tuple[Any, ...], keywords: Mapping[str, Any] | None = None) -> str | None:
-    """Return a short hash of arguments, equal in every process for equal arguments; None without any.
+    """Return a short hash of arguments, which is equal in every process for equal arguments; None without arguments.
 
-    A value that has no JSON counts by its type alone.
+    A value that has no JSON form counts only by its type.
     """
     arguments = (args, keywords) if keywords else args
     return content_of(arguments)[0] if arguments else None
 
 
 def content_of(arguments: tuple[Any, ...]) -> tuple[str, int, Sequence[object]]:
-    """Return the fingerprint of arguments, a hash of what their JSON hides, and the parts that have no JSON.
+    """Return the fingerprint of arguments, a hash of what their JSON hides, and the parts without a JSON form.
 
     We keep a hash of the arguments and their types, not the arguments.
     """
@@ -46,7 +46,7 @@ def content_of(arguments: tuple[Any, ...]) -> tuple[str, int, Sequence[object]]:
 
 
 def hidden_by_json(value: Any) -> int:
-    """Return a hash of what JSON hides of `value`: the types in it, and what its classes leave out."""
+    """Return a hash of what JSON hides of `value`: its types, and what its classes leave out."""
     kind: Any = type(value)
     if kind in SCALARS or (kind in (list, tuple) and SCALARS.issuperset(map(type, value))):
         return hash(kind)
@@ -57,18 +57,18 @@ def hidden_by_json(value: Any) -> int:
     found: set[object] = set()
     for key, part in parts(value).items():
         name = ... if key is part else key  # a member of a set is its own key
-        is_private = isinstance(key, str) and key.startswith("_")  # which attrs and pydantic leave out
+        is_private = isinstance(key, str) and key.startswith("_")  # attrs and pydantic leave them out
         found.add((name, type(name), hidden_by_json(part), is_private and fingerprint_of((part,))))
     return hash((kind, frozenset(found)))
 
 
 def _described(arguments: object) -> tuple[bytes, list[object]]:
-    """Return arguments as JSON that names the type of each part that has no JSON, and those parts."""
+    """Return arguments as JSON that names the type of each part without a JSON form, and those parts."""
     opaque: list[object] = []
 
     def hook(found: Any) -> object:
         kind: Any = type(found)
-        if is_model(kind):  # by its fields: what it dumps may be masked, rounded, or in the order of a set
+        if is_model(kind):  # by its fields, because its dump may be masked, rounded, or in the order of a set
             extra = getattr(found, "__pydantic_extra__", None) or {}
             return {**{name: getattr(found, name, None) for name in kind.model_fields}, **extra}
         if stems_from(kind, "pathlib") or kind.__module__.partition(".")[0] in _PYDANTIC:
@@ -88,7 +88,7 @@ def _described(arguments: object) -> tuple[bytes, list[object]]:
 
 
 def _spelled(value: Any) -> Any:
-    """Return builtin values as lists and plain text, whatever their keys, characters and numbers are."""
+    """Return builtin values as lists and plain text, with any keys, characters and numbers."""
     kind = type(value)
     if kind is str:
         return ascii(value)

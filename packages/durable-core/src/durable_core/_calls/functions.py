@@ -1,4 +1,4 @@
-"""What makes two calls of one id the same call: code, closure, defaults, bound object and arguments."""
+"""The identity of a call: code, closure, defaults, bound object and arguments."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _LONG: Final = 100
 
 
 def identity_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Identity, str | None]:
-    """Return what a later call of the same id must equal, and the fingerprint of the arguments, which is recorded.
+    """Return the identity that a later call of the same id must equal, and the fingerprint of the arguments, which is recorded.
 
-    All is read now. The identity holds code, hashes and weak references, so that it keeps no value alive.
+    Everything is read now. The identity holds code, hashes and weak references, so that it keeps no value alive.
     """
     keywords: dict[str, Any] = {}
     while isinstance(fn, partial):
@@ -31,7 +31,7 @@ def identity_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Identity
 
 
 def with_arguments(function: Identity, arguments: tuple[Any, ...]) -> tuple[Identity, str | None]:
-    """Return the identity and the fingerprint of a call, given the identity of its function alone."""
+    """Return the identity and the fingerprint of a call, given the identity of its function."""
     if not arguments:
         return function, None
     fingerprint, hidden, opaque = content_of(arguments)
@@ -39,12 +39,12 @@ def with_arguments(function: Identity, arguments: tuple[Any, ...]) -> tuple[Iden
 
 
 def is_bare(fn: FunctionType) -> bool:
-    """Return True if the function is nothing but its code and its module, so that its identity never changes."""
+    """Return True if the function consists only of its code and its module, so that its identity never changes."""
     return fn.__closure__ is None and fn.__defaults__ is None and fn.__kwdefaults__ is None
 
 
 def changed_variable(closure: Closure) -> str | None:
-    """Return the name of the first variable that holds another object than when `closure` was read."""
+    """Return the name of the first variable whose object differs from when `closure` was read."""
     for name, cell, content in closure:
         try:
             if cell.cell_contents is not content:
@@ -55,7 +55,7 @@ def changed_variable(closure: Closure) -> str | None:
 
 
 class _Object:
-    """Stands for an object: equal to what stands for the same one, or for one that held the same when it was read."""
+    """Stands for an object. It is equal for the same object, or for one that had the same content when it was read."""
 
     __slots__ = ("_content", "_object")
 
@@ -78,13 +78,13 @@ class _Object:
 
 
 def _function(fn: Any, seen: dict[int, int]) -> Identity:
-    kind: Any = type(fn)  # `isinstance` takes the word of a mock
+    kind: Any = type(fn)  # `isinstance` believes a mock
     if kind is FunctionType:
-        code = fn.__code__, id(fn.__globals__)  # two modules may hold the same text
+        code = fn.__code__, id(fn.__globals__)  # two modules may contain the same text
         if is_bare(fn):
             return code
         if id(fn) in seen:
-            return code, seen[id(fn)]  # functions may stand in each other's closures
+            return code, seen[id(fn)]  # functions may be in each other's closures
         seen[id(fn)] = len(seen)
         closure = [(name, _value(content, seen)) for name, _, content in closure_of(fn)]
         defaults = [_value(value, seen) for value in fn.__defaults__ or ()]
@@ -100,7 +100,7 @@ def _function(fn: Any, seen: dict[int, int]) -> Identity:
 
 
 def _value(value: Any, seen: dict[int, int]) -> Identity:
-    """Return what stands for a value. A function made anew by each run of a flow is another object, and the same function."""
+    """Return what stands for a value. A function that each run of a flow creates is another object, but the same function."""
     kind: Any = type(value)
     if kind in SCALARS and (kind is not str or len(value) <= _LONG):
         return kind, value
@@ -111,5 +111,5 @@ def _value(value: Any, seen: dict[int, int]) -> Identity:
 
 
 def _opaque(parts: Sequence[object], seen: dict[int, int]) -> list[Identity]:
-    """Return what stands for parts of a value that have no JSON."""
+    """Return what stands for the parts of a value without a JSON form."""
     return [_function(part, seen) if issubclass(type(part), _FUNCTIONS) else _Object(part) for part in parts]

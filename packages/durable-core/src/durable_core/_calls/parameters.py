@@ -1,4 +1,4 @@
-"""The input of a flow: recorded as JSON, and given to its function as that JSON decodes, on every run."""
+"""The input of a flow: recorded as JSON, and decoded from that JSON for its function on every run."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _RESERVED: Final = ("store", "run_id", "at", "connection", "wait")
 
 
 class Input(msgspec.Struct, frozen=True):
-    """What a run is given, and the function's defaults for the rest, where those can be recorded."""
+    """The given input of a run, and the function's defaults for the rest, if they can be recorded."""
 
     values: dict[str, Any]
-    """As the recorded JSON decodes."""
+    """The values, decoded from the recorded JSON."""
     given: dict[str, Any]
-    """As JSON."""
+    """The given input as JSON."""
     defaults: dict[str, Any]
 
     @property
     def fingerprint(self) -> str | None:
-        """A hash of what was given."""
+        """A hash of the given input."""
         return fingerprint_of((), {name: self.values[name] for name in self.given})
 
     def note(self) -> dict[str, Any]:
-        """Return what is recorded as the run begins."""
+        """Return the note that is recorded when the run begins."""
         return {"input": self.given, "defaults": self.defaults} if self.defaults else {"input": self.given}
 
 
 class Parameters:
-    """What a flow function takes besides its runner."""
+    """The parameters of a flow function besides its runner."""
 
     def __init__(self, fn: Callable[..., Any], flow: str) -> None:
         self._fn: Final = fn
@@ -63,9 +63,9 @@ class Parameters:
         self._defaults: Final = {each.name: each.default for each in parameters[1:] if each.default is not each.empty}
 
     def read(self, given: Mapping[str, Any]) -> Input:
-        """Record what a caller gives, each value as it is or as the JSON that was recorded of it, and add the defaults.
+        """Record the caller's input, each value as it is or as the JSON that was recorded for it, and add the defaults.
 
-        Raises `TypeError` for a name that is missing or unknown, and for a value that can't be recorded as its parameter's type.
+        Raises `TypeError` for a missing or unknown name, and for a value that can't be recorded as its parameter's type.
         """
         try:
             self._signature.bind(None, **given)
@@ -76,7 +76,7 @@ class Parameters:
             taken.given[name], taken.values[name] = self._record(name, value)
         for name, value in self._defaults.items():
             if name not in given:
-                with suppress(UnrecordableValue):  # such as a marker of the function's own, which is left to it
+                with suppress(UnrecordableValue):  # such as the function's own marker, which is left to the function
                     taken.defaults[name], taken.values[name] = self._record(name, value)
         return taken
 
@@ -93,10 +93,10 @@ class Parameters:
             return False
 
     def values(self, taken: Input, note: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the function of a run that began with `note` is called with.
+        """Return the arguments for the function of a run that began with `note`.
 
-        A default is the one that the run began with; a parameter that was added since then has its own. Raises `StepDrift` where
-        the parameter can't take that any more.
+        Defaults are those with which the run began; a parameter that was added since then has its own. Raises `StepDrift` if the
+        parameter no longer accepts such a default.
         """
         values = dict(taken.values)
         for name, began in note.get("defaults", {}).items():
@@ -114,7 +114,7 @@ class Parameters:
         return self._codec(name).decode(msgspec.json.encode(recorded))
 
     def _record(self, name: str, value: Any) -> tuple[Any, Any]:
-        """Return a value as JSON, and as that decodes."""
+        """Return a value as JSON, and decoded from that JSON."""
         codec = self._codec(name)
         try:
             data, back = codec.record(value)
@@ -132,26 +132,26 @@ class Parameters:
         raise UnrecordableValue(f"{what} as it is annotated, {reason}")
 
     def _codec(self, name: str) -> Codec[Any]:
-        """Return how values of a parameter are recorded; the last one may take any names."""
+        """Return the codec of a parameter; the last parameter may take any names."""
         parameters = self._signature.parameters
         return self._codecs.get(name if name in parameters else [*parameters][-1], UNTYPED)
 
     @cached_property
     def _codecs(self) -> dict[str, Codec[Any]]:
-        """Of each parameter; a type that can't be resolved or decoded counts as none, which takes JSON's own values."""
+        """The codec of each parameter. A type that can't be resolved or decoded counts as none, for plain JSON values."""
         codecs: dict[str, Codec[Any]] = {}
         for name, type_ in parameter_types(self._fn).items():
-            with suppress(TypeError):  # a default of None may be given, though the annotation doesn't say so
+            with suppress(TypeError):  # None is accepted if it is the default, though the annotation doesn't say so
                 codecs[name] = codec_for(Optional[type_] if self._defaults.get(name, ...) is None else type_)  # noqa: UP045
         return codecs
 
 
 def _holds(recorded: Any, given: Any) -> bool:
-    """Return True if nothing of JSON that was given is missing: text may be spelled in another way, and defaults be added."""
+    """Return True if no part of the given JSON is missing. Text may be written differently, and defaults may be added."""
     if isinstance(given, dict):
         return isinstance(recorded, dict) and all(name in recorded and _holds(recorded[name], given[name]) for name in given)
     if isinstance(given, list):
         same = isinstance(recorded, list) and len(recorded) == len(given)
-        # Of a set the order is nobody's.
+        # A set has no order.
         return same and (all(map(_holds, recorded, given)) or sorted(map(repr, recorded)) == sorted(map(repr, given)))
     return isinstance(given, str) or recorded == given or recorded == str(given)

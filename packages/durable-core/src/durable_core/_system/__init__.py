@@ -1,1 +1,1 @@
-"""What is asked of Python and of the machine."""
+"""Foundations: waiting, ids, text, and the root errors."""

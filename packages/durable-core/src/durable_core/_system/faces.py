@@ -1,4 +1,4 @@
-"""What blocking faces and the asynchronous library know of each other."""
+"""The connection between the blocking and the asynchronous library."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ A_co = TypeVar("A_co", covariant=True)
 
 
 class Blocking(Protocol[A_co]):
-    """A store or a flow of `durable_core.sync`, which stands before an asynchronous one."""
+    """A store or a flow of `durable_core.sync`, which wraps an asynchronous one."""
 
     @property
     def __durable_async__(self) -> A_co:
-        """The asynchronous one."""
+        """The wrapped asynchronous object."""
 
 
 @overload
@@ -23,19 +23,19 @@ def asynchronous(given: Blocking[A]) -> A: ...
 @overload
 def asynchronous(given: A) -> A: ...
 def asynchronous(given: Any) -> Any:
-    """Return the asynchronous store or flow of a blocking one; what isn't blocking is returned as it is."""
+    """Return the asynchronous store or flow of a blocking one. Other objects are returned as they are."""
     return getattr(given, "__durable_async__", given)
 
 
 class Home(NamedTuple):
-    """The event loop that a run and its store belong to, and the process that has it."""
+    """The event loop to which a run and its store belong, and the process of that loop."""
 
     loop: AbstractEventLoop
     pid: int
 
 
 class Place(NamedTuple):
-    """A line of somebody's code."""
+    """A line of the user's code."""
 
     filename: str
     lineno: int
@@ -45,6 +45,6 @@ class Place(NamedTuple):
 
 
 asked_at: Final[ContextVar[Place | None]] = ContextVar("durable_asked_at", default=None)
-"""The line that made a blocking call, whose work is done in another thread."""
+"""The line that made a blocking call, which runs in another thread."""
 in_stores_thread: Final[ContextVar[bool]] = ContextVar("durable_in_stores_thread", default=False)
-"""Whether a store's own thread calls a function here, which may not wait for that store."""
+"""True while a store's own thread calls a function, which must not wait for that store."""

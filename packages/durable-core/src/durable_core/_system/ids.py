@@ -1,4 +1,4 @@
-"""Ids: those that people give to runs and steps, and those that tell one append from another."""
+"""Ids: those of runs and steps, and those that distinguish appends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _UNFIT: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]|(?P<surrogate>[\ud800-\udfff])
 
 
 def check_id(what: str, value: object) -> str:
-    """Return an id as a plain str; refuse one that is not 1 to 512 bytes of UTF-8 without control characters."""
+    """Return an id as a plain str. Refuse one that isn't 1 to 512 bytes of UTF-8 without control characters."""
     if type(value) is str and value.isascii() and value.isprintable() and 0 < len(value) <= 512:
         return value
     rule = "expected 1 to 512 bytes of UTF-8 without control characters"
@@ -28,7 +28,7 @@ def check_id(what: str, value: object) -> str:
 
 
 def check_own_id(what: str, value: object) -> str:
-    """Return an id as a plain str; refuse one that `check_id` refuses, or that is the library's."""
+    """Return an id as a plain str. Refuse one that `check_id` refuses, or that is reserved for the library."""
     value = check_id(what, value)
     if value[0] == "$":
         raise ValueError(f"{what} {value!r} starts with '$', which is reserved for the library; choose another id")
@@ -36,7 +36,7 @@ def check_own_id(what: str, value: object) -> str:
 
 
 def check_name(what: str, value: object) -> str:
-    """Return a name that other ids are made of as a plain str; refuse one that `check_own_id` refuses, or that holds a slash."""
+    """Return a name that becomes a part of other ids, as a plain str. Refuse what `check_own_id` refuses, and a slash."""
     value = check_own_id(what, value)
     if "/" in value:
         raise ValueError(f"{what} {value!r} contains a '/', which separates it from other ids; write {value.replace('/', '-')!r}")
@@ -48,7 +48,7 @@ _process = 0
 
 
 def new_id() -> str:
-    """Return 12 random bytes as text, never the same in a forked child and its parent."""
+    """Return 12 random bytes as text, which differ in a forked child and its parent."""
     global _unused, _process
     while True:
         if (process := os.getpid()) != _process:

@@ -15,7 +15,7 @@ _short.maxother = _short.maxstring = _short.maxlong = 60
 
 
 def safe(text: str) -> str:
-    """Write what is unsafe as an escape."""
+    """Escape unsafe characters."""
     return UNSAFE.sub(_escape, text)
 
 
@@ -30,7 +30,7 @@ def clip(text: str, limit: int, *, end: bool = False) -> str:
 
 
 def class_name(type_: type) -> str:
-    """Return the class's name behind that of its module, or alone for a builtin."""
+    """Return the class's name with its module, or without it for a builtin."""
     module = type_.__module__
     if module in ("__main__", "__mp_main__"):  # the latter in a child of multiprocessing
         module = _program()
@@ -38,8 +38,8 @@ def class_name(type_: type) -> str:
 
 
 def _program() -> str:
-    """Return the name by which others import the module that the program was started with."""
-    from pathlib import Path  # here: few programs need it
+    """Return the name under which others import the module with which the program was started."""
+    from pathlib import Path  # imported here, because few programs need it
 
     main = sys.modules.get("__main__")
     spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
@@ -47,7 +47,7 @@ def _program() -> str:
 
 
 def short(value: object) -> str:
-    """Return a short repr. It never raises, whatever a class's own `__repr__` does."""
+    """Return a short repr. It never raises, even if the class's own `__repr__` does."""
     try:
         return _short.repr(value)
     except Exception:  # a long int raises ValueError here
@@ -60,7 +60,7 @@ def describe(value: object) -> str:
 
 
 def message(error: BaseException) -> str:
-    """Return the text of an exception; where making it raises, the name of what was raised."""
+    """Return the text of an exception; if that raises, the name of the raised class."""
     try:
         return str(error) or type(error).__name__
     except Exception as unprintable:

@@ -1,4 +1,4 @@
-"""Awaiting with a limit that costs next to nothing, and awaiting to the end in spite of a cancellation."""
+"""Awaiting with a cheap time limit, and awaiting to the end despite a cancellation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .roots import StoreError
 T = TypeVar("T")
 
 _NEVER: Final = float("inf")
-_LONGEST: Final = 1.0  # seconds of a timer, which stays in the loop when nothing waits any more
+_LONGEST: Final = 1.0  # seconds of a timer, which stays in the loop when nothing waits
 
 
 class Deadline(msgspec.Struct, eq=False, gc=False):
-    """Until when a task may wait, and how often others had cancelled it before."""
+    """The deadline of a task's wait, and how often others had cancelled it before."""
 
     at: float
     cancelling: int
@@ -28,9 +28,9 @@ class Deadline(msgspec.Struct, eq=False, gc=False):
 
 
 class TimeLimit:
-    """Cancels the tasks of a loop that wait for too long, by one timer for all: one for each would cost more than most waits.
+    """Cancels tasks of a loop that wait too long. One timer serves all, because one for each would cost more than most waits.
 
-    `start` before the wait, `stop` after it, whatever came of it.
+    Call `start` before the wait, and `stop` after it, in any case.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -50,17 +50,17 @@ class TimeLimit:
     def stop(self, wait: Deadline) -> bool:
         """End the wait; return True if nobody but this limit cancelled the task meanwhile."""
         task = self._waiting.pop(wait)
-        # Taken back even where the store made another error of the cancellation, or an answer.
+        # Undone even if the store turned the cancellation into another error or an answer.
         return (task.uncancel() if wait.expired else task.cancelling()) <= wait.cancelling
 
     def _watch(self, seconds: float, now: float) -> None:
         seconds = min(seconds, _LONGEST)
         self._next = now + seconds
-        # In a context of its own: the caller's would keep its run alive for as long as anything waits.
+        # In a context of its own, because the caller's would keep its run alive while anything waits.
         self.loop.call_later(seconds, self._look, self._next, context=Context())
 
     def _look(self, when: float) -> None:
-        if when == self._next:  # otherwise an earlier one took its place, and will be followed by others
+        if when == self._next:  # otherwise an earlier one replaced it, and others will follow
             self._next = _NEVER
         now = monotonic()
         for wait, task in self._waiting.items():
@@ -72,11 +72,11 @@ class TimeLimit:
             self._watch(left - now, now)
 
 
-_latest: ref[TimeLimit] | None = None  # weak, or it would keep its loop alive
+_latest: ref[TimeLimit] | None = None  # weak, because it would keep its loop alive
 
 
 def time_limit() -> TimeLimit:
-    """Return a time limit of the running loop: the one made last, if it is of this loop."""
+    """Return the time limit of the running loop; the last one made, if it belongs to this loop."""
     global _latest
     loop, limit = asyncio.get_running_loop(), _latest() if _latest else None
     if limit is None or limit.loop is not loop:
@@ -88,10 +88,10 @@ def time_limit() -> TimeLimit:
 async def finished(
     future: asyncio.Future[Any], *, on_cancel: Callable[[], object] = lambda: None
 ) -> asyncio.CancelledError | None:
-    """Wait until `future` is done, whatever happens to the caller; return the caller's last cancellation, if there was one.
+    """Wait until `future` is done, even if the caller is cancelled; return the caller's last cancellation, or None.
 
-    `on_cancel` is called whenever the caller is cancelled. Some scopes cancel on every turn of the loop until they are left: so
-    nothing but a future that others complete is ever awaited here.
+    `on_cancel` is called whenever the caller is cancelled. Some scopes cancel on every turn of the loop until they end, so this
+    only ever awaits a future that others complete.
     """
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
@@ -104,14 +104,14 @@ async def finished(
 
 
 async def undisturbed(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work` to its end, even when the caller is cancelled meanwhile."""
+    """Await `work` to its end, even if the caller is cancelled meanwhile."""
     task = asyncio.ensure_future(work)
     await finished(task)
     return task.result()
 
 
 async def to_the_end(work: Awaitable[T], *, on_cancel: Callable[[], object] = lambda: None) -> T:
-    """Await `work` to its end, however often the caller is cancelled meanwhile, and raise that cancellation then."""
+    """Await `work` to its end, however often the caller is cancelled meanwhile, and then raise the cancellation."""
     task = asyncio.ensure_future(work)
     cancelled = await finished(task, on_cancel=on_cancel)
     if cancelled is not None:
@@ -120,7 +120,7 @@ async def to_the_end(work: Awaitable[T], *, on_cancel: Callable[[], object] = la
 
 
 async def answered(ask: Awaitable[T]) -> T:
-    """Await a store. A `CancelledError` of its own, which was not meant for the caller, becomes a `StoreError`."""
+    """Await a store. A `CancelledError` that wasn't meant for the caller becomes a `StoreError`."""
     before = cancellations()
     try:
         return await ask
@@ -131,7 +131,7 @@ async def answered(ask: Awaitable[T]) -> T:
 
 
 async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Wait until one of these is over, and cancel the others."""
+    """Wait until one of these has ended, and cancel the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -141,6 +141,6 @@ async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
 
 
 def cancellations(task: asyncio.Task[Any] | None = None) -> int:
-    """Return how often `task`, or the running one, was cancelled; a `CancelledError` without a new one is some other task's."""
+    """Return how often `task`, or the running one, was cancelled. A `CancelledError` without a new one is another task's."""
     task = task or asyncio.current_task()
     return task.cancelling() if task else 0

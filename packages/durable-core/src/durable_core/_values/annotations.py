@@ -1,4 +1,4 @@
-"""Reading what a function says it takes and returns."""
+"""Reading the annotations of functions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any, Final
 
 NOTHING: Final = inspect.Signature.empty
-"""Stands for an annotation that isn't there."""
+"""Stands for a missing annotation."""
 
 Closure = list[tuple[str, CellType, object]]
-"""Variables that a function closes over, each with its cell and with what it held."""
+"""Variables that a function closes over, each with its cell and its value."""
 
 _GENERATOR: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _AWAITABLES: Final = (collections.abc.Awaitable, collections.abc.Coroutine, asyncio.Future, asyncio.Task)
@@ -31,7 +31,7 @@ def return_type(fn: Callable[..., Any]) -> Any:
     called = called_by(fn)
     if isinstance(called, type) or typing.get_origin(called) is not None:
         return called
-    code = getattr(called, "__code__", None)  # a mock has one too, which is no code
+    code = getattr(called, "__code__", None)  # a mock has one too, which isn't code
     if isinstance(code, CodeType) and code.co_flags & _GENERATOR:
         raise TypeError(f"{name_of(fn)} is a generator function, and a generator can't be recorded: return a list instead")
     function = called_by(inspect.unwrap(called))
@@ -51,7 +51,7 @@ def return_type(fn: Callable[..., Any]) -> Any:
 
 
 def parameter_types(fn: Callable[..., Any]) -> dict[str, Any]:
-    """Return the types that the parameters of `fn` are annotated with, without those that can't be resolved."""
+    """Return the annotated types of the parameters of `fn`, without those that can't be resolved."""
     function = called_by(inspect.unwrap(called_by(fn)))
     found: dict[str, Any] = {}
     for name, annotation in _annotations(function).items():
@@ -61,7 +61,7 @@ def parameter_types(fn: Callable[..., Any]) -> dict[str, Any]:
 
 
 def called_by(fn: Any) -> Any:
-    """Take off partials, bound methods and callable objects, down to the function or class that is called."""
+    """Unwrap partials, bound methods and callable objects, down to the function or class that is called."""
     while isinstance(fn, (partial, MethodType)):
         fn = fn.func if isinstance(fn, partial) else fn.__func__
     if not callable(fn):
@@ -73,7 +73,7 @@ def called_by(fn: Any) -> Any:
 
 
 def closure_of(fn: Any) -> Closure:
-    """Return the variables that `fn` closes over, as they are now."""
+    """Return the current variables that `fn` closes over."""
     fn = called_by(fn)
     closure: Closure = []
     if type(fn) is FunctionType and fn.__closure__:
@@ -86,7 +86,7 @@ def closure_of(fn: Any) -> Closure:
 
 
 def name_of(fn: Any) -> str:
-    """Return what a message calls `fn`."""
+    """Return the name of `fn` for messages."""
     name = getattr(called_by(fn), "__qualname__", None)
     return f"{name}()" if name else repr(fn)
 

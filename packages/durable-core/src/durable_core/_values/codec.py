@@ -1,4 +1,4 @@
-"""The codec of one type: JSON on one line, and never a value that comes back changed."""
+"""The codec of one type: JSON on one line, from which values never come back changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TYPED_ADVICE: Final = "as {} it would not be the same on a replay: return a val
 class Codec(Generic[T]):
     """Encodes values of one type as JSON on one line, and decodes them.
 
-    Without a type (`Any`) it takes JSON's own values, a tuple as a list and a subclass of dict as a dict.
+    Without a type (`Any`), it accepts plain JSON values, a tuple as a list, and a subclass of dict as a dict.
     """
 
     __slots__ = ("_decode", "_encode", "_exact", "_is_json", "type")
@@ -41,7 +41,7 @@ class Codec(Generic[T]):
         return f"Codec({type_name(self.type)})"
 
     def decode(self, data: bytes) -> T:
-        """Return the value that `data` holds. Raises `msgspec.DecodeError`, whatever a class's own validation raised."""
+        """Decode `data`. Raises `msgspec.DecodeError`, also for errors of a class's own validation."""
         try:
             return self._decode(data)  # type: ignore[no-any-return]
         except (msgspec.DecodeError, MemoryError):
@@ -50,7 +50,7 @@ class Codec(Generic[T]):
             raise msgspec.ValidationError(f"{type(error).__name__}: {message(error)}") from error
 
     def record(self, value: T) -> tuple[bytes, T]:
-        """Return `value` as JSON, and as that JSON decodes. Raises `UnrecordableValue` if the two values differ."""
+        """Return `value` as JSON, and decoded from that JSON. Raises `UnrecordableValue` if the two values differ."""
         try:
             data = self._encode(value)
             back = self._decode(data)
@@ -72,7 +72,7 @@ class Codec(Generic[T]):
         return refusal
 
     def _place(self, value: Any, error: Exception) -> tuple[str, str]:
-        """Return the path to the part of `value` that `error` comes from, and what is wrong with it."""
+        """Return the path to the part of `value` that caused `error`, and what is wrong with it."""
         with suppress(Exception):  # a class's own attributes may raise
             if self._error_of(value):
                 path, part = innermost(value, self._error_of)
@@ -92,7 +92,7 @@ class Codec(Generic[T]):
 
 
 def _same_bytes(value: Any, back: Any, data: bytes) -> bool:
-    """Return True for JSON's own values that are the same, down to every type; False where that takes a closer look."""
+    """Return True for plain JSON values that are the same, including all types; False if that needs a closer look."""
     if len(data) > 2 * DEEP and data.count(b"[") + data.count(b"{") > DEEP:  # it may be nested too deeply
         return False
     try:

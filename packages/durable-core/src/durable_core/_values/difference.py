@@ -1,4 +1,4 @@
-"""Walking through a value: to the first place where what came back from JSON differs, or to a part that JSON can't hold."""
+"""Walking through a value: to the first place that came back from JSON changed, or to a part that JSON can't represent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from durable_core._system.text import describe, short
 from .types import BASES, encode, is_model
 
 DEEP: Final = 400
-"""What is nested deeper is refused: a replay, whose stack may be higher, has to decode it too."""
+"""Deeper nesting is refused, because a replay, whose stack may be higher, must decode it too."""
 
 _LONG: Final = 60
 _SETS: Final = (set, frozenset)
@@ -28,11 +28,11 @@ _MISSING: Final = object()
 
 
 def difference(value: Any, back: Any, exact: bool, depth: int = 0) -> tuple[str, str] | None:
-    """Return the path to the first place where the two differ, and how; None if `back` is what `value` was.
+    """Return the path to the first difference, and what differs; None if `back` equals `value`.
 
-    A tuple may come back as a list and a subclass of dict as a dict. Unless `exact`, values may also take the declared type that
-    holds them without loss: an int an equal float, a set a frozenset, a subclass of a plain type that type. Raises
-    `RecursionError` for what is nested too deeply.
+    A tuple may come back as a list, and a subclass of dict as a dict. Unless `exact`, values may also get the declared type if
+    nothing is lost: an int may become an equal float, a set a frozenset, and a subclass of a plain type that type. Raises
+    `RecursionError` for values that are nested too deeply.
     """
     kind: Any = type(back)
     if value is back:
@@ -48,7 +48,7 @@ def difference(value: Any, back: Any, exact: bool, depth: int = 0) -> tuple[str,
         names = _with_attributes(value, names)
         pairs = [(name, getattr(value, name, _MISSING), getattr(back, name, _MISSING)) for name in names]
     elif not issubclass(kind, _CONTAINERS):
-        return None if (value == back) is True else ("", _changed(value, back))  # arrays answer `==` with an array
+        return None if (value == back) is True else ("", _changed(value, back))  # for arrays, `==` returns an array
     else:
         left, right = parts(value), parts(back)
         if issubclass(kind, (dict, *_SETS)) and not _TEXT.issuperset(map(type, (*left, *right))):
@@ -72,7 +72,7 @@ def difference(value: Any, back: Any, exact: bool, depth: int = 0) -> tuple[str,
 
 
 def parts(value: Any) -> dict[Any, Any]:
-    """Return what `value` consists of, one level down, by key, index or name; the members of a set by themselves."""
+    """Return the parts of `value`, one level down, by key, index or name; the members of a set by themselves."""
     if isinstance(value, dict):
         return dict(dict.items(value))
     kind: Any = type(value)
@@ -96,7 +96,7 @@ def step(value: object, key: Any) -> str:
 
 
 def innermost(value: Any, fails: Callable[[Any], object], path: str = "") -> tuple[str, Any]:
-    """Follow the first part that fails, down to one whose own parts are good; return its path and itself."""
+    """Follow the first part that fails, down to one whose own parts are good; return its path and that part."""
     keys = [(key, key) for key in value] if isinstance(value, dict) else []
     for key, part in (*keys, *parts(value).items()):
         if fails(part):
@@ -105,7 +105,7 @@ def innermost(value: Any, fails: Callable[[Any], object], path: str = "") -> tup
 
 
 def holds_no_number(value: Any) -> bool:
-    """Return True if a float in `value` has no number in JSON."""
+    """Return True if `value` contains a float that JSON can't represent."""
     return not math.isfinite(value) if isinstance(value, float) else any(map(holds_no_number, parts(value).values()))
 
 
@@ -128,12 +128,12 @@ def _may_become(value: Any, came: Any, exact: bool) -> bool:
 
 @lru_cache(maxsize=1024)
 def _field_names(kind: Any) -> dict[str, None] | None:
-    """Name the fields of a dataclass, struct, attrs class, named tuple or pydantic model; None for any other class."""
+    """Return the fields of a dataclass, struct, attrs class, named tuple or pydantic model; None for other classes."""
     names: Iterable[str] | None
     if is_model(kind):
         names = (*kind.model_fields, "__pydantic_extra__", "__pydantic_private__")
     elif hasattr(kind, "__dataclass_fields__"):
-        from dataclasses import fields  # who has a dataclass has imported it
+        from dataclasses import fields  # if there is a dataclass, the module was imported
 
         names = (*(field.name for field in fields(kind)), *_slots(kind))
     elif hasattr(kind, "__attrs_attrs__"):
@@ -150,7 +150,7 @@ def _slots(kind: Any) -> Iterator[str]:
 
 
 def _with_attributes(value: Any, names: dict[str, None]) -> dict[str, None]:
-    """Add the attributes that are no fields, but for cached properties, which are computed again."""
+    """Add the attributes that aren't fields, except cached properties, which are computed again."""
     attributes = getattr(value, "__dict__", {})
     if attributes.keys() <= names.keys():
         return names
@@ -159,7 +159,7 @@ def _with_attributes(value: Any, names: dict[str, None]) -> dict[str, None]:
 
 
 def _twins(value: Iterable[Any], back: Iterable[Any]) -> list[tuple[Any, Any]]:
-    """Pair members of sets, or keys of dicts; those that equal none are paired by their JSON."""
+    """Pair members of sets, or keys of dicts. Those without an equal partner are paired by their JSON."""
     twins = {part: part for part in back}
     pairs = [(part, twins.pop(part, _MISSING)) for part in value]
     strays = sorted((part for part, twin in pairs if twin is _MISSING), key=encode)
@@ -168,7 +168,7 @@ def _twins(value: Iterable[Any], back: Iterable[Any]) -> list[tuple[Any, Any]]:
 
 
 def _is_same_time(value: Any, back: Any) -> bool:
-    # Never `==` on the whole: across zones it is always False in the hour that clocks repeat.
+    # Never `==` on the whole: across time zones it is always False in the hour that clocks repeat.
     if value.tzinfo is None or back.tzinfo is None:
         same = value.tzinfo is back.tzinfo and value.fold == back.fold
     else:

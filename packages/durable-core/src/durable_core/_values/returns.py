@@ -1,4 +1,4 @@
-"""Which codec records a value: by a type that is given, or by what a function says it returns."""
+"""Choosing the codec of a value: by a given type, or by a function's return annotation."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .types import pydantic_codecs, refusal, secret, type_name
 __all__ = ["UNTYPED", "Codec", "codec_for", "codec_of", "record_any"]
 
 UNTYPED: Final[Codec[Any]] = Codec(Any)
-"""The codec for values of which no type is known."""
+"""The codec for values without a known type."""
 
 
 def codec_for(type_: Any) -> Codec[Any]:
-    """Return the codec of a type, made once; `Any` and `object` mean untyped.
+    """Return the codec of a type. It is made once. `Any` and `object` mean untyped.
 
-    Raises `TypeError` for what is no type, or a type whose values JSON can't bring back.
+    Raises `TypeError` if it isn't a type, or if JSON can't bring back its values.
     """
     try:
         hash(type_)
@@ -66,7 +66,7 @@ def _no_codec(type_: Any, reason: str) -> TypeError:
 
 
 def codec_of(fn: Callable[..., Any]) -> Codec[Any]:
-    """Return the codec of what `fn` returns, by its annotation; `UNTYPED` if it has none.
+    """Return the codec for the return annotation of `fn`; `UNTYPED` if it has none.
 
     Raises `TypeError` if the annotation can't be resolved or recorded, and for a generator function.
     """
@@ -78,9 +78,9 @@ def codec_of(fn: Callable[..., Any]) -> Codec[Any]:
 
 
 def record_any(value: object, what: str) -> bytes:
-    """Return a value that comes from outside as JSON: plain JSON as it is, anything else by its own type.
+    """Return a value from outside as JSON: plain JSON as it is, anything else by its own type.
 
-    Raises `UnrecordableValue`, a `TypeError`, for one that would not come back the same, and calls it `what`.
+    Raises `UnrecordableValue`, a `TypeError`, for a value that would not come back the same. The error calls it `what`.
     """
     try:
         codec = UNTYPED if type(value) in (dict, list, tuple) else codec_for(type(value))

@@ -1,4 +1,4 @@
-"""The types that come back from JSON, by msgspec or by pydantic. What would not is refused before anything runs."""
+"""The types that come back from JSON, by msgspec or pydantic. Other types are refused before anything runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import msgspec
 from msgspec import inspect
 
 _BY_PYDANTIC: Final = ("fractions", "ipaddress", "pathlib")
-"""Modules whose classes only pydantic has codecs for; we import none of them."""
+"""Modules whose classes only pydantic has codecs for. We import none of them."""
 _TEXTS: Final = (str, bytes, UUID, Decimal, date, time, timedelta)
 _LISTS: Final = (list, tuple, set, frozenset, deque)
 _JSON: Final = {Any, object, dict, list, str, int, float, bool, NoneType}  # `object` is the class of unions
 
-# Bound here, once: libraries that freeze time replace the classes' names in modules while tests run.
+# Bound here once, because libraries that freeze time replace the names of these classes while tests run.
 _datetime, _date = datetime.combine, date.fromordinal
 _BARE: Final[tuple[tuple[Any, Callable[[Any], Any]], ...]] = (
     (str, str.__str__),
@@ -33,26 +33,26 @@ _BARE: Final[tuple[tuple[Any, Callable[[Any], Any]], ...]] = (
     (date, lambda value: _date(value.toordinal())),
 )
 BASES: Final = frozenset({base for base, _ in _BARE} | {list})
-"""The classes whose subclasses may come back as the class itself, where that class is declared."""
+"""Classes whose subclasses may come back as the class itself, if that class is declared."""
 
 Codecs = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
 
 
 @lru_cache(maxsize=1024)
 def is_model(type_: Any) -> bool:
-    """Return True for a pydantic model; we look at its attributes, so that pydantic is imported only where it is needed."""
+    """Return True for a pydantic model. We look at its attributes, so that pydantic is imported only if it is needed."""
     return isinstance(type_, type) and hasattr(type_, "__pydantic_validator__") and hasattr(type_, "model_validate_json")
 
 
 def stems_from(class_: type, *modules: str) -> bool:
-    """Return True if one of the modules defines the class, or one that it derives from."""
+    """Return True if one of the modules defines the class or one of its bases."""
     return any(base.__module__.partition(".")[0] in modules for base in class_.__mro__)
 
 
 def parts_of(
     type_: Any, place: str = "", seen: dict[int, Any] | None = None, *, models: bool = False
 ) -> Iterator[tuple[Any, str]]:
-    """Yield a type and all that it consists of, each with the field it stands in; `models` are looked into or not."""
+    """Yield a type and all its parts, each with its field. `models` says whether to look into models."""
     seen = {} if seen is None else seen
     type_ = _bare(type_)
     if id(type_) in seen:
@@ -75,14 +75,14 @@ def parts_of(
 
 
 def _bare(type_: Any) -> Any:
-    """Take off `Annotated`, and the names that `NewType` and `type` give."""
+    """Unwrap `Annotated`, `NewType` and `type` aliases."""
     while typing.get_origin(type_) is typing.Annotated or hasattr(type_, "__supertype__") or hasattr(type_, "__value__"):
         type_ = getattr(type_, "__origin__", None) or getattr(type_, "__supertype__", None) or type_.__value__
     return type_
 
 
 def _class_of(type_: Any) -> type:
-    """Return the class whose instances the type means; `object` where it means no class."""
+    """Return the class of the type's instances; `object` if there is none."""
     type_ = _bare(type_)
     origin = typing.get_origin(type_) or type_
     if origin is typing.Literal:
@@ -91,7 +91,7 @@ def _class_of(type_: Any) -> type:
 
 
 def _written_fields(model: Any) -> dict[str, Any]:
-    """Return the fields of a model that pydantic writes, and no serializer of the model's own."""
+    """Return the fields of a model that pydantic writes, without those that the model's own serializers write."""
     decorators = model.__pydantic_decorators__
     own = {name for each in decorators.field_serializers.values() for name in each.info.fields}
     if decorators.model_serializers or "*" in own:
@@ -101,7 +101,7 @@ def _written_fields(model: Any) -> dict[str, Any]:
 
 
 def secret(type_: Any) -> str | None:
-    """Say which part of `type_` JSON hides; None if there is none."""
+    """Return which part of `type_` JSON hides; None if there is none."""
     for part, place in parts_of(type_, models=True):
         class_ = _class_of(part)
         if hasattr(class_, "get_secret_value"):
@@ -113,7 +113,7 @@ def secret(type_: Any) -> str | None:
 
 
 def refusal(type_: Any) -> str | None:
-    """Say why values of `type_` would not come back as msgspec writes and reads them; None if they may."""
+    """Return why values of `type_` would not come back through msgspec; None if they may."""
     return next((reason + place for part, place in parts_of(type_) if (reason := _refusal(part, place))), None)
 
 
@@ -128,13 +128,13 @@ def _refusal(type_: Any, place: str) -> str | None:
         return None
     try:
         unknown = isinstance(inspect.type_info(class_), (inspect.CustomType, inspect.RawType, inspect.ExtType))
-    except Exception:  # msgspec says what is wrong with it when the codec is made
+    except Exception:  # msgspec raises for it when the codec is made
         unknown = False
     return f"{type_name(class_)} can't be decoded from JSON" if unknown else None
 
 
 def _has_keys(type_: Any) -> bool:
-    """Return True unless `type_` is a dict whose keys are no JSON text."""
+    """Return True unless `type_` is a dict whose keys aren't JSON strings."""
     keys = [*map(_class_of, typing.get_args(type_)[:1])] if issubclass(_class_of(type_), dict) else []
     return all(key is object or _is_text(key) or (issubclass(key, (int, float, Enum)) and key is not bool) for key in keys)
 
@@ -152,14 +152,14 @@ def _is_list(class_: Any) -> bool:
 
 
 def is_json(type_: Any) -> bool:
-    """Return True if values of `type_` come back as nothing but dicts, lists, text, numbers, booleans and None."""
+    """Return True if values of `type_` come back only as dicts, lists, strings, numbers, booleans and None."""
     return _JSON.issuperset(_class_of(part) for part, _ in parts_of(type_))
 
 
 def pydantic_codecs(type_: Any) -> Codecs | None:
-    """Return how pydantic encodes and decodes values of `type_`; None for a type that is not left to pydantic.
+    """Return pydantic's encoder and decoder for `type_`; None for a type that isn't left to pydantic.
 
-    Raises `ImportError` where pydantic is needed and not installed, and what pydantic raises for what it doesn't know.
+    Raises `ImportError` if pydantic is needed and not installed, and what pydantic raises for an unknown type.
     """
     parts = [part for part, _ in parts_of(type_)]
     if not any(map(_needs_pydantic, parts)) or not all(map(_suits_pydantic, parts)):
@@ -171,7 +171,7 @@ def pydantic_codecs(type_: Any) -> Codecs | None:
     made: TypeAdapter[Any]
     try:
         made = TypeAdapter(type_, config={"ser_json_bytes": "base64", "val_json_bytes": "base64"})
-    except PydanticUserError:  # a class that has a config of its own
+    except PydanticUserError:  # a class with its own config
         made = TypeAdapter(type_)
     encode = partial(made.dump_json, by_alias=False, round_trip=True, warnings=False)
     return encode, partial(made.validate_json, by_alias=True, by_name=True)
@@ -187,7 +187,7 @@ def _needs_pydantic(type_: Any) -> bool:
 
 
 def _suits_pydantic(type_: Any) -> bool:
-    """Return True if values of the type come back, and the members of a union can be told apart in JSON."""
+    """Return True if values of the type come back, and JSON distinguishes the members of a union."""
     members, class_ = _members(type_), _class_of(type_)
     if any(sum(map(alike, members)) > 1 for alike in (_is_text, _is_list)):
         return False
@@ -207,7 +207,7 @@ def _to_json(value: Any) -> Any:
 
 def _from_json(type_: Any, value: Any) -> Any:
     if is_model(type_):
-        # As JSON, not as objects, so that strict models take back what they wrote.
+        # As JSON, not as objects, so that strict models accept what they wrote.
         return type_.model_validate_json(msgspec.json.encode(value), by_alias=True, by_name=True)
     return value
 
@@ -216,12 +216,12 @@ encode: Final[Callable[[Any], bytes]] = msgspec.json.Encoder(enc_hook=_to_json).
 
 
 def decoder(type_: Any) -> Callable[[bytes], Any]:
-    """Return the function that decodes JSON to `type_`; raises what msgspec raises for a type it does not take."""
+    """Return the function that decodes JSON to `type_`. Raises what msgspec raises for a type that it doesn't accept."""
     return msgspec.json.Decoder(type_, dec_hook=_from_json).decode
 
 
 def type_name(type_: Any) -> str:
-    """Return the name that people know a type by: `int`, `list[int]`, `Order | None`."""
+    """Return the usual name of a type: `int`, `list[int]`, `Order | None`."""
     if type_ is NoneType:
         return "None"
     return type_.__qualname__ if isinstance(type_, type) and not typing.get_args(type_) else repr(type_).replace("typing.", "")

@@ -47,8 +47,8 @@ async def test_absolute(prefix: str, tmp_path: Path) -> None:
     [
         ("file:", "has no path; write 'file:./runs'"),
         ("file:./runs?sync=off", "unknown option 'sync'"),
-        ("file:./runs#1", "write it as %23"),
-        ("file:./runs#", "write it as %23"),
+        ("file:./runs#1", "percent-encode it as %23"),
+        ("file:./runs#", "percent-encode it as %23"),
         ("file://runs/a", "names the machine 'runs'; write 'file:./runs/a'"),
         ("file://me:secret@runs/a", "^file://runs/… names the machine 'runs'; write 'file:./runs/a'"),
         ("file:a%00b", "contains a NUL"),

@@ -51,7 +51,7 @@ async def test_absolute(prefix: str, tmp_path: Path) -> None:
         ("sqlite::memory:", "a database in memory lives in one connection; write 'memory:'"),
         ("sqlite:./runs.db?journal_mode=off", "unknown option 'journal_mode' in .*; known: lock_timeout"),
         ("sqlite:./runs.db?lock_timeout=-1", "option 'lock_timeout' in .*: expected a positive number of seconds"),
-        ("sqlite:./runs.db#1", "write it as %23"),
+        ("sqlite:./runs.db#1", "percent-encode it as %23"),
         ("sqlite://runs/a.db", "names the machine 'runs'; write 'sqlite:./runs/a.db'"),
         ("sqlite:a%00b", "contains a NUL"),
         ("sqlite:~/runs.db", "as in 'sqlite:/home/ann/runs.db', or 'sqlite:\\./~/runs.db' for a path of that name"),

@@ -82,6 +82,10 @@ class Figures:
         """Return whether each step's record was on the disk before the next step began."""
         return min(self.syncs(contender) or [0]) > 0
 
+    def is_late(self, contender: Contender) -> bool:
+        """Return whether a step began before the former one's record was on the disk."""
+        return min(self.syncs(contender) or [1]) == 0
+
     def of(self, group: str) -> list[Contender]:
         return [one for one in self.contenders if group_of(one) == group]
 
@@ -123,7 +127,7 @@ def _behind(figures: Figures) -> Iterator[str]:
                     if mine is None or theirs is None or (times := faster(measure, theirs, mine)) < 1.05:
                         continue
                     title, unit, _ = MEASURES[measure]
-                    less = "" if figures.waits(peer) else ", but starts steps before earlier ones are on the disk"
+                    less = ", but starts steps before earlier ones are on the disk" if figures.is_late(peer) else ""
                     yield (
                         f"- **{named(peer)}** is {times:.1f} times as fast as {named(our)} on {store(our)}, {lower(title)}: "
                         f"{figures.shown(peer, measure)} {unit}, not {figures.shown(our, measure)}{less}."
@@ -223,8 +227,7 @@ def picture(figures: Figures, measure: str) -> str:
             parts.append(f'<text class="head" x="6" y="{y + 11}">{GROUPS[group]}</text>')
             y += step
             last = group
-        waits = "peer" if figures.waits(one) else "late"
-        kind = {"floor": "floor", "durable": "ours"}.get(one.system, waits)
+        kind = {"floor": "floor", "durable": "ours"}.get(one.system, "late" if figures.is_late(one) else "peer")
         length = max(value / longest * room, 1)
         parts.append(f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{escape(short(one))}</text>')
         parts.append(f'<rect class="{kind}" x="{left}" y="{y}" width="{length:.1f}" height="14"/>')
@@ -232,7 +235,7 @@ def picture(figures: Figures, measure: str) -> str:
         y += step
     name = f"peers-{measure}"
     described = "; ".join(f"{short(one)} {figures.shown(one, measure)}" for one, _ in shown)
-    late = any(not figures.waits(one) and one.system not in ("floor", "durable") for one, _ in shown)
+    late = any(figures.is_late(one) for one, _ in shown)
     legend = "Striped: does not wait for the disk." if late else ""
     head = [
         f'<svg class="bars" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 8}" role="img" '

@@ -273,7 +273,11 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
         ),
         Guarantee(
             "Retrying or resolving a step lets its run continue, and the parents of that run",
-            ("a step that runs is decided by hand", "the parents of a child that was mended stay failed"),
+            (
+                "a step that runs is decided by hand",
+                "a step is retried in a run that succeeded",
+                "the parents of a child that was mended stay failed",
+            ),
         ),
         Guarantee(
             "A fork copies what was decided, and nothing else", ("a fork takes the steps of children that have not ended",)

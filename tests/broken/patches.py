@@ -684,6 +684,15 @@ PATCHES = [
         ),
     ),
     Patch(
+        "a step is retried in a run that succeeded",
+        f"{CORE}/_log/mending.py",
+        '    if state == "succeeded":\n        if by_step is None:',
+        '    if state == "succeeded" and by_step is None:\n        if by_step is None:',
+        (
+            "tests/core/control/test_retrying_runs.py::test_a_failure_that_the_flow_caught_is_left_alone_once_the_run_has_succeeded",
+        ),
+    ),
+    Patch(
         "the parents of a child that was mended stay failed",
         f"{CORE}/_log/mending.py",
         '        if flow.status == "reopened":\n            async for parent',

@@ -165,6 +165,30 @@ async def test_a_failure_that_another_step_made_good_is_not_run_again(store: Mem
     assert effects == {"visa": 1, "paypal": 1}
 
 
+@pytest.mark.parametrize("act", ["retry", "resolve"])
+@pytest.mark.parametrize("step_id", ["coupon", "mail/bob"])
+async def test_a_failure_that_the_flow_caught_is_left_alone_once_the_run_has_succeeded(
+    store: MemoryStore, act: str, step_id: str
+) -> None:
+    """No run would ask for the step again, so whoever reopened it would wait in vain."""
+
+    @flow
+    async def order(runner: Runner) -> str:
+        with contextlib.suppress(StepFailed):
+            await runner.step("coupon", lambda: 1 / 0)
+        await runner.map("mail", int, ["7", "bob"], key=str, tolerate=1)
+        return "sent"
+
+    assert await order.run(store, run_id="run") == "sent"
+    before = await store.list("run")
+    with pytest.raises(Refused, match=rf"'run' succeeded, so nothing runs its step '{step_id}' again; .*fork\(store, 'run'"):
+        if act == "retry":
+            await control.retry(store, "run", step_id)
+        else:
+            await control.resolve(store, "run", step_id, 1, reason="by hand")
+    assert await store.list("run") == before
+
+
 @pytest.mark.parametrize(
     ("entries", "match"),
     [

@@ -174,7 +174,8 @@ async def retry(
 
     For an interrupted step or run this takes the run's lock, because it might be running now, and raises `RunBusy` if the lock is
     held. Raises `NotFound` for a run or step that doesn't exist, and `Refused` for one in any other state. It is also `Refused`
-    if the run ended cancelled, or if its flow had answered the failure with steps, which may have undone earlier work.
+    if the run succeeded or ended cancelled, or if its flow had answered the failure with steps, which may have undone earlier
+    work.
     """
     check(store, run_id=run_id, step_id=step_id)
     said = signed(reason, by)

@@ -262,8 +262,13 @@ def refuse_what_is_over(flow: StepRecord, *, by_step: str | None = None) -> None
         raise Refused(
             f"run {flow.run_id!r} was cancelled and can't continue; fork(store, {flow.run_id!r}, …, before=…) begins a new run"
         )
-    if state == "succeeded" and by_step is None:
-        raise Refused(f"run {flow.run_id!r} succeeded, so there is nothing to retry")
+    if state == "succeeded":
+        if by_step is None:
+            raise Refused(f"run {flow.run_id!r} succeeded, so there is nothing to retry")
+        raise Refused(
+            f"run {flow.run_id!r} succeeded, so nothing runs its step {by_step!r} again; start a new run for it, or"
+            f" fork(store, {flow.run_id!r}, …, before={by_step!r}), which also runs again what began after it"
+        )
     if state == "failed" and (answers := ids_in(flow, "answered_by")) and by_step not in answers:
         raise Refused(
             f"the flow of run {flow.run_id!r} answered its failure with {', '.join(map(repr, answers))}, which may have undone"

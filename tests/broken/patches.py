@@ -2848,8 +2848,6 @@ PATCHES = [
     Patch(
         "sqlite: a transaction begins without the write lock",
         f"{SQLITE}/_writing.py",
-        '_transaction(connection, "begin immediate")',
-        '_transaction(connection, "begin")',
         '    with _transaction(connection, "begin immediate"):\n',
         '    with _transaction(connection, "begin"):\n',
         ("tests/sqlite/test_sqlite_transactions.py::test_nobody_else_writes_meanwhile",),

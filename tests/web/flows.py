@@ -41,6 +41,21 @@ async def ask(store: Store, run_id: str = "payout-1", **input: Any) -> None:
     raise AssertionError(f"{run_id} waits for nobody")
 
 
+@flow
+async def trip(runner: Runner, forgives: bool = False) -> None:
+    """Fail at a step, and undo; or go on."""
+
+    def fail() -> None:
+        raise ConnectionError("no car is left")
+
+    try:
+        await runner.step("car", fail)
+    except StepFailed:
+        await runner.step("undo-hotel", lambda: None)
+        if not forgives:
+            raise
+
+
 async def fail(store: Store, run_id: str = "broken-1") -> None:
     """Have a run that failed."""
     try:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from durable_core import CorruptLog, MemoryStore, Runner, RunSuspended, StepRecord, Store, control, open_store
+from durable_core import CorruptLog, MemoryStore, Runner, RunSuspended, StepFailed, StepRecord, Store, control, flow, open_store
 from durable_core.stores.flows import FLOW
 from durable_web import Page, app
 from durable_web._views import _reading, inbox, runs
@@ -18,7 +18,7 @@ from durable_worker import Worker
 from tests.soak.spoiling import spoil
 from tests.web import shop
 from tests.web.conftest import Browse, signed_in
-from tests.web.flows import ask, broken, fail, parcel
+from tests.web.flows import ask, broken, fail, parcel, trip
 
 
 async def test_every_page(page: Page, memory: MemoryStore, browse: Browse) -> None:
@@ -251,6 +251,42 @@ async def test_only_what_would_do_something_is_offered(memory: MemoryStore, brow
         assert {*re.findall(r'action="/act/([a-z]+)"', (await alice.get(path, **asked)).text)} == offered, query
         assert (await reader.get(path, **asked)).status_code == 200
         assert '<form method="post"' not in (await reader.get(path, **asked)).text
+
+
+async def test_nothing_is_retried_that_would_be_refused(memory: MemoryStore, browse: Browse) -> None:
+    """A run that undid its work can only be forked, and the page says why; a failure in a run that succeeded stays."""
+    await trip.run(memory, run_id="trip-1", forgives=True)
+    with pytest.raises(StepFailed):
+        await trip.run(memory, run_id="trip-2")
+    alice = browse(app(memory, user=signed_in), "alice")
+    for query, offered in [
+        ({"path": "step", "run": "trip-1", "step": "car"}, set()),
+        ({"path": "step", "run": "trip-2", "step": "car"}, set()),
+        ({"path": "run", "run": "trip-2"}, {"fork", "clean"}),
+    ]:
+        asked = dict(query)
+        shown = (await alice.get(asked.pop("path"), **asked)).text
+        assert {*re.findall(r'action="/act/([a-z]+)"', shown)} == offered, query
+    assert re.search(r"answered the failure with <a [^>]*>undo-hotel</a>, so its work may be undone", shown)
+
+
+async def test_a_late_request_to_stop_is_not_why_a_run_failed(memory: MemoryStore, browse: Browse) -> None:
+    """The reason of a request to stop stands by that name in a run that ended otherwise."""
+
+    async def ask_too_late() -> None:
+        await control.cancel(memory, "trip-1", reason="the customer is ill")
+        raise ConnectionError("no car is left")
+
+    @flow
+    async def late(runner: Runner) -> None:
+        await runner.step("car", ask_too_late)
+
+    with pytest.raises(StepFailed):
+        await late.run(memory, run_id="trip-1")
+    assert (await control.status(memory, "trip-1")).status == "failed"
+    shown = (await browse(app(memory, user=signed_in), "alice").get("run", run="trip-1")).text
+    assert re.search(r"<dt>Asked to stop</dt><dd>[^<]*the customer is ill", shown)
+    assert "<dt>Why</dt>" not in shown
 
 
 async def test_schedules_show_their_next_ticks(store: Store, browse: Browse) -> None:

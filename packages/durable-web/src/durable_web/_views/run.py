@@ -9,6 +9,7 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from durable_core import control
+from durable_core.engine import FLOW, ids_in
 from durable_core.errors import NotFound
 from durable_core.record import StepRecord
 from durable_core.store import Store
@@ -56,8 +57,10 @@ async def _found(site: Site, visit: Visit, entries: Sequence[StepRecord]) -> dic
     page = number_of(visit, "page", 1_000_000)
     steps = steps_of(entries, statuses=only, page=page, is_at_work=run.holder is not None)
     now = datetime.now(UTC)
+    flow = next((entry for entry in reversed(entries) if entry.step_id == FLOW), None)
     return {
         "run": run,
+        "answers": ids_in(flow, "answered_by") if flow and run.status == "failed" else [],
         "steps": steps,
         "axis": steps.axis(now) if steps.page else None,
         "only": only,

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from durable_core.engine import child_of, decided, entries_of
+from durable_core.engine import FLOW, child_of, decided, entries_of, ids_in
+from durable_core.engine import state_of as state_of_run
 from durable_core.errors import NotFound
 from durable_core.record import StepRecord
 from durable_core.store import holder_of
@@ -63,9 +64,17 @@ async def _found(site: Site, visit: Visit) -> dict[str, Any]:
         "is_over": decided(newest),
         "child": child_of(newest),
         "asked": asked_by(newest) if newest.kind == "approval" else None,
-        "verbs": verbs_for(newest),
+        "verbs": verbs_for(newest) if _can_continue(await site.store.get(run_id, FLOW), step_id) else [],
         "now": datetime.now(UTC),
     }
+
+
+def _can_continue(flow: StepRecord | None, step_id: str) -> bool:
+    """Tell whether the run would ask for the step again, as `control.retry` and `resolve` require."""
+    if flow is None or (state := state_of_run(flow)) not in ("succeeded", "failed", "cancelled"):
+        return True
+    answers = ids_in(flow, "answered_by")
+    return state == "failed" and (not answers or step_id in answers)
 
 
 def verbs_for(newest: StepRecord) -> list[str]:

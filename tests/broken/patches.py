@@ -4859,6 +4859,13 @@ PATCHES = [
         ("tests/core/kit/test_crash_everywhere.py::test_a_store_that_forgets",),
     ),
     Patch(
+        "redis: a run that can't be read is dropped from the index",
+        f"{REDIS}/_flows.py",
+        "                if entry.run_id in refused:\n",
+        "                if False:\n",
+        ("tests/redis/test_flows.py::test_one_damaged_run_hides_no_other",),
+    ),
+    Patch(
         "a run of a newer version hides others",
         f"{CORE}/record.py",
         '                return CorruptLog(f"{place}{field}',

@@ -8,6 +8,7 @@ import pytest
 
 from durable_core import CorruptLog, Runner, control, flow, open_store
 from durable_core.engine import count
+from durable_core.store import flows_of
 from durable_worker import Worker
 from tests.soak.spoiling import SPOILT, spoil
 
@@ -27,7 +28,10 @@ async def test_runs_that_cannot_be_read_hide_no_other(url: str) -> None:
             await spoil(url, greet, f"spoilt-{number}", field, value)
         for number in range(3):
             await greet.start(store, f"later-{number}")
-    others = [f"{when}-{number}" for when in ("before", "later") for number in range(3)]
+        others = [f"{when}-{number}" for when in ("before", "later") for number in range(3)]
+        if (index := flows_of(store)) is not None:
+            for limit in range(1, 13):
+                assert [flow.run_id for flow in await index.flows(limit=limit)] == others[::-1][:limit]
     async with open_store(url) as store:
         worker = Worker(store, [greet])
         async with asyncio.timeout(60):

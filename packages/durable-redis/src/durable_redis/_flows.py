@@ -240,7 +240,10 @@ class FlowIndex:
         before: tuple[datetime, str] | None,
         limit: int,
     ) -> Sequence[StepRecord]:
-        """Return the newest entries of flows, as their logs say; those that began last first."""
+        """Return the newest entries of flows, as their logs say; those that began last first.
+
+        One that can't be read hides no other: raises its error where there is nothing else to return.
+        """
         wanted: dict[str, Any] = {"names": names, "states": states, "since": since, "before": before}
         asked = _Asked(
             prefix,
@@ -251,6 +254,7 @@ class FlowIndex:
         place = None if before is None else sortable(before[0]) + before[1]
         few = await self._few(prefix) if prefix else None
         found: dict[str, StepRecord] = {}
+        refusal: StoreError | None = None
         late: list[str] = []
         lost: list[str] = []
         while (left := limit - len(found)) > 0:
@@ -259,8 +263,11 @@ class FlowIndex:
             page = sorted(behind, key=attrgetter("place"), reverse=True)[:left]
             if not page:
                 break
-            logs = await self._logs({entry.run_id for entry in page})
+            logs, refused = await self._logs({entry.run_id for entry in page})
+            refusal = next(iter(refused.values()), refusal)
             for entry in page:
+                if entry.run_id in refused:
+                    continue
                 flow = logs.get(entry.run_id)
                 if flow is None or flow.revision < entry.revision:
                     lost.append(str(entry))
@@ -276,6 +283,8 @@ class FlowIndex:
             await self.drop(lost, age=_IN_FLIGHT)
         except StoreError as error:
             _log.info("entries of the index that stand for nothing were left: %s", error)
+        if refusal is not None and not found:
+            raise refusal
         return [*found.values()]
 
     async def fill(self, runs: Callable[[], AsyncIterator[str]]) -> None:
@@ -294,7 +303,7 @@ class FlowIndex:
         self._is_filled = True
 
     async def _fill(self, runs: Collection[str]) -> None:
-        flows = (await self._logs(runs)).values()
+        flows = (await self._logs(runs))[0].values()
         items = [
             (self._keys.flows, flow.run_id, str(flow.revision), "", *_around_time(flow, os.urandom(8).hex())) for flow in flows
         ]
@@ -330,11 +339,11 @@ class FlowIndex:
             left = {group: stop for group, stop in left.items() if stop}
         return [*chain.from_iterable(found.values())]
 
-    async def _logs(self, runs: Collection[str]) -> Mapping[str, StepRecord]:
-        """Read the newest entries of flows. One that can't be read hides no other; raises where there is nothing else."""
+    async def _logs(self, runs: Collection[str]) -> tuple[Mapping[str, StepRecord], Mapping[str, StoreError]]:
+        """Return the newest entries of flows, and what is wrong with those that can't be read."""
         looks = [(self._keys.log(run_id), FLOW, -1, self._touch) for run_id in runs]
         found: dict[str, StepRecord] = {}
-        refusal: StoreError | None = None
+        refused: dict[str, StoreError] = {}
         for run_id, line in zip(runs, await self._serving().answers(NEWER, looks), strict=True):
             try:
                 if isinstance(line, StoreError):
@@ -343,10 +352,8 @@ class FlowIndex:
                     found[run_id] = StepRecord.from_json(line, where=f"step {FLOW!r} in {self._keys.log(run_id)}")
             except StoreError as error:
                 _log.warning("a run is passed over: %s", error)
-                refusal = error
-        if refusal is not None and not found:
-            raise refusal
-        return found
+                refused[run_id] = error
+        return found, refused
 
 
 def _around_time(flow: StepRecord, token: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from tests.broken.patches import CORE, PATCHES, POSTGRES, Patch
 from tests.broken.run import copy_to
 
 _ROUNDS: Final = 8
-_OFTEN: Final = {"every": 2, "freeze_every": 1, "cut_off_every": 1, "lease": 3, "visibility_timeout": 3}
+_OFTEN: Final = {"every": 2, "freeze_every": 1, "cut_off_every": 1, "lease": 3, "visibility_timeout": 5}
 _VIOLATION: Final = re.compile(r"^  ([\w/-]*\d[\w/-]*): (.*)$", re.MULTILINE)
 
 

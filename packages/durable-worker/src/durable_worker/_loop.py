@@ -121,7 +121,7 @@ class Loop:
             return
         self._take_no_more()
         if self._visits:
-            _logger.info("stopping: %d runs are in hand", len(self._visits))
+            _logger.info("stopping, with %d run(s) in hand", len(self._visits))
         await asyncio.wait([main])
         await self._end_visits()
 

@@ -157,7 +157,7 @@ class Run:
             await to_the_end(self.lock.__aexit__(None, None, None))
             raise
         if self.log:
-            _logger.info("resuming run %r: %d steps are recorded", self.id, len(self.log), extra={"run_id": self.id})
+            _logger.info("resuming run %r, with %d recorded step(s)", self.id, len(self.log), extra={"run_id": self.id})
 
     async def leave(self, *, cancel: bool = False) -> None:
         """Prevent further steps, wait for the running ones, and release the lock.

@@ -3936,6 +3936,13 @@ PATCHES = [
         ("tests/web/test_local.py::test_anybody_from_elsewhere_is_told_why[ops.example.com-127.0.0.1-127.0.0.1]",),
     ),
     Patch(
+        "web: without accounts, by= names nobody",
+        f"{WEB}/_local.py",
+        "User(self._name or _name())",
+        "User(_name())",
+        ("tests/web/test_local.py::test_the_visitor_is_who_by_names",),
+    ),
+    Patch(
         "web: without accounts, the page is served to others",
         f"{WEB}/_serving.py",
         "        refuse_unless_loopback(host)\n",

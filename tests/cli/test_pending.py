@@ -19,7 +19,7 @@ def test_what_waits_for_a_person(durable: Durable, seeded: str) -> None:
     assert second.split()[:2] == ["order-7/refund", "approve"]
     assert "alice, bob, 1 of 2" in first
     assert '{"amount":90}' in first
-    assert lines[-2:] == [f"  durable {verb} refund-7 approve --store {seeded}" for verb in ("approve", "reject")]
+    assert lines[-2:] == [f"  durable {verb} refund-7 approve --by NAME --store {seeded}" for verb in ("approve", "reject")]
 
 
 def test_the_json_of_what_waits(durable: Durable, seeded: str) -> None:

@@ -24,14 +24,16 @@ def local(tmp_path: object) -> str:
 def test_the_link_opens_the_page_once(terminal: Callable[..., Terminal], local: str) -> None:
     """Whoever has the link sees the runs; a second browser with the same link doesn't, and one without it neither."""
     on_url(local, lambda store: asked(store, "refund-7"))
-    seen = terminal("web", local, "--port", "0")
+    seen = terminal("web", local, "--port", "0", "--by", "mallory")
     link = seen.expect(r"The page is at (http://127\.0\.0\.1:\d+/\S+)")[1]
     first, second = (urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar())) for _ in range(2))
     with first.open(link, timeout=30) as page:
         root = re.match(r"http://[^/]+", link)[0]  # type: ignore[index]  # it was matched above
         assert page.status == 200
     with first.open(f"{root}/runs", timeout=30) as page:
-        assert "refund-7" in page.read().decode()
+        text = page.read().decode()
+        assert "refund-7" in text
+        assert "mallory" in text
     for opener, url in ((second, link), (second, f"{root}/runs")):
         with pytest.raises(urllib.error.HTTPError) as refused:
             opener.open(url, timeout=30)
@@ -46,6 +48,13 @@ def test_as_json_the_link_is_one_object(terminal: Callable[..., Terminal], local
     """A program reads it, and opens it."""
     seen = terminal("web", "--store", local, "--port", "0", "--json")
     assert set(json.loads(seen.expect(r"\{.*?\}")[0])) == {"url"}
+
+
+def test_an_empty_name_is_refused(durable: Durable, local: str) -> None:
+    """As usage, before anything is served."""
+    done = durable("web", local, "--by", "")
+    assert (done.code, done.out) == (2, "")
+    assert "by must be a name" in done.err
 
 
 def test_an_address_that_others_reach_is_refused(durable: Durable, local: str) -> None:

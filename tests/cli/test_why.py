@@ -16,6 +16,7 @@ from tests.cli.conftest import Durable
 from tests.cli.seeds import STATES, go, refund
 from tests.cli.terminal import Terminal
 
+DECIDE = ("approve", "reject")
 SAID = {
     "refund-0": ("It succeeded", ["show refund-0"]),
     "refund-1": ("It failed at pay-back", ["retry refund-1", "resolve refund-1 pay-back --value JSON --reason TEXT"]),
@@ -24,8 +25,8 @@ SAID = {
     "refund-4": ("It waits for the event packed", ["send refund-4 packed --value JSON"]),
     "refund-5": ("answered the failure with apologise", ["fork refund-5 NEW --before STEP"]),
     "refund-6": ("attempt 1 failed by ConnectionError: the bank is closed", ["retry refund-6 pay-back"]),
-    "refund-7": ("alice or bob may decide; 2 have to approve", ["approve refund-7 approve", "reject refund-7 approve"]),
-    "order-7": ("It waits at refund for the run order-7", ["approve order-7/refund approve", "reject order-7/refund approve"]),
+    "refund-7": ("alice or bob may decide; 2 have to approve", [f"{verb} refund-7 approve --by NAME" for verb in DECIDE]),
+    "order-7": ("It waits at refund for the run order-7", [f"{verb} order-7/refund approve --by NAME" for verb in DECIDE]),
     "charge-1": ("It is parked since", ["resolve charge-1 charge --value JSON --reason TEXT", "retry charge-1"]),
     "charge-2": ("its process is gone: nobody holds its lock", ["retry charge-2", "serve MODULE:WORKER"]),
     "asked": ("has been waiting for a worker since", ["run MODULE:FLOW asked", "serve MODULE:WORKER"]),

@@ -48,6 +48,25 @@ async def test_the_link_works_once(memory: MemoryStore, browse: Browse, caplog: 
     assert (await me.client.get(link)).status_code == 303  # who is in already may open it again
 
 
+async def test_the_visitor_is_who_by_names(memory: MemoryStore, browse: Browse) -> None:
+    """An approver decides under that name, where the system's user may not."""
+    await ask(memory)
+    page = app(memory, by="alice")
+    me = browse(page, base=HERE)
+    await me.client.get(str(page.one_time_link(HERE)))
+    assert (await me.post("act/cancel", run="payout-1")).status_code == 303
+    record = await memory.get("payout-1", "$flow")
+    assert record is not None
+    assert record.notes["cancelled"]["by"] == "alice"
+
+
+@pytest.mark.parametrize("options", [{"by": ""}, {"by": 7}, {"by": "alice", "user": lambda request: None}])
+def test_a_name_that_counts_for_nothing_is_refused(memory: MemoryStore, options: dict[str, Any]) -> None:
+    """It is no name, or `user=` says who visits."""
+    with pytest.raises((TypeError, ValueError), match="^by"):
+        app(memory, **options)
+
+
 async def test_a_second_browser_gets_a_link_of_its_own(
     memory: MemoryStore, browse: Browse, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -162,8 +162,8 @@ def test_a_url_without_a_scheme(url: str) -> None:
     with pytest.raises(StoreError) as refused:
         StoreURL(url)
     assert str(refused.value) == (
-        "the store's URL has no scheme; begin it with one such as redis:// or postgresql://, or write file: before a"
-        " path, as in file:./runs"
+        "the store's URL has no scheme; begin it with one such as redis:// or postgresql://, or write sqlite: before the"
+        " path of an SQLite file, as in sqlite:./runs.db, or file: before that of a folder, as in file:./runs"
     )
 
 

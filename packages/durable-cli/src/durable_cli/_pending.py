@@ -12,7 +12,7 @@ from durable_core import StepRecord, Store, StoreError, control
 
 from ._asked import Asked
 from ._output import console, draw, write, write_json
-from ._steps import votes_of
+from ._steps import votes_of, whose
 from ._text import brief, cut, harmless, soon
 from ._words import age
 
@@ -46,10 +46,10 @@ def _show(found: Sequence[StepRecord], asked: Asked) -> None:
     now, screen = datetime.now(UTC), console()
     rows = [_row(record, now) for record in found]
     draw(table(("RUN", "STEP", "WAITS", "UNTIL", "BY", "SHOWS"), rows, screen.width, ids=2), screen)
-    oldest = found[0].run_id, found[0].step_id
+    oldest = found[0]
     write("\nDecide the first one:")
-    write(f"  {asked.command('approve', *oldest)}")
-    write(f"  {asked.command('reject', *oldest)}")
+    for verb in ("approve", "reject"):
+        write(f"  {asked.command(verb, oldest.run_id, oldest.step_id, options=whose(oldest))}")
 
 
 def _row(record: StepRecord, now: datetime) -> Sequence[str]:

@@ -120,6 +120,8 @@ def how_to_help(wait: StepRecord, asked: Asked) -> str:
     until = f"until {moment(wait.until)}" if wait.until is not None else ""
     if wait.kind not in ("approval", "event"):
         return until
-    name, options = ("approve", []) if wait.kind == "approval" else ("send", ["--value", "JSON"])
+    from ._steps import whose
+
+    name, options = ("approve", whose(wait)) if wait.kind == "approval" else ("send", ["--value", "JSON"])
     command = asked.command(name, wait.run_id, wait.step_id, options=options)
     return f"{until}  ({command})".lstrip()

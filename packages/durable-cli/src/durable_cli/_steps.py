@@ -137,6 +137,11 @@ def votes_of(approval: StepRecord) -> list[dict[str, Any]]:
     return [vote for vote in votes if isinstance(vote, dict)] if isinstance(votes, list) else []
 
 
+def whose(approval: StepRecord) -> list[str]:
+    """Return the options of a command that decides an approval: who acts, if only some may."""
+    return [] if approval.notes.get("approvers") is None else ["--by", "NAME"]
+
+
 def _decision(approval: StepRecord) -> dict[str, Any]:
     decision = approval.value()
     return decision if isinstance(decision, dict) else {}

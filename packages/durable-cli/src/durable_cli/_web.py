@@ -11,7 +11,7 @@ from ._output import write, write_json
 from ._serve import need
 
 
-def serve_page(asked: Asked, host: str, port: int) -> None:
+def serve_page(asked: Asked, host: str, port: int, by: str | None) -> None:
     """Serve the page until Ctrl-C, and print the link that opens it."""
     need("durable_web", "durable-web[serve]", "the page")
     need("uvicorn", "durable-web[serve]", "serving the page")
@@ -25,6 +25,6 @@ def serve_page(asked: Asked, host: str, port: int) -> None:
         sys.stdout.flush()
 
     try:
-        asked.run(lambda store: serve(store, host=host, port=port, ready=tell))
+        asked.run(lambda store: serve(store, host=host, port=port, by=by, ready=tell))
     except ValueError as error:  # an address that others can reach
         raise click.UsageError(str(error)) from None

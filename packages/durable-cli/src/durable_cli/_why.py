@@ -14,7 +14,7 @@ from durable_core.engine import FLOW, child_of, could_go_on, ids_in, waits_of
 
 from ._asked import Asked
 from ._output import console, write_json
-from ._steps import Steps, votes_of
+from ._steps import Steps, votes_of, whose
 from ._text import brief, cut, harmless, quoted, soon, span
 from ._words import age, error_text, styled
 
@@ -225,7 +225,7 @@ def _wait(run: Run, wait: StepRecord) -> Reason:
             text = f"{run.it} sleeps at {name} until {_when(run, until).removeprefix('at ')}{over}."
         case "approval":
             text = f"{of_child}A person has to decide {name}, {run.since(wait.started_at)}.{_decided_by(wait)}{deadline}"
-            commands = [run.command("approve", wait.step_id), run.command("reject", wait.step_id)]
+            commands = [run.command(verb, wait.step_id, options=whose(wait)) for verb in ("approve", "reject")]
         case "event":
             text = f"{run.it} waits for the event {name}, {run.since(wait.started_at)}.{deadline}"
             commands = [run.command("send", wait.step_id, options=("--value", "JSON"))]

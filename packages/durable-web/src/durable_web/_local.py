@@ -45,8 +45,9 @@ def refuse_unless_loopback(host: str) -> None:
 class Local:
     """The visitors of a page without accounts: one person, who has the link that the server printed."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens, name: str | None) -> None:
         self._tokens: Final = tokens
+        self._name: Final = name
         self._key = secrets.token_urlsafe(24)
         self._told: str | None = None
 
@@ -59,7 +60,7 @@ class Local:
         """Return the person at this machine, or None if the link was not used. Raises `HTTPException` for other machines."""
         self.refuse_others(request)
         if self._tokens.is_session(request.cookies.get(_cookie(request), "")):
-            return User(_name())
+            return User(self._name or _name())
         if self._told != self._key:  # nobody has printed it yet
             base = f"{request.url.scheme}://{request.headers['host']}{base_of(request)}"
             _logger.warning("to see the page, open %s (it works once)", self.link(base))

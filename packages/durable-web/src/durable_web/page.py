@@ -94,6 +94,7 @@ def app(
     notify: Notify | None = None,
     secret: str | None = None,
     title: str = "Durable",
+    by: str | None = None,
 ) -> Page:
     """Make the page of a store, as an ASGI app to mount or serve.
 
@@ -101,7 +102,8 @@ def app(
     raise Starlette's `HTTPException`, for example to redirect to a sign-in page. `access` is a function of the user that returns
     "read", "decide", "all", or None for nothing; without it, every user may do everything. Both are called on every request and
     may be async; a plain function runs in a thread. Without `user`, the page answers only on this machine's loopback address, and
-    only to a browser that opened the link that is printed to the log and works once.
+    only to a browser that opened the link that is printed to the log and works once. Its visitor is then `by`, by default the
+    system's user, and may do everything.
 
     `redact` returns what is shown in place of a value. `notify` is called at least once for each new approval, while the page is
     served or `lifespan` is entered. `secret` signs forms, sessions and decision links. Pass one if several processes serve the
@@ -117,6 +119,12 @@ def app(
         raise TypeError("access= says what a user may do, so it needs user=, a function of the request that returns the user")
     if not isinstance(title, str) or not title:
         raise TypeError(f"title must be a str, not {title!r}")
+    if by is not None and not isinstance(by, str):
+        raise TypeError(f"by must be a str, not {by!r}")
+    if by == "":
+        raise ValueError("by must be a name, not ''")
+    if by is not None and user is not None:
+        raise TypeError("by= names the visitor of a page without user=; leave out one of the two")
     tokens = Tokens(secrets.token_urlsafe(32) if secret is None else check_secret(secret))
-    people = Local(tokens) if user is None else Users(user, access)
+    people = Local(tokens, by) if user is None else Users(user, access)
     return Page(Site(store, title, Showing(redact), tokens, people), Notifier(store, notify))

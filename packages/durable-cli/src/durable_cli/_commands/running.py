@@ -116,8 +116,9 @@ def sweep(asked: Asked, worker: str) -> None:
 @click.argument("url", metavar="[URL]", required=False)
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="An address of this machine only.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="The port; 0 takes a free one.")
+@click.option("--by", metavar="NAME", help="Who decides on the page; by default the system's user.")
 @on_store
-def web(asked: Asked, url: str | None, host: str, port: int) -> None:
+def web(asked: Asked, url: str | None, host: str, port: int, by: str | None) -> None:
     """Serve a web page where you see and decide runs, until Ctrl-C.
 
     It prints a link that opens the page once, in one browser on this machine, with all rights. URL is the store, and overrides
@@ -131,7 +132,7 @@ def web(asked: Asked, url: str | None, host: str, port: int) -> None:
     """
     from durable_cli._web import serve_page
 
-    serve_page(asked if url is None else Asked(url, as_json=asked.as_json), host, port)
+    serve_page(asked if url is None else Asked(url, as_json=asked.as_json), host, port, by)
 
 
 COMMANDS: Final[Mapping[str, click.Command]] = {"start": start, "run": run, "serve": serve, "sweep": sweep, "web": web}

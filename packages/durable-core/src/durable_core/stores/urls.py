@@ -29,8 +29,8 @@ class StoreURL:
         match = _SCHEME.match(url)
         if match is None:
             raise StoreError(  # without the URL: it may be an address, and any part of it may be a secret
-                "the store's URL has no scheme; begin it with one such as redis:// or postgresql://, or write file: before a"
-                " path, as in file:./runs"
+                "the store's URL has no scheme; begin it with one such as redis:// or postgresql://, or write sqlite: before the"
+                " path of an SQLite file, as in sqlite:./runs.db, or file: before that of a folder, as in file:./runs"
             )
         self._text: Final = url
         self.scheme: Final = match["scheme"].lower()

@@ -127,10 +127,10 @@ def _behind(figures: Figures) -> Iterator[str]:
                     if mine is None or theirs is None or (times := faster(measure, theirs, mine)) < 1.05:
                         continue
                     title, unit, _ = MEASURES[measure]
-                    less = ", but starts steps before earlier ones are on the disk" if figures.is_late(peer) else ""
+                    less = ". It starts steps before earlier ones are on the disk" if figures.is_late(peer) else ""
                     yield (
                         f"- **{named(peer)}** is {times:.1f} times as fast as {named(our)} on {store(our)}, {lower(title)}: "
-                        f"{figures.shown(peer, measure)} {unit}, not {figures.shown(our, measure)}{less}."
+                        f"{figures.shown(peer, measure)} {unit} against {figures.shown(our, measure)}{less}."
                     )
 
 
@@ -152,7 +152,8 @@ def _in_front(figures: Figures) -> Iterator[str]:
                     f"{named(best[1])} {figures.shown(best[1], measure)})"
                 )
             if parts:
-                yield f"- A `Runner` on {store(mine)} beside the fastest peer there that waits for the disk: {', '.join(parts)}."
+                beside = f"- **A `Runner`** on {store(mine)}, against the fastest peer there that waits for the disk"
+                yield f"{beside}: {', '.join(parts)}."
 
 
 def lower(title: str) -> str:

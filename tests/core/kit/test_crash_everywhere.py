@@ -300,7 +300,7 @@ class TestWrongFlows:
             world.do(runner.run_id, "mail")
             await runner.step("ship", world.do, runner.run_id, "ship")
 
-        with pytest.raises(NotCrashSafe, match=r"effect 'mail' happened 2 times, and undisturbed 1.*outside of a step") as caught:
+        with pytest.raises(NotCrashSafe, match=r"effect 'mail' happened 2 times instead of 1.*outside of a step") as caught:
             world.crash(body)
         report = caught.value.report
         first = report.different[0]
@@ -355,7 +355,7 @@ class TestWrongFlows:
                 if not paid:
                     world.do(runner.run_id, "give-back")
 
-        with pytest.raises(NotCrashSafe, match=r"not killed, suspended .*effect 'give-back' happened 1 times, and undisturbed 0"):
+        with pytest.raises(NotCrashSafe, match=r"not killed, suspended .*effect 'give-back' happened 1 times instead of 0"):
             world.crash(body, decide=say_yes)
 
     def test_what_a_module_keeps(self, world: World) -> None:
@@ -416,7 +416,7 @@ def test_a_store_that_forgets(world: World) -> None:
     async def pack(runner: Runner) -> None:
         await runner.step("pack", str)
 
-    with pytest.raises(NotCrashSafe, match="the function of 'pack' began 2 times, and undisturbed 1") as caught:
+    with pytest.raises(NotCrashSafe, match="the function of 'pack' began 2 times instead of 1, though") as caught:
         crash_everywhere(pack, open_store=lambda: Forgetful.from_url(world.url))
     assert caught.value.report.different[0].place == "after append of 'pack' (success)"
 

@@ -31,44 +31,50 @@ from durable_core.stores.flows import state_of
 
 What = Literal["anew", "unasked", "kind", "arguments", "type", "drift", "input", "raises", "hangs", "ends", "log"]
 
-_STILL: Final = 5  # turns of the loop in which no new step is asked for: then all that is recorded has replayed
-_PATIENCE: Final = 0.1  # seconds for code that awaits something of its own between two steps, where a difference would be told
-_TURN: Final = 0.005
+_STILL: Final = 5
+"""Turns of the loop without a new step, after which everything that is recorded has replayed."""
+_PATIENCE: Final = 0.1
+"""Seconds longer, if recorded steps are left, for code that awaits something of its own between two steps."""
+_PAUSE: Final = 0.005
+"""Seconds between two looks within this patience."""
 _NAMED: Final = 10
+"""How many steps, or runs, a message names at most."""
 _ENDED: Final = {"succeeded": "succeeded", "failed": "failed", "cancelled": "been cancelled"}
+"""The states of runs that have ended, as they follow the word *had*."""
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """Where today's code and the log of a run part."""
+    """One point in which today's code and the log of a run differ."""
 
     what: What
-    """`anew`: a step that is not recorded. `unasked`: a recorded one that the code does not ask for. `kind`, `arguments`, `type`:
-    a step that is asked for as another kind or with other arguments, or whose value today's type does not read. `drift`: any
-    other `StepDrift`. `input`: of the flow. `raises`: the flow's own code does. `hangs`: it neither ended nor asked for a step.
-    `ends`: in another way than recorded. `log`: it is damaged."""
+    """`anew`: the code would run a step that is not recorded. `unasked`: it doesn't call a recorded step. `kind`, `arguments`:
+    it calls a step as another kind, or with other arguments. `type`: a recorded value doesn't fit the type that it declares.
+    `drift`: it raises `StepDrift` for another reason. `input`: it doesn't take the recorded input. `raises`: it raises an
+    exception of its own. `hangs`: it neither ends nor calls a step. `ends`: it ends in another way than recorded. `log`: the log
+    is damaged."""
     step_id: str | None
-    """The step, where it is about one."""
+    """The step; None if the difference is not about one."""
     why: str
-    """The same in words, which may change."""
+    """The difference in words. They may change in any version."""
 
 
 class ReplayedRun(msgspec.Struct, frozen=True):
-    """What today's code made of the log of one run."""
+    """How today's code replayed the log of one run."""
 
     run_id: str
     flow: str
     ended: bool
-    """Whether the run had ended; one that has not may stop at a step without an outcome."""
+    """Whether the run had ended. If not, the replay may stop at a step without an outcome."""
     replayed: int
-    """How many recorded steps the code asked for."""
+    """How many recorded steps the code called."""
     stops_at: tuple[str, ...]
-    """The steps without an outcome at which the replay stopped: there the run waits, or goes on."""
+    """The steps without an outcome at which the replay stopped. There the run waits, or continues."""
     differences: tuple[Difference, ...]
     """Empty where the code fits the log."""
 
     @property
     def fits(self) -> bool:
-        """Whether today's code goes on with the run, or comes to its end, as if it had written the log itself."""
+        """Whether today's code can continue the run, or ends it in the same way."""
         return not self.differences
 
     def __str__(self) -> str:
@@ -77,7 +83,7 @@ class ReplayedRun(msgspec.Struct, frozen=True):
 
 
 class ReplayReport(msgspec.Struct, frozen=True):
-    """What `replay_check` found, run by run."""
+    """What `replay_check` found in each run."""
 
     runs: tuple[ReplayedRun, ...]
 
@@ -87,7 +93,7 @@ class ReplayReport(msgspec.Struct, frozen=True):
         return tuple(run for run in self.runs if not run.fits)
 
     def check(self) -> None:
-        """Raise `AssertionError` where a run does not fit, naming the first ones; or where no run was replayed at all."""
+        """Raise `AssertionError`, which names the first runs that don't fit, if there are any, or if no run was replayed."""
         if not self.runs:
             raise AssertionError("no run was replayed: is it the right store, and the right flow?")
         if misfits := self.misfits:
@@ -107,21 +113,21 @@ async def replay_check(
     seconds: float = 10.0,
     on_run: Callable[[ReplayedRun], object] | None = None,
 ) -> ReplayReport:
-    """Replay recorded runs with today's code, and tell where the two part. No step's function is called, nothing is written.
+    """Replay recorded runs with today's code, and report where the two differ. No step's function is called, nothing is written.
 
     `run_ids` are the runs; by default all runs of the flow that the store has. The flow's own code between the steps does run,
-    with what it does to the world outside.
+    with all its effects.
 
-    A replay stops at the first step without an outcome. For a run that has not ended, that is where it goes on, and no
-    difference, unless recorded steps are left that the code has not asked for by then. A run that has ended must come to its end
-    in the same way. A wait that is not decided stops the replay, whether its time has passed or not, and so does a child that has
-    not ended; what is published is passed over.
+    A replay stops at the first step without an outcome. A run that has not ended continues there, so that is no difference,
+    unless the code has not called all recorded steps by then. A run that has ended must end in the same way. A wait that is not
+    decided stops the replay, even if its time has passed, and so does a child that has not ended. Published progress is not
+    compared.
 
     `expected` are the ids of steps that are meant to be new, or gone. `seconds` is how long a run's own code may take. `on_run`
-    is called with each run as it was replayed.
+    is called with each run once it was replayed.
 
-    Raises `NotFound` for a run that isn't there, `StoreError` if the store stays away. A log that is damaged is a difference of
-    its run, and hides no other.
+    Raises `NotFound` for a run that isn't there, and `StoreError` if the store stays away. A damaged log is a difference of its
+    run, and doesn't hide other runs.
     """
     flow = asynchronous(flow)
     if not isinstance(flow, Flow):
@@ -132,34 +138,38 @@ async def replay_check(
     limit = duration("seconds", seconds, zero=False)
     found: list[ReplayedRun] = []
 
-    def took(run: ReplayedRun) -> None:
+    def add(run: ReplayedRun) -> None:
         found.append(run)
         if on_run is not None:
             on_run(run)
 
     if run_ids is not None:
         for run_id in run_ids:
-            took(await _replayed(flow, store, run_id, expected, limit))
+            add(await _replayed(flow, store, run_id, expected, limit))
         return ReplayReport(tuple(found))
     try:
         async for status in control.runs(store, flow=flow.name):
-            took(await _replayed(flow, store, status.run_id, expected, limit))
-    except CorruptLog as damage:  # told after the runs that can be read
-        took(ReplayedRun("", flow.name, False, 0, (), (Difference("log", None, str(damage)),)))
+            add(await _replayed(flow, store, status.run_id, expected, limit))
+    except CorruptLog as damage:  # raised after the runs that can be read
+        add(_damaged("", flow, damage))
     return ReplayReport(tuple(found))
 
 
 async def _replayed(flow: Flow[..., Any], store: Store, run_id: str, expected: Collection[str], limit: float) -> ReplayedRun:
     try:
         entries = await known_run(store, run_id)
-        # Each is decoded here, so that one that is damaged is told as what it is.
-        return await _Replay(flow, run_id, [*entries], expected, limit).look()
+        # All entries are decoded here, so that a damaged one raises `CorruptLog` outside the flow.
+        return await _Replay(flow, run_id, [*entries], expected, limit).result()
     except CorruptLog as damage:
-        return ReplayedRun(run_id, flow.name, False, 0, (), (Difference("log", None, str(damage)),))
+        return _damaged(run_id, flow, damage)
+
+
+def _damaged(run_id: str, flow: Flow[..., Any], damage: CorruptLog) -> ReplayedRun:
+    return ReplayedRun(run_id, flow.name, False, 0, (), (Difference("log", None, str(damage)),))
 
 
 class _Log(Store):
-    """The log of one run, as it was read. Whatever would be written to it stops the replay, and so does a look at other runs."""
+    """The log of one run, as it was read. An append stops the replay, and so does reading another run."""
 
     def __init__(self, run_id: str, entries: Sequence[StepRecord]) -> None:
         self._run_id: Final = run_id
@@ -229,28 +239,29 @@ class _Replay(Replay):
         self._stopped_at: Final[dict[str, None]] = {}
         self._stopping: Final[set[asyncio.Task[Any] | None]] = set()
         self._before: Final = asyncio.all_tasks()
-        self._told_kind: StepDrift | None = None
+        self._kind_drift: StepDrift | None = None
+        """The newest drift of a step's kind, which is noted before the flow raises it."""
         self._is_adrift = False
-        """Whether drift has kept the flow from going on."""
+        """Whether the flow ended by a `StepDrift`."""
         self._latest: Final = newest(entries).get(FLOW)
 
-    async def look(self) -> ReplayedRun:
-        """Replay the run, and tell what came of it."""
+    async def result(self) -> ReplayedRun:
+        """Replay the run, and return how that went."""
         flow = self._latest
         if flow is None or flow.name != self._flow.name:
             why = "it has no flow" if flow is None else f"it is a run of flow {flow.name!r}"
-            return self._told("input", f"{why}, and {self._flow.name!r} is replayed")
+            return self._only("input", f"{why}, and {self._flow.name!r} is replayed")
         try:
             input = self._flow.take_recorded(flow)
         except (StepDrift, TypeError, ValueError) as error:
-            return self._told("input", f"the flow can't take the recorded input any more: {error}")
+            return self._only("input", f"the flow can't take the recorded input any more: {error}")
         run = self._run
         await run.enter()
         try:
             run.drive(flow, None)
             raised, is_hung = await self._call(input)
             if is_hung:
-                return self._told("hangs", f"the flow neither ended nor asked for a step within {self._limit:g} s")
+                return self._only("hangs", f"the flow neither ended nor asked for a step within {self._limit:g} s")
             self._judge(flow, raised)
         finally:
             await run.leave(cancel=True)
@@ -291,8 +302,8 @@ class _Replay(Replay):
             known = len(run.calls)
             await run.turn()
             if still == _STILL and waited < _PATIENCE and self._goes_on and self._unasked():
-                await asyncio.sleep(_TURN)
-                waited += _TURN
+                await asyncio.sleep(_PAUSE)
+                waited += _PAUSE
                 still -= 1
         self._stopped_at[step_id] = None
         suspended = RunSuspended(run.id, waiting_for=(*self._stopped_at,), until=None)
@@ -306,8 +317,8 @@ class _Replay(Replay):
 
     def drifts(self, what: Literal["kind", "arguments"], drift: StepDrift) -> None:
         """Take note that a step is asked for as another kind, or with other arguments, than was recorded."""
-        self._told_kind = drift if what == "kind" else self._told_kind
-        self._tell(what, drift.step_id, str(drift))
+        self._kind_drift = drift if what == "kind" else self._kind_drift
+        self._note(what, drift.step_id, str(drift))
 
     def _judge(self, flow: StepRecord, error: BaseException | None) -> None:
         """Compare how the replay ended with what is recorded."""
@@ -327,7 +338,7 @@ class _Replay(Replay):
         end = "crashed" if verdict is None else verdict.end
         if end == "crashed":
             assert error is not None
-            self._tell("raises", None, f"the flow's own code raised {_described(error)}")
+            self._note("raises", None, f"the flow's own code raised {_described(error)}")
         elif end == "parked":
             self._park(error)
         if run.suspended is not None:
@@ -339,39 +350,39 @@ class _Replay(Replay):
         if anew and (unasked or decided(flow)):
             left = f", before what is recorded: {_names(unasked)}" if unasked else ", and the run had ended without it"
             for step_id in anew:
-                self._tell("anew", step_id, f"{step_id!r} would run anew{left}")
+                self._note("anew", step_id, f"{step_id!r} would run anew{left}")
         elif not anew:
             when = f" before the replay stops at {_names(self._stopped_at)}" if self._stopped_at else ""
             for step_id in unasked:
-                self._tell("unasked", step_id, f"{step_id!r} is recorded, and not asked for{when}")
+                self._note("unasked", step_id, f"{step_id!r} is recorded, and not asked for{when}")
         if decided(flow) and not self._differences:
             self._compare_ends(flow, verdict)
 
     def _park(self, error: BaseException | None) -> None:
-        """Take what would park the run: the drift of a step, or an interrupted step, which waits for somebody."""
+        """Note what would park the run: a `StepDrift`, or an interrupted step, at which the replay stops."""
         for each in leaves(error):
             if isinstance(each, StepInterrupted):
                 self._stopped_at[each.step_id] = None
             elif isinstance(each, StepDrift):
                 self._is_adrift = True
-                if each is not self._told_kind:
+                if each is not self._kind_drift:
                     latest = None if each.step_id is None else self._run.log.latest(each.step_id)
                     is_shown = latest is not None and latest.kind == "approval"
                     is_type = isinstance(each.__cause__, msgspec.DecodeError)
-                    self._tell("type" if is_type else "arguments" if is_shown else "drift", each.step_id, str(each))
+                    self._note("type" if is_type else "arguments" if is_shown else "drift", each.step_id, str(each))
 
     def _compare_ends(self, flow: StepRecord, verdict: Verdict | None) -> None:
         end, state = "" if verdict is None else verdict.end, state_of(flow)
         if end in ("suspended", "parked"):
             stop = _names(self._stopped_at)
-            self._tell("ends", None, f"the run had {_ENDED[state]}, and would stop at {stop}, which has no outcome")
+            self._note("ends", None, f"the run had {_ENDED[state]}, and would stop at {stop}, which has no outcome")
         elif end != state:
-            self._tell("ends", None, f"the run had {_ENDED[state]}, and would have {_ENDED[end]} by today's code")
+            self._note("ends", None, f"the run had {_ENDED[state]}, and would have {_ENDED[end]} by today's code")
         elif state == "succeeded":
             try:
                 value_of(flow, self._flow._codec)
             except StepDrift as drift:
-                self._tell("type", FLOW, str(drift))
+                self._note("type", FLOW, str(drift))
 
     def _unasked(self) -> list[str]:
         """Return the recorded steps that were not asked for, but for those that are expected to be gone.
@@ -384,11 +395,12 @@ class _Replay(Replay):
         excused = {*self._expected, *_of_earlier_lives(run.log.entries)}
         return [step_id for step_id in unasked if step_id not in excused]
 
-    def _tell(self, what: What, step_id: str | None, why: str) -> None:
+    def _note(self, what: What, step_id: str | None, why: str) -> None:
         self._differences.append(Difference(what, step_id, why))
 
-    def _told(self, what: What, why: str) -> ReplayedRun:
-        self._tell(what, None, why)
+    def _only(self, what: What, why: str) -> ReplayedRun:
+        """Return the result of a replay that ended by this difference."""
+        self._note(what, None, why)
         return self._result()
 
     def _result(self) -> ReplayedRun:
@@ -400,7 +412,7 @@ class _Replay(Replay):
 
 
 def _of_earlier_lives(entries: Sequence[StepRecord]) -> Iterator[str]:
-    """Yield the steps that began after another had failed or was interrupted, and before somebody mended that one."""
+    """Yield the steps that began after another one had failed or was interrupted, and before somebody repaired that one."""
     began: dict[str, int] = {}
     before: dict[str, tuple[str, int]] = {}
     for at, record in enumerate(entries):

@@ -20,12 +20,12 @@ from durable_core.options import duration
 from durable_core.stores.opening import open_store as open_by_url
 from durable_core.testing._samples import OpenStore
 
-from .judging import Usual, began_again
+from .judging import Undisturbed, began_again
 from .progress import Progress
 from .report import CrashPoint, CrashReport, NotCrashSafe
 from .visits import Decide, Followed, Job, Plan, follow, forked
 
-_LATER: Final = 1.1  # seconds from the first undisturbed run to the second: what tells the second is another one in each
+_LATER: Final = 1.1  # seconds between the two undisturbed runs, so that a time in whole seconds differs between them
 
 
 def crash_everywhere(
@@ -81,12 +81,12 @@ def crash_everywhere(
             raise DurableError(f"flow {job.flow.name!r} has to end as {ends!r} where nobody disturbs it: {_standing(first)}")
         sleep(max(began + _LATER - perf_counter(), 0))
         second, suspended = _follow_all(job, [Plan(f"{prefix}-2", whole=True), Plan(f"{prefix}-3")], at_once, progress)
-        usual = Usual(first, second)
+        undisturbed = Undisturbed(first, second)
         places = [(number, moment) for number, visit in enumerate(suspended.visits) for moment in visit.moments]
         plans = [Plan(f"{prefix}-{number}", False, *place) for number, place in enumerate(places, 4)]
         progress.total += len(plans)
         followed = [second, suspended, *_follow_all(job, plans, at_once, progress)]
-    points = [_point(each, usual) for each in followed]
+    points = [_point(each, undisturbed) for each in followed]
     report = CrashReport(job.flow.name, points, perf_counter() - began)
     if report.different:
         raise NotCrashSafe(report)
@@ -154,7 +154,7 @@ def _follow_all(job: Job, plans: Sequence[Plan], at_once: int, progress: Progres
     finally:
         for process, connection in lanes:
             assert process.pid is not None
-            with suppress(ProcessLookupError):  # it has not come so far as to have a group
+            with suppress(ProcessLookupError):  # it has not made its group yet
                 os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             process.join()
@@ -164,7 +164,8 @@ def _follow_all(job: Job, plans: Sequence[Plan], at_once: int, progress: Progres
     return [found[plan] for plan in plans]
 
 
-def _point(followed: Followed, usual: Usual) -> CrashPoint:
+def _point(followed: Followed, undisturbed: Undisturbed) -> CrashPoint:
+    """Judge a run."""
     stand = followed.last.stand
     return CrashPoint(
         str(followed.plan),
@@ -172,12 +173,13 @@ def _point(followed: Followed, usual: Usual) -> CrashPoint:
         any(visit.killed for visit in followed.visits),
         "lost" if stand is None else stand.state,
         {str(step): times for step, times in followed.began.items()},
-        [*map(str, began_again(followed, usual.first))],
-        usual.difference(followed),
+        [*map(str, began_again(followed, undisturbed.first))],
+        undisturbed.difference(followed),
     )
 
 
 def _standing(followed: Followed) -> str:
+    """Return how a run stands, in words."""
     stand = followed.last.stand
     if stand is None:
         return followed.last.trouble.strip()

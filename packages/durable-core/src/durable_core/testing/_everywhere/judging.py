@@ -1,4 +1,4 @@
-"""Whether a run whose process was killed came out as one that nobody disturbed."""
+"""Compare a run whose process was killed with undisturbed ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .visits import Followed
 
 
 class Slot(NamedTuple):
-    """One outcome of a step: of what is published there are several."""
+    """One outcome of a step; a step that publishes has several."""
 
     step: Step
     number: int
@@ -24,19 +24,20 @@ class Slot(NamedTuple):
         return f"{self.step}, entry {self.number + 1}," if self.number else str(self.step)
 
 
-WHAT: Final = ("kind", "outcome", "value", "error", "arguments")
+FACTS: Final = ("kind", "outcome", "value", "error", "arguments")
+"""What is compared of each outcome."""
 Facts = dict[Slot, dict[str, str | None]]
 
 
 def facts_of(followed: Followed) -> Facts:
-    """Return what a run and its children recorded as outcomes; entries of tries, waits and visits are nobody's business."""
+    """Return what a run and its children recorded as outcomes. Entries of tries, waits and visits are left out."""
     found: Facts = {}
     numbers: Counter[Step] = Counter()
     run_id = followed.plan.run_id
     for record in followed.entries:
         if decided(record):
             step = Step.of(run_id, record)
-            facts = zip(WHAT, _facts(record), strict=True)
+            facts = zip(FACTS, _facts(record), strict=True)
             found[Slot(step, numbers[step])] = {what: fact and fact.replace(run_id, "RUN") for what, fact in facts}
             numbers[step] += 1
     return found
@@ -48,25 +49,25 @@ def _facts(record: StepRecord) -> Iterable[str | None]:
     return record.kind, record.status, value, error, record.fingerprint
 
 
-class Usual:
-    """What a run does that nobody disturbs, learned from two."""
+class Undisturbed:
+    """What a run does if nobody disturbs it, learned from two runs."""
 
     def __init__(self, first: Followed, second: Followed) -> None:
         self.first: Final = first
         self.facts: Final = facts_of(first)
         other = facts_of(second)
         self.varying: Final = {
-            (slot, what) for slot, facts in self.facts.items() for what in WHAT if facts[what] != other.get(slot, facts)[what]
+            (slot, what) for slot, facts in self.facts.items() for what in FACTS if facts[what] != other.get(slot, facts)[what]
         }
-        """What is another in each run, such as a number that a service gave."""
+        """The facts that differ between undisturbed runs, such as a number that a service gave."""
 
     def difference(self, followed: Followed) -> str | None:
         """Return how a run differs from an undisturbed one; None if it doesn't."""
         last = followed.last
         if last.trouble:
             return last.trouble.strip()
-        usual = self.first.last.stand
-        if last.stand is None or usual is None or last.stand.state != usual.state:
+        expected = self.first.last.stand
+        if last.stand is None or expected is None or last.stand.state != expected.state:
             state, error = ("gone", "") if last.stand is None else (last.stand.state, last.stand.error)
             return f"the run is {state}{': ' if error else ''}{error}"
         return next((found for found in self._differences(followed) if found), None)
@@ -78,7 +79,10 @@ class Usual:
         yield from self._effects(followed)
 
     def _in_hand(self, followed: Followed) -> Iterable[str]:
-        """What was about to be recorded is recorded in the end; the value of a step whose function begins again may differ."""
+        """Compare what the killed process was about to record with what was recorded in the end.
+
+        The value of a step whose function begins again may differ.
+        """
         for visit in followed.visits:
             if (before := visit.in_hand) is None:
                 continue
@@ -96,42 +100,42 @@ class Usual:
                     " one, though the same steps were recorded"
                 )
 
-    def _begun(self, followed: Followed) -> Iterable[str]:
-        """A function begins again only where it had begun and left no outcome when its process was killed."""
-        intents = Counter(Step.of(followed.plan.run_id, each) for each in followed.entries if each.status == "started")
-        before, in_flight = _at_kill(followed)
-        for step, times in followed.began.items():
-            usual = self.first.began[step]
-            at_most = usual + (before[step] if step in in_flight else 0)
-            if times > at_most:
-                yield f"the function of {step} began {times} times, and undisturbed {usual}, though it was recorded"
-            if 0 < intents[step] < times:
-                yield f"the function of {step}, which may happen once only, began {times} times by {intents[step]} intents"
-
     def _logged(self, facts: Facts) -> Iterable[str]:
-        unknown = next((f", and {slot} was instead" for slot in facts if slot not in self.facts), "")
+        """Compare the recorded outcomes."""
+        unknown = next((f", and {slot} was recorded instead" for slot in facts if slot not in self.facts), "")
         for slot, expected in self.facts.items():
             if (found := facts.get(slot)) is None:
                 yield f"{slot} was not recorded{unknown}"
                 continue
-            for what in WHAT:
+            for what in FACTS:
                 if expected[what] != found[what] and (slot, what) not in self.varying:
-                    yield f"the {what} of {slot} is {short(str(found[what]))}, and undisturbed {short(str(expected[what]))}"
+                    yield f"the {what} of {slot} is {short(str(found[what]))} instead of {short(str(expected[what]))}"
         for slot in facts:
             if slot not in self.facts:
-                yield f"{slot} was recorded, and undisturbed it was not"
+                yield f"{slot} was recorded, which it is not in an undisturbed run"
+
+    def _begun(self, followed: Followed) -> Iterable[str]:
+        """Look for functions that began again, though they had not begun, or had an outcome, when the process was killed."""
+        intents = Counter(Step.of(followed.plan.run_id, each) for each in followed.entries if each.status == "started")
+        before, in_flight = _at_kill(followed)
+        for step, times in followed.began.items():
+            expected = self.first.began[step]
+            at_most = expected + (before[step] if step in in_flight else 0)
+            if times > at_most:
+                yield f"the function of {step} began {times} times instead of {expected}, though its outcome was recorded"
+            if 0 < intents[step] < times:
+                yield f"the function of {step}, an at-most-once step, began {times} times after {intents[step]} recorded intents"
 
     def _effects(self, followed: Followed) -> Iterable[str]:
-        """No effect is lost, and one happens again only as often as functions of steps began again."""
+        """Look for effects that are missing, or that happened again more often than functions of steps began again."""
         again = (followed.began - self.first.began).total()
-        usual = self.first.effects
-        for effect in {**usual, **followed.effects}:
-            times, expected = followed.effects[effect], usual[effect]
+        for effect in {**self.first.effects, **followed.effects}:
+            times, expected = followed.effects[effect], self.first.effects[effect]
             if times < expected:
-                yield f"effect {effect!r} happened {times} times, and undisturbed {expected}"
+                yield f"effect {effect!r} happened {times} times instead of {expected}"
             if times > expected and (expected == 0 or times > expected + again):
                 yield (
-                    f"effect {effect!r} happened {times} times, and undisturbed {expected}, while steps began again {again}"
+                    f"effect {effect!r} happened {times} times instead of {expected}, while steps began again {again}"
                     " times: is it outside of a step?"
                 )
 
@@ -146,8 +150,8 @@ def _at_kill(followed: Followed) -> tuple[Counter[Step], set[Step]]:
     return before, set()
 
 
-def began_again(followed: Followed, usual: Followed) -> Sequence[Step]:
-    return [*(followed.began - usual.began)]
+def began_again(followed: Followed, undisturbed: Followed) -> Sequence[Step]:
+    return [*(followed.began - undisturbed.began)]
 
 
 def _step(record: StepRecord) -> tuple[str, str]:

@@ -35,7 +35,7 @@ class Step(NamedTuple):
     """A step of a run or of one of its children."""
 
     child: str
-    """What the child's run id has more than that of the run; empty for the run itself."""
+    """The end of the child's run id, after that of the run; empty for the run itself."""
     id: str
 
     @classmethod
@@ -47,7 +47,7 @@ class Step(NamedTuple):
 
 
 class Moments:
-    """Tells of each moment that this process comes to, and kills it at `deadly`."""
+    """Tells of each moment that this process comes to, and kills the process at the moment `deadly`."""
 
     def __init__(self, run_id: str, tell: Tell, deadly: str | None) -> None:
         self.run_id: Final = run_id
@@ -114,7 +114,7 @@ class WatchedStore(PassingStore):
 
 
 class WatchingDriver(Driver):
-    """Tells of each step whose function begins; keeps the run in its process where `act` says that something came."""
+    """Tells of each step whose function begins. With `act`, the run stays in its process when it waits, and the clock jumps."""
 
     def __init__(self, moments: Moments, clock: JumpingClock, act: Act | None) -> None:
         self._moments: Final = moments
@@ -146,5 +146,5 @@ class JumpingClock(SystemClock):
         return super().now() + self.ahead
 
     def jump_to(self, moment: datetime) -> None:
-        """Let it be `moment`, unless it is later already."""
+        """Set the clock to `moment`, unless it is later already."""
         self.ahead += max(moment - self.now(), timedelta())

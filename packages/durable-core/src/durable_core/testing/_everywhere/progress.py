@@ -1,4 +1,4 @@
-"""How many runs have ended, on one line of a terminal."""
+"""A line on the terminal that counts runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final, Self
 
 
 class Progress:
-    """Shows it while the context lasts, and leaves nothing behind; does nothing where stderr is no terminal."""
+    """Shows how many runs have ended, and erases the line at the end of the block. Does nothing if stderr is not a terminal."""
 
     def __init__(self, name: str, *, total: int) -> None:
         self._name: Final = name
@@ -23,7 +23,7 @@ class Progress:
 
     def _write(self, text: str) -> None:
         if self._shows:
-            width = get_terminal_size().columns - 1  # or a terminal would go on in its next line
+            width = get_terminal_size().columns - 1  # a full line would make the terminal begin another one
             sys.stderr.write(f"\r{text[:width]:<{width}}\r")
             sys.stderr.flush()
 

@@ -14,7 +14,7 @@ class CrashPoint(msgspec.Struct, frozen=True):
     """Where: `before append of 'charge' (success)`, `as 'charge' begins`, `after the lock is taken, in visit 2`."""
     run_id: str
     killed: bool
-    """Whether its process was killed: not in the first two runs, nor where a run never came to that place, as in a race."""
+    """Whether its process was killed: not in the first two runs, nor in one that never came to that place, as in a race."""
     outcome: str
     """How the run stood in the end: `succeeded`, `failed`, `parked`, …; `lost` where it did not come to an end."""
     began: Mapping[str, int]
@@ -26,7 +26,7 @@ class CrashPoint(msgspec.Struct, frozen=True):
 
 
 class CrashReport(msgspec.Struct, frozen=True):
-    """What became of a flow whose process was killed at every point. As a text it is a table with a row for each."""
+    """What became of a flow whose process was killed at every point. `str` makes a table of it, with a row for each point."""
 
     flow: str
     points: Sequence[CrashPoint]

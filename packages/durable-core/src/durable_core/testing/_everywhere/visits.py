@@ -33,10 +33,11 @@ from durable_core.testing._samples import OpenStore
 from .moments import JumpingClock, Moments, Step, Tell, WatchedStore, WatchingDriver
 
 Decide = Callable[[Store, StepRecord], Awaitable[object]]
-_LOCK_SECONDS: Final = 60  # in which a lease of a process that was killed ends
+_LOCK_SECONDS: Final = 60  # for which a process waits until the lease of a killed one has ended
 _MOST_VISITS: Final = 1_000
-_TRIES: Final = 3  # of a run whose process was hindered by a machine that is too busy to renew a lease, or by its store
+_TRIES: Final = 3  # of a run whose visit was hindered: the machine was too busy to renew a lease, or the store was away
 _DECIDED_BY_OTHERS: Final = ("approval", "event", "flow")
+"""Kinds of steps that `decide` is called for."""
 
 
 class Job(NamedTuple):
@@ -55,11 +56,11 @@ class Plan(NamedTuple):
 
     run_id: str
     whole: bool = False
-    """Whether the run stays in one process where it waits, and is not suspended."""
+    """Whether the run stays in one process while it waits. Otherwise it is suspended at each wait."""
     visit: int = 0
-    """In which visit the process is killed, from 0,"""
+    """The number of the visit in which the process is killed, from 0."""
     moment: str | None = None
-    """and at which moment of that; None for not at all."""
+    """The moment of that visit at which it is killed; None for not at all."""
 
     def __str__(self) -> str:
         if self.moment is None:
@@ -69,15 +70,15 @@ class Plan(NamedTuple):
 
     @property
     def resumes_after_another(self) -> bool:
-        """Whether the next process runs another run first, as a worker does, and only then goes on with this one.
+        """Whether the next process drives another run of the flow first, as a worker may.
 
-        All steps are recorded by then: only what the flow keeps in the process, such as in a module, can make a difference.
+        That is done once all steps are recorded. Only state that the flow keeps in its process can then make a difference.
         """
         return self.moment in ("before append of '$flow' (success)", "before append of '$flow' (failure)")
 
 
 class Stand(NamedTuple):
-    """How a run stood when a visit ended."""
+    """How a run stood when a visit of it ended."""
 
     state: FlowState
     error: str
@@ -85,30 +86,32 @@ class Stand(NamedTuple):
     """The runs and steps that it waits for, or is parked by."""
     until: datetime | None
     entries: Sequence[StepRecord]
-    """What its log and those of its children held."""
+    """All entries of the run and of its children."""
 
 
 @dataclass
 class Visit:
-    """What the process of one visit told."""
+    """What one process told of its visit."""
 
     moments: list[str] = field(default_factory=list)
     began: list[Step] = field(default_factory=list)
     ended: list[Step] = field(default_factory=list)
-    """The steps whose outcomes it appended."""
+    """The steps whose outcomes the process appended."""
     recorded: frozenset[Step] = frozenset()
     """The steps that had an outcome when the visit began."""
     ahead: timedelta = timedelta()
-    """By how much its clock was set forward."""
+    """By how much the clock of the process was set forward."""
     killed: bool = False
     in_hand: StepRecord | None = None
-    """What it was about to append when it was killed."""
+    """What the process was about to append when it was killed."""
     stand: Stand | None = None
     trouble: str = ""
+    """What the visit raised, or how its process ended; empty if nothing went wrong."""
     is_hindered: bool = False
-    """Whether the trouble says nothing of the run: its lease was lost, or the store was away."""
+    """Whether the trouble has another cause than the flow: a lease was lost, or the store was away."""
 
     def hear(self, what: str, value: Any) -> None:
+        """Take in one thing that the process told: `what` is the name of a field above, but for `moment`."""
         if what == "moment":
             self.moments.append(value)
         elif what in ("began", "ended"):
@@ -120,7 +123,7 @@ class Visit:
 
 
 class Followed(NamedTuple):
-    """What became of one run."""
+    """All visits of one run, and its effects."""
 
     plan: Plan
     visits: Sequence[Visit]
@@ -140,7 +143,7 @@ class Followed(NamedTuple):
 
 
 def forked(work: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
-    """Have a copy of this process do some work; return it, and where it tells of that."""
+    """Have a fork of this process do some work; return the fork, and the connection on which it tells of that."""
     forks = multiprocessing.get_context("fork")
     mine, theirs = forks.Pipe(duplex=False)
     process = forks.Process(target=_work, args=(work, theirs, arguments))
@@ -172,6 +175,7 @@ def follow(send: Callable[[Any], None], job: Job, plans: Sequence[Plan]) -> None
 
 
 def _follow(job: Job, plan: Plan) -> Followed:
+    """Have processes visit a run, one after another, until it ends or can't go on."""
     input = job.input(plan.run_id)
     visits: list[Visit] = []
     before: Stand | None = None
@@ -180,7 +184,7 @@ def _follow(job: Job, plan: Plan) -> Followed:
         deadly = plan.moment if len(visits) == plan.visit else None
         is_after_another = plan.resumes_after_another and len(visits) == plan.visit + 1
         other = Plan(f"{plan.run_id}-other", whole=True) if is_after_another else None
-        visit = _visited(job, plan, input, before, visits[-1].ahead if visits else timedelta(), deadly, other)
+        visit = _fork_visit(job, plan, input, before, visits[-1].ahead if visits else timedelta(), deadly, other)
         visits.append(visit)
         before = visit.stand
         waits = before is not None and before.state in ("waiting", "parked")
@@ -189,7 +193,7 @@ def _follow(job: Job, plan: Plan) -> Followed:
     return Followed(plan, visits, Counter(job.effects(plan.run_id) if job.effects else ()))
 
 
-def _visited(
+def _fork_visit(
     job: Job,
     plan: Plan,
     input: Mapping[str, Any],
@@ -198,6 +202,7 @@ def _visited(
     deadly: str | None,
     other: Plan | None,
 ) -> Visit:
+    """Have a process of its own visit a run, and return what it told."""
     visit = Visit(ahead=ahead)
     process, connection = forked(_visit, job, plan, input, before, ahead, deadly, other)
     end = monotonic() + job.timeout
@@ -230,7 +235,7 @@ def _visit(
     deadly: str | None,
     other: Plan | None,
 ) -> None:
-    """Visit a run in this process, after another one if there is one, and tell of it."""
+    """Visit a run in this process, which is a fork, and tell of it. If there is another run, drive that one first."""
 
     def tell(what: str, value: Any) -> None:
         send((what, value))
@@ -250,6 +255,7 @@ def _visit(
 async def _drive(
     tell: Tell, job: Job, plan: Plan, input: Mapping[str, Any], before: Stand | None, clock: JumpingClock, deadly: str | None
 ) -> None:
+    """Do what the run waits for since the visit before, drive it until it ends or waits, and tell how it stands."""
     warnings.simplefilter("error", StepDrift)
     moments = Moments(plan.run_id, tell, deadly)
     async with job.open_store() as store:
@@ -274,7 +280,7 @@ async def _drive(
 
 
 async def _act(store: Store, decide: Decide | None, run_id: str, pairs: Sequence[tuple[str, str]]) -> bool:
-    """Have somebody decide what waits for that; tell whether anything was decided, or the run cancelled."""
+    """Have `decide` decide the steps that the run waits for; return whether one of them, or the run itself, has changed."""
     if decide is None:
         return False
     looked_at = [*pairs, (run_id, FLOW)]

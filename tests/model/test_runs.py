@@ -112,7 +112,8 @@ class RunMachine(RuleBasedStateMachine):
         self._run()
 
     @rule()
-    def run_as_often(self) -> None:
+    def run_again(self) -> None:
+        """The same once more, so that Hypothesis chooses it twice as often."""
         self._run()
 
     def _run(self) -> None:

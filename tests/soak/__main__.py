@@ -15,9 +15,7 @@ import asyncio
 import os
 import re
 import shutil
-import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -52,6 +50,7 @@ from .judging import (
     judge_threads,
     judge_waits,
 )
+from .lives import AIM_SECONDS, Life
 from .processes import Plan
 from .side import Side, begin_life
 from .spoiling import SPOILT, SPOILT_RUNS, spoil
@@ -59,19 +58,13 @@ from .spoiling import SPOILT, SPOILT_RUNS, spoil
 STORES: Final = ("file", "sqlite", "redis", "postgres", "s3")
 WORKERS: Final = 3
 _PATIENCE: Final = 150.0
-"""Seconds without any run's end after which the others never will: twice what the slowest net takes, a wake-up a minute ahead."""
+"""Seconds without any run's end, after which no other run ends: twice what the slowest wake-up takes, which is a minute ahead."""
 _QUIET_SECONDS: Final = 10.0
-"""Seconds without any run's end after which the store is asked, too."""
-_STOP_SECONDS: Final = 30.0
-_LAST_REQUESTS: Final = 0.3
-"""Seconds in which what a worker asks for that is cut off still reaches the server."""
-_ALL_ANSWERS: Final = 1_000_000_000
-_AIM_SECONDS: Final = 3.0
-"""For how long a freeze waits for a worker in the middle of steps, and what cuts one off for its request."""
+"""Seconds without any run's end, after which the store is asked too."""
 _AIMS: Final = (0, 1, 1, 10)
-"""How many steps of a worker have just begun when it is frozen: by chance one of these."""
+"""A freeze strikes a worker that has just begun this many steps at least: by chance one of these numbers."""
 _REQUESTS: Final = (b"started", b'"started"', b"success")
-"""What a request holds whose answer is the first that is lost: a claim, as PostgreSQL or another gets it, or an outcome."""
+"""Bytes of the request whose answer is the first to be lost: a claim, as PostgreSQL gets it or as others do, or an outcome."""
 _POLL_S3: Final = 2.0
 _RESTART_EVERY: Final = 20.0
 """Seconds between two restarts of the server; there are four at least."""
@@ -86,140 +79,6 @@ class Server(Protocol):
     def start(self) -> None: ...
     def kill(self) -> None: ...
     def stop(self) -> None: ...
-
-
-class Life:
-    """A process that is started again whenever it died."""
-
-    def __init__(self, role: str, name: str, folder: Path, side: Side) -> None:
-        self._role, self._name, self._folder, self._side = role, name, folder, side
-        self._lives = 0
-        self.proxy: Proxy | None = None
-        """Its way to the server."""
-        self._process: subprocess.Popen[bytes] | None = None
-        self._kill_at = self._thaw_at = self._back_at = self._reset_at = self._cut_off_for = self._cut_off_by = 0.0
-        self._cut_off = ""
-        self.broke: list[str] = []
-        """How it ended by itself, which it never should."""
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def who(self) -> str:
-        return f"{self._name}-{self._lives}"
-
-    @property
-    def is_frozen(self) -> bool:
-        return self._thaw_at > 0
-
-    @property
-    def is_cut_off(self) -> bool:
-        return self._back_at > 0 or self._cut_off_for > 0
-
-    @property
-    def is_stopping(self) -> bool:
-        return self._kill_at > 0
-
-    def see_to(self) -> None:
-        """Start it unless it lives, and thaw it when it is time."""
-        if self.is_frozen and time.monotonic() >= self._thaw_at:
-            self.thaw()
-        if self._back_at and time.monotonic() >= self._back_at:
-            self.come_back()
-        if self._cut_off_for and self.proxy and (self.proxy.fired.is_set() or time.monotonic() >= self._cut_off_by):
-            self._begin_cut_off(self.proxy)
-        if self._reset_at and time.monotonic() >= self._reset_at and self.proxy:
-            self.proxy.cut()
-            self._reset_at = 0.0
-        if self._running() is None:
-            self._lives += 1
-            with (self._folder / f"{self.who}.log").open("wb") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "tests.soak.processes", self._role, self.who, str(self._folder)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
-                )
-
-    def kill(self) -> None:
-        if process := self._running():
-            self._side.note("killed", who=self.who)
-            process.kill()
-            process.wait()
-            self._forget()
-
-    def stop(self) -> None:
-        """Ask it to end, as a deploy does."""
-        if (process := self._running()) and not self._kill_at:
-            self._side.note("stopped", who=self.who)
-            process.terminate()
-            self._kill_at = time.monotonic() + _STOP_SECONDS
-
-    def wait(self) -> None:
-        """Wait until it has ended after `stop`."""
-        while self._running():
-            time.sleep(0.02)
-
-    def freeze(self, seconds: float) -> None:
-        """Stop it where it is, as a machine that sleeps does."""
-        if process := self._running():
-            process.send_signal(signal.SIGSTOP)
-            self._side.note("frozen", who=self.who)
-            self._thaw_at = time.monotonic() + seconds
-
-    def thaw(self) -> None:
-        if self.is_frozen and (process := self._running()):
-            self._side.note("thawed", who=self.who)
-            process.send_signal(signal.SIGCONT)
-        self._thaw_at = 0.0
-
-    def cut_off(self, seconds: float, after: bytes) -> None:
-        """Let nothing that the server answers reach it, from its next request on that holds `after`, or else in a while.
-
-        A little later all its connections are reset.
-        """
-        if self._running() and self.proxy:
-            self.proxy.cut_after(after, lose=_ALL_ANSWERS)
-            self._cut_off_for, self._cut_off_by = seconds, time.monotonic() + _AIM_SECONDS
-
-    def _begin_cut_off(self, proxy: Proxy) -> None:
-        self._cut_off = self.who
-        self._side.note("cut-off", who=self.who)
-        proxy.cut_after(b"")
-        proxy.lose_answers(_ALL_ANSWERS)
-        self._reset_at = time.monotonic() + _LAST_REQUESTS
-        self._back_at = time.monotonic() + self._cut_off_for
-        self._cut_off_for = 0.0
-
-    def come_back(self) -> None:
-        if self.proxy:
-            self.proxy.cut_after(b"")
-            self.proxy.lose_answers(0)
-        if self._back_at:
-            self._side.note("back", who=self._cut_off)
-        self._back_at = self._cut_off_for = self._reset_at = 0.0
-
-    def _running(self) -> subprocess.Popen[bytes] | None:
-        """Return the process while it lives; note how it ended where that is wrong, and kill it where it doesn't stop."""
-        if self._process is None:
-            return None
-        if (code := self._process.poll()) is None:
-            if not self._kill_at or time.monotonic() < self._kill_at:
-                return self._process
-            self._process.kill()
-            code = self._process.wait()
-            self.broke.append(f"{self.who} was still there {_STOP_SECONDS:g} s after SIGTERM")
-        # A run of `interrupted` kills its process; SIGTERM does where it hadn't begun to work.
-        elif code not in (-signal.SIGKILL, *((0, -signal.SIGTERM) if self._kill_at else ())):
-            self.broke.append(f"{self.who} ended with status {code}")
-        self._forget()
-        return None
-
-    def _forget(self) -> None:
-        self._process, self._kill_at, self._thaw_at = None, 0.0, 0.0
 
 
 @contextmanager
@@ -256,7 +115,7 @@ class Soak(msgspec.Struct, frozen=True):
     freeze_every: float = 6
     cut_every: float = 4
     cut_off_every: float = 8
-    """To how many kills there is one freeze, one cut, and one worker that is cut off."""
+    """How many kills there are, about, for each freeze, each cut, and each worker that is cut off."""
     visibility_timeout: float = 5.0
     lease: float = 4.0
     poll: float = 0.2
@@ -273,7 +132,7 @@ class Soak(msgspec.Struct, frozen=True):
 
 
 def soak(asked: Soak, folder: Path) -> Verdict:
-    """Let it happen in an empty folder, and judge it."""
+    """Run a soak in an empty folder, and judge it."""
     (folder / "mended").mkdir()
     side = begin_life(folder / "side.jsonl", "soak")
     with ExitStack() as stack:
@@ -305,7 +164,7 @@ def soak(asked: Soak, folder: Path) -> Verdict:
             for life in lives:
                 life.thaw()
                 life.come_back()
-                life.stop() if life.who.startswith("worker") else life.kill()
+                life.stop() if life.is_worker else life.kill()
             for life in lives:
                 life.wait()
         verdict = asyncio.run(_judge(asked, url, folder))
@@ -317,18 +176,20 @@ def soak(asked: Soak, folder: Path) -> Verdict:
 def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, side: Side) -> None:
     """Kill, stop and freeze processes at random, cut connections and workers off, and restart the server, until the time is over.
 
-    Most kills strike a process that has done something, and none one that has not begun, however slow the machine is. Most
-    freezes strike a worker in the middle of steps, which is where another takes its run over, and what cuts a worker off begins
-    with the answer to a claim or to an outcome.
+    No kill strikes a process that is still starting, and most strike one that has done something. Most freezes strike a worker in
+    the middle of steps, because there another worker takes its runs over. A worker is cut off as it waits for the answer to a
+    claim or to an outcome.
     """
     random, seen, aim = Random(asked.seed), Side(side.path, "reader"), 1
     proxies = [life.proxy for life in lives if life.proxy]
-    ready, busy, lazy, has_struck = set[str](), set[str](), False, False
+    ready, busy = set[str](), set[str]()
+    may_be_idle = False  # whether the next kill may strike a process that has done nothing yet
+    has_killed = False  # the time goes on until one was: a table without a kill shows nothing
     until = plan.began + asked.seconds
     next_kill, next_freeze, next_cut, next_cut_off = (plan.began + seconds for seconds in (2, 3, 4, 5))
     restarts = max(4, round(asked.seconds / _RESTART_EVERY)) if server else 0
     outages = [plan.began + asked.seconds * (number + 0.5) / restarts for number in range(restarts)]
-    while (now := time.monotonic()) < until or (not has_struck and now < until + asked.patience):
+    while (now := time.monotonic()) < until or (not has_killed and now < until + asked.patience):
         for life in lives:
             life.see_to()
         news = seen.news()
@@ -336,17 +197,17 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
         busy |= {line.who for line in news if line.what in ("enter", "asked", "decided")}
         begun = Counter(line.who for line in news if line.what == "begin")
         at_work = [life for life in lives if life.who in ready and not (life.is_frozen or life.is_stopping or life.is_cut_off)]
-        targets = [life for life in at_work if lazy or life.who in busy]
+        targets = [life for life in at_work if may_be_idle or life.who in busy]
         if targets and now >= next_kill:
             next_kill = now + random.uniform(0.5, 1.5) * asked.every
-            victim, lazy = random.choice(targets), random.random() < 0.1
-            if random.random() < 0.2 and victim is not lives[-1]:
+            victim, may_be_idle = random.choice(targets), random.random() < 0.1
+            if random.random() < 0.2 and victim.is_worker:
                 victim.stop()
             else:
                 victim.kill()
-                has_struck = True
-        workers = [life for life in at_work if life is not lives[-1]]
-        victims = [life for life in workers if begun[life.who] >= aim or now > next_freeze + _AIM_SECONDS]
+                has_killed = True
+        workers = [life for life in at_work if life.is_worker]
+        victims = [life for life in workers if begun[life.who] >= aim or now > next_freeze + AIM_SECONDS]
         if victims and now >= next_freeze and not any(life.is_frozen for life in lives):
             random.choice(victims).freeze(seconds := random.uniform(1.5, 2.5) * max(asked.lease, asked.visibility_timeout))
             next_freeze = now + seconds + random.uniform(0.5, 1.5) * asked.every * asked.freeze_every
@@ -392,7 +253,7 @@ def _cut(proxies: Sequence[Proxy], random: Random, side: Side) -> None:
 
 
 def _wait_for_the_end(asked: Soak, url: str, lives: list[Life], side: Side) -> None:
-    """Wait until all runs have ended by what the processes say, or none has for a while."""
+    """Wait until all runs have ended, as the processes say or the store does, or until none has for a while."""
     over, entered, seen = set[str](), set[str](), Side(side.path, "reader")
     parents = {run_id for run_id, _ in asked.chosen}
     until, look_at = time.monotonic() + asked.patience, time.monotonic() + _QUIET_SECONDS
@@ -481,7 +342,7 @@ async def _query(url: str, sql: str) -> list[Any]:
 
 
 def table(asked: Soak, verdict: Verdict) -> dict[str, object]:
-    """Return the columns of a store's row by their titles."""
+    """Return the columns of a store's row, by their titles."""
     count = verdict.counts
     return {
         "store": f"{asked.store:<8}",
@@ -507,9 +368,9 @@ def row(columns: Mapping[str, object]) -> str:
 
 
 def waits(verdict: Verdict) -> str:
-    """Return how long it took until runs went on, by what let them."""
+    """Return how long runs took to continue, by what let them."""
     parts = [f"{what} {median(times):.2f}/{max(times):.1f}" for what, times in sorted(verdict.waits.items())]
-    return "  could go on to went on, median/longest s: " + ", ".join(parts)
+    return "  seconds until runs continued, median/longest, after: " + ", ".join(parts)
 
 
 def main() -> int:

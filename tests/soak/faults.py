@@ -1,8 +1,8 @@
-"""Take the mend of a fault out and see a soak find it: `python -m tests.soak.faults [PART OF A NAME…]`.
+"""Bring old faults back, and see a soak find them: `python -m tests.soak.faults [PART OF A NAME…]`.
 
-Each fault was in the library once. A copy of the checkout gets it back, by rows of `tests/broken/patches.py` and what stands
-here. Then a soak runs on a store with the flows that can meet it, for some rounds with another seed each; a table says how long
-it took until one found a broken promise, and which. The status is 1 where one wasn't found.
+The library once had each of these faults. Rows of `tests/broken/patches.py`, and patches below, bring it back in a copy of the
+checkout. Then a soak runs on a store, with the flows that can meet the fault, until it finds a broken promise: up to some rounds,
+each with another seed. A line for each fault says how long that took, and what was found. The status is 1 if one was not found.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Fault(NamedTuple):
     patches: tuple[str | Patch, ...]
     """Rows of the table by name, and others."""
     says: str = ""
-    """What a violation says by which it is found."""
+    """A part of the violation by which it is found."""
     flows: str = ""
     """The flows that can meet it, with commas; all where none is named."""
     seconds: int = 30

@@ -22,7 +22,7 @@ PLACES: Final = 4
 """How many runs of the flow `limited` may be driven at the same time."""
 TABLE: Final = "soak_ledger"
 SENT: Final = "send"
-"""The step of the flow `once`: after an attempt that has ended there is no other."""
+"""The step of the flow `once`, which makes no attempt after one that has ended."""
 THREADS: Final = 40
 """How many synchronous steps a process has under way at once."""
 CALLS: Final = 3 * THREADS
@@ -72,7 +72,7 @@ async def work_async(value: str) -> str:
 
 
 async def awaited(runner: Runner, step_id: str, kind: str, wait: Awaitable[T], *, seconds: float = 0) -> T:
-    """Note what a run waits for and that it went on; the people read that, and decide."""
+    """Note what a run waits for, and that it continued. The people read the first note, and decide."""
     note("wants", runner.run_id, step_id, kind=kind, until=seconds and time.monotonic() + seconds)
     try:
         value = await wait
@@ -336,11 +336,11 @@ MIX: Final[dict[Flow[..., Any], int]] = {
     crashes: 2,
     interrupted: 2,
 }
-"""Of a hundred runs, how many are of each flow."""
+"""How many of a hundred runs are of each flow."""
 
 
 def chosen(runs: int, seed: int, flows: Sequence[str]) -> list[tuple[str, Flow[..., Any]]]:
-    """Return ids and flows of so many runs, in the order in which they are asked for; of all flows where none is named."""
+    """Return the ids and flows of so many runs, in the order in which they are asked for. Without names, of all flows."""
     each = [flow for flow, share in MIX.items() for _ in range(share) if not flows or flow.name in flows]
     order = [each[(number * len(each)) // runs] if runs < len(each) else each[number % len(each)] for number in range(runs)]
     Random(seed).shuffle(order)
@@ -371,7 +371,7 @@ def mend_of(run_id: str) -> str:
 
 
 def expected(run_id: str) -> Collection[tuple[str, Any]]:
-    """Return the statuses and results of which a run has to end with one."""
+    """Return statuses and results; a run has to end with one of them."""
     name = run_id.split("-")[0]
     number = number_of(run_id)
     if name == "fails":

@@ -1,9 +1,9 @@
-"""What a soak has shown, from the lines that its processes left and the logs in the store."""
+"""Judge a soak by the lines that its processes left, and by the logs in the store."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import Final
@@ -18,9 +18,9 @@ from .spoiling import SPOILT_RUNS
 
 ENDED: Final = ("succeeded", "failed", "cancelled", "parked")
 _AT_MOST_ONCE: Final = ("die",)
-"""Steps that nothing can be found out about: they never happen twice."""
+"""At-most-once steps without `recover`: they never happen twice."""
 _NOTICED_WITHIN: Final = 0.5
-"""Seconds within which a process finds out that its lock is gone, on a busy machine."""
+"""Seconds within which a process notices that its lock is gone, on a busy machine."""
 
 
 class Execution(msgspec.Struct):
@@ -35,23 +35,27 @@ class Execution(msgspec.Struct):
     """When its process knew that the outcome was recorded."""
     end: float | None = None
 
+    def last(self, died: Mapping[str, float]) -> float:
+        """Return until when it lasted, given when processes died."""
+        return self.end if self.end is not None else died.get(self.who, self.begin)
+
 
 class Verdict(msgspec.Struct):
-    """The figures of the table, and which runs broke a promise."""
+    """The figures of the table, and the runs that broke a promise."""
 
     begun: int = 0
     ended: int = 0
     parked: int = 0
     counts: Counter[str] = msgspec.field(default_factory=Counter)
-    """How often each thing happened, by what the lines say."""
+    """How many lines there are of each `what`."""
     doubled_in_flight: int = 0
     waits: dict[str, list[float]] = msgspec.field(default_factory=dict)
-    """Seconds from what let a run go on to its going on, by what that was."""
+    """Seconds until a run continued, by what let it continue."""
     doubled: list[str] = msgspec.field(default_factory=list)
     """Runs with an effect that happened twice though it wasn't in flight at a kill."""
     never_ended: list[str] = msgspec.field(default_factory=list)
     wrong: dict[str, str] = msgspec.field(default_factory=dict)
-    """Runs that ended otherwise than they have to, or broke a limit, and how."""
+    """What else is wrong, by run, or by process for one that ended by itself."""
 
     @property
     def longest(self) -> float:
@@ -59,7 +63,7 @@ class Verdict(msgspec.Struct):
 
     @property
     def broken(self) -> Sequence[str]:
-        """The runs that broke a promise."""
+        """The runs, and processes, that broke a promise."""
         return [*dict.fromkeys([*self.doubled, *self.never_ended, *self.wrong])]
 
 
@@ -103,14 +107,14 @@ class Losses:
             self._of[who] += _intervals([line for line in lines if line.who == who], "cut-off", ("back", "killed"))
 
     def within(self, who: str, begin: float, end: float) -> bool:
-        """Tell whether the process may have lost its locks in this time, or just before it."""
+        """Return True if the process may have lost its locks in this time, or just before it."""
         return _overlaps([*self._all, *self._of[who]], begin - _NOTICED_WITHIN, end)
 
     def thawed_into(self, call: Execution, other: Execution, lines: Iterable[Line]) -> bool:
-        """Tell whether a call was about to begin when its process froze, which nothing prevents, and `other` came before it.
+        """Return True if a call was about to begin when its process froze, and `other` began meanwhile. Nothing prevents that.
 
-        So are at most as many as there are threads, and none that begins after another of its run has ended; but for a crowd's,
-        of which each has a thread of its own.
+        It can be true of as many calls of a run as there are threads. None of them begins after another line of the run, except
+        in a crowd, where each call has its own thread.
         """
         for frozen, thawed in self._frozen[call.who]:
             if frozen <= other.begin and thawed <= call.begin <= thawed + _NOTICED_WITHIN:
@@ -162,13 +166,13 @@ def judge_effects(lines: Sequence[Line], losses: Losses, verdict: Verdict) -> No
 
 
 def judge_threads(lines: Sequence[Line], verdict: Verdict) -> None:
-    """See that of the synchronous steps of a crowd never more are under way than there are threads.
+    """Check that no more synchronous steps of a crowd are under way than there are threads.
 
-    After it was cancelled in its process, no more begin there. And a process that died leaves no more without an outcome that had
-    not begun.
+    So no more than that begin in a process that has cancelled the run. And a process that died leaves no more intents of steps
+    that had not begun.
     """
     cancelled, begun, lives = set[tuple[str, str]](), set[tuple[str, str]](), defaultdict[str, set[str]](set)
-    late, idle = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    late, unbegun = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for line in lines:
         here, call = (line.who, line.run), (line.run, line.step)
         if line.what == "enter":
@@ -181,17 +185,17 @@ def judge_threads(lines: Sequence[Line], verdict: Verdict) -> None:
         elif line.what == "unknown" and call in begun:
             begun.remove(call)  # it begins anew
         elif line.what == "unknown":
-            idle[here] += 1
+            unbegun[here] += 1
     for (who, run_id), count in late.items():
         if count > THREADS:
             verdict.wrong.setdefault(run_id, f"{count} steps began in {who} after it had cancelled the run")
-    for (who, run_id), count in idle.items():
+    for (who, run_id), count in unbegun.items():
         if count > THREADS * (len(lives[run_id]) - 1):
             verdict.wrong.setdefault(run_id, f"{who} found {count} steps whose beginning was recorded, and which had not begun")
 
 
 def judge_hands(lines: Sequence[Line], losses: Losses, verdict: Verdict) -> None:
-    """See that nobody sets the outcome of a step by hand, or has it run anew, while it runs."""
+    """Check that nobody resolves or retries a step by hand while it runs."""
     died = {line.who: line.at for line in lines if line.what == "killed"}
     calls = [each for each in executions(lines) if each.run.startswith(meddled.name)]
     asked = dict[str, float]()
@@ -200,26 +204,25 @@ def judge_hands(lines: Sequence[Line], losses: Losses, verdict: Verdict) -> None
             asked[line.run] = line.at
         elif line.what == "meddled":
             for each in calls:
-                end = each.end if each.end is not None else died.get(each.who, each.begin)
-                runs = each.run == line.run and each.begin < asked[line.run] and end > line.at
+                runs = each.run == line.run and each.begin < asked[line.run] and each.last(died) > line.at
                 if runs and not losses.within(each.who, each.begin, line.at):
                     verdict.wrong.setdefault(line.run, f"step {each.step!r} was mended by hand while it ran in {each.who}")
 
 
 def judge_crashes(lines: Iterable[Line], verdict: Verdict) -> None:
-    """See that no flow's own code raises, but for the one that does."""
+    """Check that no flow crashed, except the one that always does."""
     for line in lines:
         if line.what == "crashed" and not line.run.startswith((crashes.name, SPOILT_RUNS)):
             verdict.wrong.setdefault(line.run, f"it crashed in {line.who}")
 
 
 def judge_limit(lines: Sequence[Line], losses: Losses, verdict: Verdict) -> None:
-    """See that no more runs of `limited` had their effect at the same time than there are places, but for lost locks."""
+    """Check that no more runs of `limited` had their effect at the same time than there are places, except with lost locks."""
     died = {line.who: line.at for line in lines if line.what == "killed"}
     drawn = []
     for each in executions(lines):
         if each.run.startswith("limited"):
-            until = each.end if each.end is not None else died.get(each.who, each.begin)
+            until = each.last(died)
             if not losses.within(each.who, each.begin, until):
                 drawn.append((each.begin, until, each.run))
     for begin, _, run_id in drawn:
@@ -229,11 +232,12 @@ def judge_limit(lines: Sequence[Line], losses: Losses, verdict: Verdict) -> None
 
 
 def judge_waits(lines: Sequence[Line], verdict: Verdict) -> None:
-    """Measure from what let a run go on to its going on.
+    """Measure how long runs took to continue.
 
-    That is from the return of `start` to its function being called, from the return of what somebody decided, or the time that
-    it slept until, to the wait's return in its function, and from the kill of the process that drove it to its function being
-    called again; a run that was killed before is driven alone, and has to wait for that.
+    - asked: from the return of `start` until the flow's function is called.
+    - decided, slept: from the return of the decision, or from the end of the sleep, until the wait returns in the flow.
+    - killed: from the kill of the process that drove the run until the flow's function is called again.
+    - killed again: the same for a later kill. A worker runs such a run only if it has nothing else to do, so that takes longer.
     """
     waits = defaultdict[str, list[float]](list)
     entered = defaultdict[str, list[float]](list)
@@ -277,9 +281,9 @@ def judge_waits(lines: Sequence[Line], verdict: Verdict) -> None:
 
 
 async def judge_runs(store: Store, asked: Iterable[str], verdict: Verdict) -> None:
-    """See how each run stands that was asked for, children and forks too."""
+    """Check how each run stands that was asked for, its children and forks too."""
     standing = dict[str, control.RunStatus]()
-    with suppress(CorruptLog):  # of the spoilt runs, told after the others
+    with suppress(CorruptLog):  # raised for the spoilt runs, after the others
         async for run in control.runs(store):
             if not run.run_id.startswith("$"):
                 standing[run.run_id] = run

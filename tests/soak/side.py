@@ -1,4 +1,4 @@
-"""What really happened, beside the store: one line for each thing that a process did, with its name and the time."""
+"""What really happened, written down beside the store: a line for each thing that a process did, with its name and the time."""
 
 from __future__ import annotations
 

@@ -13,13 +13,13 @@ from durable_core import Flow, open_store
 from durable_core.record import new_id
 
 SPOILT: Final[tuple[tuple[str, str | int], ...]] = (("attempt", 0), ("kind", "later"), ("status", "melted"), ("attempt", 0))
-"""Fields, and what stands in them: a number that no entry has, a kind and a status that this version does not know."""
+"""Fields, and values that can't be read: a number that no entry has, a kind and a status that this version does not know."""
 
 SPOILT_RUNS: Final = "spoilt"
 
 
 async def spoil(url: str, flow: Flow[..., Any], run_id: str, field: str, value: str | int) -> None:
-    """Ask for a run, and have the newest entry of its flow hold what cannot be read."""
+    """Start a run, and make the newest entry of its flow unreadable."""
     async with open_store(url) as store:
         await flow.start(store, run_id)
         asked = await store.get(run_id, "$flow")

@@ -371,7 +371,7 @@ class TestWrongFlows:
             return tokens["token"]
 
         for body, step_id in ((counts, "charge-1"), (caches, "draw")):
-            with pytest.raises(NotCrashSafe, match=f"did not ask for: '{step_id}'") as caught:
+            with pytest.raises(NotCrashSafe, match=f"did not call: '{step_id}'") as caught:
                 world.crash(body)
             [point] = caught.value.report.different
             assert point.place == "before append of '$flow' (success), resumed after another run"

@@ -1,6 +1,7 @@
-"""What authors of stores, and of programs that use them, test with; `StoreTests` needs pytest and pytest-asyncio.
+"""Tools for testing stores, and programs that use them.
 
-No plugin is registered and nothing here is imported by `durable_core` itself; without pytest, the rest works.
+`StoreTests` needs pytest and pytest-asyncio; the rest works without them. No pytest plugin is registered, and `durable_core`
+itself imports nothing from here.
 """
 
 from __future__ import annotations

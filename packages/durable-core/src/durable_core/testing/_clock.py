@@ -17,9 +17,9 @@ _TURNS: Final = 10  # of the loop in which nobody falls asleep: then whoever was
 
 
 class FakeClock(Clock):
-    """Stands still while anybody runs. When all sleep or wait, time moves to the earliest sleeper's, who wakes.
+    """A clock that stands still while any code runs. When everything sleeps or waits, it jumps to the time of the next wake-up.
 
-    So sleeps that run at once take the time of the longest, and a sleep of a month takes none of yours.
+    So sleeps side by side take as long as the longest of them, by this clock, and a sleep of a month takes no real time.
     """
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:

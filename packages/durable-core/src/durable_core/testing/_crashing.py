@@ -14,11 +14,11 @@ from durable_core.store import Store
 
 
 class InjectedFault(StoreError):
-    """The failure that a `CrashingStore` was asked for."""
+    """The failure that a `CrashingStore` raises because it was told to."""
 
 
 class PassingStore(Store):
-    """Passes on all that `store` is asked for, and offers what that offers."""
+    """Passes each call on to `store`, and has the same abilities."""
 
     def __init__(self, store: Store) -> None:
         self._store: Final = store
@@ -43,7 +43,7 @@ class CrashingStore(PassingStore):
 
     With `when="before"` the record is not stored, with `"after"` it is stored and only the acknowledgement is lost. `how="fail"`
     raises `InjectedFault`; `how="kill"` kills this process on the spot, as SIGKILL does: no handler or `finally` runs, no buffer
-    is flushed. Whatever else `store` offers is offered unchanged; `appends` counts the calls so far.
+    is flushed. Everything else that `store` can do works unchanged. `appends` counts the appends so far.
     """
 
     def __init__(

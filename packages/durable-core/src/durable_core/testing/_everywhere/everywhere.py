@@ -39,38 +39,45 @@ def crash_everywhere(
     at_once: int = 4,
     timeout: float | timedelta = 120,
 ) -> CrashReport:
-    """Check that a flow comes out the same wherever its process dies; kill it with SIGKILL at every point, to see.
+    """Kill the process of a flow with SIGKILL at every point, and check that the run ends as if nothing had happened.
 
-    The flow is run twice undisturbed, in one process; once so that it is suspended at each wait and goes on in a new process;
-    and then once for each point: before and after every append, as the function of each step begins, around every wake-up,
-    lock and transaction. At that point the process is killed, and new ones go on with the run until it ends.
+    First the flow runs twice undisturbed, in one process. Then it runs once so that it is suspended at each wait, and a new
+    process continues it. Then it runs once for each point: before and after every append, as the function of each step begins,
+    and around every wake-up, lock and transaction. The process is killed at that point, and new processes continue the run until
+    it ends.
 
-    `open_store` is the store's URL, or a function that opens it, which each process calls. `input` is the flow's input, or a
-    function that makes it for a run id: each point has a run of its own, so let it make a clean place for the run's effects too.
-    `decide(store, record)` is awaited for each approval and event that a run waits for, given as its newest entry: it calls
-    `control.approve` or `control.send`, or leaves it to its timeout. It is also called for an interrupted step that may happen
-    once only (`kind` is `step`), and for a child that was asked for with `wait=False` (`flow`). Sleeps, deadlines and long delays
-    take no time: the clock jumps. `effects(run_id)` returns what the run did outside, such as the lines of a ledger: without it
-    no effect outside of a step is found. `ends` is how an undisturbed run ends. `at_once` runs are tried at the same time. A
-    process that has not ended after `timeout` seconds is killed, and its run is lost.
+    - `open_store` is the store's URL, or a function that opens the store, which each process calls. Keep workers away from this
+      store: they would continue the runs. A `MemoryStore` raises `DurableError`, since it ends with its process.
+    - `input` is the flow's input, or a function that makes it from a run id. Each point has its own run, so the function may also
+      make a clean place for the run's effects.
+    - `decide(store, record)` is awaited for each approval and event that a run waits for; `record` is its newest entry. It calls
+      `control.approve` or `control.send`. If it does nothing, the wait ends at its deadline. It is also called for an
+      interrupted at-most-once step (`record.kind` is `step`), and for a child that was started with `wait=False` (`flow`).
+    - `effects(run_id)` returns what the run did outside, such as the lines of a ledger. Without it, no effect outside of a step
+      is found.
+    - `ends` is how an undisturbed run ends.
+    - `at_once` is how many runs are tried at the same time.
+    - `timeout` is seconds or a timedelta. A process that has not ended by then is killed, and its run is lost.
+
+    Sleeps, deadlines and long delays take no time: the clock jumps.
 
     Returns a report of all points. Raises `NotCrashSafe`, an `AssertionError` that names the first point and holds the report,
     if any run differs from an undisturbed one:
 
     - It ends in another way, or not at all: it crashed, drifted, or waits for something that nobody decides.
     - The function of a step began again, though its outcome was recorded. Only a step in flight may begin again.
-    - Other steps have an outcome, or a step, the flow or a child has another value, error, kind or arguments. Run ids in them
-      don't count, nor does what differs between the two undisturbed runs already, such as a number that a service draws or the
-      time in seconds. What differs now and then only, such as the day or the winner of a race, has to be fixed by the test.
-    - What the killed process was about to record was called with other arguments than what the next one recorded; or the flow
-      returned another value, though the same steps were recorded.
+    - Other steps have an outcome, or a step, the flow or a child has another value, error, kind or arguments. Run ids in these
+      don't count. Nor does anything that differs between the two undisturbed runs, such as a number that a service draws, or the
+      time in seconds. If something differs only now and then, such as the day or the winner of a race, let the test fix it.
+    - The next process called a step with other arguments than the process that was killed, or the flow returned another value,
+      though the same steps were recorded.
     - An effect is missing, or happened more often than undisturbed while no step began again.
 
-    Entries of visits, waits and tries may be more or fewer, and are not compared; nor are times, attempts and notes.
+    The number of entries about visits, waits and attempts may differ, and is not compared. Nor are times, attempts and notes.
 
     Raises `TypeError` or `ValueError` for arguments that don't fit, and `DurableError` if the undisturbed flow doesn't end as
-    `ends` says, and where processes can't be forked, as on Windows. The processes are forks of this one, so that they have what a
-    test has patched; a `MemoryStore` is of no use. Keep workers away from the store: they would go on with the runs.
+    `ends` says, or if the system can't fork processes, as Windows. The processes are forks of this one, so they see whatever a
+    test has patched.
     """
     began = perf_counter()
     job = _checked(flow, open_store, input, decide, effects, ends, at_once, timeout)

@@ -35,7 +35,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
                 "file: a sync asks nothing of the system",
                 "file: the folder of a new log is not synced",
                 "sqlite: a commit is not synced",
-                "redis: what was appended is returned without its copies",
+                "redis: an append returns before its copies are there",
             ),
         ),
         Guarantee(
@@ -52,7 +52,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
         ),
         Guarantee(
             "Every reader sees what `append` returned, and nothing else",
-            ("redis: what is found newer is returned without its copies", "file: a log that changed is not looked at again"),
+            ("redis: a newer entry is returned before its copies are there", "file: a log that changed is not looked at again"),
         ),
         Guarantee(
             "A failed or unfinished append leaves nothing behind",
@@ -159,7 +159,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
         ),
         Guarantee(
             "A failure of the store is not a failure of the step, and leaves no hole",
-            ("what the store did not take is forgotten",),
+            ("an outcome that the store did not take is forgotten",),
         ),
         Guarantee(
             "An at-most-once step runs at most once",
@@ -194,7 +194,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
                 "calls: a loop may go on before its step runs",
                 "other arguments than recorded go unnoticed",
                 "a step of another kind than recorded is taken for it",
-                "recorded steps that a flow did not ask for go unnoticed",
+                "recorded steps that a flow did not call go unnoticed",
             ),
         ),
         Guarantee(
@@ -251,7 +251,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
                 "a failure that was answered is retried",
             ),
         ),
-        Guarantee("A runner that lost the run records nothing about it", ("who lost the run ends it",)),
+        Guarantee("A runner that lost the run records nothing about it", ("a runner that lost the run ends it",)),
         Guarantee(
             "A cancellation is never lost, and its status is true",
             (
@@ -282,7 +282,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
         Guarantee(
             "A fork copies what was decided, and nothing else", ("a fork takes the steps of children that have not ended",)
         ),
-        Guarantee("A copy never changes existing entries", ("a copy goes on over what another run had recorded",)),
+        Guarantee("A copy never changes existing entries", ("a copy continues over another run's entries",)),
         Guarantee(
             "A run and its children are cleared together, once all have ended",
             ("a run is cleared before its children", "a family is cleared though one of it has not ended"),
@@ -292,7 +292,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
         Guarantee(
             "A worker looks at every run that can continue",
             (
-                "wake-ups: nobody looks at a run whose actor died before it woke a worker",
+                "wake-ups: nobody looks at a run if a process died before it woke a worker",
                 "worker: what came while a run suspended waits for the visibility timeout",
                 "celery: the sweep looks for no runs",
             ),

@@ -404,14 +404,14 @@ PATCHES = [
         ),
     ),
     Patch(
-        "redis: what was appended is returned without its copies",
+        "redis: an append returns before its copies are there",
         f"{REDIS}/_server.py",
         "        if confirm and (shortage := ",
         "        if False and (shortage := ",
         ("tests/redis/test_copies.py::test_an_append_without_its_copies_raises",),
     ),
     Patch(
-        "redis: what is found newer is returned without its copies",
+        "redis: a newer entry is returned before its copies are there",
         f"{REDIS}/_scripts.py",
         "      if touch == '1' then redis.call('HSET', log, n, line) end\n",
         "",
@@ -604,7 +604,7 @@ PATCHES = [
         ("tests/cli/test_check.py::test_code_that_does_not_fit",),
     ),
     Patch(
-        "recorded steps that a flow did not ask for go unnoticed",
+        "recorded steps that a flow did not call go unnoticed",
         f"{CORE}/flow.py",
         "                _tell_unasked(run)\n",
         "                pass\n",
@@ -618,7 +618,7 @@ PATCHES = [
         ("tests/core/flow/test_failures_that_end_a_run.py::test_a_failure_that_was_mended_meanwhile_does_not_end_the_run",),
     ),
     Patch(
-        "who lost the run ends it",
+        "a runner that lost the run ends it",
         f"{CORE}/_running/driving.py",
         "    run.lock.check()\n    if run.told",
         "    if run.told",
@@ -1108,8 +1108,6 @@ PATCHES = [
         f"{CORE}/_waiting/child.py",
         "        await listener.look()  # what came",
         "        listener.must_look = False  # what came",
-        "        await listener.look()  # what came while the child was left\n",
-        "",
         ("tests/core/flow/test_children.py::test_a_decision_for_a_child_lets_a_live_parent_go_on",),
     ),
     Patch(
@@ -1124,8 +1122,6 @@ PATCHES = [
         f"{CORE}/_waiting/wait.py",
         "run.begin(undoes=is_child)",
         "run.begin()",
-        "    await run.arriving(run.begin(undoes=is_child))",
-        "    await run.arriving(run.begin())",
         ("tests/every_store/test_cancelled_anywhere.py::test_a_cancelled_run_that_is_killed[Order]",),
     ),
     Patch(
@@ -2635,7 +2631,7 @@ PATCHES = [
         ("tests/postgres/test_postgres_watches.py::test_a_pool_of_the_callers_own",),
     ),
     Patch(
-        "cron: a fixed time comes back in the second of two hours",
+        "cron: a fixed time fires again when clocks are set back",
         f"{WORKER}/_cron.py",
         "            if (at := tick.astimezone(UTC)) > moment:\n",
         "            if at := tick.astimezone(UTC):\n",
@@ -2955,7 +2951,7 @@ PATCHES = [
         ("tests/worker/test_what_a_worker_tells.py::test_a_crash_and_its_end_are_logged",),
     ),
     Patch(
-        "celery: a run that was busy, or unknown, is acknowledged away",
+        "celery: the task of a busy or unknown run is acknowledged, and not sent again",
         f"{WORKER}/_on_demand.py",
         "        if visit.taken and not self.memory.is_left_alone(run_id):\n",
         "        if False:\n",
@@ -3217,7 +3213,7 @@ PATCHES = [
         ),
     ),
     Patch(
-        "wake-ups: nobody looks at a run whose actor died before it woke a worker",
+        "wake-ups: nobody looks at a run if a process died before it woke a worker",
         f"{CORE}/_log/wakeups.py",
         "now_by(clock) + NET))",
         "now_by(clock) + 99 * NET))",
@@ -4248,7 +4244,7 @@ PATCHES = [
         ("tests/core/flow/test_visits.py::test_only_texts_are_carried",),
     ),
     Patch(
-        "otel: a visit knows nothing of the one before",
+        "otel: a visit is not linked to the one before",
         f"{OTEL}/_spans.py",
         "links=_links(event.record)",
         "links=[]",
@@ -4739,7 +4735,7 @@ PATCHES = [
         ("tests/leases/test_loops.py::test_a_second_loop_is_refused_while_the_first_one_runs",),
     ),
     Patch(
-        "what the store did not take is forgotten",
+        "an outcome that the store did not take is forgotten",
         f"{CORE}/_log/runlog.py",
         "            self.kept[record.step_id] = record, value\n            raise ResultNotRecorded(",
         "            raise ResultNotRecorded(",
@@ -4805,7 +4801,7 @@ PATCHES = [
         ("tests/core/waiting/test_wait.py::test_the_deadline_is_the_one_first_recorded",),
     ),
     Patch(
-        "a copy goes on over what another run had recorded",
+        "a copy continues over another run's entries",
         f"{CORE}/_log/copying.py",
         "        if holder.id != record.id:\n            raise _conflict(holder)\n",
         "",

@@ -6,6 +6,8 @@ end, and started again, and connections to them are cut; a worker is cut off fro
 answer to what it had asked arrives. Some runs can't be read. When the time is over nothing is broken any more, and every run has
 to end. A table says what came of it; where a promise was broken, the status is 1, the runs are named, and everything that was
 written down stays in a folder.
+
+To read it: `flows.py`, `processes.py`, `lives.py`, this file, `judging.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether the two indexes of the log agree: an entry that one of them has lost to damage still stands in the other."""
+"""Whether indexes agree: an entry that one of them has lost to damage still stands in another, or in the table."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ _RUN_AFTER: Final = (
 FIRST_RUN: Final = _RUN_AFTER.format(">=")
 NEXT_RUN: Final = _RUN_AFTER.format(">")
 _MOST_RUNS: Final = 100_000
+_SIZE: Final = "select page_count * page_size from pragma_page_count, pragma_page_size"
+_MOST_BYTES: Final = 16_000_000  # a larger file would take seconds
 
 
 class Checked(Connection):
-    """A connection that knows which runs it has checked."""
+    """A connection that knows what it has checked."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.runs: Final[set[str]] = set()
+        self.has_checked_flows = False
 
 
 def check_run(connection: Connection, run_id: str) -> None:
@@ -49,6 +52,19 @@ def check_run(connection: Connection, run_id: str) -> None:
     if len(checked) >= _MOST_RUNS:
         checked.clear()
     checked.add(run_id)
+
+
+def check_flows(connection: Connection) -> None:
+    """Raise `CorruptLog` if a list of flows may lack a run; a connection looks once, at a file that is not large."""
+    connection = cast("Checked", connection)
+    if connection.has_checked_flows:
+        return
+    ((size,),) = connection.execute(_SIZE)
+    if size <= _MOST_BYTES:
+        (found,) = connection.execute("pragma integrity_check(durable_flows)").fetchone()
+        if found != "ok":
+            raise CorruptLog(f"{file_of(connection)}: a list of runs may lack some ({found}); {ADVICE}")
+    connection.has_checked_flows = True
 
 
 def count(connection: Connection, run_id: str) -> int:

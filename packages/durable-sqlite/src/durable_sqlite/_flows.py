@@ -11,6 +11,7 @@ from typing import Any, Final
 from durable_core import CorruptLog, StepRecord, StoreError
 from durable_core.stores.flows import FLOW, FLOW_STATES, FlowState, state_of
 
+from ._check import check_flows
 from ._errors import ADVICE, file_of
 from ._rows import COLUMNS, REFUSED, fetch, text_of
 from ._writing import reading
@@ -51,7 +52,8 @@ def find(
 ) -> Sequence[StepRecord]:
     """Return the newest entries of flows, those that began last first.
 
-    One that can't be read hides no other: raises its error where there is nothing else to return.
+    One that can't be read hides no other: raises its error where there is nothing else to return. There it also raises
+    `CorruptLog` if the table has lost a flow.
     """
     groups = _groups(names, states)
     lower = "" if since is None else text_of(since)
@@ -75,6 +77,8 @@ def find(
             break
     if refusal is not None and not found:
         raise refusal
+    if not found:  # whoever lists all of them comes here in the end
+        check_flows(connection)
     return found
 
 

@@ -26,6 +26,7 @@ from durable_postgres import PostgresStore
 from durable_redis import RedisStore
 from durable_s3 import S3Store
 from durable_sqlite import SqliteStore
+from durable_sqlite._check import Checked
 
 pytestmark = pytest.mark.asyncio
 
@@ -84,7 +85,7 @@ class DyingPostgresConnection(asyncpg.Connection):
         return await self._around(super().fetchval(*args, **kwargs))
 
 
-class DyingSqliteConnection(sqlite3.Connection):
+class DyingSqliteConnection(Checked):
     def execute(self, *args: Any) -> sqlite3.Cursor:
         if not args[0].startswith("begin"):  # which is tried until no other process writes
             FUSE.burn("before")
@@ -96,7 +97,8 @@ class DyingSqliteConnection(sqlite3.Connection):
 @asynccontextmanager
 async def dying(url: str) -> AsyncIterator[Store]:
     """Open a store whose requests burn the fuse."""
-    sqlite3.connect = partial(sqlite3.connect, factory=DyingSqliteConnection)
+    connect = sqlite3.connect
+    sqlite3.connect = lambda *args, **options: connect(*args, **{**options, "factory": DyingSqliteConnection})
     async with open_store(url) as store:
         if isinstance(store, SqliteStore):
             pass

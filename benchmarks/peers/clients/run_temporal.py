@@ -46,8 +46,9 @@ class Runs(Settled):
         self._client = client
 
     async def run(self, names: Sequence[str]) -> None:
-        await asyncio.gather(*(self._client.start_workflow(Ten.run, name, id=name, task_queue=QUEUE) for name in names))
-        await flows.all_ended.wait()
+        started = (self._client.start_workflow(Ten.run, name, id=name, task_queue=QUEUE) for name in names)
+        # Until the server has the end of each: a workflow whose last task is repeated would end in the next measurement again.
+        await asyncio.gather(*(handle.result() for handle in await asyncio.gather(*started)))
 
     async def resume(self, names: Sequence[str]) -> None:
         await asyncio.gather(*(self._client.get_workflow_handle(name).signal(Ten.release) for name in names))

@@ -220,7 +220,7 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def peers(session: nox.Session) -> None:
-    """Measure durable beside its peers, each in an environment of its own, and write the page about it; about 8 minutes."""
+    """Measure durable beside its peers, each in an environment of its own, and write the page about it; about 10 minutes."""
     session.install(*editable(), *group("tests"), *group("peers"))
     session.run("python", "-m", "benchmarks.peers", *session.posargs)
 

@@ -100,6 +100,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             "A holder notices that it may have lost its lock",
             (
                 "a lease that was not renewed in time is taken for held",
+                "postgres: a lock is held until the loop has read that its connection ended",
                 "file: a holder doesn't look whether its lock file is still there",
             ),
         ),

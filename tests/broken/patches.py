@@ -819,6 +819,13 @@ PATCHES = [
         ("tests/postgres/test_contract_postgres.py::TestPostgresStore::test_a_taken_slot_returns_its_holder",),
     ),
     Patch(
+        "postgres: a lock is held until the loop has read that its connection ended",
+        f"{POSTGRES}/_locks.py",
+        " and not _has_ended(self.connection)",
+        "",
+        ("tests/postgres/test_postgres_locks.py::test_a_lost_connection_is_a_lost_lock_before_the_loop_has_noticed",),
+    ),
+    Patch(
         "postgres: locks use up what the server has",
         f"{POSTGRES}/_locks.py",
         "free = max(total // 2 - used, 0)",

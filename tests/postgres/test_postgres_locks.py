@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
@@ -76,6 +77,26 @@ async def test_a_lost_connection_is_a_lost_lock(postgres_server_url: str, postgr
         async with other.lock("one"):
             pass
     await observer.close()
+
+
+async def test_a_lost_connection_is_a_lost_lock_before_the_loop_has_noticed(postgres_server_url: str, postgres_url: str) -> None:
+    """A process that was frozen has not read that the server ended its connection. It begins no step meanwhile."""
+
+    async def end() -> None:
+        observer = await asyncpg.connect(postgres_server_url)
+        ended = await observer.fetch(
+            "select pg_terminate_backend(pid, 10000) from pg_stat_activity"
+            " where state = 'idle in transaction' and application_name like 'pid %'"
+        )
+        await observer.close()
+        assert [[*each] for each in ended] == [[True]]
+
+    async with PostgresStore.from_url(postgres_url) as store, store.lock("run") as lease:
+        lease.check()
+        with ThreadPoolExecutor() as thread:
+            thread.submit(asyncio.run, end()).result()  # keeps the loop waiting
+        with pytest.raises(LockLost):
+            lease.check()
 
 
 async def test_a_silent_connection_is_a_lost_lock(postgres_url: str) -> None:

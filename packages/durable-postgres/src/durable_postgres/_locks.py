@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -218,13 +219,25 @@ class HeldLock(Lease):
     @property
     def is_held(self) -> bool:
         """The very connection that took the lock is there."""
-        return self.connection is not None and not self.connection.is_closed()
+        return self.connection is not None and not self.connection.is_closed() and not _has_ended(self.connection)
 
     def check(self) -> None:
         if not self.is_held:
             raise LockLost(
                 f"the lock of run {self.run_id!r} was lost with its connection to PostgreSQL; another runner may hold it now"
             )
+
+
+def _has_ended(connection: Connection) -> bool:
+    """Return True if the server has ended the connection. The loop, and with it asyncpg, may learn that a moment later."""
+    if not hasattr(select, "poll"):  # on Windows
+        return False
+    fd = cast("Any", connection)._transport.get_extra_info("socket").fileno()
+    if fd < 0:  # closed by the loop's thread just now
+        return True
+    poll = select.poll()
+    poll.register(fd, getattr(select, "POLLRDHUP", 0))
+    return bool(poll.poll(0))
 
 
 class Holders:

@@ -42,6 +42,25 @@ async def test_the_holder_is_named(postgres_url: str) -> None:
     assert before <= refused.value.since <= datetime.now(UTC)
 
 
+async def test_holders_that_are_asked_for_at_once_share_queries(postgres_server_url: str, postgres_url: str) -> None:
+    """Workers look at many runs whose process died, and the server's view of its locks takes its time."""
+    asked: list[str] = []
+
+    async def log(connection: asyncpg.Connection) -> None:
+        connection.add_query_logger(lambda query: asked.append(query.query))
+
+    async with (
+        asyncpg.create_pool(postgres_server_url, min_size=0, init=log) as pool,
+        PostgresStore(pool, schema=postgres_url.rpartition("schema=")[2]) as store,
+        PostgresStore.from_url(postgres_url) as other,
+        other.lock("run-7"),
+        store.lock("run-8"),
+    ):
+        holders = await asyncio.gather(*(store.holder(f"run-{number}") for number in range(100)))
+    assert [number for number, holder in enumerate(holders) if holder is not None] == [7, 8]
+    assert 0 < sum("pg_stat_activity" in query for query in asked) < 10
+
+
 async def test_one_connection_holds_all_locks(postgres_server_url: str, postgres_url: str) -> None:
     """However many runs a store holds, they take one connection, and it holds back no vacuum."""
     observer = await asyncpg.connect(postgres_server_url)

@@ -97,6 +97,11 @@ class Locks:
         lease = self._of_runs.get(run_id)
         return lease is not None and lease.is_held
 
+    async def holder(self, run_id: str) -> Holder | None:
+        """Return the run's holder, or None. Calls at the same time share a query."""
+        key = lock_key(self._table, run_id)
+        return self._held[key].holder if key in self._held else await self._holders.get(key)
+
     async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
         """Return the holders of the runs that are held."""
         keys = {run_id: lock_key(self._table, run_id) for run_id in run_ids}

@@ -135,7 +135,7 @@ class PostgresStore(
         return self._here().locks.hold(run_id)
 
     async def holder(self, run_id: str) -> Holder | None:
-        return (await self.holders((run_id,))).get(run_id)
+        return await self._here().locks.holder(run_id)
 
     async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
         return await self._here().locks.holders(run_ids)

@@ -48,8 +48,8 @@ class Visit(Driver):
         self._taken_at: Final = loop.clock.monotonic()
         self.taken: Final[dict[str, WakeUp]] = {wakeup.token: wakeup}
         """The wake-ups that were taken and not yet cleared."""
-        self._has_driven = False
-        """True if this pass has driven the run."""
+        self._left_open = False
+        """True if this pass has driven the run, and the run has not ended."""
         self.state = ""
         """The state of the run after the last pass."""
 
@@ -60,7 +60,7 @@ class Visit(Driver):
                 if self._loop.stopping:
                     await self._hand_back()
                     return
-                self._has_driven = False
+                self._left_open = False
                 noted = [*self.taken]  # not those that this pass sets, or that come after it has looked
                 if await self._pass():
                     if not await self._came_meanwhile():
@@ -92,7 +92,7 @@ class Visit(Driver):
 
     async def _came_meanwhile(self) -> bool:
         """Look once more after the run was released. What it waits for may have come while it was driven."""
-        flow = await self._store.get(self.run_id, FLOW) if self._has_driven else None
+        flow = await self._store.get(self.run_id, FLOW) if self._left_open else None
         return flow is not None and flow.status != "started" and await self._is_due(flow)
 
     async def _hand_back(self) -> None:
@@ -166,9 +166,9 @@ class Visit(Driver):
             elif (misfit := run.misfit() or misfit) is not None:
                 flow = await run.park("drift", misfit, "mend the flow and deploy it")
             else:
-                self._has_driven = True
                 standing = await run.drive()
                 flow, error = standing.record, standing.error
+                self._left_open = not decided(flow)
         log(flow, error)
         self.state = state_of(flow)
         if decided(flow):

@@ -75,6 +75,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
                 "sqlite: a log may lack an entry that an index has lost",
                 "sqlite: a slot that an index has lost is given away again",
                 "sqlite: a list lacks a run that its index has lost",
+                "sqlite: a row of another run is taken for one of this",
             ),
         ),
         Guarantee(

@@ -2853,6 +2853,13 @@ PATCHES = [
         ("tests/sqlite/test_sqlite_store.py::test_one_damaged_run_hides_no_other",),
     ),
     Patch(
+        "sqlite: a row of another run is taken for one of this",
+        f"{SQLITE}/_steps.py",
+        " or row[1] != run_id:",
+        ":",
+        ("tests/fuzz/test_database.py::test_an_index_that_leads_to_a_row_of_another_run",),
+    ),
+    Patch(
         "sqlite: a list lacks a run that its index has lost",
         f"{SQLITE}/_flows.py",
         "        check_flows(connection)\n",

@@ -244,6 +244,22 @@ async def test_an_entry_that_one_index_has_lost(folder: Path, good: Good) -> Non
             await all_of(store.runs())
 
 
+async def test_an_index_that_leads_to_a_row_of_another_run(folder: Path, good: Good) -> None:
+    """It is refused: the row's own checksum is right."""
+    with closing(sqlite3.connect(put(folder / "runs.db", good.data))) as connection:
+        ((root,),) = connection.execute("select rootpage from sqlite_master where name = 'durable_steps_in_order'")
+    page = bytearray(good.data[(root - 1) * PAGE : root * PAGE])
+    count = int.from_bytes(page[3:5], "big")
+    first, last = 8, 8 + 2 * (count - 1)  # where the places of the first entry, which is of run '7', and of the last stand
+    assert page[0] == 10, "the index has one page"
+    page[last : last + 2] = page[first : first + 2]
+    bad = good.data[: (root - 1) * PAGE] + page + good.data[root * PAGE :]
+    async with SqliteStore(put(folder / "runs.db", bad)) as store:
+        with pytest.raises(CorruptLog, match="the indexes of durable_steps don't agree on the entries of run 'run-2'"):
+            await store.list("run-2")
+        assert await store.list("run-1") == good.logs["run-1"]
+
+
 async def test_a_flow_that_an_index_has_lost(folder: Path, good: Good) -> None:
     """A list of the runs ends in an error that says so."""
     with closing(sqlite3.connect(put(folder / "runs.db", good.data))) as connection:

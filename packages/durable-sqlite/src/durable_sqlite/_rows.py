@@ -15,6 +15,7 @@ import msgspec
 from durable_core import CorruptLog, StepError, StepRecord, StoreError
 from durable_core.record import Kind, Status
 
+from ._check import damage_of
 from ._errors import ADVICE, code_of, file_of
 
 P = ParamSpec("P")
@@ -138,10 +139,15 @@ def naming_rows(read: Callable[P, T]) -> Callable[P, T]:
 
 
 @naming_rows
-def fetch(connection: Connection, query: str, values: Sequence[str | int]) -> StepRecord | None:
-    """Return the record that a query finds."""
+def fetch(connection: Connection, query: str, values: tuple[str | int, ...]) -> StepRecord | None:
+    """Return the record that a query finds for a run, or for a run and a step, which are the first of its values."""
     row = connection.execute(query, values).fetchone()
-    return None if row is None else record_of(connection, row)
+    if row is None:
+        return None
+    asked = values[:2]
+    if row[: len(asked)] != asked:  # an index led to a row of another
+        raise CorruptLog(damage_of(connection, str(values[0])))
+    return record_of(connection, row)
 
 
 def _checksum(values: Sequence[Any]) -> int:

@@ -81,7 +81,7 @@ def page(
     last = after
     with reading(connection):
         for row in connection.execute(_RUN, (run_id, after, limit)):
-            if row[0] <= last:
+            if row[0] <= last or row[1] != run_id:
                 raise CorruptLog(damage_of(connection, run_id))
             last = row[0]
             found.append(record_of(connection, row[1:]))

@@ -156,7 +156,8 @@ def judge_effects(lines: Sequence[Line], losses: Losses, verdict: Verdict) -> No
                 if step_id == SENT and before.end is not None and before.end < after.begin and not lost:
                     verdict.wrong.setdefault(run_id, f"sent in {before.who}, and again in {after.who}")
                 continue
-            killed = before.who in died and before.recorded is None and before.begin <= died[before.who] <= after.begin
+            # The kill is noted just before it is made, so a last call may begin after the note.
+            killed = before.recorded is None and before.who in died and died[before.who] <= after.begin
             lost = lost or (step_id != SENT and losses.thawed_into(after, before, lines))
             if step_id in _AT_MOST_ONCE or not (killed or lost):
                 verdict.doubled.append(run_id)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.cli.acting import asked, on_url
 from tests.cli.conftest import Durable
 
 COMMAND = [sys.executable, "-m", "durable_cli"]
@@ -14,6 +15,7 @@ COMMAND = [sys.executable, "-m", "durable_cli"]
 
 def test_a_run_that_is_not_there_is_exit_code_3(durable: Durable, url: str) -> None:
     """Each store is opened by its URL, and a run that it doesn't hold is not found."""
+    on_url(url, lambda store: asked(store, "r1"))
     done = durable("why", "nobody", "--store", url)
     assert (done.code, done.out) == (3, "")
     assert "there is no run 'nobody'" in done.err

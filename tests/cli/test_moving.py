@@ -128,6 +128,7 @@ def test_whatever_is_exported_can_be_imported(durable: Durable, runs: dict[str, 
     """Any ids, in any order of entries, with any text in what was recorded."""
 
     async def fill(store: Store) -> None:
+        await store.list("none")  # makes the store, also for no runs
         for run_id, steps in runs.items():
             revisions: dict[int, int] = {}
             for step in steps:

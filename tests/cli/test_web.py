@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from http.cookiejar import CookieJar
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,8 @@ from tests.cli.terminal import Terminal
 
 
 @pytest.fixture
-def local(tmp_path: object) -> str:
+def local(tmp_path: Path) -> str:
+    (tmp_path / "runs.db").touch()
     return f"sqlite:{tmp_path}/runs.db"
 
 

@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 _USUAL: Final = {"sqlite:durable.db": Path("durable.db"), "file:./runs": Path("runs")}
 """The default stores, and the paths that must exist for them."""
+_LOCAL: Final = ("file", "sqlite")
+"""The schemes whose path is one of this machine."""
 
 
 class Asked:
@@ -52,15 +54,18 @@ class Asked:
         words = [*options, "--", *names] if any(each.startswith("-") for each in names) else [*names, *options]
         return " ".join(map(quoted, ["durable", name, *words]))
 
-    def run(self, work: Callable[[OpenableStore], Awaitable[T]]) -> T:
-        """Open the store, and run `work` with it to its end."""
+    def run(self, work: Callable[[OpenableStore], Awaitable[T]], *, makes_store: bool = False) -> T:
+        """Open the store, and run `work` with it to its end. Raises `NotFound` if the store must exist and does not."""
         import asyncio
 
         from durable_core import open_store
 
         async def opened() -> T:
             try:
-                async with open_store(self.url) as store:
+                store = open_store(self.url)
+                if not makes_store:
+                    _check_exists(self.url)
+                async with store:
                     return await work(store)
             except Exception as error:
                 task = asyncio.current_task()
@@ -69,6 +74,23 @@ class Asked:
                 raise
 
         return asyncio.run(opened())
+
+
+def _check_exists(url: str) -> None:
+    """Raise `NotFound` if the store of a valid URL would be made on this machine. Its path is probably mistyped."""
+    from durable_core import NotFound, StoreURL
+    from durable_core.stores.urls import local_path
+
+    parsed = StoreURL(url)
+    if parsed.scheme in _LOCAL:
+        path = Path(local_path(parsed, example="", advice="")).absolute()
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(
+                f"there is no store at {path}: correct its path, or make the store by a command that brings runs, such as"
+                " `durable start`"
+            ) from None
 
 
 def on_store(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -86,7 +86,7 @@ def send(asked: Asked, run_id: str, step_id: str, value: Any, error: str | None)
 
     if error is not None and value is not None:
         raise click.UsageError("give an event either --value or --error, not both")
-    asked.run(lambda store: send(store, run_id, step_id, value, error, as_json=asked.as_json))
+    asked.run(lambda store: send(store, run_id, step_id, value, error, as_json=asked.as_json), makes_store=True)
 
 
 COMMANDS: Final[Mapping[str, click.Command]] = {"approve": approve, "reject": reject, "send": send}

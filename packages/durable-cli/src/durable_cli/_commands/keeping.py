@@ -85,7 +85,7 @@ def import_(asked: Asked, file: IO[bytes], dry_run: bool) -> None:
     from durable_cli._move import read, restore
 
     entries = read(file, getattr(file, "name", "<stdin>"))
-    asked.run(lambda store: restore(store, entries, dry_run=dry_run, as_json=asked.as_json))
+    asked.run(lambda store: restore(store, entries, dry_run=dry_run, as_json=asked.as_json), makes_store=True)
 
 
 @click.command()

@@ -34,7 +34,7 @@ def start(asked: Asked, flow: str, run_id: str, given: Mapping[str, Any], at: da
     from durable_cli._run import start
 
     found = load_flow(flow)
-    asked.run(lambda store: start(store, asked, found, run_id, given, at))
+    asked.run(lambda store: start(store, asked, found, run_id, given, at), makes_store=True)
 
 
 @click.command()
@@ -60,7 +60,7 @@ def run(asked: Asked, flow: str, run_id: str, given: Mapping[str, Any] | None) -
     found = load_flow(flow)
     again = asked.command("run", flow, run_id)
     with not_leaving():
-        asked.run(lambda store: run(store, asked, found, run_id, given, again))
+        asked.run(lambda store: run(store, asked, found, run_id, given, again), makes_store=True)
 
 
 @click.command()

@@ -100,11 +100,26 @@ def test_runs_are_chosen(durable: Durable, shop: str) -> None:
     assert durable("check", "later:order", "--status", "succeeded", "--store", shop).code == 1
     assert durable("check", "later:order", "--since", "1h", "--expect", "ship", "--store", shop).code == 0
     none = durable("check", "later:order", "--since", "2100-01-01", "--store", shop)
-    assert (none.code, none.out, none.err) == (0, "", "There are no such runs: nothing was checked.\n")
+    since = "2100-01-01 00:00:00"
+    assert (none.code, none.out) == (0, "")
+    assert none.err == f"There is no run of flow order that began since {since} in sqlite:runs.db: nothing was checked.\n"
+    absent = durable("check", "later:order", "--status", "failed", "--status", "crashed", "--store", f"{shop}?lock_timeout=5")
+    assert (absent.code, absent.out) == (0, "")
+    assert absent.err == (
+        "There is no run of flow order with status failed or crashed in sqlite:…?lock_timeout=…: nothing was checked.\n"
+    )
     absent = durable("check", "later:order", "run-sofa", "--store", shop)
     assert absent.code == 3
     assert "there is no run 'run-sofa'" in absent.err
     assert durable("check", "later:order", "run-table", "--status", "waiting", "--store", shop).code == 2
+
+
+def test_a_renamed_flow_has_no_runs(durable: Durable, tmp_path: Path, shop: str) -> None:
+    """A gate that checks nothing shows the flows of the store, of which one may be the flow's former name."""
+    code(tmp_path, "renamed", YESTERDAY.replace('"order"', '"purchase"'))
+    none = durable("check", "renamed:order", "--store", shop)
+    assert (none.code, none.out) == (0, "")
+    assert none.err == "There is no run of flow purchase in sqlite:runs.db, which has runs of order: nothing was checked.\n"
 
 
 def test_exported_runs_are_fixtures(durable: Durable, shop: str) -> None:
@@ -118,7 +133,7 @@ def test_exported_runs_are_fixtures(durable: Durable, shop: str) -> None:
     Path("empty.jsonl").touch()
     empty = durable("check", "yesterday:order", "--from", "empty.jsonl")
     assert empty.code == 3
-    assert "there is no run of flow 'order' in empty.jsonl" in empty.err
+    assert empty.err == "There is no run of flow order in empty.jsonl: nothing was checked.\n"
     Path("damaged.jsonl").write_text(Path("chair.jsonl").read_text().replace("success", "sucess"))
     damaged = durable("check", "yesterday:order", "--from", "damaged.jsonl")
     assert damaged.code == 1

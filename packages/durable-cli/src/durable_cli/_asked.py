@@ -43,13 +43,20 @@ class Asked:
         why = f"both {' and '.join(map(str, _USUAL.values()))} are here" if there else "there is no durable.db and no ./runs here"
         raise click.UsageError(f"which store? {why}: give one with --store or DURABLE_STORE, such as --store sqlite:durable.db")
 
+    @property
+    def shown_url(self) -> str:
+        """The store's URL for a message: with its path, unless it may contain a secret."""
+        from durable_core import StoreURL
+
+        return str(StoreURL(self.url)) if _may_hold_secret(self.url) else self.url
+
     def command(self, name: str, *names: str, options: Sequence[str] = ()) -> str:
         """Return a command to type next, on the same store. A URL that may contain a secret is not shown again."""
         from ._text import quoted
 
         url = self._store
         if url:
-            options = [*options, "--store", "URL" if "@" in url or "?" in url else url]
+            options = [*options, "--store", "URL" if _may_hold_secret(url) else url]
         # Names that begin with a dash come after the dashes that end the options.
         words = [*options, "--", *names] if any(each.startswith("-") for each in names) else [*names, *options]
         return " ".join(map(quoted, ["durable", name, *words]))
@@ -74,6 +81,10 @@ class Asked:
                 raise
 
         return asyncio.run(opened())
+
+
+def _may_hold_secret(url: str) -> bool:
+    return "@" in url or "?" in url
 
 
 def _check_exists(url: str) -> None:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
 from ._bar import bar
 from ._each import Chosen, find
-from ._ending import REFUSED, fail
+from ._ending import NOT_FOUND, REFUSED, fail
 from ._load import printing_to_stderr
 from ._move import read
 from ._output import say, write, write_json
-from ._text import number
+from ._text import moment, number
 
 if TYPE_CHECKING:
     from durable_core import Flow, Store
     from durable_core.control import RunState
     from durable_core.testing import ReplayedRun
+
+_NEWEST: Final = 1000
 
 
 class Checked(NamedTuple):
@@ -34,8 +37,8 @@ class Checked(NamedTuple):
 
 
 def check_files(checked: Checked, files: Sequence[IO[bytes]], *, as_json: bool) -> None:
-    """Replay the runs that `export` wrote to files. Raises `NotFound` if there is no run of the flow."""
-    from durable_core import MemoryStore, NotFound
+    """Replay the runs that `export` wrote to files; exit with code 3 if there is no run of the flow."""
+    from durable_core import MemoryStore
 
     entries = [record for file in files for record in read(file, getattr(file, "name", "<stdin>"))]
 
@@ -43,14 +46,18 @@ def check_files(checked: Checked, files: Sequence[IO[bytes]], *, as_json: bool) 
         store = MemoryStore()
         for record in entries:
             await store.append(record)
-        if not await check_store(store, checked, as_json=as_json) and not (checked.states or checked.since):
-            raise NotFound(f"there is no run of flow {checked.flow.name!r} in {', '.join(file.name for file in files)}")
+        where = ", ".join(file.name for file in files)
+        if not await check_store(store, checked, where, as_json=as_json) and not (checked.states or checked.since):
+            raise click.exceptions.Exit(NOT_FOUND)
 
     asyncio.run(work())
 
 
-async def check_store(store: Store, checked: Checked, *, as_json: bool) -> int:
-    """Replay runs, report the results, and return the number of runs; exit with code 1 if the code doesn't fit one."""
+async def check_store(store: Store, checked: Checked, where: str, *, as_json: bool) -> int:
+    """Replay runs, report the results, and return the number of runs; exit with code 1 if the code doesn't fit one.
+
+    `where` is the place of the runs for messages.
+    """
     from durable_core.testing import replay_check
 
     run_ids, damage = checked.run_ids, None
@@ -62,7 +69,7 @@ async def check_store(store: Store, checked: Checked, *, as_json: bool) -> int:
     for run in report.runs:
         _tell(run, as_json=as_json)
     if not run_ids:
-        say("There are no such runs: nothing was checked.")
+        say(f"There is no run of {_wanted(checked)} in {where}{await _others(store, checked.flow.name)}: nothing was checked.")
     elif not as_json:
         fitting = len(report.runs) - len(report.misfits)
         write(f"{fitting:,} of {number(len(run_ids), 'run')} of flow {checked.flow.name} fit.")
@@ -71,6 +78,24 @@ async def check_store(store: Store, checked: Checked, *, as_json: bool) -> int:
     if damage is not None or report.misfits:
         raise click.exceptions.Exit(REFUSED)
     return len(run_ids)
+
+
+def _wanted(checked: Checked) -> str:
+    """Return what was looked for."""
+    states = f" with status {' or '.join(checked.states)}" if checked.states else ""
+    since = f" that began since {moment(checked.since)}" if checked.since is not None else ""
+    return f"flow {checked.flow.name}{states}{since}"
+
+
+async def _others(store: Store, name: str) -> str:
+    """Return the flows of the newest runs if none is of this name, because the flow may have been renamed."""
+    from durable_core import CorruptLog, control
+
+    names: set[str] = set()
+    with suppress(CorruptLog):  # of one log: the others were read
+        async for run in control.runs(store, only_flows=True, limit=_NEWEST):
+            names.add(run.flow or "")
+    return f", which has runs of {', '.join(sorted(names))}" if names and name not in names else ""
 
 
 def _tell(run: ReplayedRun, *, as_json: bool) -> None:

@@ -101,7 +101,7 @@ def check(
         if files:
             check_files(checked, files, as_json=asked.as_json)
         else:
-            asked.run(lambda store: check_store(store, checked, as_json=asked.as_json))
+            asked.run(lambda store: check_store(store, checked, asked.shown_url, as_json=asked.as_json))
 
 
 COMMANDS: Final[Mapping[str, click.Command]] = {"stores": stores, "doctor": doctor, "check": check}

@@ -124,7 +124,9 @@ async def test_input_as_json_says_all_that_was_given(annotation: Any, given: Any
     take.__annotations__["value"] = annotation
     store = MemoryStore()
     if recorded is None:
-        with pytest.raises(UnrecordableValue, match="can't be recorded as it is annotated"):
+        with pytest.raises(
+            UnrecordableValue, match="does not fit its annotation .*; pass a value that does, or annotate it otherwise$"
+        ):
             await flow(take).run(store, run_id="run", value=given)
         return
     await flow(take).run(store, run_id="run", value=given)
@@ -197,7 +199,11 @@ async def test_other_input_is_told_for_any_names() -> None:
 @pytest.mark.parametrize(
     ("input", "match"),
     [
-        ({"number": "notint"}, "input 'number' of flow 'pay' can't be recorded as it is annotated, at `\\$`: 'notint'"),
+        (
+            {"number": "notint"},
+            r"^input 'number' of flow 'pay' does not fit its annotation int, at `\$`: 'notint' \(str\) is refused"
+            r" \(Expected `int`, got `str`\); pass a value that does, or annotate it otherwise$",
+        ),
         ({"number": 1.5}, "'number'.*1.5"),
         ({"number": 1, "order": {"number": "x", "total": "1"}}, "'order'"),
         ({"number": 1, "anything": object()}, "input 'anything' of flow 'pay' can't be recorded, at"),

@@ -14,6 +14,7 @@ from durable_core._values.annotations import parameter_types
 from durable_core._values.codec import Codec
 from durable_core._values.difference import difference
 from durable_core._values.returns import UNTYPED, codec_for
+from durable_core._values.types import type_name
 from durable_core.errors import StepDrift, UnrecordableValue
 
 from .arguments import fingerprint_of
@@ -115,21 +116,25 @@ class Parameters:
 
     def _record(self, name: str, value: Any) -> tuple[Any, Any]:
         """Return a value as JSON, and decoded from that JSON."""
-        codec = self._codec(name)
+        codec, what = self._codec(name), f"input {name!r} of flow {self._flow!r}"
         try:
             data, back = codec.record(value)
             return msgspec.json.decode(data), back
         except UnrecordableValue as error:
-            what = f"input {name!r} of flow {self._flow!r} can't be recorded"
             if codec is UNTYPED:
-                raise UnrecordableValue(f"{what}, {error.reason}; annotate the parameter with its type") from None
+                raise UnrecordableValue(
+                    f"{what} can't be recorded, {error.reason}; annotate the parameter with its type"
+                ) from None
             reason = error.reason
         with suppress(UnrecordableValue, msgspec.DecodeError):
             plain, given = UNTYPED.record(value)
             data, back = codec.record(codec.decode(plain))
             if _holds(recorded := msgspec.json.decode(data), given):
                 return recorded, back
-        raise UnrecordableValue(f"{what} as it is annotated, {reason}")
+        raise UnrecordableValue(
+            f"{what} does not fit its annotation {type_name(codec.type)}, {reason}; pass a value that does, or annotate it"
+            " otherwise"
+        )
 
     def _codec(self, name: str) -> Codec[Any]:
         """Return the codec of a parameter; the last parameter may take any names."""

@@ -81,7 +81,7 @@ class Codec(Generic[T]):
             if isinstance(part, float) and holds_no_number(part):
                 return path, f"{describe(part)} came back as null, since JSON has no such number"
         problem, _, place = message(error).partition(" - at ")
-        return place.partition("$")[2].partition("`")[0], f"{describe(value)} does not come back ({problem})"
+        return place.partition("$")[2].partition("`")[0], f"{describe(value)} is refused ({problem})"
 
     def _error_of(self, part: Any) -> Exception | None:
         try:

@@ -65,11 +65,18 @@ def test_votes_are_counted(durable: Durable, local: str) -> None:
 
 
 def test_who_may_not_decide_is_not_asked(durable: Durable, local: str) -> None:
-    """The library says who may."""
+    """The library says who may, and the command how to say who one is."""
     on_url(local, lambda store: asked(store, "r1", people=2))
-    done = durable("approve", "r1", "approve", "--by", "eve", "--store", local)
-    assert done.code == 1
-    assert "approvers: alice, bob" in done.err
+    for verb, yes in (("approve", []), ("reject", ["--yes"])):
+        done = durable(verb, "r1", "approve", "--by", "eve", *yes, "--store", local)
+        assert (done.code, done.out) == (1, "")
+        assert done.err == (
+            "Error: 'eve' may not decide 'approve' of run 'r1'; approvers: alice, bob\n"
+            f"If you are one of them, say which:\n  durable {verb} r1 approve --by NAME --store {local}\n"
+        )
+    on_url(local, lambda store: control.reject(store, "r1", "approve", by="bob"))
+    late = durable("approve", "r1", "approve", "--by", "eve", "--store", local)
+    assert (late.code, "--by" in late.err) == (1, False)
 
 
 def test_a_decision_that_comes_too_late_is_refused(durable: Durable, local: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from durable_core import Runner, StepRecord, control, flow, open_store
+from durable_core import Runner, StepFailed, StepRecord, control, flow, open_store
 from tests.cli.conftest import Durable
 from tests.cli.seeds import STATES, go, refund
 from tests.cli.terminal import Terminal
@@ -23,7 +23,10 @@ SAID = {
     "refund-2": ("raised NameError: no such name", None),
     "refund-3": ("It sleeps at cool-off until", []),
     "refund-4": ("It waits for the event packed", ["send refund-4 packed --value JSON"]),
-    "refund-5": ("answered the failure with apologise", ["fork refund-5 NEW --before STEP"]),
+    "refund-5": (
+        r"answered the failure with apologise: .* the first step that was undone: one of look-up, approve, pay-back\.",
+        ["fork refund-5 NEW --before STEP"],
+    ),
     "refund-6": ("attempt 1 failed by ConnectionError: the bank is closed", ["retry refund-6 pay-back"]),
     "refund-7": ("alice or bob may decide; 2 have to approve", [f"{verb} refund-7 approve --by NAME" for verb in DECIDE]),
     "order-7": ("It waits at refund for the run order-7", [f"{verb} order-7/refund approve --by NAME" for verb in DECIDE]),
@@ -138,6 +141,31 @@ def test_commands_are_quoted_for_a_shell(durable: Durable, tmp_path: Path) -> No
         assert words[:2] == ["durable", "fork"]
         assert [word for word in words[2:] if word in ids] == [run_id]
         assert ("--" in words) == run_id.startswith("-")
+
+
+def test_the_only_step_before_an_undo_is_named(durable: Durable, tmp_path: Path) -> None:
+    """Then the command is complete but for the new run's id."""
+    url = f"sqlite:{tmp_path / 'runs.db'}"
+
+    def fail() -> None:
+        raise ConnectionError("the bank is closed")
+
+    @flow
+    async def pay(runner: Runner) -> None:
+        try:
+            await runner.step("pay", fail)
+        except StepFailed:
+            await runner.step("apologise", lambda: "sorry")
+            raise
+
+    async def run() -> None:
+        async with open_store(url) as store:
+            await go(pay.run(store, run_id="r"))
+
+    asyncio.run(run())
+    out = durable("why", "r", "--store", url).out
+    assert "before the first step that was undone: pay.\n" in out
+    assert f"  durable fork r NEW --before pay --store {url}\n" in out
 
 
 def test_a_password_in_a_url_is_not_shown(durable: Durable) -> None:

@@ -32,10 +32,10 @@ def decide(asked: Asked, vote: Vote, *, yes: bool) -> None:
     """Show what is asked for, ask whether to decide so, and decide."""
     if not yes:
         waiting = asked.run(lambda store: _waiting(store, vote))
-        if waiting is not None:  # else the library says why it can't be decided
+        if waiting is not None and _may_decide(waiting, vote):  # else the library says why it can't be decided
             verb = "Approve" if vote.approves else "Reject"
             agree(f"{verb} {vote.step_id} as {vote.by}?", shown=_shown(waiting, vote, asked))
-    record = asked.run(lambda store: _cast(store, vote))
+    record = asked.run(lambda store: _cast(store, vote, asked))
     if asked.as_json:
         write_json(record)
     else:
@@ -43,21 +43,35 @@ def decide(asked: Asked, vote: Vote, *, yes: bool) -> None:
 
 
 async def _waiting(store: Store, vote: Vote) -> StepRecord | None:
-    """Return the approval if the person may decide it now. Raises `NotFound` where there is none."""
-    from durable_core.engine import Request, known_step
+    """Return the approval if nobody has decided it. Raises `NotFound` if there is none."""
+    from durable_core.engine import known_step
 
     record = await known_step(store, vote.run_id, vote.step_id)
-    if (record.kind, record.status) != ("approval", "waiting"):
-        return None
-    approvers = Request.of(record).approvers
-    return record if approvers is None or vote.by in approvers else None
+    return record if (record.kind, record.status) == ("approval", "waiting") else None
 
 
-async def _cast(store: Store, vote: Vote) -> StepRecord:
+def _may_decide(waiting: StepRecord, vote: Vote) -> bool:
+    from durable_core.engine import Request
+
+    approvers = Request.of(waiting).approvers
+    return approvers is None or vote.by in approvers
+
+
+async def _cast(store: Store, vote: Vote, asked: Asked) -> StepRecord:
+    from durable_core import NotFound, Refused
     from durable_core.control import approve, reject
 
-    decide = approve if vote.approves else reject
-    return await decide(store, vote.run_id, vote.step_id, by=vote.by, reason=vote.reason, value=vote.value)
+    verb, decide = ("approve", approve) if vote.approves else ("reject", reject)
+    try:
+        return await decide(store, vote.run_id, vote.step_id, by=vote.by, reason=vote.reason, value=vote.value)
+    except NotFound:
+        raise
+    except Refused as refused:
+        waiting = await _waiting(store, vote)
+        if waiting is not None and not _may_decide(waiting, vote):
+            again = asked.command(verb, vote.run_id, vote.step_id, options=["--by", "NAME"])
+            refused.add_note(f"If you are one of them, say which:\n  {again}")
+        raise
 
 
 def _shown(record: StepRecord, vote: Vote, asked: Asked) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -101,6 +101,10 @@ class Steps:
 
     def __contains__(self, step_id: object) -> bool:
         return step_id in self._first
+
+    def ids(self) -> Iterable[str]:
+        """Return the ids of all steps."""
+        return self._first
 
     def all(self) -> list[Step]:
         """Return every step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Final
 
 import msgspec
@@ -202,11 +203,13 @@ def _failed(run: Run, ago: str) -> Reason:
     if run.flow is None:
         return run.reason(text, *(run.command("retry", step_id) for step_id in failed[:_AT_MOST]))
     if answers := ids_in(run.flow, "answered_by"):
+        done = [*takewhile(lambda step_id: step_id not in answers, run.steps.ids())]
         text += (
             f" Its flow answered the failure with {', '.join(map(quoted, answers[:_AT_MOST]))}: its work may be undone, so it"
-            " can't continue. A fork begins again before the first step that was undone."
+            " can't continue. A fork begins again before the first step that was undone:"
+            f" {'one of ' if len(done) > 1 else ''}{_several(done)}."
         )
-        return run.reason(text, run.command("fork", "NEW", options=("--before", "STEP")))
+        return run.reason(text, run.command("fork", "NEW", options=("--before", done[0] if len(done) == 1 else "STEP")))
     commands = [run.command("retry")]
     if len(failed) == 1:
         commands.append(run.command("resolve", failed[0], options=("--value", "JSON", "--reason", "TEXT")))
@@ -235,6 +238,11 @@ def _wait(run: Run, wait: StepRecord) -> Reason:
             commands = [run.command("retry", wait.step_id)]
     commands = [] if is_over and wait.kind != "step" else commands
     return run.reason(text, *commands, step_id=wait.step_id, since=wait.started_at, until=until)
+
+
+def _several(step_ids: Sequence[str]) -> str:
+    more = f" and {len(step_ids) - _AT_MOST:,} more" if len(step_ids) > _AT_MOST else ""
+    return ", ".join(map(quoted, step_ids[:_AT_MOST])) + more
 
 
 def _value_of(vote: dict[str, object]) -> str:

@@ -288,6 +288,19 @@ async def test_outputs_that_are_asked_for_again(memory: MemoryStore) -> None:
     assert asked == {"scripted-1": 1, "scripted-2": 1}
 
 
+async def test_a_step_is_named_after_its_model(memory: MemoryStore) -> None:
+    """A `FunctionModel` without a name has the names of its two functions, of which one may be absent."""
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        return ModelResponse(parts=[TextPart("done")])
+
+    for model, name in ((FunctionModel(answer), "ask function:answer"), (FunctionModel(answer, model_name="m"), "ask m")):
+        agent = Agent(model, name="namer", capabilities=[Durability()])
+        async with Runner(memory, name) as runner:
+            await run_agent(runner, "part", agent, "go")
+        assert [record.name for record in await memory.list(name)] == [name]
+
+
 async def test_a_run_that_is_cancelled_in_a_request(memory: MemoryStore) -> None:
     """The request is finished and recorded, and the tool that it asked for isn't called; nor in a request that is cut short."""
     asked, answers = asyncio.Event(), asyncio.Event()

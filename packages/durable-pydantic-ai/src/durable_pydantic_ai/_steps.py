@@ -119,7 +119,7 @@ def described(
     ctx: RunContext[Any] | None = next((part for part in cache_key if isinstance(part, RunContext)), None)
     match operation_id:
         case ModelRequestId(model_name=model):
-            return scope.step_id("model", ctx), f"ask {model}", ()
+            return scope.step_id("model", ctx), f"ask {model.rstrip(':')}", ()  # FunctionModel has a trailing one
         case ToolsetCallToolId():
             tool = str(cache_key[0])
             return scope.step_id(tool, ctx), tool, _comparable(cache_key[1])

@@ -25,7 +25,6 @@ NEED_A_STORE: Final[Mapping[str, Sequence[str]]] = {
     "resolve": ("r1", "pay", "--reason", "paid"),
     "cancel": ("r1",),
     "fork": ("r1", "r2", "--before", "pay"),
-    "web": (),
     "copy": ("--prefix", "", "memory:"),
     "export": ("--prefix", ""),
     "clean": ("--yes",),
@@ -37,7 +36,7 @@ MAKE_A_STORE: Final[Mapping[str, Sequence[str]]] = {
     "sweep": ("tests.cli.acting:pay",),
     "send": ("r1", "packed"),  # whose run need not be there either
 }
-IN_OTHER_TESTS: Final = {"import", "serve", "doctor", "stores"}
+IN_OTHER_TESTS: Final = {"import", "serve", "web", "doctor", "stores"}
 """They make a store, or use none."""
 
 

@@ -19,7 +19,6 @@ from tests.cli.terminal import Terminal
 
 @pytest.fixture
 def local(tmp_path: Path) -> str:
-    (tmp_path / "runs.db").touch()
     return f"sqlite:{tmp_path}/runs.db"
 
 

@@ -25,6 +25,6 @@ def serve_page(asked: Asked, host: str, port: int, by: str | None) -> None:
         sys.stdout.flush()
 
     try:
-        asked.run(lambda store: serve(store, host=host, port=port, by=by, ready=tell))
+        asked.run(lambda store: serve(store, host=host, port=port, by=by, ready=tell), makes_store=True)
     except ValueError as error:  # an address that others can reach
         raise click.UsageError(str(error)) from None

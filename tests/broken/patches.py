@@ -72,14 +72,14 @@ PATCHES = [
     Patch(
         "file: the folder of a new log is not synced",
         f"{FILE}/_log.py",
-        "                self._folder.is_synced = False  # whoever put the file there may have died before that\n",
+        "                self._folder.is_synced = False  # the process that made the file may have died before it synced\n",
         "",
         ("tests/file/test_sync.py::test_name_put_there_by_another", "tests/file/test_sync.py::test_new_names_are_synced"),
     ),
     Patch(
         "file: a round passes over a damaged log",
         f"{FILE}/store.py",
-        "            if isinstance(newer, StoreError) and not isinstance(newer, CorruptLog):  # such a log hides no other\n",
+        "            if isinstance(newer, StoreError) and not isinstance(newer, CorruptLog):  # the other logs can still be read\n",
         "            if isinstance(newer, StoreError):\n",
         ("tests/file/test_newer.py::test_a_log_that_is_damaged_under_a_wait",),
     ),

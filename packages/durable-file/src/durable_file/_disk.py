@@ -1,4 +1,4 @@
-"""What is asked of the disk, the same on every system."""
+"""Calls to the disk that do the same on every system."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if sys.platform == "darwin":
 _CHUNK: Final = 1024 * 1024
 _pread: Final[Callable[[int, int, int], bytes] | None] = getattr(os, "pread", None)  # not on Windows
 _BINARY: Final = getattr(os, "O_BINARY", 0)
-# A reader syncs what a killed writer left, for which Windows wants a descriptor that may write.
+# A reader also syncs, after a writer that was killed. On Windows that takes a descriptor that may write.
 READ: Final = (os.O_RDWR if sys.platform == "win32" else os.O_RDONLY) | _BINARY
 APPEND: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | _BINARY
 
 
 class OpenFile:
-    """The descriptor of a file that is open during a `with` block, private to its owner if that creates it."""
+    """Opens a file for a `with` block. A file that it creates is private to its owner."""
 
     __slots__ = ("_fd",)
 
@@ -36,8 +36,8 @@ class OpenFile:
 
 
 def sync(fd: int) -> None:
-    """Return once what was written to the file is on the disk."""
-    if sys.platform == "darwin":  # where fsync leaves it in the drive's own memory
+    """Return once everything written to the file is on the disk."""
+    if sys.platform == "darwin":  # fsync alone leaves the data in the drive's cache there
         try:
             fcntl(fd, F_FULLFSYNC)
         except OSError as error:
@@ -51,7 +51,7 @@ def sync(fd: int) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Return once the names in the folder are on the disk; Windows has no such call and needs none."""
+    """Return once the names in the folder are on the disk. Windows neither has nor needs such a call."""
     if os.name != "nt":
         with OpenFile(path, READ) as fd:
             os.fsync(fd)
@@ -66,7 +66,7 @@ def make_folder(path: Path) -> None:
     for folder in reversed(missing):
         try:
             folder.mkdir(0o700)
-        except FileExistsError:  # made by another process, or a file: that shows when it is used
+        except FileExistsError:  # another process made it, or it is a file: its first use will say so
             continue
         try:
             sync_folder(folder.parent)
@@ -76,9 +76,9 @@ def make_folder(path: Path) -> None:
 
 
 def write(fd: int, data: bytes) -> None:
-    """Write all of `data` where the file ends."""
+    """Append all of `data` to the file."""
     written = os.write(fd, data)
-    while written < len(data):  # a disk that fills up takes a part, and refuses the rest
+    while written < len(data):  # a disk that fills up takes part of it, then refuses the rest
         written += os.write(fd, memoryview(data)[written:])
 
 
@@ -91,7 +91,7 @@ def read(fd: int, start: int, size: int) -> bytes:
 
 
 def read_lines(fd: int, start: int, end: int) -> Iterator[list[bytes]]:
-    """Yield the whole lines between two positions, some at a time and without their ends; an unfinished last one is left out."""
+    """Yield the whole lines between two positions, some at a time, without line ends. Leaves out an unfinished last line."""
     rest = b""
     while start < end and (data := read(fd, start, min(max(_CHUNK, len(rest)), end - start))):
         start += len(data)
@@ -110,7 +110,7 @@ def end_of_lines(fd: int, end: int) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove the file durably, or empty it where its name can't be removed: Windows refuses while another has it open."""
+    """Remove the file durably. Empty it where it can't be removed: Windows refuses while another process has it open."""
     try:
         path.unlink()
     except PermissionError:

@@ -1,4 +1,4 @@
-"""What went wrong with a file, in the words of someone who has to put it right."""
+"""Errors about files that say what to do."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _FULL: Final = frozenset(getattr(errno, name) for name in ("ENOSPC", "EFBIG", "E
 
 
 class NoRoom(StoreError):
-    """The disk had no room for what was to be written; something smaller may still fit."""
+    """The disk had no room for the data. Something smaller may still fit."""
 
 
 @contextmanager
 def explain_errors(doing: str, path: Path) -> Iterator[None]:
-    """Raise `StoreError` from any `OSError`: what could not be done, to which file, why, and what to do."""
+    """Turn any `OSError` into a `StoreError` that says what failed, for which file, why, and what to do."""
     try:
         yield
     except OSError as error:

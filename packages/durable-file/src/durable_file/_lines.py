@@ -22,11 +22,11 @@ _ADVICE: Final = (
 _CLEARED: Final = b'"clear":'
 
 Slot = str | tuple[str, int]
-"""A step's id for its first entry, which most steps have only, and the id with the revision for any other."""
+"""The step's id for its first entry, the id and the revision for a later one. Most steps have only the first."""
 
 
 class LineKey(msgspec.Struct, gc=False):
-    """What the index needs to know of a line: the slot that it fills, or the run that it clears."""
+    """The part of a line that the index needs: the slot that it fills, or the run that it clears."""
 
     v: int
     run_id: str = ""
@@ -45,23 +45,23 @@ def seal(body: bytes) -> bytes:
 
 
 def record_line(record: StepRecord) -> bytes:
-    """Encode the record as a line, without its end."""
+    """Encode the record as a line, without a line end."""
     return seal(record.to_json())
 
 
 def clear_line(run_id: str) -> bytes:
-    """Make the line which says that all entries of the run before it are gone."""
-    # Its id tells it from one before it in a log that was removed and written anew.
+    """Make a line that removes all entries of the run before it."""
+    # The id makes it differ from an earlier such line, in a log that was removed and written again.
     return seal(msgspec.json.encode({"clear": run_id, "v": FORMAT, "id": os.urandom(12).hex()}))
 
 
 def is_clear(line: bytes) -> bool:
-    """Tell, of a checked line and without decoding it, whether it clears a run."""
+    """Return True if a checked line clears a run. Does not decode it."""
     return line.startswith(_CLEARED, _HEAD)
 
 
 def checksum_of(line: bytes) -> bytes:
-    """Return what stands in front of a line, which another line has by chance only."""
+    """Return the line's checksum. Two different lines share one only by chance."""
     return line[:_HEAD]
 
 
@@ -70,7 +70,7 @@ def slot_of(step_id: str, revision: int) -> Slot:
 
 
 def read_key(line: bytes, path: Path, number: int) -> LineKey:
-    """Check a line and return its key. Raises `CorruptLog` for a line that isn't whole, or that is of a newer version."""
+    """Check a line and return its key. Raises `CorruptLog` for a damaged line, or one of a newer version."""
     where = f"{path}, line {number}"
     if not _is_whole(line):
         raise CorruptLog(f"{where}: {_damage(line, path)}")
@@ -84,7 +84,7 @@ def read_key(line: bytes, path: Path, number: int) -> LineKey:
 
 
 def record_of(path: Path, line: bytes) -> StepRecord:
-    """Decode a line of the log at `path`; where it is no record, the error names the file and the line."""
+    """Decode a line of the log at `path`. If it is not a record, the error names the file and the line."""
     try:
         return StepRecord.from_json(line)
     except StoreError:
@@ -95,9 +95,9 @@ def record_of(path: Path, line: bytes) -> StepRecord:
 
 
 def check_tail(tail: bytes, path: Path) -> None:
-    """Raise `CorruptLog` where what stands behind the last line end is a whole line, and its end was changed.
+    """Raise `CorruptLog` if `tail`, the bytes after the last line end, is a whole line with a changed end.
 
-    An append that never returned leaves a part of a line, or NUL bytes in the place of what was not written.
+    An append that never returned is no damage: it leaves part of a line, or NUL bytes where nothing was written.
     """
     if not tail.endswith(b"\0") and _is_whole(tail[:-1]):
         raise CorruptLog(f"{path}, last line: its end was changed to {tail[-1:]!r}; {_ADVICE}")

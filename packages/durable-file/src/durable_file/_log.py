@@ -22,31 +22,31 @@ _WORTH_REWRITING: Final = 64 * 1024
 logger: Final = logging.getLogger("durable_file")
 
 Entry = tuple[StepRecord, Slot, bytes]
-"""A record to append, its slot, and the line that it becomes: a plain tuple, since one is made for every append."""
+"""A record to append, its slot and its line. A plain tuple, because every append makes one."""
 
 Holds = StepRecord | Exception
-"""The record that holds a slot, or why that is not known."""
+"""The record that holds a slot, or the error that keeps us from knowing it."""
 
 Known = tuple[str, str, int]
-"""The ids of a run and of one of its steps, and the highest revision of it that is known."""
+"""The id of a run, the id of a step, and the step's highest revision that the caller knows."""
 
 
 class Folder:
-    """The folder of the logs of one thread: one sync of it puts the names of all new logs on the disk."""
+    """The folder of one thread's logs. One sync puts the names of all new logs on the disk."""
 
     def __init__(self, path: Path) -> None:
         self._path: Final = path
         self.is_synced = True
 
     def sync(self) -> None:
-        """Return once the names of all logs that were found are on the disk."""
+        """Return once the names of all logs found so far are on the disk."""
         if not self.is_synced:
             _disk.sync_folder(self._path)
             self.is_synced = True
 
 
 class _Run:
-    """The lines of a run in order of append, and the highest revision of each step that has more than one entry."""
+    """A run's lines in order of append, and the highest revision of each step with more than one entry."""
 
     __slots__ = ("lines", "newest")
 
@@ -56,15 +56,15 @@ class _Run:
 
 
 class Log:
-    """The log at `path`. All methods are called under its lock, by one thread, with the file open where they take it."""
+    """The log at `path`. Call its methods under its lock and from one thread; `fd` is its open file."""
 
     def __init__(self, path: Path, spot: Spot, folder: Folder) -> None:
         self.path: Final = path
         self._folder: Final = folder
         self.spot: Final = spot
-        """Of its lock."""
+        """The spot of its lock."""
         self.is_doubtful = False
-        """True after a failed sync of lines that are still in the file: a later sync that succeeds proves nothing."""
+        """True after a failed sync of lines that are still in the file. A later sync proves nothing, even if it succeeds."""
         self.forget()
 
     def forget(self) -> None:
@@ -76,13 +76,13 @@ class Log:
         self._tail = b""
         self._synced = True
         self.size = 0
-        """How much of the file is indexed: whole lines."""
+        """How many bytes of the file are indexed. They end with a whole line."""
 
     def run_ids(self) -> list[str]:
         return [*self._runs]
 
     def marks(self) -> dict[str, tuple[int, bytes]]:
-        """Return how many lines each run has, and the checksum in the last one."""
+        """Return for each run how many lines it has and the checksum of the last one."""
         return {run_id: (len(run.lines), checksum_of(next(reversed(run.lines.values())))) for run_id, run in self._runs.items()}
 
     @property
@@ -90,14 +90,14 @@ class Log:
         return self.size > _WORTH_REWRITING and self._dead_bytes * 2 > self.size
 
     def get(self, run_id: str, step_id: str, *, above: int = -1) -> StepRecord | None:
-        """Return the step's entry with the highest revision, if that is above the one given."""
+        """Return the step's entry with the highest revision, if that is greater than `above`."""
         run = self._runs.get(run_id)
         revision = run.newest.get(step_id, 0) if run else 0
         line = run.lines.get(slot_of(step_id, revision)) if run and revision > above else None
         return None if line is None else record_of(self.path, line)
 
     def newer(self, known: Sequence[Known]) -> list[StepRecord]:
-        """Return the newest entry of each step that has one above the revision given."""
+        """Return the newest entry of each step that has a higher revision than the known one."""
         found = (self.get(run_id, step_id, above=revision) for run_id, step_id, revision in known)
         return [record for record in found if record is not None]
 
@@ -111,13 +111,13 @@ class Log:
         return RecordLines(tuple(run.lines.values()) if run else (), where=lambda number: f"{where}, entry {number}")
 
     def refresh(self, fd: int, *, mend: bool = False) -> None:
-        """Index what others wrote. With `mend`, cut off an unfinished last line: its append never returned."""
+        """Index what other processes wrote. With `mend`, cut off an unfinished last line: its append never returned."""
         status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)
         try:
             if identity != self._identity or status.st_size < self.size or self._tail != self._tail_of(fd):
                 self.forget()
-                self._folder.is_synced = False  # whoever put the file there may have died before that
+                self._folder.is_synced = False  # the process that made the file may have died before it synced
                 self._identity = identity
             if status.st_size > self.size:
                 self._take_in(fd, status.st_size)
@@ -131,7 +131,7 @@ class Log:
             logger.warning("%s: cut off %d bytes of an append that never returned, after line %d", self.path, rest, self._count)
 
     def sync(self, fd: int, *, unread: bool = False) -> None:
-        """Sync what others wrote, which a killed writer may have left in the system's memory; `unread` if it is not indexed."""
+        """Sync lines of other processes: a killed writer may not have. `unread` says that the caller did not index them."""
         if unread or not self._synced:
             try:
                 _disk.sync(fd)
@@ -142,7 +142,7 @@ class Log:
         self._folder.sync()
 
     def append(self, fd: int, entries: Iterable[Entry]) -> Generator[None, None, list[Holds]]:
-        """Write the entries whose slots are empty, yield, sync them, and return what holds the slot of each."""
+        """Write the entries that have an empty slot, yield, sync, and return the holder of each entry's slot."""
         new: dict[tuple[str, Slot], bytes] = {}
         holders: list[Holds] = []
         for record, slot, line in entries:
@@ -163,19 +163,19 @@ class Log:
         return holders
 
     def clear(self, fd: int, run_id: str) -> None:
-        """Append a line which says that all entries of the run are gone."""
+        """Append a line that clears the run."""
         line = clear_line(run_id)
         for _ in self._write(fd, [line]):
             pass
         self._drop(run_id, line)
 
     def remove(self) -> None:
-        """Remove the file with all that stands in it."""
+        """Remove the file."""
         self.forget()
         _disk.remove(self.path)
 
     def rewrite(self) -> None:
-        """Write all entries that are not cleared to a new file, and put that in the place of this one."""
+        """Write all entries that are not cleared to a new file, and replace the log with it."""
         beside = self.path.with_name(self.path.name + ".new")
         try:
             with _disk.OpenFile(self.path, _disk.READ) as fd:
@@ -191,7 +191,7 @@ class Log:
             beside.replace(self.path)
             _disk.sync_folder(self.path.parent)
             self.is_doubtful = False
-        except FileNotFoundError:  # removed by hand meanwhile
+        except FileNotFoundError:  # somebody removed the log meanwhile
             self.is_doubtful = False
         finally:
             self.forget()
@@ -228,7 +228,7 @@ class Log:
         self._synced = True
 
     def _cut_back(self, fd: int) -> None:
-        """After a failed write or sync, cut the file back to its last synced length."""
+        """Cut the file back to its last synced length after a failed write or sync."""
         try:
             os.ftruncate(fd, self.size)
             _disk.sync(fd)
@@ -244,7 +244,7 @@ class Log:
             self._tail = lines[-1][-_TAIL:] + b"\n"
 
     def _claim(self, run_id: str, slot: Slot, line: bytes) -> bytes:
-        """Put the line into its slot if that is empty, and return the line that is in it."""
+        """Put the line into its slot if the slot is empty. Return the line that holds the slot."""
         run = self._runs.get(run_id)
         if run is None:
             run = self._runs[run_id] = _Run()
@@ -254,7 +254,7 @@ class Log:
         return run.lines.setdefault(slot, line)
 
     def _drop(self, run_id: str, line: bytes) -> None:
-        """Remove the run that `line` clears from the index."""
+        """Remove from the index the run that `line` clears."""
         run = self._runs.pop(run_id, None)
         dead = [line, *(run.lines.values() if run else ())]
         self._dead_bytes += sum(map(len, dead)) + len(dead)

@@ -1,4 +1,4 @@
-"""The logs of one thread, each under its lock, as many in memory as there is room for."""
+"""The logs of one thread: taking their locks, and keeping the recent ones in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OVERHEAD: Final = 4096
 
 
 class Logs:
-    """Logs in `folder`, by file name, of which about `memory` bytes are kept in memory. For one thread."""
+    """The logs in `folder`, by file name. Keeps about `memory` bytes of them in memory. For one thread."""
 
     def __init__(self, folder: Path, locks: Locks, *, memory: int) -> None:
         self._path: Final = folder
@@ -38,9 +38,9 @@ class Logs:
         return self._path / name
 
     def append(self, name: str, entries: Sequence[Entry]) -> Sequence[Holds]:
-        """Write entries to a log, and return what holds the slot of each: that is known once `finish` was called.
+        """Write entries to a log, and return a list that `finish` fills with the holder of each entry's slot.
 
-        The logs that wait at the same time are all written before the first is synced, which takes some of them along.
+        Several logs are written before the first is synced, because one sync may then cover others too.
         """
         holders: list[Holds] = []
         appending = self._append(name, entries, holders)
@@ -49,7 +49,7 @@ class Logs:
         return holders
 
     def finish(self) -> None:
-        """Sync what was written."""
+        """Sync the logs that `append` wrote to."""
         while self._begun:
             next(self._begun.popitem()[1], None)
 
@@ -59,7 +59,7 @@ class Logs:
                 log.refresh(fd, mend=True)
                 holders += yield from log.append(fd, entries)
         except Exception as error:
-            if isinstance(error, NoRoom) and len(entries) > 1:  # what is smaller may still fit
+            if isinstance(error, NoRoom) and len(entries) > 1:  # some of the entries may still fit
                 for entry in entries:
                     for _ in self._append(name, [entry], holders):
                         pass
@@ -68,7 +68,7 @@ class Logs:
         yield
 
     def read(self, name: str, questions: Sequence[Callable[[Log], Any]]) -> Sequence[Any]:
-        """Return the answer of the log, which may not be there, to each question, or the `StoreError` that it raised."""
+        """Ask the log each question. Return the answers, or the `StoreError` that a question raised. The log need not exist."""
         if self._exists(name):
             with (
                 self._locked(name, "read", shared=True) as log,
@@ -98,7 +98,7 @@ class Logs:
                 self._shrink(log)
 
     def open_whole(self, name: str) -> tuple[int, int] | None:
-        """Open a log for reading without an index; return the descriptor and where its durable lines end."""
+        """Open a log for reading without an index. Return the descriptor and the position where its durable lines end."""
         if self._exists(name):
             with self._locked(name, "read", shared=True) as log, suppress(FileNotFoundError):  # removed just now
                 fd = os.open(log.path, _disk.READ)
@@ -123,7 +123,7 @@ class Logs:
                 shared = shared and not log.is_doubtful
                 lock = None if shared else self._locks.take(log.spot)
                 if lock is None:
-                    self.finish()  # whoever waits for one log keeps no other locked
+                    self.finish()  # never wait for one log while holding the lock of another
                     lock = self._locks.wait(log.spot, shared=shared)
                 if log.is_doubtful:
                     log.rewrite()
@@ -137,7 +137,7 @@ class Logs:
         return Log(self.path(name), spot_of("log", folded(name)), self._folder)
 
     def _exists(self, name: str) -> bool:
-        """Return True if there is a log: reading creates nothing, not even a lock file."""
+        """Return True if there is a log. Callers check first, so that reading creates no file, not even a lock file."""
         path = self.path(name)
         with explain_errors("read", path), suppress(FileNotFoundError):
             path.stat()
@@ -147,7 +147,7 @@ class Logs:
     def _shrink(self, log: Log) -> None:
         try:
             log.rewrite()
-        except OSError as error:  # the run is cleared all the same; Windows refuses while another has the log open
+        except OSError as error:  # the run is cleared anyway; Windows refuses while another process has the log open
             logger.warning("%s: mostly cleared, but it could not be rewritten: %s", log.path, error)
 
     def _make_room(self, name: str, log: Log) -> None:
@@ -169,5 +169,5 @@ def _answer(log: Log, question: Callable[[Log], Any]) -> Any:
 
 
 def folded(name: str) -> str:
-    """Return one spelling for all that may be one file on a disk that doesn't tell case or composition apart."""
+    """Return one spelling for all names that may be the same file: many disks ignore case and Unicode composition."""
     return unicodedata.normalize("NFC", name.casefold())

@@ -1,4 +1,4 @@
-"""Reading without an index: a long log piece by piece, which run a log holds, and whether a log changed."""
+"""Reading without an index: scanning a long log, finding the run of a log, and seeing whether a log changed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ._logs import Logs
 from ._names import SUFFIX, file_name, plain_run_id
 
 Status = tuple[int, int, int, int]
-"""Device, inode, size and time of a file."""
+"""A file's device, inode, size and modification time."""
 
 Named = dict[str, tuple[str | None, Status]]
-"""Of each log whose name doesn't tell its run that run, or None and the status with which it told none."""
+"""The runs of logs with a hashed name: for each log its run, or None, and the log's status when it was read."""
 
 
 def scan(logs: Logs, name: str, run_id: str) -> Generator[list[bytes], None, None]:
-    """Yield the run's lines in each piece of its log as it is now; later changes, even a removal, are not seen."""
+    """Yield the run's lines, a piece of its log at a time. Does not see later changes, not even a removal."""
     opened = logs.open_whole(name)
     if opened is None:
         return
@@ -65,7 +65,7 @@ def log_names(folder: Path) -> list[str]:
 
 
 def runs_in(folder: Path, names: list[str], prefix: str) -> tuple[list[str], list[StoreError]]:
-    """Return the runs that have an entry in these logs of a folder and whose ids start with `prefix`; and what can't be read."""
+    """Return the runs of these logs that start with `prefix`, and the errors of logs that can't be read."""
     runs, errors = [], []
     for name in names:
         plain = plain_run_id(name)
@@ -75,15 +75,15 @@ def runs_in(folder: Path, names: list[str], prefix: str) -> tuple[list[str], lis
             except StoreError as error:
                 errors.append(error)
                 continue
-            # A file of another name is not this folder's: a copy, or a log of several runs.
+            # A file with another name does not belong here: it is a copy, or a log of several runs.
             if run_id is not None and run_id.startswith(prefix) and file_name(run_id) == name:
                 runs.append(run_id)
     return runs, errors
 
 
 def _first_run(path: Path) -> str | None:
-    """Return the run of the log's first line, or None where there is no whole line."""
-    with explain_errors("read", path), suppress(FileNotFoundError), path.open("rb") as file:  # it may be cleared just now
+    """Return the run of the log's first line. None if there is no whole line."""
+    with explain_errors("read", path), suppress(FileNotFoundError), path.open("rb") as file:  # it may have been cleared
         if (line := file.readline()).endswith(b"\n"):
             return read_key(line[:-1], path, 1).run_id
         check_tail(line, path)
@@ -91,9 +91,9 @@ def _first_run(path: Path) -> str | None:
 
 
 def marks_in(folder: Path, names: Iterable[str], prefix: str, named: Named) -> dict[str, Status]:
-    """Return for each run with a log of one of these names, and an id that starts with `prefix`, the status of that log.
+    """Return the log's status for each run that has one of these logs and starts with `prefix`.
 
-    A log is opened only where its name doesn't tell its run, and once. One that can't be read is told and passed over.
+    Opens only logs with a hashed name, each once. Logs a warning for one that can't be read, and passes over it.
     """
     marks = {}
     for name, status in statuses_of(folder, names).items():
@@ -116,7 +116,7 @@ def _run_in(folder: Path, name: str) -> str | None:
 
 
 def statuses_of(folder: Path, names: Iterable[str]) -> dict[str, Status]:
-    """Return the status of each of these logs that is there."""
+    """Return the status of each of these logs that exists."""
     statuses: dict[str, Status] = {}
     for name in names:
         with suppress(OSError):

@@ -47,11 +47,11 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
     """Keeps runs in JSON Lines files on a local disk.
 
     A `path` that ends in `.jsonl` is one log for all runs; any other is a folder with one log a run. Any number of processes
-    may use it, and any number of event loops one store. What it creates is private to its owner. A record is durable once
-    `fdatasync` has returned; appends to one log that wait at the same time share one. A folder that may only be read can be read.
+    may use it, and any number of event loops may share one store. Its files are private to their owner. A record is durable once
+    `fdatasync` has returned; appends to one log that wait at the same time share one sync. A read-only folder can be read.
 
-    About `memory` bytes of a folder's logs are kept in memory. Who finds a log locked by another process waits up to
-    `lock_timeout` seconds, and then raises `StoreError`.
+    The store keeps about `memory` bytes of a folder's logs in memory. It waits up to `lock_timeout` seconds for a log that
+    another process has locked, and then raises `StoreError`.
     """
 
     poll_seconds: float = 2.0
@@ -102,9 +102,9 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
         found: list[StepRecord] = []
         asks = [self._ask(name, partial(Log.newer, known=logs[name])) for name in changed]
         for (name, status), newer in zip(changed.items(), await asyncio.gather(*asks, return_exceptions=True), strict=True):
-            if isinstance(newer, StoreError) and not isinstance(newer, CorruptLog):  # such a log hides no other
+            if isinstance(newer, StoreError) and not isinstance(newer, CorruptLog):  # the other logs can still be read
                 logger.warning("nothing is seen of what waits in a log: %s", newer)
-            elif isinstance(newer, BaseException):  # after `CorruptLog` whoever waits asks for itself
+            elif isinstance(newer, BaseException):  # after `CorruptLog` each waiting run asks for its own steps
                 raise newer
             elif newer:
                 found += newer
@@ -126,7 +126,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
             damaged += errors
             for run_id in runs:
                 yield run_id
-        if damaged:  # told last, so that it hides no other run
+        if damaged:  # raise last, so that all other runs are listed
             raise damaged[0]
 
     async def marks(self, prefix: str = "") -> Mapping[str, Hashable]:
@@ -135,7 +135,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
             return {run_id: mark for run_id, mark in found.items() if run_id.startswith(prefix)}
         opened = self._use()
         names = await opened.common.run(log_names, self._folder)
-        if len(opened.named) > 2 * len(names):  # most are of logs that are gone
+        if len(opened.named) > 2 * len(names):  # most of these logs are gone
             opened.named.clear()
         marks: dict[str, Hashable] = {}
         for start in range(0, len(names), _NAMES_AT_ONCE):
@@ -152,7 +152,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
                 for line in lines:
                     yield record_of(logs.path(name), line)
         finally:
-            worker.post(pieces.close)  # after a read that may still be under way
+            worker.post(pieces.close)  # runs after a read that may still be under way
 
     @asynccontextmanager
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
@@ -169,7 +169,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
                 raise RunBusy(run_id, holder=holder.name, since=holder.since)
             yield lock
         finally:
-            # In the thread that takes it, so that a lock which is still being taken is given back, too.
+            # On the thread that takes locks, so that this also gives back a lock that is still being taken.
             await to_the_end(opened.common.run(lock.release))
 
     async def holder(self, run_id: str) -> Holder | None:
@@ -202,7 +202,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
         return await worker.share(logs.read, name, question)
 
     def _use(self) -> _Open:
-        """Return what this process has open: a forked child has no thread, and must not share locks."""
+        """Return what this process has open. A forked child opens its own: it has no thread, and must not share locks."""
         opened = self._open.get(os.getpid())
         return opened or self._open.setdefault(os.getpid(), _Open(self._folder, self._memory, self._lock_timeout))
 
@@ -214,24 +214,24 @@ class _Open:
         self._folder: Final = folder
         self.locks: Final = Locks(folder, make_folder=_disk.make_folder, wait_limit=lock_timeout)
         self.common: Final = Worker(_THREAD, at_end=self.locks.close)
-        """For what concerns no single log: the locks of runs, what logs there are, and which changed."""
+        """For work that is not about a single log: locks of runs, listing logs, finding changed ones."""
         self.looks: Final[dict[str, tuple[Sequence[Known], Status]]] = {}
-        """Logs that need not be read again for these steps while they have this status."""
+        """Per log the steps that were asked for and its status then. While both stay the same, the log is not read again."""
         self.named: Final[Named] = {}
-        """The runs whose ids the names of their logs don't tell."""
+        """The runs of logs with a hashed name."""
         logs = (Logs(folder, self.locks, memory=memory // _THREADS) for _ in range(_THREADS))
         self._lanes: Final = [(some, Worker(_THREAD, finish=some.finish, at_end=self.locks.close)) for some in logs]
 
     def logs_of(self, name: str) -> tuple[Logs, Worker]:
-        """Return the logs that a log is one of, and the thread that alone touches them: always the same."""
+        """Return the group of logs that a log belongs to, and the one thread that uses that group. A log never changes groups."""
         return self._lanes[hash(name) % _THREADS]
 
     def holders(self, spots: Mapping[str, Spot]) -> dict[str, Holder]:
-        """Return those of the named locks that are held, with their holders."""
+        """Return the holder of each lock that is held."""
         with explain_errors("read who holds the runs of", self._folder):
             return {name: holder for name, spot in spots.items() if (holder := self.locks.holder(spot))}
 
     async def close(self) -> None:
-        """Wait until all is done that was asked for, and end the threads."""
+        """Wait for all work that was asked for, and end the threads."""
         await asyncio.gather(*(worker.close() for _, worker in self._lanes))
         await self.common.close()

@@ -1,4 +1,4 @@
-"""A second client with the settings of the first: a client's connections belong to one event loop."""
+"""Makes a second client with the settings of the first, because a client's connections belong to one event loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.sentinel import SentinelConnectionPool
 
-# What redis-py adds to a pool's settings, and belongs to that pool.
+# redis-py adds these to the settings of a pool. They must not go into another pool.
 _OF_THE_POOL: Final = ("connection_pool", "maint_notifications", "oss_cluster", "himport", "response_callbacks")
 
 

@@ -1,4 +1,4 @@
-"""Clients of redis-py: what differs between one server, or Sentinel's choice of one, and a cluster."""
+"""Clients of redis-py: the differences between a single server, with Sentinel or without, and a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._scripts import Call
 
 T = TypeVar("T")
 
-# Bytes even from a client with decode_responses: records are UTF-8, whatever the client decodes with.
+# Answers are bytes even if the client has decode_responses. Records are UTF-8, and the client may have another encoding.
 _RAW: Final[dict[str, Any]] = {"NEVER_DECODE": True}
 
 
@@ -20,13 +20,13 @@ class Single:
     """The client of one server."""
 
     spans_runs = True
-    """Whether one call may touch several runs: a cluster keeps them in different slots."""
+    """True if one call may touch several runs. A cluster keeps them in different slots."""
 
     def __init__(self, client: Any) -> None:
         self.redis: Final = client
 
     async def attempt(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do `work`, again if this kind of client needs that."""
+        """Do `work`. A cluster tries it again."""
         return await work()
 
     async def send(self, command: tuple[object, ...], key: str) -> Any:
@@ -42,7 +42,7 @@ class Single:
         return answers
 
     def by_node(self, calls: Sequence[Call]) -> Sequence[Sequence[Call]]:
-        """Split calls into pipelines."""
+        """Group calls by the node that serves them, one pipeline each."""
         return [calls]
 
     def has_moved(self, answer: object) -> bool:
@@ -50,12 +50,12 @@ class Single:
         return False
 
     async def connection(self) -> Any:
-        """Make a connection beside those of the pool, not connected yet."""
+        """Make a connection outside the pool. It is not connected yet."""
         return self.redis.connection_pool.make_connection()
 
     async def leave(self) -> None:
         """Drop idle connections to a server that became a replica. Its address may now lead to the new primary."""
-        with suppress(RedisError):  # the reason to leave says more
+        with suppress(RedisError):  # the error that made us leave is the one to raise
             await self.redis.connection_pool.disconnect(inuse_connections=False)
 
     async def keys(self, pattern: str) -> AsyncIterator[str | bytes]:
@@ -80,7 +80,7 @@ class Cluster(Single):
         return str(self.redis.get_node_from_key(key).name)
 
     async def attempt(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Try once more on a new connection, and with a new map: redis-py does that for single servers only."""
+        """Try once more with a new connection and a new map of the cluster. redis-py does so only for single servers."""
         await self.redis.initialize()
         try:
             return await work()
@@ -106,9 +106,9 @@ class Cluster(Single):
         """Do nothing: the client's map tells which server is a primary."""
 
     def _pipeline(self) -> tuple[Any, dict[str, Any]]:
-        # WAIT speaks for the connection that it is sent on: what is redirected elsewhere would not be covered.
+        # WAIT covers only commands on its own connection, so no command may be redirected to another.
         return self.redis.pipeline(), {"allow_redirections": False}
 
     def _at(self, key: str) -> dict[str, Any]:
-        """Name the node, since WAIT has no key that redis-py could tell it by."""
+        """Name the node: WAIT has no key from which redis-py could find it."""
         return {"target_nodes": [self.redis.get_node_from_key(key)]}

@@ -1,4 +1,4 @@
-"""What the server's own settings mean for runs."""
+"""Finds settings of the server that may lose runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def loss(client: Any, *, expires: bool) -> str | None:
     """
     try:
         found = await client.config_get("save", "appendonly", "maxmemory-policy")
-    except ResponseError:  # Forbidden, or renamed away, as hosted servers do.
+    except ResponseError:  # hosted servers forbid or rename CONFIG
         return None
     settings = {name: str(value) for name, value in found.items()}
     dangers = []

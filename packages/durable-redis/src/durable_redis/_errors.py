@@ -1,4 +1,4 @@
-"""The driver's exceptions in words that say what to do."""
+"""Turns the driver's exceptions into errors that say what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ._scripts import FOREIGN, HOLE
 
 
 def store_error(error: Exception, keys: str, *, appends: bool = False) -> StoreError:
-    """Make the `StoreError` for an error that the driver raised during a call on `keys`, an append if `appends`."""
+    """Make the `StoreError` for an error of the driver in a call on `keys`. `appends` says that the call was an append."""
     said = str(error)
     if isinstance(error, StoreError):
         return error

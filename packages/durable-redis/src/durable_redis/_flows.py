@@ -1,13 +1,13 @@
-"""The index that finds runs by how their flows stand: one sorted set, written before the log and checked against it.
+"""The index of flows, which finds runs by state, name and start: one sorted set, checked against the logs when it is read.
 
-A run's log is in a slot of a cluster, and the index in another, so no call can write both. Each append of a flow adds an entry,
-appends to the log, and then writes its entry anew and removes older ones. Whoever dies in between leaves an entry too many. Each
-entry is three members of the set, which sorts them by their bytes; `name` is a hash:
+In a cluster, a run's log and the index are in different slots, so no call can write both. An append of a flow adds an entry to
+the index, appends to the log, then writes the entry again and removes older ones. A process that dies in between leaves an entry
+too many. An entry is three members of the set, which sorts them by their bytes. `name` is a hash:
 
-    <state> <began><run> <revision> <added> <token> <name>            the flows of a state, in order
-    #<name> <state> <began><run> <revision> <added> <token> <name>    those of a name too
-    $<run> <state> <began> <revision> <added> <token> <name>          the entries of a run, and of runs with a prefix
-    !filled                                                           the runs that are older than the index are in it
+    <state> <began><run> <revision> <added> <token> <name>            lists the flows of a state in order
+    #<name> <state> <began><run> <revision> <added> <token> <name>    lists the flows of a name and state in order
+    $<run> <state> <began> <revision> <added> <token> <name>          lists the entries of a run, or of runs with a prefix
+    !filled                                                           says that runs older than the index are in it
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from ._server import Server
 
 _DIGITS: Final = 18
 _IN_FLIGHT: Final = 3600
-"""Seconds for which an entry without its record may be that of an append under way."""
+"""For so many seconds, an entry without a record may belong to an append that is under way."""
 _RUNS: Final = 500
 _FEW: Final = 1_000
-"""Up to so many entries of runs with a prefix are sorted here."""
+"""If a prefix has no more entries than this, we fetch and sort them all."""
 _log: Final = logging.getLogger("durable_redis")
 
 _MEMBERS: Final = r"""
@@ -46,8 +46,8 @@ end
 local now = redis.call('TIME')[1]
 """
 
-# Five arguments for each key: a run; up to which revision its entries are to go, or nothing; a token whose entries are to go, or
-# nothing; and what stands before and behind the time in an entry that is to come, or nothing.
+# Five arguments for each key; all but the first may be empty. A run; up to which revision to remove its entries; the token of
+# entries to remove; and the parts before and after the time of an entry to add.
 _WRITE: Final = Script(
     _MEMBERS
     + r"""
@@ -72,7 +72,7 @@ return done
 """
 )
 
-# Where a range begins and ends for each key, and how many members are asked for. Answers with them.
+# Three arguments for each key: where a range begins and ends, and how many members to return. Answers with the members.
 _RANGE: Final = Script(
     ALLOWED_WHEN_FULL
     + r"""
@@ -84,7 +84,7 @@ return found
 """
 )
 
-# An entry for each key, and how many seconds ago it was added at least, for it to go.
+# Two arguments for each key: an entry to remove, and how many seconds old it must be.
 _DROP: Final = Script(
     ALLOWED_WHEN_FULL
     + _MEMBERS
@@ -100,8 +100,8 @@ return done
 """
 )
 
-# Five arguments for each key: what a group of members begins with, where its range begins and ends, a prefix of runs, and how
-# many are asked for. Answers with where it stopped, or nothing at the end, and what it found.
+# Five arguments for each key: the text that a group of members begins with, where its range begins and ends, a prefix of runs,
+# and how many members to return. Answers with where it stopped, empty if at the end, and the members that it found.
 _PAGE: Final = Script(
     ALLOWED_WHEN_FULL
     + r"""
@@ -130,7 +130,7 @@ return pages
 """
 )
 
-# For each key whether to say that the index is whole. Answers whether that was said.
+# One argument for each key: whether to mark the index as filled. Answers whether it is marked.
 _FILLED: Final = Script(
     ALLOWED_WHEN_FULL
     + r"""
@@ -154,13 +154,13 @@ class _Entry(NamedTuple):
 
     @classmethod
     def in_group(cls, group: str, member: bytes) -> Self:
-        """Read a member that begins with a group."""
+        """Parse a member that begins with a group."""
         *_, state, place, rest = member.decode().split("\x1f", 2 + group.count("\x1f"))
         return cls(place[:_DIGITS], place[_DIGITS:], state, rest)
 
     @classmethod
     def of_run(cls, member: bytes) -> Self:
-        """Read a member of a run's."""
+        """Parse a member that begins with a run."""
         run, state, began, rest = member.decode().split("\x1f", 3)
         return cls(began, run[1:], state, rest)
 
@@ -181,7 +181,7 @@ class _Entry(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """Which entries are looked for, in the index's own terms."""
+    """The entries to look for, in the terms of the index."""
 
     prefix: str
     names: frozenset[str] | None
@@ -193,13 +193,13 @@ class _Asked(NamedTuple):
 
     @property
     def groups(self) -> list[str]:
-        """What the members begin with that may be wanted."""
+        """The beginnings of the members to look through."""
         names = [""] if self.names is None else [f"#{name}\x1f" for name in self.names]
         return [f"{name}{state}" for name in names for state in self.states]
 
 
 class FlowIndex:
-    """How the flows of a store stand."""
+    """The index of a store's flows."""
 
     def __init__(self, serving: Callable[[], Server], keys: Keys, touch: int) -> None:
         self._serving: Final = serving
@@ -214,9 +214,9 @@ class FlowIndex:
         return token
 
     async def settle(self, flow: StepRecord, token: str, *, won: bool) -> None:
-        """Leave no other entry behind the record's, or none of its own where it lost its slot.
+        """Remove the run's older entries once the record has won its slot. If it lost, remove the entry with its token.
 
-        Who cleared the run meanwhile, or found the entry without its record, may have removed it: it is written anew, as another.
+        Writes the winner's entry again with another token: a `clear` or a reader may have removed the first meanwhile.
         """
         if won:
             await self._write(flow.run_id, below=str(flow.revision), entry=_around_time(flow, f"{token}+"))
@@ -228,7 +228,7 @@ class FlowIndex:
         return await self._range(f"${run_id}\x1f".encode(), f"${run_id} ".encode(), -1)
 
     async def drop(self, entries: Sequence[bytes | str], *, age: int = 0) -> None:
-        """Remove entries, those that were added so many seconds ago."""
+        """Remove those of the entries that are at least `age` seconds old."""
         await self._serving().ask(_DROP, [(self._keys.flows, entry, age) for entry in entries])
 
     async def find(
@@ -240,9 +240,9 @@ class FlowIndex:
         before: tuple[datetime, str] | None,
         limit: int,
     ) -> Sequence[StepRecord]:
-        """Return the newest entries of flows, as their logs say; those that began last first.
+        """Return the newest entries of flows, read from their logs, the latest start first.
 
-        One that can't be read hides no other: raises its error where there is nothing else to return.
+        Passes over an entry that can't be read, and raises its error only if there is nothing else to return.
         """
         wanted: dict[str, Any] = {"names": names, "states": states, "since": since, "before": before}
         asked = _Asked(
@@ -288,7 +288,7 @@ class FlowIndex:
         return [*found.values()]
 
     async def fill(self, runs: Callable[[], AsyncIterator[str]]) -> None:
-        """Write the entries of runs that are older than the index, once for all."""
+        """Write entries for runs that are older than the index. Done once per index."""
         if self._is_filled:
             return
         if await self._serving().ask(_FILLED, [(self._keys.flows, 0)]) == [0]:
@@ -313,18 +313,18 @@ class FlowIndex:
         await self._serving().submit(_WRITE, (self._keys.flows, run_id, below, token, *entry))
 
     async def _range(self, first: bytes, end: bytes, limit: int) -> Sequence[bytes]:
-        """Return so many members from `first` on and before `end`."""
+        """Return up to `limit` members from `first` on and before `end`."""
         (members,) = await self._serving().ask(_RANGE, [(self._keys.flows, b"[" + first, b"(" + end, limit)])
         return list(members)
 
     async def _few(self, prefix: str) -> Sequence[_Entry] | None:
-        """Return all entries of runs with a prefix, in no order; None if there are many, which are looked for by their time."""
+        """Return all entries of runs with a prefix, unsorted. None if there are many: then search by time instead."""
         start = f"${prefix}".encode(errors="replace")
-        members = await self._range(start, start + b"\xff", _FEW + 1)  # UTF-8 has no such byte
+        members = await self._range(start, start + b"\xff", _FEW + 1)  # UTF-8 never contains \xff
         return None if len(members) > _FEW else [*map(_Entry.of_run, members)]
 
     async def _page(self, asked: _Asked, place: str | None, limit: int) -> Sequence[_Entry]:
-        """Return as many entries of each group, those that began last first."""
+        """Return up to `limit` entries of each group, the latest start first."""
         left = {group: f"({group}" + (" " if place is None else f"\x1f{place}") for group in asked.groups}
         found: dict[str, list[_Entry]] = {group: [] for group in left}
         while left:
@@ -340,7 +340,7 @@ class FlowIndex:
         return [*chain.from_iterable(found.values())]
 
     async def _logs(self, runs: Collection[str]) -> tuple[Mapping[str, StepRecord], Mapping[str, StoreError]]:
-        """Return the newest entries of flows, and what is wrong with those that can't be read."""
+        """Return the newest entries of flows, and the errors of those that can't be read."""
         looks = [(self._keys.log(run_id), FLOW, -1, self._touch) for run_id in runs]
         found: dict[str, StepRecord] = {}
         refused: dict[str, StoreError] = {}
@@ -357,7 +357,7 @@ class FlowIndex:
 
 
 def _around_time(flow: StepRecord, token: str) -> tuple[str, str]:
-    """Return what stands before and behind the time in the entry of a record."""
+    """Return the parts before and after the time in the entry of a record."""
     head = f"${flow.run_id}\x1f{state_of(flow)}\x1f{sortable(flow.started_at)}\x1f{flow.revision}\x1f"
     return head, f"\x1f{token}\x1f{_hash(flow.name)}"
 

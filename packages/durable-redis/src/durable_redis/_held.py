@@ -1,4 +1,4 @@
-"""The connection that appends keep out of the pool."""
+"""A connection for appends, kept out of the pool."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from redis.exceptions import ConnectionError
 
 
 class HeldConnection:
-    """Sends commands on one connection of a pool: to take, check and give back one for each is a third of a call.
+    """Sends commands on one connection of a pool. Taking and giving back one for each command would take a third of the time.
 
-    Only for commands that may run twice, for one caller at a time, and for a pool that is closed after this.
+    Only for commands that may run twice, and for one caller at a time. Close this before the pool.
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
@@ -20,11 +20,11 @@ class HeldConnection:
         self._closed = False
 
     async def execute(self, command: tuple[object, ...]) -> Any:
-        """Return the answer as bytes; raise it if it is an error."""
+        """Return the answer as bytes. Raise it if it is an error."""
         try:
             try:
                 return await self._ask(command)
-            except ConnectionError:  # the server, or a firewall, closes connections that are idle
+            except ConnectionError:  # the server or a firewall closed the idle connection
                 await self.leave()
                 return await self._ask(command)
         finally:
@@ -36,16 +36,16 @@ class HeldConnection:
             self._connection = await self._pool.get_connection()
         if self._closed:
             raise ConnectionError("the store was closed")
-        # Both connect if needed, and close a connection whose answer was not read.
+        # Both calls connect if needed, and close the connection if its answer was not read.
         await self._connection.send_command(*command)
         return await self._connection.read_response(disable_decoding=True)
 
     async def leave(self) -> None:
-        """Have the next command make another connection; one in flight is sent again."""
+        """Disconnect. The next command makes a new connection, and a command in flight is sent again."""
         if self._connection is not None:
             await self._connection.disconnect()
 
     async def close(self) -> None:
-        """Disconnect; a command in flight, or a later one, fails with a `ConnectionError`."""
+        """Disconnect for good. Commands in flight and later ones fail with a `ConnectionError`."""
         self._closed = True
         await self.leave()

@@ -1,4 +1,4 @@
-"""The names of keys: a run's are all in one hash slot."""
+"""The names of keys. All keys of a run are in one hash slot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GLOB: Final = re.compile(r"([*?\[\]\\])")
 
 
 class Keys:
-    """Names keys as `prefix:{run}:log`; braces in a run's id are escaped, so that they can't end the hash tag early."""
+    """Names keys, such as `prefix:{run}:log`. Escapes braces in a run's id, so that they can't end the hash tag early."""
 
     def __init__(self, prefix: str) -> None:
         if not prefix or not prefix.isprintable() or "{" in prefix or "}" in prefix:
@@ -34,12 +34,12 @@ class Keys:
         return f"{self._prefix}:{{{flow.translate(_ESCAPES)}}}:wakeups"
 
     def pattern(self, run_prefix: str) -> str:
-        """The glob that matches the log keys of the runs whose id starts with `run_prefix`."""
+        """Return the glob for the log keys of all runs with this prefix."""
         start = f"{self._prefix}:{{{run_prefix.translate(_ESCAPES)}"
         return _GLOB.sub(r"\\\1", start) + "*}:log"
 
     def run_id(self, log_key: str | bytes) -> str | None:
-        """Return the id of the run whose log has this key, or None if the key isn't one of a log."""
+        """Return the id of the run that has this log key. None if the key is not the key of a log."""
         try:
             name = log_key if isinstance(log_key, str) else log_key.decode()
             run_id = check_id("run_id", unquote(name[len(self._prefix) + 2 : -len("}:log")], errors="strict"))

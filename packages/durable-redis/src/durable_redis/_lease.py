@@ -1,4 +1,4 @@
-"""A run's lock in Redis: a key that expires, and is renewed for as long as it is held."""
+"""A run's lock in Redis: a key that expires unless its holder renews it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TRIES: Final = 5
 class RunLease(LeaseRequests):
     """One lease of one run. The key holds the claim; renewals keep the run's log from expiring too.
 
-    `server` belongs to the thread that renews leases, and makes one call for many of them.
+    `server` belongs to the thread that renews leases, and renews many with one call.
     """
 
     def __init__(self, server: Server, run_id: str, *, lock: str, log: str, seconds: float, clock: Clock) -> None:
@@ -50,7 +50,7 @@ class RunLease(LeaseRequests):
 
 
 def holder_in(value: bytes) -> Holder | None:
-    """Return the holder of a lock, given its key's value, or None if that process is known to be dead."""
+    """Return the holder of a lock from the value of its key. None if that process is known to be dead."""
     try:
         claim = msgspec.json.decode(value, type=Claim)
     except (msgspec.DecodeError, ValueError, RecursionError):

@@ -1,15 +1,15 @@
-"""What runs inside the server.
+"""The Lua scripts that run inside the server.
 
-A run's log is one hash, so that it expires, is evicted and is cleared as a whole, never in part. Its fields:
+A run's log is one hash, so that it can only expire, be evicted or be cleared as a whole. Its fields:
 
     1, 2, 3, …         the records, in order of append
-    n                  how many there are
-    g                  when it began, by the server's clock: tells this log from one written after a `clear`
+    n                  the number of records
+    g                  when the log began, by the server's clock. A log written after a `clear` has another value.
     s<revision>:<step> the number of the record that holds the slot
-    l:<step>           the step's highest revision, once that isn't 0
+    l:<step>           the step's highest revision, unless that is 0
     w:<step>           present while the step's newest entry is `waiting`
-    waiting            how many steps wait
-    ttl                milliseconds that the run lives after its last append, where a writer asked for that
+    waiting            the number of steps that wait
+    ttl                milliseconds that the run is kept after its last append, if a writer asked for that
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ HOLE: Final = "HOLE"
 
 
 class Script:
-    """A Lua script, called by its hash; `source` is sent only to a server that doesn't have it yet.
+    """A Lua script. We call it by its hash, and send `source` only to a server that doesn't have it yet.
 
-    It works on any number of items, each with so many `keys` and its arguments, and answers with a list.
+    It works on any number of items, each with `keys` keys and some arguments, and answers with a list.
     """
 
     def __init__(self, source: str, *, keys: int = 1) -> None:
@@ -36,10 +36,10 @@ class Script:
         self.hash: Final = sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
-# Two arguments for each key: the record, and what of it the script must know, joined by what no id contains. Answers nothing when
-# all won their slots, else per record the holder, an error, or false for one that won. With `touch` a lost claim writes the
-# holder again, so that a WAIT on this connection covers that record too. With `told` who watches the run hears of it;
-# a user without rights to the channel appends all the same.
+# Two arguments for each key: the record, and the values of it that the script needs, joined by a character that no id contains.
+# Answers nothing if all records won their slots. Else answers for each record with the holder, an error, or false if it won.
+# With `touch`, a lost claim writes the holder again, so that a WAIT on this connection covers it. With `told`, watches of the run
+# are notified; pcall, because a user without rights to the channel may still append.
 APPEND: Final = Script(r"""
 local lost = false
 local function claim(log, line, head)
@@ -94,12 +94,12 @@ end
 return lost and answers
 """)
 
-# Allowed where the server is full: a touch takes no room, and a clear makes some. None promises to write nothing: a replica
-# would run it, and may lack what the new primary has returned.
+# A full server runs these scripts too: a touch takes no room, and a clear frees some. Don't flag them no-writes: a replica would
+# run them, and may lack what the primary has already returned.
 ALLOWED_WHEN_FULL: Final = "#!lua flags=allow-oom"
 
-# Three arguments for each key: a step, the revision of it that is known, and whether to touch the entry. Answers with the step's
-# newest entry for each where that is above.
+# Three arguments for each key: a step, its revision that the caller knows, and whether to touch the entry. Answers for each with
+# the step's newest entry, if that has a higher revision.
 NEWER: Final = Script(
     ALLOWED_WHEN_FULL
     + r"""
@@ -136,7 +136,7 @@ return held
 """
 )
 
-# For one item. One bulk string a page: a reply of many small ones costs the client ten times as much to read.
+# For one item. Answers with one string for a page, because the client takes ten times as long to read many small ones.
 READ: Final = Script(
     ALLOWED_WHEN_FULL
     + r"""
@@ -162,8 +162,8 @@ return {{at[2], n, table.concat(lines, '\n')}}
 """
 )
 
-# For one item. With `touch` it writes even where there is nothing to clear, so that a WAIT covers an earlier clear that lacked
-# its copies.
+# For one item. With `touch` it writes even if there is nothing to clear, so that a WAIT also covers an earlier clear that lacked
+# copies.
 CLEAR: Final = Script(
     ALLOWED_WHEN_FULL
     + r"""
@@ -177,7 +177,7 @@ return {redis.call('UNLINK', KEYS[1])}
 
 
 def _of_leases(body: str) -> Script:
-    """Make a script over any number of leases: two keys for each, its lock and log, and three arguments. Answers with a list."""
+    """Make a script for any number of leases. Each has two keys, its lock and its log, and three arguments."""
     return Script(
         rf"""
 local function keep_log(log)
@@ -203,8 +203,8 @@ return answers
     )
 
 
-# The answer may be lost and the call sent again: then the lock is found held by the caller itself. `dead` is the claim of a
-# process that is gone, which may be replaced. A step may take longer than the run's ttl: a held lock keeps the log.
+# If an answer is lost and the call sent again, the caller finds the lock held by itself. `dead` is the claim of a dead process,
+# and may be replaced. A step may take longer than the run's ttl, so a held lock keeps the log.
 ACQUIRE: Final = _of_leases(
     """
   if held and held ~= value and (dead == '' or held ~= dead) then return held end
@@ -233,7 +233,7 @@ RELEASE: Final = _of_leases(
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One script to run on the keys of one run, or where all runs are at one place, of many."""
+    """A call of a script on the keys of one run, or of many runs on a single server."""
 
     script: Script
     keys: Sequence[str]
@@ -245,10 +245,10 @@ class Call:
 
 
 Item = tuple[Any, ...]
-"""What one part of a call is about: its keys, the run's log or lock first, and the arguments that go with them."""
+"""One item of a call: its keys, with the run's log or lock first, then its arguments."""
 
 
 def call_for(script: Script, items: Sequence[Item]) -> Call:
-    """Make one call for items."""
+    """Make one call for all items."""
     keys = chain.from_iterable(item[: script.keys] for item in items)
     return Call(script, [*keys], [*chain.from_iterable(item[script.keys :] for item in items)])

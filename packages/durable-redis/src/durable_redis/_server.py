@@ -1,4 +1,4 @@
-"""Calls to a server or cluster from one event loop: scripts by hash, copies waited for, errors as `StoreError`."""
+"""Calls to a server or cluster from one event loop. Waits for copies, and raises `StoreError`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from ._watches import Watches
 
 T = TypeVar("T")
 
-_CALL_ITEMS: Final = 25  # in one call, so as not to hold up the server
+_CALL_ITEMS: Final = 25  # more in one call would hold up the server's other clients
 _ROUNDS: Final = 4
 
 
 class Server:
-    """One client; at most `limit` calls are in flight. What goes wrong is a `StoreError`.
+    """Calls scripts through one client, at most `limit` at the same time. All errors are `StoreError`.
 
-    `expires` says whether runs do, and so which of the server's settings would lose them; with None nobody looks at these. With
-    `holds`, one of the connections is kept for appends: not of a pool that others use too, and may have made small.
+    `expires` says whether runs expire, which decides what settings of the server would lose them; None skips that check. `holds`
+    keeps one connection of the pool for appends. Leave it off for a client that others use too: its pool may be small.
     """
 
     def __init__(
@@ -60,24 +60,24 @@ class Server:
         self.pid: Final = os.getpid()
 
     async def reach(self) -> None:
-        """Ask the server once for its settings. If it doesn't answer, nothing else was sent to it."""
+        """Check the server's settings, once. If the server doesn't answer, nothing else has been sent to it."""
         if not self._examined:
-            await self._examine(None)  # one request for all that begin at once: a connection for each would be too many
+            await self._examine(None)  # one request for all callers that begin at once, or each would open a connection
 
     async def submit(self, script: Script, item: Item) -> Any:
-        """Run a script for one item, in one call with others that are asked for at the same time."""
+        """Run a script for one item. Concurrent submits share a call."""
         node = ""
         if isinstance(self._client, Cluster):
             node = await self._try(partial(self._client.node, item[0]), item[0])
-        # One for each node, so that an unreachable node delays only its own runs.
+        # One batcher for each node, so that an unreachable node delays only its own runs.
         if (script, node) not in self._batchers:
             self._batchers[script, node] = Batcher(partial(self.answers, script), size=lambda item: len(item[1]))
         return _sound(await self._batchers[script, node].submit(item))
 
     async def ask(self, script: Script, items: Sequence[Item], *, confirm: bool = True) -> Sequence[Any]:
-        """Run a script for items, in one round trip; return an answer for each, or raise the first that is an error.
+        """Run a script for items in one round trip. Return an answer for each, or raise the first error among them.
 
-        With `confirm`, the copies asked for exist when this returns.
+        With `confirm`, returns only once the required copies exist.
         """
         return [_sound(answer) for answer in await self.answers(script, items, confirm=confirm)]
 
@@ -104,7 +104,7 @@ class Server:
         return askers
 
     async def answers(self, script: Script, items: Sequence[Item], *, confirm: bool = True) -> Sequence[Any]:
-        """Do what `ask` does, and return the errors of items among the answers."""
+        """Like `ask`, but return errors among the answers."""
         most, appends = _CALL_ITEMS if self._client.spans_runs else 1, script is APPEND
         chunks = [items[start : start + most] for start in range(0, len(items), most)]
         calls = [call_for(script, chunk) for chunk in chunks]
@@ -128,7 +128,7 @@ class Server:
         ]
 
     async def _rounds(self, calls: Sequence[Call], *, confirm: bool) -> Sequence[Any]:
-        """Run scripts in pipelines; those that met a server without the script, or a slot that has moved, are sent again."""
+        """Run scripts in pipelines. Send a call again if the server lacked the script, or if its slot has moved."""
         if len(calls) == 1 and not confirm:
             return [await self._send(calls[0])]
         replies: dict[Call, Any] = {}
@@ -139,7 +139,7 @@ class Server:
             unknown = [call for call in left if isinstance(replies[call], NoScriptError)]
             moved = [call for call in left if self._client.has_moved(replies[call])]
             for call in moved:
-                # Follows the redirection and learns the new map, without the copies. What runs twice changes nothing.
+                # Follows the redirection and updates the map, but waits for no copies. Running a script twice changes nothing.
                 reply = await self._send(call)
                 replies[call] = replies[call] if confirm else reply
             left, known = unknown + (moved if confirm else []), not unknown
@@ -148,7 +148,7 @@ class Server:
         return [replies[call] for call in calls]
 
     async def _round(self, calls: Sequence[Call], *, known: bool, confirm: bool) -> Sequence[Any]:
-        """Run scripts on one node in a pipeline, and behind them the commands that wait for copies."""
+        """Run scripts on one node in a pipeline, followed by the commands that wait for copies."""
         commands = [call.command(known=known) for call in calls]
         answers = await self._client.pipeline([*commands, *(self._copies.commands if confirm else ())], calls[0].keys[0])
         replies = answers[: len(calls)]
@@ -174,7 +174,7 @@ class Server:
 
 
 async def _by_hash(execute: Callable[[tuple[object, ...]], Awaitable[Any]], call: Call) -> Any:
-    """Run a script by its hash, or with its source if the server doesn't have it; return an error that the server answers."""
+    """Run a script by its hash, or by its source if the server lacks it. Return an error of the server as the answer."""
     try:
         try:
             return await execute(call.command())

@@ -22,7 +22,7 @@ _DRIVER: Final = frozenset(_CONNECTION | _SOCKET | _TRUST | _IDENTITY)
 
 
 def _numbers(names: str) -> Callable[[str], tuple[int, ...]]:
-    """Make a converter for as many whole numbers as there are `names`, with commas between."""
+    """Make a converter for comma-separated whole numbers, one for each of `names`."""
 
     def convert(text: str) -> tuple[int, ...]:
         parts = text.split(",")
@@ -45,14 +45,14 @@ _OURS: Final[dict[str, Callable[[str], Any]]] = {
 
 
 def parse(url: str) -> tuple[Callable[[], Redis | RedisCluster], dict[str, Any]]:
-    """Return what makes a client, without connecting, and the store's own options."""
+    """Return a function that makes a client without connecting, and the store's own options."""
     address = StoreURL(url)
     if address.scheme != "unix":
         address.require_server()
     options = address.options(_OURS, also=_DRIVER)
     cluster = options.pop("cluster", False)
     _check_path(address, cluster=cluster)
-    # A server that is waiting for copies is not a server that is away.
+    # Don't time out while the server waits for copies.
     patience = _PATIENCE + (options.get("wait", (0,))[-1] + options.get("waitaof", (0,))[-1]) / 1000
     settings: dict[str, Any] = {"socket_timeout": patience, "socket_connect_timeout": _PATIENCE}
     for name, _ in address.query:
@@ -61,9 +61,9 @@ def parse(url: str) -> tuple[Callable[[], Redis | RedisCluster], dict[str, Any]]
 
     def connect() -> Redis | RedisCluster:
         if cluster:
-            # By default every fifth slot that has moved makes redis-py cut all connections, also those in use.
+            # By default, redis-py cuts all connections at every fifth moved slot, even those in use.
             return RedisCluster.from_url(rest, reinitialize_steps=0, **settings)
-        # One more try on a new connection, since the server may have closed an idle one; the caller does the patient retrying.
+        # Try once more on a new connection, because the server may have closed an idle one. Longer retrying is the caller's.
         retry = Retry(NoBackoff(), 1, supported_errors=(ConnectionError,))
         return Redis.from_pool(ConnectionPool.from_url(rest, retry=retry, **settings))
 

@@ -1,7 +1,7 @@
-"""When to look at a run again: of each flow one sorted set, by the time at which each wake-up shows next.
+"""Wake-ups: one sorted set for each flow, ordered by when each wake-up shows next.
 
 Times are microseconds since 1970, by the server's clock. A member is a wake-up: token, time and run, with U+001F between them.
-None expires: where its run has, it costs a worker a look.
+Wake-ups don't expire. If the run of one has expired, a worker looks for it in vain.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _log: Final = logging.getLogger("durable_redis")
 
 
 def _over_keys(body: str, *, head: str = ALLOWED_WHEN_FULL) -> Script:
-    """Make a script that answers with what `one(key, first, second)` returns for each key and its two arguments."""
+    """Make a script that calls `one(key, first, second)` for each key with its two arguments, and answers with the results."""
     return Script(
         f"""{head}
 local time = redis.call('TIME')
@@ -45,7 +45,7 @@ return answers
     )
 
 
-# A member, and when it shows. Where an answer was lost it is there already and written again, for a WAIT to cover it.
+# A member, and when it shows. After a lost answer the member exists already: it is written again, for WAIT to cover it.
 _SET: Final = _over_keys(
     """
   redis.call('ZREM', key, first)
@@ -55,10 +55,10 @@ _SET: Final = _over_keys(
     head="#!lua",
 )
 
-# How many are wanted. Answers with members that are due, each followed by the time from which it is.
+# How many to return. Answers with members that are due, each followed by the time at which it became due.
 _DUE: Final = _over_keys("  return redis.call('ZRANGE', key, '-inf', now, 'BYSCORE', 'LIMIT', 0, first, 'WITHSCORES')")
 
-# A member, and for how long to hide it if it is due. Answers with the time, or with nothing where another has it.
+# A member, and for how long to hide it if it is due. Answers with the time, or nothing if another caller has taken it.
 _HIDE: Final = _over_keys(
     """
   local shows = redis.call('ZSCORE', key, first)
@@ -90,7 +90,7 @@ class Wakeups:
         hidden_for = visibility_timeout // _MICROSECOND
         taken: list[WakeUp] = []
         for _ in range(_LOOKS):
-            # Nothing waits for copies here: what a failover forgets of it is shown again.
+            # Don't wait for copies: if a failover forgets that a wake-up was hidden, it just shows again.
             found = await self._serving().ask(_DUE, [(key, limit, "") for key in named], confirm=False)
             due = [
                 (float(shows), key, member)
@@ -106,7 +106,7 @@ class Wakeups:
                     except (ValueError, OverflowError):
                         _log.warning("%s holds %r, which is no wake-up: remove it", key, member)
             if taken or not due:
-                break  # else others took all that was due: there may be more
+                break  # else others took all of these, and more may be due
         return taken
 
     async def clear(self, wakeups: Sequence[WakeUp]) -> None:

@@ -1,4 +1,4 @@
-"""Notifications of acts on runs. All watches of a store share one connection, on which each run has a channel."""
+"""Notifications about runs. Each run has a channel, and all watches of a store share one connection."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from redis.exceptions import ConnectionError, ResponseError
 
 _PING_SECONDS: Final = 10
 _PAUSES: Final = (0.1, 1.0)
-"""Seconds before the next connection: after one that had listened, and after one that hadn't."""
+"""Seconds before the next connection, if the last one had subscribed and if it hadn't."""
 _log: Final = logging.getLogger("durable_redis")
 
 
 class Watches:
-    """The watches of one store; `connect` makes a connection for them, which need not be connected."""
+    """The watches of one store. `connect` makes a connection for them; it need not be connected yet."""
 
     def __init__(self, connect: Callable[[], Awaitable[Any]]) -> None:
         self._connect: Final = connect
         self._listener: _Listener | None = None
 
     async def watch(self, channel: str) -> AsyncIterator[None]:
-        """Yield when listening begins or begins again, and after messages; end if the server can't notify."""
+        """Yield when listening begins, when it begins again, and after messages. End if the server can't notify."""
         if self._listener is None or self._listener.is_over:
             self._listener = _Listener(self._connect)
         listener, told = self._listener, asyncio.Event()
@@ -47,7 +47,7 @@ class Watches:
 
 
 class _Listener:
-    """What listens from the first watch on, until there are none."""
+    """Listens from the first watch until the last has ended."""
 
     def __init__(self, connect: Callable[[], Awaitable[Any]]) -> None:
         self.is_over = False
@@ -56,12 +56,12 @@ class _Listener:
         self._heard: Final[set[bytes]] = set()
         """The channels that the server has confirmed."""
         self._changed: Final = asyncio.Event()
-        # In a context of its own: that of the first watch would keep its run alive for as long as there are others.
+        # In an empty context: that of the first watch would keep its run in memory for as long as others watch.
         self._task: Final = asyncio.create_task(self._listen(), name="durable-redis-watches", context=Context())
 
     @property
     def is_here(self) -> bool:
-        """Whether it belongs to the running loop."""
+        """True if it belongs to the running loop."""
         return self._task.get_loop() is asyncio.get_running_loop()
 
     def add(self, channel: bytes, told: asyncio.Event) -> None:
@@ -101,7 +101,7 @@ class _Listener:
                 except ResponseError as error:
                     _log.info("the server can't tell of acts on runs, which are looked for in the log: %s", error)
                     return
-                except Exception as error:  # whatever it is, the next connection may work
+                except Exception as error:  # the next connection may work, whatever the error
                     pause = _PAUSES[not self._heard]
                     if self._heard:
                         _log.info("the connection that tells of acts on runs was lost: %s", error)
@@ -111,7 +111,7 @@ class _Listener:
             self._finish()
 
     async def _converse(self) -> None:
-        """Say on one connection which channels are wanted, while another task reads."""
+        """Subscribe on one connection to the channels that are watched, while another task reads."""
         connection = await self._connect()
         every = connection.health_check_interval or _PING_SECONDS
         reading: asyncio.Task[None] | None = None
@@ -137,7 +137,7 @@ class _Listener:
                 await asyncio.gather(reading, return_exceptions=True)
             await connection.disconnect(nowait=True)
         if not reading.cancelled():
-            reading.result()  # raises what ended it
+            reading.result()  # raises the error that ended it
 
     async def _read(self, connection: Any, patience: float) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""The Redis store: each run is one hash, and each append is one call of a script."""
+"""The Redis store. Each run is one hash, and each append is one call of a script."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class RedisStore(
     ) -> None:
         self._client = client
         self._connect: Callable[[], Redis | RedisCluster] | None = None
-        """Makes a client, if none was given."""
+        """Makes a client; None if the caller gave one."""
         self._keys: Final = Keys(prefix)
         self._copies: Final = Copies(wait, waitaof)
         self._touch: Final = int(bool(self._copies))
@@ -153,7 +153,7 @@ class RedisStore(
             number += len(page)
 
     async def clear(self, run_id: str) -> None:
-        # Not what is added from now on: that belongs to a new log.
+        # Read the entries first: those that are added after the clear belong to a new log.
         entries = await self._flows.of_run(run_id)
         await self._serving().ask(CLEAR, [(self._keys.log(run_id), self._touch)])
         await self._flows.drop(entries)
@@ -170,12 +170,12 @@ class RedisStore(
 
     @asynccontextmanager
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
-        await self._serving().reach()  # if that fails, no lock can have been given
+        await self._serving().reach()  # if this fails, no lock was taken
         if self._locks is None or self._locks.pid != os.getpid():
             self._locks = Server(self._connect() if self._connect else another(self._client), copies=self._copies)
         keys = {"lock": self._keys.lock(run_id), "log": self._keys.log(run_id)}
         requests = RunLease(self._locks, run_id, **keys, seconds=self._lease, clock=self._leases.clock)
-        # Renewals also keep the log from expiring, so they come often enough for its `ttl`.
+        # Renewals also keep the log from expiring, so renew often enough for its `ttl`.
         every = max(min(self._lease, self._ttl or self._lease) / 3, _SHORTEST_PAUSE)
         async with self._leases.hold(run_id, requests, seconds=self._lease, every=every) as lease:
             self._held.add(run_id)
@@ -253,14 +253,14 @@ class RedisStore(
         return Server(self._client, copies=self._copies, limit=self._limit, expires=expires, holds=holds)
 
     def _serving(self) -> Server:
-        """Return the server, with a new connection if the loop is another than before."""
+        """Return the server. On another event loop than before, make a new client first."""
         if self._loop.enter() and self._connect is not None:
             self._client = self._connect()
             self._server = self._new_server()
         return self._server
 
     async def _pages(self, run_id: str) -> AsyncIterator[Page]:
-        """Read the records that exist when the first page is read; the first page waits for their copies."""
+        """Read the records that exist when the first page is read. The first page waits for their copies."""
         key = self._keys.log(run_id)
         server = self._serving()
         ((log, count, lines),) = await server.ask(READ, [(key, 1, _PAGE_BYTES, "", self._touch)])
@@ -277,7 +277,7 @@ class RedisStore(
 
 
 class _Rewritten(StoreError):
-    """The log was cleared between two pages, and perhaps begun again."""
+    """The log was cleared between two pages, and may have been begun again."""
 
 
 def _records(key: str, lines: Sequence[bytes], *, before: int = 0) -> RecordLines:

@@ -1,4 +1,4 @@
-"""Whether indexes agree: an entry that one of them has lost to damage still stands in another, or in the table."""
+"""Checks that the indexes agree. An entry that damage removed from one index is still in another, or in the table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MOST_BYTES: Final = 16_000_000  # a larger file would take seconds
 
 
 class Checked(Connection):
-    """A connection that knows what it has checked."""
+    """A connection that remembers what it has checked."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -42,7 +42,7 @@ class Checked(Connection):
 
 
 def check_run(connection: Connection, run_id: str) -> None:
-    """Raise `CorruptLog` unless each entry of the run is found by its slot; a connection looks at a run once."""
+    """Raise `CorruptLog` unless every entry of the run is found by its slot. A connection checks a run once."""
     checked = cast("Checked", connection).runs
     if run_id in checked:
         return
@@ -55,7 +55,7 @@ def check_run(connection: Connection, run_id: str) -> None:
 
 
 def check_flows(connection: Connection) -> None:
-    """Raise `CorruptLog` if a list of flows may lack a run; a connection looks once, at a file that is not large."""
+    """Raise `CorruptLog` if a list of flows may lack a run. A connection checks once, and never a large file."""
     connection = cast("Checked", connection)
     if connection.has_checked_flows:
         return
@@ -68,14 +68,14 @@ def check_flows(connection: Connection) -> None:
 
 
 def count(connection: Connection, run_id: str) -> int:
-    """Return how many entries the run has by their slots."""
+    """Return how many entries the index of slots has of the run."""
     number: int
     (number,) = connection.execute(_COUNT, (run_id,)).fetchone()
     return number
 
 
 def next_run(connection: Connection, question: str, after: str) -> str | None:
-    """Return the first run from a place on; None where there is none."""
+    """Return the run that `question` finds: the first from `after` on, or after it. None if there is none."""
     by_slot, in_order = connection.execute(question, (after,)).fetchone()
     if by_slot != in_order:
         raise CorruptLog(_differ(connection, f"the run after {after!r}"))
@@ -85,7 +85,7 @@ def next_run(connection: Connection, question: str, after: str) -> str | None:
 
 
 def damage_of(connection: Connection, run_id: str) -> str:
-    """Say that the indexes have other entries of the run."""
+    """Say that the indexes disagree on the entries of the run."""
     return _differ(connection, f"the entries of run {run_id!r}")
 
 

@@ -1,4 +1,4 @@
-"""The database file, its only connection, and the thread that uses it."""
+"""The database file, its one connection, and the thread that uses it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 _LONGEST_PAUSE: Final = 0.003
-# A commit that returned survives a power cut, on macOS too. A thousand runs write to many pages: they stay in memory, and are
-# copied from the write-ahead log less often.
+# A commit that returned survives a power cut, on macOS too. The large cache and the rare checkpoints are for many runs at once,
+# which write to many pages.
 _SETTINGS: Final = """
     pragma synchronous = full;
     pragma fullfsync = on;
@@ -39,7 +39,7 @@ _SETTINGS: Final = """
 
 
 class File:
-    """The file and its only connection, made when it is needed. A locked file is tried again for `lock_timeout` seconds."""
+    """The file and its one connection, opened when needed. If the file is locked, tries again for `lock_timeout` seconds."""
 
     def __init__(self, path: Path, lock_timeout: float) -> None:
         self.path: Final = path
@@ -51,7 +51,7 @@ class File:
             _files.add(self)
 
     def ask(self, work: Callable[[sqlite3.Connection, *Args], T], *args: *Args) -> T:
-        """Return what `work` returns, which gets the connection first."""
+        """Call `work` with the connection before `args`, and return its result."""
         deadline = time.monotonic() + self._lock_timeout
         with explain_errors(self.path, seconds=self._lock_timeout):
             while True:
@@ -59,11 +59,11 @@ class File:
                     with self.mutex:
                         return work(self._open(), *args)
                 except sqlite3.Error as error:
-                    # SQLite's own way to wait is not fair: some wait for a second where these pauses keep it below 50 ms.
+                    # SQLite's own waiting is not fair: some wait for a second. With these pauses, nobody waits 50 ms.
                     if code_of(error) == sqlite3.SQLITE_BUSY and time.monotonic() < deadline:
                         time.sleep(random.random() * _LONGEST_PAUSE)
                         continue
-                    self.close()  # nobody knows what state it is in
+                    self.close()  # its state is unknown
                     raise
 
     def close(self) -> None:
@@ -76,12 +76,12 @@ class File:
         if self._connection is not None:
             if self._is_there():
                 return self._connection
-            self.close()  # somebody removed or replaced the file: what is written to the old one is lost
+            self.close()  # somebody removed or replaced the file: writes to the old one would be lost
         if self.path.is_dir():
             raise StoreError(f"{self.path} is a folder; name a file in it, such as {self.path / 'runs.db'}")
         if not self.path.parent.is_dir():
             raise StoreError(f"{self.path}: there is no folder {self.path.parent}; make it first")
-        # Private to its owner. A file that is there is not opened: closing it would give back the locks that SQLite holds on it.
+        # Make the file private to its owner. Don't open an existing one: closing it would drop the locks that SQLite has on it.
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False, factory=Checked)
@@ -105,22 +105,22 @@ class File:
 
 
 class Database:
-    """Asks a file in a thread of its own, one thing after the other. Serves all threads and event loops."""
+    """Works on a file in a thread of its own, one call after the other. Serves all threads and event loops."""
 
     def __init__(self, path: Path, lock_timeout: float) -> None:
         self._file: Final = File(path, lock_timeout)
         self._process, self._worker = os.getpid(), self._new_worker()
 
     def run(self, work: Callable[[*Args], T], *args: *Args) -> asyncio.Future[T]:
-        """Return the future of what `work` returns. If that is cancelled, the work is done all the same."""
+        """Return a future with the result of `work`. Cancelling the future does not stop the work."""
         return self._here().run(work, *args)
 
     def ask(self, work: Callable[[sqlite3.Connection, *Args], T], *args: *Args) -> asyncio.Future[T]:
-        """Return the future of what `work` returns, which gets the connection first."""
+        """Call `work` with the connection before `args`, and return a future with its result."""
         return self.run(self._file.ask, work, *args)
 
     async def close(self) -> None:
-        """Wait until all is done that was asked for, and close the connection; who asks again opens it."""
+        """Wait for all work that was asked for, and close the connection. The next `ask` opens it again."""
         await to_the_end(self._here().close())
 
     def _here(self) -> Worker:
@@ -132,8 +132,8 @@ class Database:
         return Worker("durable-sqlite", at_end=self._file.close)
 
 
-# A process that has SQLite open must not fork: its child would share locks that it doesn't hold, and lose commits. So every
-# connection is closed before, and opened anew by who needs it.
+# A process must not fork while it has SQLite open: the child would act on locks that it doesn't hold, and lose commits. So we
+# close every connection before a fork. The next call opens it again.
 _files: Final[WeakSet[File]] = WeakSet()
 _forking = RLock()
 _closed: Final[list[File]] = []

@@ -1,4 +1,4 @@
-"""What went wrong with the database, in the words of someone who has to put it right."""
+"""Errors about the database that say what to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DAMAGED: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def code_of(error: sqlite3.Error) -> int | None:
-    """Return SQLite's primary error code; None for an error of Python's own module."""
+    """Return SQLite's primary error code. None for an error that Python's module raised itself."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
@@ -35,9 +35,9 @@ def file_of(connection: sqlite3.Connection) -> str:
 
 @contextmanager
 def explain_errors(path: Path, *, seconds: float = 0.0) -> Iterator[None]:
-    """Raise `StoreError` or `CorruptLog` from any error of SQLite or of the system: which file, what, and what to do.
+    """Turn any error of SQLite or the system into a `StoreError` or `CorruptLog` that names the file and says what to do.
 
-    `seconds` is how long a locked database was waited for.
+    `seconds` is how long the caller waited for a locked database.
     """
     try:
         yield
@@ -45,11 +45,11 @@ def explain_errors(path: Path, *, seconds: float = 0.0) -> Iterator[None]:
         code = code_of(error)
         if code in _DAMAGED:
             raise CorruptLog(f"{path} is no SQLite database, or a damaged one: {error}") from error
-        if isinstance(error, sqlite3.OperationalError) and code is None:  # text that is no UTF-8
+        if isinstance(error, sqlite3.OperationalError) and code is None:  # text that is not UTF-8
             raise CorruptLog(f"{path} is damaged: {error}") from error
         advice = _ADVICE.get(code or 0, "").format(seconds=seconds)
         raise StoreError(f"{path}: {advice}{' ' if advice else ''}({error})") from error
-    except UnicodeDecodeError as error:  # of a message of SQLite's that quotes what is damaged
+    except UnicodeDecodeError as error:  # SQLite's message quotes the damaged text
         raise CorruptLog(f"{path} is damaged: {error}") from error
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror or error}; it must be readable and writable for this user") from error

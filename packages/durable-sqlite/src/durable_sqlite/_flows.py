@@ -1,4 +1,4 @@
-"""The table of flows, which finds runs by how they stand."""
+"""The table of flows: an index that finds runs by state, name and start."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _FIND: Final = """
 _AFTER_ALL: Final = ("~", "")
 
 Place = tuple[str, str]
-"""When a flow began, and its run: what flows are ordered by."""
+"""When a flow began, and its run. Flows are ordered by this."""
 
 _log: Final = logging.getLogger("durable_sqlite")
 
 
 def index(connection: Connection, flow: StepRecord) -> None:
-    """Note how a run stands, in the transaction that appends the entry."""
+    """Update the row of a run's flow. Call this in the transaction that appends the entry."""
     row = (flow.run_id, flow.revision, flow.name, state_of(flow), text_of(flow.started_at))
     connection.execute(_INDEX, row)
 
@@ -50,10 +50,10 @@ def find(
     before: tuple[datetime, str] | None,
     limit: int,
 ) -> Sequence[StepRecord]:
-    """Return the newest entries of flows, those that began last first.
+    """Return the newest entries of flows, the latest start first.
 
-    One that can't be read hides no other: raises its error where there is nothing else to return. There it also raises
-    `CorruptLog` if the table has lost a flow.
+    Passes over an entry that can't be read, and raises its error only if there is nothing else to return. If nothing is found,
+    also raises `CorruptLog` if the table has lost a flow.
     """
     groups = _groups(names, states)
     lower = "" if since is None else text_of(since)
@@ -77,13 +77,13 @@ def find(
             break
     if refusal is not None and not found:
         raise refusal
-    if not found:  # whoever lists all of them comes here in the end
+    if not found:  # a caller that lists all flows gets here in the end
         check_flows(connection)
     return found
 
 
 def _newest(connection: Connection, run_id: str, revision: int) -> StepRecord:
-    """Return the flow's newest entry, which has this revision."""
+    """Return the flow's newest entry. Raises `CorruptLog` unless it has this revision."""
     flow = fetch(connection, _NEWEST, (run_id,))
     if flow is None or flow.revision != revision:
         differs = f"the table durable_flows has run {run_id!r} at revision {revision}, and durable_steps hasn't"
@@ -92,7 +92,7 @@ def _newest(connection: Connection, run_id: str, revision: int) -> StepRecord:
 
 
 def _groups(names: Collection[str] | None, states: Collection[FlowState] | None) -> list[tuple[str, tuple[Any, ...]]]:
-    """Return conditions for each of which an index holds the flows in order."""
+    """Return SQL conditions. For each of them an index has the flows in order."""
     if names is not None:
         stands = FLOW_STATES if states is None else frozenset(states)
         return [("name = ? and state = ?", (name, state)) for name in frozenset(names) for state in stands]

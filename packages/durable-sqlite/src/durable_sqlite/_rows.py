@@ -32,25 +32,25 @@ _decode_error: Final = msgspec.json.Decoder(StepError).decode
 
 
 class RowRefused(StoreError):
-    """A record that no row can hold."""
+    """The record does not fit in a row."""
 
 
 REFUSED: Final = (RowRefused, CorruptLog)
-"""What is wrong with one row alone, and concerns no other."""
+"""Errors that concern one row only."""
 
 
 def size_of(record: StepRecord) -> int:
-    """About how many bytes the record takes."""
+    """Return about how many bytes the record takes."""
     return 400 + len(record.result or b"") + len(repr(record.note))
 
 
 def text_of(moment: datetime) -> str:
-    """Write a time so that it sorts as text, and SQLite's own functions can read it."""
+    """Format a time so that it sorts as text and SQLite's functions can read it."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def row_of(record: StepRecord) -> tuple[Any, ...]:
-    """Return the values of the columns, the last of which is a checksum over the others."""
+    """Return the values of the columns. The last one is a checksum over the others."""
     if size_of(record) > _MOST_BYTES or max(record.revision, record.attempt) >= 2**63:
         raise RowRefused(f"step {record.step_id!r} of run {record.run_id!r} is larger than what SQLite holds in a row")
     try:
@@ -77,9 +77,9 @@ def row_of(record: StepRecord) -> tuple[Any, ...]:
 
 
 def record_of(connection: Connection, row: Sequence[Any]) -> StepRecord:
-    """Make a record of the values of the columns. Raises `CorruptLog` for what this version can't read."""
+    """Make a record from the values of the columns. Raises `CorruptLog` for a row that this version can't read."""
     said, crc = row[:-1], row[-1]
-    if crc is not None and crc != _checksum(said):  # null: a version wrote it that had no checksums
+    if crc is not None and crc != _checksum(said):  # null: written by a version without checksums
         raise CorruptLog(f"{_place(connection, row)}: its checksum doesn't match; {ADVICE}")
     run, step, revision, status, kind, name, result, error, note, until, attempt, started, ended, id_, fingerprint = said
     try:
@@ -88,7 +88,7 @@ def record_of(connection: Connection, row: Sequence[Any]) -> StepRecord:
         ):
             raise TypeError("a column holds a value of another type")
         return StepRecord(
-            # One string in memory for many rows, or for two columns.
+            # Interned, so that many rows share one string.
             run_id=intern(run),
             step_id=step,
             revision=revision,
@@ -118,7 +118,7 @@ def _place(connection: Connection, row: Sequence[Any]) -> str:
 
 
 def naming_rows(read: Callable[P, T]) -> Callable[P, T]:
-    """Make a reader name the row whose text is no UTF-8: SQLite's own error names the column alone."""
+    """Make a reader name the row with text that is not UTF-8: SQLite's error names only the column."""
 
     @wraps(read)
     def named(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -130,7 +130,7 @@ def naming_rows(read: Callable[P, T]) -> Callable[P, T]:
             connection: Any = args[0]
             connection.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")
             try:
-                read(*args, **kwargs)  # the row's checksum doesn't match, and the error says whose
+                read(*args, **kwargs)  # raises for the checksum, and names the row
                 raise
             finally:
                 connection.text_factory = str

@@ -1,4 +1,4 @@
-"""The tables: what stands in the file, and how it gets there."""
+"""The tables, and how they are created and checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._errors import ADVICE, file_of
 from ._writing import writing
 
 LAYOUT: Final = 1
-# The names leave room for tables of the user's own, which `transact` is for. Times are ISO 8601 in UTC, and sort as text.
+# The prefix leaves other names to the tables that users write to in `transact`. Times are ISO 8601 in UTC, and sort as text.
 _TABLES: Final = (
     """
 create table durable_steps (
@@ -62,18 +62,18 @@ create table durable_wakeups (
     f"insert into durable_layout values ({LAYOUT})",
 )
 
-# For a table of earlier versions, which may go on beside this one: what they write has null there, and is not checked.
+# For a table of an earlier version. That version may still write to it: its rows have null here, and are not checked.
 _ADD_CHECKSUM: Final = "alter table durable_steps add column crc integer"
 _COLUMNS: Final = """
     select tables.name, columns.name, columns.type from sqlite_master as tables, pragma_table_info(tables.name) as columns
     where tables.name in ('durable_steps', 'durable_flows', 'durable_wakeups', 'durable_layout')"""
 
 Columns = Set[tuple[str, str, str]]
-"""Of each column its table, its name and its type."""
+"""The table, name and type of each column."""
 
 
 def prepare(connection: Connection) -> None:
-    """Create the tables, unless they are there; any number of processes may do this at once."""
+    """Create the tables unless they exist. Any number of processes may do this at once."""
     if _layout(connection) == LAYOUT and _columns_of(connection) >= _columns():
         return
     with writing(connection):
@@ -83,7 +83,7 @@ def prepare(connection: Connection) -> None:
                 connection.execute(statement)
         elif found == {column for column in _columns() if column[1] != "crc"}:
             connection.execute(_ADD_CHECKSUM)
-        elif missing := sorted(_columns() - found):  # a column whose type was changed finds other rows
+        elif missing := sorted(_columns() - found):  # with another type, a column would find other rows
             raise CorruptLog(f"{file_of(connection)}: its tables should have the columns {missing}; {ADVICE}")
 
 
@@ -101,7 +101,7 @@ def _columns_of(connection: Connection) -> Columns:
 
 
 def _layout(connection: Connection) -> int:
-    """Return the version of the tables, 0 where there are none."""
+    """Return the version of the tables, 0 if there are none."""
     if not connection.execute("select 1 from sqlite_master where name = 'durable_layout'").fetchone():
         return 0
     match connection.execute("select version from durable_layout").fetchall():

@@ -27,13 +27,13 @@ _RUN: Final = f"select seq, {_NAMES} from durable_steps where run_id = ? and seq
 
 
 def append(connection: Connection, records: Sequence[StepRecord]) -> Sequence[StepRecord]:
-    """Claim the slots of records in one commit; return for each the record that holds its slot."""
+    """Claim the slots of records in one commit. Return the record that holds each slot."""
     with writing(connection):
         return [claim(connection, record) for record in records]
 
 
 def claim(connection: Connection, record: StepRecord) -> StepRecord:
-    """Return the record that holds the slot: this one if it was empty. It is durable once the transaction is committed."""
+    """Put the record into its slot if that is empty. Return the holder of the slot; a commit makes it durable."""
     check_run(connection, record.run_id)
     if connection.execute(_INSERT, row_of(record)).rowcount:
         if record.step_id == FLOW:
@@ -46,15 +46,15 @@ def claim(connection: Connection, record: StepRecord) -> StepRecord:
 
 
 def newest(connection: Connection, run_id: str, step_id: str, above: int = -1) -> StepRecord | None:
-    """Return the step's newest entry, if its revision is above the one given."""
+    """Return the step's newest entry, if its revision is greater than `above`."""
     check_run(connection, run_id)
     return fetch(connection, _NEWER, (run_id, step_id, above))
 
 
 def newer(connection: Connection, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
-    """Return the newest entries of those steps that have one above the revision that is known.
+    """Return the newest entry of each step that has a higher revision than the known one.
 
-    One that can't be read hides no other: raises its error where there is nothing else to return.
+    Passes over an entry that can't be read, and raises its error only if there is nothing else to return.
     """
     found: list[StepRecord] = []
     refusal: StoreError | None = None
@@ -73,9 +73,9 @@ def newer(connection: Connection, known: Sequence[tuple[str, str, int]]) -> Sequ
 def page(
     connection: Connection, run_id: str, after: int = 0, limit: int = -1, *, before: int = 0
 ) -> tuple[int, Sequence[StepRecord]]:
-    """Return entries of a run in the order of append, those after a place, and the place of the last one; -1 is no limit.
+    """Return up to `limit` entries of a run after `after`, in order of append, and where the last one is. -1 is no limit.
 
-    `before` is how many entries the pages before this one had. Raises `CorruptLog` on the last page if one was missing.
+    `before` is how many entries the earlier pages had. Raises `CorruptLog` on the last page if an entry was missing.
     """
     found: list[StepRecord] = []
     last = after
@@ -91,7 +91,7 @@ def page(
 
 
 def run_ids(connection: Connection, prefix: str, after: str, limit: int) -> Sequence[str]:
-    """Return ids of runs in order, those after one: a descent of each index for each, however many steps it has."""
+    """Return up to `limit` run ids after `after`, in order. Looks up each run in the indexes, however many steps it has."""
     found: list[str] = []
     question = FIRST_RUN if after < prefix else NEXT_RUN
     after = max(after, prefix)

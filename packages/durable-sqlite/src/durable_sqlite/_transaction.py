@@ -1,4 +1,4 @@
-"""A transaction that holds a step's own writes and its record."""
+"""A transaction with a step's own writes and its record."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ._writing import writing
 
 
 class _RolledBack(Exception):
-    """Leaves the transaction, so that nothing of it is committed."""
+    """Leaves the transaction without a commit."""
 
 
 def transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], StepRecord | None]) -> StepRecord | None:
-    """Call `work`, and commit what it wrote with the record that it returns, or roll back; return the slot's holder."""
+    """Call `work`. Commit its writes together with the record that it returns, or roll back. Return the slot's holder."""
     holder = None
     with suppress(_RolledBack), writing(connection):
         record = _kept_open(connection, work)
@@ -30,7 +30,7 @@ def transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection]
 
 
 def _kept_open(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], StepRecord | None]) -> StepRecord | None:
-    """Call `work`, which can't end the transaction: what it wrote would be committed without its record."""
+    """Call `work`, and don't let it end the transaction: its writes would be committed without its record."""
     refused: list[int] = []
 
     def authorize(action: int, *_: Any) -> int:

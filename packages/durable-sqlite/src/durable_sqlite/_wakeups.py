@@ -30,8 +30,8 @@ def set_one(connection: Connection, wakeup: WakeUp) -> None:
 
 
 def take(connection: Connection, flows: Collection[str], limit: int, now: datetime, hidden: timedelta) -> Sequence[WakeUp]:
-    """Return those that are due, and hide them. A damaged one is passed over: the next sweep finds its run."""
-    if not _due(connection, flows, limit, now):  # most looks find nothing, and keep no writer waiting
+    """Return the wake-ups that are due, and hide them. Passes over a damaged one: the next sweep finds its run."""
+    if not _due(connection, flows, limit, now):  # most calls find nothing, and should not make writers wait
         return ()
     with writing(connection):
         due = _due(connection, flows, limit, now)

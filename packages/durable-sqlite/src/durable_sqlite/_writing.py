@@ -1,4 +1,4 @@
-"""One transaction: one that writes, or one that reads."""
+"""Transactions that write, and transactions that read."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sqlite3 import Connection
 @contextmanager
 def writing(connection: Connection) -> Iterator[None]:
     """Be the only writer of the file; commit at the end, or roll back on an error."""
-    # Never a plain `begin`: a transaction that reads first is refused at once where another has written meanwhile.
+    # A plain `begin` takes the lock only at the first write, and fails at once if another has written since its first read.
     with _transaction(connection, "begin immediate"):
         yield
 
 
 @contextmanager
 def reading(connection: Connection) -> Iterator[None]:
-    """See the file as it is at the first look, whatever others write meanwhile."""
+    """See the file as it is at the first read, whatever others write meanwhile."""
     with _transaction(connection, "begin"):
         yield
 
@@ -29,6 +29,6 @@ def _transaction(connection: Connection, begin: str) -> Iterator[None]:
         yield
         connection.execute("commit")
     except BaseException:
-        if connection.in_transaction:  # SQLite itself has rolled back after some errors
+        if connection.in_transaction:  # SQLite has already rolled back after some errors
             connection.execute("rollback")
         raise

@@ -1,4 +1,4 @@
-"""The store: one file, four methods, and the abilities that SQLite adds."""
+"""The store: one SQLite file, the four methods, and further abilities."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class SqliteStore(
 ):
     """Keeps runs in one SQLite file on a local disk, created at first use; `open_store("sqlite:./runs.db")` makes one.
 
-    Any number of processes may use the file, and any number of event loops one store. An append is durable when its commit has
-    returned; appends that wait at the same time share one. What the store creates is private to its owner.
+    Any number of processes may use the file, and any number of event loops may share one store. An append is durable when its
+    commit has returned; appends that wait at the same time share one commit. The files are private to their owner.
 
-    Who finds the file locked by another program waits up to `lock_timeout` seconds, and then raises `StoreError`. `clock` tells
-    when wake-ups are due, in place of the machine's clock.
+    The store waits up to `lock_timeout` seconds for a file that another program has locked, and then raises `StoreError`.
+    `clock` says when wake-ups are due, in place of the machine's clock.
     """
 
     poll_seconds: float = 2.0
@@ -140,7 +140,7 @@ class SqliteStore(
                 raise RunBusy(run_id, holder=holder.name, since=holder.since)
             yield lock
         finally:
-            # In the thread that takes it, so that a lock which is still being taken is given back, too.
+            # On the thread that takes locks, so that this also gives back a lock that is still being taken.
             await to_the_end(database.run(lock.release))
 
     async def holder(self, run_id: str) -> Holder | None:
@@ -207,7 +207,7 @@ class SqliteStore(
         return spot_of("run", self._path.name, run_id, files=RUN_FILES)
 
     def _writer(self) -> Batcher[StepRecord, StepRecord]:
-        """Return what combines the appends of the running loop."""
+        """Return the batcher for appends of the running loop."""
         loop = asyncio.get_running_loop()
         if (writer := self._writers.get(loop)) is None:
             for each in [*self._writers]:

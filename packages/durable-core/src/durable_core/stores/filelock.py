@@ -1,4 +1,4 @@
-"""Locks of the operating system: each is a byte of a lock file, found by a hash of the lock's name."""
+"""Locks of the operating system. Each lock is one byte of a lock file; a hash of its name chooses the byte."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ from durable_core.store import Holder, Lease
 
 LOCK_FOLDER: Final = ".durable.locks"
 RUN_FILES: Final = 64
-"""How many files the locks of runs are spread over: a system takes longer the more locks of one file are held."""
+"""How many files hold the locks of runs. Locking gets slower with every lock that is held in the same file."""
 _READ: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 _WRITE: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
 _DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _LONGEST_PAUSE: Final = 0.005
-# A system call lets another thread run: one before each step would double what steps cost.
+# A system call lets another thread run. One before each step would double the cost of steps.
 _LOOK_AGAIN: Final = 0.05
-# The notes lie in front of the locks. Two locks share a note by chance only, and then one holder is not known.
+# A note says who took a lock. Notes come before the locks in the file. Two locks rarely share one; then one holder is unknown.
 _NOTES: Final = 256
 _NOTE_SIZE: Final = 256
 _LOCKS_FROM: Final = _NOTES * _NOTE_SIZE
 
 Spot = tuple[str, int]
-"""Where a lock is: the name of a lock file, and the byte in it."""
+"""The place of a lock: the name of a lock file and a position in it."""
 
 
 def spot_of(kind: str, *names: str, files: int = 1) -> Spot:
-    """Return the spot of the lock with these names, in one of so many `files` of its kind."""
+    """Return the spot of the lock with these names. Locks of one kind are spread over `files` files."""
     digest = int.from_bytes(blake2b("\0".join(names).encode(errors="surrogatepass"), digest_size=8).digest())
     return f"{kind}-{digest % files:02}", _LOCKS_FROM + digest // files % (LAST - _LOCKS_FROM)
 
 
 def gate_of(spot: Spot) -> Spot:
-    """Return the lock that is held by whoever waits for the one at `spot`."""
+    """Return the spot of the gate, a second lock that is held while waiting for the one at `spot`."""
     return spot[0], spot[1] + 1
 
 
 class Locks:
-    """The locks of one folder. Safe to use from several threads; within one process every lock is exclusive.
+    """The locks of one folder. Several threads may use it; within one process every lock is exclusive.
 
-    Lock files are made when they are needed, in a folder of their own, and never removed. `make_folder` makes the folder that
-    this one lies in. A process has to call a folder by one path: systems that have only locks of a process give it both of two.
+    Lock files are made when needed, in a folder of their own, and never removed. `make_folder` makes the parent of that folder.
+    A process must always name a folder by the same path: on macOS, two paths would give it the same lock twice.
     """
 
     def __init__(self, folder: Path, *, make_folder: Callable[[Path], None], wait_limit: float = 30.0) -> None:
@@ -64,14 +64,14 @@ class Locks:
         self._wait_limit: Final = wait_limit
 
     def take(self, spot: Spot, *, shared: bool = False, note: bool = False) -> Lock | None:
-        """Take a lock, or return None where another holds it; `note` writes down who took it.
+        """Take a lock, or return None if another holds it. `note` writes down who took it.
 
-        A lock file that may only be read is good enough for a shared lock.
+        A read-only lock file is enough for a shared lock.
         """
         _notice_fork()
         name, position = spot
         while True:
-            with _mutex:  # not held while the system is asked: threads that lock other bytes don't wait
+            with _mutex:  # released before the system call, so that threads with other locks don't wait
                 file = self._file(name, shared=shared)
                 lock = Lock(file, position, datetime.now(UTC) if note else None)
                 is_first = file.locks.setdefault(position, lock) is lock
@@ -82,7 +82,7 @@ class Locks:
                     if lock.since:
                         _write_note(file.fd, position, lock.since)
                     return lock
-            except BaseException:  # a full disk must not leave a lock that nobody can give back
+            except BaseException:  # after a full disk, nobody would ever give the lock back
                 lock.release()
                 raise
             lock.release()
@@ -92,13 +92,13 @@ class Locks:
                 file.close()
 
     def wait(self, spot: Spot, *, shared: bool) -> Lock | None:
-        """Take a lock that nobody holds for long as soon as it is free. Raises `StoreError` after `wait_limit` seconds.
+        """Wait for a lock that nobody holds for long, and take it. Raises `StoreError` after `wait_limit` seconds.
 
-        Returns None for a shared lock where there is no lock file that may be read, and none can be made.
+        Returns None for a shared lock if there is no readable lock file and none can be made.
         """
         deadline = time.monotonic() + self._wait_limit
         try:
-            # Who has to wait holds the gate, and every reader passes it: readers that overlap would keep a writer out.
+            # A waiting writer holds the gate, and new readers must pass it. Else overlapping readers would keep the writer out.
             gate = self._wait(gate_of(spot), deadline, shared=shared)
             try:
                 return self._wait(spot, deadline, shared=shared)
@@ -110,7 +110,7 @@ class Locks:
             raise
 
     def holder(self, spot: Spot) -> Holder | None:
-        """Return who holds a lock, as far as is known, or None where nobody does. Takes no lock, and makes no file."""
+        """Return who holds a lock, as far as is known, or None if nobody does. Takes no lock and makes no file."""
         _notice_fork()
         name, position = spot
         path = self._path(name)
@@ -126,7 +126,7 @@ class Locks:
             return _read_note(file.fd, position) if is_locked(file.fd, position) else None
 
     def close(self) -> None:
-        """Close the lock files in which no lock is held; who needs one again opens it."""
+        """Close the lock files in which no lock is held. They are opened again when needed."""
         with _mutex:
             for path, file in [*_files.items()]:
                 if path.startswith(self._path("")) and not file.locks:
@@ -147,7 +147,7 @@ class Locks:
         return f"{self._folder}{os.sep}{name}"
 
     def _file(self, name: str, *, shared: bool) -> _LockFile:
-        """Return the lock file of that name, which may not be at its path any more."""
+        """Return the open lock file of that name. Its path may name another file by now."""
         path = self._path(name)
         if file := _files.get(path):
             if file.is_writable or shared:
@@ -165,7 +165,7 @@ class Locks:
 
 
 class Lock:
-    """A lock that was taken; `since` stands in its note, where it has one."""
+    """A lock that was taken. `since` is the time in its note, None without a note."""
 
     __slots__ = ("_file", "_position", "since")
 
@@ -175,7 +175,7 @@ class Lock:
         self.since: Final = since
 
     def loss(self) -> str:
-        """Say why this process doesn't hold the lock any more; empty while it does. Looks for its file every 50 ms at most."""
+        """Say why this process no longer holds the lock; empty while it does. Looks at the lock file at most every 50 ms."""
         _notice_fork()
         if self._file.locks.get(self._position) is not self:  # a forked child inherits none
             return f"this process ({os.getpid()}) does not hold its lock: it was released, or it belongs to a parent process"
@@ -200,7 +200,7 @@ class Lock:
 
 
 class RunLock(Lease):
-    """The system's lock on a run, which goes with the process."""
+    """The operating system's lock on a run. It ends with the process."""
 
     def __init__(self, run_id: str, locks: Locks, spot: Spot) -> None:
         self._run_id: Final = run_id
@@ -209,7 +209,7 @@ class RunLock(Lease):
         self._lock: Lock | None = None
 
     def take(self) -> bool:
-        """Take the lock; False where another holds it."""
+        """Take the lock. Returns False if another holds it."""
         self._lock = self._locks.take(self._spot, note=True)
         return self._lock is not None
 
@@ -224,7 +224,7 @@ class RunLock(Lease):
 
 
 class _LockFile:
-    """An open lock file: one for all of a process, whose threads the system's locks don't keep apart."""
+    """A lock file, open once per process. The system's locks don't keep threads apart, so `locks` does."""
 
     def __init__(self, path: str, flags: int) -> None:
         self.path: Final = path
@@ -232,20 +232,20 @@ class _LockFile:
         self.fd: int = os.open(path, flags, 0o600)
         self._status: Final = os.fstat(self.fd)
         self.locks: Final[dict[int, Lock]] = {}
-        """Those that this process holds or is about to take, by position."""
+        """The locks that this process holds or is about to take, by position."""
         self.sure_until: float = 0.0
-        """When holders have to look again whether it is where it was, in monotonic time."""
+        """Until then, in monotonic time, holders need not look whether the file is still at its path."""
         _files[path] = self
 
     def is_there(self) -> bool:
-        """Return True if its path still names this file."""
+        """Return True if the path still names this file."""
         try:
             return os.path.samestat(os.stat(self.path), self._status)  # noqa: PTH116  # half the time of a Path's
         except FileNotFoundError:
             return False
 
     def close(self) -> None:
-        """Let the next one open it anew; it is closed once no lock is held in it."""
+        """Have the next user open the file again. Close it now unless a lock is held in it."""
         if _files.get(self.path) is self:
             del _files[self.path]
         if not self.locks and self.fd >= 0:
@@ -253,20 +253,20 @@ class _LockFile:
             self.fd = -1
 
 
-# Guards what the process has open. Looked up when it is used, since a forked child has a new one.
+# Guards `_files`. Look it up at each use: a forked child has a new one.
 _mutex = threading.RLock()
 _files: Final[dict[str, _LockFile]] = {}
 _process = os.getpid()
 
 
 def _notice_fork() -> None:
-    """Do in a child what its fork did not, where a server forked it without telling Python."""
+    """Forget the parent's locks in a child that some server forked without Python's knowledge."""
     if os.getpid() != _process:
         _forget_all()
 
 
 def _forget_all() -> None:
-    """In a forked child: leave every lock to the parent, and let none of them outlive it."""
+    """Drop all locks in a forked child. They belong to the parent, and must end with it."""
     global _mutex, _process
     _process, _mutex = os.getpid(), threading.RLock()
     for file in [*_files.values()]:
@@ -309,11 +309,11 @@ def _read_note(fd: int, position: int) -> Holder:
 if sys.platform == "win32":
     import msvcrt
 
-    LAST = 2**31 - 2  # the greatest position that msvcrt is sure to take, but for a gate
+    LAST = 2**31 - 2  # msvcrt is sure to take positions below 2**31, and a gate needs one more
 
     def lock_byte(fd: int, position: int, *, shared: bool) -> bool:
-        """Lock a byte; False where another process holds it. Windows has no shared kind here: every lock is exclusive."""
-        with _mutex:  # a file has one place that is read, written and locked
+        """Lock a byte. Returns False if another process holds it. Every lock is exclusive: msvcrt has no shared ones."""
+        with _mutex:  # locking uses the position of the file, as reading and writing do
             os.lseek(fd, position, os.SEEK_SET)
             try:
                 msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
@@ -332,18 +332,18 @@ else:
     from struct import pack, unpack_from
 
     LAST = 2**62
-    # Linux's own kind belongs to the open file. The older one, all that macOS offers, belongs to the process, which loses its
-    # locks on a file when it closes any descriptor of it: this is why a process opens a lock file once.
+    # Linux has locks that belong to the open file. The older ones, all that macOS offers, belong to the process, which loses its
+    # locks on a file when it closes any descriptor of that file. So a process opens each lock file only once.
     HAS_OPEN_FILE_LOCKS = hasattr(fcntl, "F_OFD_SETLK")
 
     def lock_byte(fd: int, position: int, *, shared: bool) -> bool:
-        """Lock a byte; False where another process holds it."""
+        """Lock a byte. Returns False if another process holds it."""
         try:
             if HAS_OPEN_FILE_LOCKS:
                 _ask(fd, fcntl.F_OFD_SETLK, fcntl.F_RDLCK if shared else fcntl.F_WRLCK, position)
             else:
                 fcntl.lockf(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB, 1, position)
-        except (BlockingIOError, PermissionError):  # POSIX allows a system to say either
+        except (BlockingIOError, PermissionError):  # POSIX allows either
             return False
         return True
 
@@ -355,7 +355,7 @@ else:
             fcntl.lockf(fd, fcntl.LOCK_UN, 1, position)
 
     def _ask(fd: int, command: int, kind: int, position: int) -> int:
-        """Pass the system's struct flock, and return the kind of lock that it answers."""
+        """Call fcntl with a struct flock, and return the kind of lock in its answer."""
         answer: int = unpack_from("h", fcntl.fcntl(fd, command, pack("hhqqi0q", kind, os.SEEK_SET, position, 1, 0)))[0]
         return answer
 
@@ -364,7 +364,7 @@ def is_locked(fd: int, position: int) -> bool:
     """Return True if another process holds the byte."""
     if sys.platform != "win32" and HAS_OPEN_FILE_LOCKS:
         return _ask(fd, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, position) != fcntl.F_UNLCK
-    if not lock_byte(fd, position, shared=True):  # other systems can only try
+    if not lock_byte(fd, position, shared=True):  # other systems can only try to lock it
         return True
     unlock_byte(fd, position)
     return False

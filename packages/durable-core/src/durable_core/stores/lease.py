@@ -1,7 +1,7 @@
-"""A run's lock as a lease: taken for some seconds, renewed from a thread, and known to be lost.
+"""A run's lock as a lease: taken for some seconds, renewed by a thread, and checked without asking the store.
 
-A store gives the requests: how to take, renew and give back one lease. They are made on a thread of the store's own, so a busy
-event loop loses no lease. Each lease is a claim in the store; the claim of a process that is known to be dead holds nothing.
+A store supplies the requests that take, renew and give back one lease. They run on a thread of the store, so a busy event loop
+loses no lease. Each lease is a claim in the store. If the process that made a claim is known to be dead, the claim is void.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from durable_core.store import Holder, Lease, to_the_end
 
 _SHORTEST_PAUSE: Final = 0.02
 _TRIES: Final = 5
-"""How often a renewal that failed is tried again before the lease has run out."""
+"""How often a failed renewal is tried again before the lease runs out."""
 _log: Final = logging.getLogger("durable_core")
 
 
@@ -37,7 +37,7 @@ _BOOT_TIME: Final = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTON
 
 
 class BootClock(SystemClock):
-    """The machine's clock, which also counts the time that the machine is suspended, as a server's does."""
+    """The machine's clock. Also counts the time that the machine is suspended, as the clock of a server does."""
 
     monotonic: Callable[[], float] = staticmethod(
         time.monotonic if _BOOT_TIME is None else functools.partial(time.clock_gettime, _BOOT_TIME)
@@ -45,7 +45,7 @@ class BootClock(SystemClock):
 
 
 class Process(msgspec.Struct, frozen=True):
-    """A process of one machine since its last start: a number alone is given to others later."""
+    """Identifies a process. Its number alone would not: the machine gives it to other processes later."""
 
     boot: str
     namespaces: str
@@ -55,7 +55,7 @@ class Process(msgspec.Struct, frozen=True):
 
 @functools.cache
 def _process(pid: int) -> Process | None:
-    """Identify this process, on Linux where its own `/proc` is mounted; None elsewhere."""
+    """Identify this process on Linux with its own `/proc` mounted. None elsewhere."""
     try:
         if Path("/proc/self").readlink() != Path(str(pid)):
             return None  # this /proc counts processes in another namespace
@@ -73,12 +73,12 @@ def _started(pid: int) -> int:
 
 
 class Claim(msgspec.Struct, kw_only=True):
-    """Who holds a lease: what stands in the store, as JSON."""
+    """Says who holds a lease. The store has it as JSON."""
 
     holder: str
     since: Annotated[datetime, msgspec.Meta(tz=True)]
     token: str
-    """Random, so that no two processes or leases are taken for one."""
+    """Random, so that no two leases look the same."""
     process: Process | None = None
 
     @classmethod
@@ -90,7 +90,7 @@ class Claim(msgspec.Struct, kw_only=True):
 
     @property
     def is_dead(self) -> bool:
-        """Whether the process that made it is known to have ended: one of this machine, its boot and its namespaces."""
+        """True if its process is known to have ended. Only knows processes of this machine, boot and namespaces."""
         there, here = self.process, _process(os.getpid())
         if there is None or here is None or (there.boot, there.namespaces) != (here.boot, here.namespaces):
             return False
@@ -99,33 +99,33 @@ class Claim(msgspec.Struct, kw_only=True):
             return _started(there.pid) != there.started
         except ProcessLookupError:
             return True
-        except (OSError, OverflowError, IndexError, ValueError):  # another user's, or gone just now
+        except (OSError, OverflowError, IndexError, ValueError):  # another user's process, or it ended just now
             return False
 
     def told(self) -> Holder:
-        """Return who and since when, fit to be shown."""
+        """Return the holder, safe to print."""
         name = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in self.holder[:200])
         return Holder(name, self.since)
 
 
 class LeaseRequests(Protocol):
-    """What a store does for one lease. Nothing is called twice at the same time."""
+    """The requests of a store for one lease. They are never called at the same time."""
 
     @abstractmethod
     async def acquire(self) -> float:
-        """Take the lease, or raise `RunBusy`; return the moment from which it counts, no later than the store's own."""
+        """Take the lease, or raise `RunBusy`. Return when it began, no later than when the store took it."""
 
     @abstractmethod
     async def renew(self, patience: float) -> float | None:
-        """Renew the lease within `patience` seconds; return the moment from which it counts, or None where it is lost."""
+        """Renew the lease within `patience` seconds. Return when it began anew, or None if it is lost."""
 
     @abstractmethod
     async def release(self) -> None:
-        """Give back what is ours, also after an `acquire` or `renew` that failed half-way or was cancelled."""
+        """Give the lease back if it is ours, even after an `acquire` or `renew` that failed half-way or was cancelled."""
 
 
 class RenewedLease(Lease):
-    """A lease that is lost for good once it has run out or was found to be another's; `check` asks nobody."""
+    """A lease that is lost for good once it runs out or turns out to be another's. `check` does no I/O."""
 
     def __init__(self, run_id: str, requests: LeaseRequests, *, seconds: float, every: float, clock: Clock) -> None:
         self._run_id: Final = run_id
@@ -137,7 +137,7 @@ class RenewedLease(Lease):
         self._task: asyncio.Task[Any] | None = None
         self._deadline = 0.0
         self._due = 0.0
-        """When it is renewed."""
+        """When to renew it next."""
         self._lost = ""
 
     def check(self) -> None:
@@ -155,7 +155,7 @@ class RenewedLease(Lease):
         return self._lost
 
     async def live(self, taken: Future[None]) -> None:
-        """Take the lease and tell `taken`, renew it until it is lost or `end` comes, and give back what may have been taken."""
+        """Take the lease and set `taken`. Renew the lease until it is lost or `end` is called. Then give it back."""
         self._task = asyncio.current_task()
         if not taken.set_running_or_notify_cancel():
             return
@@ -186,8 +186,8 @@ class RenewedLease(Lease):
             )
 
     def end(self) -> None:
-        """Let `live` give the lease back."""
-        task, self._task = self._task, None  # a second cancellation would keep it from giving back
+        """Have `live` give the lease back."""
+        task, self._task = self._task, None  # a second cancellation would interrupt the giving back
         if task is not None:
             task.cancel()
 
@@ -197,7 +197,7 @@ class RenewedLease(Lease):
             try:
                 if not self._reason():
                     await self._renew()
-            except Exception as error:  # whatever it is, the next try may succeed
+            except Exception as error:  # the next try may succeed, whatever the error
                 _log.warning("the lock of run %r was not renewed: %s", self._run_id, error)
                 self._due = self._clock.monotonic() + min(self._every, (self._seconds - self._every) / _TRIES)
 
@@ -205,16 +205,16 @@ class RenewedLease(Lease):
         counts_from = await self._requests.renew(self._deadline - self._clock.monotonic())
         if counts_from is None:
             self._lost = self._lost or "another holder took it over, or the store forgot it"
-        elif not self._reason():  # else another may have come and gone before the store had our request
+        elif not self._reason():  # else another process may have held the lease before the store got our request
             self._extend(counts_from)
 
     def _extend(self, counts_from: float) -> None:
-        # The store counts from when it got the request; 2 % are for clocks that run at different speeds.
+        # The store counts from when it got the request. We give up 2 % for clocks that run at different speeds.
         self._due, self._deadline = counts_from + self._every, counts_from + self._seconds * 0.98
 
 
 class Leases:
-    """The leases of one store. The first one starts the thread that renews them, which ends with `close`."""
+    """The leases of one store. The first lease starts the thread that renews them; `close` ends it."""
 
     def __init__(self, name: str, clock: Clock | None = None) -> None:
         self._name: Final = name
@@ -223,7 +223,7 @@ class Leases:
 
     @asynccontextmanager
     async def hold(self, run_id: str, requests: LeaseRequests, *, seconds: float, every: float) -> AsyncIterator[Lease]:
-        """Hold a lease of `seconds` while the context lasts, renewed `every` so many seconds."""
+        """Hold a lease of `seconds` while the context lasts. Renew it every `every` seconds."""
         thread, taken = self._thread, Future[None]()
         if thread is None or thread.pid != os.getpid():
             thread = self._thread = _Thread(self._name)
@@ -238,28 +238,28 @@ class Leases:
                 await to_the_end(thread.end([(lease, life)]))
 
     async def close(self, finish: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
-        """Give back all leases, run `finish` on the thread, and end that."""
+        """Give back all leases, run `finish` on the thread, and end the thread."""
         thread, self._thread = self._thread, None
         if thread is not None and thread.pid == os.getpid():
             await to_the_end(thread.close(finish))
 
 
 class _Thread:
-    """A thread with a loop, on which leases live."""
+    """A thread with an event loop that takes, renews and gives back leases."""
 
     def __init__(self, name: str) -> None:
         self.pid: Final = os.getpid()
         self.loop: Final = asyncio.new_event_loop()
         self.lives: Final[dict[RenewedLease, Future[None]]] = {}
-        """Each lease that has not ended, and the future that is done when it has."""
+        """The leases that have not ended, each with the future that is done when it ends."""
         self._thread: Final = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     async def end(self, lives: Collection[tuple[RenewedLease, Future[None]]]) -> None:
-        """End leases, and wait until they are given back."""
+        """End leases, and wait until they have been given back."""
         for lease, life in lives:
             if not life.done():
-                self.loop.call_soon_threadsafe(self.loop.call_soon, lease.end)  # not before its life has begun
+                self.loop.call_soon_threadsafe(self.loop.call_soon, lease.end)  # call_soon again: `live` begins first
         await asyncio.gather(*(asyncio.wrap_future(life) for _, life in lives))
 
     async def close(self, finish: Callable[[], Coroutine[Any, Any, None]] | None) -> None:

@@ -2526,7 +2526,7 @@ PATCHES = [
     Patch(
         "s3, wake-ups: one of another's form hides the rest",
         f"{S3}/_wakeups.py",
-        "                    continue  # somebody else's",
+        "                    continue  # another program's object",
         "                    return found",
         ("tests/s3/test_wakeups.py::test_objects_of_others_are_passed_over",),
     ),
@@ -3652,7 +3652,7 @@ PATCHES = [
     Patch(
         "sync: a second Ctrl-C at once leaves a function that nobody calls any more",
         f"{CORE}/sync/_loop.py",
-        "                self._loop.call_soon_threadsafe(self._give_up)  # it may have come before the first one\n",
+        "                self._loop.call_soon_threadsafe(self._give_up)  # the interrupt may have come before the first such call\n",
         "",
         ("tests/sync/test_runner.py::test_ctrl_c_twice_in_a_row_leaves_nothing_that_hangs",),
     ),

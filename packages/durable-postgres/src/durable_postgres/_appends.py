@@ -1,4 +1,4 @@
-"""Claiming slots, many in one statement."""
+"""Claims slots, many in one statement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .errors import RowRefused
 
 
 class Writer:
-    """Combines concurrent appends into few inserts, one batch at a time on a connection of its own."""
+    """Combines concurrent appends into few inserts. Sends one batch at a time, on a connection of its own."""
 
     def __init__(self, connections: Connections, statements: Statements, holds: Callable[[str], bool]) -> None:
         self._own: Final = connections.own()
@@ -31,7 +31,7 @@ class Writer:
             async with self._own.use() as connection:
                 return await claim(connection, self._statements, records, self._seconds, self._holds)
 
-        # A row that was written before the connection broke holds its slot, and is found there.
+        # Safe to repeat: a row that was written before the connection broke is found in its slot.
         return await retry(write)
 
 
@@ -42,10 +42,9 @@ async def claim(
     seconds: float,
     holds: Callable[[str], bool],
 ) -> Sequence[StepRecord]:
-    """Claim the slot of each record; return for each the one that holds its slot, which is itself if it won.
+    """Claim the slot of each record. Return the holder of each slot, the record itself if it won.
 
-    Watches are told of it, but not of what happens in runs that this store `holds`, unless it ends them: all commits that tell
-    something wait for each other.
+    Notifies watches, except about runs that this store `holds` and that don't end: all commits that notify wait for each other.
     """
     told = [record.run_id for record in records if not holds(record.run_id) or (record.step_id == FLOW and has_ended(record))]
     holders: dict[tuple[str, str, int], StepRecord] = {}
@@ -56,7 +55,7 @@ async def claim(
         slots = map(list, zip(*map(slot_of, missing), strict=True))
         for holder in map(statements.record, await connection.fetch(statements.holders, *slots, timeout=seconds)):
             holders[slot_of(holder)] = holder
-        # A slot that was taken and is empty now has been cleared in between: claim it again.
+        # A slot that was taken and is now empty was cleared in between: claim it again.
         missing = [record for record in missing if slot_of(record) not in holders]
     if not holders:
         return records
@@ -67,8 +66,8 @@ async def claim(
 async def _insert(
     connection: Connection, statements: Statements, records: Sequence[StepRecord], seconds: float, told: Collection[str]
 ) -> int:
-    """Insert the records whose slots are empty, and return how many; flows also into the index. Tell the watches of `told`."""
-    # In the order of the key, like every batch, so that no two of them wait for each other.
+    """Insert the records with empty slots, flows also into the index, and notify the watches of `told`. Return how many."""
+    # Every batch inserts in the order of the key, so that no two batches deadlock.
     rows = as_json(sorted(records, key=slot_of))
     flows = [record for record in records if record.step_id == FLOW]
     if not flows and not told:

@@ -24,23 +24,23 @@ _log: Final = logging.getLogger("durable_postgres")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds after which the store gives up, and seconds between two looks."""
+    """Seconds until the store gives up, and seconds between checks."""
 
     connect: float = 10.0
     turn: float = 60.0
-    """For a free connection of the pool."""
+    """To wait for a free connection of the pool."""
     statement: float = 10.0
     read: float = 60.0
-    """For a statement that may concern a long log, and for a commit, which also checks the constraints that were deferred."""
+    """For statements on a long log, and for commits, which also check deferred constraints."""
     close: float = 10.0
     ping: float = 5.0
-    """Between two looks at the connection that holds the locks, and at the one that listens."""
+    """Between checks of the connection with the locks, and of the one that listens."""
     probe: float = 5.0
-    """For the way of a token to the connection that listens."""
+    """To wait until the listening connection receives a token."""
 
 
 class Connections:
-    """A pool that was given, or that is made at first use. Before the first connection is lent, the table is made sure of."""
+    """The connections of a store: the caller's pool, or one made at first use. Prepares the table before it lends any."""
 
     def __init__(self, table: Table, limits: Limits, make: Callable[[], Pool], *, host: str = "", given: bool = False) -> None:
         self.table: Final = table
@@ -58,7 +58,7 @@ class Connections:
         return f"PostgreSQL table {self.table.sql}{self._host and f' at {self._host}'}"
 
     async def fetch(self, query: str, *arguments: Any, within: float) -> list[Any]:
-        """Run one statement that may be run twice, on any connection, and return its rows."""
+        """Run one statement on any connection, and return its rows. The statement may run twice."""
 
         async def once() -> list[Any]:
             async with self.borrow() as connection:
@@ -68,7 +68,7 @@ class Connections:
 
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[Connection]:
-        """Take a connection for the length of the context, in which the driver's errors become the store's."""
+        """Take a connection for the length of the context. Turns the driver's errors into the store's."""
         connection = await self.acquire(within=self.limits.turn)
         try:
             with self.guard(connection):
@@ -77,7 +77,7 @@ class Connections:
             await self.release(connection)
 
     async def acquire(self, *, within: float | None = None) -> Connection:
-        """Take a connection out of the pool; give it back with `release`, or drop it."""
+        """Take a connection out of the pool. Give it back with `release`, or drop it."""
         await self.ready()
         connection = await self._lend(within)
         if self._is_closed:
@@ -86,14 +86,14 @@ class Connections:
         return connection
 
     async def ready(self) -> None:
-        """Make sure of the table, before anything is done with it."""
+        """Open the pool and prepare the table, once."""
         if not self._is_ready:
             await self._open()
 
     async def release(self, connection: Connection) -> None:
-        """Give a connection back, reset; one in a transaction, or that can't be reset, is dropped without an error."""
+        """Reset a connection and give it back. Drop it if it is in a transaction or can't be reset."""
         if self._pool is None or not is_open(connection) or connection.is_in_transaction():
-            drop(connection)  # at once: whoever is cancelled awaits nothing more
+            drop(connection)  # without awaiting anything: the caller may have been cancelled
             return
         try:
             await self._pool.release(cast("Any", connection), timeout=self.limits.close)
@@ -103,7 +103,7 @@ class Connections:
 
     @contextmanager
     def guard(self, connection: Connection) -> Iterator[None]:
-        """Turn the driver's errors into the store's, and drop a connection whose state is in doubt after them."""
+        """Turn the driver's errors into the store's. Drop the connection if the error leaves its state in doubt."""
         try:
             with driver_errors(self):
                 yield
@@ -114,7 +114,7 @@ class Connections:
             raise
 
     async def timed(self, connection: Connection, work: Awaitable[None], *, within: float) -> None:
-        """Await work that has no timeout in asyncpg, such as COMMIT; after the time limit, drop the connection."""
+        """Await work that has no timeout in asyncpg, such as COMMIT. Drop the connection when the time is up."""
         with self.guard(connection):
             try:
                 async with asyncio.timeout(within):
@@ -124,16 +124,16 @@ class Connections:
 
     @property
     def can_spare_one(self) -> bool:
-        """Return True if the pool, which is ready, has a connection more than the store needs."""
+        """Return True if the pool has a connection more than the store needs. Call `ready` first."""
         return self._pool is not None and self._pool.get_max_size() > LEAST_CONNECTIONS
 
     def own(self, begin: Callable[[Connection], Awaitable[None]] | None = None) -> OwnConnection:
-        """Make room for a connection kept out of the pool; `begin` is called with each that is taken for it."""
+        """Make a connection that stays out of the pool. `begin` is called with each connection that it takes."""
         self._own.append(OwnConnection(self, begin))
         return self._own[-1]
 
     async def close(self) -> None:
-        """Drop the connections kept out of the pool, and close the pool if it is our own; what doesn't come back is cut."""
+        """Drop the connections kept out of the pool, and close the pool if it is ours. Cut connections that don't come back."""
         self._is_closed = True
         for own in self._own:
             own.close()
@@ -149,7 +149,7 @@ class Connections:
             raise closed(self)
         with driver_errors(self):
             try:
-                # A proxy that has all of a connection's methods.
+                # The pool returns a proxy with all methods of a connection.
                 return cast("Connection", await pool.acquire(timeout=within))
             except TimeoutError as error:
                 if within is None or pool.get_idle_size() or pool.get_size() < pool.get_max_size():
@@ -179,7 +179,7 @@ class Connections:
                 if not self.is_given:
                     pool.terminate()
                 if isinstance(error, ValueError):
-                    # The driver's own words could repeat a part of the URL that is secret.
+                    # The driver's message could repeat a secret part of the URL.
                     expected = "expected postgresql://user:password@host:port/database?option=value"
                     raise StoreError(f"{self}: asyncpg can't read the URL; {expected}") from None
                 raise
@@ -200,7 +200,7 @@ def closed(store: object) -> StoreError:
 
 
 class OwnConnection:
-    """One connection kept out of the pool: taking and resetting one for each statement would cost too much."""
+    """A connection kept out of the pool, because taking and resetting one for each statement would cost too much."""
 
     def __init__(self, connections: Connections, begin: Callable[[Connection], Awaitable[None]] | None) -> None:
         self._connections: Final = connections
@@ -209,7 +209,7 @@ class OwnConnection:
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Connection]:
-        """Lend the connection, to one user at a time; after one that failed, the next gets another connection."""
+        """Lend the connection, to one caller at a time. If it was lost, take another from the pool first."""
         connection = self._connection
         if connection is None or not is_open(connection):
             connection = await self._connections.acquire(within=self._connections.limits.turn)
@@ -221,13 +221,13 @@ class OwnConnection:
             yield connection
 
     def close(self) -> None:
-        """Drop the connection, also if it is still at work."""
+        """Drop the connection, even if it is in use."""
         if self._connection is not None:
             drop(self._connection)
 
 
 def is_open(connection: Connection) -> bool:
-    """Return True if the connection is usable, as far as this end knows."""
+    """Return True if the connection is open, as far as this end knows."""
     try:
         return not connection.is_closed()
     except asyncpg.InterfaceError:  # it died, and the pool took it back
@@ -235,6 +235,6 @@ def is_open(connection: Connection) -> bool:
 
 
 def drop(connection: Connection) -> None:
-    """Close a connection at once; the pool makes another in its place."""
+    """Close a connection at once. The pool makes another in its place."""
     with suppress(asyncpg.InterfaceError):
         connection.terminate()

@@ -1,4 +1,4 @@
-"""The driver's errors as the store's, each with what to do."""
+"""Turns the driver's errors into the store's, which say what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 AWAY: Final = "is the server up? check host and port in the URL, PGHOST or PGPORT"
 _CONFLICTS: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
-# After a failover a connection may reach a server that is read-only: the next one may reach the new primary.
+# After a failover, a connection may reach a read-only server, and the next one the new primary.
 _READ_ONLY: Final = asyncpg.ReadOnlySQLTransactionError
 _ENDED: Final = (
     asyncpg.PostgresConnectionError,
@@ -28,15 +28,15 @@ _ENDED: Final = (
     asyncpg.CannotConnectNowError,
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
-# The server refuses a single row for these: the others of its batch are sent again without it.
+# The server refuses a single row with these. The rest of its batch is sent again without it.
 _REFUSED: Final = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.ProgramLimitExceededError,
     asyncpg.RaiseError,
 )
-# The first line that fits tells the store's class, and what to do. A server that is not the primary may be promoted, and
-# after the server's last words the protocol is out of step.
+# The first line that matches gives the class of the error and the advice. TargetServerAttributeNotMatched counts as a lost
+# connection because a standby may be promoted, InternalClientError because the protocol may be out of step when a server ends.
 _MEANINGS: Final[tuple[tuple[Any, type[StoreError], str], ...]] = (
     (_CONFLICTS, TransactionConflict, ""),
     (_READ_ONLY, ConnectionLost, "if you made the pool, give asyncpg.create_pool target_session_attrs='read-write'"),
@@ -64,14 +64,14 @@ _MEANINGS: Final[tuple[tuple[Any, type[StoreError], str], ...]] = (
         " you made the pool",
     ),
 )
-# asyncpg says this of a connection that is gone, or still busy with work that was given up.
+# asyncpg's words for a connection that is gone, or still busy with abandoned work.
 _UNUSABLE: Final = re.compile("closed|released|operation is (in progress|cancelling)")
 _MAX_CONFLICTS: Final = 10
 
 
 @contextmanager
 def driver_errors(target: object) -> Iterator[None]:
-    """Turn an error of the driver in the context into a `StoreError` that names `target`."""
+    """Turn an error of the driver into a `StoreError` that names `target`."""
     try:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
@@ -79,18 +79,18 @@ def driver_errors(target: object) -> Iterator[None]:
 
 
 def is_retryable(error: BaseException | None) -> bool:
-    """Return True if `error`, or one that caused it, means that the transaction left nothing behind and may be run again."""
+    """Return True if `error`, or an error that caused it, means that the transaction may run again."""
     chain: list[BaseException] = []
-    while error is not None and error not in chain:  # `raise error from error` makes a ring
+    while error is not None and error not in chain:  # `raise error from error` makes a circle
         chain.append(error)
         error = error.__cause__
     return any(isinstance(each, (ConnectionLost, TransactionConflict, *_CONFLICTS, _READ_ONLY, *_ENDED)) for each in chain)
 
 
 async def retry(work: Callable[[], Awaitable[T]]) -> T:
-    """Do `work` again when its connection was lost, once, and when it met another transaction, a few times.
+    """Do `work`. Repeat it once after a lost connection, and up to nine times after a conflict with another transaction.
 
-    Only for work that may be done twice. A connection that a firewall dropped while idle is noticed only here.
+    Only for work that may be done twice. Only this notices that a firewall dropped an idle connection.
     """
     lost, conflicts = False, 0
     while True:

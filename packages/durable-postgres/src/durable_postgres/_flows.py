@@ -1,4 +1,4 @@
-"""The table of flows, which finds runs by how they stand: filled from a log that is older than it."""
+"""Fills the table of flows from a log that is older than the table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log: Final = logging.getLogger("durable_postgres")
 async def fill(connection: Connection, table: Table) -> None:
     """Write the state of each run with a flow, in the transaction that made the table."""
     statements = Statements(table)
-    # Meanwhile, processes of an older version may append, and don't write the index.
+    # Keep processes of an older version from appending meanwhile: they don't write the table of flows.
     await connection.execute(f"lock table {table.sql} in share row exclusive mode")
     last = ""
     while runs := [run_id for (run_id,) in await connection.fetch(statements.runs, "", last, _PAGE)]:

@@ -1,4 +1,4 @@
-"""The store's part in a transaction that the caller began on a connection of its own."""
+"""Joins a transaction that the caller began on its own connection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NEWEST: Final = -1
 
 
 class JoinedTransaction(Joined):
-    """Reads and appends within the caller's transaction, and leaves its end and its connection to the caller."""
+    """Reads and appends in the caller's transaction. Never ends it, and never closes its connection."""
 
     def __init__(self, connections: Connections, statements: Statements, holds: Callable[[str], bool], connection: Any) -> None:
         if not isinstance(connection, Connection):

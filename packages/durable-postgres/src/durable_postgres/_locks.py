@@ -1,4 +1,4 @@
-"""One runner at a time: advisory locks on one connection, taken and given in batches."""
+"""Locks on runs: advisory locks on one connection, taken and released in batches."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ select (select count(*) from pg_locks where not fastpath and mode <> 'SIReadLock
     current_setting('max_locks_per_transaction')::bigint
         * (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint)
 """
-# All settings are local to the transaction that holds the locks, so that a pooler's other clients see nothing of them.
-# The server ends the session half a minute after it last heard from this machine.
+# All settings are local to the transaction with the locks, so that other clients of a pooler don't get them. The server ends the
+# session half a minute after it last heard from this machine.
 _BEGIN: Final = """
 select pg_backend_pid(), count(done) from (
     select set_config(name, '0', true) from pg_settings
@@ -45,19 +45,19 @@ select pg_backend_pid(), count(done) from (
         $1 || coalesce(' (' || nullif(current_setting('application_name'), '') || ')', ''), true)
 ) as settings(done)
 """
-# The advisory locks of this database that are held, by which of the server's processes.
+# The advisory locks held in this database, each with the server process that holds it.
 _HELD: Final = """
     (select pid, (classid::bigint << 32) | objid::bigint from pg_locks where locktype = 'advisory' and objsubid = 1 and granted
         and database = (select oid from pg_database where datname = current_database())) as held(pid, key)"""
 
 Change = tuple["HeldLock", bool]
-"""A lock, and whether to take it or to give it."""
+"""A lock, and True to take it or False to release it."""
 
 
 class Locks:
-    """Session locks taken inside one open transaction, so that a pooler keeps the session ours.
+    """Session locks, taken inside one open transaction so that a pooler leaves us the session.
 
-    The server gives a session its own lock twice: among the runners of this store, a dictionary decides.
+    The server would grant a session its own lock twice, so `_held` decides between runners of this store.
     """
 
     def __init__(self, connections: Connections) -> None:
@@ -70,8 +70,8 @@ class Locks:
         self._submit: Final = Batcher(self._flush, size=lambda _: 8).submit
         self._turn: Final = asyncio.Lock()
         self._own: Final = connections.own(self._begin)
-        self._pid = 0  # of the server's process, which a pooler hides
-        self._room = 0  # how many more locks may be taken before the server's are counted again
+        self._pid = 0  # of the server's process; asked for, because asyncpg doesn't know it behind a pooler
+        self._room = 0  # how many more locks we may take before we count the server's locks again
         self._watcher: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -103,7 +103,7 @@ class Locks:
         return self._held[key].holder if key in self._held else await self._holders.get(key)
 
     async def holders(self, run_ids: Collection[str]) -> Mapping[str, Holder]:
-        """Return the holders of the runs that are held."""
+        """Return the holder of each run that is held."""
         keys = {run_id: lock_key(self._table, run_id) for run_id in run_ids}
         others = [key for key in keys.values() if key not in self._held]
         found = dict(zip(others, await self._holders.find(others) if others else (), strict=True))
@@ -117,10 +117,10 @@ class Locks:
 
     async def _give(self, lease: HeldLock) -> None:
         try:
-            with suppress(StoreError):  # the connection was cut, which gives it up just as well
+            with suppress(StoreError):  # the connection was lost, and the lock with it
                 await self._submit((lease, False))
         except asyncio.CancelledError:
-            # Repeat it in a task, which no cancellation reaches. Releasing a lock twice does nothing the second time.
+            # Repeat it in a task that can't be cancelled. Releasing a lock a second time does nothing.
             with suppress(StoreError):
                 await to_the_end(self._submit((lease, False)))
             raise
@@ -129,12 +129,12 @@ class Locks:
             del self._held[lease.key], self._of_runs[lease.run_id]
 
     async def _flush(self, asked: Sequence[Change]) -> Sequence[None]:
-        # A statement that is broken off would end the transaction and lose every lock.
+        # Cancelling a statement would end the transaction, and lose every lock.
         await to_the_end(self._exchange(asked))
         return [None] * len(asked)
 
     async def _exchange(self, asked: Sequence[Change]) -> None:
-        """Take and release locks in one statement. A lock for which the server has no room gets a `refusal`."""
+        """Take and release locks in one statement. Set `refusal` on locks for which the server has no room."""
         takes = [lease for lease, take in asked if take]
         async with self._turn:
             if takes or any(lease.is_held for lease, _ in asked):
@@ -155,14 +155,14 @@ class Locks:
         rows = await connection.fetch(_TAKE_AND_GIVE, keys, takes, timeout=self._limits.statement)
         for (lease, take), (done,) in zip(asked, rows, strict=True):
             if done:
-                # Not the pool's proxy of it, which answers four times as slowly: each step asks twice whether it lives.
+                # The connection itself: each step asks twice whether it is open, and the pool's proxy takes four times as long.
                 lease.connection = cast("Any", connection)._con if take else None
 
     async def _count(self, connection: Connection, takes: Sequence[HeldLock]) -> None:
         """Count the server's locks, and refuse those of `takes` that exceed the half that stores may use."""
         ((used, total),) = await connection.fetch(_COUNT, timeout=self._limits.statement)
         free = max(total // 2 - used, 0)
-        # An eighth of the rest may be taken without counting again, because other stores count and take theirs too.
+        # Take an eighth of the rest without counting again. Other stores count and take locks, too.
         self._room = len(takes) + max(free - len(takes), 0) // 8
         for lease in takes[free:]:
             why = f"{used:,} of the server's {total:,} locks are in use, and half of them are left to its other clients"
@@ -175,7 +175,7 @@ class Locks:
         )
 
     async def _recover(self, connection: Connection, asked: Sequence[Change]) -> None:
-        """Continue with the locks that were held before. They outlive the failed transaction."""
+        """Begin a new transaction, and keep the locks held before: session locks outlive the failed transaction."""
         # Chained, so that a pooler can't give the session to others in between.
         await connection.execute("rollback and chain", timeout=self._limits.statement)
         await self._set(connection)
@@ -192,11 +192,11 @@ class Locks:
         self._room, self._pid = 0, await connection.fetchval(_BEGIN, me, timeout=self._limits.statement)
 
     async def _watch(self) -> None:
-        """Ask from time to time whether the connection lives, and note since when locks are held."""
+        """Check the connection from time to time, and write down since when locks are held."""
         while self._held:
             await asyncio.sleep(self._limits.ping)
             new = [lease for lease in self._held.values() if lease.is_held and not lease.is_noted]
-            with suppress(StoreError, TimeoutError):  # the next time will do
+            with suppress(StoreError, TimeoutError):  # the next round tries again
                 if new:
                     async with asyncio.timeout(self._limits.statement):
                         await self._holders.note(self._pid, {lease.key: lease.holder.since for lease in new})
@@ -204,14 +204,14 @@ class Locks:
                     lease.is_noted = True
             with suppress(StoreError):
                 async with self._turn, self._own.use() as connection:
-                    self._room = 0  # others may have taken it meanwhile
-                    # A simple query: it also ends the portal of the statement before, whose snapshot would hold back vacuum.
+                    self._room = 0  # other clients may have taken locks meanwhile
+                    # A simple query: it also ends the last statement's portal, and its snapshot, which would hold back vacuum.
                     await connection.execute("select 1", timeout=self._limits.statement)
         self._own.close()
 
 
 class HeldLock(Lease):
-    """A run's lock, for as long as the connection that took it lives."""
+    """A run's lock. It ends with the connection that took it."""
 
     def __init__(self, run_id: str, key: int) -> None:
         self.run_id: Final = run_id
@@ -223,7 +223,7 @@ class HeldLock(Lease):
 
     @property
     def is_held(self) -> bool:
-        """The very connection that took the lock is there."""
+        """True while the connection that took the lock is open."""
         return self.connection is not None and not self.connection.is_closed() and not _has_ended(self.connection)
 
     def check(self) -> None:
@@ -234,11 +234,11 @@ class HeldLock(Lease):
 
 
 def _has_ended(connection: Connection) -> bool:
-    """Return True if the server has ended the connection. The loop, and with it asyncpg, may learn that a moment later."""
+    """Return True if the server has ended the connection. Asks the socket: asyncpg may learn that a moment later."""
     if not hasattr(select, "poll"):  # on Windows
         return False
     fd = cast("Any", connection)._transport.get_extra_info("socket").fileno()
-    if fd < 0:  # closed by the loop's thread just now
+    if fd < 0:  # the loop's thread has just closed it
         return True
     poll = select.poll()
     poll.register(fd, getattr(select, "POLLRDHUP", 0))
@@ -246,9 +246,9 @@ def _has_ended(connection: Connection) -> bool:
 
 
 class Holders:
-    """Finds the holder of a run's lock. The server knows it, and a separate table knows since when.
+    """Finds the holder of a run's lock. The server knows the holder; a separate table says since when.
 
-    A lock gets its row there with the next ping after it was taken, so that short runs cost no write.
+    A lock gets its row at the first ping after it was taken, so that short runs cost no write.
     """
 
     def __init__(self, connections: Connections) -> None:
@@ -273,6 +273,6 @@ class Holders:
         return [found.get(key) for key in keys]
 
     async def note(self, pid: int, since: Mapping[int, datetime | None]) -> None:
-        """Write down since when the server's process `pid` holds these locks, and forget those that nobody holds any more."""
+        """Write down since when the server process `pid` holds these locks. Delete the rows of locks that nobody holds."""
         await self._fetch(self._forget)
         await self._fetch(self._note, pid, [*since], [*since.values()])

@@ -1,4 +1,4 @@
-"""What a store's URL may say."""
+"""The options in a store's URL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from durable_core import StoreError, StoreURL
 from durable_core.stores.urls import integer
 
-# Options of asyncpg, and settings of the server that people put into URLs.
+# Options of asyncpg, and settings of the server that a URL may have.
 # fmt: off
 _DRIVER: Final = frozenset((
     "database", "dbname", "gsslib", "host", "krbsrvname", "passfile", "password", "port", "service", "ssl_max_protocol_version",
@@ -23,7 +23,7 @@ _DRIVER: Final = frozenset((
 # fmt: on
 _SESSION: Final = "target_session_attrs"
 
-# The store keeps two connections for appends, one for locks and one for reading; transactions take the others.
+# The store keeps two connections for appends, one for locks and one for reading. Transactions use the rest.
 LEAST_CONNECTIONS: Final = 5
 
 
@@ -37,7 +37,7 @@ _OURS: Final[Mapping[str, Callable[[str], Any]]] = {
 
 
 def parse_url(url: str) -> tuple[str, dict[str, Any], str]:
-    """Split a store's URL into the driver's DSN, our own options, and the host that errors name."""
+    """Split a store's URL into the driver's DSN, our own options, and the host to name in errors."""
     store_url = StoreURL(url)
     store_url.require_server()
     options = store_url.options(_OURS, also=_DRIVER)

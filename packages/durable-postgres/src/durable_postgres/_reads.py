@@ -1,4 +1,4 @@
-"""Reading many steps or short runs in one statement, and a long run page by page."""
+"""Reads many steps or short runs in one statement, and a long run page by page."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Query = tuple[str, str | None]
 
 
 class Reads:
-    """Reads newest entries and whole runs; concurrent reads share statements."""
+    """Reads newest entries and whole runs. Concurrent reads share statements."""
 
     def __init__(self, connections: Connections, statements: Statements) -> None:
         self._connections: Final = connections
         self._statements: Final = statements
         self._limits: Final = connections.limits
         self._own: Final = connections.own()
-        # At most 500 steps or 100 runs a statement: a step is one row, and a short run may be 200.
+        # At most 500 steps or 100 runs a statement: a step is one row, and a short run up to 200.
         self._read: Final = Batcher(
             self._flush, size=lambda asked: 1 if asked[1] else 5, max_items=500, max_bytes=500, refused=RowRefused
         ).submit
@@ -50,9 +50,9 @@ class Reads:
         return await retry(lambda: self._long(run_id)) if len(records) > _SHORT else records
 
     async def newer(self, known: Sequence[tuple[str, str, int]]) -> Sequence[StepRecord]:
-        """Read the newest entries of those steps that have one above the revision that is known.
+        """Read the newest entry of each step that has a higher revision than the known one.
 
-        Raises `RowRefused` for a row that can't be read once there is nothing else to return: it hides no other.
+        Passes over a row that can't be read, and raises its `RowRefused` only if there is nothing else to return.
         """
         if not known:
             return []
@@ -77,9 +77,9 @@ class Reads:
         before: tuple[datetime, str] | None,
         limit: int,
     ) -> Sequence[StepRecord]:
-        """Read the newest entries of flows, those that began last first.
+        """Read the newest entries of flows, the latest start first.
 
-        One that can't be read hides no other: raises `RowRefused` where there is nothing else to return.
+        Passes over a row that can't be read, and raises its `RowRefused` only if there is nothing else to return.
         """
         query, own = (self._statements.flows, ()) if names is None else (self._statements.flows_named, ([*frozenset(names)],))
         stands = [*(FLOW_STATES if states is None else frozenset(states))]
@@ -90,7 +90,7 @@ class Reads:
             rows = await self._connections.fetch(query, *asked, within=self._limits.read)
             for began, run_id, *entry in rows:
                 before = began, run_id
-                if entry[0] is None:  # somebody removed it by hand: it is in the index alone
+                if entry[0] is None:  # only the index has it: somebody deleted the row by hand
                     continue
                 try:
                     found.append(self._statements.record(entry))
@@ -129,8 +129,8 @@ class Reads:
             return [record async for page in self.pages(connection, run_id) for record in page]
 
     async def pages(self, connection: Connection, run_id: str) -> AsyncGenerator[Sequence[StepRecord]]:
-        """Read a run of any length, a page in memory at a time; a connection left in the middle is not used again."""
-        # One statement, and so one snapshot: separate reads could show a later entry without an earlier one.
+        """Read a run of any length, with one page in memory at a time. If the caller stops early, the connection is dropped."""
+        # One statement has one snapshot. Separate reads could show a later entry without an earlier one.
         sql = connection.transaction(readonly=True)
         await self._connections.timed(connection, sql.start(), within=self._limits.read)
         cursor = await connection.cursor(self._statements.read, run_id, timeout=self._limits.read)

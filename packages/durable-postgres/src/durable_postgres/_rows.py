@@ -1,4 +1,4 @@
-"""Records as rows: what goes into a statement, and what comes back."""
+"""Records as rows, and the SQL statements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from durable_core.stores.flows import FLOW
 from ._schema import Table
 from .errors import RowDamaged, RowRefused
 
-# JSON is sent as text, because a pool may have its own codecs for json, and `null` is a value but NULL isn't.
+# We send and read JSON as text. A pool may have its own codecs for json, and JSON's `null` differs from NULL.
 _COLUMNS: Final = {
     "run_id": "text",
     "step_id": "text",
@@ -36,7 +36,7 @@ _COLUMNS: Final = {
     "note": "json",
 }
 _NAMES: Final = ", ".join(_COLUMNS)
-# A time that Python's datetime can't hold is read as the nearest one. Otherwise the driver would refuse all rows.
+# Read a time that Python's datetime can't hold as the nearest one that it can. Otherwise the driver would refuse all rows.
 READ_AS: Final = {
     "json": "t.{0}::text",
     "timestamptz": "case when t.{0} is not null then"
@@ -50,9 +50,9 @@ _decode_error: Final = msgspec.json.Decoder(StepError).decode
 
 
 def as_json(records: Iterable[StepRecord]) -> str:
-    """Write records as the statement `insert` takes them: their fields are the columns, and bytes are base64.
+    """Encode records for the statement `insert`: one field for each column, bytes as base64.
 
-    Raises `RowRefused` if a record contains something that isn't JSON, so that it fails alone.
+    Raises `RowRefused` if a record contains something that JSON can't hold, so that only that record fails.
     """
     try:
         return _encode([*map(_with_text, records)]).decode()
@@ -61,7 +61,7 @@ def as_json(records: Iterable[StepRecord]) -> str:
 
 
 def _with_text(record: StepRecord) -> StepRecord:
-    """Put JSON into the record as text, because the server accepts no escaped NUL in its own JSON."""
+    """Put the record's JSON into text: the server refuses an escaped NUL when it parses JSON itself."""
     if record.error is None and record.note is None:
         return record
     error, note = (None if value is None else _encode(value).decode() for value in (record.error, record.note))
@@ -69,24 +69,24 @@ def _with_text(record: StepRecord) -> StepRecord:
 
 
 def size_of(record: StepRecord) -> int:
-    """About how many bytes the record takes in a statement."""
+    """Return about how many bytes the record takes in a statement."""
     return 400 + len(record.result or b"") + len(repr(record.error)) + len(repr(record.note))
 
 
 class Statements:
-    """The SQL of a store on one table, and the records that it finds there."""
+    """The SQL of a store on one table, and the conversion of rows to records."""
 
     def __init__(self, table: Table) -> None:
         self._table: Final = table.sql
         casts = ", ".join(f"{name}::json" if type_ == "json" else name for name, type_ in _COLUMNS.items())
         casts = casts.replace("result::", "convert_from(decode(result, 'base64'), 'UTF8')::")
         texts = ", ".join(f"{name} {'text' if type_ == 'json' else type_}" for name, type_ in _COLUMNS.items())
-        # Neither `returning` nor a union finds the row of a rival that commits while this waits; the row count does.
+        # The row count shows lost slots. `returning` or a union would miss the row of a rival that commits while this waits.
         self.insert: Final = (
             f"insert into {table.sql} ({_NAMES}) select {casts}"
             f" from json_to_recordset($1::text::json) as new({texts}) on conflict do nothing"
         )
-        # Told in the statement that appends: heard once that has committed, and only then.
+        # Notify in the statement that appends, so that watches hear of it only after the commit.
         added = f"with added as ({self.insert} returning run_id, step_id, revision, id, name, started_at)"
         count = f"""
             select count(*),
@@ -113,12 +113,12 @@ class Statements:
             " and revision > known.revision order by revision desc limit 1) as t"
         )
         self.read: Final = f"select {_SELECTED} from {table.sql} t where run_id = $1 order by seq"
-        # Without an inner order, so that a long run isn't sorted needlessly.
+        # No inner `order by`, so that a long run isn't sorted in vain.
         self.read_short: Final = (
             f"select {_SELECTED} from unnest($1::text[]) as asked(run_id) cross join lateral"
             f" (select * from {table.sql} where run_id = asked.run_id limit $2) as t order by t.seq"
         )
-        # Entries that are appended meanwhile stay, in the log and in the index.
+        # Keeps entries that are appended meanwhile, in the log and in the index.
         self.clear: Final = f"""
             with cleared as (delete from {table.sql} where run_id = $1 returning step_id, revision)
             delete from {table.flows} where run_id = $1
@@ -140,7 +140,7 @@ class Statements:
         self.index: Final = (
             f"insert into {table.flows} select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::timestamptz[])"
         )
-        # The answer to a statement that was lost is asked for again: it sets nothing twice.
+        # If the answer is lost, the statement runs again. It sets nothing twice.
         self.set_wakeups: Final = f"""
             with added as (
                 insert into {table.wakes} (token, run_id, flow, at, shows_at) select token, run_id, flow, at, at
@@ -148,8 +148,8 @@ class Statements:
                 on conflict do nothing
             )
             select clock_timestamp()"""
-        # The first ones of each flow, by an index in order, and thirty more than are asked for, since others may be taking some.
-        # Only what is taken is locked. The time stands in a query of its own, or no index would be used.
+        # Reads the first wake-ups of each flow from an index, thirty more than asked for: others may be taking some. Locks only
+        # those that it takes. The time is a query of its own, or the index would not be used.
         self.take_wakeups: Final = f"""
             with clock(now) as materialized (select clock_timestamp()),
             first as materialized (
@@ -177,7 +177,7 @@ class Statements:
         (run, step, revision, status, kind, name, attempt, started, ended, until, id_, fingerprint, result, error, note) = row
         try:
             return StepRecord(
-                # One string in memory for many rows, or for two columns.
+                # Interned, so that many rows share one string.
                 run_id=intern(run),
                 step_id=step,
                 revision=revision,
@@ -202,7 +202,7 @@ class Statements:
 
 
 def _flows(table: Table, names: str, is_named: str) -> str:
-    """Select a page of flows, each after its place: of each state, and name, as many as the page has, by an index in order."""
+    """Return the SQL for a page of flows. It reads a page of each state and name from an index, then takes the first of all."""
     return f"""
         select found.started_at, found.run_id, {_SELECTED} from unnest($2::text[]) as stands(state) {names} cross join lateral (
             select f.run_id, f.revision, f.started_at from {table.flows} f

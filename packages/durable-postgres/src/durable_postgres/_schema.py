@@ -1,4 +1,4 @@
-"""The tables: their names, their columns, and how they are made."""
+"""The tables: their names, their columns, and how they are created."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,56}")  # the name of the tab
 LAYOUT: Final = 4
 _FLOWS_SINCE: Final = 3
 _MARK: Final = "durable-postgres layout "
-# The statements that lead from layout n to n + 1.
+# The n-th statement migrates from layout n to layout n + 1.
 _MIGRATIONS: Final = (
     """
 create table {table} (
@@ -73,7 +73,7 @@ create index on {wakes} (flow, shows_at);
 
 
 class Table:
-    """The log's table in a database; beside it one that tells since when runs are held, one of how flows stand, and wake-ups."""
+    """The tables of a store: the log, since when runs are locked, the states of flows, and wake-ups."""
 
     def __init__(self, schema: str, table: str) -> None:
         for name in (schema, table):
@@ -88,20 +88,18 @@ class Table:
         self.flows: Final = f'"{schema}"."{table}_flows"'
         self.wakes: Final = f'"{schema}"."{table}_wakes"'
         self.channel: Final = f"durable_{lock_key(self.sql, 'watch') % 2**64:016x}"
-        """Of LISTEN and NOTIFY: a name of at most 63 bytes."""
+        """The channel of LISTEN and NOTIFY. PostgreSQL allows at most 63 bytes."""
 
     def migration(self, layout: int) -> str:
-        """Return the statements that lead from `layout` to the present one."""
+        """Return the statements that migrate from `layout` to the present one."""
         names = {"table": self.sql, "locks": self.locks, "flows": self.flows, "wakes": self.wakes}
         steps = "".join(_MIGRATIONS[layout:]).format(**names)
         return f"{steps}comment on table {self.sql} is '{_MARK}{LAYOUT}';\n"
 
     async def prepare(self, connection: Connection, fill: Callable[[Connection, Table], Awaitable[None]]) -> None:
-        """Create or migrate the table, unless it is there as it should be; any number of processes may do this at once.
+        """Create or migrate the tables if needed. Any number of processes may do this at once.
 
-        `fill` fills the table of flows from an older log.
-
-        After an error a transaction may be open: drop the connection.
+        `fill` fills the table of flows from an older log. After an error a transaction may be open, so drop the connection.
         """
         ((encoding, careless),) = await connection.fetch(
             "select current_setting('server_encoding'),"
@@ -114,7 +112,7 @@ class Table:
         if await self._layout(connection) == LAYOUT:
             return
         await connection.execute("begin isolation level read committed")
-        # One key for all tables of the schema, since it is made here too.
+        # One lock for all tables of the schema, because this creates the schema, too.
         await connection.execute("select pg_advisory_xact_lock($1)", lock_key(f'"{self.schema}"', "migration"))
         layout = await self._layout(connection)
         if layout < LAYOUT:
@@ -127,7 +125,7 @@ class Table:
         await connection.execute("commit")
 
     async def _layout(self, connection: Connection) -> int:
-        # Not by `to_regclass`, which may know nothing of a table that another session has just made.
+        # Not with `to_regclass`, which may not see a table that another session has just made.
         found = await connection.fetch(
             "select obj_description(c.oid, 'pg_class') from pg_class c join pg_namespace n on n.oid = c.relnamespace"
             " where n.nspname = $1 and c.relname = $2",
@@ -150,7 +148,7 @@ class Table:
 
 
 def lock_key(owner: str, text: str) -> int:
-    """Map `text` to one of the 2 ** 64 advisory locks of the database, another one for each owner."""
+    """Map `text` to one of the 2 ** 64 advisory locks of the database. Each owner gets another one."""
     digest = hashlib.blake2b(f"{owner}\0{text}".encode(), digest_size=8)
     return int.from_bytes(digest.digest(), signed=True)
 

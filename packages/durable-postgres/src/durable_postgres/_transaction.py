@@ -1,4 +1,4 @@
-"""A transaction that holds a step's own writes and its record."""
+"""A transaction with a step's own writes and its record."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .errors import ConnectionLost
 
 
 class Transaction:
-    """An open transaction: `connection` is asyncpg's, for your own SQL, and `append` claims the step's slot within it."""
+    """An open transaction. `connection` is asyncpg's, for your own SQL; `append` claims the step's slot in the transaction."""
 
     def __init__(
         self, connections: Connections, statements: Statements, holds: Callable[[str], bool], connection: Connection
@@ -29,16 +29,16 @@ class Transaction:
         self._won = False
 
     async def append(self, record: StepRecord) -> StepRecord:
-        """Claim the record's slot as the transaction's last act; return the record that holds it.
+        """Claim the record's slot, as the last statement of the transaction. Return the record that holds the slot.
 
-        Waits for a rival that has claimed the slot and not committed yet. Unless the holder is `record` itself, the transaction
-        is rolled back when its context ends, and so it is when this is never called.
+        Waits for a rival that has claimed the slot and not committed yet. The transaction commits when its context ends if the
+        holder is `record` itself. Otherwise, or if this is never called, it rolls back.
         """
         if not self.connection.is_in_transaction():
             raise StoreError("the transaction was ended before its record was appended; leave commit and rollback to the runner")
         seconds = self._connections.limits.statement
         with self._connections.guard(self.connection):
-            # Others wait for this claim: a process that stops dead between it and the commit must not hold them up for long.
+            # Others wait for this claim. If this process hangs before the commit, it must not hold them up for long.
             await self.connection.execute("set local idle_in_transaction_session_timeout = '10s'", timeout=seconds)
             (holder,) = await claim(self.connection, self._statements, [record], seconds, self._holds)
         self._won = holder is record
@@ -49,11 +49,11 @@ class Transaction:
     async def open(
         cls, connections: Connections, statements: Statements, holds: Callable[[str], bool]
     ) -> AsyncIterator[Transaction]:
-        """Open a transaction; commit it at the end if its record won its slot, and else roll it back.
+        """Open a transaction. At the end, commit it if its record won its slot, and otherwise roll it back.
 
-        When the connection is lost, or the commit fails, the error is one of those that `PostgresStore.is_retryable` knows.
+        If the connection is lost or the commit fails, raises an error that `PostgresStore.is_retryable` recognises.
         """
-        connection = await connections.acquire()  # however long that takes: a thousand runs may be in the queue
+        connection = await connections.acquire()  # no time limit: a thousand runs may be in the queue
         limits = connections.limits
         try:
             with connections.guard(connection):
@@ -66,7 +66,7 @@ class Transaction:
                 if not is_open(connection):
                     raise ConnectionLost(f"{connections}: the connection was lost during a transaction") from error
                 await connections.timed(connection, sql.rollback(), within=limits.statement)
-                # Perhaps the error was that the server is a standby: the next connection may reach the primary.
+                # The server may be a standby. Then drop the connection, so that the next one may reach the primary.
                 if await _is_read_only(connection, limits.statement):
                     drop(connection)
                 raise

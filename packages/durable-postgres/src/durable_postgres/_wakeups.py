@@ -1,4 +1,4 @@
-"""Wake-ups: a table of messages. Callers that take at the same time don't wait for each other."""
+"""Wake-ups: a table of messages. Concurrent takers don't wait for each other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Wakeups(SupportsWakeups):
-    """Sets, takes and clears wake-ups by the server's clock; those set or cleared at the same time share a statement."""
+    """Sets, takes and clears wake-ups by the server's clock. Concurrent sets share a statement, and so do concurrent clears."""
 
     def __init__(self, connections: Connections, statements: Statements) -> None:
         self._connections: Final = connections
@@ -61,7 +61,7 @@ class Wakeups(SupportsWakeups):
 
 
 def new_wakeup(run_id: str, flow: str, at: datetime) -> WakeUp:
-    """Make a wake-up that is not set yet."""
+    """Make a wake-up without writing it."""
     check_time(at)
     return WakeUp(run_id=run_id, flow=flow, at=at, token=token_hex(12), now=at)
 

@@ -1,4 +1,4 @@
-"""Hearing that somebody acted on a run: LISTEN, on one connection for all runs that are watched in a store."""
+"""Notifications about runs: LISTEN on one connection, for all watches of a store."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _log: Final = logging.getLogger("durable_postgres")
 
 
 class Watches:
-    """The runs that are watched, and a task that keeps one connection listening while there are any.
+    """The watched runs, and a task that keeps one connection listening while there are any.
 
-    Each message is a run's id. A pooler may take LISTEN and pass no message on: before the first watch yields, a token that was
-    sent on another connection has to come.
+    Each message is the id of a run. A pooler may accept LISTEN and then deliver nothing. So before the first watch yields, a
+    token that we send on another connection must arrive.
     """
 
     def __init__(self, connections: Connections) -> None:
@@ -35,23 +35,23 @@ class Watches:
         self._own: Final = connections.own(self._begin)
         self._watched: Final[dict[str, set[asyncio.Event]]] = {}
         self._listener: asyncio.Task[None] | None = None
-        self._token = ""  # with a line feed, which run ids can't contain
+        self._token = ""  # contains a line feed, which run ids can't
         self._listens = False
-        """The token came on this connection."""
+        """True once the token has arrived on the present connection."""
         self._has_listened = False
         self._is_over = False
-        """Nothing will be heard any more."""
+        """True once no more notifications will come."""
         self._changed = asyncio.Event()
-        """The connection was lost, or the token came."""
+        """Set when the connection is lost, or the token arrives."""
 
     async def watch(self, run_id: str) -> AsyncGenerator[None]:
-        """Yield once this listens, once after each reconnection, and whenever somebody acted on the run."""
+        """Yield when listening begins, after each reconnection, and whenever somebody acts on the run."""
         told = asyncio.Event()
         if self._listens or self._is_over:
             told.set()
         self._watched.setdefault(run_id, set()).add(told)
         if not self._is_over and (self._listener is None or self._listener.done()):
-            # In a context of its own: the caller's would keep its run alive for as long as anybody watches.
+            # In an empty context: the caller's would keep its run in memory for as long as anybody watches.
             self._listener = asyncio.create_task(self._listen(), name="durable-postgres-watch", context=Context())
         try:
             while await told.wait() and not self._is_over:
@@ -63,13 +63,13 @@ class Watches:
                 del self._watched[run_id]
 
     def close(self) -> None:
-        """End all watches; the connection goes with the others of the store."""
+        """End all watches. The store closes the connection together with its others."""
         self._end()
         if self._listener is not None:
             self._listener.cancel()
 
     async def _listen(self) -> None:
-        """Keep a connection listening, and ask from time to time whether it lives."""
+        """Keep a connection listening, and check it from time to time."""
         while self._watched and not self._is_over:
             try:
                 await self._connections.ready()
@@ -97,10 +97,10 @@ class Watches:
         await self._connections.timed(connection, listening, within=self._limits.statement)
 
     async def _probe(self, connection: Connection) -> None:
-        """Send a token and wait for it; then tell all watches, which may have missed something before."""
+        """Send a token and wait for it. Then notify all watches, because they may have missed something before."""
         self._token = f"\n{uuid4().hex}"
         await self._connections.fetch("select pg_notify($1, $2)", self._channel, self._token, within=self._limits.statement)
-        # Nothing is asked on this connection meanwhile: a pooler could pass a message on with the answer.
+        # Ask nothing on this connection meanwhile: some poolers deliver messages only along with an answer.
         await self._change(self._limits.probe)
         if self._listens:
             self._tell_all()

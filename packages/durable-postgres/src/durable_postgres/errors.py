@@ -1,4 +1,4 @@
-"""The errors of the PostgreSQL store; each is a `StoreError`."""
+"""The errors of the PostgreSQL store. Each is a `StoreError`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from durable_core import CorruptLog, StoreError
 
 
 class ConnectionLost(StoreError):
-    """The connection was lost or could not be made, so the work may have been done or not."""
+    """The connection was lost or could not be made. The work may have been done or not."""
 
 
 class TransactionConflict(StoreError):

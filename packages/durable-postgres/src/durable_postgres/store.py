@@ -1,4 +1,4 @@
-"""The PostgreSQL store: four methods, and the abilities that PostgreSQL adds."""
+"""The PostgreSQL store: the four methods, and further abilities."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class PostgresStore(
 ):
     """Keeps runs in a table of a PostgreSQL database, created at first use. `open_store("postgresql://…")` makes such a store.
 
-    `pool` is an asyncpg pool of at least five connections, which the caller closes after the store. An append is durable when its
-    commit has returned, as far as the server's settings make it so. Raises `StoreError` for all errors of server and connection.
+    `pool` is an asyncpg pool of at least five connections. Close it after the store. An append is durable when its commit has
+    returned, unless the server's settings say otherwise. Raises `StoreError` for all errors of server and connection.
     """
 
     poll_seconds: float = 2.0
@@ -85,7 +85,7 @@ class PostgresStore(
         self._is_closed = False
 
     def _here(self) -> Parts:
-        """Return the connections of the running loop. Every method calls this."""
+        """Return the connections of the running loop, made at the first call. Every method calls this."""
         is_new = self._loop.enter()
         if self._is_closed:
             raise closed(self._name)
@@ -180,7 +180,7 @@ class PostgresStore(
         return Transaction.open(parts.connections, parts.statements, parts.locks.holds)
 
     def within(self, connection: Any) -> Joined:
-        """Join the caller's transaction on an asyncpg connection, from a pool or not. What is appended commits with it.
+        """Join the caller's transaction on an asyncpg connection, from a pool or not. Appended records commit with it.
 
         Raises `TypeError` for another driver's connection, and `StoreError` for a connection that is not in a transaction. After
         an error of the server the transaction must be rolled back, as after an error of the caller's own SQL.
@@ -191,8 +191,8 @@ class PostgresStore(
     def is_retryable(self, error: BaseException) -> bool:
         """Return True if the whole transaction should run again after `error`.
 
-        That is the case for a serialisation failure (40001), a deadlock (40P01) and a lost connection, also as the cause of
-        another exception. If the connection was lost while committing, the second attempt finds the record if it was committed.
+        True for a serialisation failure (40001), a deadlock (40P01) and a lost connection, or for an exception that one of them
+        caused. If the connection was lost during the commit, the second attempt finds the record if it was committed.
         """
         return is_retryable(error)
 
@@ -211,7 +211,7 @@ class PostgresStore(
 
 
 class Parts:
-    """The state that belongs to one event loop: connections, and what waits for them."""
+    """The state that belongs to one event loop: the connections and their users."""
 
     def __init__(self, connections: Connections) -> None:
         self.connections: Final = connections
@@ -222,7 +222,7 @@ class Parts:
         self.reads: Final = Reads(connections, self.statements)
         self.wakeups: Final = Wakeups(connections, self.statements)
         self.watches: Final = Watches(connections)
-        # When a loop ends, it closes the generators that began on it, and so these connections, if nobody closed them before.
+        # A loop that ends closes its asynchronous generators. This one closes the connections, if nobody has closed them before.
         self._guard: Final = self._closing()
         with suppress(StopIteration):
             self._guard.asend(None).send(None)

@@ -1,4 +1,4 @@
-"""The requests of the store. Each is repeated if that is safe."""
+"""The store's requests to a bucket. Failed requests are repeated where that is safe."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class Bucket:
         self._writes: Final = dict(writes)
 
     async def create(self, key: str, body: bytes, *, storage_class: str | None = None, patience: float | None = None) -> bool:
-        """Put the object unless there is one at `key`, and tell whether this put it.
+        """Put the object unless there is one at `key`. Return True if this call put it.
 
-        False also when an earlier attempt put it and its answer was lost: read the object to know.
+        Also returns False if an earlier attempt put it and the answer was lost: read the object to know.
         """
 
         def create(client: Any) -> bool:
@@ -92,7 +92,7 @@ class Bucket:
         return await self._get(key, content, patience)
 
     async def read_chunks(self, key: str, consume: Callable[[Iterable[bytes]], T]) -> T | None:
-        """Call `consume` with a large object's chunks, on a thread, and return its result; again if reading fails."""
+        """Call `consume` with a large object's chunks on a thread, and return its result. Calls it again if reading fails."""
         return await self._get(key, lambda answer: consume(answer["Body"].iter_chunks(_CHUNK_BYTES)), None)
 
     async def _get(self, key: str, take: Callable[[Mapping[str, Any]], T], patience: float | None) -> T | None:
@@ -103,14 +103,14 @@ class Bucket:
                 if not _faults.missing(error):
                     raise
                 return None
-            # Not `with`, which would give the raw stream, whose reads don't notice a premature end.
+            # Not `with`, which would give the raw stream: its reads don't notice a premature end.
             with closing(answer["Body"]):
                 return take(answer)
 
         return await self._call("s3:GetObject", key, get, patience)
 
     async def pages(self, prefix: str, *, delimiter: str | None = None, most: int = PAGE) -> AsyncIterator[Page]:
-        """Yield all keys that start with `prefix`, in order, up to `most` a page; with `delimiter`, the folders alone."""
+        """Yield all keys that start with `prefix`, in order, up to `most` a page. With `delimiter`, yield only folders."""
         options: dict[str, Any] = {"MaxKeys": most} | ({"Delimiter": delimiter} if delimiter else {})
         token: str | None = ""
         while token is not None:
@@ -119,7 +119,7 @@ class Bucket:
             options["ContinuationToken"] = token or ""
 
     async def first(self, prefix: str, most: int = 1) -> Page:
-        """Return the page of the lowest keys that start with `prefix`, up to `most`; it may be empty."""
+        """Return the lowest keys that start with `prefix`, up to `most`. There may be none."""
         options: dict[str, Any] = {"MaxKeys": most}
         while True:
             page, token = await self._page(prefix, options)
@@ -136,9 +136,9 @@ class Bucket:
         return Page(objects, folders, _date(answer)), token
 
     async def delete(self, keys: Sequence[str], *, patience: float | None = None) -> None:
-        """Delete the objects in the order given, up to 1,000 a request; one that isn't there is passed over.
+        """Delete objects in the given order, up to 1,000 a request. Passes over those that don't exist.
 
-        A request is sent only after the one before has deleted all of its own.
+        Sends a request only after the one before has deleted all of its objects.
         """
         for start in range(0, len(keys), self.delete_batch):
             batch = {"Objects": [{"Key": key} for key in keys[start : start + self.delete_batch]]}

@@ -19,10 +19,10 @@ LEASE_THREADS: Final = 4
 
 
 class Connection:
-    """Runs requests on threads of its own, as many as there are connections; opened by its first request.
+    """Runs requests on threads of its own, one for each connection. The first request opens it.
 
-    The loops of the store and of its leases use it at the same time. `owned` tells whether `connect` makes a client: it is then
-    closed here, made anew once its credentials have expired, and never shared with a forked child.
+    The loops of the store and of its leases use it at the same time. `owned` says that `connect` makes the client. Then this
+    closes it, makes another once its credentials have expired, and never shares it with a forked child.
     """
 
     def __init__(self, connect: Callable[[], Any], *, threads: int, owned: bool) -> None:
@@ -36,7 +36,7 @@ class Connection:
         self._pid = os.getpid()
 
     async def request(self, work: Callable[[Any], T], *, for_lease: bool = False) -> T:
-        """Call `work` with the client on one of the threads; the requests of leases have threads of their own."""
+        """Call `work` with the client on one of the threads. Requests of leases have threads of their own."""
         return await self.run(self._answer, work, for_lease=for_lease)
 
     async def run(self, work: Callable[..., T], *arguments: Any, for_lease: bool = False) -> T:
@@ -53,15 +53,15 @@ class Connection:
 
     @property
     def address(self) -> str:
-        """Where requests go to, once there was one."""
+        """The endpoint of the requests, known after the first."""
         return "S3" if self._client is None else str(self._client.meta.endpoint_url)
 
     async def open(self) -> None:
-        """Make the client, without a request."""
+        """Make the client without sending a request."""
         await self.request(lambda client: None)
 
     async def close(self) -> None:
-        """Wait for the requests in flight and close what was opened; a later request opens it again."""
+        """Wait for requests in flight, end the threads and close the client. A later request opens it again."""
         threads, self._threads = self._threads, {}
         for each in threads.values():
             await asyncio.to_thread(each.shutdown, cancel_futures=True)
@@ -80,5 +80,5 @@ class Connection:
             if self._owned and _faults.expired(error):
                 with self._opening:
                     if self._client is client:
-                        self._client = None  # the next one reads profile and environment again
+                        self._client = None  # the next client reads profile and environment again
             raise

@@ -12,7 +12,7 @@ from durable_core.errors import CorruptLog
 from durable_core.record import Status, StepRecord
 
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError)
-"""What decoding raises: not all of it is msgspec's own."""
+"""All errors that decoding raises. Some of them are not msgspec's."""
 
 
 class Place(msgspec.Struct, gc=False):
@@ -23,7 +23,7 @@ class Place(msgspec.Struct, gc=False):
 
 
 class Head(Place, gc=False):
-    """Whose entry it is. Decoding it checks that the whole body is JSON, with the members that a runner reads first."""
+    """The run, step and status of an entry. Decoding it checks that the whole body is JSON."""
 
     run_id: str
     step_id: str
@@ -31,27 +31,27 @@ class Head(Place, gc=False):
 
 
 class Entry(msgspec.Struct, gc=False):
-    """One entry as it is stored; without a body until that is read."""
+    """One entry as it is stored. The body is empty until it is read."""
 
     key: str
     etag: str
     body: bytes = b""
     place: Place | None = None
-    """The place of the entry, if its body came from a snapshot. It was checked before the snapshot was written."""
+    """Its place, if the body came from a snapshot or has been checked."""
 
 
 place_of: Final = msgspec.json.Decoder(Place).decode
-"""Decode the place of an entry that was checked before; raises one of `UNREADABLE`."""
+"""Decodes the place of an entry that was checked before. Raises one of `UNREADABLE`."""
 _head: Final = msgspec.json.Decoder(Head).decode
 
 
 def encode(record: StepRecord, order: int) -> bytes:
-    """Return the record's JSON line with its place in the run as first member; readers of records ignore that."""
+    """Return the record's JSON with its place in the run as first member. Decoding a record ignores that member."""
     return b'{"order":%d,%b' % (order, record.to_json()[1:])
 
 
 def head(body: bytes, key: str) -> Head:
-    """Raises `CorruptLog` if `body` isn't an entry."""
+    """Decode the head of an entry. Raises `CorruptLog` if `body` isn't an entry."""
     try:
         return _head(body)
     except UNREADABLE as error:
@@ -69,7 +69,7 @@ def _microseconds() -> int:
 class OrderClock:
     """Gives each append of a run its place: above the highest place seen, and never below this machine's clock.
 
-    So an entry stands behind all that its writer knew of, whatever the clocks say; the clocks order what it did not know of.
+    So an entry comes after all entries that its writer knew, whatever the clocks say. The clocks order the rest.
     """
 
     def __init__(self, now: Callable[[], int] = _microseconds) -> None:
@@ -89,7 +89,7 @@ class OrderClock:
             highest[run_id] = order
 
     def _forget(self) -> None:
-        # Below the clock's own reading they no longer count.
+        # Places below the present time no longer count.
         now = self.now()
         for run_id in [run_id for run_id, order in self._highest.items() if order < now]:
             del self._highest[run_id]
@@ -98,10 +98,10 @@ class OrderClock:
 def in_order(entries: Iterable[Entry], places: Iterable[Place]) -> list[Entry]:
     """Return the entries in order of append, the same for every reader.
 
-    Revisions of a step stand in their own order even where a writer with a slow clock knew nothing of the run. Equal places, from
-    writers that did not know of each other, go by revision and key.
+    Revisions of a step come in their own order, even if a writer with a slow clock did not know the run. Entries with equal
+    places, from writers that did not know each other, are ordered by revision and key.
     """
-    # Lean, since it is done 100,000 times over: most steps have one entry, and need no look at others.
+    # Must be quick for 100,000 entries. Most steps have one entry, and need no comparison with others.
     keyed: list[tuple[int, int, str, Entry]] = []
     chains: dict[str, list[int]] = {}
     for index, (place, entry) in enumerate(zip(places, entries, strict=True)):

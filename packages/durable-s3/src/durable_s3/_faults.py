@@ -1,4 +1,4 @@
-"""What an error from S3 means: try again, or tell the caller what to do."""
+"""Classifies errors of S3: those to repeat, and advice for the others."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from botocore.exceptions import (  # type: ignore[import-untyped]  # botocore sh
 
 from durable_core.errors import StoreError
 
-# boto3 follows a redirect by asking where the bucket is, and when that is answered with a redirect, asks again, for ever.
+# RecursionError: boto3 follows a redirect by asking where the bucket is. If the answer is a redirect too, it asks again for ever.
 ERRORS: Final = (BotoCoreError, ClientError, ReadTimeoutError, OSError, RecursionError)
-# Damage or delay on the way, answered with 4xx; expired credentials may have been renewed by the next attempt.
+# Damage or delay in transit, answered with 4xx.
 _TRANSIENT: Final = frozenset(
     ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentChecksumMismatch", "SlowDown", "Throttling")
 )
@@ -38,7 +38,7 @@ _CREDENTIALS: Final = (NoCredentialsError, PartialCredentialsError, CredentialRe
 
 
 def status(error: BaseException) -> int:
-    """Return the HTTP status of an answer that is an error, else 0."""
+    """Return the HTTP status of an error that S3 answered, else 0."""
     if not isinstance(error, ClientError):
         return 0
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -73,7 +73,7 @@ def expired(error: BaseException) -> bool:
 
 
 def transient(error: BaseException) -> bool:
-    """Return True if the request may be repeated. It may have taken effect nevertheless."""
+    """Return True if the request may be repeated. It may have taken effect already."""
     answer = status(error)
     if answer:
         return answer in (408, 409, 429) or (answer >= 500 and answer != 501) or code(error) in _TRANSIENT or expired(error)
@@ -81,7 +81,7 @@ def transient(error: BaseException) -> bool:
 
 
 def refused_key(answer: Mapping[str, Any]) -> ClientError:
-    """Return the error of one key in the answer to a DELETE of many."""
+    """Return an error for one key that a DELETE of many keys did not delete."""
     name = str(answer.get("Code", "InternalError"))
     status_code = 403 if name == "AccessDenied" else 500
     said = {"Error": answer, "ResponseMetadata": {"HTTPStatusCode": status_code}}
@@ -89,7 +89,7 @@ def refused_key(answer: Mapping[str, Any]) -> ClientError:
 
 
 def store_error(error: Exception, right: str, at: str, endpoint: str) -> StoreError:
-    """Return the `StoreError` to raise from `error`: what was asked, what came back, and what to do."""
+    """Return the `StoreError` to raise from `error`. It names the request, the answer, and what to do."""
     return StoreError(f"{right} on {at}: {_advice(error, right, endpoint)}")
 
 

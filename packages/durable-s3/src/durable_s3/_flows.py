@@ -2,8 +2,8 @@
 
     open/<run>/<revision>.<began>.<token>
 
-Each entry of a flow that is no end has a mark of its own, so that who ends a run removes none that was written for a later entry.
-Whoever dies in between leaves a mark too many, which a reader removes.
+Each entry of a flow that doesn't end it has its own mark, so that ending a run can't remove the mark of a later entry. A process
+that dies in between leaves a mark too many. Readers remove it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ._reader import Reader, together
 
 OPEN: Final[frozenset[FlowState]] = frozenset(FLOW_STATES - {"succeeded", "failed", "cancelled"})
 _IN_FLIGHT: Final = 3600
-"""Seconds for which a mark without its entry may be that of an append under way."""
+"""For so many seconds, a mark without an entry may belong to an append that is under way."""
 _AT_ONCE: Final = 32
 _log: Final = logging.getLogger("durable_s3")
 
@@ -40,7 +40,7 @@ class _Mark(NamedTuple):
 
 
 class OpenRuns:
-    """The marks of a store's runs. `newest` reads the newest entry of a step, as the store does."""
+    """The marks of a store's runs. `newest` is the store's `get`."""
 
     def __init__(
         self, bucket: Bucket, keys: Keys, reader: Reader, newest: Callable[[str, str], Awaitable[StepRecord | None]]
@@ -55,7 +55,7 @@ class OpenRuns:
         await self._bucket.put(self._keys.mark(flow.run_id, flow.revision, sortable(flow.started_at), os.urandom(4).hex()), b"")
 
     async def end(self, run_id: str, revision: int) -> None:
-        """Remove the marks of a run that has ended by this revision. Marks that can't be removed do no harm."""
+        """Remove the marks up to `revision` of a run that has ended. Marks that can't be removed do no harm."""
         with _harmless(run_id):
             marks = await self._marks(self._keys.marks(run_id))
             await self._bucket.delete([mark.key for mark in marks if mark.revision <= revision])
@@ -65,7 +65,7 @@ class OpenRuns:
         return [mark.key for mark in await self._marks(self._keys.marks(run_id))]
 
     async def remove(self, run_id: str, marks: Sequence[str]) -> None:
-        """Remove marks of a cleared run. If the run was begun again meanwhile, it gets another mark."""
+        """Remove the marks of a cleared run. If the run has begun again meanwhile, give it a new mark."""
         if marks:
             await self._bucket.delete(marks)
             flow = await self._newest(run_id, FLOW)
@@ -81,7 +81,7 @@ class OpenRuns:
         before: tuple[datetime, str] | None,
         limit: int,
     ) -> Sequence[StepRecord]:
-        """Return the newest entries of flows that have not ended; those that began last first."""
+        """Return the newest entries of flows that have not ended, the latest start first."""
         if OPEN.isdisjoint(OPEN if states is None else states):
             return []
         first, last = "" if since is None else sortable(since), "9" if before is None else sortable(before[0])
@@ -114,13 +114,13 @@ class OpenRuns:
         return found[:limit]
 
     async def _flow(self, folder: str, marks: Sequence[_Mark]) -> StepRecord | StoreError | None:
-        """Return the newest entry of the flow whose run is marked in `folder`, and remove marks that stand for nothing."""
+        """Return the newest entry of the flow in `folder`, and remove marks without a run in progress."""
         try:
             run_id = self._keys.run_id(folder) or await self._reader.run_id(folder)
             flow = None if run_id is None else await self._newest(run_id, FLOW)
         except StoreError as error:
             if away(error):
-                raise  # of the others nothing may be known, either
+                raise  # the other runs can't be read now, either
             return error
         except ValueError:
             return None
@@ -145,7 +145,7 @@ class OpenRuns:
 
 @contextmanager
 def _harmless(run: str) -> Iterator[None]:
-    """Let a reader remove marks that it may not, or can't: they are looked at again the next time."""
+    """Ignore errors when removing marks: the next reader tries again."""
     try:
         yield
     except StoreError as error:

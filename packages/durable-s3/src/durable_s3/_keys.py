@@ -1,4 +1,4 @@
-"""From ids to object keys: what a person sees in the console, and never more than S3's 1,024 bytes."""
+"""Object keys for ids: readable in the console, and never longer than S3's 1,024 bytes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _HIGHEST: Final = 9_999_999_999
 class Keys:
     """The keys below one prefix.
 
-    LIST sorts upwards and the newest is what is asked for, so the numbers in keys count down from 9999999999; the readable number
-    stands behind. Raises `StoreError` for a prefix that is too long or holds a segment that clients and servers rewrite.
+    LIST sorts upwards, and we ask for the newest. So the numbers in keys count down from 9999999999, followed by the readable
+    number. Raises `StoreError` for a prefix that is too long, or has a segment that clients and servers rewrite.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -39,7 +39,7 @@ class Keys:
         self.probe: Final = f"{root}probe.json"
 
     def run(self, run_id: str) -> str:
-        """Return the common prefix of the keys of the run's entries, and of no other keys."""
+        """Return the prefix of the keys of the run's entries. No other keys have it."""
         return f"{self.root}runs/{segment(run_id)}/"
 
     def step(self, run_id: str, step_id: str) -> str:
@@ -66,28 +66,28 @@ class Keys:
         return f"{self.marks(run_id)}{revision:010d}.{began}.{token}"
 
     def marked(self, prefix: str) -> str:
-        """Return what the marks of all runs whose ids start with `prefix` start with; others may, too."""
+        """Return a prefix of the marks of all runs that start with `prefix`. Other marks may have it, too."""
         return f"{self.root}open/{_encoded(prefix)[:_HEAD_BYTES]}"
 
     def wakeups(self, flow: str) -> str:
-        """Return the common prefix of the keys of the flow's wake-ups, and of no other keys."""
+        """Return the prefix of the keys of the flow's wake-ups. No other keys have it."""
         return f"{self.root}wakeups/{segment(flow)}/"
 
     def wakeup(self, flow: str, name: str) -> str:
         return f"{self.wakeups(flow)}{name}"
 
     def folder(self, name: str) -> str:
-        """Return the folder of the run whose marks are in a folder of this name."""
+        """Return the folder of the run that has its marks in a folder of this name."""
         return f"{self.root}runs/{name}/"
 
     def runs(self, prefix: str) -> str:
-        """Return what the folders of all runs whose ids start with `prefix` start with; others may, too."""
+        """Return a prefix of the folders of all runs that start with `prefix`. Other folders may have it, too."""
         return f"{self.root}runs/{_encoded(prefix)[:_HEAD_BYTES]}"
 
     def run_id(self, folder: str) -> str | None:
-        """Return the id of the run in `folder`, or None where it was cut and stands only inside the entries.
+        """Return the id of the run in `folder`. None if it was cut: then only the entries have it.
 
-        Raises `ValueError` for a folder that is no run's.
+        Raises `ValueError` for a folder that does not belong to a run.
         """
         name = folder.removeprefix(f"{self.root}runs/").removesuffix("/")
         if is_cut(name):
@@ -110,12 +110,12 @@ def number(key: str) -> int:
 
 
 def wakeup_name(run_id: str, at: datetime) -> str:
-    """Return a new name, unlike any other, which sorts by its time."""
+    """Return a new unique name that sorts by time."""
     return f"{sortable(at)}.{os.urandom(4).hex()}.{segment(run_id)}"
 
 
 def is_cut(name: str) -> bool:
-    """Return True if `name` is only the beginning of an id, with a hash."""
+    """Return True if `name` is the beginning of an id and a hash."""
     return _CUT in name
 
 
@@ -128,7 +128,7 @@ def segment(id_: str) -> str:
 
 
 def _encoded(id_: str) -> str:
-    """Percent-encode, so that the encoding of a start is the start of the encoding."""
+    """Percent-encode an id. If `a` is a prefix of `b`, the encoding of `a` is a prefix of the encoding of `b`."""
     encoded = quote(id_, safe="").replace("~", "%7E")
-    # A segment `.` or `..` is rewritten by HTTP clients and proxies.
+    # HTTP clients and proxies rewrite the segments `.` and `..`.
     return f"%2E{encoded[1:]}" if encoded.startswith(".") else encoded

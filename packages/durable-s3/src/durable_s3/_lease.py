@@ -1,8 +1,8 @@
-"""A run's lock in S3: a lease of numbered objects, made with `If-None-Match` alone.
+"""A run's lock in S3: a lease of numbered objects, which only needs `If-None-Match`.
 
-The object with the highest number is the lease. Taking it, renewing it and giving it back each create the next number, so that of
-all who want a number one gets it. The highest is never removed: numbers never start again, and a PUT that was long on its way
-lands below it. Ages come from the server's clock alone, a holder's own deadline from a clock that only runs forward.
+The object with the highest number is the lease. Taking, renewing and giving back each create the next number, so only one process
+gets each number. The highest is never removed: numbers never start again, and a late PUT ends up below it. Ages come only from
+the server's clock; a holder's own deadline comes from a monotonic clock.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ._entry import UNREADABLE
 from ._keys import Keys, number
 
 LEASE_SECONDS: Final = 120.0
-# `Date` and `Last-Modified` are whole seconds, each up to one second off.
+# `Date` and `Last-Modified` are whole seconds. Each may be off by a second.
 _ROUNDING_SECONDS: Final = 2.0
 _PATIENCE: Final = 30.0
 _RELEASE_PATIENCE: Final = 5.0
 _TRIES: Final = 5
 _LEFT_BEHIND: Final = 100
-"""So many old objects a holder sees at once and removes with its own: a DELETE failed, a PUT came late, or a holder died."""
+"""A new holder lists up to so many old objects and removes them. A failed DELETE, a late PUT or a dead holder left them."""
 _log: Final = logging.getLogger("durable_s3")
 
 
@@ -41,7 +41,7 @@ class RunClaim(Claim, kw_only=True):
 
 
 class RunLease(LeaseRequests):
-    """One lease of one run. `batch` is how many old objects gather before one request removes them."""
+    """One lease of one run. One request removes `batch` old objects."""
 
     def __init__(self, bucket: Bucket, keys: Keys, run_id: str, seconds: float, clock: Clock, *, batch: int = 20) -> None:
         self._bucket: Final = bucket
@@ -50,14 +50,14 @@ class RunLease(LeaseRequests):
         self._clock: Final = clock
         self._batch: Final = batch
         self._number = 0
-        """The object that is ours; 0 for none."""
+        """The number of the object that is ours; 0 if none is."""
         self._next = 0
-        """The object that was asked for last, unless it is another's."""
+        """The number that was asked for last; 0 if it is another's."""
         self._next_tried = 0.0
         self._old: Final[set[int]] = set()
 
     async def acquire(self) -> float:
-        """Take the lease with three requests, or with five if it was held before."""
+        """Take the lease. Sends three requests, or five if the run was locked before."""
         run_id = self._claim.run_id
         for _ in range(_TRIES):
             highest, holder = await highest_of(self._bucket, self._keys, run_id)
@@ -70,7 +70,7 @@ class RunLease(LeaseRequests):
     async def _take(self, number_: int) -> bool:
         if not await self._create(number_, _PATIENCE):
             return False
-        # Another may have taken, given back and tidied up this number while our PUT was on its way.
+        # Another process may have taken, given back and removed this number while our PUT was on its way.
         page = await self._bucket.first(self._keys.leases(self._claim.run_id), _LEFT_BEHIND)
         highest, *older = [number(at.key) for at in page.objects] or [0]
         if highest != number_:
@@ -92,7 +92,7 @@ class RunLease(LeaseRequests):
         return self._next_tried
 
     async def release(self) -> None:
-        # A cancelled request continues in its thread. Whichever of the two comes first, the number is ours or another's.
+        # A cancelled request continues in its thread. Ask again: whichever comes first, we learn whether the number is ours.
         if self._next > self._number and await self._create(self._next, _RELEASE_PATIENCE):
             self._old.add(self._number)
             self._number = self._next
@@ -104,7 +104,7 @@ class RunLease(LeaseRequests):
     async def _create(self, number_: int, patience: float) -> bool:
         """Create the object of this number, or find that an earlier attempt of ours did."""
         if self._next != number_:
-            # The age of the object counts from the first attempt at the earliest, so the lease does, too.
+            # Count the lease from the first attempt, because the object may be that old.
             self._next, self._next_tried = number_, self._clock.monotonic()
         if await self._bucket.create(self._key(number_), self._body(), patience=patience):
             return True
@@ -115,7 +115,7 @@ class RunLease(LeaseRequests):
         return False
 
     async def _tidy(self, *numbers: int) -> None:
-        """Remove old objects, also those that could not be removed before."""
+        """Remove old objects, including those that could not be removed before."""
         self._old.update(numbers)
         self._old.discard(0)
         if not self._old:
@@ -134,14 +134,14 @@ class RunLease(LeaseRequests):
 
 
 async def highest_of(bucket: Bucket, keys: Keys, run_id: str) -> tuple[int, Holder | None]:
-    """Return the highest number, 0 if there is none, and the holder of the run by it, if there is one."""
+    """Return the highest number, 0 if there is none, and the holder of the run, None if it is free."""
     for _ in range(_TRIES):
         page = await bucket.first(keys.leases(run_id))
         if not page.objects:
             return 0, None
         key = page.objects[0].key
         claim = await read(bucket, key)
-        if claim is not None:  # else it was renewed or given back since
+        if claim is not None:  # else it has been renewed or given back: look again
             free = claim.released or claim.is_dead or _age(page) >= claim.seconds + _ROUNDING_SECONDS
             return number(key), None if free else claim.told()
     raise StoreError(f"{keys.leases(run_id)!r} lists lock objects that no longer exist when they are read; try again")

@@ -1,4 +1,4 @@
-"""Does the endpoint honour `If-None-Match`? One that ignores it lets two writers win one slot."""
+"""Checks that the endpoint honours `If-None-Match`. If it did not, two writers could win the same slot."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ._bucket import Bucket
 
 _BODY: Final = b'{"about":"durable-s3 puts this once to see that If-None-Match is honoured; it may stay"}'
 HONOURED: Final[set[tuple[str, str]]] = set()
-"""Endpoints and buckets that this process knows to be right."""
+"""Endpoints and buckets that have passed the check in this process."""
 
 
 async def refuse_careless(bucket: Bucket, key: str, honoured: set[tuple[str, str]]) -> None:
-    """Raise `StoreError` unless a second conditional PUT of one key is refused.
+    """Raise `StoreError` unless the endpoint refuses a second conditional PUT of the same key.
 
-    One or two small requests for a bucket, once a process. A user without the right to write passes: a reader does no harm.
+    Sends one or two small requests for each bucket, once a process. A user without the right to write passes: it can only read.
     """
     await bucket.connection.open()
     place = (bucket.connection.address, bucket.name)

@@ -1,4 +1,4 @@
-"""Reading a whole run: LIST is the truth, a snapshot saves requests, and the rest is read 32 at a time."""
+"""Reads a whole run. LIST says which entries exist, a snapshot saves requests, and the rest is read 32 at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Reader:
     """Reads the entries of runs, in order of append."""
 
     smallest_snapshot = 100
-    """A run with fewer entries has no snapshot. It is rewritten when as many entries are missing in it."""
+    """A run with fewer entries gets no snapshot. A snapshot is rewritten when it lacks so many entries."""
     largest_snapshot = 256 * 1024 * 1024
 
     def __init__(self, bucket: Bucket, keys: Keys, storage_class: str | None) -> None:
@@ -35,13 +35,13 @@ class Reader:
         self._storage_class: Final = storage_class
         self._may_write = True
         self._long: Final[set[str]] = set()
-        """Runs whose steps are looked at one by one, which takes fewer LISTs than the whole run."""
+        """Long runs. Listing their steps one by one takes fewer requests than listing the whole run."""
 
     async def read(self, run_id: str) -> tuple[Sequence[StepRecord], int]:
-        """Return the run's entries in order, and the highest place that one has.
+        """Return the run's entries in order, and the highest place among them.
 
-        Raises `CorruptLog` for an object among them that is no entry of this run. Writes a snapshot where that saves the next
-        reader requests; failing to is logged and does no harm.
+        Raises `CorruptLog` if one of the objects is not an entry of this run. Writes a snapshot if that saves the next reader
+        requests. If it can't, it logs that: a missing snapshot does no harm.
         """
         ordered, highest = await self._bucket.connection.run(self._in_order, run_id, await self._consistent(run_id))
         if self._may_write:
@@ -52,9 +52,9 @@ class Reader:
         return RecordLines(bodies, where=lambda number: f"the object {ordered[number - 1].key!r}"), highest
 
     async def scan(self, run_id: str) -> AsyncIterator[tuple[StepRecord, int]]:
-        """Yield the run's entries in order, each with its place; of all but a few only keys and places are in memory.
+        """Yield the run's entries in order, each with its place. Keeps only keys, places and a few bodies in memory.
 
-        An entry that is in no snapshot is read twice: for its place, and when its turn comes.
+        Reads an entry that is not in the snapshot twice: for its place, and when its turn comes.
         """
         listed = await self._listed(run_id)
         await self._from_snapshot(run_id, listed, bodies=False)
@@ -66,7 +66,7 @@ class Reader:
             yield StepRecord.from_json(entry.body, where=f"the object {entry.key!r}"), entry.place.order if entry.place else 0
 
     async def _one_by_one(self, entries: Sequence[Entry]) -> AsyncIterator[Entry]:
-        """Yield each entry while it has its body. Raises `StoreError` if one was deleted or changed since it was listed."""
+        """Yield each entry with its body. Raises `StoreError` if one was deleted or changed since it was listed."""
         for start in range(0, len(entries), _WIDTH):
             page = {entry.key: entry for entry in entries[start : start + _WIDTH]}
             etags = [entry.etag for entry in page.values()]
@@ -80,11 +80,11 @@ class Reader:
                 entry.body = b""
 
     async def _consistent(self, run_id: str) -> list[Entry]:
-        """Return all entries of one moment."""
+        """Return all entries as they were at one moment."""
         before: Mapping[str, Entry] = {}
         while True:
             listed = await self._listed(run_id)
-            # After LIST: as `clear` removes the snapshot first, nothing of what it holds was missing in that LIST.
+            # Read the snapshot after LIST. `clear` removes it first, so if it is still there, LIST had all of its entries.
             await self._from_snapshot(run_id, listed)
             for key, entry in before.items():
                 if entry.body and key in listed and listed[key].etag == entry.etag:
@@ -94,14 +94,14 @@ class Reader:
             if not gone:
                 return [*listed.values()]
             for entry in gone:
-                # One that was cleared since would not be listed again; one that was written since has another ETag.
+                # A cleared entry would not be listed again, and a new one would have another ETag.
                 if (earlier := before.get(entry.key)) and not earlier.body and earlier.etag == entry.etag:
                     raise listed_but_missing(self._bucket, entry)
-            # Entries went while the run was read. As the newest go first, a new LIST and what it shows is a beginning again.
+            # Some entries were cleared meanwhile. `clear` removes the newest first, so a new LIST shows a beginning of the log.
             before = listed
 
     async def newest(self, run_id: str, steps: Collection[str]) -> Sequence[tuple[str, Object]]:
-        """Return the object of the newest entry of each step that has one: by one LIST, or by one for each step of a long run."""
+        """Return the object of each step's newest entry. Lists the run once, or each step once if the run is long."""
         folders = {self._keys.step(run_id, step_id): step_id for step_id in steps}
         if len(folders) > 1 and run_id not in self._long:
             found: dict[str, Object] = {}
@@ -121,16 +121,16 @@ class Reader:
         return [(step_id, page.objects[0]) for step_id, page in zip(folders.values(), pages, strict=True) if page.objects]
 
     async def removable(self, run_id: str) -> list[str]:
-        """Return the keys of the run's entries, newest first; those that can't be read count as newest."""
+        """Return the keys of the run's entries, newest first. Entries that can't be read come before all others."""
         listed = await self._listed(run_id)
         await self._from_snapshot(run_id, listed)
         await self._fetch_all(listed)
         return await self._bucket.connection.run(_newest_first, [*listed.values()])
 
     async def run_id(self, folder: str) -> str | None:
-        """Return the id of the run in `folder` as one of its entries says it, or None if there is none.
+        """Return the id of the run in `folder`, read from one of its entries. None if it has no entries.
 
-        Raises `ValueError` or `CorruptLog` for a folder that is no run's.
+        Raises `ValueError` or `CorruptLog` if the folder does not belong to a run.
         """
         for object_ in (await self._bucket.first(folder)).objects:
             content = await self._bucket.read(object_.key)
@@ -147,7 +147,7 @@ class Reader:
         return {at.key: Entry(at.key, at.etag) async for page in self._bucket.pages(folder) for at in page.objects}
 
     async def _fetch_all(self, listed: Mapping[str, Entry]) -> None:
-        """Get the bodies of the entries that have none; those removed meanwhile are left without."""
+        """Read the bodies of entries that have none. Entries removed meanwhile stay without."""
         missing = [entry for entry in listed.values() if not entry.body]
         rest = iter(missing)
         width = min(_WIDTH, self._bucket.connection.width, len(missing))
@@ -157,7 +157,7 @@ class Reader:
         for entry in rest:
             content = await self._bucket.read(entry.key)
             if content is not None:
-                # An object that isn't an entry may be empty, but it was read.
+                # A space stands for an empty object, which is not an entry, but was read.
                 entry.etag, entry.body = content.etag, content.body or b" "
 
     def _in_order(self, run_id: str, entries: Sequence[Entry]) -> tuple[Sequence[Entry], int]:
@@ -175,7 +175,7 @@ class Reader:
         return Place(head.order, head.revision)
 
     async def _from_snapshot(self, run_id: str, listed: Mapping[str, Entry], *, bodies: bool = True) -> None:
-        """Give entries the places, and the bodies, that stand in the snapshot."""
+        """Fill in places and bodies from the snapshot."""
         if len(listed) < self.smallest_snapshot:
             return
         folder = self._keys.run(run_id)
@@ -202,7 +202,7 @@ class Reader:
 
 
 async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Do works at the same time. If one fails, the others end too."""
+    """Run coroutines at the same time, and return their results. If one fails, cancel the others."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         return await asyncio.gather(*tasks)
@@ -212,7 +212,7 @@ async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def listed_but_missing(bucket: Bucket, entry: Entry) -> StoreError:
-    """Make the error for an object that LIST showed twice and GET found at neither time."""
+    """Make the error for an object that LIST showed twice and GET did not find."""
     return StoreError(
         f"s3://{bucket.name}/{entry.key} is listed with ETag {entry.etag!r}, but GET does not find it, and did not a moment ago;"
         f" {bucket.connection.address} must list what it holds: repair its index, or use another endpoint"

@@ -1,4 +1,4 @@
-"""Many entries in one object, so that reading a long run again doesn't cost a request an entry."""
+"""Snapshots: many entries in one object, so that reading a long run doesn't take a request for each entry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _line: Final = msgspec.json.Decoder(tuple[str, str, msgspec.Raw]).decode
 
 
 def encode(run_id: str, folder: str, entries: Iterable[Entry], largest: int) -> tuple[bytes, int]:
-    """Return a snapshot of the first entries, of `largest` bytes at most, and how many entries it holds."""
+    """Return a snapshot of the first entries, at most `largest` bytes, and how many entries it has."""
     lines: list[bytes] = [b""]
     digest = hashlib.sha256()
     size = 0
@@ -44,9 +44,9 @@ def encode(run_id: str, folder: str, entries: Iterable[Entry], largest: int) -> 
 
 
 def fill(chunks: Iterable[bytes], run_id: str, folder: str, listed: Mapping[str, Entry], *, bodies: bool = True) -> int:
-    """Fill in the places and the `bodies` of listed entries from a snapshot, if the ETags are equal; return how many.
+    """Fill in the places, and with `bodies` the bodies, of listed entries with the same ETag. Return how many.
 
-    A damaged snapshot fills in none.
+    Returns 0 for a damaged snapshot, and fills in nothing.
     """
     lines = _lines(chunks)
     found: list[tuple[Entry, bytes, Place]] = []
@@ -77,4 +77,4 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         *whole, rest = (rest + chunk).split(b"\n")
         yield from whole
     if rest:
-        yield rest  # damage, as the checksum will tell
+        yield rest  # a line without an end is damage: the checksum will differ

@@ -22,7 +22,7 @@ _READ_SECONDS: Final = 10
 
 
 class Place(NamedTuple):
-    """The content of a URL: how to make a client, where the logs are, and the other options of the store."""
+    """The parts of a URL: a function that makes a client, where the logs are, and the other options of the store."""
 
     connect: Callable[[], Any]
     bucket: str
@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 
 def parse(text: str) -> Place:
-    """Raises `StoreError` for a URL without bucket, with credentials, or with an option that is unknown or wrong."""
+    """Parse a URL. Raises `StoreError` if it has no bucket, has credentials, or has an option that is unknown or wrong."""
     url = StoreURL(text)
     if not text.partition(":")[2].startswith("//"):
         raise StoreError("a URL of the scheme 's3' begins with s3://bucket; this one has no //")
@@ -69,7 +69,7 @@ def _refuse_credentials(url: StoreURL) -> None:
     address = "".join(text for name, text in url.query if name == "endpoint_url")
     if "@" in url.parts.netloc or "@" in address or secret:
         raise StoreError(
-            # Without the URL: percent-encoded, as in an endpoint, redaction would not see them.
+            # Don't show the URL: redaction does not find percent-encoded credentials, as in an endpoint.
             "credentials don't belong in a URL; boto3 finds them in the environment (AWS_ACCESS_KEY_ID, …),"
             " in a profile (?profile=name), or in the role of the machine"
         )

@@ -1,9 +1,9 @@
-"""Wake-ups: objects whose keys say when to look at which run, so that who lists them stops at what is not due yet.
+"""Wake-ups: objects with keys that say when to look at which run. They sort by time, so a listing stops at the first not due.
 
     wakeups/<flow>/<at>.<random>.<run>
 
-They are empty but where the run's id was cut, which stands in them then. S3 hides none of them: everybody lists what is due, and
-the run's lock decides. Only by its own memory a store leaves out for a while what it has returned.
+An object is empty unless the run's id was cut in the key: then it contains the id. S3 can't hide wake-ups: every worker lists all
+that are due, and the run's lock decides. A store only remembers those that it has returned, and leaves them out for a while.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Due(NamedTuple):
     token: str
     flow: str
     run: str
-    """What stands for the run in the key."""
+    """The run's part of the key."""
     key: str
     now: datetime
 
@@ -48,7 +48,7 @@ class Wakeups:
         self._bucket: Final = bucket
         self._keys: Final = keys
         self._taken: Final[dict[str, float]] = {}
-        """The keys of those that were returned, and until when they are not returned again, in monotonic seconds."""
+        """The keys of returned wake-ups, and until when not to return them again, in monotonic seconds."""
 
     async def set(self, run_id: str, flow: str, at: datetime) -> WakeUp:
         check_time(at)
@@ -76,7 +76,7 @@ class Wakeups:
             self._taken.pop(key, None)
 
     async def _due(self, flow: str, limit: int) -> Sequence[_Due]:
-        """Return those of a flow that are due and not taken, those that are due longest first, about `limit`."""
+        """Return about `limit` wake-ups of a flow that are due and not taken, the earliest first."""
         folder = self._keys.wakeups(flow)
         found: list[_Due] = []
         most = limit + sum(key.startswith(folder) for key in self._taken)
@@ -85,7 +85,7 @@ class Wakeups:
             for key in (at.key for at in page.objects if at.key not in self._taken):
                 token = key.removeprefix(folder)
                 if (name := _NAME.fullmatch(token)) is None:
-                    continue  # somebody else's
+                    continue  # another program's object
                 if name[1] > sortable(now):
                     return found
                 found.append(_Due(at=name[1], token=token, flow=flow, run=name[2], key=key, now=now))
@@ -112,5 +112,5 @@ class Wakeups:
 
 
 def _clock(date: datetime | None) -> datetime:
-    """Return the server's clock as an answer told it, or else this machine's."""
+    """Return the server's time from an answer, or this machine's if the answer has none."""
     return datetime.now(UTC) if date is None else date

@@ -52,7 +52,7 @@ class S3Store(
 ):
     """Keeps runs in a bucket, under `prefix`. An append is durable once S3 has answered 200.
 
-    `client` is a boto3 S3 client, which the store doesn't close. It handles as many requests at a time as it has connections, and
+    `client` is a boto3 S3 client; the store doesn't close it. It handles as many requests at a time as it has connections, and
     should leave retries to the store: `Config(retries={"total_max_attempts": 1})`. `sse` and `kms_key_id` apply to all objects,
     `storage_class` to entries and snapshots. `lease` is the number of seconds after which the lock of a dead holder may be taken
     over. `probe=False` skips the check that the endpoint honours `If-None-Match`.
@@ -139,7 +139,7 @@ class S3Store(
                 return self._seen(newest.key, content.body)
             if newest == missing:
                 raise listed_but_missing(self._bucket, newest)
-            missing = newest  # it was cleared since, or it is listed again
+            missing = newest  # if it was cleared since, the next LIST won't have it
         return None
 
     async def list(self, run_id: str) -> Sequence[StepRecord]:
@@ -162,7 +162,7 @@ class S3Store(
         await self._bucket.delete([snapshot])
         if newest_first:
             await self._bucket.delete(newest_first)
-            await self._bucket.delete([snapshot])  # a reader may have written it meanwhile
+            await self._bucket.delete([snapshot])  # a reader may have written another meanwhile
         await self._flows.remove(run_id, marks)
 
     async def runs(self, prefix: str = "") -> AsyncIterator[str]:
@@ -209,7 +209,7 @@ class S3Store(
         newest = await self._reader.newest(run_id, steps)
         keys = [at.key for step_id, at in newest if number(at.key) > steps[step_id]]
         contents = await together(map(self._bucket.read, keys))
-        # What was cleared since no longer exists.
+        # Entries cleared since have no content.
         return [self._seen(key, content.body) for key, content in zip(keys, contents, strict=True) if content]
 
     async def flows(

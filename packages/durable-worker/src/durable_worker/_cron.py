@@ -29,7 +29,7 @@ class Cron:
     When clocks change, a fixed time is one tick: the first of two in autumn, and the next minute that exists in spring. An
     expression whose minute or hour begins with a star has a tick wherever the local time fits, in both of two hours.
 
-    Raises `ValueError` for an expression that isn't one, or whose time never comes, and for an unknown time zone.
+    Raises `ValueError` for an invalid expression, for a time that never comes, and for an unknown time zone.
     """
 
     def __init__(self, expression: str, timezone: str) -> None:
@@ -47,7 +47,7 @@ class Cron:
     def ticks(self, moment: datetime) -> Iterator[datetime]:
         """Yield the ticks after `moment`, in UTC. They end if the next one is more than 50 years away."""
         for tick in CronSim(self.expression, moment.astimezone(self.zone)):
-            # Begun in the second of two equal hours, cronsim names a fixed time of the first.
+            # If `moment` is in the second of two equal hours, cronsim may return a fixed time of the first.
             if (at := tick.astimezone(UTC)) > moment:
                 yield at
 
@@ -60,7 +60,7 @@ class Cron:
         newest = self.after(after)
         if newest is None or newest > until:
             return None
-        last = until  # there is no tick from here until `until`, but for `newest`
+        last = until  # no tick other than `newest` is between `last` and `until`
         while last - newest >= _MINUTE:
             middle = newest + (last - newest) / 2
             tick = self.after(middle)
@@ -91,7 +91,7 @@ def _zone(timezone: object) -> ZoneInfo:
         raise TypeError(f"timezone must be a time zone's name, such as 'Europe/Berlin', not {timezone!r}")
     try:
         return ZoneInfo(timezone)
-    except (KeyError, ValueError, OSError) as error:  # unknown, no name of a zone at all, or that of a folder of zones
+    except (KeyError, ValueError, OSError) as error:  # an unknown zone, an invalid name, or a folder of zones
         raise ValueError(
             f"timezone {_short(timezone)} is unknown here; write a name such as 'Europe/Berlin' or 'UTC'. If the system has"
             " no time zones, as on Windows, install the package tzdata"

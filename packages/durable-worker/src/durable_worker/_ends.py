@@ -1,4 +1,4 @@
-"""Telling the handlers of `on_end` which runs have ended."""
+"""Reports the ends of runs to the handlers of `on_end`."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Inbox(SupportsWakeups):
         return await (self._own if self._store is None else self._store).set_wakeup(run_id, flow, at)
 
     async def take_wakeups(self, flows: Collection[str], *, limit: int, visibility_timeout: timedelta) -> Sequence[WakeUp]:
-        """Take wake-ups, by turns from the store or the own ones first, so that neither waits for all of the other."""
+        """Take wake-ups. The store's and the own ones come first by turns, so that neither waits until the other has none."""
         self._store_first = not self._store_first
         sources = [self._own] if self._store is None else [self._store, self._own]
         taken: list[WakeUp] = []

@@ -1,4 +1,4 @@
-"""What a worker logs about the runs that it drove."""
+"""Logs the runs that a worker drove."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _logger: Final = logging.getLogger("durable_worker")
 
 
 def log(flow: StepRecord, error: BaseException | None) -> None:
-    """Log a run that crashed, failed or is parked, given as its flow's newest entry. `error` is what its caller would get."""
+    """Log a run if it crashed, failed or is parked. `flow` is its newest entry, `error` the exception that a caller would get."""
     state, extra = state_of(flow), {"run_id": flow.run_id}
     if state == "crashed":
         text = f"run {flow.run_id!r} of flow {flow.name!r} crashed"

@@ -1,4 +1,4 @@
-"""The worker's loop: take what is due, sweep when that is due, and pause."""
+"""The worker's loop: take due wake-ups, sweep from time to time, and pause."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .report import SweepReport
 _SWEEP_SECONDS: Final = 600.0
 _SWEEP_SECONDS_AFTER_FAILURE: Final = 30.0
 _SWEEP_SECONDS_ALONE: Final = 2.0  # on a store without wake-ups, where only the sweep finds runs
-_PATIENCE: Final = 10  # visibility timeouts until a busy worker lets its runs end, to drive one that keeps dying alone
+_PATIENCE: Final = 10  # visibility timeouts until a busy worker lets its runs end, to drive a run alone that keeps dying
 _MANY: Final = 10  # how many times `concurrency` runs may wait for a place of their limit
 _logger: Final = logging.getLogger("durable_worker")
 
@@ -196,7 +196,7 @@ class Loop:
         now = self.clock.monotonic()
         flows = [name for name in self.flows if self._full.get(name, now) <= now]
         taken = await self.wakeups.take_wakeups(flows, limit=room, visibility_timeout=hidden)
-        if self._alone is not None:  # meanwhile: they are shown again
+        if self._alone is not None:  # a visit became alone meanwhile: the wake-ups are shown again
             return False
         for wakeup in taken:
             if (visit := self._visits.get(wakeup.run_id)) is not None:
@@ -285,7 +285,7 @@ class Loop:
                 await stack.enter_async_context(self.places.one(limit))
             except RunBusy:
                 if len(self._waiting) >= _MANY * self.settings.concurrency:
-                    # It comes again. If such runs were taken at once, the worker would get to no other flows.
+                    # Its wake-up shows again. Skip the flow for a while, or the worker would take nothing but such runs.
                     self._full[visit.wakeup.flow] = self.clock.monotonic() + self.settings.poll
                     raise
                 self._waiting.add(visit)

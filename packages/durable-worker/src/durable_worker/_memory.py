@@ -1,4 +1,4 @@
-"""What a worker remembers about troublesome runs until its process ends."""
+"""Remembers troublesome runs until the worker's process ends."""
 
 from __future__ import annotations
 

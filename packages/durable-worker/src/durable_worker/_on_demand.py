@@ -1,4 +1,4 @@
-"""A loop that takes no wake-ups by itself. Somebody else delivers them, and makes it look at one run for each."""
+"""A loop that takes no wake-ups by itself. Celery delivers them, and has it look at one run for each."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class OnDemand(Loop):
         return self._sweeper.due()
 
     async def end(self) -> None:
-        """Give running steps time to end, and hand all runs to others. From now on, every run is passed on without a look."""
+        """Give running steps time to end, and hand all runs to others. From now on, pass on every run without looking at it."""
         _logger.info("stopping: steps that run have %g s to end, and runs are handed to others", self.settings.shutdown_timeout)
         self._take_no_more()
         await self._end_visits()
@@ -82,7 +82,7 @@ class OnDemand(Loop):
             yield
 
     async def _look_again(self, run_id: str, flow: str) -> None:
-        """Request another look, later the longer the run's state hasn't changed; only one at a time for each run."""
+        """Request another look, unless one is requested already. It comes later the longer the run's state hasn't changed."""
         began = self.clock.monotonic()
         self._again = {each: until for each, until in self._again.items() if until > began}
         if run_id in self._again:
@@ -93,7 +93,7 @@ class OnDemand(Loop):
             if record is not None:
                 age = (self.clock.now() - record.ended_at).total_seconds()
                 delay = min(max(_SHORTEST, age / 4), self._longest)
-        except Exception:  # the store is unreachable, and the cause of this look was logged
+        except Exception:  # the store is unreachable; that was logged before
             pass
         delay = max(_SHORTEST, delay * uniform(0.7, 1))
         await self.wakeups.set_wakeup(run_id, flow, self.clock.now() + timedelta(seconds=delay))

@@ -21,10 +21,10 @@ class Places:
     def __init__(self, store: Store, clock: Clock, poll: float) -> None:
         self._store: Final = store
         self._clock: Final = clock
-        self._poll: Final = poll / 5  # a place may become free anywhere
+        self._poll: Final = poll / 5  # another process may free a place without our knowledge
         self._turns: Final = WeakValueDictionary[str, asyncio.Lock]()
         self._freed: Final = WeakValueDictionary[str, asyncio.Event]()
-        """Set when a place becomes free here. They exist only while anybody waits: there may be many limits."""
+        """Set when this worker frees a place. They exist only while a run waits, because there may be many limits."""
 
     @asynccontextmanager
     async def one(self, limit: Limit) -> AsyncIterator[None]:
@@ -48,7 +48,7 @@ class Places:
 
     @asynccontextmanager
     async def next(self, limit: Limit, gives_up: Callable[[], bool]) -> AsyncIterator[None]:
-        """Hold one of the places, and wait for it as long as it takes. Entering raises `RunBusy` if it `gives_up`."""
+        """Wait for one of the places, and hold it. Entering raises `RunBusy` once `gives_up` returns True."""
         freed = self._freed.setdefault(limit[0], asyncio.Event())
         turn = self._turns.setdefault(limit[0], asyncio.Lock())
         async with AsyncExitStack() as stack:

@@ -1,8 +1,8 @@
-"""Schedules: runs that a worker asks for at their times.
+"""Schedules: runs that a worker starts at given times.
 
-Each schedule has a log of its own, `$cron/<name>`, whose newest entry says which tick comes next. A worker that finds one due
-holds the log's lock, asks for the runs, and appends the entry that says so. A tick's run id is made of its time: whoever asks for
-the same tick again, after a crash or beside another worker, finds the run there.
+Each schedule has a log of its own, `$cron/<name>`. The newest entry says which tick comes next. If that is due, a worker takes
+the log's lock, starts the runs, and appends an entry with the next tick. A tick's run id is made from its time, so if a tick is
+started again after a crash or by another worker, its run is already there.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Schedule:
         self.failing = self.warned = False
 
     def is_time(self, now: datetime) -> bool:
-        """Return True if it must be looked at, also if the clock was set back since the last look."""
+        """Return True if it is time to look at the schedule. Also if the clock was set back since the last look."""
         return self._looked is None or now < self._looked or (self._rests_until is not None and self._rests_until <= now)
 
     def rest(self, now: datetime, until: datetime | None) -> None:
@@ -171,7 +171,7 @@ class Schedules:
             schedule.failing = False
             return started
         except RunBusy:
-            return 0  # another worker does it; if that one dies, the next look finds the tick due
+            return 0  # another worker is at it; if that one dies, the next look finds the tick due
         except Exception as error:
             if not schedule.failing:
                 _logger.warning("schedule %r could not go on, trying again: %r", schedule.name, error)
@@ -193,7 +193,7 @@ class Schedules:
                 started += await self._start(schedule, tick)
             cron, first_seen = schedule.cron, now if mine is None else mine.first_seen
             new = Version(cron.expression, cron.timezone, first_seen, cron.after(now))
-            # A declaration that no worker has any more was changed. If it comes back, it must have nothing to catch up with.
+            # Drop declarations that no worker has any more. If one comes back, it must not catch up on old ticks.
             others = [each for each in versions if each is not mine and (each.next is None or each.next > now - self._young)]
             if latest is not None and latest.revision >= _MOST:
                 _check(lease)

@@ -1,4 +1,4 @@
-"""The signals that ask a program to stop."""
+"""Handles the signals that ask a program to stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from durable_core.errors import DurableError
 
 @contextmanager
 def stop_signals(on_signal: Callable[[], None]) -> Iterator[None]:
-    """Call `on_signal` in the running loop at each SIGTERM, SIGINT and, on Windows, Ctrl-Break, in place of what they do."""
+    """Call `on_signal` in the running loop at each SIGTERM, SIGINT and, on Windows, Ctrl-Break, instead of their usual effect."""
     if threading.current_thread() is not threading.main_thread():
         raise DurableError("serve() must run in the main thread, where signals arrive; elsewhere write `async with worker:`")
     loop = asyncio.get_running_loop()

@@ -102,11 +102,11 @@ class Sweep:
     async def _page(self, index: SupportsFlows, before: tuple[datetime, str] | None) -> Sequence[StepRecord]:
         try:
             return await index.flows(names=self._names, states=_OPEN, before=before, limit=_PAGE)
-        except CorruptLog:  # there is nothing else that can be read, and the store has told of it
+        except CorruptLog:  # nothing else can be read, and the store has logged why
             return []
 
     async def _read(self) -> Sequence[StepRecord]:
-        """Read the flows of a store without an index; only those of changed logs, if the store can tell."""
+        """Read the flows of a store without an index. If the store marks changed logs, read only those."""
         if (marked := marks_of(self._store)) is not None:
             marks = await marked.marks()
             changed = [run_id for run_id, mark in marks.items() if self._marks.get(run_id) != mark]

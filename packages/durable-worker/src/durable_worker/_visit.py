@@ -61,7 +61,7 @@ class Visit(Driver):
                     await self._hand_back()
                     return
                 self._left_open = False
-                noted = [*self.taken]  # not those that this pass sets, or that come after it has looked
+                noted = [*self.taken]  # without those that this pass sets, or that come after it has looked
                 if await self._pass():
                     if not await self._came_meanwhile():
                         await self._clear(noted)
@@ -109,7 +109,7 @@ class Visit(Driver):
             )
 
     async def _pass(self) -> bool:
-        """Look at the run, and drive it if it could continue; return True if its state is known then."""
+        """Look at the run, and drive it if it could continue. Return True if its state is known afterwards."""
         flow = await self._store.get(self.run_id, FLOW)
         if flow is None:
             return True
@@ -142,7 +142,7 @@ class Visit(Driver):
         return False
 
     async def _drive(self, name: str, limit: Limit | None, misfit: str | None) -> bool:
-        """Drive the run under its lock, unless it can no longer continue; park it if that is due."""
+        """Drive the run under its lock if it still can continue, or park it after too many crashes or a drift."""
         loop, settings = self._loop, self._loop.settings
         error: BaseException | None = None
         async with hold(
@@ -176,7 +176,7 @@ class Visit(Driver):
         return True
 
     async def _leave(self, flow: StepRecord | None, name: str) -> bool:
-        """Leave a run that somebody else took before its lock was held here."""
+        """Leave a run that somebody else took before we held its lock."""
         if flow is not None and decided(flow):
             await self._end(flow)
         elif flow is not None and flow.name != name:
@@ -196,7 +196,7 @@ class Visit(Driver):
         return flow is None or decided(flow)
 
     async def _may_take_from_the_dead(self) -> bool:
-        """Return True if a run whose process may have died should be driven; from its second death on, it is driven alone."""
+        """Return True if we should drive a run with a process that may have died. From its second death on, drive it alone."""
         if (holders := holder_of(self._store)) is not None and await holders.holder(self.run_id) is not None:
             return False
         crashes = await count(self._store, await self._store.list(self.run_id))
@@ -215,7 +215,7 @@ class Visit(Driver):
             await self.suspends(self._store, flow, flow.until)
 
     async def suspends(self, store: Store, flow: StepRecord, until: datetime) -> None:
-        """Set a wake-up for `until`; if a clock that is ahead woke the run too early, a little later each time."""
+        """Set a wake-up for `until`, or, if a fast clock woke the run too early, a little later each time."""
         at = until
         if until <= self.wakeup.now:
             passed = timedelta(seconds=self._loop.clock.monotonic() - self._taken_at)

@@ -178,7 +178,7 @@ class _Webhook(msgspec.Struct, frozen=True):
         given = {"payload": payload} if self.input is None else self._of(self.input, "input", payload)
         if not isinstance(given, Mapping):
             raise TypeError(f"input= must return the flow's input by name, not a {type(given).__name__}")
-        # All four are passed by position, so that a member of the payload can't replace one.
+        # Passed by position, so that no member of the payload can replace one of the four.
         newest = await flow.start(self.store, run_id, None, None, **given)
         if not decided(newest):
             return _json(202, {"run_id": run_id})

@@ -98,8 +98,8 @@ class Carrier:
         self._process: _Process | None = None
         self._mutex: Final = threading.Lock()
         self._pipe: tuple[int, int] | None = None
-        """What the processes of a pool share: something stands in it once they should stop."""
-        # Early, repeated and lost tasks do no harm, so a task is acknowledged after it ended, in whatever way.
+        """Shared by the processes of a pool. A byte in it tells them to stop."""
+        # Early, repeated and lost tasks do no harm. So acknowledge a task after it has ended, even with an error.
         options = {
             "shared": False,  # with other applications of the same process
             "acks_late": True,
@@ -118,7 +118,7 @@ class Carrier:
 
         self._go_on: Final = app.task(go_on, name=GO_ON, **options)
         app.task(sweep, name=SWEEP, **options)
-        # A sweep that waited in the queue for so long is dropped: it would only send tasks twice.
+        # Drop a sweep that waited in the queue until the next one is due: it would only send tasks twice.
         app.add_periodic_task(sweep_every, app.signature(SWEEP), name=SWEEP, expires=sweep_every)
         signals.worker_init.connect(self._on_start, weak=False)
         signals.worker_shutting_down.connect(self._on_stop, weak=False)
@@ -144,7 +144,7 @@ class Carrier:
     def _send(self, flow: str, run_id: str, at: datetime) -> None:
         later = at > datetime.now(UTC)
         if later and self._app.conf.task_always_eager:
-            return  # there a task is called at once, and would be again and again until its time
+            return  # such an application calls a task at once, and would do so again and again until its time
         self._go_on.apply_async((flow, run_id), eta=at if later else None)
 
     def _look(self, flow: str, run_id: str) -> None:
@@ -183,7 +183,7 @@ class Carrier:
 
     def _on_stop(self, **_: object) -> None:
         if self._pipe is not None:
-            os.write(self._pipe[1], b".")  # nobody reads it, so that all see it
+            os.write(self._pipe[1], b".")  # nobody reads the byte, so that all processes see it
 
     def _on_exit(self, **_: object) -> None:
         if self._process is not None and self._process.pid == os.getpid():

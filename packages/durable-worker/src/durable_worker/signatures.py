@@ -93,7 +93,7 @@ def standard(secret: str) -> Callable[[Delivery], str | None]:
             webhook.verify(delivery.body, dict(delivery.headers), json_parse=False)
         except WebhookVerificationError as error:
             raise BadSignature(str(error)) from error
-        except ValueError as error:  # of what it decodes: the body, the time and each signature
+        except ValueError as error:  # from decoding the body, the time or a signature
             raise BadSignature("webhook-signature or the body is malformed") from error
         return delivery.headers["webhook-id"]
 
@@ -134,5 +134,5 @@ _events: Final = msgspec.json.Decoder(_Event)
 def _event_id(body: bytes) -> str | None:
     try:
         return _events.decode(body).id
-    except (msgspec.DecodeError, RecursionError):  # who parses the whole body says so
+    except (msgspec.DecodeError, RecursionError):  # parsing the whole body will report it
         return None

@@ -1,6 +1,6 @@
-"""Blocking calls: a coroutine runs on an event loop, and the thread that asked for it waits.
+"""Blocking calls: a coroutine runs on an event loop while the calling thread waits.
 
-Most of them run on one loop that the library has in a thread of its own. A run that a worker drives has the worker's.
+Most calls run on one loop, which the library has in a thread of its own. In a run that a worker drives, they run on the worker's.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from durable_core.errors import DurableError
 
 T = TypeVar("T")
 Ended = tuple[Any, BaseException | None]
-"""What a function returned, and what it raised."""
+"""The value that a function returned, and the exception that it raised."""
 Send = Callable[[Callable[[], Any]], "asyncio.Future[Ended]"]
-"""Has a thread call a function; called on the loop."""
+"""Makes a thread call a function. Called on the loop."""
 Ask = Callable[["Asker"], Coroutine[Any, Any, T]]
-"""Makes the coroutine that a thread waits for; called in that thread."""
+"""Makes the coroutine that a thread waits for. Called in that thread."""
 
-_INTERRUPTIBLE: Final = 0.2  # seconds that the main thread waits at a time: on Windows nothing else lets Ctrl-C through
+_INTERRUPTIBLE: Final = 0.2  # seconds that the main thread waits at a time, or Ctrl-C would not come through on Windows
 _ENDS_PROGRAM: Final = (KeyboardInterrupt, SystemExit)
 
 _loops: Final[dict[int, asyncio.AbstractEventLoop]] = {}
-"""The library's loop, by process: a forked child has none of the threads."""
+"""The library's loop of each process. A forked child makes its own: it doesn't have the thread."""
 _function: Final[ContextVar[Function | None]] = ContextVar("durable_function", default=None)
 
 
 def _own_loop() -> asyncio.AbstractEventLoop:
-    """Return the library's loop in this process, started when it is first needed."""
+    """Return the library's loop in this process. Start it if needed."""
     if (loop := _loops.get(os.getpid())) is not None:
         return loop
     made = asyncio.new_event_loop()
@@ -54,22 +54,22 @@ def _own_loop() -> asyncio.AbstractEventLoop:
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     goes_on = True
     while goes_on:
-        with suppress(*_ENDS_PROGRAM):  # of a task, which has it already for who waits, and raises it here as well
+        with suppress(*_ENDS_PROGRAM):  # raised by a task: the waiting thread gets it from the task, so ignore it here
             loop.run_forever()
             goes_on = False
     loop.close()
 
 
 def call(ask: Ask[T], home: Home | None = None) -> T:
-    """Run what `ask` returns on the loop of `home`, or the library's, and wait for it in this thread.
+    """Run the coroutine of `ask` on the loop of `home`, or the library's, and wait for it in this thread.
 
-    Raises `DurableError` where `why_not` says so, and `CancelledError` in a flow or contender that was cancelled.
+    Raises `DurableError` if `why_not` has a reason, and `CancelledError` in a flow or contender that was cancelled.
     """
     return _wait(ask, home, _function.get())
 
 
 def leave(ask: Ask[object], home: Home | None = None) -> None:
-    """Leave something as `call` does: in what was cancelled, too, and even where this is interrupted before it began."""
+    """Like `call`, for leaving a context. Also works in a cancelled flow, and tries again if interrupted before it began."""
     has_begun = False
 
     async def leaving(asker: Asker) -> None:
@@ -86,7 +86,7 @@ def leave(ask: Ask[object], home: Home | None = None) -> None:
 
 
 def why_not() -> str | None:
-    """Say why this thread may not wait for a loop; None if it may."""
+    """Say why this thread must not wait for a loop. None if it may."""
     if asyncio._get_running_loop() is not None:
         return (
             "a call of durable_core.sync would block the event loop that runs here: instead of its Runner, flow, open_store and"
@@ -111,7 +111,7 @@ def _wait(ask: Ask[T], home: Home | None, function: Function | None) -> T:
 
 
 class Asker(Caller):
-    """A thread that waits for a coroutine, and meanwhile calls functions for the loop."""
+    """Lets a thread wait for a coroutine, and call functions for the loop meanwhile."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, function: Function | None) -> None:
         self._loop: Final = loop
@@ -123,9 +123,9 @@ class Asker(Caller):
         self._turn: Final = _INTERRUPTIBLE if threading.current_thread() is threading.main_thread() else None
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run the coroutine on the loop until it ends; where this thread is interrupted, cancel it and wait for its end."""
+        """Run the coroutine on the loop until it ends. If this thread is interrupted, cancel it and wait for its end."""
         context = copy_context()
-        context.run(_function.set, None)  # only what the function itself calls is its own
+        context.run(_function.set, None)  # calls by the coroutine are not calls of the function
         context.run(asked_at.set, _place())
         try:
             self._loop.call_soon_threadsafe(self._begin, work, context)
@@ -146,14 +146,14 @@ class Asker(Caller):
             del task  # the traceback of its exception holds this frame
 
     def _stop(self) -> None:
-        """Have the loop cancel the work, and wait for its end. An interrupt ends the waiting, and nothing else."""
+        """Have the loop cancel the work, and wait for its end. Another interrupt ends only the waiting."""
         with suppress(RuntimeError):  # the loop was closed
             try:
                 self._loop.call_soon_threadsafe(self._give_up)
                 while not self._is_over:
                     self._next()
             except BaseException:
-                self._loop.call_soon_threadsafe(self._give_up)  # it may have come before the first one
+                self._loop.call_soon_threadsafe(self._give_up)  # the interrupt may have come before the first such call
                 raise
 
     def _next(self) -> Callable[[], None] | None:
@@ -171,7 +171,7 @@ class Asker(Caller):
         if self._function is not None:
             self._function.end(task)
         if not task.cancelled():
-            task.exception()  # an interrupted thread doesn't ask for it
+            task.exception()  # mark it as retrieved: an interrupted thread doesn't
         self._is_over = True
         self._jobs.put(None)
 
@@ -179,7 +179,7 @@ class Asker(Caller):
         if self._gave_up:
             return
         self._gave_up = True
-        if self._task is None:  # it was interrupted before it could ask
+        if self._task is None:  # the thread was interrupted before the task was made
             self._is_over = True
             self._jobs.put(None)
             return
@@ -188,7 +188,7 @@ class Asker(Caller):
             future.cancel()
 
     def send(self, fn: Callable[[], Any]) -> asyncio.Future[Ended]:
-        """Have the thread call `fn`. What ends a program leaves the thread at once; then nothing comes of this."""
+        """Have the thread call `fn`. If `fn` raises KeyboardInterrupt or SystemExit, the thread raises it at once."""
         future: asyncio.Future[Ended] = self._loop.create_future()
         if self._gave_up:
             future.cancel()
@@ -212,7 +212,7 @@ class Asker(Caller):
 
 
 class Function:
-    """A plain function that a thread calls for the loop, a flow's or a contender's, and the blocking calls that it makes."""
+    """The plain function of a flow or contender, which a thread calls for the loop, and its blocking calls."""
 
     def __init__(self) -> None:
         self._loop: Final = asyncio.get_running_loop()
@@ -221,9 +221,9 @@ class Function:
         self._count_in_thread: Callable[[int], None] = lambda more: None
 
     async def outcome(self, send: Send, fn: Callable[[], T], *, abandons: bool = False) -> T:
-        """Have `fn` called, and return what it returns.
+        """Have a thread call `fn`, and return its result.
 
-        Where the task is cancelled, `fn` is told and waited for; who `abandons` it doesn't wait.
+        If this task is cancelled, cancel the blocking calls of `fn` and wait for its end; with `abandons`, don't wait.
         """
         context = copy_context()
         context.run(_function.set, self)
@@ -250,10 +250,10 @@ class Function:
     def _cancel(self) -> None:
         self._is_cancelled = True
         for task in [*self._calls]:
-            task.get_loop().call_soon_threadsafe(_cancel_once, task)  # a call on the library's loop may be one of a worker's run
+            task.get_loop().call_soon_threadsafe(_cancel_once, task)  # the call may run on another loop than this function's
 
     def begin(self, task: asyncio.Task[Any]) -> None:
-        """Note that the function waits for a blocking call, which is cancelled at once where the function was."""
+        """Note that the function waits for a blocking call. Cancel the call at once if the function is cancelled."""
         if task.get_loop() is self._loop:
             self._count_in_thread(-1)
         self._calls.add(task)
@@ -261,7 +261,7 @@ class Function:
             _cancel_once(task)
 
     def end(self, task: asyncio.Task[Any]) -> None:
-        """Note that a blocking call of the function ended."""
+        """Note that a blocking call of the function has ended."""
         if task.get_loop() is self._loop:
             self._count_in_thread(1)
         self._calls.discard(task)
@@ -273,7 +273,7 @@ def _cancel_once(task: asyncio.Task[Any]) -> None:
 
 
 def in_new_thread(fn: Callable[[], Any]) -> asyncio.Future[Ended]:
-    """Have a thread of its own call `fn`."""
+    """Have a new thread call `fn`."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Ended] = loop.create_future()
     threading.Thread(target=_work, args=(loop, future, fn, ()), name="durable-function", daemon=True).start()
@@ -286,7 +286,7 @@ def _work(
     fn: Callable[[], Any],
     leaving: tuple[type[BaseException], ...],
 ) -> None:
-    """Call `fn`, and tell the loop what came of it, but for exceptions that leave the thread."""
+    """Call `fn`, and pass its result or exception to the loop. Raise exceptions of the types in `leaving` here instead."""
     ended: Ended
     try:
         ended = fn(), None
@@ -304,7 +304,7 @@ def _tell(future: asyncio.Future[Ended], ended: Ended) -> None:
 
 
 def _place() -> Place:
-    """Return the line outside of the library by which this thread came here."""
+    """Return the line outside of the library that made this call."""
     frame = sys._getframe(1)
     while frame.f_globals.get("__name__", "").startswith("durable_core.") and frame.f_back is not None:
         frame = frame.f_back

@@ -79,7 +79,7 @@ PATCHES = [
     Patch(
         "file: a round passes over a damaged log",
         f"{FILE}/store.py",
-        "            if isinstance(newer, StoreError) and not isinstance(newer, CorruptLog):  # the other logs can still be read\n",
+        "            if isinstance(newer, StoreError) and not isinstance(newer, CorruptLog):  # others can still be read\n",
         "            if isinstance(newer, StoreError):\n",
         ("tests/file/test_newer.py::test_a_log_that_is_damaged_under_a_wait",),
     ),
@@ -2068,8 +2068,8 @@ PATCHES = [
     Patch(
         "webhooks: what the standard's library stumbles over comes through",
         f"{WORKER}/signatures.py",
-        "except ValueError as error:  # of",
-        "except KeyError as error:  # of",
+        "except ValueError as error:  # from",
+        "except KeyError as error:  # from",
         (
             "tests/worker/test_signatures.py::test_whatever_comes_is_refused_by_one_error",
             "tests/worker/test_signatures.py::test_another_body_secret_or_signature_is_refused",
@@ -3652,7 +3652,7 @@ PATCHES = [
     Patch(
         "sync: a second Ctrl-C at once leaves a function that nobody calls any more",
         f"{CORE}/sync/_loop.py",
-        "                self._loop.call_soon_threadsafe(self._give_up)  # the interrupt may have come before the first such call\n",
+        "                self._loop.call_soon_threadsafe(self._give_up)  # the interrupt may have come before the first call\n",
         "",
         ("tests/sync/test_runner.py::test_ctrl_c_twice_in_a_row_leaves_nothing_that_hangs",),
     ),
@@ -4287,7 +4287,7 @@ PATCHES = [
     Patch(
         "otel: a step's span stays current after it",
         f"{OTEL}/_spans.py",
-        "        detach(attempt.token)  # first, whatever becomes of the span\n",
+        "        detach(attempt.token)  # first, in case ending the span raises\n",
         "",
         ("tests/otel/test_spans.py::test_an_attempt_is_current_inside_its_step",),
     ),
@@ -4446,7 +4446,7 @@ PATCHES = [
     Patch(
         "openai agents: an agent that is a tool asks steps of its own",
         f"{OPENAI}/_tools.py",
-        "            inside_tool.set(calls)  # in the context of this call's own task\n",
+        "            inside_tool.set(calls)  # only for this call: it runs in a task of its own\n",
         "",
         ("tests/openai_agents/test_run_agent.py::test_an_agent_as_a_tool_is_one_step",),
     ),
@@ -4526,8 +4526,8 @@ PATCHES = [
     Patch(
         "pydantic-ai: what a tool's metadata can't be shows when the tool is called",
         f"{PAI}/durability.py",
-        "                _said_by(tool)  # what",
-        "                tool  # what",
+        "                _said_by(tool)  # raises",
+        "                tool  # raises",
         ("tests/pydantic_ai/test_scopes.py::test_metadata_that_cannot_be",),
     ),
     Patch(
@@ -4675,7 +4675,7 @@ PATCHES = [
     Patch(
         "otel: a span that can't end stays current",
         f"{OTEL}/_spans.py",
-        "        detach(attempt.token)  # first, whatever becomes of the span\n        span,",
+        "        detach(attempt.token)  # first, in case ending the span raises\n        span,",
         "        attempt.span.end()\n        detach(attempt.token)\n        span,",
         ("tests/otel/test_harmless.py::test_a_provider_that_raises_harms_no_run",),
     ),
@@ -4920,7 +4920,7 @@ PATCHES = [
     Patch(
         "runs that began first and can't be read hide all others",
         f"{CORE}/_log/finding.py",
-        "        except CorruptLog as error:  # there is nothing else that can be read\n",
+        "        except CorruptLog as error:  # nothing else can be read\n",
         "        except ZeroDivisionError as error:\n",
         (
             "tests/every_store/test_unreadable.py::test_runs_that_cannot_be_read_hide_no_other[sqlite]",
@@ -4938,15 +4938,15 @@ PATCHES = [
     Patch(
         "web: a state in which nothing can be read breaks the page of runs",
         f"{WEB}/_views/runs.py",
-        "        except CorruptLog:  # there is nothing else",
-        "        except ZeroDivisionError:  # there is nothing else",
+        "        except CorruptLog:  # nothing else",
+        "        except ZeroDivisionError:  # nothing else",
         ("tests/web/test_views.py::test_an_index_in_which_nothing_can_be_read",),
     ),
     Patch(
         "web: a state in which nothing can be read breaks the page of work",
         f"{WEB}/_views/work.py",
-        "    except CorruptLog as error:  # there is nothing else",
-        "    except ZeroDivisionError as error:  # there is nothing else",
+        "    except CorruptLog as error:  # nothing else",
+        "    except ZeroDivisionError as error:  # nothing else",
         ("tests/web/test_views.py::test_an_index_in_which_nothing_can_be_read",),
     ),
     Patch(

@@ -154,7 +154,7 @@ async def test_damage_shows_in_an_open_store(log: Path, lines: list[bytes]) -> N
 async def test_slot_filled_twice(log: Path, lines: list[bytes]) -> None:
     """Two entries in one slot, as after joining two logs, are `CorruptLog`: one of them was returned to somebody."""
     log.write_bytes(b"".join(lines) + lines[1])
-    with pytest.raises(CorruptLog, match=r"line 4: revision 0 of step 'b' of run 'run' stands here for the second time"):
+    with pytest.raises(CorruptLog, match=r"line 4: revision 0 of step 'b' of run 'run' is here for the second time"):
         await steps_in(log)
 
 

@@ -67,8 +67,8 @@ def test_refused(url: str, complaint: str) -> None:
 
 @pytest.mark.parametrize("path", ["", "a\0b", b"runs"])
 def test_paths_refused(path: str) -> None:
-    """What is no path is refused at once."""
-    with pytest.raises(ValueError, match=r"is no path; expected one such as '\./runs'"):
+    """Something that is not a path is refused at once."""
+    with pytest.raises(ValueError, match=r"is not a path; expected one such as '\./runs'"):
         FileStore(path)
 
 

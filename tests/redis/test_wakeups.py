@@ -218,7 +218,7 @@ async def test_a_member_that_is_no_wakeup(server: RedisServer, caplog: pytest.Lo
         for member in ("theirs", b"\xff", "a\x1fb\x1fc", f"a\x1f{10**40}\x1fc"):
             server.command("ZADD", KEY, 1, member)
         assert [each.run_id for each in await take(store)] == ["run"]
-        assert f"{KEY} holds b'theirs', which is no wake-up: remove it" in caplog.text
+        assert f"{KEY} holds b'theirs', which is not a wake-up: remove it" in caplog.text
 
 
 async def test_a_key_that_holds_something_else(server: RedisServer) -> None:

@@ -85,7 +85,7 @@ async def test_one_damaged_run_hides_no_other(s3_url: str, caplog: pytest.LogCap
     async with S3Store.from_url(s3_url) as store:
         await store.append(flow_entry("damaged"))
         await store._bucket.put(store._keys.entry("damaged", "$flow", 0), b"{")
-        with pytest.raises(StoreError, match="contains no step record"):
+        with pytest.raises(StoreError, match="does not contain a step record"):
             await store.flows()
         flow = await store.append(flow_entry("sound"))
         assert [*await store.flows()] == [flow]

@@ -113,7 +113,7 @@ async def test_objects_of_others_are_passed_over(s3_url: str, caplog: pytest.Log
         for token, body in ((cut.token, b'"another run"'), (cut.token[:-1] + "!", b"{"), (escaped, b"")):
             await store._bucket.put(store._keys.wakeup("flow", token), body)
         assert await tokens(store) == []
-        assert caplog.text.count("is no wake-up of a run") == 3
+        assert caplog.text.count("is not a wake-up of a run") == 3
         sound = await store.set_wakeup("other run", "flow", LONG_AGO)
         assert await tokens(store) == [sound.token]
 

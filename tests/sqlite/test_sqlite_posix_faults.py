@@ -217,7 +217,7 @@ async def test_no_room(path: Path, child: Child) -> None:
     output, _ = child(script, path).communicate(timeout=120)
     first, second, count = output.splitlines()
     assert str(path) in first
-    assert "the disk refused it, or has no room for it, and nothing of it was written" in first
+    assert "the disk refused the write, or has no room for it, and nothing was written" in first
     assert second.split()[0] == "StoreError"
     assert await steps_in(path) == ["first", *(f"s{n}" for n in range(int(count))), "large"]
     assert is_sound(path)

@@ -72,7 +72,7 @@ async def test_what_is_no_database(path: Path) -> None:
     """A file of another kind is one clear error, however it is asked, and stays as it is."""
     path.write_text("notes on the runs\n" * 100)
     async with SqliteStore(path) as store:
-        with pytest.raises(CorruptLog, match=r"runs\.db is no SQLite database, or a damaged one"):
+        with pytest.raises(CorruptLog, match=r"runs\.db is not a SQLite database, or it is damaged"):
             await read_all(store)
     assert path.read_text() == "notes on the runs\n" * 100
 
@@ -226,7 +226,7 @@ async def test_a_full_database(path: Path) -> None:
             connection.execute(f"pragma max_page_count = {connection.execute('pragma page_count').fetchone()[0]}")
 
         await store.transact(fill)
-        with pytest.raises(StoreError, match="the disk is full, and nothing of it was written"):
+        with pytest.raises(StoreError, match="the disk is full, and nothing was written"):
             await store.append(step("b", result=b'"' + b"x" * 100_000 + b'"'))
         await store.append(step("b"))
         assert [record.step_id for record in await store.list("run")] == ["a", "b"]
@@ -279,7 +279,7 @@ async def test_damaged_rows(path: Path, column: str) -> None:
         await store.append(step("a", result=b"1"))
         await store.append(step("a", "other"))
         outside(path, f"update durable_steps set crc = null, {column} = {DAMAGE[column]} where run_id = 'run'")
-        place = r"runs\.db: the row of run 'run', step .*, revision .* (is no step record|was written by a newer version)"
+        place = r"runs\.db: the row of run 'run', step .*, revision .* (is not a step record|was written by a newer version)"
         with pytest.raises(CorruptLog, match=place):
             await store.list("run")
         with pytest.raises(CorruptLog, match=place):
@@ -367,7 +367,7 @@ async def test_damaged_pages(path: Path) -> None:
     data[8_192:] = b"\xa5" * (len(data) - 8_192)
     path.write_bytes(data)
     async with SqliteStore(path) as store:
-        with pytest.raises(CorruptLog, match=r"runs\.db is no SQLite database, or a damaged one"):
+        with pytest.raises(CorruptLog, match=r"runs\.db is not a SQLite database, or it is damaged"):
             await store.list("run")
 
 
@@ -387,7 +387,7 @@ async def test_one_damaged_run_hides_no_other(path: Path, caplog: pytest.LogCapt
         with pytest.raises(CorruptLog, match="run 'three'"):
             await store.flows("three")
         outside(path, "delete from durable_steps where run_id = 'three'")
-        with pytest.raises(CorruptLog, match="the table durable_flows has run 'three' at revision 0, and durable_steps hasn't"):
+        with pytest.raises(CorruptLog, match="the table durable_flows has run 'three' at revision 0, but durable_steps doesn't"):
             await store.flows("three")
 
 

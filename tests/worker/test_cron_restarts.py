@@ -334,7 +334,7 @@ async def test_a_store_that_is_away_is_asked_again(caplog: pytest.LogCaptureFixt
         await until(place, place.clock.now() + timedelta(seconds=50), replica, every=0.5)
         store.gone = None
         await until(place, place.clock.now() + timedelta(seconds=20), replica, every=0.5)
-    assert caplog.text.count("schedule 'settle' could not go on") == 2
+    assert caplog.text.count("schedule 'settle' could not continue") == 2
     runs = [run_id async for run_id in store.runs("settle@")]
     assert sorted(runs) == ["settle@2026-06-01T12:01Z", "settle@2026-06-01T12:02Z"]
 
@@ -364,7 +364,7 @@ async def test_one_bad_schedule_stops_no_other(caplog: pytest.LogCaptureFixture)
         "must be a mapping of the flow's parameters, not None",
     ):
         assert told in caplog.text
-    assert caplog.text.count("schedule 'unreadable' could not go on") == 1
+    assert caplog.text.count("schedule 'unreadable' could not continue") == 1
 
 
 async def test_a_run_that_is_there_with_other_input_is_no_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -210,7 +210,7 @@ class Log:
                 elif self._claim(key.run_id, slot_of(key.step_id, key.revision), line) is not line:
                     raise CorruptLog(
                         f"{self.path}, line {number}: revision {key.revision} of step {key.step_id!r} of run {key.run_id!r}"
-                        " stands here for the second time; two writers didn't see each other's locks, or two logs were joined"
+                        " is here for the second time; two writers didn't see each other's locks, or two logs were joined"
                     )
             self._advance(lines)
             self._synced = False

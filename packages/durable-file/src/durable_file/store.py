@@ -59,7 +59,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
     def __init__(self, path: str | os.PathLike[str], *, memory: int = 64 * 1024 * 1024, lock_timeout: float = 30.0) -> None:
         given = os.fspath(path)
         if not isinstance(given, str) or not given or "\0" in given:
-            raise ValueError(f"{path!r} is no path; expected one such as './runs' for a folder or './runs.jsonl' for one log")
+            raise ValueError(f"{path!r} is not a path; expected one such as './runs' for a folder or './runs.jsonl' for one log")
         self._path: Final = Path(given).resolve()
         self._one_log: Final = self._path.name if given.lower().endswith(SUFFIX) else ""
         self._folder: Final = self._path.parent if self._one_log else self._path
@@ -102,7 +102,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
         found: list[StepRecord] = []
         asks = [self._ask(name, partial(Log.newer, known=logs[name])) for name in changed]
         for (name, status), newer in zip(changed.items(), await asyncio.gather(*asks, return_exceptions=True), strict=True):
-            if isinstance(newer, StoreError) and not isinstance(newer, CorruptLog):  # the other logs can still be read
+            if isinstance(newer, StoreError) and not isinstance(newer, CorruptLog):  # others can still be read
                 logger.warning("nothing is seen of what waits in a log: %s", newer)
             elif isinstance(newer, BaseException):  # after `CorruptLog` each waiting run asks for its own steps
                 raise newer

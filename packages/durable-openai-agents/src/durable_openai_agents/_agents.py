@@ -1,4 +1,4 @@
-"""Agents whose tools are steps, with all that they hand over to."""
+"""Copies of agents, and of the agents that they hand over to, with steps as tools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._tools import check_tool, recorded_tool
 
 @dataclass
 class DurableAgent(Agent[Any]):
-    """A copy of an agent, which asks it for its instructions and tools, and makes steps of the tools."""
+    """A copy of an agent. It asks the agent for instructions and tools, and makes the tools steps."""
 
     source: Agent[Any] = field(kw_only=True)
     calls: Calls = field(kw_only=True, repr=False)
@@ -29,13 +29,13 @@ class DurableAgent(Agent[Any]):
 
     async def get_all_tools(self, run_context: RunContextWrapper[Any]) -> list[Tool]:
         tools = await self.source.get_all_tools(run_context)
-        for tool in tools:  # of agents that a handoff chose, nobody knew before
+        for tool in tools:  # check again: an agent that a handoff chose was unknown before
             check_tool(self.source, tool, self.calls)
         return [recorded_tool(tool, self.calls) for tool in tools]
 
 
 class Wrapping:
-    """Makes durable agents, one for each agent however many hand over to it."""
+    """Makes durable agents, one for each agent, however many others hand over to it."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls: Final = calls
@@ -83,5 +83,5 @@ class Wrapping:
 
 
 def _is_known(agent: Agent[Any]) -> bool:
-    """Tell whether all tools that the agent may ever have are known before it runs."""
+    """Return True if all tools that the agent may get are known before it runs."""
     return not agent.mcp_servers and not any(isinstance(each, Handoff) for each in agent.handoffs)

@@ -1,4 +1,4 @@
-"""Tool calls that wait for people: an approval each."""
+"""Tool calls that wait for people. Each is an approval."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ._calls import Calls
 
 
 async def decide(calls: Calls, state: RunState[Any, Any], items: Sequence[ToolApprovalItem]) -> None:
-    """Wait until people have decided on all these calls, and tell the SDK."""
+    """Wait until people have decided on all these calls, and pass their decisions to the SDK."""
     tasks = [create_task(_decide(calls, state, item)) for item in items]
     try:
         await gather(*tasks)
-    finally:  # none waits on when one failed
+    finally:  # if one fails, the others must not wait on
         for task in tasks:
             task.cancel()
         await gather(*tasks, return_exceptions=True)
@@ -43,13 +43,13 @@ async def _decide(calls: Calls, state: RunState[Any, Any], item: ToolApprovalIte
     elif isinstance(decision.value, dict) and getattr(item.raw_item, "type", None) == "function_call":
         calls.edited[calls.step_id(tool, call_id)] = json.dumps(decision.value)
         state.approve(item)
-    else:  # no object, or of a tool that the provider runs; it can't be taken back, so no call that nobody meant
+    else:  # not an object, or a tool of the provider: the call can't take the value, and nobody approved it without
         told = "The call was approved with other arguments that it can't take, so it was not made."
         state.reject(item, rejection_message=told)
 
 
 def _shown(arguments: str | None) -> Any:
-    """Return a call's arguments as people read them: as JSON, or as the text that the model wrote instead."""
+    """Return a call's arguments to show: as JSON, or the model's text if that is not JSON."""
     try:
         return json.loads(arguments or "null", parse_constant=str)
     except ValueError:

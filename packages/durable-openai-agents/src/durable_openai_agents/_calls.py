@@ -1,4 +1,4 @@
-"""The calls of one agent run: their numbers, their ids and their options."""
+"""The calls of one agent run: their step ids and their options."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .options import APPROVALS, ToolOptions
 T = TypeVar("T")
 
 inside_tool: Final[ContextVar[Calls | None]] = ContextVar("durable_openai_agents_tool", default=None)
-"""The calls one of which, a tool's, is running as a step here."""
+"""The agent run of the tool call that is running as a step here. None elsewhere."""
 
 
 class Calls:
     """State shared by all model requests and tool calls of one agent run.
 
-    An agent run asks its model one request at a time, so the number of the newest one tells calls apart whose ids a provider
-    repeats.
+    An agent run sends one model request at a time. The number of the newest request distinguishes calls if a provider repeats
+    their ids.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Calls:
         self.model: Final = model
         self.tools: Final = tools
         self.edited: Final[dict[str, str]] = {}
-        """The arguments that a person changed, by the id of the call's step."""
+        """Arguments that a person changed, by the step id of the call."""
         self._tool = tool
         self._requests = 0
         self._running: set[asyncio.Task[Any]] = set()
@@ -47,21 +47,21 @@ class Calls:
         return f"{self._requests}-model"
 
     def step_id(self, tool: str, call_id: str) -> str:
-        """Return the step id of a tool call that the newest model response asks for."""
+        """Return the step id of a tool call in the newest model response."""
         named = f"{self._requests}-{tool}-{call_id}"
         if len(named) <= 128 and named.isascii() and named.isprintable():
             return named
         return f"{self._requests}-{blake2b(named.encode(errors='surrogatepass'), digest_size=16).hexdigest()}"
 
     def reused(self) -> StepReused:
-        """Make the error of a second agent run that has the name of this one."""
+        """Make the error for a second agent run with the same name."""
         return StepReused(
             f"an agent ran as {self.runner.prefix[:-1]!r} before in this run, and its steps could not be told apart on a replay;"
             " give each agent run a name of its own: run_agent(runner, 'another-name', …)"
         )
 
     def is_step(self, tool: str) -> bool:
-        """Tell whether the calls of a tool are steps."""
+        """Return True if the calls of a tool are steps."""
         return self.tools.get(tool) is not False
 
     def options(self, tool: str) -> dict[str, Any]:
@@ -71,21 +71,21 @@ class Calls:
         return options
 
     def approvals(self, tool: str) -> Approvals | None:
-        """Return who decides a tool's calls, if that was said."""
+        """Return who decides on a tool's calls. None if no option says it."""
         return (self.tools.get(tool) or ToolOptions()).get(APPROVALS)
 
     async def shielded(self, call: Coroutine[Any, Any, T]) -> T:
-        """Await a tool call that goes on when the SDK cancels it because another one of the same turn failed."""
+        """Await a tool call, and let it continue if the SDK cancels it because another call of the same turn failed."""
         task = asyncio.create_task(call)
         self._running.add(task)
         return await asyncio.shield(task)
 
     def cancel(self) -> None:
-        """Cancel the tool calls that are running: the agent run itself was cancelled."""
+        """Cancel the running tool calls, because the agent run itself was cancelled."""
         for task in self._running:
             task.cancel()
 
     async def finish(self) -> None:
-        """Wait until every tool call that began has ended and is recorded."""
+        """Wait until every tool call that has begun is recorded."""
         if self._running:
             await asyncio.gather(*self._running, return_exceptions=True)

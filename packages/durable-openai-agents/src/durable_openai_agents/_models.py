@@ -1,4 +1,4 @@
-"""Models whose responses are recorded."""
+"""Models that record their responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._telemetry import tell_span
 
 
 class RecordedModel(Model):
-    """A model whose requests are steps. Inside a tool's step, as in an agent that is a tool, it is the model itself."""
+    """A model that makes its requests steps. Inside a tool's step, as in an agent that is a tool, it just asks the model."""
 
     def __init__(self, model: Model, calls: Calls) -> None:
         self._model: Final = model
@@ -54,7 +54,7 @@ class RecordedModel(Model):
 
 
 class RecordedProvider(ModelProvider):
-    """A provider of models whose responses are recorded."""
+    """A provider of models that record their responses."""
 
     def __init__(self, provider: ModelProvider, calls: Calls) -> None:
         self._provider: Final = provider

@@ -16,7 +16,7 @@ _USAGE: Final = TypeAdapter(Usage)
 
 
 def to_json(response: ModelResponse) -> dict[str, Any]:
-    """Return a response as JSON, without the fields that its provider left out: the next request sends them back as they were."""
+    """Return a response as JSON. Leaves out fields that the provider left out, because the next request sends the items back."""
     plain = {field.name: getattr(response, field.name) for field in fields(response)}
     plain["output"] = [
         item.model_dump(mode="json", exclude_unset=True) if isinstance(item, BaseModel) else item for item in response.output
@@ -26,7 +26,7 @@ def to_json(response: ModelResponse) -> dict[str, Any]:
 
 
 def from_json(step_id: str, plain: dict[str, Any]) -> ModelResponse:
-    """Return a recorded response. Raises `StepDrift` if the SDK can't read it any more."""
+    """Return a recorded response. Raises `StepDrift` if the SDK can no longer read it."""
     try:
         output = [_ITEM.validate_python(item) for item in plain["output"]]
         return ModelResponse(**{**plain, "output": output, "usage": _USAGE.validate_python(plain["usage"])})

@@ -1,4 +1,4 @@
-"""What the span of a model request says of it, where OpenTelemetry is installed and `durable-otel` makes spans of steps."""
+"""Attributes for the span of a model request, if OpenTelemetry is installed and `durable-otel` makes spans of steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ except ImportError:
 
 
 def tell_span(model: Model, response: ModelResponse) -> None:
-    """Set the attributes for generative models on the span of the step that runs here; on no other span."""
+    """Set the attributes for generative models on the current span, if it is the span of a step."""
     span: Any = None if get_current_span is None else get_current_span()
     if "durable.step.id" not in (getattr(span, "attributes", None) or {}):
         return

@@ -1,4 +1,4 @@
-"""Function tools whose calls are steps."""
+"""Function tools that make their calls steps."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from durable_core import DurableError, SomeFailed, StepFailed
 from ._calls import Calls, inside_tool
 
 _HOSTED: Final = (CodeInterpreterTool, FileSearchTool, HostedMCPTool, ImageGenerationTool, WebSearchTool)
-"""What the provider runs: a part of the model request."""
+"""Tools that the provider runs, as a part of the model request."""
 _OUTPUTS: Final = (ToolOutputFileContent, ToolOutputImage, ToolOutputText)
 
 
 def check_tool(agent: Agent[Any], tool: Tool, calls: Calls) -> None:
-    """Raise `TypeError` for a tool whose calls can't be recorded."""
+    """Raise `TypeError` if the calls of the tool can't be recorded."""
     if isinstance(tool, _HOSTED):
         return
     if not isinstance(tool, FunctionTool):
@@ -52,7 +52,7 @@ def check_tool(agent: Agent[Any], tool: Tool, calls: Calls) -> None:
 
 
 def _agent_of(tool: FunctionTool) -> Agent[Any] | None:
-    """Return the agent that `as_tool` made this tool of; None for any other tool."""
+    """Return the agent from which `as_tool` made this tool. None for any other tool."""
     return getattr(tool, "_agent_instance", None) if getattr(tool, "_is_agent_tool", False) else None
 
 
@@ -61,7 +61,7 @@ def _instead(tool: FunctionTool) -> str:
 
 
 def recorded_tool(tool: Tool, calls: Calls) -> Tool:
-    """Return a tool whose calls are steps; one of the provider's own as it is."""
+    """Return a copy of a tool that makes its calls steps. Returns a tool of the provider as it is."""
     if not isinstance(tool, FunctionTool):
         return tool
     once = set_function_tool_failure_error_function(copy(tool), None)
@@ -75,12 +75,12 @@ def recorded_tool(tool: Tool, calls: Calls) -> Tool:
             return await once.on_invoke_tool(context, arguments)
 
         async def call(arguments: str) -> Any:
-            inside_tool.set(calls)  # in the context of this call's own task
+            inside_tool.set(calls)  # only for this call: it runs in a task of its own
             return _plain(await once.on_invoke_tool(context, arguments))
 
         options = {"timeout": tool.timeout_seconds, **calls.options(tool.name)}
         output = await calls.runner.step(step_id, call, arguments, returns=Any, **options)
-        if output is None and _agent_of(tool) is not None:  # which is what the SDK makes of an agent that waits
+        if output is None and _agent_of(tool) is not None:  # the SDK returns None for an agent that waits
             raise DurableError(
                 f"tool {tool.name!r} is an agent, whose run is one step, and it returned nothing: something in it needs approval,"
                 f" for which a step can't wait. Hand over to it, or {_instead(tool)}"
@@ -110,7 +110,7 @@ def recorded_tool(tool: Tool, calls: Calls) -> Tool:
 def _teller(
     tool: FunctionTool, context: ToolContext[Any], error: Exception
 ) -> Callable[[ToolContext[Any], Exception], str | Awaitable[str]] | None:
-    """Return what tells the model of an error, as the tool says; None for an error that ends the agent run."""
+    """Return the tool's function that words an error for the model. None if the error ends the agent run."""
     if isinstance(error, DurableError) and not isinstance(error, StepFailed | SomeFailed):
         return None
     seconds = tool.timeout_seconds
@@ -122,7 +122,7 @@ def _teller(
 
 
 def _plain(output: Any) -> Any:
-    """Return a tool's output as JSON: as it is, in the form that the SDK has for it, or as the text that the model would get."""
+    """Return a tool's output as JSON: as it is, in the SDK's own form, or as the text that the model would get."""
     if isinstance(output, _OUTPUTS):
         return output.model_dump(mode="json", exclude_none=True)
     if isinstance(output, list) and output and all(isinstance(each, _OUTPUTS) for each in output):

@@ -1,4 +1,4 @@
-"""Running an agent in a run, so that what it did before a crash is not repeated."""
+"""Runs an agent in a run, so that it repeats nothing that it did before a crash."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ async def run_agent(
             raise
     finally:
         await calls.finish()
-    raise failure  # which the SDK had wrapped: who catches `StepFailed` gets it as from any step
+    raise failure  # without the SDK's wrapping, so that callers catch `StepFailed` as from any step
 
 
 def _durable(error: BaseException | None) -> DurableError | None:
-    """Return the error of the runner that is, or has caused, this one; None if there is none."""
+    """Return this error if it is the runner's, or else the runner's error that caused it. None if there is none."""
     while error is not None and not isinstance(error, DurableError):
         error = error.__cause__
     return error

@@ -37,7 +37,7 @@ def check_options(model: StepOptions, tool: StepOptions, tools: Mapping[str, Too
 
 
 def _check(what: str, check: Callable[[Any], object], options: object) -> None:
-    """Check options, and say in an error which ones."""
+    """Check options, and name them in the error."""
     try:
         check(options)
     except (TypeError, ValueError) as error:

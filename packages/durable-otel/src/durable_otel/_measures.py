@@ -14,7 +14,7 @@ _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 
 
 class Measures:
-    """Measures attempts. No attribute grows with the number of runs, so a step without its own name is not named."""
+    """Measures attempts. Attributes never contain ids, so a step without a name of its own is not named."""
 
     def __init__(self, meter: Meter) -> None:
         self._duration: Final = meter.create_histogram(

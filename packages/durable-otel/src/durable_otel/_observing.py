@@ -74,7 +74,7 @@ class _Observed:
 
 
 class _Gauges:
-    """The gauges of one provider. An SDK accepts one instrument for each name, and no callbacks later."""
+    """The gauges of one provider. Made once: an SDK accepts one instrument for each name, and takes no callbacks later."""
 
     def __init__(self, meter: Meter) -> None:
         self.observed: Final[list[_Observed]] = []

@@ -25,36 +25,36 @@ _context: Final = TraceContextTextMapPropagator()
 
 @dataclass(slots=True)
 class Visit:
-    """One visit of a run that goes on."""
+    """A visit of a run that has not ended."""
 
     span: Span
     flow: str
     token: Token[Context] | None = None
-    """Gives back what was current before; None until the flow is about to be called."""
+    """Restores the context from before. None until the flow's function is about to be called."""
 
 
 @dataclass(slots=True)
 class Attempt:
-    """One attempt of a step that goes on."""
+    """An attempt of a step that has not ended."""
 
     span: Span
     flow: str | None
-    """The name of its run's flow; None where it has none."""
+    """The name of the run's flow. None if the run has no flow."""
     began: datetime
     token: Token[Context]
 
     def ended(self, event: StepEvent) -> datetime:
-        """Return when it ended, which is before its outcome was recorded."""
+        """Return when the attempt ended. Its outcome was recorded later."""
         return max(self.began, event.at if event.record is None else event.record.ended_at)
 
 
 def outcome_of(event: StepEvent) -> str | None:
-    """Return how an attempt ended; None for an event that ends none."""
+    """Return how the event ends an attempt. None if it doesn't."""
     return _ENDS_ATTEMPT.get(event.type)
 
 
 def error_type(event: StepEvent) -> str | None:
-    """Return the name of the exception's class; None where there was none."""
+    """Return the name of the exception's class. None without an exception."""
     if event.error is None:
         return event.record.error.type if event.record is not None and event.record.error is not None else None
     cls = type(event.error)
@@ -62,7 +62,7 @@ def error_type(event: StepEvent) -> str | None:
 
 
 class Spans:
-    """Makes spans of events."""
+    """Makes spans from events."""
 
     def __init__(self, tracer: Tracer, *, payloads: bool) -> None:
         self._tracer: Final = tracer
@@ -71,13 +71,13 @@ class Spans:
         self._attempts: Final[dict[tuple[str, str], Attempt]] = {}
 
     def attempt_of(self, event: StepEvent) -> Attempt | None:
-        """Return the attempt that the event ends, if it does."""
+        """Return the attempt that the event ends. None if it ends no attempt."""
         return self._attempts.get((event.run_id, event.step_id)) if event.type in _ENDS_ATTEMPT else None
 
     def tell(self, event: StepEvent) -> None:
-        """Begin, note or end what the event tells of."""
+        """Begin or end a span, or add to one, as the event says."""
         if event.type == "run:ask":
-            _context.inject(event.carry)  # of the span that is current, if any: the first visit links to it
+            _context.inject(event.carry)  # the first visit links to the current span, if there is one
         elif event.type == "run:visit":
             self._visit(event)
         elif event.type == "run:start":
@@ -89,7 +89,7 @@ class Spans:
         elif event.type == "step:wait":
             self._note("durable.wait", event)
         elif event.type in _ENDS_ATTEMPT and not self._end_attempt(event):
-            self._note("durable.outcome", event)  # of a wait, a race or a map
+            self._note("durable.outcome", event)  # the outcome of a wait, a race or a map
 
     def _visit(self, event: StepEvent) -> None:
         span = self._tracer.start_span(
@@ -113,7 +113,7 @@ class Spans:
         if (visit := self._visits.pop(event.run_id, None)) is None:
             return  # a worker parks a run without a visit
         if visit.token is not None:
-            detach(visit.token)  # first, whatever becomes of the span
+            detach(visit.token)  # first, in case ending the span raises
         state = "stopped" if event.type == "run:stop" or event.record is None else state_of(event.record)
         visit.span.set_attribute("durable.run.state", state)
         if event.type == "run:end":
@@ -139,10 +139,10 @@ class Spans:
         self._attempts[event.run_id, event.step_id] = Attempt(span, flow, event.at, token)
 
     def _end_attempt(self, event: StepEvent) -> bool:
-        """End the span of the step's attempt; tell whether one went on."""
+        """End the span of the step's attempt. Return False if the step had no attempt under way."""
         if (attempt := self._attempts.pop((event.run_id, event.step_id), None)) is None:
             return False
-        detach(attempt.token)  # first, whatever becomes of the span
+        detach(attempt.token)  # first, in case ending the span raises
         span, outcome = attempt.span, _ENDS_ATTEMPT[event.type]
         span.set_attribute("durable.step.outcome", outcome)
         if event.delay is not None:
@@ -153,7 +153,7 @@ class Spans:
         return True
 
     def _note(self, name: str, event: StepEvent) -> None:
-        """Add an event to the visit, or where there is none to what is current."""
+        """Add an event to the visit's span, or to the current span if there is no visit."""
         visit, record = self._visits.get(event.run_id), event.record
         span = get_current_span() if visit is None else visit.span
         if record is None or not span.is_recording():
@@ -189,11 +189,11 @@ class Spans:
 
 
 def _links(before: StepRecord | None) -> list[Link]:
-    """Return the link to the visit before, or to who asked for the run: the newest entry of the flow carries its context."""
+    """Return a link to the previous visit, or to the span that asked for the run. The flow's newest entry carries its context."""
     carried = None if before is None else before.notes.get("carried")
     if before is None or not isinstance(carried, Mapping):
         return []
-    texts = {key: text for key, text in carried.items() if isinstance(text, str)}  # a log that was edited may hold anything
+    texts = {key: text for key, text in carried.items() if isinstance(text, str)}  # an edited log may contain anything
     context = get_current_span(_context.extract(texts, Context())).get_span_context()
     how: dict[str, Any] = {"durable.visit.ended": "interrupted" if before.status == "started" else state_of(before)}
     if before.status == "waiting" and before.revision == 0:
@@ -202,7 +202,7 @@ def _links(before: StepRecord | None) -> list[Link]:
 
 
 def _parent(visit: Visit | None) -> Context | None:
-    """Return the context that an attempt begins in: what is current, unless that is none of the visit."""
+    """Return the context for an attempt's span. None for the current one, if that belongs to the visit."""
     if visit is None or get_current_span().get_span_context().trace_id == visit.span.get_span_context().trace_id:
         return None
     return set_span_in_context(visit.span)

@@ -49,7 +49,7 @@ def instrument(
     def tell(event: StepEvent) -> None:
         try:
             if (attempt := spans.attempt_of(event)) is not None:
-                measures.attempt(event, attempt)  # while its span is current, to which an exemplar leads
+                measures.attempt(event, attempt)  # while its span is current, so that exemplars link to it
         finally:
             spans.tell(event)
 

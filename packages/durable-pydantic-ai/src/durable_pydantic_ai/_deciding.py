@@ -1,4 +1,4 @@
-"""Tool calls that wait for people: an approval each, and an event for what is done elsewhere."""
+"""Tool calls that wait: an approval for each that people decide on, an event for each that is made elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def answer_calls(
     requests: DeferredToolRequests,
     approvals_for: Callable[[ToolCallPart], Approvals],
 ) -> DeferredToolResults:
-    """Wait for what people decide on these calls, and for the results of those that are made elsewhere."""
+    """Wait until people have decided on these calls, and for the results of those that are made elsewhere."""
     results = DeferredToolResults()
 
     async def approve(call: ToolCallPart, step_id: str) -> None:
@@ -48,7 +48,7 @@ async def answer_calls(
     tasks = [create_task(each) for each in waits]
     try:
         await gather(*tasks)
-    finally:  # none waits on when one failed
+    finally:  # if one fails, the others must not wait on
         for task in tasks:
             task.cancel()
         await gather(*tasks, return_exceptions=True)
@@ -58,7 +58,7 @@ async def answer_calls(
 async def decide(
     scope: AgentScope, step_id: str, call: ToolCallPart, metadata: dict[str, Any] | None, approvals: Approvals
 ) -> tuple[DeferredToolApprovalResult, str]:
-    """Show a call to people, and return what its tool and the model are told of their decision, and who decided."""
+    """Ask people about a call. Return their decision, in the form of pydantic-ai, and who decided."""
     show: dict[str, Any] = {"tool": call.tool_name, "edit": call.args_as_dict()}
     if metadata:
         show["metadata"] = metadata
@@ -69,8 +69,8 @@ async def decide(
         return ToolDenied(told), decision.by
     if decision.value is None:
         return ToolApproved(), decision.by
-    if not isinstance(decision.value, dict):  # it can't be taken back, so it must not lead to a call that nobody meant
-        told = "The call was approved with other arguments that are no JSON object, so it was not made."
+    if not isinstance(decision.value, dict):  # the approval is final, but nobody approved the original arguments
+        told = "The call was approved with other arguments that are not a JSON object, so it was not made."
         return ToolDenied(told), decision.by
     return ToolApproved(override_args=decision.value), decision.by
 
@@ -82,7 +82,7 @@ class EventWaiter(ExternalEventWaiter):
         self._scope = scope
 
     async def wait(self, name: str, *, ask: Callable[[str], Awaitable[JsonValue]], timeout: timedelta | None) -> JsonValue:
-        """Hand out the event's full id as the token: `control.send(store, run_id, token, answer)` answers."""
+        """Wait for an event with the full step id as token: `control.send(store, run_id, token, answer)` answers it."""
         runner = self._scope.runner
         step_id = self._scope.step_id(name, None)
         answer: JsonValue = await runner.step(f"{step_id}-ask", ask, f"{runner.prefix}{step_id}", returns=Any)

@@ -1,4 +1,4 @@
-"""The ids of an agent's steps, and in which scope of a runner code is running."""
+"""The ids of an agent's steps, and the scope in which code is running."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9_.:-]{1,60}")
 
 
 class AgentScope:
-    """The steps of the agent runs in one scope of a runner: `triage/model-1`, and of a second run `triage/run-2/model-1`."""
+    """Step ids for the agent runs in one scope: `triage/model-1`, and in the second run `triage/run-2/model-1`."""
 
     def __init__(self, runner: Runner, name: str) -> None:
         self._scope: Final[Runner] = runner.scope(name)
@@ -26,16 +26,16 @@ class AgentScope:
         self._is_running = False
         self._used: Counter[str] = Counter()
         self.runner: Runner = self._scope
-        """The scope of the run of an agent that goes on, or that comes next: capabilities may do something before it begins."""
+        """The scope of the present agent run, or of the next one: capabilities may make steps before it begins."""
 
     @property
     def agent_run_id(self) -> str:
-        """The id that it gets from pydantic-ai, the same on every replay."""
+        """The id of the agent run for pydantic-ai. It is the same on every replay."""
         return f"{self.runner.run_id}/{self._scope.prefix}{self._number}"
 
     @contextmanager
     def agent_run(self) -> Generator[None]:
-        """Give the steps of one agent run ids of their own. Raises `DurableError` while another run goes on here."""
+        """Give the steps of one agent run their own ids. Raises `DurableError` if another agent is running in this scope."""
         if self._is_running:
             raise DurableError(
                 f"two agents run at once in scope {self._scope.prefix[:-1]!r}, whose steps could not be told apart on a replay;"
@@ -51,14 +51,14 @@ class AgentScope:
             self.runner = self._scope.scope(f"run-{self._number}")
 
     def reused(self) -> StepReused:
-        """Make the error of a second scope of this name."""
+        """Make the error for a second scope with the same name."""
         return StepReused(
             f"an agent ran as {self._scope.prefix[:-1]!r} before in this run, and its steps could not be told apart on a replay;"
             " give each agent run a name of its own: run_agent(runner, 'another-name', …)"
         )
 
     def step_id(self, what: str, ctx: RunContext[Any] | None, call_id: str | None = None) -> str:
-        """Make the id of what is done in a turn of the model; done again in the same turn, it gets a number."""
+        """Return a step id for an operation in the present turn of the model. Repeated in the same turn, it gets a number."""
         parts = [plain(what)]
         if ctx is not None:
             parts.append(str(ctx.run_step))
@@ -74,13 +74,13 @@ _here: Final[ContextVar[AgentScope | None]] = ContextVar("durable_agent_scope", 
 
 
 def scope_here() -> AgentScope | None:
-    """Return the scope that agents run in where this is called."""
+    """Return the scope of the calling code, or None."""
     return _here.get()
 
 
 @contextmanager
 def entered(scope: AgentScope | None) -> Generator[None]:
-    """Let agents run in `scope`, or in none."""
+    """Make agents in this block run in `scope`, or in no scope."""
     token = _here.set(scope)
     try:
         yield
@@ -89,10 +89,10 @@ def entered(scope: AgentScope | None) -> Generator[None]:
 
 
 def outside_scopes() -> AbstractContextManager[None]:
-    """Let an agent that runs inside a step be an ordinary one: the step records what comes of it."""
+    """Make agents in this block ordinary ones. Inside a step, the step records the result."""
     return entered(None)
 
 
 def plain(text: str) -> str:
-    """Return text that ids may hold, the same for the same text: models and providers make up the ids of calls."""
+    """Return the text if an id may contain it, or else a hash of it. Models and providers may send any text as a call's id."""
     return text if _PLAIN.fullmatch(text) else f"x{blake2b(text.encode(errors='replace'), digest_size=8).hexdigest()}"

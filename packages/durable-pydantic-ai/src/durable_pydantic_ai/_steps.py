@@ -1,4 +1,4 @@
-"""Each operation of an agent, model request or tool call, as a step of a runner."""
+"""Makes each operation of an agent, such as a model request or a tool call, a step of a runner."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _MODEL: Final = (ModelRequestId,)
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a step recorded, and which step that was."""
+    """A step's recorded value and the step's id."""
 
     step_id: str
     payload: object
 
 
 class RecordedCodec(ResultCodec[Any]):
-    """Tells a recorded value that no longer decodes from bad arguments of a tool, which a model is asked to mend."""
+    """Raises `StepDrift` for a recorded value that no longer decodes. Otherwise the model would be asked for other arguments."""
 
     def __init__(self, codec: ResultCodec[Any]) -> None:
         self._codec = codec
@@ -67,7 +67,7 @@ class RecordedCodec(ResultCodec[Any]):
 
 
 class Unit:
-    """The function of a step: it calls an operation's body, and knows whether it did."""
+    """The function of a step. It calls an operation's body, and remembers that it did."""
 
     def __init__(self, body: Callable[[], Awaitable[object]]) -> None:
         self._body = body
@@ -80,7 +80,7 @@ class Unit:
 
 
 class StepBackend(JournalCallableOperationBackend[Mapping[str, Any]]):
-    """Runs the operations of an agent as steps of the scope that it runs in."""
+    """Runs the operations of an agent as steps of the agent's scope."""
 
     def bind(self, operation: DurableOperation[ParamsT, WireT, ResultT]) -> BoundDurableOperation[ParamsT, WireT, ResultT]:
         return super().bind(replace(operation, result_codec=RecordedCodec(operation.result_codec)))
@@ -115,7 +115,7 @@ class StepBackend(JournalCallableOperationBackend[Mapping[str, Any]]):
 def described(
     scope: AgentScope, operation_id: DurableOperationId, name: str, cache_key: tuple[object, ...]
 ) -> tuple[str, str, tuple[object, ...]]:
-    """Return the id of an operation's step, what people read, and the arguments that a later run is compared with."""
+    """Return the id of an operation's step, its name for people, and the arguments to compare on a replay."""
     ctx: RunContext[Any] | None = next((part for part in cache_key if isinstance(part, RunContext)), None)
     match operation_id:
         case ModelRequestId(model_name=model):
@@ -136,12 +136,12 @@ def described(
             return scope.step_id(f"workspace-{method}", None), f"workspace: {method}", _comparable(cache_key[0])
         case CapabilityOperationId(capability_id=capability, operation=operation):
             return scope.step_id(f"{capability}.{operation}", ctx), f"{capability}: {operation}", ()
-        case _:  # operations that are rare, and those that pydantic-ai adds later
+        case _:  # rare operations, and those that pydantic-ai adds later
             return scope.step_id(name.partition("__")[2] or name, ctx), name, ()
 
 
 def _comparable(arguments: object) -> tuple[object, ...]:
-    """Return a tool's arguments as JSON, so that other ones are noticed; nothing where they have none."""
+    """Return a tool's arguments as JSON, so that a replay notices changed ones. Returns nothing if they have no JSON form."""
     try:
         return (to_jsonable_python(arguments),)
     except PydanticSerializationError:

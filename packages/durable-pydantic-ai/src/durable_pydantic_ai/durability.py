@@ -115,7 +115,7 @@ class Durability(BaseDurabilityCapability[AgentDepsT]):
     ) -> ModelRequestContext:
         if scope_here() is not None:
             for tool in request_context.model_request_parameters.function_tools:
-                _said_by(tool)  # what can't be is an error before a model that may call it is asked
+                _said_by(tool)  # raises for invalid metadata, before the model is asked
         return await super().before_model_request(ctx, request_context)
 
     async def wrap_run(self, ctx: RunContext[AgentDepsT], *, handler: WrapRunHandler) -> AgentRunResult[Any]:
@@ -126,7 +126,7 @@ class Durability(BaseDurabilityCapability[AgentDepsT]):
             stack.enter_context(scope.agent_run())
             stack.enter_context(replay_scope())
             stack.enter_context(external_event_scope(EventWaiter(scope)))
-            if ctx.agent is not None:  # results and events in the order of the calls, whichever tool was faster
+            if ctx.agent is not None:  # keep results and events in the order of the calls, whichever tool is faster
                 agent = cast("AbstractAgent[Any, Any]", ctx.agent)
                 stack.enter_context(agent.parallel_tool_call_execution_mode("parallel_ordered_events"))
             return await super().wrap_run(ctx, handler=handler)
@@ -179,7 +179,7 @@ def _said_by(tool: ToolDefinition | None) -> tuple[StepOptions, Approvals | None
 
 
 def _refuse_in_flow(name: str | None) -> None:
-    """Refuse a durable agent that runs in a flow but in no scope, because none of its steps would be recorded."""
+    """Raise `DurableError` for an agent that runs in a flow without a scope: none of its steps would be recorded."""
     if in_step():
         return
     try:

@@ -104,7 +104,7 @@ class Wakeups:
                     try:
                         taken.append(_wakeup(named[key], member, now))
                     except (ValueError, OverflowError):
-                        _log.warning("%s holds %r, which is no wake-up: remove it", key, member)
+                        _log.warning("%s holds %r, which is not a wake-up: remove it", key, member)
             if taken or not due:
                 break  # else others took all of these, and more may be due
         return taken

@@ -163,7 +163,7 @@ class RedisStore(
         async for key in self._serving().keys(self._keys.pattern(prefix)):
             run_id = self._keys.run_id(key)
             if run_id is None:
-                _log.warning("the key %r is no run's, and is passed over", key)
+                _log.warning("the key %r does not belong to a run, and is passed over", key)
             elif run_id not in seen:
                 seen.add(run_id)
                 yield run_id

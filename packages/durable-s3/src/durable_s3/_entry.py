@@ -59,7 +59,7 @@ def head(body: bytes, key: str) -> Head:
             raise CorruptLog(
                 f"the object {key!r} is empty, but should contain a step record; restore it, or clear the run"
             ) from error
-        raise CorruptLog(f"the object {key!r} contains no step record ({error}): {body[:200]!r}") from error
+        raise CorruptLog(f"the object {key!r} does not contain a step record ({error}): {body[:200]!r}") from error
 
 
 def _microseconds() -> int:

@@ -105,7 +105,7 @@ class Wakeups:
                 if segment(run_id) != due.run:
                     raise ValueError(f"it holds the id {run_id!r}, which belongs at {segment(run_id)!r}")
         except (ValueError, *UNREADABLE) as error:
-            _log.warning("%r in bucket %s is no wake-up of a run, and is passed over: %s", due.key, self._bucket.name, error)
+            _log.warning("%r in bucket %s is not a wake-up of a run, and is passed over: %s", due.key, self._bucket.name, error)
             return None
         at = datetime.min.replace(tzinfo=UTC) + timedelta(microseconds=int(due.at))
         return WakeUp(run_id=run_id, flow=due.flow, at=at, token=due.token, now=due.now)

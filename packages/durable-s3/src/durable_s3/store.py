@@ -173,7 +173,9 @@ class S3Store(
                 try:
                     run_id = self._keys.run_id(folder) or await self._reader.run_id(folder)
                 except (ValueError, CorruptLog) as error:
-                    _log.warning("%r in bucket %s is no run's folder, and is passed over: %s", folder, self._bucket.name, error)
+                    _log.warning(
+                        "%r in bucket %s is not the folder of a run, and is passed over: %s", folder, self._bucket.name, error
+                    )
                     continue
                 if run_id is not None and run_id.startswith(prefix):
                     yield run_id

@@ -12,8 +12,8 @@ from durable_core import CorruptLog, StoreError
 
 _ADVICE: Final = {
     sqlite3.SQLITE_BUSY: "another program has held it locked for {seconds:g} s; is it stopped, or in a long transaction?",
-    sqlite3.SQLITE_FULL: "the disk is full, and nothing of it was written; it goes on once there is room",
-    sqlite3.SQLITE_IOERR: "the disk refused it, or has no room for it, and nothing of it was written",
+    sqlite3.SQLITE_FULL: "the disk is full, and nothing was written; it works again once there is room",
+    sqlite3.SQLITE_IOERR: "the disk refused the write, or has no room for it, and nothing was written",
     sqlite3.SQLITE_CANTOPEN: "it can't be opened; its folder must be there, readable and writable for this user",
     sqlite3.SQLITE_READONLY: "it can't be written; the file and its folder must be writable for this user",
 }
@@ -44,7 +44,7 @@ def explain_errors(path: Path, *, seconds: float = 0.0) -> Iterator[None]:
     except sqlite3.Error as error:
         code = code_of(error)
         if code in _DAMAGED:
-            raise CorruptLog(f"{path} is no SQLite database, or a damaged one: {error}") from error
+            raise CorruptLog(f"{path} is not a SQLite database, or it is damaged: {error}") from error
         if isinstance(error, sqlite3.OperationalError) and code is None:  # text that is not UTF-8
             raise CorruptLog(f"{path} is damaged: {error}") from error
         advice = _ADVICE.get(code or 0, "").format(seconds=seconds)

@@ -86,7 +86,7 @@ def _newest(connection: Connection, run_id: str, revision: int) -> StepRecord:
     """Return the flow's newest entry. Raises `CorruptLog` unless it has this revision."""
     flow = fetch(connection, _NEWEST, (run_id,))
     if flow is None or flow.revision != revision:
-        differs = f"the table durable_flows has run {run_id!r} at revision {revision}, and durable_steps hasn't"
+        differs = f"the table durable_flows has run {run_id!r} at revision {revision}, but durable_steps doesn't"
         raise CorruptLog(f"{file_of(connection)}: {differs}; {ADVICE}")
     return flow
 

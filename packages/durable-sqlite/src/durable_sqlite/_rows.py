@@ -109,7 +109,7 @@ def record_of(connection: Connection, row: Sequence[Any]) -> StepRecord:
         if type(status) is type(kind) is str and not (status in _STATUSES and kind in _KINDS):
             newer = f"{_place(connection, row)} was written by a newer version: upgrade durable-core ({refusal})"
             raise CorruptLog(newer) from refusal
-        raise CorruptLog(f"{_place(connection, row)} is no step record: {refusal}") from refusal
+        raise CorruptLog(f"{_place(connection, row)} is not a step record: {refusal}") from refusal
 
 
 def _place(connection: Connection, row: Sequence[Any]) -> str:

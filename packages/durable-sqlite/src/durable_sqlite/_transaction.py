@@ -47,6 +47,6 @@ def _kept_open(connection: sqlite3.Connection, work: Callable[[sqlite3.Connectio
         if refused:
             raise StoreError(
                 "the function of a transaction began, committed or rolled back; leave that to the runner, `with connection:`"
-                " and `executescript` included, which commit; nothing of it was written"
+                " and `executescript` included, which commit; nothing was written"
             )
     return record

@@ -75,7 +75,7 @@ class SqliteStore(
     def __init__(self, path: str | os.PathLike[str], *, lock_timeout: float = 30.0, clock: Clock | None = None) -> None:
         given = os.fspath(path)
         if not isinstance(given, str) or not given or "\0" in given:
-            raise ValueError(f"{path!r} is no path; expected one such as './runs.db'")
+            raise ValueError(f"{path!r} is not a path; expected one such as './runs.db'")
         if given == ":memory:":
             raise ValueError("a database in memory lives in one connection: use MemoryStore(), or the URL 'memory:'")
         self._path: Final = Path(given).resolve()

@@ -6,14 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import msgspec
 from kombu.exceptions import KombuError
 
-from durable_core.record import StepRecord
 from durable_core.store import OpenableStore, SupportsWakeups, WakeUp, wakeups_of
+from durable_core.stores.passing import PassingStore
 
 from ._on_demand import carried, is_carried
 
@@ -24,11 +23,11 @@ Send = Callable[[str, str, datetime], None]
 _logger: Final = logging.getLogger("durable_worker")
 
 
-class CarriedStore(OpenableStore, SupportsWakeups):
-    """A store that sends wake-ups as tasks if they are due soon. Everything else is passed to the original store."""
+class CarriedStore(PassingStore, OpenableStore, SupportsWakeups):
+    """Sends wake-ups as tasks if they are due soon. Passes everything else on to `store`."""
 
     def __init__(self, store: OpenableStore, send: Send, sweep_every: float) -> None:
-        self._store: Final = store
+        super().__init__(store)
         self._wakeups: Final = wakeups_of(store)
         self._send: Final = send
         self._soon: Final = timedelta(seconds=SOON * sweep_every)
@@ -38,32 +37,8 @@ class CarriedStore(OpenableStore, SupportsWakeups):
     def from_url(cls, url: str) -> Self:
         raise NotImplementedError("durable_worker.celery.attach(…).open_store() makes it")
 
-    async def __aenter__(self) -> Self:
-        await self._store.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        await self._store.__aexit__(kind, error, trace)
-
-    def __getattr__(self, ability: str) -> Any:
-        return getattr(self._store, ability)
-
     def __repr__(self) -> str:
         return f"{self._store!r}, with Celery"
-
-    async def append(self, record: StepRecord) -> StepRecord:
-        return await self._store.append(record)
-
-    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
-        return await self._store.get(run_id, step_id)
-
-    async def list(self, run_id: str) -> Sequence[StepRecord]:
-        return await self._store.list(run_id)
-
-    async def clear(self, run_id: str) -> None:
-        await self._store.clear(run_id)
 
     async def set_wakeup(self, run_id: str, flow: str, at: datetime) -> WakeUp:
         now = datetime.now(UTC)

@@ -273,7 +273,7 @@ class Loop:
         if self.memory.is_left_alone(run_id):
             return
         self.memory.leave_alone(run_id)
-        _logger.error("run %r can't go on: %s", run_id, error, extra={"run_id": run_id})
+        _logger.error("run %r can't continue: %s", run_id, error, extra={"run_id": run_id})
         names: dict[str, Any] = {"run_id": run_id, "step_id": FLOW, "name": flow}
         await tell(self.on_event, StepEvent(type="run:crash", attempt=1, error=error, **names))
 

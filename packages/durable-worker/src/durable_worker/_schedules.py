@@ -174,7 +174,7 @@ class Schedules:
             return 0  # another worker is at it; if that one dies, the next look finds the tick due
         except Exception as error:
             if not schedule.failing:
-                _logger.warning("schedule %r could not go on, trying again: %r", schedule.name, error)
+                _logger.warning("schedule %r could not continue, trying again: %r", schedule.name, error)
             schedule.failing = True
             schedule.rest(now, now + _PAUSE)
             return 0
@@ -228,7 +228,7 @@ class Schedules:
         if latest is not None and latest.ended_at > now + _AHEAD and not schedule.warned:
             schedule.warned = True
             _logger.warning(
-                "schedule %r was attended to at %s, by a clock that is ahead of this one: ticks until then are taken as done."
+                "schedule %r was last updated at %s, by a clock that is ahead of this one: ticks until then count as done."
                 " If that clock was wrong, clear the log %r and start the workers again",
                 *(schedule.name, latest.ended_at.isoformat(timespec="seconds"), schedule.log_id),
             )

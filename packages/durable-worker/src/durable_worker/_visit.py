@@ -78,7 +78,7 @@ class Visit(Driver):
             _logger.warning("run %r is left to the next look: %s", self.run_id, error, extra={"run_id": self.run_id})
         except Exception:
             self.state = "unknown"
-            _logger.exception("could not go on with run %r; it is tried again", self.run_id, extra={"run_id": self.run_id})
+            _logger.exception("could not continue run %r; it is tried again", self.run_id, extra={"run_id": self.run_id})
         finally:
             self._loop.leave(self)
 
@@ -103,7 +103,7 @@ class Visit(Driver):
             self.taken.clear()
         except Exception as error:
             _logger.warning(
-                "run %r could not be handed back; it goes on when its wake-up shows again: %r",
+                "run %r could not be handed back; it continues when its wake-up shows again: %r",
                 *(self.run_id, error),
                 extra={"run_id": self.run_id},
             )

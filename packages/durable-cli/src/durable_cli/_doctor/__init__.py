@@ -1,1 +1,1 @@
-"""`durable doctor`: checks of a store that are made for real, from several processes, on runs of their own."""
+"""`durable doctor`: checks a store by using it, from several processes, on runs of its own."""

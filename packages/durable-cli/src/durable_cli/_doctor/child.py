@@ -1,4 +1,4 @@
-"""What another process does for the doctor: it reads a line of JSON, does it, and answers with a line of JSON."""
+"""The doctor's other process. It reads commands as lines of JSON, and answers each with a line of JSON."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from durable_core import RunBusy, StepRecord, Store, open_store
 from durable_core.store import lock_of, wakeups_of
 
 _EMPTY: Final = 3
-"""After so many empty answers there are no more wake-ups: others may hold back what they are just taking."""
+"""Stop after so many empty answers. A single one may only mean that others are taking wake-ups just then."""
 
 
 class Child:
-    """The store, the locks that are held, and what can be asked for."""
+    """The commands, with the store and the locks that this process holds."""
 
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack: Final = stack
@@ -34,7 +34,7 @@ class Child:
         await self._store.get("doctor", "connects")
 
     async def append(self, records: Sequence[str], *, together: bool = True) -> Sequence[str]:
-        """Append records, together or one by one; return those that hold the slots."""
+        """Append records, together or one by one. Return the holders of their slots."""
         made = list(map(StepRecord.from_json, records))
         holders = (
             await asyncio.gather(*map(self._store.append, made)) if together else [await self._store.append(one) for one in made]
@@ -42,13 +42,13 @@ class Child:
         return wire(holders)
 
     async def contend(self, run_id: str, steps: Sequence[str], *, at: float) -> Sequence[str]:
-        """Claim slots at a moment; return the records that hold them."""
+        """Claim slots at a given time. Return their holders."""
         made = [StepRecord(run_id=run_id, step_id=step_id) for step_id in steps]
         _wait_until(at)
         return wire(await asyncio.gather(*map(self._store.append, made)))
 
     async def get(self, run_id: str, step_id: str) -> Sequence[str]:
-        """Return the newest entry of a step, where there is one."""
+        """Return the newest entry of a step, if there is one."""
         found = await self._store.get(run_id, step_id)
         return wire([found] if found else [])
 
@@ -57,7 +57,7 @@ class Child:
         return wire(await self._store.list(run_id))
 
     async def hold(self, run_id: str, *, at: float = 0.0) -> bool:
-        """Try to take a run's lock at a moment, and keep it; tell whether it was given."""
+        """Try to take a run's lock at a given time, and keep it. Return True if it was taken."""
         locks = lock_of(self._store)
         assert locks is not None
         _wait_until(at)
@@ -72,7 +72,7 @@ class Child:
         await self._held.aclose()
 
     async def take(self, flow: str, hidden: float, *, at: float) -> Sequence[str]:
-        """Take all wake-ups of a flow from a moment on, hidden for so many seconds; return their tokens."""
+        """Take all wake-ups of a flow from a given time on, hidden for `hidden` seconds. Return their tokens."""
         wakeups = wakeups_of(self._store)
         assert wakeups is not None
         _wait_until(at)
@@ -82,18 +82,18 @@ class Child:
             taken = await wakeups.take_wakeups([flow], limit=5, visibility_timeout=timedelta(seconds=hidden))
             tokens += [wakeup.token for wakeup in taken]
             empty = 0 if taken else empty + 1
-            if len({*tokens}) < len(tokens):  # it would go on for ever
+            if len({*tokens}) < len(tokens):  # the store shows them again: this loop would never end
                 break
         return tokens
 
 
 def wire(records: Sequence[StepRecord]) -> list[str]:
-    """Write records as they go from one process to another."""
+    """Encode records for another process."""
     return [record.to_json().decode() for record in records]
 
 
 async def main(asked: IO[bytes], answers: IO[bytes]) -> None:
-    """Serve until nobody asks any more."""
+    """Answer commands until there are no more."""
     async with AsyncExitStack() as stack:
         child = Child(stack)
         while line := await asyncio.to_thread(asked.readline):
@@ -113,5 +113,5 @@ def _wait_until(at: float) -> None:
 
 if __name__ == "__main__":
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what anything prints goes elsewhere
+    os.dup2(2, 1)  # keep other output out of the answers
     asyncio.run(main(sys.stdin.buffer, out))

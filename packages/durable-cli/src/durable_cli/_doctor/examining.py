@@ -1,4 +1,4 @@
-"""Making the checks, one after another, in bounded time."""
+"""Makes the checks, one after another, in bounded time."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ async def examine(
     checks: Sequence[Check] = CHECKS,
     seconds: float = 30.0,
 ) -> Sequence[str]:
-    """Make checks, telling when each begins and what it found; return the runs that could not be removed at the end.
+    """Make checks. Call `begin` before and `tell` after each. Return the runs that could not be removed at the end.
 
-    So many `rivals` are processes that try the same thing at the same moment. No check takes longer than `seconds`, and all
-    together not longer than four times that. Raises `StoreError` for a URL that names no store.
+    `rivals` is how many processes try the same thing at the same moment. No check takes longer than `seconds`, and all together
+    not longer than four times that. Raises `StoreError` for a URL that names no store.
     """
     deadline = monotonic() + 4 * seconds
     with hearing.hearing() as heard:

@@ -1,4 +1,4 @@
-"""A check, and what it found."""
+"""Checks and their findings."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ Verdict = Literal["safe", "unsafe", "note"]
 
 
 class Safe(NamedTuple):
-    """What a check saw that is as it should be, in words, and in numbers where it measured something."""
+    """A check found no fault. Says so in words, and in figures if it measured something."""
 
     says: str
     figures: Mapping[str, float] | None = None
 
 
 class Unsafe(Exception):
-    """What a check saw that is not as it should be."""
+    """A check found a fault."""
 
 
 class Note(Exception):
-    """What a check could not look at, or what is good to know and does no harm."""
+    """A check could not look, or found something harmless that is good to know."""
 
 
 Look: TypeAlias = Callable[["Scratch"], Awaitable[Safe]]
 
 
 class Check(NamedTuple):
-    """One question to a store."""
+    """One check of a store."""
 
     key: str
     """Its name in JSON."""
     title: str
-    """What it looks at, in a few words."""
+    """What it checks, in a few words."""
     promise: str
-    """What a user may count on where it is safe; empty where that goes without saying."""
+    """What users may count on if the check finds no fault. Empty if that needs no saying."""
     danger: str
-    """What may happen where it is not."""
+    """What may happen if it finds one."""
     look: Look
-    """Returns `Safe`, or raises `Unsafe` or `Note`; anything else that it raises is the store's failure."""
+    """Returns `Safe`, or raises `Unsafe` or `Note`. Any other exception is a failure of the store."""
 
 
 def check(key: str, title: str, *, promise: str = "", danger: str) -> Callable[[Look], Check]:
-    """Make a check of the function that looks."""
+    """Make a check from a function that looks."""
     return lambda look: Check(key, title, promise, danger, look)
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What came of a check, as `--json` shows it."""
+    """The result of a check, as `--json` shows it."""
 
     check: str
     verdict: Verdict
@@ -66,7 +66,7 @@ _LEAST: Final = 3
 
 
 def rounds(most: int, *, seconds: float) -> Iterator[int]:
-    """Count to `most`, or for so long as there is time, but to three at least."""
+    """Yield numbers from 0 up to `most`, but stop after `seconds` once there were three."""
     begun = monotonic()
     for number in range(most):
         if number >= _LEAST and monotonic() - begun > seconds:

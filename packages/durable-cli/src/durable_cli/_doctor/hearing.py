@@ -1,4 +1,4 @@
-"""What a store says by itself while it is used: Python's warnings, and what it logs."""
+"""Collects a store's warnings and log messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Heard(logging.Handler):
-    """Keeps what was said."""
+    """Keeps warnings and log messages."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -28,7 +28,7 @@ class Heard(logging.Handler):
 
 @contextmanager
 def hearing() -> Iterator[Heard]:
-    """Keep what is logged or warned of inside, in place of showing it."""
+    """Keep warnings and log messages of this block, instead of showing them."""
     heard, root = Heard(), logging.getLogger()
     root.addHandler(heard)
     try:
@@ -42,7 +42,7 @@ def hearing() -> Iterator[Heard]:
 
 @check("warnings", "Warnings", danger="runs could be lost")
 async def warned(scratch: Scratch) -> Safe:
-    # Stores warn users by `UserWarning`; what is deprecated concerns those who write them.
+    # Stores warn users by `UserWarning`. Deprecations concern only the authors of stores.
     said = [str(each.message) for each in scratch.heard.warned if issubclass(each.category, UserWarning)]
     if said:
         raise Unsafe("; ".join(dict.fromkeys(said)))

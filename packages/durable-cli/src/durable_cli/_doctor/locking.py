@@ -1,4 +1,4 @@
-"""Does one process at a time hold a run?"""
+"""Checks that one process at a time can hold a run's lock."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _locks(scratch: Scratch) -> SupportsLock:
 
 
 async def _takes(locks: SupportsLock, run_id: str) -> bool:
-    """Tell whether the lock is free; give it back at once."""
+    """Return True if the lock is free. Gives it back at once."""
     with suppress(RunBusy):
         async with locks.lock(run_id):
             return True

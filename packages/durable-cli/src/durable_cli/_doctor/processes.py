@@ -1,4 +1,4 @@
-"""Other processes that use the same store, as this one sees them."""
+"""Starts other processes that use the same store, and sends commands to them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PATIENCE: Final = 5.0  # seconds to end by itself
 
 
 class OtherProcess:
-    """A new interpreter that runs `child.py`: it opens the store, and does there what it is asked, one thing at a time."""
+    """A new interpreter that runs `child.py`. It opens the store, and does one command at a time."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None
@@ -31,26 +31,26 @@ class OtherProcess:
 
     @classmethod
     async def start(cls, url: str) -> Self:
-        """Start one; it has connected when this returns."""
+        """Start a process, and wait until it has opened the store."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", f"{__package__}.child"),
             stdin=PIPE,
             stdout=PIPE,
             stderr=DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},  # it finds what this one finds
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},  # so that it imports from the same places
             limit=_LINE,
-            start_new_session=True,  # Ctrl-C is for this process, which ends the others
+            start_new_session=True,  # Ctrl-C reaches only this process, which then ends the others
         )
         other = cls(process)
         try:
-            await other.ask("open", url=url)  # not as an argument: it may hold a password
+            await other.ask("open", url=url)  # not an argument on the command line: it may contain a password
         except BaseException:
             await other.kill()
             raise
         return other
 
     async def append(self, *records: StepRecord, together: bool = True) -> list[StepRecord]:
-        """Append records, together or one by one; return those that hold the slots."""
+        """Append records, together or one by one. Return the holders of their slots."""
         return read(await self.ask("append", records=wire(records), together=together))
 
     async def get(self, run_id: str, step_id: str) -> StepRecord | None:
@@ -62,10 +62,10 @@ class OtherProcess:
         return read(await self.ask("list", run_id=run_id))
 
     async def ask(self, do: str, **given: Any) -> Any:
-        """Have a method of `Child` called, and return what it returned."""
+        """Have the process call a method of `Child`, and return the result."""
         async with self._turn:
             self._asked.write(json.dumps([do, given]).encode() + b"\n")
-            with suppress(ConnectionError):  # the missing answer says so better
+            with suppress(ConnectionError):  # the missing answer raises the better error
                 await self._asked.drain()
             line = await self._answers.readline()
         if not line:
@@ -79,10 +79,10 @@ class OtherProcess:
         """End the process as a crash does."""
         with suppress(ProcessLookupError):
             self._process.kill()
-        await self._process.communicate()  # to the end of its pipes
+        await self._process.communicate()  # read its pipes to the end
 
     async def end(self) -> None:
-        """Let the process give back what it holds, and end."""
+        """Let the process give back its locks and end."""
         try:
             async with asyncio.timeout(_PATIENCE):
                 await self._process.communicate()
@@ -95,5 +95,5 @@ class OtherProcess:
 
 
 def read(lines: list[str]) -> list[StepRecord]:
-    """Read records that came from another process."""
+    """Decode records from another process."""
     return [StepRecord.from_json(line) for line in lines]

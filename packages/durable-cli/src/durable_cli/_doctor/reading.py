@@ -1,4 +1,4 @@
-"""Do reads show what was written before them, and does the index agree with the logs?"""
+"""Checks that reads show all earlier writes, and that the index agrees with the logs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LIVES: Final[Sequence[Sequence[Status]]] = (
     ("started", "failure"),
     ("started", "success"),
 )
-"""Entries of flows, one after another."""
+"""The statuses of the entries of each flow, in order."""
 _STATES: Final[Sequence[FlowState]] = ("started", "waiting", "failed", "succeeded")
 
 
@@ -100,7 +100,7 @@ async def index(scratch: Scratch) -> Safe:
 
 
 async def _flows_in_logs(scratch: Scratch) -> Mapping[str, StepRecord]:
-    """Write the logs of some flows; return their newest entries, the flow that began last first."""
+    """Write the logs of some flows. Return their newest entries, the latest start first."""
     began = datetime.now(UTC)
     newest: dict[str, StepRecord] = {}
     for number in reversed(range(12)):
@@ -119,6 +119,6 @@ async def _by_page(flows: SupportsFlows, name: str) -> Sequence[StepRecord]:
         names=[name], before=(found[-1].started_at, found[-1].run_id) if found else None, limit=_PAGE
     ):
         found += page
-        if len(found) > 100:  # an index that turns in a circle
+        if len(found) > 100:  # the index gives the same pages again and again
             break
     return found

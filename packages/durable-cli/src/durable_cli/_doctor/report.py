@@ -1,4 +1,4 @@
-"""What the doctor shows: each check as it happens, and at the end what is safe and what is not."""
+"""The doctor's output: each check as it ends, and a summary of what is safe and what is not."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def doctor(asked: Asked, *, processes: int) -> None:
 
 
 class JsonReport(ExitStack):
-    """One object a check."""
+    """Prints one JSON object for each check."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class JsonReport(ExitStack):
 
 
 class Report(JsonReport):
-    """Lines for people."""
+    """Prints lines for people."""
 
     def __init__(self, url: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What checks work with: the store by two connections and from other processes, and runs of the doctor's own."""
+"""The checks' means: two connections to the store, other processes, and runs of the doctor's own."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from .processes import OtherProcess
 
 _TO_REMOVE: Final = 30.0  # seconds
 _TO_REMOVE_AT_ONCE: Final = 3.0
-_A_MOMENT: Final = 0.02  # seconds, in which every process hears of it
+_A_MOMENT: Final = 0.02  # seconds until all processes have got the command
 
 
 class Scratch:
-    """Runs and wake-ups with ids that nobody else has; leaving the context removes them, whatever happened."""
+    """Runs and wake-ups with unique ids. Leaving the context always removes them."""
 
     def __init__(self, url: str, heard: Heard, *, rivals: int) -> None:
         self.url: Final = url
         self.heard: Final = heard
         self.rivals: Final = rivals
-        """How many other processes do the same thing at the same moment."""
+        """How many other processes do the same thing at the same time."""
         self.store: Final = open_store(url)
         self.another: Final = open_store(url)
-        """The same store by a connection of its own."""
+        """A second connection to the same store."""
         self.flow: Final = f"doctor-{token_hex(6)}"
-        """The name of a flow that no worker has; the ids of all runs begin with it, too."""
+        """The name of a flow that no worker has. The ids of all runs begin with it, too."""
         self.left: Final[list[str]] = []
-        """What could not be removed."""
+        """The runs that could not be removed."""
         self._runs: Final[dict[str, None]] = {}
         self._wakeups: Final[list[WakeUp]] = []
         self._processes: Final[list[OtherProcess]] = []
@@ -57,7 +57,7 @@ class Scratch:
         return wakeup
 
     async def processes(self, count: int) -> Sequence[OtherProcess]:
-        """Return so many other processes that have the store open; those that are missing are started."""
+        """Return `count` other processes that have opened the store. Starts those that are missing."""
         self._processes[:] = [process for process in self._processes if process.is_alive]
         missing = [self._start() for _ in range(count - len(self._processes))]
         for failure in await asyncio.gather(*missing, return_exceptions=True):
@@ -66,7 +66,7 @@ class Scratch:
         return self._processes[:count]
 
     async def all_ask(self, do: str, **given: Any) -> Sequence[Any]:
-        """Have all rivals do the same thing at the same moment."""
+        """Have all rivals do the same thing at the same time."""
         processes = await self.processes(self.rivals)
         at = time.time() + _A_MOMENT
         return await asyncio.gather(*(process.ask(do, at=at, **given) for process in processes))
@@ -83,7 +83,7 @@ class Scratch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         try:
-            # Who pressed Ctrl-C waits for nobody: what a process that is killed held is the doctor's own.
+            # After Ctrl-C, don't wait: a killed process only held the doctor's own runs.
             ends = [process.end() if kind is None else process.kill() for process in self._processes]
             await asyncio.gather(*ends, return_exceptions=True)
             await self._remove(_TO_REMOVE if kind is None else _TO_REMOVE_AT_ONCE)
@@ -91,9 +91,9 @@ class Scratch:
             await self._stack.aclose()
 
     async def _remove(self, seconds: float) -> None:
-        """Remove what was written."""
+        """Remove the runs and wake-ups."""
         self.left.extend(self._runs)
-        with suppress(Exception):  # `left` says what is there still
+        with suppress(Exception):  # `left` has the runs that remain
             async with asyncio.timeout(seconds):
                 if (wakeups := wakeups_of(self.store)) and self._wakeups:
                     await wakeups.clear_wakeups(self._wakeups)

@@ -1,4 +1,4 @@
-"""How long each call takes."""
+"""Measures how long each call takes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Call = Callable[[int], Awaitable[object]]
 
 
 def _timed(key: str, title: str, prepare: Callable[[Scratch], Awaitable[Call]]) -> Check:
-    """Make a check that measures a call, which is given its number."""
+    """Make a check that measures a call. The call gets its number."""
 
     @check(f"time-{key}", title, danger="this call does not work")
     async def look(scratch: Scratch) -> Safe:

@@ -1,4 +1,4 @@
-"""Do wake-ups come, to one worker, in time, and again where they were not cleared? And what does the store's clock say?"""
+"""Checks that wake-ups come once, in time, and again if they were not cleared. Compares the store's clock with this one."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def clock(scratch: Scratch) -> Safe:
         trips.append((trip.total_seconds(), (wakeup.now - sent - trip / 2).total_seconds()))
         is_whole = is_whole and wakeup.now.microsecond == 0
     took, ahead = min(trips)
-    # Who tells whole seconds, as S3 does, may be up to one further.
+    # A clock of whole seconds, as on S3, may be off by one more.
     within = took / 2 + is_whole
     side = "ahead of" if ahead > 0 else "behind"
     says = f"the store's clock is {span(abs(ahead))} {side} this machine's, to within {span(within)}"

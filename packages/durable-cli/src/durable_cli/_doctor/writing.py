@@ -1,4 +1,4 @@
-"""Are writes kept, and is a slot given away once?"""
+"""Checks that writes are kept, and that only one record wins a slot."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def slot(scratch: Scratch) -> Safe:
 async def race(scratch: Scratch) -> Safe:
     run_id = scratch.run_id("race")
     slots: dict[str, set[str]] = {}
-    """Of each slot the records that the processes were given."""
+    """For each slot, the ids of the holders that the processes got."""
     for number in rounds(20, seconds=2):
         steps = [f"step {number}.{part}" for part in range(_SLOTS)]
         for answer in await scratch.all_ask("contend", run_id=run_id, steps=steps):

@@ -273,7 +273,7 @@ async def _pages(
     while True:
         try:
             page = await index.flows(prefix, names=names, states=states, since=since, before=before, limit=limit)
-        except CorruptLog as error:  # there is nothing else that can be read
+        except CorruptLog as error:  # nothing else can be read
             damage.take(error)
             return
         if not page:

@@ -153,7 +153,7 @@ class Asker(Caller):
                 while not self._is_over:
                     self._next()
             except BaseException:
-                self._loop.call_soon_threadsafe(self._give_up)  # the interrupt may have come before the first such call
+                self._loop.call_soon_threadsafe(self._give_up)  # the interrupt may have come before the first call
                 raise
 
     def _next(self) -> Callable[[], None] | None:

@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal
 
 from durable_core.errors import StoreError
 from durable_core.record import StepRecord
 from durable_core.store import Store
+from durable_core.stores.passing import PassingStore
 
 
 class InjectedFault(StoreError):
     """The failure that a `CrashingStore` raises because it was told to."""
-
-
-class PassingStore(Store):
-    """Passes each call on to `store`, and has the same abilities."""
-
-    def __init__(self, store: Store) -> None:
-        self._store: Final = store
-
-    async def get(self, run_id: str, step_id: str) -> StepRecord | None:
-        return await self._store.get(run_id, step_id)
-
-    async def list(self, run_id: str) -> Sequence[StepRecord]:
-        return await self._store.list(run_id)
-
-    async def clear(self, run_id: str) -> None:
-        await self._store.clear(run_id)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self._store, name)
 
 
 class CrashingStore(PassingStore):
@@ -85,17 +63,6 @@ class CrashingStore(PassingStore):
         raise InjectedFault(
             f"append {self._at} failed as asked, {self._when} {record.step_id!r} (revision {record.revision}) was stored"
         )
-
-    async def __aenter__(self) -> Self:
-        if enter := getattr(self._store, "__aenter__", None):
-            await enter()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        if leave := getattr(self._store, "__aexit__", None):
-            await leave(kind, error, trace)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._store!r}, at={self._at}, when={self._when!r}, how={self._how!r})"

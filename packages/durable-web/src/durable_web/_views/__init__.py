@@ -1,4 +1,4 @@
-"""The views, one module each: what a page holds is prepared here, and drawn by the template of its name."""
+"""The views, one module for each page. A view collects the content; the template with its name draws it."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ PAGES: Final[Mapping[str, View]] = {
 }
 """The pages by their paths."""
 STREAMS: Final[Mapping[str, View]] = {"live/inbox": inbox.live, "live/run": run.live, "live/step": step.live}
-"""What stays open and tells of changes."""
+"""The streams by their paths. They stay open and send changes."""

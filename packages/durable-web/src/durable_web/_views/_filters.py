@@ -1,4 +1,4 @@
-"""What the query of a page filters by."""
+"""Reads filters from the query of a page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from durable_web._visit import Visit
 
 _LABELS: Final = {"since": "Begun within", "longer": "Waiting longer than"}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_LONGEST: Final = timedelta(days=36_500)  # which no calendar is too short for
+_LONGEST: Final = timedelta(days=36_500)  # the result of subtracting it is still a date
 
 
 def span_of(visit: Visit, name: str) -> timedelta | None:
@@ -27,7 +27,7 @@ def span_of(visit: Visit, name: str) -> timedelta | None:
 
 
 def before_of(visit: Visit) -> tuple[datetime, str] | None:
-    """Return where the page before ended: a time and a run's id. Raises `HTTPException` for anything else."""
+    """Return where the previous page ended: a time and a run's id. Raises `HTTPException` for anything else."""
     at, _, run_id = visit.asked("before").partition(" ")
     if not at:
         return None
@@ -38,7 +38,7 @@ def before_of(visit: Visit) -> tuple[datetime, str] | None:
 
 
 def number_of(visit: Visit, name: str, most: int) -> int | None:
-    """Return a number from 1 to `most` from the query, or None for none. Raises `HTTPException` for anything else."""
+    """Return a number from 1 to `most` from the query. None if it is missing. Raises `HTTPException` for anything else."""
     text = visit.asked(name)
     if not text:
         return None

@@ -1,4 +1,4 @@
-"""Pages that change while they are open: a part of a page, sent whenever it has changed, until the browser asks anew."""
+"""Live pages: sends a part of a page whenever it has changed. The browser asks for a new stream from time to time."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from durable_web._site import Site
 from durable_web._visit import Visit
 
 Looks = Callable[[], AsyncGenerator[dict[str, Any], None]]
-"""Yields what the part is made of, again and again, and ends when nothing will change any more."""
+"""Yields the content of the part again and again. Ends when nothing will change any more."""
 
 _LASTS: Final = 30.0
-"""Seconds that a stream stays open. The browser then asks for another one, and is asked again who it is."""
+"""Seconds that a stream stays open. Then the browser asks for another one, and its user is checked again."""
 _SLOW: Final = 28.0
-"""After how long without an answer the store is said to be slow; on S3 there are twenty seconds between two looks."""
+"""Seconds without an answer after which the page calls the store slow. On S3, two looks are twenty seconds apart."""
 _AGAIN: Final = 2.0
 _LOOK: Final = 2.0
 _LONGEST: Final = 10.0
 _ENDED: Final = "event: ended\ndata: \n\n"
-"""Tells the browser to ask no more."""
+"""Tells the browser not to ask again."""
 _LINE_END: Final = re.compile("\r\n|\r|\n")
 _HEADERS: Final = {"X-Accel-Buffering": "no"}
 
 
 async def rounds(store: Store) -> AsyncGenerator[None, None]:
-    """Yield at once and whenever it is time to look again: after two seconds, on S3 twenty, or more where looking takes long."""
+    """Yield at once, and again when it is time to look: after two seconds, on S3 twenty, or longer if looking takes long."""
     loop, polling = asyncio.get_running_loop(), polling_of(store)
-    # Who waits for what only this process can append need not look; who watches it must.
+    # Runs needn't poll a MemoryStore, so its `poll_seconds` is long. A page must look for itself.
     pause = _LOOK if polling is None or isinstance(store, MemoryStore) else max(_LOOK, polling.poll_seconds)
     while True:
         began = loop.time()
@@ -66,7 +66,7 @@ async def _events(site: Site, visit: Visit, template: str, looks: Looks) -> Asyn
         except StopAsyncIteration:
             yield _ENDED
             return
-        except (NotFound, CorruptLog) as error:  # which looking again would not change
+        except (NotFound, CorruptLog) as error:  # looking again would not help
             yield _event(site.part(visit, "live/trouble.html", trouble=site.showing.text("error", str(error)))) + _ENDED
             return
         except (StoreError, OSError) as error:  # a TimeoutError is one
@@ -78,5 +78,5 @@ async def _events(site: Site, visit: Visit, template: str, looks: Looks) -> Asyn
 
 
 def _event(html: str) -> str:
-    """Write a message: each line as one of data. Lines end where the browser thinks so, and not at U+2028 or the like."""
+    """Return a server-sent event with a `data:` for each line. Splits lines as browsers do, so not at U+2028 and the like."""
     return "".join(f"data: {line}\n" for line in _LINE_END.split(html)) + "\n"

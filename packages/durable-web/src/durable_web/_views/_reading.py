@@ -1,4 +1,4 @@
-"""Reading what a store lists: some of it may be damaged, and there may be more than a page can hold."""
+"""Reads the lists of a store. Parts may be damaged, and there may be more than a page can show."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 _FEW: Final = 2_000
 _SECONDS: Final = 4.0
-"""How long is read of what has no end in sight. The page says what it left out."""
+"""Seconds after which reading a long list stops. The page then says that there is more."""
 
 
 async def has_many(store: Store, prefix: str) -> bool:
-    """Tell whether there are so many runs that those without a flow, which stand in no index, are looked at on demand alone."""
+    """Return True if there are so many runs that the page shows those without a flow only on demand: they are in no index."""
     listing = runs_of(store)
     if listing is None:
         return True
@@ -35,18 +35,18 @@ async def has_many(store: Store, prefix: str) -> bool:
 async def read(
     found: AsyncIterator[T], most: int, wants: Callable[[T], bool] = lambda _: True, *, first_by: Callable[[T], Any] | None = None
 ) -> tuple[list[T], str]:
-    """Return what is found and wanted, `most` of it, and what is wrong with the rest: a log that is damaged hides no other.
+    """Return up to `most` wanted items, and a text that says what could not be read. A damaged log hides no other.
 
-    With `first_by` all is looked through, and those are returned that come first by it.
+    With `first_by`, looks through all items, and returns those with the smallest keys.
     """
     read: list[T] = []
     damage = ""
-    generator: Any = found  # what `durable_core.control` returns can be closed
+    generator: Any = found  # the iterators of `durable_core.control` can be closed
     try:
         async with aclosing(generator), asyncio.timeout(_SECONDS):
             async for each in found:
                 if wants(each):
-                    read.append(each)  # a comprehension would lose them all to what is raised last
+                    read.append(each)  # a comprehension would lose all of them to an error at the end
                 if first_by is None and len(read) == most:
                     break
                 if first_by is not None and len(read) == 2 * most:

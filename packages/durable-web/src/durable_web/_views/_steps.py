@@ -1,4 +1,4 @@
-"""The steps of a run: a page of them, however many there are, and what each did when."""
+"""The steps of a run, page by page, and the bars that show what each did when."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from durable_web._asked import asked_by
 
 PAGE: Final = 100
 _MOST_ENTRIES: Final = 40
-"""How many entries of one step are drawn, the last ones: progress may have thousands."""
+"""How many entries of a step are drawn. Takes the last ones, because progress may have thousands."""
 _THINNEST: Final = 0.8  # percent of the whole bar
 
 
@@ -28,12 +28,12 @@ class Span(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step of a run, by the last of its entries."""
+    """A step of a run, with its first entry and its last ones."""
 
     first: StepRecord
     entries: Sequence[StepRecord]
     is_at_work: bool
-    """Whether somebody holds the run."""
+    """True if a process holds the run."""
 
     @property
     def newest(self) -> StepRecord:
@@ -41,30 +41,30 @@ class Step(NamedTuple):
 
     @property
     def child(self) -> str | None:
-        """The run that it called for."""
+        """The child run that the step started."""
         return child_of(self.newest)
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more is known of it than what is recorded."""
+        """True if the step has ended, so that its entries say everything."""
         return decided(self.newest) or self.newest.kind == "published"
 
     @property
     def state(self) -> str:
-        """How it stands, in a word."""
+        """The step's state, in a word."""
         return state_of(self.newest, is_at_work=self.is_at_work)
 
     @property
     def acts(self) -> list[tuple[str, str, str]]:
-        """Who acted on it, how, and why."""
+        """Who acted on the step, how, and why."""
         return [act for entry in self.entries for act in acts_of(entry)[-1:]]
 
     def end(self, now: datetime) -> datetime:
-        """Return when it ended, or now."""
+        """Return when the step ended, or `now` if it hasn't."""
         return self.newest.ended_at if self.is_over else max(now, self.newest.ended_at)
 
     def spans(self, begin: datetime, end: datetime, now: datetime) -> list[Span]:
-        """Return the parts of its bar between two times: its attempts and waits, and what lies between."""
+        """Return the parts of the step's bar between two times: attempts, waits, and the time between them."""
         whole = max((end - begin) / timedelta(microseconds=1), 1)
         drawn: list[Span] = []
 
@@ -94,16 +94,16 @@ class Steps(NamedTuple):
     number: int
     pages: int
     counts: Mapping[str, int]
-    """How many steps there are by the status of their newest entry."""
+    """The number of steps by the status of their newest entry."""
 
     def axis(self, now: datetime) -> tuple[datetime, datetime]:
-        """Return the time that the bars of this page span."""
+        """Return the beginning and end of the bars on this page."""
         begin = min(step.first.started_at for step in self.page)
         return begin, max(max(step.end(now) for step in self.page), begin + timedelta(milliseconds=1))
 
 
 def steps_of(entries: Sequence[StepRecord], *, statuses: Collection[str], page: int | None, is_at_work: bool) -> Steps:
-    """Return a page of the steps whose newest entry has one of these statuses, or of all; without a number the last page."""
+    """Return a page of the steps with one of these statuses, or of all steps. Without a number, the last page."""
     newest: dict[str, tuple[int, str]] = {}
     for head in heads_of(entries):
         step_id, known = head.step_id, newest.get(head.step_id)
@@ -125,7 +125,7 @@ def steps_of(entries: Sequence[StepRecord], *, statuses: Collection[str], page: 
 
 
 def state_of(newest: StepRecord, *, is_at_work: bool) -> str:
-    """Say how a step stands, in a word."""
+    """Return a step's state, in a word."""
     if newest.kind == "published":
         return "published"
     if newest.kind == "approval" and newest.status == "success":
@@ -142,7 +142,7 @@ def state_of(newest: StepRecord, *, is_at_work: bool) -> str:
 
 
 def acts_of(entry: StepRecord) -> list[tuple[str, str, str]]:
-    """Return who acted by an entry: the name, what they did, and why; empty for what a run did by itself."""
+    """Return the people who made an entry: their names, what they did, and why. Empty if the run made it."""
     if entry.kind == "approval" and entry.status in ("waiting", "success"):
         try:
             votes = asked_by(entry).votes
@@ -157,7 +157,7 @@ def acts_of(entry: StepRecord) -> list[tuple[str, str, str]]:
 
 
 def _tone_of(entry: StepRecord, before: StepRecord | None) -> str:
-    """Return the colour of the time that an entry itself tells of."""
+    """Return the colour of an entry's own time."""
     if entry.status == "reopened":
         return "idle"
     if entry.kind in ("sleep", "approval", "event") and before is not None:
@@ -168,14 +168,14 @@ def _tone_of(entry: StepRecord, before: StepRecord | None) -> str:
 
 
 def _tone_between(before: StepRecord, *, is_at_work: bool) -> str:
-    """Return the colour of the time that follows an entry, up to the next one."""
+    """Return the colour of the time between an entry and the next one."""
     if before.status == "waiting":
         return "work" if before.kind == "flow" else "wait"
     return "work" if before.status == "started" and is_at_work else "idle"
 
 
 def note_of(entry: StepRecord) -> dict[str, Any]:
-    """Return what an entry's note says beside who acted, why, and what an approval asked."""
+    """Return an entry's note without who acted and why. Empty for an approval."""
     if entry.kind == "approval":
         return {}
     return {name: value for name, value in entry.notes.items() if name not in ("by", "reason")}

@@ -1,4 +1,4 @@
-"""What waits for people, oldest first."""
+"""The approvals that wait for people, oldest first."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _MOST: Final = 200
 
 
 async def view(site: Site, visit: Visit) -> Response:
-    """Show what waits: `mine=1` what the visitor may decide and has not, `prefix` of run ids, `longer` waiting than.
+    """Show approvals that wait. `mine=1`: those that the visitor may still decide; `prefix` of run ids; `longer`: waiting longer.
 
-    Of many runs, those without a flow are looked at where `plain=1` asks for it.
+    If there are many runs, looks at those without a flow only with `plain=1`.
     """
     return site.page(visit, "inbox.html", **await _found(site, visit))
 
 
 async def live(site: Site, visit: Visit) -> Response:
-    """Show what waits as it changes."""
-    span_of(visit, "longer")  # what is wrong with it is said before the stream begins
+    """Show approvals that wait, as they change."""
+    span_of(visit, "longer")  # raises before the stream begins
 
     async def looks() -> AsyncGenerator[dict[str, Any], None]:
         async for _ in rounds(site.store):
@@ -76,7 +76,7 @@ async def _found(site: Site, visit: Visit) -> dict[str, Any]:
 
 
 async def _waiting(store: Store, prefix: str, damage: list[str], *, only_flows: bool) -> AsyncGenerator[Asked, None]:
-    """Yield what waits for people; of what can't be read, what is wrong with it is added to `damage`."""
+    """Yield the approvals that wait for people. For one that can't be read, add the error to `damage`."""
     async with aclosing(control.pending(store, prefix, only_flows=only_flows)) as records:  # type: ignore[type-var]  # it can be closed
         async for record in records:
             try:

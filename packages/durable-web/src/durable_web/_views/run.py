@@ -1,4 +1,4 @@
-"""One run: how it stands, and its steps over time, live while it goes on."""
+"""One run: its state, and its steps over time. The page is live until the run has ended."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _STATUSES: Final = ("success", "failure", "started", "waiting", "reopened")
 
 
 async def view(site: Site, visit: Visit) -> Response:
-    """Show a run and a page of its steps: `page`, the last one unless given, and `only` those of a status."""
+    """Show a run and a page of its steps: `page`, by default the last, and `only` steps with these statuses."""
     run_id = visit.id("run")
     return site.page(visit, "run.html", **await _found(site, visit, await _log(site.store, run_id)))
 
 
 async def live(site: Site, visit: Visit) -> Response:
-    """Show a run as it goes on, until it has ended."""
+    """Show a run as it changes, until it has ended."""
     run_id = visit.id("run")
-    number_of(visit, "page", 1)  # what is wrong with it is said before the stream begins
+    number_of(visit, "page", 1)  # raises before the stream begins
 
     async def looks() -> AsyncGenerator[dict[str, Any], None]:
         async for _ in rounds(site.store):

@@ -26,21 +26,21 @@ STATES: Final = (
     *("succeeded", "failed", "cancelled", "open"),
 )
 _INDEXED: Final = {"crashed", "parked", "cancelling", "succeeded", "failed", "cancelled"}
-"""The states that an index of runs tells alone. A run that was started may wait, be at work or be interrupted."""
+"""The states that an index of runs can tell. For a run that was started it can't: the run may wait, work or be interrupted."""
 ENDED: Final = {"succeeded", "failed", "cancelled"}
 
 
 async def view(site: Site, visit: Visit) -> Response:
     """Show a page of runs: `state` (several), `flow`, `prefix`, `since`, `longer` (waiting longer than), `before`.
 
-    Of many runs, those without a flow are shown where `plain=1` asks for it, or the state `open`.
+    If there are many runs, shows those without a flow only with `plain=1` or the state `open`.
     """
     states: Any = [state for state in visit.request.query_params.getlist("state") if state in STATES]
     longer, since, now = span_of(visit, "longer"), span_of(visit, "since"), datetime.now(UTC)
     looked_for: Any = ["waiting"] if longer is not None and not states else states
     before = before_of(visit)
     only_flows = "open" not in states and not visit.asked("plain") and await has_many(site.store, visit.asked("prefix"))
-    # Nothing has changed for longer than it is there.
+    # A run that has waited for so long began before that: skip all later ones.
     newest = before if longer is None else min(filter(None, [before, (now - longer, "")]))
     listed = control.runs(
         site.store,
@@ -76,13 +76,13 @@ async def view(site: Site, visit: Visit) -> Response:
 
 
 def _counted(runs: Sequence[control.RunStatus]) -> dict[str, str]:
-    """Return how many of all runs stand in each state."""
+    """Return how many of these runs are in each state."""
     numbers = Counter(run.status for run in runs)
     return {state: str(numbers[state]) for state in STATES if state != "open"}
 
 
 async def _counts(store: Store, kept: dict[str, Any]) -> dict[str, str]:
-    """Return how many runs stand in each state that the store's index tells, counted up to a thousand."""
+    """Return how many runs are in each state that the store's index can tell, counted up to a thousand."""
     index = flows_of(store)
     if index is None or kept["since"] or kept["longer"]:
         return {}
@@ -93,7 +93,7 @@ async def _counts(store: Store, kept: dict[str, Any]) -> dict[str, str]:
     async def count(state: Any) -> int:
         try:
             flows = await index.flows(kept["prefix"], names=names, states=[state], limit=_COUNTED)
-        except CorruptLog:  # there is nothing else that can be read; the table tells of it
+        except CorruptLog:  # nothing else can be read; the table says why
             return 0
         return sum(not flow.run_id.startswith("$") for flow in flows)
 

@@ -1,4 +1,4 @@
-"""One step: its chain of entries, with who, why and when."""
+"""One step: its entries, with who acted, why and when."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _MOST: Final = 100
 
 
 async def view(site: Site, visit: Visit) -> Response:
-    """Show the entries of a step, the last ones where there are many."""
+    """Show the entries of a step. If there are many, show the last ones."""
     return site.page(visit, "step.html", **await _found(site, visit))
 
 
 async def live(site: Site, visit: Visit) -> Response:
-    """Show a step as it goes on, until it has an outcome."""
-    visit.id("run"), visit.id("step")  # what is wrong with them is said before the stream begins
+    """Show a step as it changes, until it has an outcome."""
+    visit.id("run"), visit.id("step")  # raise before the stream begins
 
     async def looks() -> AsyncGenerator[dict[str, Any], None]:
         async for _ in rounds(site.store):
@@ -70,7 +70,7 @@ async def _found(site: Site, visit: Visit) -> dict[str, Any]:
 
 
 def _can_continue(flow: StepRecord | None, step_id: str) -> bool:
-    """Tell whether the run would ask for the step again, as `control.retry` and `resolve` require."""
+    """Return True if the run would ask for the step again, as `control.retry` and `resolve` require."""
     if flow is None or (state := state_of_run(flow)) not in ("succeeded", "failed", "cancelled"):
         return True
     answers = ids_in(flow, "answered_by")
@@ -78,7 +78,7 @@ def _can_continue(flow: StepRecord | None, step_id: str) -> bool:
 
 
 def verbs_for(newest: StepRecord) -> list[str]:
-    """Return what could be done to a step as it stands, besides answering it."""
+    """Return the actions that a step's state allows, besides answering it."""
     if newest.step_id.startswith("$") or newest.kind == "published":
         return []
     if newest.status == "failure":

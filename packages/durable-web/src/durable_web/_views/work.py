@@ -1,4 +1,4 @@
-"""Workers and schedules: what is recorded of schedules, runs that are parked, and runs at work."""
+"""Workers and schedules: recorded schedules, parked runs, and runs that processes hold."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class AtWork(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """What is recorded of a schedule."""
+    """A schedule as it is recorded."""
 
     name: str
     expression: str
     timezone: str
     next: datetime | None
-    """Its next tick; None for none."""
+    """Its next tick. None if there is none."""
     since: datetime | None
     """When it was first seen."""
 
 
 async def view(site: Site, visit: Visit) -> Response:
-    """Show schedules with their next ticks, runs that are parked, and runs at work with who holds them."""
+    """Show schedules with their next ticks, parked runs, and runs that processes hold."""
     parked, damage = await read(control.runs(site.store, status="parked", limit=_MOST), _MOST)
     held, more = await _at_work(site.store)
     workers: dict[str, list[AtWork]] = {}
@@ -62,23 +62,23 @@ async def view(site: Site, visit: Visit) -> Response:
 
 
 async def _at_work(store: Store) -> tuple[list[AtWork], str]:
-    """Return the runs that processes hold, of the thousand that began last, and what is wrong with others."""
+    """Return the runs that processes hold, of the thousand that began last, and the errors of others."""
     index, reader = flows_of(store), holder_of(store)
     if reader is None:
         return [], ""
-    if index is None:  # all logs are read
+    if index is None:  # read all logs
         runs, damage = await read(control.runs(store, status=["running", "waiting", "cancelling"]), _LOOKED_AT)
         return [AtWork(run.run_id, run.flow, run.holder) for run in runs if run.holder is not None], damage
     try:
         flows = await index.flows(states=["started", "cancelling"], limit=_LOOKED_AT)
-    except CorruptLog as error:  # there is nothing else that can be read
+    except CorruptLog as error:  # nothing else can be read
         return [], str(error)
     holders = await reader.holders([flow.run_id for flow in flows]) if flows else {}
     return [AtWork(flow.run_id, flow.name, holders[flow.run_id]) for flow in flows if flow.run_id in holders], ""
 
 
 async def _schedules(store: Store) -> tuple[list[Schedule], str]:
-    """Return what is recorded of schedules, those that tick next first, and what is wrong with others."""
+    """Return the recorded schedules, the earliest next tick first, and the errors of others."""
     listing = runs_of(store)
     if listing is None:
         return [], ""
@@ -95,6 +95,6 @@ async def _schedules(store: Store) -> tuple[list[Schedule], str]:
 
 
 def _schedule(name: str, version: Mapping[str, Any]) -> Schedule:
-    """Read a schedule. Raises `ValueError` or `TypeError` for a time that is none."""
+    """Decode a schedule. Raises `ValueError` or `TypeError` for an invalid time."""
     next_tick, since = (datetime.fromisoformat(version[each]) if version.get(each) else None for each in ("next", "first_seen"))
     return Schedule(name, str(version.get("expression")), str(version.get("timezone")), next_tick, since)

@@ -16,7 +16,7 @@ from durable_core.context import StepContext
 from durable_core.engine import Driver
 from durable_core.record import StepRecord
 from durable_core.store import Store
-from durable_core.testing._crashing import PassingStore
+from durable_core.stores.passing import PassingStore
 
 CALLS: Final = {
     "set_wakeup": "a wake-up is set",

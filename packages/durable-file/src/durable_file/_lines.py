@@ -1,4 +1,4 @@
-"""One line of a log: JSON whose first member is a CRC-32 over the rest."""
+"""One line of a log: JSON with a CRC-32 over the rest as its first member."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def record_of(path: Path, line: bytes) -> StepRecord:
 def check_tail(tail: bytes, path: Path) -> None:
     """Raise `CorruptLog` if `tail`, the bytes after the last line end, is a whole line with a changed end.
 
-    An append that never returned is no damage: it leaves part of a line, or NUL bytes where nothing was written.
+    An append that never returned does no damage: it leaves part of a line, or NUL bytes where nothing was written.
     """
     if not tail.endswith(b"\0") and _is_whole(tail[:-1]):
         raise CorruptLog(f"{path}, last line: its end was changed to {tail[-1:]!r}; {_ADVICE}")

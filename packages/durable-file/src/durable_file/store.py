@@ -208,7 +208,7 @@ class FileStore(OpenableStore, SupportsRuns, SupportsScan, SupportsLock, Support
 
 
 class _Open:
-    """What a store has open in one process."""
+    """The threads, locks and caches of a store in one process."""
 
     def __init__(self, folder: Path, memory: int, lock_timeout: float) -> None:
         self._folder: Final = folder

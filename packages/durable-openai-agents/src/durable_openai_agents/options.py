@@ -1,4 +1,4 @@
-"""The options of an agent's tools: how their steps run, and who decides their calls."""
+"""The options of an agent's tools: how their steps run, and who decides on their calls."""
 
 from __future__ import annotations
 

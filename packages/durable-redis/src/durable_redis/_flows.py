@@ -228,7 +228,7 @@ class FlowIndex:
         return await self._range(f"${run_id}\x1f".encode(), f"${run_id} ".encode(), -1)
 
     async def drop(self, entries: Sequence[bytes | str], *, age: int = 0) -> None:
-        """Remove those of the entries that are at least `age` seconds old."""
+        """Remove entries, except those younger than `age` seconds."""
         await self._serving().ask(_DROP, [(self._keys.flows, entry, age) for entry in entries])
 
     async def find(

@@ -102,7 +102,7 @@ class RedisStore(
         self._server = self._new_server()
         self._leases: Final = Leases("durable-redis-leases")
         self._held: Final[set[str]] = set()
-        """The runs whose locks are held through this store."""
+        """The runs that this store holds locks of."""
         self._locks: Server | None = None
         """The server for the thread that renews leases, with a client of its own."""
 

@@ -28,6 +28,7 @@ ERRORS: Final = (BotoCoreError, ClientError, ReadTimeoutError, OSError, Recursio
 _TRANSIENT: Final = frozenset(
     ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentChecksumMismatch", "SlowDown", "Throttling")
 )
+# Repeated as well, because the next attempt may find renewed credentials.
 _EXPIRED: Final = frozenset(("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"))
 _REFUSED: Final = frozenset(("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidClientTokenId"))
 _ELSEWHERE: Final = frozenset(

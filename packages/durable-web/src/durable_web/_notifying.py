@@ -79,7 +79,7 @@ class Notifier:
         found: list[Asked] = []
         try:
             async for record in control.pending(self._store, clock=self._clock):
-                found.append(asked_by(record))  # noqa: PERF401  # a comprehension would lose them all to what is raised last
+                found.append(asked_by(record))  # noqa: PERF401  # a comprehension would lose all to an error at the end
         except CorruptLog as error:  # told after the others
             _logger.warning("the approvals of a damaged run are told to nobody: %s", error)
         return found

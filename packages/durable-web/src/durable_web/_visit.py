@@ -23,12 +23,12 @@ class Visit:
         self.user: Final = user
         self.access: Final = access
         self.token: Final = token
-        """What each form of the page has to carry."""
+        """The token that each form of the page must contain."""
         self.form: Final = form
-        """What was posted; empty where nothing was."""
+        """The posted form; empty without one."""
 
     def may(self, needs: Access) -> bool:
-        """Tell whether the visitor may do what needs `needs`."""
+        """Return True if the visitor has the access `needs`."""
         return may(self.access, needs)
 
     def url(self, path: str = "", **query: Any) -> str:
@@ -42,7 +42,7 @@ class Visit:
         return given
 
     def id(self, name: str) -> str:
-        """Return a run's or a step's id, from the form or the query. Raises `HTTPException` where it is none."""
+        """Return the id of a run or step, from the form or the query. Raises `HTTPException` for an invalid one."""
         given = self.form.text(name) if self.request.method == "POST" else self.asked(name)
         try:
             return check_id(name, given)

@@ -27,7 +27,7 @@ class Cron:
     """The ticks of a cron expression in a time zone, as Debian's cron has them.
 
     When clocks change, a fixed time is one tick: the first of two in autumn, and the next minute that exists in spring. An
-    expression whose minute or hour begins with a star has a tick wherever the local time fits, in both of two hours.
+    expression with a star at the beginning of its minute or hour ticks at each fitting local time, in both of two equal hours.
 
     Raises `ValueError` for an invalid expression, for a time that never comes, and for an unknown time zone.
     """

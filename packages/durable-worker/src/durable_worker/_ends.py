@@ -26,7 +26,7 @@ class Ends:
         self._store: Final = store
         self.handlers: Final[list[OnEnd]] = []
         self._told: Final[dict[str, str]] = {}
-        """The last entry of each run whose end was reported recently."""
+        """The last entries of runs, by run id, for ends that were reported recently."""
 
     async def tell(self, flow: StepRecord) -> None:
         """Call the handlers, unless they already know this end. Their exceptions are logged and ignored."""

@@ -269,7 +269,7 @@ class Loop:
         return by in ("drift", "crashes") and flow.ended_at < self._began
 
     async def tell_damage(self, run_id: str, flow: str, error: Exception) -> None:
-        """Report a run whose log is damaged, and skip it for a while without further reports."""
+        """Report a run with a damaged log, and skip it for a while without further reports."""
         if self.memory.is_left_alone(run_id):
             return
         self.memory.leave_alone(run_id)
@@ -297,7 +297,7 @@ class Loop:
             yield
 
     async def isolate(self, visit: Visit) -> bool:
-        """Drive no other run here besides this one, whose processes keep dying. Return False if that is impossible now."""
+        """Drive only this run, because its processes keep dying. Return False if that is impossible now."""
         patience = _PATIENCE * self.settings.visibility_timeout if self._main is not None else 0  # one round ends soon
         waiting = self.memory.seconds_waiting(visit.run_id)
         if self._alone is not None or (len(self._visits) > 1 and waiting < patience):

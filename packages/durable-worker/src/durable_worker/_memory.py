@@ -29,7 +29,7 @@ class Memory:
         return until > self._clock.monotonic()
 
     def leave_alone(self, run_id: str) -> None:
-        """Skip a run whose log is damaged, for 1, 2, 4 … 60 minutes."""
+        """Skip a run with a damaged log, for 1, 2, 4 … 60 minutes."""
         times = self._damages.get(run_id, (0, 0.0))[0] + 1
         self._damages[run_id] = times, self._clock.monotonic() + 60 * _next_try(times)
 

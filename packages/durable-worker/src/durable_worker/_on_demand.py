@@ -66,7 +66,7 @@ class OnDemand(Loop):
             await self._look_again(run_id, flow)
 
     def due(self) -> AsyncIterator[StepRecord]:
-        """Yield the newest entries of flows whose runs could continue, in case nobody was asked to look at them."""
+        """Yield the newest entries of flows that could continue, in case no task was sent for them."""
         return self._sweeper.due()
 
     async def end(self) -> None:

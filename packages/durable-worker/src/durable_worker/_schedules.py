@@ -77,7 +77,7 @@ class Schedule:
         return f"{self.name}@{tick:%Y-%m-%dT%H:%MZ}"
 
     def input(self, tick: datetime) -> dict[str, Any]:
-        """Return the input of a tick's run. Raises what the input function raises."""
+        """Return the input of a tick's run. Lets exceptions of the input function through."""
         given = self._input(tick.astimezone(self.cron.zone)) if callable(self._input) else self._input
         if not isinstance(given, Mapping):
             raise TypeError(f"input of schedule {self.name!r} must be a mapping of the flow's parameters, not {given!r}")
@@ -180,7 +180,7 @@ class Schedules:
             return 0
 
     async def _go_on(self, schedule: Schedule, lease: Lease | None) -> tuple[int, Version]:
-        """Start what is due and record the next tick; return the number of started runs, and the new record."""
+        """Start the due runs and record the next tick. Return the number of started runs, and the new record."""
         started = 0
         while True:
             latest = await self._store.get(schedule.log_id, _STEP)

@@ -91,7 +91,7 @@ class Visit(Driver):
             self.wakeup = next(iter(self.taken.values()))
 
     async def _came_meanwhile(self) -> bool:
-        """Look once more after the run was released. What it waits for may have come while it was driven."""
+        """Look once more after the run was released: an answer may have come while it was driven."""
         flow = await self._store.get(self.run_id, FLOW) if self._left_open else None
         return flow is not None and flow.status != "started" and await self._is_due(flow)
 

@@ -68,7 +68,7 @@ async def _look(each: Check, scratch: Scratch, seconds: float) -> Finding:
         verdict, says = "note", str(note)
     except Unsafe as unsafe:
         says = str(unsafe)
-    except Exception as error:  # whatever a store raises
+    except Exception as error:  # a store may raise anything
         if seconds <= 0:
             says = "not looked at: the checks before it took too long"
         elif limit.expired():

@@ -66,7 +66,7 @@ _LEAST: Final = 3
 
 
 def rounds(most: int, *, seconds: float) -> Iterator[int]:
-    """Yield numbers from 0 up to `most`, but stop after `seconds` once there were three."""
+    """Yield up to `most` numbers, and at least three. Stop after `seconds`."""
     begun = monotonic()
     for number in range(most):
         if number >= _LEAST and monotonic() - begun > seconds:

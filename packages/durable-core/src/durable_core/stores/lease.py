@@ -117,7 +117,7 @@ class LeaseRequests(Protocol):
 
     @abstractmethod
     async def renew(self, patience: float) -> float | None:
-        """Renew the lease within `patience` seconds. Return when it began anew, or None if it is lost."""
+        """Renew the lease within `patience` seconds. Return when it began again, or None if it is lost."""
 
     @abstractmethod
     async def release(self) -> None:

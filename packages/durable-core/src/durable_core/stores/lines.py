@@ -23,7 +23,7 @@ class Head(msgspec.Struct, gc=False):
 
     @property
     def answered(self) -> bool:
-        """Whether the step answered an exception of its flow, as its note says."""
+        """True if the step's note says that it answered an exception of its flow."""
         return b'"answered":' in bytes(self.note)
 
 

@@ -43,17 +43,17 @@ class MemoryStore(
     `clock` replaces the machine's clock for deciding when wake-ups are due.
     """
 
-    poll_seconds: float = 30.0  # only this process can append, and who acts in it tells those who wait
+    poll_seconds: float = 30.0  # only this process can append, and it wakes its watches itself
 
     def __init__(self, *, clock: Clock | None = None) -> None:
         self._runs: Final[dict[str, tuple[dict[tuple[str, int], StepRecord], dict[str, StepRecord]]]] = {}
-        """Of each run its entries by their slots, and the newest of each step."""
+        """For each run its entries by slot, and the newest entry of each step."""
         self._begun: Final[dict[tuple[str, FlowState], list[tuple[datetime, str]]]] = {}
-        """Of each name of a flow and each state when the flows began, and in which runs, in order."""
+        """For each name and state of flows when they began, and their runs, in order."""
         self._mutex: Final = threading.Lock()
         self._held: Final[dict[str, Holder]] = {}
         self._watches: Final[dict[str, dict[asyncio.Event, asyncio.AbstractEventLoop]]] = {}
-        """Of each run that is watched what wakes its watches, and their loops."""
+        """For each watched run the events that wake its watches, and their loops."""
         self._wakeups: Final = Wakeups(clock or SystemClock())
 
     @classmethod
@@ -177,7 +177,7 @@ class MemoryStore(
                     del self._watches[run_id]
 
     def _tell(self, record: StepRecord) -> None:
-        """Wake who watches the run, unless its lock is held: then this process appends its own steps, but for the flow's end."""
+        """Wake the run's watches. If its lock is held, its runner wrote the entry: then wake them only for the flow's end."""
         if record.run_id in self._held and not (record.step_id == FLOW and has_ended(record)):
             return
         with self._mutex:

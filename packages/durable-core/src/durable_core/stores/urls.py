@@ -40,7 +40,7 @@ class StoreURL:
             )
         try:
             url.encode()
-        except UnicodeEncodeError:  # whose message holds all of it
+        except UnicodeEncodeError:  # its message contains the whole URL
             raise StoreError(
                 f"the URL that begins with '{self.scheme}:' contains bytes that are not UTF-8; percent-encode them, such as %FF"
             ) from None

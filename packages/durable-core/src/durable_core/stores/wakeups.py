@@ -1,4 +1,4 @@
-"""Wake-ups in memory, for stores whose messages live in one process; and a check for all stores."""
+"""Wake-ups in memory, for stores within one process; and a check for all stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A thread of a store's own, in which it touches its files."""
+"""A store's own thread for work on its files."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Item = TypeVar("Item")
 Args = TypeVarTuple("Args")
 _Future = asyncio.Future[Any]
 _Work = Callable[[str, Sequence[Any]], Sequence[Any]]
-# A function to share, or None; the name that it is called with; the item, or what is called alone; its size; who waits for it.
+# A function to share and its name, then the item, its size and the caller's future. Without a function, the item is the work.
 _Job = tuple[_Work | None, str, Any, int, _Future | None]
 _Queue = SimpleQueue[list[_Job] | None]
 
 _MOST_ITEMS: Final = 500
 _MOST_BYTES: Final = 4 * 1024 * 1024
-# What is done before it is finished and answered: each may keep a file open.
+# Batches that are done before `finish` is called. Limited, because each may keep a file open.
 _TOGETHER: Final = 16
 
 
 class Worker:
-    """Does what it is given in a thread of its own, which starts when it is needed. Serves all threads and event loops.
+    """Runs functions in a thread of its own, which starts when needed. Serves all threads and event loops.
 
-    It calls `finish` whenever it has done something, before it answers, and `at_end` when it is closed.
+    Calls `finish` after some functions have run and before it answers, and `at_end` when it is closed.
     """
 
     def __init__(self, name: str, *, finish: Callable[[], object] = lambda: None, at_end: Callable[[], object]) -> None:
@@ -42,24 +42,24 @@ class Worker:
         self._previous: threading.Thread | None = None
 
     def run(self, work: Callable[[*Args], T], *args: *Args) -> asyncio.Future[T]:
-        """Return the future of what `work` returns. If that is cancelled, the work is done all the same."""
+        """Return a future with the result of `work`. Cancelling the future does not stop the work."""
         return self._ask(None, "", partial(work, *args), 0)
 
     def share(
         self, work: Callable[[str, Sequence[Item]], Sequence[T | Exception]], name: str, item: Item, size: int = 0
     ) -> asyncio.Future[T]:
-        """Return the future of what `work` returns for `item`, or of the exception that it returns.
+        """Return a future with the result of `work` for `item`, or with the exception that `work` returns for it.
 
-        `work` is called with the name and all items that wait for it at the same time, within bounds of number and size.
+        `work` is called with `name` and all items that wait for it at the same time, limited by number and size.
         """
         return self._ask(work, name, item, size)
 
     def post(self, work: Callable[[], object]) -> None:
-        """Have `work` done after all that was given before, and don't wait for it."""
+        """Run `work` after everything that was given before. Does not wait for it."""
         self._put([(None, "", work, 0, None)])
 
     async def close(self) -> None:
-        """Wait until all that was given is done, then `at_end`, and then the thread's end."""
+        """Wait for all work that was given, for `at_end`, and for the thread to end."""
         with self._mutex:
             thread, jobs = self._thread, self._jobs
             if thread is None:
@@ -79,7 +79,7 @@ class Worker:
             self._jobs.put(None)
 
     def _ask(self, work: _Work | None, name: str, item: Any, size: int) -> _Future:
-        """Give the thread all that one turn of the loop asks for together: waking it for each costs more than most jobs."""
+        """Give the thread all jobs of one turn of the loop together: waking it costs more than most jobs."""
         loop = asyncio.get_running_loop()
         caller = loop.create_future()
         job = work, name, item, size, caller
@@ -96,7 +96,7 @@ class Worker:
     def _put(self, jobs: list[_Job]) -> None:
         with self._mutex:
             if self._thread is None:
-                # A daemon, so that such a store doesn't keep the program from ending either.
+                # A daemon, so that an unclosed store doesn't keep the program from ending.
                 args = self._jobs, self._previous, self._finish
                 self._thread = threading.Thread(target=_serve, args=args, name=self._name, daemon=True)
                 self._thread.start()
@@ -111,7 +111,7 @@ def _serve(jobs: _Queue, previous: threading.Thread | None, finish: Callable[[],
 
 
 def _serve_round(jobs: _Queue, finish: Callable[[], object]) -> bool:
-    """Do all that waits, and return True unless the end was among it. What was done is not referred to any more then."""
+    """Do all waiting jobs. Return False if the end was among them. Returning drops all references to them."""
     waiting = [jobs.get()]
     while not jobs.empty():
         waiting.append(jobs.get())
@@ -124,7 +124,7 @@ def _serve_round(jobs: _Queue, finish: Callable[[], object]) -> bool:
 
 
 def _batches(jobs: Iterable[_Job]) -> list[list[_Job]]:
-    """Put jobs with one function and name together; none passes one that is done alone."""
+    """Put jobs with the same function and name together. No job passes a job without a function."""
     batches: list[list[_Job]] = []
     growing: dict[object, tuple[list[_Job], int]] = {}
     for job in jobs:
@@ -150,7 +150,7 @@ def _results(batch: list[_Job]) -> Sequence[Any]:
 
 
 def _tell(done: Iterable[tuple[list[_Job], Sequence[Any]]]) -> None:
-    """Give the answers to those who wait: all of a loop at once, since waking it costs as much as an append."""
+    """Answer the callers, all of a loop at once: waking a loop costs as much as an append."""
     answers: dict[asyncio.AbstractEventLoop, list[tuple[_Future, Any]]] = {}
     for batch, results in done:
         for (_, _, _, _, caller), result in zip(batch, results, strict=True):

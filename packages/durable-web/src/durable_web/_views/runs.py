@@ -26,7 +26,7 @@ STATES: Final = (
     *("succeeded", "failed", "cancelled", "open"),
 )
 _INDEXED: Final = {"crashed", "parked", "cancelling", "succeeded", "failed", "cancelled"}
-"""The states that an index of runs can tell. For a run that was started it can't: the run may wait, work or be interrupted."""
+"""The states that an index can tell by itself. It can't for a started run, which may wait, work or be interrupted."""
 ENDED: Final = {"succeeded", "failed", "cancelled"}
 
 

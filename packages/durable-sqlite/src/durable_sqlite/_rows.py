@@ -140,12 +140,12 @@ def naming_rows(read: Callable[P, T]) -> Callable[P, T]:
 
 @naming_rows
 def fetch(connection: Connection, query: str, values: tuple[str | int, ...]) -> StepRecord | None:
-    """Return the record that a query finds for a run, or for a run and a step, which are the first of its values."""
+    """Return the record that a query finds. Its first values must be the run's id and, if there are more, the step's."""
     row = connection.execute(query, values).fetchone()
     if row is None:
         return None
     asked = values[:2]
-    if row[: len(asked)] != asked:  # an index led to a row of another
+    if row[: len(asked)] != asked:  # a damaged index leads to another row
         raise CorruptLog(damage_of(connection, str(values[0])))
     return record_of(connection, row)
 

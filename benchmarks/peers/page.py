@@ -24,6 +24,7 @@ MEASURES = {
     "200": ("200 runs at once", "steps a second", "steps a second: longer is faster"),
     "resumed": ("200 runs resumed", "runs a second", "runs a second: longer is faster"),
 }
+NOT_IN_TIME = "not in time"
 _BLOCK = re.compile(r"(?<=<!-- from the figures: )(\w+)( -->\n).*?(?=<!-- until here -->)", re.DOTALL)
 
 
@@ -67,7 +68,7 @@ class Figures:
     def shown(self, contender: Contender, measure: str) -> str:
         value = self.value(contender, measure)
         if value is None:
-            return "not in time" if measure != "resumed" or contender.resumes else ""
+            return NOT_IN_TIME if measure != "resumed" or contender.resumes else ""
         return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
 
     def rounds(self, contender: Contender) -> int:
@@ -198,6 +199,7 @@ def durability(figures: Figures) -> str:
 
 def how(figures: Figures) -> str:
     result, machine = figures.result, figures.result["machine"]
+    late = any(figures.shown(one, measure) == NOT_IN_TIME for one in figures.contenders for measure in MEASURES)
     pinned = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
         f"- **When and where:** {result['date']}, {machine['cores']} cores of an {machine['processor']}, "
@@ -206,8 +208,8 @@ def how(figures: Figures) -> str:
         f"At the start {machine['load']:.1f} processes wanted the cores.",
         f"- **Versions:** {pinned}; Python {machine['python']}, PostgreSQL {machine['postgres']}, SQLite {machine['sqlite']}.",
         f"- **Rounds:** {max(map(figures.rounds, figures.contenders))}, in which the systems take turns; medians count. "
-        "† marks those with one round only, because it took longer than 20 seconds. *Not in time* is what was not there after "
-        "40 seconds of a round.",
+        "† marks those with one round only, because it took longer than 20 seconds."
+        + (f" *{NOT_IN_TIME.capitalize()}* is what was not there after {result['limit']:.0f} seconds." if late else ""),
     ]
     lines += [f"- **Not measured:** {name}, because its environment could not be made." for name in result["missing"]]
     return "\n".join(lines)

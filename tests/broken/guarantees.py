@@ -171,6 +171,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
                 "at most once: a lost intent runs the function all the same",
                 "an interrupted step runs again",
                 "an intent is recorded before a thread is free",
+                "a step whose start a former holder recorded late is left to a person, in spite of recover=",
             ),
         ),
         Guarantee(

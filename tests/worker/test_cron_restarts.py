@@ -360,7 +360,7 @@ async def test_one_bad_schedule_stops_no_other(caplog: pytest.LogCaptureFixture)
     assert caplog.text.count("is left out, its input failed") == 3
     for told in (
         "no such day",
-        "input 'day' of flow 'settle' can't be recorded",
+        "input 'day' of flow 'settle' does not fit its annotation str",
         "must be a mapping of the flow's parameters, not None",
     ):
         assert told in caplog.text

@@ -436,7 +436,7 @@ class TestBadInput:
         [
             ({"flow": asyncio.sleep}, TypeError, "takes a flow, which @flow makes of a function"),
             ({"input": {"sum": 1}}, TypeError, "input of flow 'fine': got an unexpected keyword argument 'sum'; it takes"),
-            ({"input": {"amount": object()}}, TypeError, "input 'amount' of flow 'fine' can't be recorded"),
+            ({"input": {"amount": object()}}, TypeError, "input 'amount' of flow 'fine' does not fit its annotation int"),
             ({"open_store": MemoryStore()}, TypeError, "a store's URL or a function that opens the store"),
             ({"open_store": "nowhere:runs"}, StoreError, "nowhere"),
             ({"decide": "yes"}, TypeError, "decide must be a function or None, not 'yes'"),

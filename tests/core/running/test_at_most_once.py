@@ -467,6 +467,38 @@ async def test_an_intent_that_loses_to_an_outcome_runs_nothing(store: FlakyStore
     assert await entries(store) == [(0, "success")]
 
 
+@pytest.mark.parametrize(("found", "happened"), [(None, 1), (Recovered("paid before"), 0)])
+async def test_an_intent_that_loses_to_another_start_asks_recover(
+    store: FlakyStore, effects: Effects, found: Any, happened: int
+) -> None:
+    """The last append of a process that lost the lock arrives after the log was read. The step isn't left to a person."""
+
+    async def late(record: StepRecord) -> None:
+        store.before = None
+        await store.append(StepRecord(run_id="run", step_id="pay", status="started"))
+
+    async with Runner(store, "run") as runner:
+        await runner.step("first", lambda: None)
+        store.before = late
+        result = await runner.step("pay", effects.happen, at_most_once=True, recover=lambda: found, returns=str)
+    assert result == ("paid before" if found else "effect")
+    assert effects["effect"] == happened
+    starts = ["started"] * (1 + happened)
+    assert [record.status for record in await store.list("run") if record.step_id == "pay"] == [*starts, "success"]
+
+
+async def test_an_intent_that_loses_to_another_start_runs_nothing_without_recover(store: FlakyStore, effects: Effects) -> None:
+    async def late(record: StepRecord) -> None:
+        store.before = None
+        await store.append(StepRecord(run_id="run", step_id="pay", status="started"))
+
+    store.before = late
+    async with Runner(store, "run") as runner:
+        with pytest.raises(StepInterrupted, match="resolve or retry"):
+            await runner.step("pay", effects.happen, at_most_once=True)
+    assert not effects
+
+
 @pytest.mark.parametrize("status", ["waiting", "reopened"])
 async def test_an_intent_that_loses_to_another_kind_is_drift(store: FlakyStore, effects: Effects, status: Any) -> None:
     """Another runner asks people under the same id."""

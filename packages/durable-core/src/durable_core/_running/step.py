@@ -42,7 +42,7 @@ class Tried(msgspec.Struct):
 TryOnce = Callable[[Run, Call, StepRecord | None, int, StepError | None], Awaitable[Tried | StepRecord]]
 """A way to try once: called with the newest entry, the attempt's number, and the error of the attempt before if not recorded.
 
-It returns the result, or an outcome that somebody else recorded first.
+It returns the result, or an entry that somebody else appended first: an outcome, or the start of an attempt.
 """
 
 _UNRECORDED: Final = 1.0  # seconds; a shorter delay is not recorded
@@ -69,14 +69,18 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
     try:
         if latest is None and run.log.answers:
             await run.refuse_unanswered(call.step_id)
-        if latest is not None:
-            run.check_kind(latest, "step")
-            if latest.status == "started" and (found := await _recover(run, call, latest)):
-                return outcome_of(run, found, call)
-        tried = await _attempts(run, call, latest, once or try_once)
-        if isinstance(tried, StepRecord):
-            await run.emit_stop(call)
-            return outcome_of(run, tried, call)
+        while True:
+            if latest is not None:
+                run.check_kind(latest, "step")
+                if latest.status == "started" and (found := await _recover(run, call, latest)):
+                    return outcome_of(run, found, call)
+            tried = await _attempts(run, call, latest, once or try_once)
+            if not isinstance(tried, StepRecord):
+                break
+            if decided(tried):
+                await run.emit_stop(call)
+                return outcome_of(run, tried, call)
+            latest = tried
         recorded = tried.record if tried.is_recorded else await run.log.outcome(tried.record, tried.value, tried.cancelled)
         if run.on_event is not None:
             await run.emit_outcome(recorded, tried.error)
@@ -98,7 +102,7 @@ run_step.__qualname__ = "Runner.step"  # Python raises this for a coroutine that
 
 
 async def _attempts(run: Run, call: Call, latest: StepRecord | None, once: TryOnce) -> Tried | StepRecord:
-    """Try until no further attempt is due; return the result of the last one, or somebody else's outcome."""
+    """Try until no further attempt is due; return the result of the last one, or an entry that somebody else appended first."""
     number, raised = (0, 0) if latest is None else run.log.attempts(latest)
     failed: StepRecord | None = None
     due: datetime | None = None
@@ -173,8 +177,8 @@ async def try_once(run: Run, call: Call, latest: StepRecord | None, number: int,
         check(run, call)
         if not call.policy.at_most_once:
             return await try_fn(run, call, latest, number, call.args, thread)
-        intent = await _intend(run, call, latest, number, before)
-        if decided(intent):
+        intent, is_mine = await _intend(run, call, latest, number, before)
+        if not is_mine:
             return intent
         try:
             check(run, call)
@@ -223,9 +227,13 @@ def tried_of(
     return Tried(record, value, error, outcome.cancelled)
 
 
-async def _intend(run: Run, call: Call, latest: StepRecord | None, number: int, before: StepError | None) -> StepRecord:
-    """Record the start of an attempt, and the error of the one before; return that entry, or an outcome that came first."""
-    intent: StepRecord | None = None
+async def _intend(
+    run: Run, call: Call, latest: StepRecord | None, number: int, before: StepError | None
+) -> tuple[StepRecord, bool]:
+    """Record the start of an attempt, and the error of the one before; return that entry and True, or another that came first.
+
+    A process that has lost the run's lock may have appended it: its last append can arrive after this process read the log.
+    """
     while True:
         intent = run.entry(
             call.step_id,
@@ -238,11 +246,10 @@ async def _intend(run: Run, call: Call, latest: StepRecord | None, number: int, 
             note=call.note,
         )
         latest = await run.log.claim(intent)
-        if latest.id == intent.id or decided(latest):
-            return latest
-        run.check_kind(latest, "step")
-        if latest.status != "reopened":
-            raise StepInterrupted(latest)
+        if latest.id == intent.id:
+            return latest, True
+        if latest.status != "reopened" or latest.kind != "step":
+            return latest, False
 
 
 async def _recover(run: Run, call: Call, started: StepRecord) -> StepRecord | None:

@@ -80,6 +80,7 @@ class PostgresServer:
         if self._process is None:
             return
         postmaster = psutil.Process(self._process.pid)
+        postmaster.suspend()  # or it would start another backend, which outlives it and keeps it from starting again
         # The backends would live on for a moment after the postmaster.
         family = [postmaster, *postmaster.children(recursive=True)]
         for process in family:

@@ -2638,6 +2638,20 @@ PATCHES = [
         ("tests/postgres/test_postgres_watches.py::test_closing_the_store_ends_watches[False]",),
     ),
     Patch(
+        "postgres: the driver's confusion is no lost connection",
+        f"{POSTGRES}/_errors.py",
+        "asyncpg.TargetServerAttributeNotMatched, asyncpg.InternalClientError)",
+        "asyncpg.TargetServerAttributeNotMatched)",
+        ("tests/postgres/test_postgres_faults.py::test_a_farewell_that_comes_before_the_end",),
+    ),
+    Patch(
+        "postgres: the driver's confusion is no error of the store",
+        f"{POSTGRES}/_errors.py",
+        "asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)",
+        "asyncpg.InterfaceError, OSError)",
+        ("tests/postgres/test_postgres_faults.py::test_a_farewell_that_comes_before_the_end",),
+    ),
+    Patch(
         "postgres: a watch takes the last connection of a pool",
         f"{POSTGRES}/_connections.py",
         "self._pool.get_max_size() > LEAST_CONNECTIONS",

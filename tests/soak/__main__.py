@@ -40,7 +40,7 @@ from tests.servers.proxy import Proxy, proxied
 from tests.servers.redis import KEEPING, redis_server
 from tests.servers.s3 import BUCKET, ministack
 
-from .flows import MIX, TABLE, chosen, crashes, steps
+from .flows import MIX, TABLE, chosen, crashes, is_mended, steps, with_forks
 from .judging import (
     Losses,
     Verdict,
@@ -256,15 +256,19 @@ def _cut(proxies: Sequence[Proxy], random: Random, side: Side) -> None:
 
 def _wait_for_the_end(asked: Soak, url: str, lives: list[Life], side: Side) -> None:
     """Wait until all runs have ended, as the processes say or the store does, or until none has for a while."""
-    over, entered, seen = set[str](), set[str](), Side(side.path, "reader")
-    parents = {run_id for run_id, _ in asked.chosen}
+    over, entered, went_on, seen = set[str](), set[str](), set[str](), Side(side.path, "reader")
+    parents = with_forks(run_id for run_id, _ in asked.chosen)
     until, look_at = time.monotonic() + asked.patience, time.monotonic() + _QUIET_SECONDS
     while time.monotonic() < until:
         for life in lives:
             life.see_to()
         for line in seen.news():
             crashed_again = line.run.startswith(crashes.name)
-            if line.what in ("ended", "parked") or (line.what == "crashed" and crashed_again):
+            if line.what == "on":
+                went_on.add(line.run)
+            elif line.what == "ended" and is_mended(line.run) and line.run not in went_on:
+                pass  # somebody mends it soon
+            elif line.what in ("ended", "parked") or (line.what == "crashed" and crashed_again):
                 over.add(line.run)
                 if not crashed_again:
                     until, look_at = time.monotonic() + asked.patience, time.monotonic() + _QUIET_SECONDS

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -371,13 +371,23 @@ def mend_of(run_id: str) -> str:
     return MENDS[number_of(run_id) % len(MENDS)]
 
 
+def with_forks(run_ids: Iterable[str]) -> set[str]:
+    """Add the forks that people make of runs."""
+    asked = {*run_ids}
+    return asked | {f"{each}-fork" for each in asked if each.startswith(fails.name) and not is_mended(each)}
+
+
+def is_mended(run_id: str) -> bool:
+    """Return True for a run of `fails` that goes on once it is mended; the others are forked instead."""
+    return run_id.startswith(fails.name) and (run_id.endswith("-fork") or mend_of(run_id) != "fork")
+
+
 def expected(run_id: str) -> Collection[tuple[str, Any]]:
     """Return statuses and results; a run has to end with one of them."""
     name = run_id.split("-")[0]
     number = number_of(run_id)
     if name == "fails":
-        done = run_id.endswith("-fork") or mend_of(run_id) != "fork"
-        return [("succeeded", "by hand" if mend_of(run_id) == "resolve" else "mended") if done else ("failed", None)]
+        return [("succeeded", "by hand" if mend_of(run_id) == "resolve" else "mended") if is_mended(run_id) else ("failed", None)]
     if name == "crowd":
         done = ("succeeded", sum(range(CALLS)))  # perhaps before it was cancelled
         return [("cancelled", None), done] if number % 2 else [done]

@@ -12,7 +12,7 @@ import msgspec
 
 from durable_core import CorruptLog, Store, control
 
-from .flows import PLACES, SENT, THREADS, crashes, crowd, expected, meddled, mend_of
+from .flows import PLACES, SENT, THREADS, crashes, crowd, expected, meddled, with_forks
 from .side import Line
 from .spoiling import SPOILT_RUNS
 
@@ -288,8 +288,7 @@ async def judge_runs(store: Store, asked: Iterable[str], verdict: Verdict) -> No
         async for run in control.runs(store):
             if not run.run_id.startswith("$"):
                 standing[run.run_id] = run
-    asked = [*asked]
-    wanted = {*asked, *(f"{each}-fork" for each in asked if each.startswith("fails") and mend_of(each) == "fork")}
+    wanted = with_forks(asked)
     verdict.begun = len(wanted | standing.keys())
     for run_id in sorted(wanted | standing.keys()):
         run = standing.get(run_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -158,9 +159,14 @@ class Life:
             self.broke.append(f"{self.who} was still there {_STOP_SECONDS:g} s after SIGTERM")
         # A run of `interrupted` kills its process; SIGTERM does where it hadn't begun to work.
         elif code not in (-signal.SIGKILL, *((0, -signal.SIGTERM) if self._kill_at else ())):
-            self.broke.append(f"{self.who} ended with status {code}")
+            self.broke.append(f"{self.who} ended with status {code}: {self._last_words()}")
         self._forget()
         return None
+
+    def _last_words(self) -> str:
+        """Return the last line in which it said something: its error, if it raised one."""
+        lines = (self._folder / f"{self.who}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line.strip(" |") for line in reversed(lines) if re.search("[a-z]", line)), "it said nothing")
 
     def _forget(self) -> None:
         self._process, self._kill_at, self._thaw_at = None, 0.0, 0.0

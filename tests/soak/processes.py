@@ -78,27 +78,29 @@ class People:
         self._plan: Final = plan
         self._side: Final = side
         self._begun: set[tuple[str, str, str]] = set()
-        self._tasks: Final[set[asyncio.Task[None]]] = set()
+        self._tasks: Final = asyncio.TaskGroup()
 
     async def act(self) -> None:
-        """Act until the process is ended."""
+        """Act until the process is ended; raise what nobody expects."""
         runs = chosen(self._plan.runs, self._plan.seed, self._plan.flows)
         lines = self._side.news()
         self._begun = {(line.what, line.run, line.step) for line in lines if line.what in ("asked", "sent", "decided")}
         wanted = [line for line in lines if line.what == "wants"]
         every = self._plan.seconds * 0.8 / len(runs)
-        while True:
-            for number, (run_id, flow) in enumerate(runs):
-                if time.monotonic() < self._plan.began + number * every:
-                    break
-                self._once("asked", run_id, "", partial(flow.start, self._store, run_id))
-                if flow.name == "listens":
-                    self._once("sent", run_id, "before", partial(control.send, self._store, run_id, "before", f"early-{number}"))
-            for line in wanted:
-                if line.kind != "sleep":
-                    self._once("decided", line.run, line.step, partial(self._decide, line))
-            await asyncio.sleep(0.02)
-            wanted = [line for line in self._side.news() if line.what == "wants"]
+        async with self._tasks:
+            while True:
+                for number, (run_id, flow) in enumerate(runs):
+                    if time.monotonic() < self._plan.began + number * every:
+                        break
+                    self._once("asked", run_id, "", partial(flow.start, self._store, run_id))
+                    if flow.name == "listens":
+                        send = partial(control.send, self._store, run_id, "before", f"early-{number}")
+                        self._once("sent", run_id, "before", send)
+                for line in wanted:
+                    if line.kind != "sleep":
+                        self._once("decided", line.run, line.step, partial(self._decide, line))
+                await asyncio.sleep(0.02)
+                wanted = [line for line in self._side.news() if line.what == "wants"]
 
     def _once(self, what: str, run_id: str, step_id: str, act: Callable[[], Awaitable[object]]) -> None:
         """Do something in the background unless it was done, again until the store is there, and note that it was done."""
@@ -120,9 +122,7 @@ class People:
                     break
             note(what, run_id, step_id)
 
-        task = asyncio.create_task(done())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.create_task(done())
 
     async def _decide(self, wants: Line) -> None:
         """Decide after a while that the run's id gives: some at once, so that it happens while the run suspends."""

@@ -28,9 +28,10 @@ class Proxy:
         self.keeps_open = False
         """Whether a connection that the server closes stays open on the client's side."""
         self.fired = threading.Event()
-        """Set once `cut_before` or `cut_after` has struck."""
+        """Set once `cut_before`, `cut_after` or `hold` has struck."""
         self._lose = self._lose_then = 0
-        self._before = self._after = b""
+        self._before = self._after = self._held = self._without = b""
+        self._passing = threading.Event()
         self._doomed: tuple[socket.socket, socket.socket] | None = None
         self._silent: frozenset[tuple[socket.socket, socket.socket]] = frozenset()
         self._closed = threading.Event()
@@ -63,6 +64,17 @@ class Proxy:
         self.fired.clear()
         self._after, self._lose_then = request, lose
 
+    def hold(self, request: bytes, *, without: bytes) -> None:
+        """Keep the next request that has these bytes, and none of `without`, from the server until `release`."""
+        self._passing.clear()
+        self.fired.clear()
+        self._without, self._held = without, request
+
+    def release(self) -> None:
+        """Pass on what `hold` has kept, and keep nothing more."""
+        self._held = b""
+        self._passing.set()
+
     def hold_answers(self) -> None:
         """Let the connections that there are now get no more answers, without closing them; new ones work."""
         with self._lock:
@@ -73,6 +85,7 @@ class Proxy:
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._listener.close()
         self._closed.set()
+        self.release()
         self.cut()
 
     def _accept(self) -> None:
@@ -100,6 +113,10 @@ class Proxy:
                     self._before = b""
                     self.fired.set()
                     break
+                if self._held and self._held in data and self._without not in data:
+                    self._held = b""
+                    self.fired.set()
+                    self._passing.wait()
                 if self._after and self._after in data:
                     self._after, self._doomed = b"", pair
                 server.sendall(data)

@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 from statistics import median
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol, get_args
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -60,16 +60,16 @@ from .spoiling import SPOILT, SPOILT_RUNS, spoil
 STORES: Final = ("file", "sqlite", "redis", "postgres", "s3")
 WORKERS: Final = 3
 _PATIENCE: Final = 150.0
-"""Seconds without any run's end, after which no other run ends: twice what the slowest wake-up takes, which is a minute ahead."""
+"""Twice what the slowest wake-up takes, which is a minute ahead."""
 _QUIET_SECONDS: Final = 10.0
 """Seconds without any run's end, after which the store is asked too."""
-_AIMS: Final = (0, 1, 1, 10)
-"""A freeze strikes a worker that has just begun this many steps at least: by chance one of these numbers."""
-_REQUESTS: Final = (b"started", b'"started"', b"success")
-"""Bytes of the request whose answer is the first to be lost: a claim, as PostgreSQL gets it or as others do, or an outcome."""
+_CLAIM: Final = b'"status":"started"'
+_CLAIM_IN_POSTGRES: Final = b"started"
+"""Bytes of the request that records that a run or an at-most-once step begins."""
+_OUTCOME: Final = b"success"
+_CLAIM_SECONDS: Final = 1.0
+"""For how long a freeze waits for such a request."""
 _POLL_S3: Final = 2.0
-_RESTART_EVERY: Final = 20.0
-"""Seconds between two restarts of the server; there are four at least."""
 
 
 class Server(Protocol):
@@ -103,25 +103,36 @@ def place(name: str, folder: Path, lease: float) -> Iterator[tuple[str, Server |
             yield f"{s3.url(uuid4().hex)}&lease={lease:g}", s3
 
 
+def _option(what: str) -> msgspec.Meta:
+    return msgspec.Meta(description=what)
+
+
 class Soak(msgspec.Struct, frozen=True):
     """What is asked for on the command line."""
 
     store: str
-    runs: int = 500
-    seconds: float = 120.0
-    seed: int = 1
-    flows: str = ""
-    """The names of the flows, with commas; all where there are none."""
-    every: float = 1.5
-    """Seconds between two kills, in the middle."""
-    freeze_every: float = 6
-    cut_every: float = 4
-    cut_off_every: float = 8
-    """How many kills there are, about, for each freeze, each cut, and each worker that is cut off."""
-    visibility_timeout: float = 5.0
-    lease: float = 4.0
-    poll: float = 0.2
-    patience: float = _PATIENCE
+    runs: Annotated[int, _option("how many runs are asked for")] = 500
+    seconds: Annotated[float, _option("seconds in which things break; every run has to end after them")] = 120.0
+    seed: Annotated[int, _option("the seed of all that happens at random")] = 1
+    flows: Annotated[str, _option("the names of the flows, with commas; all unless given")] = ""
+    every: Annotated[float, _option("seconds between two kills, in the middle")] = 1.5
+    freeze_every: Annotated[float, _option("kills for each freeze of a worker, in the middle")] = 6.0
+    cut_every: Annotated[float, _option("kills for each cut of connections, in the middle")] = 4.0
+    cut_off_every: Annotated[float, _option("kills for each worker that is cut off from its server, in the middle")] = 8.0
+    restart_every: Annotated[float, _option("seconds between two restarts of the server")] = 15.0
+    aims: Annotated[
+        str,
+        _option(
+            "numbers with commas, of which chance takes one for each freeze: it strikes a worker that has begun so many steps,"
+            " or for 0 the first that has asked its server to record that an at-most-once step begins"
+        ),
+    ] = "0,1,1,10"
+    visibility_timeout: Annotated[float, _option("seconds after which another worker looks at a run whose worker is silent")] = (
+        5.0
+    )
+    lease: Annotated[float, _option("seconds of a lease, on Redis and S3; freezes last twice the longer of the two")] = 4.0
+    poll: Annotated[float, _option(f"seconds between two looks of a worker; {_POLL_S3:g} at least on S3")] = 0.2
+    patience: Annotated[float, _option("seconds without any run's end, after which no other run ends")] = _PATIENCE
 
     @property
     def chosen(self) -> list[tuple[str, Flow[..., Any]]]:
@@ -179,17 +190,21 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
     """Kill, stop and freeze processes at random, cut connections and workers off, and restart the server, until the time is over.
 
     No kill strikes a process that is still starting, and most strike one that has done something. Most freezes strike a worker in
-    the middle of steps, because there another worker takes its runs over. A worker is cut off as it waits for the answer to a
+    the middle of steps, because there another worker takes its runs over; some as the record of a step's beginning is under way,
+    whose acknowledgement then comes when another worker has the run. A worker is cut off as it waits for the answer to a
     claim or to an outcome.
     """
-    random, seen, aim = Random(asked.seed), Side(side.path, "reader"), 1
+    random, seen = Random(asked.seed), Side(side.path, "reader")
+    aims = [int(number) for number in asked.aims.split(",")]
+    aim = random.choice(aims)
     proxies = [life.proxy for life in lives if life.proxy]
     ready, busy = set[str](), set[str]()
+    claim = _CLAIM_IN_POSTGRES if asked.store == "postgres" else _CLAIM
     may_be_idle = False  # whether the next kill may strike a process that has done nothing yet
     has_killed = False  # the time goes on until one was: a table without a kill shows nothing
     until = plan.began + asked.seconds
     next_kill, next_freeze, next_cut, next_cut_off = (plan.began + seconds for seconds in (2, 3, 4, 5))
-    restarts = max(4, round(asked.seconds / _RESTART_EVERY)) if server else 0
+    restarts = round(asked.seconds / asked.restart_every) if server else 0
     outages = [plan.began + asked.seconds * (number + 0.5) / restarts for number in range(restarts)]
     while (now := time.monotonic()) < until or (not has_killed and now < until + asked.patience):
         for life in lives:
@@ -211,13 +226,15 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
         workers = [life for life in at_work if life.is_worker]
         victims = [life for life in workers if begun[life.who] >= aim or now > next_freeze + AIM_SECONDS]
         if victims and now >= next_freeze and not any(life.is_frozen for life in lives):
-            random.choice(victims).freeze(seconds := random.uniform(1.5, 2.5) * max(asked.lease, asked.visibility_timeout))
+            seconds = random.uniform(1.5, 2.5) * max(asked.lease, asked.visibility_timeout)
+            with _claiming([] if aim else victims, claim) as claimer:
+                (claimer or random.choice(victims)).freeze(seconds)
             next_freeze = now + seconds + random.uniform(0.5, 1.5) * asked.every * asked.freeze_every
-            aim = random.choice(_AIMS)
+            aim = random.choice(aims)
         victims = [life for life in workers if not life.is_frozen]
         if proxies and victims and now >= next_cut_off and not any(life.is_cut_off for life in lives):
             seconds = random.uniform(1.5, 2.5) * max(asked.lease, asked.visibility_timeout)
-            random.choice(victims).cut_off(seconds, random.choice(_REQUESTS))
+            random.choice(victims).cut_off(seconds, random.choice((claim, _OUTCOME)))
             next_cut_off = now + seconds + random.uniform(0.5, 1.5) * asked.every * asked.cut_off_every
         if proxies and now >= next_cut:
             next_cut = now + random.uniform(0.5, 1.5) * asked.every * asked.cut_every
@@ -230,6 +247,24 @@ def _disturb(asked: Soak, plan: Plan, lives: list[Life], server: Server | None, 
             server.start()
             side.note("server-started")
         time.sleep(0.02)
+
+
+@contextmanager
+def _claiming(lives: Sequence[Life], claim: bytes) -> Iterator[Life | None]:
+    """Yield the first whose claim of a step is under way, or None. The server gets that claim after the context."""
+    proxies = {life.proxy: life for life in lives if life.proxy}
+    for proxy in proxies:
+        proxy.hold(claim, without=b"$flow")
+    held: list[Proxy] = []
+    deadline = time.monotonic() + (_CLAIM_SECONDS if proxies else 0)
+    while not held and time.monotonic() < deadline:
+        time.sleep(0.001)
+        held = [proxy for proxy in proxies if proxy.fired.is_set()]
+    try:
+        yield proxies[held[0]] if held else None
+    finally:
+        for proxy in proxies:
+            proxy.release()
 
 
 def _cut(proxies: Sequence[Proxy], random: Random, side: Side) -> None:
@@ -386,9 +421,9 @@ def main() -> int:
     )
     for field in msgspec.structs.fields(Soak):
         if field.name != "store":
-            parser.add_argument(
-                f"--{field.name.replace('_', '-')}", type=field.type, default=field.default, help=f"({field.default})"
-            )
+            type_, meta = get_args(field.type)
+            help_ = meta.description if field.default == "" else f"{meta.description} ({field.default})"
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=type_, default=field.default, help=help_)
     given = vars(parser.parse_args())
     known = [flow.name for flow in MIX]
     if unknown := [name for name in Soak("store", flows=given["flows"]).names if name not in known]:

@@ -100,7 +100,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
         Guarantee(
             "A holder notices that it may have lost its lock",
             (
-                "a lease that was not renewed in time is taken for held",
+                "a lease that was not renewed in time counts as held",
                 "postgres: a lock is held until the loop has read that its connection ended",
                 "file: a holder doesn't look whether its lock file is still there",
             ),
@@ -245,7 +245,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
                 "a decision binds to nothing",
             ),
         ),
-        Guarantee("A run has one input", ("a flow goes on with other input than it began with",)),
+        Guarantee("A run has one input", ("a flow continues with other input than it began with",)),
         Guarantee("A typo doesn't end a run", ("a crash ends the run", "an interrupted step is a crash")),
         Guarantee(
             "A run that undid something has failed, and can't be retried",
@@ -259,7 +259,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
         Guarantee(
             "A cancellation is never lost, and its status is true",
             (
-                "a flow that begins while its run is cancelled is not told",
+                "a flow that begins while its run is being cancelled doesn't notice",
                 "a suspension that lost its slot to a cancellation suspends",
                 "a cancellation that came too late is not told",
                 "a cancellation that was told is called late",
@@ -269,7 +269,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
         Guarantee(
             "A child has one parent, the same outcome in both logs, and is cancelled with its parent",
             (
-                "any run is taken for a child",
+                "any run is accepted as a child",
                 "a cancellation is not handed on to a child",
                 "children that nobody waited for go on without their parent",
                 "a child is driven without its lock",
@@ -313,7 +313,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
         Guarantee(
             "One bad run doesn't stop the others",
             (
-                "worker: a run that kills its process takes its neighbours along",
+                "worker: a run that kills its process kills the other runs in it too",
                 "worker: what keeps dying has neighbours",
                 "worker: a damaged log hides other runs from the sweep",
             ),
@@ -324,7 +324,7 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
         ),
         Guarantee(
             "A limit applies across all machines",
-            ("worker: a child takes a second place of its parent's limit", "worker: those that wait for a place take room"),
+            ("worker: a child uses a second place under its parent's limit", "worker: those that wait for a place take room"),
         ),
         Guarantee(
             "A worker that stops hands its runs back",

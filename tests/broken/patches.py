@@ -380,7 +380,7 @@ PATCHES = [
         ("tests/core/calls/test_identity.py::test_a_loop_with_one_id_is_refused",),
     ),
     Patch(
-        "a flow goes on with other input than it began with",
+        "a flow continues with other input than it began with",
         f"{CORE}/flow.py",
         "        if taken is not None and not self._parameters.is_same(taken, note):\n",
         "        if False:\n",
@@ -439,7 +439,7 @@ PATCHES = [
         ("tests/s3/test_scan.py::test_a_run_that_is_written_anew_during_a_scan",),
     ),
     Patch(
-        "a lease that was not renewed in time is taken for held",
+        "a lease that was not renewed in time counts as held",
         f"{CORE}/stores/lease.py",
         "elif self._clock.monotonic() >= self._deadline:",
         "elif self._deadline < 0:",
@@ -714,7 +714,7 @@ PATCHES = [
         ("tests/core/control/test_retrying_runs.py::test_repairing_a_family_is_safe_to_repeat_after_a_crash",),
     ),
     Patch(
-        "a flow that begins while its run is cancelled is not told",
+        "a flow that begins while its run is being cancelled doesn't notice",
         f"{CORE}/_log/cancelling.py",
         "        flow = await store.get(run_id, FLOW)\n        if flow is None:\n            return asked\n",
         "        return asked\n",
@@ -1167,7 +1167,7 @@ PATCHES = [
         ("tests/core/flow/test_children.py::test_children_that_nobody_waited_for_are_cancelled_with_their_parent",),
     ),
     Patch(
-        "any run is taken for a child",
+        "any run is accepted as a child",
         f"{CORE}/flow.py",
         'if lineage and note.get("parent") != lineage["parent"]:',
         "if False:",
@@ -2038,7 +2038,7 @@ PATCHES = [
         ("tests/file/test_marks.py::test_the_loop_goes_on_meanwhile",),
     ),
     Patch(
-        "webhooks: the signature of GitHub may be any",
+        "webhooks: any signature is accepted as GitHub's",
         f"{WORKER}/signatures.py",
         '        if not _is_same(given, f"sha256={_hex(key, delivery.body)}"):\n',
         "        if not given:\n",
@@ -3195,7 +3195,7 @@ PATCHES = [
         ("tests/worker/test_limits.py::test_runs_that_wait_for_a_place_take_no_room",),
     ),
     Patch(
-        "worker: a child takes a second place of its parent's limit",
+        "worker: a child uses a second place under its parent's limit",
         f"{CORE}/flow.py",
         "new = limit is not None and limit[0] not in parent.limits",
         "new = limit is not None",
@@ -3277,7 +3277,7 @@ PATCHES = [
         ("tests/every_store/test_workers.py::test_a_worker_that_is_stopped_hands_its_runs_back[sqlite]",),
     ),
     Patch(
-        "worker: a run that kills its process takes its neighbours along",
+        "worker: a run that kills its process kills the other runs in it too",
         f"{WORKER}/_visit.py",
         "        return crashes.deaths < 2 or await self._loop.isolate(self)",
         "        return True",

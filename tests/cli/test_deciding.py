@@ -74,6 +74,10 @@ def test_who_may_not_decide_is_not_asked(durable: Durable, local: str) -> None:
             "Error: 'eve' may not decide 'approve' of run 'r1'; approvers: alice, bob\n"
             f"If you are one of them, say which:\n  durable {verb} r1 approve --by NAME --store {local}\n"
         )
+    said = ("--value", '{"amount": 45}', "--reason", "too dear")
+    done = durable("approve", "r1", "approve", "--by", "eve", "--yes", *said, "--store", local)
+    again = f"""durable approve r1 approve --by NAME --value '{{"amount":45}}' --reason 'too dear' --store {local}"""
+    assert again in done.err
     on_url(local, lambda store: control.reject(store, "r1", "approve", by="bob"))
     late = durable("approve", "r1", "approve", "--by", "eve", "--store", local)
     assert (late.code, "--by" in late.err) == (1, False)

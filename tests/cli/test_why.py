@@ -168,6 +168,25 @@ def test_the_only_step_before_an_undo_is_named(durable: Durable, tmp_path: Path)
     assert f"  durable fork r NEW --before pay --store {url}\n" in out
 
 
+def test_a_run_that_undid_nothing(durable: Durable, url: str) -> None:
+    """Its flow answered an error of its own code, before any other step."""
+
+    @flow(fails_on=ValueError)
+    async def pay(runner: Runner) -> None:
+        try:
+            raise ValueError("no such account")
+        except ValueError:
+            await runner.step("tell", lambda: None)
+            raise
+
+    async def run() -> None:
+        async with open_store(url) as store:
+            await go(pay.run(store, run_id="r"))
+
+    asyncio.run(run())
+    assert "before the first step that was undone.\n" in durable("why", "r", "--store", url).out
+
+
 def test_a_password_in_a_url_is_not_shown(durable: Durable) -> None:
     """The command that would help says URL in its place."""
     from durable_cli._asked import Asked

@@ -323,7 +323,11 @@ def _wait_for_the_end(asked: Soak, url: str, lives: list[Life], side: Side) -> N
 async def _ended(url: str, run_ids: Collection[str]) -> set[str]:
     async with open_store(url) as store:
         found = {run_id: await store.get(run_id, "$flow") for run_id in run_ids}
-    return {run_id for run_id, flow in found.items() if flow is not None and (has_ended(flow) or is_parked(flow))}
+    return {
+        run_id
+        for run_id, flow in found.items()
+        if flow is not None and (is_parked(flow) or flow.status == "success" or (has_ended(flow) and not is_mended(run_id)))
+    }
 
 
 async def _judge(asked: Soak, url: str, folder: Path) -> Verdict:

@@ -477,12 +477,16 @@ async def test_an_intent_that_loses_to_another_start_asks_recover(
         store.before = None
         await store.append(StepRecord(run_id="run", step_id="pay", status="started"))
 
-    async with Runner(store, "run") as runner:
+    told: list[StepEvent] = []
+    async with Runner(store, "run", on_event=told.append) as runner:
         await runner.step("first", lambda: None)
+        told.clear()
         store.before = late
         result = await runner.step("pay", effects.happen, at_most_once=True, recover=lambda: found, returns=str)
     assert result == ("paid before" if found else "effect")
     assert effects["effect"] == happened
+    ends = [["step:start", "step:stop"], ["step:start", "step:success"]][: 1 + happened]
+    assert [event.type for event in told if event.step_id == "pay"] == [each for pair in ends for each in pair]
     starts = ["started"] * (1 + happened)
     assert [record.status for record in await store.list("run") if record.step_id == "pay"] == [*starts, "success"]
 

@@ -58,6 +58,8 @@ def _may_decide(waiting: StepRecord, vote: Vote) -> bool:
 
 
 async def _cast(store: Store, vote: Vote, asked: Asked) -> StepRecord:
+    import msgspec
+
     from durable_core import NotFound, Refused
     from durable_core.control import approve, reject
 
@@ -69,7 +71,9 @@ async def _cast(store: Store, vote: Vote, asked: Asked) -> StepRecord:
     except Refused as refused:
         waiting = await _waiting(store, vote)
         if waiting is not None and not _may_decide(waiting, vote):
-            again = asked.command(verb, vote.run_id, vote.step_id, options=["--by", "NAME"])
+            value = () if vote.value is None else ("--value", msgspec.json.encode(vote.value).decode())
+            reason = () if vote.reason is None else ("--reason", vote.reason)
+            again = asked.command(verb, vote.run_id, vote.step_id, options=["--by", "NAME", *value, *reason])
             refused.add_note(f"If you are one of them, say which:\n  {again}")
         raise
 

@@ -206,8 +206,8 @@ def _failed(run: Run, ago: str) -> Reason:
         done = [*takewhile(lambda step_id: step_id not in answers, run.steps.ids())]
         text += (
             f" Its flow answered the failure with {', '.join(map(quoted, answers[:_AT_MOST]))}: its work may be undone, so it"
-            " can't continue. A fork begins again before the first step that was undone:"
-            f" {'one of ' if len(done) > 1 else ''}{_several(done)}."
+            " can't continue. A fork begins again before the first step that was undone"
+            f"{': ' if done else ''}{'one of ' if len(done) > 1 else ''}{_several(done)}."
         )
         return run.reason(text, run.command("fork", "NEW", options=("--before", done[0] if len(done) == 1 else "STEP")))
     commands = [run.command("retry")]

@@ -224,21 +224,21 @@ class HeldLock(Lease):
     @property
     def is_held(self) -> bool:
         """True while the connection that took the lock is open."""
-        return self.connection is not None and not self.connection.is_closed() and not _has_ended(self.connection)
+        return self.connection is not None and not self.connection.is_closed()
 
     def check(self) -> None:
-        if not self.is_held:
+        if not self.is_held or _has_ended(self.connection):
             raise LockLost(
                 f"the lock of run {self.run_id!r} was lost with its connection to PostgreSQL; another runner may hold it now"
             )
 
 
-def _has_ended(connection: Connection) -> bool:
+def _has_ended(connection: Connection | None) -> bool:
     """Return True if the server has ended the connection. Asks the socket: asyncpg may learn that a moment later."""
     if not hasattr(select, "poll"):  # on Windows
         return False
-    fd = cast("Any", connection)._transport.get_extra_info("socket").fileno()
-    if fd < 0:  # the loop's thread has just closed it
+    plug = cast("Any", connection)._transport.get_extra_info("socket")
+    if plug is None or (fd := plug.fileno()) < 0:  # asyncio has closed it, and is about to tell asyncpg
         return True
     poll = select.poll()
     poll.register(fd, getattr(select, "POLLRDHUP", 0))

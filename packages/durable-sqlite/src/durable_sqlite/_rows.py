@@ -140,12 +140,11 @@ def naming_rows(read: Callable[P, T]) -> Callable[P, T]:
 
 @naming_rows
 def fetch(connection: Connection, query: str, values: tuple[str | int, ...]) -> StepRecord | None:
-    """Return the record that a query finds. Its first values must be the run's id and, if there are more, the step's."""
+    """Return the record that a query finds. Its first values must be the ids of the run and of the step."""
     row = connection.execute(query, values).fetchone()
     if row is None:
         return None
-    asked = values[:2]
-    if row[: len(asked)] != asked:  # a damaged index leads to another row
+    if row[:2] != values[:2]:  # a damaged index leads to another row
         raise CorruptLog(damage_of(connection, str(values[0])))
     return record_of(connection, row)
 

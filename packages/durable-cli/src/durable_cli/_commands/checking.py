@@ -80,7 +80,8 @@ def check(
     own code between its steps runs. A run that has not ended may stop at a step without an outcome, such as an approval. A run
     that has ended must come to the same end.
 
-    Exit code 0: all runs fit, or there are none; 1: a run doesn't fit; 3: there is no such run, or none of this flow in FILE.
+    Exit code 0: all runs fit, or there are none; 1: a run doesn't fit; 3: there is no such run or store, or no run of this flow
+    in FILE.
 
     As JSON, one object for each run: run_id, flow, ended, fits, replayed (how many steps), stops_at (steps without an outcome),
     differences (each with what, step_id and why).

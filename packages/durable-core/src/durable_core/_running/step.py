@@ -77,8 +77,8 @@ async def run_step(run: Run, call: Call, once: TryOnce | None = None) -> Any:
             tried = await _attempts(run, call, latest, once or try_once)
             if not isinstance(tried, StepRecord):
                 break
+            await run.emit_stop(call)
             if decided(tried):
-                await run.emit_stop(call)
                 return outcome_of(run, tried, call)
             latest = tried
         recorded = tried.record if tried.is_recorded else await run.log.outcome(tried.record, tried.value, tried.cancelled)

@@ -177,7 +177,7 @@ class MemoryStore(
                     del self._watches[run_id]
 
     def _tell(self, record: StepRecord) -> None:
-        """Wake the run's watches. If its lock is held, its runner wrote the entry: then wake them only for the flow's end."""
+        """Wake the run's watches. If its lock is held, its runner knows the entry: then wake them only for the flow's end."""
         if record.run_id in self._held and not (record.step_id == FLOW and has_ended(record)):
             return
         with self._mutex:

@@ -237,8 +237,8 @@ def _has_ended(connection: Connection | None) -> bool:
     """Return True if the server has ended the connection. Asks the socket: asyncpg may learn that a moment later."""
     if not hasattr(select, "poll"):  # on Windows
         return False
-    plug = cast("Any", connection)._transport.get_extra_info("socket")
-    if plug is None or (fd := plug.fileno()) < 0:  # asyncio has closed it, and is about to tell asyncpg
+    sock = cast("Any", connection)._transport.get_extra_info("socket")
+    if sock is None or (fd := sock.fileno()) < 0:  # asyncio has closed it, and is about to tell asyncpg
         return True
     poll = select.poll()
     poll.register(fd, getattr(select, "POLLRDHUP", 0))

@@ -97,13 +97,14 @@ class Worker:
         with self._mutex:
             if self._thread is None:
                 # A daemon, so that an unclosed store doesn't keep the program from ending.
-                args = self._jobs, self._previous, self._finish
+                args = self._jobs, self._previous, self._finish, self._at_end
                 self._thread = threading.Thread(target=_serve, args=args, name=self._name, daemon=True)
                 self._thread.start()
             self._jobs.put(jobs)
 
 
-def _serve(jobs: _Queue, previous: threading.Thread | None, finish: Callable[[], object]) -> None:
+def _serve(jobs: _Queue, previous: threading.Thread | None, finish: Callable[[], object], _at_end: Callable[[], object]) -> None:
+    # Holds `at_end`, so that what it closes is not collected together with a store that nobody closed: Python 3.13 would warn.
     if previous is not None:
         previous.join()
     while _serve_round(jobs, finish):

@@ -20,7 +20,9 @@ _INDEX: Final = """
     insert into durable_flows (run_id, revision, name, state, started_at) values (?, ?, ?, ?, ?)
     on conflict (run_id) do update set revision = excluded.revision, name = excluded.name, state = excluded.state,
         started_at = excluded.started_at where excluded.revision > revision"""
-_NEWEST: Final = f"select {', '.join(COLUMNS)} from durable_steps where run_id = ? and step_id = ? order by revision desc limit 1"
+_NEWEST: Final = (
+    f"select {', '.join(COLUMNS)} from durable_steps where run_id = ? and step_id = '{FLOW}' order by revision desc limit 1"
+)
 _FIND: Final = """
     select started_at, run_id, revision from durable_flows
     where {} and substr(run_id, 1, ?) = ? and started_at >= ? and (started_at, run_id) < (?, ?)
@@ -82,7 +84,7 @@ def find(
 
 def _newest(connection: Connection, run_id: str, revision: int) -> StepRecord:
     """Return the flow's newest entry. Raises `CorruptLog` unless it has this revision."""
-    flow = fetch(connection, _NEWEST, (run_id, FLOW))
+    flow = fetch(connection, _NEWEST, (run_id,))
     if flow is None or flow.revision != revision:
         differs = f"the table durable_flows has run {run_id!r} at revision {revision}, but durable_steps doesn't"
         raise CorruptLog(f"{file_of(connection)}: {differs}; {ADVICE}")

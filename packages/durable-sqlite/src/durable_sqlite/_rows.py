@@ -15,7 +15,6 @@ import msgspec
 from durable_core import CorruptLog, StepError, StepRecord, StoreError
 from durable_core.record import Kind, Status
 
-from ._check import damage_of
 from ._errors import ADVICE, code_of, file_of
 
 P = ParamSpec("P")
@@ -139,14 +138,10 @@ def naming_rows(read: Callable[P, T]) -> Callable[P, T]:
 
 
 @naming_rows
-def fetch(connection: Connection, query: str, values: tuple[str | int, ...]) -> StepRecord | None:
-    """Return the record that a query finds. Its first values must be the ids of the run and of the step."""
+def fetch(connection: Connection, query: str, values: Sequence[str | int]) -> StepRecord | None:
+    """Return the record that a query finds."""
     row = connection.execute(query, values).fetchone()
-    if row is None:
-        return None
-    if row[:2] != values[:2]:  # a damaged index leads to another row
-        raise CorruptLog(damage_of(connection, str(values[0])))
-    return record_of(connection, row)
+    return None if row is None else record_of(connection, row)
 
 
 def _checksum(values: Sequence[Any]) -> int:

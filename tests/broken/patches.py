@@ -4991,4 +4991,21 @@ PATCHES = [
         "control.runs(store, flow=flow.name, status='waiting')",
         ("tests/every_store/test_replayed.py::test_runs_are_replayed_from_every_store[sqlite]",),
     ),
+    Patch(
+        "redis: what a call connects stays open after a close",
+        f"{REDIS}/_client.py",
+        "            if self._is_closed and not self._in_flight:\n                await self.redis.aclose()\n",
+        "",
+        (
+            "tests/redis/test_faults.py::test_closing_over_reads_leaves_no_connection[]",
+            "tests/redis/test_faults.py::test_closing_over_reads_leaves_no_connection[?cluster=true]",
+        ),
+    ),
+    Patch(
+        "s3: a close cancels the callers of requests that wait for a thread",
+        f"{S3}/_connection.py",
+        "            if task is None or task.cancelling() > cancellations:\n                raise\n",
+        "            raise\n",
+        ("tests/s3/test_connection.py::test_a_close_cancels_no_caller",),
+    ),
 ]

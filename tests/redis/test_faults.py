@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import ExitStack
 from time import monotonic
 
 import pytest
@@ -300,3 +301,23 @@ async def test_closing_while_appends_are_in_flight(server: RedisServer, count: i
         for number in range(count):
             await store.append(entry(f"{number}"))
         assert len(await store.list("run")) == 1 + count
+
+
+@pytest.mark.parametrize("options", ["", "?cluster=true"])
+async def test_closing_over_reads_leaves_no_connection(options: str) -> None:
+    """Reads that a close overtakes are answered on new connections, and none of them stays open."""
+    with ExitStack() as stack:
+        servers = stack.enter_context(redis_cluster(*KEEPING) if options else redis_server(*KEEPING))
+        nodes = servers if isinstance(servers, list) else [servers]
+        async with open_store(f"{nodes[0].url}{options}{'&' if options else '?'}client_name=closing") as store:
+            records = await asyncio.gather(*(store.append(entry(run_id=f"run {number}")) for number in range(10)))
+            await store.list("run 0")
+            for node in nodes:
+                node.pause()
+            calls = [asyncio.ensure_future(store.list(f"run {number}")) for number in range(10)]
+            for _ in range(20):
+                await asyncio.sleep(0)
+            for node in nodes:
+                node.resume()
+        assert await asyncio.gather(*calls) == [[record] for record in records]
+        assert not any(b"name=closing " in node.command("CLIENT", "LIST") for node in nodes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 
 from redis.exceptions import AskError, ConnectionError, RedisError, TryAgainError
@@ -24,10 +24,13 @@ class Single:
 
     def __init__(self, client: Any) -> None:
         self.redis: Final = client
+        self._in_flight = 0
+        self._is_closed = False
 
     async def attempt(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do `work`. A cluster tries it again."""
-        return await work()
+        async with self._open():
+            return await self._attempt(work)
 
     async def send(self, command: tuple[object, ...], key: str) -> Any:
         """Send one command about `key`, and return the answer as bytes."""
@@ -60,8 +63,28 @@ class Single:
 
     async def keys(self, pattern: str) -> AsyncIterator[str | bytes]:
         """Yield the names of the hashes that match a glob, some of them more than once."""
-        async for key in self.redis.scan_iter(match=pattern, count=1000, _type="HASH"):
-            yield key
+        async with self._open():
+            async for key in self.redis.scan_iter(match=pattern, count=1000, _type="HASH"):
+                yield key
+
+    async def close(self) -> None:
+        """Close the client, and all its connections."""
+        self._is_closed = True
+        await self.redis.aclose()
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[None]:
+        """Close the client again after the last call that `close` overtook: redis-py has connected anew for it."""
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if self._is_closed and not self._in_flight:
+                await self.redis.aclose()
+
+    async def _attempt(self, work: Callable[[], Awaitable[T]]) -> T:
+        return await work()
 
     def _pipeline(self) -> tuple[Any, dict[str, Any]]:
         return self.redis.pipeline(transaction=False), {}
@@ -79,7 +102,7 @@ class Cluster(Single):
         """Name the node that serves `key`."""
         return str(self.redis.get_node_from_key(key).name)
 
-    async def attempt(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _attempt(self, work: Callable[[], Awaitable[T]]) -> T:
         """Try once more with a new connection and a new map of the cluster. redis-py does so only for single servers."""
         await self.redis.initialize()
         try:

@@ -93,7 +93,7 @@ class Server:
         """Close the client."""
         if self._held is not None:
             await self._held.close()
-        await self._client.redis.aclose()
+        await self._client.close()
 
     async def _settings(self, askers: Sequence[None]) -> Sequence[None]:
         if not self._examined:

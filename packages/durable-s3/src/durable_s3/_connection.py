@@ -11,6 +11,8 @@ from typing import Any, Final, TypeVar
 
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # it ships no types
 
+from durable_core.errors import StoreError
+
 from . import _faults
 
 T = TypeVar("T")
@@ -40,7 +42,7 @@ class Connection:
         return await self.run(self._answer, work, for_lease=for_lease)
 
     async def run(self, work: Callable[..., T], *arguments: Any, for_lease: bool = False) -> T:
-        """Do other blocking work on one of the threads."""
+        """Do other blocking work on one of the threads. Raises `StoreError` if `close` comes before it has begun."""
         if self._pid != os.getpid():
             self._pid, self._opening, self._starting = os.getpid(), threading.Lock(), threading.Lock()
             self._threads, self._client = {}, None
@@ -48,8 +50,15 @@ class Connection:
             if for_lease not in self._threads:
                 width = LEASE_THREADS if for_lease else self.width
                 self._threads[for_lease] = ThreadPoolExecutor(width, thread_name_prefix="durable-s3")
-            threads = self._threads[for_lease]
-        return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+            future = self._threads[for_lease].submit(work, *arguments)
+        task = asyncio.current_task()
+        cancellations = task.cancelling() if task else 0
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if task is None or task.cancelling() > cancellations:
+                raise
+            raise StoreError("the store was closed before it sent this request") from None
 
     @property
     def address(self) -> str:
@@ -61,8 +70,12 @@ class Connection:
         await self.request(lambda client: None)
 
     async def close(self) -> None:
-        """Wait for requests in flight, end the threads and close the client. A later request opens it again."""
-        threads, self._threads = self._threads, {}
+        """Wait for requests in flight, end the threads and close the client. A later request opens it again.
+
+        Requests that wait for a thread are given up.
+        """
+        with self._starting:
+            threads, self._threads = self._threads, {}
         for each in threads.values():
             await asyncio.to_thread(each.shutdown, cancel_futures=True)
         client, self._client = self._client, None

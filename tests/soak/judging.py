@@ -169,15 +169,15 @@ def judge_effects(lines: Sequence[Line], losses: Losses, verdict: Verdict) -> No
 def judge_threads(lines: Sequence[Line], verdict: Verdict) -> None:
     """Check that no more synchronous steps of a crowd are under way than there are threads.
 
-    So no more than that begin in a process that has cancelled the run. And a process that died leaves no more intents of steps
-    that had not begun.
+    So no more than that begin in a process that has cancelled the run. And a process that died, or lost the run's lock and drives
+    the run again, leaves no more intents of steps that had not begun.
     """
-    cancelled, begun, lives = set[tuple[str, str]](), set[tuple[str, str]](), defaultdict[str, set[str]](set)
+    cancelled, begun, entries = set[tuple[str, str]](), set[tuple[str, str]](), Counter[str]()
     late, unbegun = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for line in lines:
         here, call = (line.who, line.run), (line.run, line.step)
         if line.what == "enter":
-            lives[line.run].add(line.who)
+            entries[line.run] += 1
         elif line.what == "cancelled":
             cancelled.add(here)
         elif line.what == "begin" and line.step.startswith("call-"):
@@ -191,7 +191,7 @@ def judge_threads(lines: Sequence[Line], verdict: Verdict) -> None:
         if count > THREADS:
             verdict.wrong.setdefault(run_id, f"{count} steps began in {who} after it had cancelled the run")
     for (who, run_id), count in unbegun.items():
-        if count > THREADS * (len(lives[run_id]) - 1):
+        if count > THREADS * (entries[run_id] - 1):
             verdict.wrong.setdefault(run_id, f"{who} found {count} steps whose beginning was recorded, and which had not begun")
 
 

@@ -21,6 +21,7 @@ NEED_A_STORE: Final[Mapping[str, Sequence[str]]] = {
     "pending": (),
     "approve": ("r1", "approve", "--yes"),
     "reject": ("r1", "approve", "--yes"),
+    "send": ("r1", "packed"),  # whose run need not be there
     "retry": ("--status", "failed", "--yes"),
     "resolve": ("r1", "pay", "--reason", "paid"),
     "cancel": ("r1",),
@@ -34,7 +35,6 @@ MAKE_A_STORE: Final[Mapping[str, Sequence[str]]] = {
     "start": ("tests.cli.acting:pay", "r1"),
     "run": ("tests.cli.acting:pay", "r1", "--input", f'{{"opens": "{ROOT}"}}'),
     "sweep": ("tests.cli.acting:pay",),
-    "send": ("r1", "packed"),  # whose run need not be there either
 }
 IN_OTHER_TESTS: Final = {"import", "serve", "web", "doctor", "stores"}
 """They make a store, or use none."""

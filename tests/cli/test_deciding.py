@@ -174,6 +174,7 @@ def test_what_is_shown_moves_no_terminal_and_fits_a_screen(terminal: Start, loca
 
 def test_an_event_on_each_store(durable: Durable, url: str) -> None:
     """Before anybody waits, or while somebody does; with a value, or what went wrong."""
+    on_url(url, lambda store: ship.start(store, "s0"))
     done = durable("send", "s1", "packed", "--value", '{"parcels": 2}', "--json", "--store", url)
     (entry,) = done.objects
     assert (done.code, entry["result"], entry["kind"]) == (0, {"parcels": 2}, "event")
@@ -189,6 +190,7 @@ def test_an_event_on_each_store(durable: Durable, url: str) -> None:
 
 def test_a_value_comes_from_a_file_or_a_pipe(durable: Durable, local: str, tmp_path: Path) -> None:
     """A file is named by @, standard input by -."""
+    on_url(local, lambda store: ship.start(store, "s0"))
     (tmp_path / "value.json").write_text("[1]", encoding="utf-8")
     assert durable("send", "a", "x", "--value", f"@{tmp_path / 'value.json'}", "--json", "--store", local).objects[0][
         "result"

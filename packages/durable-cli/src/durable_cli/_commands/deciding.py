@@ -75,7 +75,7 @@ def reject(asked: Asked, **vote: Any) -> None:
 def send(asked: Asked, run_id: str, step_id: str, value: Any, error: str | None) -> None:
     """Send an event to a run, before it waits for the event or while it does.
 
-    The run need not exist yet. The same value again changes nothing; another value is refused.
+    The run need not exist yet, but the store must. The same value again changes nothing; another value is refused.
 
     \b
     Example:
@@ -86,7 +86,7 @@ def send(asked: Asked, run_id: str, step_id: str, value: Any, error: str | None)
 
     if error is not None and value is not None:
         raise click.UsageError("give an event either --value or --error, not both")
-    asked.run(lambda store: send(store, run_id, step_id, value, error, as_json=asked.as_json), makes_store=True)
+    asked.run(lambda store: send(store, run_id, step_id, value, error, as_json=asked.as_json))
 
 
 COMMANDS: Final[Mapping[str, click.Command]] = {"approve": approve, "reject": reject, "send": send}

@@ -204,6 +204,33 @@ async def test_failure_reaches_all_of_a_batch(log: Path, disk: Disk) -> None:
         assert [record.step_id for record in await store.list("run")] == ["a"]
 
 
+@pytest.mark.parametrize("code", ["EIO", "ENOSPC"])
+async def test_a_file_that_fails_when_it_is_closed(log: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Each append of the batch raises or is there, nobody waits for ever, and the store goes on."""
+    failures = 0
+
+    class OpenFile(_disk.OpenFile):
+        def __exit__(self, *error: object) -> None:
+            nonlocal failures
+            super().__exit__(*error)
+            if failures:
+                failures -= 1
+                raise OSError(number, os.strerror(number))
+
+    number: int = getattr(errno, code)
+    monkeypatch.setattr(_disk, "OpenFile", OpenFile)
+    store = FileStore(log)  # closing it waits for its threads
+    async with asyncio.timeout(20):
+        first = await store.append(step("first"))
+        failures = 1
+        records = [step(f"{count}") for count in range(3)]
+        outcomes = await asyncio.gather(*map(store.append, records), return_exceptions=True)
+        assert all(isinstance(outcome, StoreError) or outcome in records for outcome in outcomes)
+        assert await asyncio.gather(*map(store.append, records)) == records
+        assert [*await store.list("run")] == [first, *records]
+    await store.__aexit__(None, None, None)
+
+
 @pytest.mark.parametrize("code", [code for code in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, code)])
 async def test_a_batch_that_there_is_no_room_for(log: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """On a full disk, or over a quota, what fits is stored, and only what is too large fails."""

@@ -57,7 +57,8 @@ class Logs:
         try:
             with self._locked(name, "append to") as log, _disk.OpenFile(log.path, _disk.APPEND) as fd:
                 log.refresh(fd, mend=True)
-                holders += yield from log.append(fd, entries)
+                held = yield from log.append(fd, entries)
+            holders += held  # only now: closing the file and giving back the lock may fail too
         except Exception as error:
             if isinstance(error, NoRoom) and len(entries) > 1:  # some of the entries may still fit
                 for entry in entries:

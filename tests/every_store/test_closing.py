@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
 
+import psutil
 import pytest
 
-from durable_core import StepRecord, StoreError, open_store
+from durable_core import LockLost, StepRecord, StoreError, open_store
 
 pytestmark = pytest.mark.asyncio
 
@@ -26,3 +30,45 @@ async def test_closing_over_calls_leaves_no_connection(url: str, turns: int) -> 
         assert isinstance(outcome, (StoreError, StepRecord)) or [*outcome] == [record]
     del store
     gc.collect()  # a connection that is open would tell it
+
+
+async def locking(store: Any) -> None:
+    async with store.lock("locked") as lease:
+        await store.list("run")
+        lease.check()
+
+
+async def collecting(items: AsyncIterator[object]) -> None:
+    async for _ in items:
+        pass
+
+
+def connections() -> set[tuple[object, ...]]:
+    """The connections of this process that are open, and the threads of stores that make some."""
+    open_now = {("connection", *each.laddr) for each in psutil.Process().net_connections("tcp") if each.status == "ESTABLISHED"}
+    threads = {("thread", each.ident) for each in threading.enumerate() if each.name.startswith(("durable-redis", "durable-s3"))}
+    return open_now | threads
+
+
+@pytest.mark.parametrize("turns", [2, 8, 30])
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "later"])
+async def test_closing_over_calls_of_several_requests(url: str, turns: int, *, is_first: bool) -> None:
+    """None of them connects anew after the close, or leaves a thread; the store can be entered again."""
+    before = connections()
+    store: Any = open_store(url)
+    async with store:
+        if not is_first:
+            await store.append(StepRecord(run_id="run", step_id="before"))
+        calls = [asyncio.ensure_future(call) for call in (locking(store), store.clear("cleared"), collecting(store.runs()))]
+        if hasattr(store, "flows"):
+            flow = StepRecord(run_id="flow", step_id="$flow", status="started", kind="flow")
+            calls += [asyncio.ensure_future(call) for call in (store.append(flow), store.flows())]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        assert outcome is None or isinstance(outcome, (StoreError, LockLost, StepRecord, list)), outcome
+    async with asyncio.timeout(10):
+        while connections() - before:  # closing takes some turns of the loop
+            await asyncio.sleep(0.01)
+    async with store:
+        await asyncio.wait_for(locking(store), 20)

@@ -118,3 +118,41 @@ async def _waiter_on(connection: "asyncpg.Connection", pid: int) -> None:
         "select exists (select from pg_stat_activity where $1 = any(pg_blocking_pids(pid)))", pid
     ):
         await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("moment", ["within a statement", "before the locks"])
+async def test_a_close_between_two_requests(postgres_server_url: str, postgres_url: str, moment: str) -> None:
+    """What asyncpg does with a connection that was just closed is no error of the caller's, and no connection is kept."""
+    armed = asyncio.Event()
+
+    async def close() -> None:
+        if armed.is_set():
+            armed.clear()
+            await store.__aexit__(None, None, None)
+
+    class Closing(asyncpg.Connection):
+        async def _get_statement(self, *args: object, **options: object) -> object:
+            statement = await super()._get_statement(*args, **options)
+            if moment == "within a statement":
+                await close()
+            return statement
+
+        async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
+            if query.startswith("begin isolation level"):
+                await close()
+            done: str = await super().execute(query, *args, timeout=timeout)
+            return done
+
+    pool = asyncpg.create_pool(postgres_server_url, min_size=0, max_size=5, connection_class=Closing)
+    store = PostgresStore(pool, schema=postgres_url.partition("?schema=")[2])
+    async with asyncio.timeout(20), pool:
+        await store.list("run")
+        armed.set()
+        with pytest.raises(StoreError, match="closed"):
+            if moment == "before the locks":
+                async with store.lock("run"):
+                    pass
+            else:
+                await store.append(StepRecord(run_id="run", step_id="step"))
+        async with asyncio.timeout(2):  # less than the lock's next ping, which would also end it
+            await pool.close()

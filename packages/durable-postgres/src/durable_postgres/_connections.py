@@ -109,8 +109,12 @@ class Connections:
                 yield
         except (TransactionConflict, RowRefused):
             raise
-        except BaseException:
+        except BaseException as error:
+            was_open = is_open(connection)
             drop(connection)
+            # asyncpg raises this one where `close` came between two requests of a statement.
+            if isinstance(error, AttributeError) and not was_open:
+                raise ConnectionLost(f"{self}: the connection was dropped during a statement") from error
             raise
 
     async def timed(self, connection: Connection, work: Awaitable[None], *, within: float) -> None:
@@ -212,11 +216,11 @@ class OwnConnection:
         """Lend the connection, to one caller at a time. If it was lost, take another from the pool first."""
         connection = self._connection
         if connection is None or not is_open(connection):
-            connection = await self._connections.acquire(within=self._connections.limits.turn)
+            # Known before it begins, so that `close` drops it then, too.
+            self._connection = connection = await self._connections.acquire(within=self._connections.limits.turn)
             if self._begin:
                 with self._connections.guard(connection):
                     await self._begin(connection)
-            self._connection = connection
         with self._connections.guard(connection):
             yield connection
 

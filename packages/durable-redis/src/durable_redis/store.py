@@ -88,6 +88,7 @@ class RedisStore(
         self._client = client
         self._connect: Callable[[], Redis | RedisCluster] | None = None
         """Makes a client; None if the caller gave one."""
+        self._is_closed = False
         self._keys: Final = Keys(prefix)
         self._copies: Final = Copies(wait, waitaof)
         self._touch: Final = int(bool(self._copies))
@@ -171,6 +172,7 @@ class RedisStore(
     @asynccontextmanager
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
         await self._serving().reach()  # if this fails, no lock was taken
+        self._serving()  # raises if the store was closed meanwhile: nobody would end the thread of a later lease
         if self._locks is None or self._locks.pid != os.getpid():
             self._locks = Server(self._connect() if self._connect else another(self._client), copies=self._copies)
         keys = {"lock": self._keys.lock(run_id), "log": self._keys.log(run_id)}
@@ -231,6 +233,7 @@ class RedisStore(
         return self._serving().watches.watch(self._keys.log(run_id))
 
     async def __aenter__(self) -> Self:
+        self._is_closed = False
         return self
 
     async def __aexit__(
@@ -240,7 +243,8 @@ class RedisStore(
 
     async def _close(self) -> None:
         if self._connect is not None:
-            self._serving()
+            self._here()
+        self._is_closed = True
         locks, self._locks = self._locks, None
         await self._leases.close(locks.close if locks else None)
         await self._server.watches.end()
@@ -253,6 +257,12 @@ class RedisStore(
         return Server(self._client, copies=self._copies, limit=self._limit, expires=expires, holds=holds)
 
     def _serving(self) -> Server:
+        """Return the server. Raises `StoreError` if the store is closed: a call that was under way must not connect again."""
+        if self._is_closed:
+            raise StoreError(f"the {type(self).__name__} is closed: use it inside `async with`, or make another one")
+        return self._here()
+
+    def _here(self) -> Server:
         """Return the server. On another event loop than before, make a new client first."""
         if self._loop.enter() and self._connect is not None:
             self._client = self._connect()

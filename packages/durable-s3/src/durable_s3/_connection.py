@@ -25,11 +25,14 @@ class Connection:
 
     The loops of the store and of its leases use it at the same time. `owned` says that `connect` makes the client. Then this
     closes it, makes another once its credentials have expired, and never shares it with a forked child.
+
+    Once `is_closed` is set, as `close` does, requests raise `StoreError`.
     """
 
     def __init__(self, connect: Callable[[], Any], *, threads: int, owned: bool) -> None:
         self._connect: Final = connect
         self._owned: Final = owned
+        self.is_closed = False
         self.width: Final = threads
         self._opening = threading.Lock()  # held while a client is made, which may ask the network for credentials
         self._starting = threading.Lock()  # never held for long: event loops take it
@@ -47,6 +50,8 @@ class Connection:
             self._pid, self._opening, self._starting = os.getpid(), threading.Lock(), threading.Lock()
             self._threads, self._client = {}, None
         with self._starting:
+            if self.is_closed:  # a call of several requests must not open it again
+                raise StoreError("the store was closed before it sent this request")
             if for_lease not in self._threads:
                 width = LEASE_THREADS if for_lease else self.width
                 self._threads[for_lease] = ThreadPoolExecutor(width, thread_name_prefix="durable-s3")
@@ -70,11 +75,9 @@ class Connection:
         await self.request(lambda client: None)
 
     async def close(self) -> None:
-        """Wait for requests in flight, end the threads and close the client. A later request opens it again.
-
-        Requests that wait for a thread are given up.
-        """
+        """Wait for requests in flight, end the threads and close the client. Requests that wait for a thread are given up."""
         with self._starting:
+            self.is_closed = True
             threads, self._threads = self._threads, {}
         for each in threads.values():
             await asyncio.to_thread(each.shutdown, cancel_futures=True)

@@ -99,6 +99,7 @@ class S3Store(
         self._honoured = HONOURED
         self._loop: Final = OneLoop(type(self).__name__, given=False)  # boto3's clients belong to no loop
         self._probing = asyncio.Lock()
+        self._is_closed = False
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -184,6 +185,7 @@ class S3Store(
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
         check_id("run_id", run_id)
         await self._ready()
+        self._enter()  # raises if the store was closed meanwhile: nobody would end the thread of a later lease
         seconds = self._lease
         requests = RunLease(self._lease_bucket, self._keys, run_id, seconds, self._leases.clock)
         # Each renewal is a paid request. A third of the lease is left for failed ones.
@@ -243,6 +245,7 @@ class S3Store(
         await self._wakeups.clear(wakeups)
 
     async def __aenter__(self) -> Self:
+        self._is_closed = self._connection.is_closed = False
         return self
 
     async def __aexit__(
@@ -251,8 +254,9 @@ class S3Store(
         await to_the_end(self._close())
 
     async def _close(self) -> None:
-        self._enter()
+        self._loop.enter()
         self._loop.leave()
+        self._is_closed = True
         await self._leases.close()
         await self._connection.close()
 
@@ -265,6 +269,8 @@ class S3Store(
         return StepRecord.from_json(body, where=f"the object {key!r}")
 
     def _enter(self) -> None:
+        if self._is_closed:
+            raise StoreError(f"{self!r} is closed: use it inside `async with`, or make another one")
         if self._loop.enter():
             self._probing = asyncio.Lock()
 

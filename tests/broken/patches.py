@@ -5057,4 +5057,22 @@ PATCHES = [
         "                holders += yield from log.append(fd, entries)\n            #",
         ("tests/file/test_sync.py::test_a_file_that_fails_when_it_is_closed",),
     ),
+    Patch(
+        "s3: an answer that was cut in its head is an empty one",
+        f"{S3}/_bucket.py",
+        '    if not headers.get("content-length"',
+        '    if False and not headers.get("content-length"',
+        (
+            "tests/s3/test_faults.py::test_reading_survives[cut in the head-GET]",
+            "tests/s3/test_faults.py::test_reading_survives[cut in the head-LIST]",
+            "tests/s3/test_faults.py::test_clearing_survives[cut in the head]",
+        ),
+    ),
+    Patch(
+        "s3: a request waits for ever for leave to send its body",
+        f"{S3}/_url.py",
+        '    client.meta.events.unregister("before-call.s3", add_expect_header)\n',
+        "",
+        ("tests/s3/test_faults.py::test_no_request_waits_for_leave_to_send_its_body",),
+    ),
 ]

@@ -204,6 +204,7 @@ async def test_failure_reaches_all_of_a_batch(log: Path, disk: Disk) -> None:
         assert [record.step_id for record in await store.list("run")] == ["a"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the test says it better
 @pytest.mark.parametrize("code", ["EIO", "ENOSPC"])
 async def test_a_file_that_fails_when_it_is_closed(log: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Each append of the batch raises or is there, nobody waits for ever, and the store goes on."""

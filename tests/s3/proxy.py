@@ -83,6 +83,9 @@ class Line:
         self._handler.connection.recv(1)
         self._handler.close_connection = True
 
+    def begin_head(self, text: str) -> None:
+        self._handler.wfile.write(text.encode())
+
     def _begin(self, answer: Answer) -> None:
         self._handler.send_response_only(answer.status)
         for name, value in answer.headers:
@@ -196,6 +199,13 @@ def cut_after(line: Line) -> None:
     """The request takes effect, and the connection is reset."""
     line.forward()
     line.hang_up(reset=True)
+
+
+def cut_in_head(line: Line) -> None:
+    """Send the first lines of the answer, the last of them in part, and end the connection in order."""
+    answer = line.forward()
+    line.begin_head(f"HTTP/1.1 {answer.status} Cut\r\nContent-Type: application/xml\r\nContent-Len")
+    line.hang_up(reset=False)
 
 
 def truncated(line: Line) -> None:

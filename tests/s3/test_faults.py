@@ -31,7 +31,11 @@ BEFORE_OR_AFTER = {
     "answer lost": faults.answer_lost,
     "expired": faults.refused(400, "ExpiredToken"),
 }
-IN_AN_ANSWER = {"truncated": faults.truncated, "reset in the body": faults.reset_in_body}
+IN_AN_ANSWER = {
+    "truncated": faults.truncated,
+    "reset in the body": faults.reset_in_body,
+    "cut in the head": faults.cut_in_head,
+}
 
 
 @pytest.fixture
@@ -72,7 +76,23 @@ async def test_reading_survives(proxy: Proxy, store: S3Store, operation: str, fa
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("fault", BEFORE_OR_AFTER.values(), ids=BEFORE_OR_AFTER)
+async def test_no_request_waits_for_leave_to_send_its_body(proxy: Proxy) -> None:
+    """botocore reads for ever where the answer `100 Continue` is cut, so nothing asks for one."""
+    asked: list[str] = []
+
+    def note(line: Line) -> None:
+        asked.extend(name for name in line.request.headers if name.lower() == "expect")
+        line.send(line.forward())
+
+    proxy.fault = note
+    async with open_store(proxy.url(uuid4().hex)) as opened:
+        await opened.append(entry())
+    assert proxy.operations["PUT"] >= 1
+    assert not asked
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("fault", [*BEFORE_OR_AFTER.values(), faults.cut_in_head], ids=[*BEFORE_OR_AFTER, "cut in the head"])
 async def test_clearing_survives(proxy: Proxy, store: S3Store, fault: Fault) -> None:
     for number in range(5):
         await store.append(entry(f"step-{number}"))

@@ -13,7 +13,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, NamedTuple, TypeVar
 
-from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # it ships no types
+from botocore.exceptions import ClientError, ResponseStreamingError  # type: ignore[import-untyped]  # it ships no types
 
 from . import _faults
 from ._connection import Connection
@@ -105,7 +105,7 @@ class Bucket:
                 return None
             # Not `with`, which would give the raw stream: its reads don't notice a premature end.
             with closing(answer["Body"]):
-                return take(answer)
+                return take(_whole(answer))
 
         return await self._call("s3:GetObject", key, get, patience)
 
@@ -129,7 +129,7 @@ class Bucket:
 
     async def _page(self, prefix: str, options: Mapping[str, Any]) -> tuple[Page, str | None]:
         asked = {"Bucket": self.name, "Prefix": prefix, **options}
-        answer = await self._call("s3:ListBucket", prefix, lambda client: client.list_objects_v2(**asked))
+        answer = await self._call("s3:ListBucket", prefix, lambda client: _whole(client.list_objects_v2(**asked)))
         objects = [Object(item["Key"], item["ETag"].strip('"'), item["LastModified"]) for item in answer.get("Contents", ())]
         folders = [item["Prefix"] for item in answer.get("CommonPrefixes", ())]
         token = answer["NextContinuationToken"] if answer.get("IsTruncated") else None
@@ -146,7 +146,7 @@ class Bucket:
 
     def _delete(self, batch: Mapping[str, Any]) -> Callable[[Any], None]:
         def delete(client: Any) -> None:
-            answer = client.delete_objects(Bucket=self.name, Delete={**batch, "Quiet": True})
+            answer = _whole(client.delete_objects(Bucket=self.name, Delete={**batch, "Quiet": True}))
             if errors := answer.get("Errors"):
                 raise _faults.refused_key(errors[0])
 
@@ -164,6 +164,17 @@ class Bucket:
                     raise _faults.store_error(error, right, at, self.connection.address) from error
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, 3.0)
+
+
+def _whole(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an answer whose head came to its end. Raises an error that is transient if it didn't.
+
+    Python takes what is there of a head for all of it. Then the body has no length and is empty: a run without entries.
+    """
+    headers = answer["ResponseMetadata"]["HTTPHeaders"]
+    if not headers.get("content-length", "").isdecimal() and headers.get("transfer-encoding", "").lower() != "chunked":
+        raise ResponseStreamingError(error="the answer says nothing of its length, so its end may be missing")
+    return answer
 
 
 def _date(answer: Mapping[str, Any]) -> datetime | None:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import boto3  # type: ignore[import-untyped]  # it ships no types
 from botocore.config import Config  # type: ignore[import-untyped]  # as above
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]  # as above
+from botocore.handlers import add_expect_header  # type: ignore[import-untyped]  # as above
 
 from durable_core.errors import StoreError
 from durable_core.stores.urls import StoreURL, boolean, integer, seconds
@@ -122,4 +123,6 @@ def _connect(
     except (BotoCoreError, ValueError) as error:
         raise StoreError(f"{url} can't be opened: {error}") from error
     _listing.quicken(client)
+    # Costs a round trip for each PUT, and botocore waits for ever if the answer "100 Continue" is cut.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
     return client

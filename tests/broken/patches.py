@@ -5034,7 +5034,7 @@ PATCHES = [
         f"{S3}/store.py",
         "        self._enter()  # raises",
         "        # raises",
-        ("tests/every_store/test_closing.py::test_closing_over_calls_of_several_requests[s3-first-8]",),
+        ("tests/s3/test_faults.py::test_a_lock_that_a_close_overtakes",),
     ),
     Patch(
         "postgres: asyncpg's error after a close is the caller's",
@@ -5065,7 +5065,6 @@ PATCHES = [
         (
             "tests/s3/test_faults.py::test_reading_survives[cut in the head-GET]",
             "tests/s3/test_faults.py::test_reading_survives[cut in the head-LIST]",
-            "tests/s3/test_faults.py::test_clearing_survives[cut in the head]",
         ),
     ),
     Patch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -349,3 +350,27 @@ async def test_a_server_that_is_killed_keeps_what_was_acknowledged() -> None:
             assert listed[:5] == before
             assert sorted(record.id for record in listed[5:]) == sorted(record.id for record in after)
             assert (await store.append(entry("before-0"))).id == before[0].id
+
+
+@pytest.mark.asyncio
+async def test_a_lock_that_a_close_overtakes(proxy: Proxy) -> None:
+    """A store that is closed while its endpoint is still probed takes no lock: nobody would end the thread that renews it."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def wait(line: Line) -> None:
+        asked.set()
+        assert go_on.wait(10)
+        line.send(line.forward())
+
+    async def take(store: S3Store) -> None:
+        async with store.lock("run"):
+            pass
+
+    proxy.once("PUT", wait, skip=1)  # the last request of the probe
+    async with S3Store.from_url(proxy.url(uuid4().hex)) as opened:
+        taking = asyncio.create_task(take(opened))
+        await asyncio.to_thread(asked.wait, 10)
+        asyncio.get_running_loop().call_soon(go_on.set)  # closing waits for the request
+    with pytest.raises(StoreError, match="is closed"):
+        await taking
+    assert opened._leases._thread is None

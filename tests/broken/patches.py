@@ -5008,4 +5008,11 @@ PATCHES = [
         "            raise\n",
         ("tests/s3/test_connection.py::test_a_close_cancels_no_caller",),
     ),
+    Patch(
+        "a parked run that was cancelled says that it is being cancelled",
+        f"{CORE}/stores/flows.py",
+        "    if is_parked(flow):  # also",
+        "    if is_parked(flow) and cancelled(flow) is None:  # also",
+        ("tests/core/flow/test_lives.py::test_undoing_that_was_interrupted_is_retried",),
+    ),
 ]

@@ -5074,4 +5074,11 @@ PATCHES = [
         "",
         ("tests/s3/test_faults.py::test_no_request_waits_for_leave_to_send_its_body",),
     ),
+    Patch(
+        "a parked run that was cancelled says that it is being cancelled",
+        f"{CORE}/stores/flows.py",
+        "    if is_parked(flow):  # also",
+        "    if is_parked(flow) and cancelled(flow) is None:  # also",
+        ("tests/core/flow/test_lives.py::test_undoing_that_was_interrupted_is_retried",),
+    ),
 ]

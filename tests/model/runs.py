@@ -85,11 +85,11 @@ class Run:
             return "succeeded"
         if newest == "failure":
             return "cancelled" if self.ends_cancelled else "failed"
+        if newest == "waiting" and self.is_parked:
+            return "parked"
         if self.is_cancelled:
             return "cancelling"
-        if newest == "started":
-            return "interrupted"
-        return "parked" if newest == "waiting" and self.is_parked else "waiting"
+        return "interrupted" if newest == "started" else "waiting"
 
     # What a process does that drives the run.
 

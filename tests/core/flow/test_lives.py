@@ -819,7 +819,7 @@ async def test_undoing_that_was_interrupted_is_retried(store: FlakyStore, *, in_
         with pytest.raises(error):
             await job.run(store, run_id="run")
     status = await control.status(store, paying)
-    assert (status.status, status.failed) == ("cancelling", ("give-back",))
+    assert (status.status, status.failed) == ("parked", ("give-back",))
     assert status.mend == f"durable_core.control.resolve or retry(store, '{paying}', 'give-back')"
     killed.clear()
     await control.retry(store, "run")

@@ -83,10 +83,10 @@ class Mending:
             if state == "failed":
                 for step_id in await self._failed_steps(flow):
                     await self._reopen_if_failed(run_id, step_id)
-            elif is_parked(flow):
+            elif state == "parked":
                 await self._reopen_what_parks(flow)
             latest = await known_step(self._store, run_id, FLOW)
-            went_on = is_parked(flow) and latest.status == "reopened"  # with its child
+            went_on = state == "parked" and latest.status == "reopened"  # with its child
             flow = latest if went_on else await self._advance(latest, self._flow_reopened)
         await self._let_parents_go_on(flow)
         return flow
@@ -96,7 +96,7 @@ class Mending:
         state = state_of(flow)
         if flow.status == "reopened" and not is_crash(flow) and state == "waiting":
             return None
-        if state in ("waiting", "cancelling") and not is_parked(flow):
+        if state in ("waiting", "cancelling"):
             waits = "is being cancelled" if state == "cancelling" else "waits: retry the step that it waits for, or run it"
             raise Refused(f"run {flow.run_id!r} can't be retried: it neither failed nor is it stuck; it {waits}")
         return successor(flow, self._now, status="reopened", until=None, note={**lasting(flow), **self._signed})
@@ -158,7 +158,7 @@ class Mending:
     async def _reopen_child(self, child: str) -> bool:
         """Let a child continue. Return False if it can do so without help."""
         flow = await self._store.get(child, FLOW)
-        if flow is None or (state_of(flow) not in ("failed", "crashed", "cancelled") and not is_parked(flow)):
+        if flow is None or state_of(flow) not in ("failed", "crashed", "cancelled", "parked"):
             return False
         await self.run(child)
         return True
@@ -283,7 +283,7 @@ def refuse_unless_stuck(latest: StepRecord) -> None:
         raise Refused(f"{what} lost to another contender, so its outcome is no longer needed")
     stuck = latest.status in ("failure", "started")
     if latest.step_id == FLOW:
-        stuck = state_of(latest) in ("failed", "started", "crashed") or is_parked(latest)
+        stuck = state_of(latest) in ("failed", "started", "crashed", "parked")
     if not stuck:
         raise Refused(f"{what} neither failed nor was interrupted: it is {describe(latest)}")
 

@@ -11,7 +11,7 @@ import msgspec
 from durable_core.errors import CorruptLog
 from durable_core.record import StepError, StepRecord
 from durable_core.store import Holder
-from durable_core.stores.flows import is_parked, state_of
+from durable_core.stores.flows import state_of
 
 from .chain import CANCEL, FLOW, decided, newest
 from .notes import children_of, ids_in, origin_of, parent_of, waits_of
@@ -78,7 +78,7 @@ def status_of(
         waits, holder = [], None
     if state == "parked":  # for somebody, and for nothing that its steps wait for
         waits = []
-    parked = _object(flow, "parked") if flow is not None and is_parked(flow) else {}
+    parked = _object(flow, "parked") if state == "parked" else {}
     ending = flow if flow is not None else last if state == "failed" else None
     failed = [parked["step"]] if isinstance(parked.get("step"), str) else []
     if state == "failed" and ending is not None:

@@ -24,13 +24,13 @@ def state_of(flow: StepRecord) -> FlowState:
         # A step may have failed because its child was cancelled.
         is_cancelled = flow.error is not None and flow.error.matches(RunCancelled) and "failed" not in flow.notes
         return "cancelled" if is_cancelled else "failed"
+    if is_parked(flow):  # also while it is being cancelled: somebody has to act before it can end
+        return "parked"
     if cancelled(flow) is not None:
         return "cancelling"
     if flow.status == "started":
         return "started"
-    if is_crash(flow):
-        return "crashed"
-    return "parked" if is_parked(flow) else "waiting"
+    return "crashed" if is_crash(flow) else "waiting"
 
 
 def has_ended(flow: StepRecord) -> bool:
@@ -55,7 +55,7 @@ def is_crash(flow: StepRecord) -> bool:
 
 
 def is_parked(flow: StepRecord) -> bool:
-    """Return True if the run continues only after somebody acts; a run that is being cancelled may need that too."""
+    """Return True if the run continues only after somebody acts."""
     return flow.status == "waiting" and "parked" in flow.notes
 
 

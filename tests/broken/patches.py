@@ -730,8 +730,8 @@ PATCHES = [
     Patch(
         "a fork takes the steps of children that have not ended",
         f"{CORE}/_log/copying.py",
-        "if decided(latest[step]) and await _has_ended(store, latest[step])}",
-        "if decided(latest[step])}",
+        "if _is_outcome(latest[step], lost) and await _has_ended(store, latest[step])}",
+        "if _is_outcome(latest[step], lost)}",
         ("tests/core/control/test_forking.py::test_children_that_have_not_ended_are_left_out",),
     ),
     Patch(
@@ -5007,5 +5007,47 @@ PATCHES = [
         "            if task is None or task.cancelling() > cancellations:\n                raise\n",
         "            raise\n",
         ("tests/s3/test_connection.py::test_a_close_cancels_no_caller",),
+    ),
+    Patch(
+        "a fork before a map keeps its items",
+        f"{CORE}/_log/copying.py",
+        '(before.kind == "map" and step.startswith(items))',
+        "False",
+        ("tests/core/control/test_forking.py::test_a_map_begins_with_its_first_item",),
+    ),
+    Patch(
+        "a fork before a race keeps its steps",
+        f"{CORE}/_log/copying.py",
+        '    if before.kind == "first":\n',
+        "    if False:\n",
+        ("tests/core/control/test_forking.py::test_a_race_is_no_place_to_fork",),
+    ),
+    Patch(
+        "a fork keeps that a wait lost a race which it has not run yet",
+        f"{CORE}/_log/copying.py",
+        "(step.step_id in lost or bool(",
+        "(bool(",
+        ("tests/core/control/test_forking.py::test_what_lost_a_race_is_asked_for_again",),
+    ),
+    Patch(
+        "a fork keeps that a child was cancelled with the original",
+        f"{CORE}/_log/copying.py",
+        ' or bool(step.notes.get("told")))',
+        ")",
+        ("tests/core/control/test_forking.py::test_a_child_that_was_cancelled_with_its_parent_is_called_again",),
+    ),
+    Patch(
+        "a retry that is refused has reopened half of the run",
+        f"{CORE}/_log/mending.py",
+        "                await self._refuse_children_that_are_over(run_id, failed)\n",
+        "",
+        ("tests/core/control/test_retrying_runs.py::test_a_refusal_reopens_nothing[None]",),
+    ),
+    Patch(
+        "a retry of a race that is refused has reopened half of the run",
+        f"{CORE}/_log/mending.py",
+        "            await self._refuse_children_that_are_over(run_id, [step_id])\n",
+        "",
+        ("tests/core/control/test_retrying_runs.py::test_a_refusal_reopens_nothing[race]",),
     ),
 ]

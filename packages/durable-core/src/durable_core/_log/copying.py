@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 import msgspec
 
 from durable_core._system.ids import check_id, check_own_id
 from durable_core.clock import Clock
-from durable_core.errors import CopyConflict, NotFound
+from durable_core.errors import CopyConflict, NotFound, Refused
 from durable_core.record import StepRecord
 from durable_core.store import Store, check_store, wakeups_of
 
 from .chain import FLOW, decided, new_entry, newest
 from .known import no_run, now_by, signed
 from .lock import holding
-from .notes import child_of
+from .notes import child_of, ids_in
 from .wakeups import asking
 
 
@@ -44,10 +45,11 @@ async def fork(
     """Begin a new run with the outcomes of the steps that began before the step `before`. That step and all later ones run again.
 
     The new run gets all entries of these steps. Steps without an outcome are left out, and so are steps whose child has not
-    ended. If the run has a flow, the new run waits for its turn with the same input, and its `$flow` records its origin, and
-    `by` if that is given. Returns the number of step entries that were copied. The original stays as it is. Safe to repeat
-    after a crash, until the new run has continued. Raises `CopyConflict` if the new run has other entries, and `NotFound` for a
-    run or step that doesn't exist.
+    ended, and waits and children that were given up because another contender won, or because the run was cancelled. A map
+    begins with its first item. If the run has a flow, the new run waits for its turn with the same input, and its `$flow`
+    records its origin, and `by` if that is given. Returns the number of step entries that were copied. The original stays as it
+    is. Safe to repeat after a crash, until the new run has continued. Raises `CopyConflict` if the new run has other entries,
+    `NotFound` for a run or step that doesn't exist, and `Refused` for a race, whose entry doesn't say with which step it began.
     """
     check_store(store)
     check_id("run_id", run_id)
@@ -62,9 +64,10 @@ async def fork(
             begun.setdefault(record.step_id, []).append(record)
     if before not in begun:
         raise NotFound(f"run {run_id!r} has no step {before!r} to fork before; its steps: {', '.join(map(repr, begun))}")
-    earlier = [*begun][: [*begun].index(before)]
     latest = newest(entries)
-    kept = {step for step in earlier if decided(latest[step]) and await _has_ended(store, latest[step])}
+    earlier = _earlier(begun, latest[before])
+    lost = {step for record in latest.values() if record.kind == "first" for step in ids_in(record, "lost")}
+    kept = {step for step in earlier if _is_outcome(latest[step], lost) and await _has_ended(store, latest[step])}
     taken = [msgspec.structs.replace(record, run_id=new_run_id) for record in entries if record.step_id in kept]
     origin = {"run": run_id, "before": before}
     count = await _append_all(taken, new_run_id, store, origin=origin)
@@ -78,6 +81,23 @@ async def fork(
                 if forked.notes.get("origin") != origin:
                     raise _conflict(forked)
     return count
+
+
+def _earlier(begun: Iterable[str], before: StepRecord) -> list[str]:
+    """Return the steps that began before this one. A map is recorded after its items, with the first of which it began."""
+    if before.kind == "first":
+        raise Refused(
+            f"{before.step_id!r} of run {before.run_id!r} is a race, and was recorded after its contenders' steps; fork before"
+            " the first of these steps"
+        )
+    items = f"{before.step_id}/"
+    return [*takewhile(lambda step: step != before.step_id and not (before.kind == "map" and step.startswith(items)), begun)]
+
+
+def _is_outcome(step: StepRecord, lost: Container[str]) -> bool:
+    """Tell whether a step has an outcome, and was not given up because it lost a race or its run was cancelled."""
+    is_given_up = step.status == "failure" and (step.step_id in lost or bool(step.notes.get("told")))
+    return decided(step) and not is_given_up
 
 
 async def _has_ended(store: Store, step: StepRecord) -> bool:

@@ -5050,4 +5050,18 @@ PATCHES = [
         "",
         ("tests/core/control/test_retrying_runs.py::test_a_refusal_reopens_nothing[race]",),
     ),
+    Patch(
+        "runs whose children need each other's places look again at the same time",
+        f"{CORE}/_waiting/child.py",
+        "uniform(0.5, 1) * poll_seconds",
+        "poll_seconds",
+        ("tests/worker/test_limits.py::test_runs_whose_children_need_each_others_places",),
+    ),
+    Patch(
+        "sqlite: a run that waits when its store is closed waits for ever",
+        f"{SQLITE}/store.py",
+        "        if self._store._is_closed:\n",
+        "        if False:\n",
+        ("tests/sqlite/test_sqlite_store.py::test_a_run_that_waits_when_its_store_is_closed",),
+    ),
 ]

@@ -100,6 +100,7 @@ class RedisStore(
         self._limit: Final = max_connections
         self._loop = OneLoop(type(self).__name__, given=True)
         self._server = self._new_server()
+        self._is_closed = False
         self._leases: Final = Leases("durable-redis-leases")
         self._held: Final[set[str]] = set()
         """The runs that this store holds locks of."""
@@ -231,6 +232,7 @@ class RedisStore(
         return self._serving().watches.watch(self._keys.log(run_id))
 
     async def __aenter__(self) -> Self:
+        self._is_closed = False
         return self
 
     async def __aexit__(
@@ -239,8 +241,9 @@ class RedisStore(
         await to_the_end(self._close())
 
     async def _close(self) -> None:
-        if self._connect is not None:
+        if self._connect is not None and not self._is_closed:
             self._serving()
+        self._is_closed = True
         locks, self._locks = self._locks, None
         await self._leases.close(locks.close if locks else None)
         await self._server.watches.end()
@@ -254,6 +257,8 @@ class RedisStore(
 
     def _serving(self) -> Server:
         """Return the server. On another event loop than before, make a new client first."""
+        if self._is_closed:  # nobody would close what this connects
+            raise StoreError(f"this {type(self).__name__} is closed: use it inside `async with`, or make another one")
         if self._loop.enter() and self._connect is not None:
             self._client = self._connect()
             self._server = self._new_server()

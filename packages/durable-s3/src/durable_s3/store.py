@@ -96,6 +96,7 @@ class S3Store(
         self._lease: Final = lease
         self.lease_seconds: float | None = lease
         self._probe = probe
+        self._is_closed = False
         self._honoured = HONOURED
         self._loop: Final = OneLoop(type(self).__name__, given=False)  # boto3's clients belong to no loop
         self._probing = asyncio.Lock()
@@ -243,6 +244,7 @@ class S3Store(
         await self._wakeups.clear(wakeups)
 
     async def __aenter__(self) -> Self:
+        self._is_closed = False
         return self
 
     async def __aexit__(
@@ -251,8 +253,9 @@ class S3Store(
         await to_the_end(self._close())
 
     async def _close(self) -> None:
-        self._enter()
+        self._loop.enter()
         self._loop.leave()
+        self._is_closed = True
         await self._leases.close()
         await self._connection.close()
 
@@ -265,6 +268,8 @@ class S3Store(
         return StepRecord.from_json(body, where=f"the object {key!r}")
 
     def _enter(self) -> None:
+        if self._is_closed:  # nobody would end the threads and close the client that a request opens
+            raise StoreError(f"{self!r} is closed: use it inside `async with`, or make another one")
         if self._loop.enter():
             self._probing = asyncio.Lock()
 

@@ -5078,4 +5078,32 @@ PATCHES = [
         "        if False:  # nobody",
         ("tests/every_store/test_closing.py::test_a_closed_store_says_so[s3]",),
     ),
+    Patch(
+        "a copy leaves the children of a run behind",
+        f"{CORE}/_log/copying.py",
+        "await hold_children(store, run_id, stack, ended=False) or []",
+        "list[str]()",
+        ("tests/core/control/test_control.py::test_a_copy_takes_children_along",),
+    ),
+    Patch(
+        "a copy that conflicts with a child has copied half",
+        f"{CORE}/_log/copying.py",
+        "to_store, dry_run=True) for each",
+        "to_store, dry_run=dry_run) for each",
+        ("tests/core/control/test_control.py::test_a_copy_that_conflicts_with_a_child_appends_nothing",),
+    ),
+    Patch(
+        "cli: an export leaves the children of a run behind",
+        f"{CLI}/_move.py",
+        "                    children[child] = None\n",
+        "                    pass\n",
+        ("tests/cli/test_moving.py::test_children_are_exported_with_their_run",),
+    ),
+    Patch(
+        "cli: an export takes a child of the run from which it was forked",
+        f"{CLI}/_move.py",
+        "return parent is not None and parent[0] == run_id",
+        "return parent is not None",
+        ("tests/cli/test_moving.py::test_children_are_exported_with_their_run",),
+    ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from contextlib import AsyncExitStack
 from datetime import datetime
 from itertools import takewhile
 from typing import Any
@@ -16,6 +17,7 @@ from durable_core.record import StepRecord
 from durable_core.store import Store, check_store, wakeups_of
 
 from .chain import FLOW, decided, new_entry, newest
+from .clearing import hold_children
 from .known import no_run, now_by, signed
 from .lock import holding
 from .notes import child_of, ids_in
@@ -23,20 +25,27 @@ from .wakeups import asking
 
 
 async def copy(store: Store, run_id: str, to_store: Store, *, dry_run: bool = False) -> int:
-    """Copy a run to another store, entry for entry and in order; return how many entries it has.
+    """Copy a run and its children to another store, entry for entry and in order; return how many entries they have.
 
-    The run's lock in `store` is held meanwhile, so that a live run can be moved. The original stays as it is. Safe to repeat
-    after a crash. Raises `RunBusy` if another runner holds the lock, `CopyConflict` if `to_store` has other entries under this
-    run id, and `NotFound` for a run that doesn't exist. With `dry_run`, nothing is appended, and the same errors are raised.
+    Their locks in `store` are held meanwhile, so that a live run can be moved. The originals stay as they are. Safe to repeat
+    after a crash. Raises `RunBusy` if another runner holds one of the locks, `CopyConflict` if `to_store` has other entries under
+    one of the run ids, and `NotFound` for a run that doesn't exist. With `dry_run`, nothing is appended, and the same errors are
+    raised.
     """
     check_store(store)
     check_store(to_store)
     check_id("run_id", run_id)
-    async with holding(store, run_id):
-        entries = await store.list(run_id)
-        if not entries:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(holding(store, run_id))
+        if not (entries := await store.list(run_id)):
             raise await no_run(store, run_id)
-        return await _append_all(entries, run_id, to_store, dry_run=dry_run)
+        children = await hold_children(store, run_id, stack, ended=False) or []
+        family = {child: await store.list(child) for child in children}
+        family[run_id] = entries  # last, so that nobody takes it up before its children are there
+        counts = [await _append_all(entries, each, to_store, dry_run=True) for each, entries in family.items()]
+        for each, entries in family.items() if not dry_run else ():
+            await _append_all(entries, each, to_store)
+        return sum(counts)
 
 
 async def fork(

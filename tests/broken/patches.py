@@ -5106,4 +5106,11 @@ PATCHES = [
         "return parent is not None",
         ("tests/cli/test_moving.py::test_children_are_exported_with_their_run",),
     ),
+    Patch(
+        "worker: a run that crashed often is parked when it is cancelled",
+        f"{WORKER}/_crashes.py",
+        "        if self.is_reopened:\n            return False\n",
+        "",
+        ("tests/worker/test_crash_counting.py::test_a_run_that_is_cancelled_is_driven_once_more",),
+    ),
 ]

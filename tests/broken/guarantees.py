@@ -284,7 +284,14 @@ TABLE: Final[dict[str, list[Guarantee]]] = {
             ),
         ),
         Guarantee(
-            "A fork copies what was decided, and nothing else", ("a fork takes the steps of children that have not ended",)
+            "A fork copies what was decided, and nothing else",
+            (
+                "a fork takes the steps of children that have not ended",
+                "a fork before a map keeps its items",
+                "a fork before a race keeps its steps",
+                "a fork keeps that a wait lost a race which it has not run yet",
+                "a fork keeps that a child was cancelled with the original",
+            ),
         ),
         Guarantee("A copy never changes existing entries", ("a copy continues over another run's entries",)),
         Guarantee(

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from durable_core import StepRecord, Store
+from durable_core import Runner, StepRecord, Store, control, flow
 from tests.cli.acting import asked, failed, on_url, wait_until_it_reads
 from tests.cli.conftest import Durable
 from tests.cli.terminal import Terminal
@@ -56,6 +56,32 @@ def test_moving_from_each_store_and_back(durable: Durable, url: str, other: str)
     assert done.objects == [{"run_id": run, "entries": len(both[run]), "dry_run": False} for run in both]
     assert {run: entries(url, run) for run in both} == both
     assert durable("import", "--store", url, input=lines.out).code == 0
+
+
+def test_children_are_exported_with_their_run(durable: Durable, local: str, other: str) -> None:
+    """Each once, also if its id is named too, and imported as runs of their own; the child of another run is none."""
+
+    @flow
+    async def child(runner: Runner) -> None: ...
+
+    @flow
+    async def parent(runner: Runner) -> None:
+        await runner.flow("a", child)
+        await runner.step("b", lambda: 1)
+
+    async def fill(store: Store) -> None:
+        await parent.run(store, run_id="r1")
+        await control.fork(store, "r1", "r2", before="b")
+
+    on_url(local, fill)
+    lines = durable("export", "r2", "r1", "r1/a", "--store", local)
+    runs = ("r2", "r1", "r1/a")
+    assert lines.out.encode().splitlines() == [record.to_json() for run in runs for record in entries(local, run)]
+    assert durable("export", "r1", "--store", local).out == "".join(lines.out.splitlines(True)[len(entries(local, "r2")) :])
+    assert durable("export", "r2", "--store", local).out.count("\n") == len(entries(local, "r2"))
+    done = durable("import", "--json", "--store", other, input=lines.out)
+    assert {each["run_id"]: each["entries"] for each in done.objects} == {run: len(entries(local, run)) for run in runs}
+    assert {run: entries(other, run) for run in runs} == {run: entries(local, run) for run in runs}
 
 
 def test_many_runs_are_copied(durable: Durable, local: str, other: str) -> None:

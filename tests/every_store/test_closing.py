@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from durable_core import LockLost, StepRecord, StoreError, open_store
+from durable_core.store import lock_of
 
 pytestmark = pytest.mark.asyncio
 
@@ -72,3 +73,24 @@ async def test_closing_over_calls_of_several_requests(url: str, turns: int, *, i
             await asyncio.sleep(0.01)
     async with store:
         await asyncio.wait_for(locking(store), 20)
+
+
+async def test_a_closed_store_says_so(url: str) -> None:
+    """Whoever goes on asking, such as `follow`, gets an error and connects to nothing, until the store is entered again."""
+    if url.startswith("file:"):
+        pytest.skip("a file store has no connections, and opens its files for each call")
+    async with open_store(url) as store:
+        await store.append(record := StepRecord(run_id="run", step_id="before"))
+    locks = lock_of(store)
+    assert locks
+    asks = (
+        lambda: store.list("run"),
+        lambda: store.get("run", "before"),
+        lambda: store.append(record),
+        lambda: locks.lock("run").__aenter__(),
+    )
+    for ask in asks:
+        with pytest.raises(StoreError, match="closed[:;] use it inside `async with`"):
+            await ask()
+    async with store:
+        assert [*await store.list("run")] == [record]

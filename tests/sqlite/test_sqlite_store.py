@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from durable_core import CorruptLog, RunBusy, StepRecord, StoreError
+from durable_core import CorruptLog, LockLost, RunBusy, Runner, StepRecord, StoreError
 from durable_core.stores.flows import FLOW
 from durable_core.testing import FakeClock
 from durable_sqlite import SqliteStore
@@ -118,6 +118,21 @@ async def test_a_closed_store(path: Path) -> None:
             pass
     async with store:
         assert len(await store.list("run")) == 1
+
+
+async def test_a_run_that_waits_when_its_store_is_closed(path: Path) -> None:
+    """It ends with an error and gives its lock back, so that others can continue the run."""
+    async with SqliteStore(path) as store:
+        runner = Runner(store, "run")
+        await runner.__aenter__()
+        wait = asyncio.create_task(runner.event("paid"))
+        while await store.get("run", "paid") is None:
+            await asyncio.sleep(0.01)
+    with pytest.raises(LockLost, match=r"run 'run': SqliteStore\('.*'\) was closed"):
+        await asyncio.wait_for(wait, 10)
+    await runner.__aexit__(None, None, None)
+    async with SqliteStore(path) as store, store.lock("run"):
+        pass
 
 
 async def test_nothing_is_left_of_a_forgotten_store(path: Path) -> None:

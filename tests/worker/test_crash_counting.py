@@ -102,6 +102,33 @@ async def test_what_others_do_is_no_getting_on(life: Life) -> None:
     assert (found.errors, found.deaths) == (1, 1)
 
 
+async def test_a_run_that_is_cancelled_is_driven_once_more(store: MemoryStore, clock: FakeClock) -> None:
+    """It crashed too often to be tried again, and may well end by its cancellation; if it crashes again, it is parked."""
+    ends = [False]
+
+    @flow(clock=clock)
+    async def reads(runner: Runner) -> None:
+        if not ends[0]:
+            raise ZeroDivisionError
+        await runner.step("charge", _nothing)
+
+    for run_id in ("ends", "crashes"):
+        for _ in range(5):
+            with suppress(ZeroDivisionError):
+                await reads.run(store, run_id)
+        await control.cancel(store, run_id, clock=clock)
+        ends[0] = run_id == "ends"
+        worker = Worker(store, [reads], clock=clock)
+        await worker.sweep()
+        ends[0] = False
+    assert (await control.status(store, "ends")).status == "cancelled"
+    clock.advance(600)
+    await worker.sweep()
+    newest = await store.get("crashes", "$flow")
+    assert newest is not None
+    assert "it crashed 6 times" in newest.notes["parked"]["why"]
+
+
 async def test_the_log_says_what_came_first_and_no_clock(life: Life) -> None:
     """A worker whose clock is behind counts as well as any."""
     await life.lives("step", "die")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from durable_core import Runner, control, flow
+from durable_core import Runner, control, flow, open_store
 from durable_core.stores.memory import MemoryStore
 from durable_core.testing import FakeClock
 from durable_worker import Worker
@@ -160,3 +162,34 @@ async def test_nothing_is_kept_of_limits_that_nobody_waits_for(store: MemoryStor
     gc.collect()
     places = worker._loop.places
     assert (len(places._turns), len(places._freed)) == (0, 0)
+
+
+async def test_runs_whose_children_need_each_others_places(tmp_path: Path) -> None:
+    """Both are suspended, which frees the places, and don't come back at the same time for ever."""
+    both = asyncio.Barrier(2)
+
+    async def meet() -> None:
+        await both.wait()
+
+    @flow(concurrency=("pdf", 1))
+    async def pdf(runner: Runner) -> None: ...
+
+    @flow(concurrency=("mail", 1))
+    async def mail(runner: Runner) -> None: ...
+
+    @flow(concurrency=("pdf", 1), wait_limit=0)
+    async def print_and_mail(runner: Runner) -> None:
+        await runner.step("meet", meet)
+        await runner.flow("mail", mail)
+
+    @flow(concurrency=("mail", 1), wait_limit=0)
+    async def mail_and_print(runner: Runner) -> None:
+        await runner.step("meet", meet)
+        await runner.flow("pdf", pdf)
+
+    async with open_store(f"sqlite:{tmp_path / 'runs.db'}") as store:
+        await print_and_mail.start(store, "one")
+        await mail_and_print.start(store, "other")
+        async with Worker(store, [pdf, mail, print_and_mail, mail_and_print]):
+            for run_id in ("one", "other"):
+                await control.result(store, run_id, timeout=20)

@@ -608,6 +608,53 @@ async def test_fork_and_copy_are_safe_to_repeat_after_a_crash(store: MemoryStore
         await control.copy(store, "run", third)
 
 
+async def test_a_copy_takes_children_along(store: MemoryStore) -> None:
+    """Where the run continues, what its children did is not done again; a child that somebody drives keeps it from moving."""
+    paid: list[int] = []
+
+    @flow(wait_limit=0)
+    async def pays(runner: Runner) -> str:
+        await runner.step("pay", lambda: paid.append(1))
+        return (await runner.approval("sign")).by
+
+    @flow(wait_limit=0)
+    async def orders(runner: Runner) -> str:
+        return await runner.flow("bill", pays)
+
+    with pytest.raises(RunSuspended):
+        await orders.run(store, run_id="run")
+    there = MemoryStore()
+    async with store.lock("run/bill"):
+        with pytest.raises(RunBusy):
+            await control.copy(store, "run", there)
+    entries = [await store.list(run_id) for run_id in ("run", "run/bill")]
+    for dry_run in (True, False, False):
+        assert await control.copy(store, "run", there, dry_run=dry_run) == sum(map(len, entries))
+        assert [await there.list(run_id) for run_id in ("run", "run/bill")] == ([(), ()] if dry_run else entries)
+    await control.approve(there, "run/bill", "sign", by="ann")
+    assert await orders.run(there, run_id="run") == "ann"
+    assert paid == [1]
+
+
+async def test_a_copy_that_conflicts_with_a_child_appends_nothing(store: MemoryStore) -> None:
+    """It is checked as a whole first."""
+
+    @flow
+    async def child(runner: Runner) -> None: ...
+
+    @flow
+    async def parent(runner: Runner) -> None:
+        await runner.flow("a", child)
+        await runner.flow("b", child)
+
+    await parent.run(store, run_id="run")
+    there = MemoryStore()
+    await there.append(StepRecord(run_id="run/b", step_id="other"))
+    with pytest.raises(CopyConflict, match="'other'"):
+        await control.copy(store, "run", there)
+    assert [run_id async for run_id in there.runs()] == ["run/b"]
+
+
 async def test_a_dry_run_of_a_copy_appends_nothing(store: MemoryStore) -> None:
     """It raises what the copy would."""
     await Runner(store, "run").step("a", lambda: 1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from durable_core import CopyConflict, MemoryStore, Runner, RunSuspended, StepFailed, StepRecord, control, flow
+from durable_core import CopyConflict, MemoryStore, Refused, Runner, RunSuspended, StepFailed, StepRecord, control, flow
 from durable_core.testing import CrashingStore, FakeClock, InjectedFault
 
 
@@ -110,3 +111,90 @@ async def test_a_run_without_a_flow_is_forked_as_it_is(store: MemoryStore) -> No
     assert [record.step_id for record in await store.list("new")] == ["a"]
     with pytest.raises(ValueError, match="by '\\$x'"):
         await control.fork(store, "run", "newer", before="b", by="$x")
+
+
+async def test_a_map_begins_with_its_first_item(store: MemoryStore) -> None:
+    """It is recorded after its items, which run again in a fork before it, and what began in between as well."""
+    sent: list[str] = []
+
+    @flow
+    async def mails(runner: Runner) -> None:
+        await runner.step("mail-list", lambda: 1)
+        await runner.map("mail", sent.append, ["ann", "bob"], returns=None)
+        await runner.step("after", lambda: 1)
+
+    await mails.run(store, run_id="run")
+    assert await control.fork(store, "run", "new", before="mail") == 1
+    await mails.run(store, run_id="new")
+    assert sent == ["ann", "bob"] * 2
+    assert await control.fork(store, "run", "half", before="mail/1") == 2
+    await mails.run(store, run_id="half")
+    assert sent[4:] == ["bob"]
+
+
+async def test_a_race_is_no_place_to_fork(store: MemoryStore) -> None:
+    """Its entry doesn't say which steps its winner asked for, so a fork before it would keep what should run again."""
+
+    @flow
+    async def races(runner: Runner) -> str:
+        name, _ = await runner.first("quickest", rail=lambda: runner.step("rail", lambda: 1), air=lambda: runner.event("air"))
+        return name
+
+    await races.run(store, run_id="run")
+    with pytest.raises(Refused, match="'quickest' of run 'run' is a race.*fork before the first of these steps"):
+        await control.fork(store, "run", "new", before="quickest")
+    assert not await store.list("new")
+
+
+async def test_what_lost_a_race_is_asked_for_again(store: MemoryStore) -> None:
+    """In a fork from the middle of the race, nobody has won yet: neither an approval nor a child is out of it."""
+    is_quick = [True]
+
+    @flow(wait_limit=0)
+    async def ships(runner: Runner) -> str:
+        return (await runner.approval("captain")).by
+
+    @flow(wait_limit=0)
+    async def sends(runner: Runner) -> tuple[str, str]:
+        async def rail() -> str:
+            await runner.step("ticket", lambda: 1)
+            return await runner.step("train", lambda: "train" if is_quick else 1 / 0, returns=str)
+
+        contenders = {"boss": lambda: runner.approval("boss"), "ship": lambda: runner.flow("ship", ships), "rail": rail}
+        name, value = await runner.first("quickest", **contenders)
+        return name, str(value)
+
+    assert await sends.run(store, run_id="run") == ("rail", "train")
+    assert await control.fork(store, "run", "new", before="train") == 1
+    is_quick.clear()
+    with pytest.raises(RunSuspended) as suspended:
+        await sends.run(store, run_id="new")
+    assert sorted(suspended.value.waiting_for) == ["boss", "ship"]
+    await control.approve(store, "new/ship", "captain", by="ann")
+    assert await sends.run(store, run_id="new") == ("ship", "ann")
+
+
+async def test_a_child_that_was_cancelled_with_its_parent_is_called_again(store: MemoryStore) -> None:
+    """Its cancellation was that of the original run, and the fork begins anew."""
+
+    @flow(wait_limit=0)
+    async def packs(runner: Runner) -> str:
+        return (await runner.approval("packer")).by
+
+    @flow(wait_limit=0)
+    async def orders(runner: Runner) -> tuple[str, int]:
+        async with asyncio.TaskGroup() as group:
+            child = group.create_task(runner.flow("pack", packs))
+            step = group.create_task(runner.step("charge", lambda: 1, returns=int))
+        return child.result(), step.result()
+
+    with pytest.raises(RunSuspended):
+        await orders.run(store, run_id="run")
+    await control.cancel(store, "run")
+    with pytest.raises(StepFailed):
+        await orders.run(store, run_id="run")
+    assert await control.fork(store, "run", "new", before="charge") == 0
+    with pytest.raises(RunSuspended):
+        await orders.run(store, run_id="new")
+    await control.approve(store, "new/pack", "packer", by="ann")
+    assert await orders.run(store, run_id="new") == ("ann", 1)

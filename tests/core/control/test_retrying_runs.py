@@ -632,3 +632,33 @@ async def test_an_undoing_that_failed_is_mended_by_itself(store: MemoryStore, ef
     assert effects == {"book": 1, "tell": 1, **({"give back": 1} if how == "retry" else {})}
     with pytest.raises(Refused, match="'tell'"):
         await control.retry(store, "run")
+
+
+@pytest.mark.parametrize("step_id", [None, "race"])
+async def test_a_refusal_reopens_nothing(store: MemoryStore, step_id: str | None) -> None:
+    """A run that failed by two children, one of which can't continue, is refused before the other one is reopened."""
+
+    @flow(wait_limit=0)
+    async def child(runner: Runner) -> None:
+        await runner.event("go")
+
+    @flow(wait_limit=0)
+    async def parent(runner: Runner) -> None:
+        calls = {name: lambda name=name: runner.flow(name, child) for name in ("one", "two")}
+        if step_id is not None:
+            await runner.first(step_id, **calls)
+        async with asyncio.TaskGroup() as group:
+            for call in calls.values():
+                group.create_task(call())
+
+    with pytest.raises(RunSuspended):
+        await parent.run(store, run_id="run")
+    await control.send_failure(store, "run/one", "go", error="gone")
+    await control.cancel(store, "run/two")
+    with pytest.raises(StepFailed):
+        await parent.run(store, run_id="run")
+    entries = [len(await store.list(run_id)) for run_id in ("run", "run/one", "run/two")]
+    with pytest.raises(Refused, match="run 'run/two' was cancelled and can't continue"):
+        await control.retry(store, "run", step_id)
+    assert [len(await store.list(run_id)) for run_id in ("run", "run/one", "run/two")] == entries
+    assert (await control.status(store, "run")).status == "failed"

@@ -22,6 +22,7 @@ from durable_core import (
     SomeFailed,
     StepDrift,
     StepEvent,
+    StepFailed,
     StepInterrupted,
     StepRecord,
     StepReused,
@@ -559,3 +560,23 @@ async def test_memory_is_that_of_the_log(store: MemoryStore) -> None:
     await peak("warm", as_map=True)
     one_by_one = await peak("loop", as_map=False)
     assert await peak("map", as_map=True) < 1.2 * one_by_one
+
+
+async def test_a_map_or_a_race_is_not_resolved_as_a_whole(store: MemoryStore) -> None:
+    """Its value is that of its parts, and the refusal names those that failed."""
+
+    def refuse(item: int) -> int:
+        raise ValueError(item)
+
+    @flow
+    async def both(runner: Runner, what: str) -> None:
+        if what == "map":
+            await runner.map("map", refuse, [1, 2])
+        await runner.first("race", one=lambda: runner.step("one", refuse, 1))
+
+    for run_id, parts in (("map", "'map/0', 'map/1'"), ("race", "'one'")):
+        with pytest.raises(StepFailed):
+            await both.run(store, run_id, what=run_id)
+        with pytest.raises(Refused, match=f"'{run_id}' of run '{run_id}' is a {run_id}.*: resolve {parts}$"):
+            await control.resolve(store, run_id, run_id, [1, 2], reason="by hand")
+        assert (await control.status(store, run_id)).status == "failed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import IO, TYPE_CHECKING, Final
@@ -53,12 +54,18 @@ async def copy(store: Store, run_ids: Sequence[str], prefix: str | None, to: str
 
 
 async def export(store: Store, run_ids: Sequence[str], prefix: str | None) -> None:
-    """Write the entries of runs to stdout, one on each line, in the order in which they were appended."""
+    """Write the entries of runs and their children to stdout, one on each line, in the order in which they were appended."""
     from durable_core import control
+    from durable_core.engine import child_of
 
     on_terminal = sys.stdout.isatty()
     out = sys.stdout.buffer
-    for run_id in await named(store, run_ids, prefix):
+    left, seen = deque(await named(store, run_ids, prefix)), set[str]()
+    while left:
+        if (run_id := left.popleft()) in seen:
+            continue
+        seen.add(run_id)
+        children: dict[str, None] = {}
         count = 0
         async with aclosing(_entries(store, run_id)) as entries:
             async for record in entries:
@@ -67,9 +74,20 @@ async def export(store: Store, run_ids: Sequence[str], prefix: str | None) -> No
                     line = harmless_json(line.decode()).encode()
                 out.write(line + b"\n")
                 count += 1
+                if (child := child_of(record)) is not None:
+                    children[child] = None
+        left.extendleft([child for child in reversed(children) if await _is_child(store, child, run_id)])
         if not count and prefix is None:
             await control.status(store, run_id)  # says that there is no such run, and which there are
     out.flush()
+
+
+async def _is_child(store: Store, child: str, run_id: str) -> bool:
+    """Tell whether a run is the child of this one, and not of the run from which this one was forked."""
+    from durable_core.engine import FLOW, parent_of
+
+    parent = parent_of(await store.get(child, FLOW))
+    return parent is not None and parent[0] == run_id
 
 
 async def _entries(store: Store, run_id: str) -> AsyncGenerator[StepRecord, None]:
@@ -115,7 +133,10 @@ async def restore(store: Store, entries: Sequence[StepRecord], *, dry_run: bool,
     runs = MemoryStore()
     for record in entries:
         await runs.append(record)
-    counts = {run_id: await control.copy(runs, run_id, store, dry_run=True) async for run_id in runs.runs()}
+    counts: dict[str, int] = {}
+    async for run_id in runs.runs():
+        await control.copy(runs, run_id, store, dry_run=True)
+        counts[run_id] = len(await runs.list(run_id))  # without its children, which are among the runs
     if not dry_run:
         with bar("importing", len(entries), stopped=_HALF_WAY) as advance:
             for run_id in counts:

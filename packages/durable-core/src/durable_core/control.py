@@ -16,7 +16,7 @@ from ._log.copying import copy, fork
 from ._log.finding import Damage, Wanted, find_logs, find_runs, statuses_of
 from ._log.known import check, check_own, known_run, now_by, person, signed
 from ._log.mending import Mending, mending_note, refuse_unless_stuck
-from ._log.notes import lasting
+from ._log.notes import failed_parts, lasting
 from ._log.status import RUN_STATES, RunState, RunStatus, open_waits
 from ._log.wakeups import waking
 from ._running.outcome import value_of
@@ -147,6 +147,11 @@ async def resolve(
         if (latest.status, latest.result, latest.notes.get("reason")) == ("success", result, reason):
             return None
         refuse_unless_stuck(latest)
+        if parts := failed_parts(latest):
+            raise Refused(
+                f"{step_id!r} of run {run_id!r} is a {'race' if latest.kind == 'first' else 'map'}, whose value is that of its"
+                f" parts: resolve {', '.join(map(repr, parts[:3]))}"
+            )
         if latest.kind == "approval" and not isinstance(value, Decision):
             raise TypeError(f"{step_id!r} of run {run_id!r} is an approval: resolve it with a Decision, not {value!r}")
         note = {**lasting(latest), **said} if step_id == FLOW else mending_note(latest, said)

@@ -18,7 +18,7 @@ from ._log.chain import CANCEL, FLOW, decided
 from ._log.known import known_step as known_step
 from ._log.lock import holding
 from ._log.news import tell
-from ._log.notes import child_of, children_of, ids_in, root_of, waits_of
+from ._log.notes import child_of, children_of, ids_in, parent_of, root_of, waits_of
 from ._log.wakeups import wake
 from ._running.driver import Driver, Limit
 from ._running.driving import Standing, claim
@@ -73,6 +73,7 @@ __all__ = [
     "is_parked",
     "known_step",
     "newest",
+    "parent_of",
     "root_of",
     "state_of",
     "tell",

@@ -17,6 +17,7 @@ from typing import Final, Self
 from durable_core import (
     Batcher,
     Lease,
+    LockLost,
     OpenableStore,
     RunBusy,
     StepRecord,
@@ -128,7 +129,7 @@ class SqliteStore(
     @asynccontextmanager
     async def lock(self, run_id: str) -> AsyncIterator[Lease]:
         database = self._open()
-        lock = RunLock(run_id, self._locks, self._spot(run_id))
+        lock = _RunLock(self, run_id)
 
         def take() -> bool:
             with explain_errors(self._path):
@@ -218,3 +219,16 @@ class SqliteStore(
 
     async def _append(self, records: Sequence[StepRecord]) -> Sequence[StepRecord]:
         return await self._open().ask(_steps.append, records)
+
+
+class _RunLock(RunLock):
+    """A lock on a run, which is of no use once the store is closed: a runner that waits would wait for ever, and keep it."""
+
+    def __init__(self, store: SqliteStore, run_id: str) -> None:
+        super().__init__(run_id, store._locks, store._spot(run_id))
+        self._store: Final = store
+
+    def check(self) -> None:
+        super().check()
+        if self._store._is_closed:
+            raise LockLost(f"run {self._run_id!r}: {self._store!r} was closed, so this runner can't continue")

@@ -28,11 +28,15 @@ class Crashes(msgspec.Struct):
     """How many times in a row the last error was raised at the same line, with outcomes between or not."""
     was_parked: bool = False
     """True if the run was parked for crashes before, and gets one more attempt."""
+    is_reopened: bool = False
+    """True if nobody has driven the run since somebody reopened or cancelled it: its code may take another way now."""
     last: StepError | None = None
     """The last error of the flow's own code."""
 
     def too_many(self, most: int) -> bool:
         """Return True if the run should be parked."""
+        if self.is_reopened:
+            return False
         return self.errors + self.deaths >= (1 if self.was_parked else most) or self.repeats >= _MOST_REPEATS
 
     def why(self) -> str:
@@ -55,7 +59,9 @@ async def count(store: Store, entries: Sequence[StepRecord]) -> Crashes:
     since = [*_since_help(flows)]
     before = flows[-len(since) - 1] if len(since) < len(flows) else None
     last = next((record.error for record in since if is_crash(record)), None)
-    found = Crashes(repeats=_repeats(since), was_parked=before is not None and is_parked(before), last=last)
+    is_reopened = bool(flows) and flows[-1].status == "reopened" and not is_crash(flows[-1])
+    was_parked = before is not None and is_parked(before)
+    found = Crashes(repeats=_repeats(since), was_parked=was_parked, is_reopened=is_reopened, last=last)
     if not found.repeats and not _deaths(since, before):
         return found
     first = _after_outcome(entries)

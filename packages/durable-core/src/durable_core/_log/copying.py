@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from contextlib import AsyncExitStack
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 import msgspec
 
 from durable_core._system.ids import check_id, check_own_id
 from durable_core.clock import Clock
-from durable_core.errors import CopyConflict, NotFound
+from durable_core.errors import CopyConflict, NotFound, Refused
 from durable_core.record import StepRecord
 from durable_core.store import Store, check_store, wakeups_of
 
 from .chain import FLOW, decided, new_entry, newest
+from .clearing import hold_children
 from .known import no_run, now_by, signed
 from .lock import holding
-from .notes import child_of
+from .notes import child_of, ids_in
 from .wakeups import asking
 
 
 async def copy(store: Store, run_id: str, to_store: Store, *, dry_run: bool = False) -> int:
-    """Copy a run to another store, entry for entry and in order; return how many entries it has.
+    """Copy a run and its children to another store, entry for entry and in order; return how many entries they have.
 
-    The run's lock in `store` is held meanwhile, so that a live run can be moved. The original stays as it is. Safe to repeat
-    after a crash. Raises `RunBusy` if another runner holds the lock, `CopyConflict` if `to_store` has other entries under this
-    run id, and `NotFound` for a run that doesn't exist. With `dry_run`, nothing is appended, and the same errors are raised.
+    Their locks in `store` are held meanwhile, so that a live run can be moved. The originals stay as they are. Safe to repeat
+    after a crash. Raises `RunBusy` if another runner holds one of the locks, `CopyConflict` if `to_store` has other entries under
+    one of the run ids, and `NotFound` for a run that doesn't exist. With `dry_run`, nothing is appended, and the same errors are
+    raised.
     """
     check_store(store)
     check_store(to_store)
     check_id("run_id", run_id)
-    async with holding(store, run_id):
-        entries = await store.list(run_id)
-        if not entries:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(holding(store, run_id))
+        if not (entries := await store.list(run_id)):
             raise await no_run(store, run_id)
-        return await _append_all(entries, run_id, to_store, dry_run=dry_run)
+        children = await hold_children(store, run_id, stack, ended=False) or []
+        family = {child: await store.list(child) for child in children}
+        family[run_id] = entries  # last, so that nobody takes it up before its children are there
+        counts = [await _append_all(entries, each, to_store, dry_run=True) for each, entries in family.items()]
+        for each, entries in family.items() if not dry_run else ():
+            await _append_all(entries, each, to_store)
+        return sum(counts)
 
 
 async def fork(
@@ -44,10 +54,11 @@ async def fork(
     """Begin a new run with the outcomes of the steps that began before the step `before`. That step and all later ones run again.
 
     The new run gets all entries of these steps. Steps without an outcome are left out, and so are steps whose child has not
-    ended. If the run has a flow, the new run waits for its turn with the same input, and its `$flow` records its origin, and
-    `by` if that is given. Returns the number of step entries that were copied. The original stays as it is. Safe to repeat
-    after a crash, until the new run has continued. Raises `CopyConflict` if the new run has other entries, and `NotFound` for a
-    run or step that doesn't exist.
+    ended, and waits and children that were given up because another contender won, or because the run was cancelled. A map
+    begins with its first item. If the run has a flow, the new run waits for its turn with the same input, and its `$flow`
+    records its origin, and `by` if that is given. Returns the number of step entries that were copied. The original stays as it
+    is. Safe to repeat after a crash, until the new run has continued. Raises `CopyConflict` if the new run has other entries,
+    `NotFound` for a run or step that doesn't exist, and `Refused` for a race, whose entry doesn't say with which step it began.
     """
     check_store(store)
     check_id("run_id", run_id)
@@ -62,9 +73,10 @@ async def fork(
             begun.setdefault(record.step_id, []).append(record)
     if before not in begun:
         raise NotFound(f"run {run_id!r} has no step {before!r} to fork before; its steps: {', '.join(map(repr, begun))}")
-    earlier = [*begun][: [*begun].index(before)]
     latest = newest(entries)
-    kept = {step for step in earlier if decided(latest[step]) and await _has_ended(store, latest[step])}
+    earlier = _earlier(begun, latest[before])
+    lost = {step for record in latest.values() if record.kind == "first" for step in ids_in(record, "lost")}
+    kept = {step for step in earlier if _is_outcome(latest[step], lost) and await _has_ended(store, latest[step])}
     taken = [msgspec.structs.replace(record, run_id=new_run_id) for record in entries if record.step_id in kept]
     origin = {"run": run_id, "before": before}
     count = await _append_all(taken, new_run_id, store, origin=origin)
@@ -78,6 +90,23 @@ async def fork(
                 if forked.notes.get("origin") != origin:
                     raise _conflict(forked)
     return count
+
+
+def _earlier(begun: Iterable[str], before: StepRecord) -> list[str]:
+    """Return the steps that began before this one. A map is recorded after its items, with the first of which it began."""
+    if before.kind == "first":
+        raise Refused(
+            f"{before.step_id!r} of run {before.run_id!r} is a race, and was recorded after its contenders' steps; fork before"
+            " the first of these steps"
+        )
+    items = f"{before.step_id}/"
+    return [*takewhile(lambda step: step != before.step_id and not (before.kind == "map" and step.startswith(items)), begun)]
+
+
+def _is_outcome(step: StepRecord, lost: Container[str]) -> bool:
+    """Tell whether a step has an outcome, and was not given up because it lost a race or its run was cancelled."""
+    is_given_up = step.status == "failure" and (step.step_id in lost or bool(step.notes.get("told")))
+    return decided(step) and not is_given_up
 
 
 async def _has_ended(store: Store, step: StepRecord) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -48,6 +48,7 @@ class Mending:
             await self._refuse_parents_that_are_over(latest)
         elif latest.kind in ("flow", "map", "first"):
             await self._refuse_flow_that_is_over(run_id, step_id)
+            await self._refuse_children_that_are_over(run_id, [step_id])
             child = child_of(latest)
             goes_on = child is not None and await self._reopen_child(child)
             await self._reopen_parts(latest)
@@ -81,7 +82,9 @@ class Mending:
             await self._refuse_parents_that_are_over(flow)
             state = state_of(flow)
             if state == "failed":
-                for step_id in await self._failed_steps(flow):
+                failed = await self._failed_steps(flow)
+                await self._refuse_children_that_are_over(run_id, failed)
+                for step_id in failed:
                     await self._reopen_if_failed(run_id, step_id)
             elif state == "parked":
                 await self._reopen_what_parks(flow)
@@ -239,6 +242,19 @@ class Mending:
         if flow is not None:
             refuse_what_is_over(flow, by_step=step_id)
             await self._refuse_parents_that_are_over(flow)
+
+    async def _refuse_children_that_are_over(self, run_id: str, failed: Iterable[str]) -> None:
+        """Raise `Refused` if something by which these steps failed can't continue, before any of it is reopened."""
+        for step_id in failed:
+            latest = await self._store.get(run_id, step_id)
+            if latest is None or latest.status != "failure" or is_withdrawn(latest):
+                continue
+            child = child_of(latest)
+            flow = None if child is None else await self._store.get(child, FLOW)
+            if flow is not None and flow.status == "failure":
+                refuse_what_is_over(flow)
+                await self._refuse_children_that_are_over(flow.run_id, await self._failed_steps(flow))
+            await self._refuse_children_that_are_over(run_id, failed_parts(latest))
 
     async def _refuse_parents_that_are_over(self, flow: StepRecord) -> None:
         async for parent, _ in self._parents(flow):

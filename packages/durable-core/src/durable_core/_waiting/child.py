@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from hashlib import blake2b
+from random import uniform
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -267,8 +268,10 @@ async def _wait_for(run: Run, step_id: str, run_id: str, standing: Standing | No
     """Wait until a child can continue, or this run is cancelled and must cancel the child."""
     state = None if standing is None else standing.record
     pairs = waits_of(state) or [(run_id, FLOW)]
-    # A runner that drives it elsewhere may leave it waiting.
-    until = run.clock.now() + timedelta(seconds=poll_seconds(run.store)) if state is None else state.until
+    # A runner that drives it elsewhere may leave it waiting. Two runs that each hold the place that the other one's child needs
+    # would look again at the same time for ever, were it not for chance.
+    patience = timedelta(seconds=uniform(0.5, 1) * poll_seconds(run.store))
+    until = run.clock.now() + patience if state is None else state.until
     if run.driver.hands_back():  # the child was suspended for that, and so is this run
         limit = run.clock.monotonic()
     with listening(run, step_id, pairs) as listener:

@@ -85,7 +85,7 @@ status: Final = _blocking(control.status)
 
 
 def copy(store: AnyStore, run_id: str, to_store: AnyStore, *, dry_run: bool = False) -> int:
-    """Copy a run to another store, as `durable_core.control.copy` does; return how many entries it has."""
+    """Copy a run and its children to another store, as `durable_core.control.copy` does; return how many entries they have."""
     return call(lambda _: control.copy(asynchronous(store), run_id, asynchronous(to_store), dry_run=dry_run), home_of(store))
 
 

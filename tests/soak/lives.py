@@ -17,7 +17,8 @@ from .side import Side
 
 AIM_SECONDS: Final = 3.0
 """For how long a freeze waits for a worker in the middle of steps, and a cut-off for the request that it begins with."""
-_STOP_SECONDS: Final = 30.0
+_STOP_SECONDS: Final = 45.0
+"""For how long a worker may stop: its steps get 5 s, and a runner whose store is away tries for 30 s to record what they did."""
 _LAST_REQUESTS: Final = 0.3
 """Seconds for which the requests of a worker that is cut off still reach the server."""
 _ALL_ANSWERS: Final = 1_000_000_000

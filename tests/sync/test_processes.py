@@ -33,11 +33,14 @@ def start(command: str, url: str, folder: Path, *more: object) -> subprocess.Pop
 
 
 def output_of(process: subprocess.Popen[str]) -> str:
-    try:
-        output, errors = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # with its children
-        raise
+    """Return the rest of what it writes. `communicate` would lose what `readline` has read ahead."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    watchdog = Timer(SECONDS, os.killpg, (process.pid, signal.SIGKILL))  # with its children
+    watchdog.start()
+    with process:
+        output, errors = process.stdout.read(), process.stderr.read()
+    watchdog.cancel()
     assert process.returncode == 0, errors
     return output.strip()
 
